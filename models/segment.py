@@ -10,7 +10,7 @@ from torch import Tensor
 
 def segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Sum of the rows of each segment: (E, *B) -> (size, *B)."""
-    return values.new_zeros((size, *values.shape[1:])).index_add(0, index, values)
+    return values.new_zeros((size, *values.shape[1:])).index_add_(0, index, values)
 
 
 def segment_count(index: Tensor, size: int) -> Tensor:
@@ -27,17 +27,18 @@ def segment_mean(values: Tensor, index: Tensor, size: int) -> Tensor:
 def segment_max(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Maximum of each segment, -inf where a segment is empty: (E, *B) -> (size, *B)."""
     out = values.new_full((size, *values.shape[1:]), float("-inf"))
-    return out.index_reduce(0, index, values, "amax")
+    # scatter_reduce with an expanded index, not index_reduce: the same numbers, but whole rows at a time.
+    return out.scatter_reduce_(0, index.view(-1, *[1] * (values.dim() - 1)).expand_as(values), values, "amax")
 
 
 def segment_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
     """log(sum(exp(values))) of each segment, -inf where a segment is empty: (E, *B) -> (size, *B)."""
     # The largest value is taken out first so that no exponential overflows; an empty or all -inf segment must not become inf - inf.
-    shift = segment_max(values, index, size).detach()
-    shift = torch.where(shift.isfinite(), shift, 0.0)
-    return segment_sum((values - shift[index]).exp(), index, size).log() + shift
+    shift = segment_max(values.detach(), index, size).nan_to_num(nan=0.0, neginf=0.0)
+    # In place on the gathered shift: fresh memory for each (E, *B) step would cost more than the step.
+    return segment_sum((-shift).index_select(0, index).add_(values).exp_(), index, size).log() + shift
 
 
 def segment_softmax(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Softmax over the rows of each segment: (E, *B) -> (E, *B)."""
-    return (values - segment_logsumexp(values, index, size)[index]).exp()
+    return (values - segment_logsumexp(values, index, size).index_select(0, index)).exp()

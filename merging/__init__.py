@@ -1,0 +1,1 @@
+"""Offline: data sets, fine-tuning, mergers, adapter training, evaluation and release."""

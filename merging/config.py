@@ -1,0 +1,129 @@
+"""The run configuration: one YAML file per published setting. Unknown keys are errors; nothing is filled in silently."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.backbone import BackboneConfig
+from models.errors import ConfigError
+from models.router import RouterConfig
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+Rate = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FinetuneConfig(_Section):
+    """Supervised fine-tuning of one task from the pre-trained backbone (Hu et al. 2020: Adam, dropout 0.5, batch 32, 100 epochs)."""
+
+    epochs: Count = 100
+    batch_size: Count = 32
+    learning_rate: Rate = 1e-3
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+
+class AlignmentConfig(_Section):
+    """Adapter training (method: alpha * L1 of graph embeddings + sum over layers of TWD; no labels)."""
+
+    rank: Count = 30
+    epochs: Count = 30
+    batch_size: Count = 64
+    learning_rate: Rate = 1e-3
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    solver: Literal["sinkhorn", "exact"] = "sinkhorn"
+    epsilon: Rate = 0.1
+    tolerance: Rate = 0.1
+    max_iters: Count = 100
+
+
+class MergeConfig(_Section):
+    """How the backbone is merged; `scaling` multiplies the sum of task vectors."""
+
+    method: str = "task_arithmetic"
+    scaling: Rate | None = None
+
+
+class PretrainedConfig(_Section):
+    """The checkpoint that all experts start from."""
+
+    backbone: BackboneConfig
+    weights: str
+
+
+class RunConfig(_Section):
+    """One setting of the paper."""
+
+    setting: str
+    description: str
+    pretrained: PretrainedConfig
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    finetune: FinetuneConfig = FinetuneConfig()
+    finetune_by_task: dict[str, FinetuneConfig] = {}
+    merge: MergeConfig = MergeConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    alignment_by_task: dict[str, AlignmentConfig] = {}
+    router: RouterConfig = RouterConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: dict[str, object]) -> dict[str, object]:
+        """Sections by task need only name what differs from the common section."""
+        values = dict(values)
+        for section in ("finetune", "alignment"):
+            common, by_task = values.get(section) or {}, values.get(f"{section}_by_task") or {}
+            if isinstance(common, dict) and isinstance(by_task, dict):
+                values[f"{section}_by_task"] = {task: {**common, **own} if isinstance(own, dict) else own for task, own in by_task.items()}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        unknown = (self.finetune_by_task.keys() | self.alignment_by_task.keys()) - set(self.tasks)
+        if unknown:
+            raise ValueError(f"settings by task name {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
+        ranks = {self.alignment.rank, *(own.rank for own in self.alignment_by_task.values())}
+        if len(ranks) > 1:
+            raise ValueError(f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank stacks them)")
+        return self
+
+    def finetune_for(self, task: str) -> FinetuneConfig:
+        """Fine-tuning settings of a task."""
+        return self.finetune_by_task.get(task, self.finetune)
+
+    def alignment_for(self, task: str) -> AlignmentConfig:
+        """Adapter training settings of a task."""
+        return self.alignment_by_task.get(task, self.alignment)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a YAML file; a bare name is looked up among the configurations that come with the package.
+
+    Raises:
+        ConfigError: the file is absent, is not YAML, or does not fit; every problem is named.
+    """
+    file = path if path.is_file() else CONFIG_FOLDER / path.name
+    if not file.is_file():
+        known = ", ".join(sorted(each.name for each in CONFIG_FOLDER.glob("*.yaml")))
+        raise ConfigError(f"got no configuration at {path}, expected a YAML file or one of: {known}")
+    try:
+        return RunConfig.model_validate(yaml.safe_load(file.read_text()))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{file}: {problems}") from error
+
+
+def fingerprint(*parts: BaseModel | str | int) -> str:
+    """A short hash of what a finished piece depends on: another configuration makes another piece."""
+    text = json.dumps([part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,203 @@
+"""The eight MoleculeNet sets of the paper: read, featurised, split by scaffold, cached."""
+
+import csv
+import gzip
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rdkit import Chem, rdBase
+from rdkit.Chem.Scaffolds import MurckoScaffold
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from merging.files import write_tensors
+from models.errors import DataError, MoleculeError
+from models.featurize import featurize, read_smiles
+from models.graph import MolGraph, PackedGraphs, pack
+
+_CACHE_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A published data set; where no file of it lies in the data folder, PyG's MoleculeNet fetches it.
+
+    Attributes:
+        smiles_column: the column of the SMILES.
+        label_columns: the columns of the labels; None means all but the SMILES and `mol_id`.
+        num_molecules, num_labels: the published size; a file of another size is an error.
+        about: one line for people.
+    """
+
+    smiles_column: str
+    label_columns: tuple[str, ...] | None
+    num_molecules: int
+    num_labels: int
+    about: str
+
+
+MOLECULENET = {
+    "bbbp": DatasetSpec("smiles", ("p_np",), 2039, 1, "penetration of the blood-brain barrier"),
+    "bace": DatasetSpec("mol", ("Class",), 1513, 1, "inhibition of human beta-secretase 1"),
+    "clintox": DatasetSpec("smiles", ("FDA_APPROVED", "CT_TOX"), 1478, 2, "FDA approval and failure of clinical trials for toxicity"),
+    "sider": DatasetSpec("smiles", None, 1427, 27, "side effects of drugs by organ class"),
+    "tox21": DatasetSpec("smiles", None, 7831, 12, "toxicity: nuclear receptors and stress response"),
+    "toxcast": DatasetSpec("smiles", None, 8576, 617, "toxicity: in vitro high-throughput assays"),
+    "hiv": DatasetSpec("smiles", ("HIV_active",), 41127, 1, "inhibition of HIV replication"),
+    "muv": DatasetSpec("smiles", None, 93087, 17, "maximum unbiased validation of virtual screening"),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the three parts, each (n,) int64."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True)
+class MoleculeDataset:
+    """One task's molecules.
+
+    Attributes:
+        task: its name.
+        label_names: C names.
+        graphs: G molecules.
+        labels: (G, C) float32, 0 or 1, NaN where missing.
+        split: scaffold split 0.8 / 0.1 / 0.1.
+        source_sha256: of the file it was read from.
+    """
+
+    task: str
+    label_names: tuple[str, ...]
+    graphs: PackedGraphs
+    labels: Tensor
+    split: Split
+    source_sha256: str
+
+
+def load_dataset(task: str, data_folder: Path, cache_folder: Path, workers: int = 1) -> MoleculeDataset:
+    """A data set from the cache, or read, featurised and split (a minute or two for the large ones), and then cached.
+
+    Raises:
+        DataError: unknown name, no file, or a file that does not have the published size.
+    """
+    if task not in MOLECULENET:
+        raise DataError(f"got task {task!r}, expected one of {', '.join(MOLECULENET)}")
+    cache = cache_folder / f"{task}.safetensors"
+    file = find_source(task, data_folder, cache_folder)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if cache.is_file():
+        cached = _read_cache(task, cache, digest)
+        if cached is not None:
+            return cached
+    dataset = read_csv(task, MOLECULENET[task], file, digest, workers)
+    _write_cache(dataset, cache)
+    return dataset
+
+
+def find_source(task: str, data_folder: Path, cache_folder: Path) -> Path:
+    """The CSV of a data set: in the data folder, or fetched by PyG's MoleculeNet loader into the cache folder."""
+    for name in (f"moleculenet/{task}.csv.gz", f"moleculenet/{task}.csv", f"{task}.csv.gz", f"{task}.csv"):
+        if (data_folder / name).is_file():
+            return data_folder / name
+    from torch_geometric.data import download_url  # takes seconds to import, and is needed only here
+    from torch_geometric.datasets import MoleculeNet
+
+    address = MoleculeNet.url.format(MoleculeNet.names[task][1])
+    try:
+        return Path(download_url(address, str(cache_folder / "raw"), log=False))
+    except OSError as error:
+        raise DataError(f"got no {task} data in {data_folder} (set GMERGING_DATA), and it could not be fetched: {error}") from error
+
+
+def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int = 1) -> MoleculeDataset:
+    """Read, featurise and split a CSV (plain or gzip). Rows whose molecule cannot be read even in tolerant mode are left out."""
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="") as stream:
+        header, *rows = csv.reader(stream)
+    if spec.smiles_column not in header:
+        raise DataError(f"{file}: got columns {header[:5]}, expected a column {spec.smiles_column!r}")
+    names = spec.label_columns or tuple(name for name in header if name not in (spec.smiles_column, "mol_id"))
+    smiles_at, labels_at = header.index(spec.smiles_column), [header.index(name) for name in names]
+    parsed = list(_parse([row[smiles_at] for row in rows], workers, task))
+    kept = [k for k, each in enumerate(parsed) if each is not None]
+    if (len(kept), len(names)) != (spec.num_molecules, spec.num_labels):
+        raise DataError(
+            f"{file}: got {len(kept)} molecules with {len(names)} labels, expected the published {spec.num_molecules} with {spec.num_labels}"
+        )
+    labels = torch.tensor([[float(rows[k][c]) if rows[k][c] else math.nan for c in labels_at] for k in kept])
+    molecules = [each for each in parsed if each is not None]
+    split = scaffold_split([scaffold for _, scaffold in molecules])
+    return MoleculeDataset(task, names, pack([graph for graph, _ in molecules]), labels, split, digest)
+
+
+def scaffold_split(scaffolds: list[str], train: float = 0.8, valid: float = 0.1) -> Split:
+    """Split by Bemis-Murcko scaffold, deterministically: groups from the largest, ties by their first molecule from the last (Hu et al. 2020).
+
+    A group goes to the training part while it fits there, then to the validation part while it fits, else to the test part.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for k, scaffold in enumerate(scaffolds):
+        groups[scaffold].append(k)
+    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for group in sorted(groups.values(), key=lambda rows: (len(rows), rows[0]), reverse=True):
+        if len(parts[0]) + len(group) <= train * len(scaffolds):
+            parts[0].extend(group)
+        elif len(parts[0]) + len(parts[1]) + len(group) <= (train + valid) * len(scaffolds):
+            parts[1].extend(group)
+        else:
+            parts[2].extend(group)
+    return Split(*(torch.tensor(part, dtype=torch.int64) for part in parts))
+
+
+def _parse(smiles: list[str], workers: int, task: str) -> Iterator[tuple[MolGraph, str] | None]:
+    with ProcessPoolExecutor(workers) as pool:
+        parsed = pool.map(_parse_one, smiles, chunksize=256)
+        for each in tqdm(parsed, total=len(smiles), desc=f"{task}: molecules", unit="mol"):
+            yield each and (MolGraph(*map(torch.from_numpy, each[0])), each[1])
+
+
+def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str] | None:
+    """Graph and scaffold with chirality, or None where RDKit cannot read the molecule at all.
+
+    The graph as arrays: tensors would each hold a file descriptor on their way to the parent process.
+    """
+    try:
+        graph = [tensor.numpy() for tensor in vars(featurize(smiles, strict=False).graph).values()]
+    except MoleculeError:
+        return None
+    with rdBase.BlockLogs():
+        mol = read_smiles(smiles, strict=False)
+        try:
+            return graph, MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True)
+        except ValueError:  # RDKit checks valences here: the 15 molecules that fail are scaffolds of their own
+            return graph, Chem.MolToSmiles(mol)
+
+
+def _write_cache(dataset: MoleculeDataset, cache: Path) -> None:
+    tensors = {f"graphs.{name}": value for name, value in vars(dataset.graphs).items()}
+    tensors |= {f"split.{name}": value for name, value in vars(dataset.split).items()}
+    metadata = {"version": _CACHE_VERSION, "sha256": dataset.source_sha256, "labels": "\n".join(dataset.label_names)}
+    write_tensors(cache, {**tensors, "labels": dataset.labels}, metadata)
+
+
+def _read_cache(task: str, cache: Path, digest: str) -> MoleculeDataset | None:
+    """The cached set, or None if it was made from another file or by another version."""
+    with safe_open(cache, "pt") as stream:
+        metadata = stream.metadata()
+        if metadata.get("version") != _CACHE_VERSION or metadata.get("sha256") != digest:
+            return None
+        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
+    graphs, split = ({key.split(".")[1]: value for key, value in tensors.items() if key.startswith(part)} for part in ("graphs.", "split."))
+    return MoleculeDataset(task, tuple(metadata["labels"].split("\n")), PackedGraphs(**graphs), tensors["labels"], Split(**split), digest)

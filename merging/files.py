@@ -1,0 +1,37 @@
+"""Files of a run: written whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file."""
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON with a final newline."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; None if there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else None

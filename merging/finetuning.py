@@ -1,0 +1,104 @@
+"""Supervised fine-tuning of one task from the pre-trained backbone; resumable after every epoch."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from merging.config import FinetuneConfig
+from merging.datasets import MoleculeDataset
+from merging.evaluation import batches, predict, roc_auc
+from merging.files import write_atomically
+from models.backbone import BackboneConfig
+from models.classifier import GraphClassifier
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """The kept model and how it came about.
+
+    Attributes:
+        tensors: state dict of the GraphClassifier at the best epoch.
+        record: epochs run, best epoch, validation ROC-AUC by epoch, seconds; goes beside the weights as JSON.
+    """
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy over the labels that are known: logits and labels (G, C), NaN where missing -> scalar."""
+    known = ~labels.isnan()
+    losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def finetune(
+    dataset: MoleculeDataset,
+    pretrained: dict[str, Tensor],
+    backbone: BackboneConfig,
+    config: FinetuneConfig,
+    seed: int,
+    checkpoint: Path,
+    device: torch.device,
+) -> FinetuneResult:
+    """Train all weights on the training part and keep the epoch with the best validation ROC-AUC (the earliest of equals).
+
+    Args:
+        dataset: the task.
+        pretrained: state dict of the backbone to start from.
+        backbone: its shape.
+        config: epochs, batch size and so on.
+        seed: of the head, the order of molecules and dropout; each epoch draws from its own seed, so a resumed run is the same run.
+        checkpoint: where the state is kept after each epoch; removed by the caller once the result is stored.
+        device: where to train.
+    """
+    torch.manual_seed(seed)
+    model = GraphClassifier(backbone, len(dataset.label_names), config.dropout).to(device)
+    model.backbone.load_state_dict(pretrained)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    state: dict[str, Any] = {"history": [], "seconds": 0.0, "best": None, "best_epoch": 0}
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    first = len(state["history"]) + 1
+    progress = tqdm(range(first, config.epochs + 1), initial=first - 1, total=config.epochs, desc=f"{dataset.task}: epochs", unit="epoch")
+    for epoch in progress:
+        start = time.perf_counter()
+        torch.manual_seed(seed * 100_003 + epoch)
+        loss = _train_epoch(model, optimizer, dataset, config.batch_size, device)
+        auc = _validate(model, dataset, device)
+        if auc > max(state["history"], default=float("-inf")):
+            state |= {"best": {key: value.cpu().clone() for key, value in model.state_dict().items()}, "best_epoch": epoch}
+        state["history"].append(auc)
+        state["seconds"] += time.perf_counter() - start
+        progress.set_postfix(loss=f"{loss:.4f}", valid=f"{auc:.4f}", best=state["best_epoch"])
+        kept = {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        write_atomically(checkpoint, lambda path, kept=kept: torch.save(kept, path))  # type: ignore[misc]
+    record = {"epochs": config.epochs, "best_epoch": state["best_epoch"], "valid_roc_auc": state["history"], "seconds": round(state["seconds"], 1)}
+    return FinetuneResult(state["best"], record)
+
+
+def _train_epoch(model: GraphClassifier, optimizer: torch.optim.Optimizer, dataset: MoleculeDataset, size: int, device: torch.device) -> float:
+    model.train()
+    rows = dataset.split.train
+    total = 0.0
+    for part, batch in batches(dataset.graphs, rows[torch.randperm(len(rows))], size):
+        loss = masked_loss(model(batch.to(device)), dataset.labels[part].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += float(loss.detach()) * len(part)
+    return total / len(rows)
+
+
+def _validate(model: GraphClassifier, dataset: MoleculeDataset, device: torch.device) -> float:
+    model.eval()
+    rows = dataset.split.valid
+    return roc_auc(dataset.labels[rows], predict(model, dataset.graphs, rows, device)).mean

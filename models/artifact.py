@@ -1,0 +1,209 @@
+"""The merged model on disk: one folder with `manifest.json`, `backbone.safetensors` and `tasks/<task>.safetensors`.
+
+The manifest names every file with its sha256, so that an artifact is either loaded whole and unaltered or refused. There is no pickle in it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.torch import load, save
+from torch import nn
+
+from models.backbone import Backbone, BackboneConfig, load_tensors
+from models.errors import ArtifactError, CheckpointError
+from models.router import RouterConfig
+from models.unified import Expert, UnifiedModel
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_BACKBONE = "backbone.safetensors"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+class TaskInfo(BaseModel):
+    """A task: its label names in the order of the head, and one line about it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[str, ...] = Field(min_length=1)
+    description: str = ""
+
+
+class Manifest(BaseModel):
+    """What an artifact is and where it came from.
+
+    Attributes:
+        format_version: of this file format.
+        name, version: of the model.
+        created: UTC, ISO 8601.
+        backbone, rank, router: shape and options.
+        tasks: in the order of the experts.
+        provenance: configuration, seed, library versions and checksums of what it was made from.
+        metrics: what was measured when it was made.
+        files: sha256 of every other file, by path inside the folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int
+    name: str
+    version: str
+    created: str
+    backbone: BackboneConfig
+    rank: int = Field(ge=1)
+    router: RouterConfig
+    tasks: dict[str, TaskInfo] = Field(min_length=1)
+    provenance: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    files: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        bad = [name for name in (self.name, *self.tasks) if not _NAME.fullmatch(name)]
+        if bad:
+            raise ValueError(f"got names {bad}, expected lower-case letters, digits, '_' and '-'")
+        return self
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded artifact.
+
+    Attributes:
+        manifest: its manifest.
+        model: ready to answer.
+        digest: sha256 of the manifest file, and so of everything.
+    """
+
+    manifest: Manifest
+    model: UnifiedModel
+    digest: str
+
+
+def make_manifest(
+    name: str,
+    version: str,
+    backbone: BackboneConfig,
+    rank: int,
+    router: RouterConfig,
+    tasks: Mapping[str, TaskInfo],
+    provenance: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> Manifest:
+    """A manifest of today's format, made now; `save_artifact` fills in the checksums."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=name,
+        version=version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        backbone=backbone,
+        rank=rank,
+        router=router,
+        tasks=dict(tasks),
+        provenance=provenance or {},
+        metrics=metrics or {},
+    )
+
+
+def save_artifact(folder: Path, manifest: Manifest, backbone: Backbone, experts: Mapping[str, Expert], card: str = "") -> Manifest:
+    """Write an artifact in one step: a reader sees the old folder or the new one, never a mixture.
+
+    Args:
+        folder: where; an artifact that is already there is replaced.
+        manifest: without checksums.
+        backbone: the merged one (its own BatchNorm statistics are not used and stay as they are).
+        experts: by task, in the order of the manifest.
+        card: text of `README.md`, the model card; none if empty.
+
+    Returns:
+        The manifest as written.
+    """
+    if tuple(experts) != tuple(manifest.tasks):
+        raise ArtifactError(f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}")
+    contents = {_BACKBONE: _serialise(backbone), **{_task_file(task): _serialise(expert) for task, expert in experts.items()}}
+    if card:
+        contents["README.md"] = card.encode()
+    manifest = manifest.model_copy(update={"files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}})
+    contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}.{os.getpid()}") for kind in ("new", "old"))
+    try:
+        for name, data in contents.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(data)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return manifest
+
+
+def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
+    """Load and verify an artifact.
+
+    Raises:
+        ArtifactError: a file is missing, altered or unexpected, the format version is not this one, or a tensor is missing, extra, misshapen or not
+            finite; the message names it.
+    """
+    manifest, digest = read_manifest(folder)
+    backbone = Backbone(manifest.backbone)
+    _restore(backbone, folder, _BACKBONE, manifest)
+    experts = {}
+    for task, info in manifest.tasks.items():
+        experts[task] = Expert(manifest.backbone, manifest.rank, info.labels)
+        _restore(experts[task], folder, _task_file(task), manifest)
+    return Artifact(manifest, UnifiedModel(backbone, experts, manifest.router).to(device), digest)
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest and its sha256, checked but for the tensors. Raises ArtifactError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"got no {MANIFEST} in {folder}, expected an artifact folder")
+    data = path.read_bytes()
+    try:
+        raw = json.loads(data)
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            raise ArtifactError(f"{path}: got format version {version!r}, expected {FORMAT_VERSION}")
+        manifest = Manifest.model_validate(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+        raise ArtifactError(f"{path}: not a manifest: {error}") from error
+    missing = {_BACKBONE, *map(_task_file, manifest.tasks)} - manifest.files.keys()
+    if missing:
+        raise ArtifactError(f"{path}: got no checksum of {', '.join(sorted(missing))}")
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def _task_file(task: str) -> str:
+    return f"tasks/{task}.safetensors"
+
+
+def _serialise(module: nn.Module) -> bytes:
+    return save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()})
+
+
+def _restore(module: nn.Module, folder: Path, name: str, manifest: Manifest) -> None:
+    """Read one file, compare its checksum, fill the module."""
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{folder}: got no readable {name}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() != manifest.files[name]:
+        raise ArtifactError(f"{folder / name}: got other contents than the manifest's sha256 says, expected {manifest.files[name][:12]}...")
+    try:
+        load_tensors(module, load(data), str(folder / name))
+    except CheckpointError as error:
+        raise ArtifactError(str(error)) from error

@@ -1,0 +1,144 @@
+"""One backbone, one adapter bank, K heads: every task answered in one pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.adapter import AdapterBank, TaskAdapters, apply_norm, batch_statistics
+from models.backbone import Backbone, BackboneConfig
+from models.errors import InvalidInputError, UnknownTaskError
+from models.graph import GraphBatch
+from models.propagation import mean_readout
+from models.router import RouterConfig, graph_distances, node_distances, routing_weights
+from models.sinkhorn import Support
+
+Routing = Literal["moe", "own"]
+Statistics = Literal["stored", "batch"]
+
+
+class Expert(nn.Module):
+    """What one task brings: adapters with statistics, a head, and the names of its labels."""
+
+    def __init__(self, config: BackboneConfig, rank: int, label_names: Sequence[str]) -> None:
+        super().__init__()
+        self.label_names = tuple(label_names)
+        self.adapters = TaskAdapters(config, rank)
+        self.head = nn.Linear(config.hidden_dim, len(self.label_names))
+
+    def forward(self, backbone: Backbone, batch: GraphBatch) -> Tensor:
+        """Logits of the task's own stream alone, (G, C): what `UnifiedModel` answers with routing "own", without stacking."""
+        logits: Tensor = self.head(self.adapters(backbone, batch).graph_embedding)
+        return logits
+
+
+@dataclass(frozen=True)
+class UnifiedOutput:
+    """Answers for a batch of G graphs.
+
+    Attributes:
+        logits: by task, (G, C).
+        routing_weights: by task, (G, L+1, K): layer 0 to L - 1, then the graph; each (graph, site) sums to 1. One-hot for "own".
+    """
+
+    logits: dict[str, Tensor]
+    routing_weights: dict[str, Tensor]
+
+    @property
+    def probabilities(self) -> dict[str, Tensor]:
+        """By task, (G, C), in [0, 1]."""
+        return {task: logits.sigmoid() for task, logits in self.logits.items()}
+
+
+class UnifiedModel(nn.Module):
+    """The merged model.
+
+    Each asked task is a stream: node tensors are (N, T, d). Weights of the backbone are shared by the streams; adapters and statistics are theirs.
+    """
+
+    def __init__(self, backbone: Backbone, experts: Mapping[str, Expert], router: RouterConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.router = router
+        self.tasks = tuple(experts)
+        self.label_names = {task: expert.label_names for task, expert in experts.items()}
+        self.site_names = (*(f"layer_{k}" for k in range(backbone.config.num_layers)), "graph")
+        self.bank = AdapterBank([expert.adapters for expert in experts.values()])
+        self.heads = nn.ModuleList(expert.head for expert in experts.values())
+        self.requires_grad_(False).eval()
+
+    def forward(
+        self, batch: GraphBatch, tasks: Sequence[str] | None = None, routing: Routing = "moe", statistics: Statistics = "stored"
+    ) -> UnifiedOutput:
+        """Answer tasks for a batch.
+
+        Args:
+            batch: G graphs.
+            tasks: which, in what order; None is all.
+            routing: "moe" mixes the experts' adapters by the router's weights, "own" uses each task's own adapter alone (G-Merging-s).
+            statistics: "stored" for a function of the molecule alone. "batch" normalises with the batch's own statistics, as the authors evaluate:
+                a prediction then depends on its neighbours; it is there for comparison only.
+
+        Raises:
+            UnknownTaskError: a task that the model does not have.
+            InvalidInputError: an unknown routing or statistics.
+        """
+        if routing not in get_args(Routing) or statistics not in get_args(Statistics):
+            raise InvalidInputError(
+                f"got routing {routing!r} and statistics {statistics!r}, expected one of {get_args(Routing)} and of {get_args(Statistics)}"
+            )
+        names = self.tasks if tasks is None else tuple(tasks)
+        experts = torch.tensor([self._index(task) for task in names], device=batch.x.device)
+        stream = _Stream(self, batch, experts, routing)
+
+        def normalise(layer: int, h: Tensor) -> Tensor:
+            stored = self.bank.norm_mean[layer][experts], self.bank.norm_var[layer][experts]
+            return apply_norm(self.backbone, layer, h, *(stored if statistics == "stored" else batch_statistics(h)))
+
+        h = mean_readout(self.backbone(batch, stream.correct_nodes, normalise), batch)
+        h = stream.correct_graphs(h)
+        logits = {task: self.heads[self._index(task)](h[:, t]) for t, task in enumerate(names)}
+        weights = torch.stack(stream.weights, dim=1)
+        return UnifiedOutput(logits, {task: weights[:, :, t] for t, task in enumerate(names)})
+
+    def _index(self, task: str) -> int:
+        try:
+            return self.tasks.index(task)
+        except ValueError:
+            raise UnknownTaskError(f"got task {task!r}, expected one of {', '.join(self.tasks)}") from None
+
+
+class _Stream:
+    """The adapters' part of one pass: subtracts, and remembers the weights of each site."""
+
+    def __init__(self, model: UnifiedModel, batch: GraphBatch, experts: Tensor, routing: Routing) -> None:
+        self.bank, self.router, self.batch, self.experts, self.routing = model.bank, model.router, batch, experts, routing
+        self.support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs) if routing == "moe" else None
+        self.one_hot = F.one_hot(experts, len(model.tasks)).to(model.bank.up.dtype).expand(batch.num_graphs, -1, -1)
+        self.weights: list[Tensor] = []
+
+    def correct_nodes(self, layer: int, h: Tensor) -> Tensor:
+        """h (N, d) in the first layer, (N, T, d) after it -> (N, T, d)."""
+        h = h.unsqueeze(1) if h.dim() == 2 else h
+        if self.support is None:
+            self.weights.append(self.one_hot)
+            return h - self.bank.own(layer, h, self.experts)
+        z = self.bank.project(layer, h).expand(-1, len(self.experts), -1, -1)
+        distances = node_distances(z, self.bank.gram[layer], self.experts, self.support, self.router)
+        self.weights.append(routing_weights(distances, self.router.temperature, self.router.top_k))
+        return h - self.bank.mix(layer, z, self.weights[-1][self.batch.batch])
+
+    def correct_graphs(self, h: Tensor) -> Tensor:
+        """h (G, T, d) -> (G, T, d)."""
+        site = len(self.bank.up) - 1
+        if self.routing == "own":
+            self.weights.append(self.one_hot)
+            return h - self.bank.own(site, h, self.experts)
+        z = self.bank.project(site, h)
+        outputs = torch.einsum("gtkr,krd->gtkd", z, self.bank.up[site])
+        distances = graph_distances(outputs, self.experts)
+        self.weights.append(routing_weights(distances, self.router.graph_temperature, self.router.top_k))
+        return h - self.bank.mix(site, z, self.weights[-1])
