@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from merging.datasets import MOLECULENET, DatasetSpec
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
 from models.router import RouterConfig
@@ -58,6 +59,13 @@ class PretrainedConfig(_Section):
     weights: str
 
 
+class ReleaseConfig(_Section):
+    """Name and version of the artifact that the run ends in."""
+
+    name: str
+    version: str = "0.1.0"
+
+
 class RunConfig(_Section):
     """One setting of the paper."""
 
@@ -65,12 +73,14 @@ class RunConfig(_Section):
     description: str
     pretrained: PretrainedConfig
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    datasets: dict[str, DatasetSpec] = {}
     finetune: FinetuneConfig = FinetuneConfig()
     finetune_by_task: dict[str, FinetuneConfig] = {}
     merge: MergeConfig = MergeConfig()
     alignment: AlignmentConfig = AlignmentConfig()
     alignment_by_task: dict[str, AlignmentConfig] = {}
     router: RouterConfig = RouterConfig()
+    release: ReleaseConfig
 
     @model_validator(mode="before")
     @classmethod
@@ -78,7 +88,7 @@ class RunConfig(_Section):
         """Sections by task need only name what differs from the common section."""
         values = dict(values)
         for section in ("finetune", "alignment"):
-            common, by_task = values.get(section) or {}, values.get(f"{section}_by_task") or {}
+            common, by_task = values.get(section, {}), values.get(f"{section}_by_task", {})
             if isinstance(common, dict) and isinstance(by_task, dict):
                 values[f"{section}_by_task"] = {task: {**common, **own} if isinstance(own, dict) else own for task, own in by_task.items()}
         return values
@@ -88,12 +98,19 @@ class RunConfig(_Section):
         unknown = (self.finetune_by_task.keys() | self.alignment_by_task.keys()) - set(self.tasks)
         if unknown:
             raise ValueError(f"settings by task name {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
+        without_data = [task for task in self.tasks if task not in self.datasets and task not in MOLECULENET]
+        if without_data:
+            raise ValueError(f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described under `datasets`")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
         ranks = {self.alignment.rank, *(own.rank for own in self.alignment_by_task.values())}
         if len(ranks) > 1:
             raise ValueError(f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank stacks them)")
         return self
+
+    def dataset_for(self, task: str) -> DatasetSpec:
+        """Where a task's molecules are: described in the configuration, or one of the eight published sets."""
+        return self.datasets.get(task) or MOLECULENET[task]
 
     def finetune_for(self, task: str) -> FinetuneConfig:
         """Fine-tuning settings of a task."""

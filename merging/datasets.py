@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 from safetensors import safe_open
@@ -27,33 +28,40 @@ from models.graph import MolGraph, PackedGraphs, pack
 _CACHE_VERSION = "1"
 
 
-@dataclass(frozen=True)
-class DatasetSpec:
-    """A published data set; where no file of it lies in the data folder, PyG's MoleculeNet fetches it.
+class DatasetSpec(BaseModel):
+    """A CSV file (plain or gzip) with a column of SMILES and columns of labels 0, 1 or empty.
 
     Attributes:
         smiles_column: the column of the SMILES.
         label_columns: the columns of the labels; None means all but the SMILES and `mol_id`.
-        num_molecules, num_labels: the published size; a file of another size is an error.
+        file: path in the data folder; None for MoleculeNet's own names and, where they are not there, PyG's loader.
+        num_molecules, num_labels: the published size; a file of another size is an error. None does not check.
         about: one line for people.
     """
 
-    smiles_column: str
-    label_columns: tuple[str, ...] | None
-    num_molecules: int
-    num_labels: int
-    about: str
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    smiles_column: str = "smiles"
+    label_columns: tuple[str, ...] | None = None
+    file: str | None = None
+    num_molecules: int | None = None
+    num_labels: int | None = None
+    about: str = ""
+
+
+def _published(smiles: str, labels: tuple[str, ...] | None, molecules: int, columns: int, about: str) -> DatasetSpec:
+    return DatasetSpec(smiles_column=smiles, label_columns=labels, num_molecules=molecules, num_labels=columns, about=about)
 
 
 MOLECULENET = {
-    "bbbp": DatasetSpec("smiles", ("p_np",), 2039, 1, "penetration of the blood-brain barrier"),
-    "bace": DatasetSpec("mol", ("Class",), 1513, 1, "inhibition of human beta-secretase 1"),
-    "clintox": DatasetSpec("smiles", ("FDA_APPROVED", "CT_TOX"), 1478, 2, "FDA approval and failure of clinical trials for toxicity"),
-    "sider": DatasetSpec("smiles", None, 1427, 27, "side effects of drugs by organ class"),
-    "tox21": DatasetSpec("smiles", None, 7831, 12, "toxicity: nuclear receptors and stress response"),
-    "toxcast": DatasetSpec("smiles", None, 8576, 617, "toxicity: in vitro high-throughput assays"),
-    "hiv": DatasetSpec("smiles", ("HIV_active",), 41127, 1, "inhibition of HIV replication"),
-    "muv": DatasetSpec("smiles", None, 93087, 17, "maximum unbiased validation of virtual screening"),
+    "bbbp": _published("smiles", ("p_np",), 2039, 1, "penetration of the blood-brain barrier"),
+    "bace": _published("mol", ("Class",), 1513, 1, "inhibition of human beta-secretase 1"),
+    "clintox": _published("smiles", ("FDA_APPROVED", "CT_TOX"), 1478, 2, "FDA approval and failure of clinical trials for toxicity"),
+    "sider": _published("smiles", None, 1427, 27, "side effects of drugs by organ class"),
+    "tox21": _published("smiles", None, 7831, 12, "toxicity: nuclear receptors and stress response"),
+    "toxcast": _published("smiles", None, 8576, 617, "toxicity: in vitro high-throughput assays"),
+    "hiv": _published("smiles", ("HIV_active",), 41127, 1, "inhibition of HIV replication"),
+    "muv": _published("smiles", None, 93087, 17, "maximum unbiased validation of virtual screening"),
 }
 
 
@@ -87,31 +95,32 @@ class MoleculeDataset:
     source_sha256: str
 
 
-def load_dataset(task: str, data_folder: Path, cache_folder: Path, workers: int = 1) -> MoleculeDataset:
+def load_dataset(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path, workers: int = 1) -> MoleculeDataset:
     """A data set from the cache, or read, featurised and split (a minute or two for the large ones), and then cached.
 
     Raises:
-        DataError: unknown name, no file, or a file that does not have the published size.
+        DataError: no file, or a file that does not have the expected columns or size.
     """
-    if task not in MOLECULENET:
-        raise DataError(f"got task {task!r}, expected one of {', '.join(MOLECULENET)}")
     cache = cache_folder / f"{task}.safetensors"
-    file = find_source(task, data_folder, cache_folder)
+    file = find_source(task, spec, data_folder, cache_folder)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if cache.is_file():
         cached = _read_cache(task, cache, digest)
         if cached is not None:
             return cached
-    dataset = read_csv(task, MOLECULENET[task], file, digest, workers)
+    dataset = read_csv(task, spec, file, digest, workers)
     _write_cache(dataset, cache)
     return dataset
 
 
-def find_source(task: str, data_folder: Path, cache_folder: Path) -> Path:
-    """The CSV of a data set: in the data folder, or fetched by PyG's MoleculeNet loader into the cache folder."""
-    for name in (f"moleculenet/{task}.csv.gz", f"moleculenet/{task}.csv", f"{task}.csv.gz", f"{task}.csv"):
+def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> Path:
+    """The CSV of a data set: in the data folder, or fetched by PyG's MoleculeNet loader into the cache folder. Raises DataError."""
+    names = (spec.file,) if spec.file else (f"moleculenet/{task}.csv.gz", f"moleculenet/{task}.csv")
+    for name in names:
         if (data_folder / name).is_file():
             return data_folder / name
+    if task not in MOLECULENET or spec.file:
+        raise DataError(f"got no file {' or '.join(names)} in {data_folder}, expected the data of task {task!r} (set GMERGING_DATA)")
     from torch_geometric.data import download_url  # takes seconds to import, and is needed only here
     from torch_geometric.datasets import MoleculeNet
 
@@ -126,16 +135,16 @@ def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int
     """Read, featurise and split a CSV (plain or gzip). Rows whose molecule cannot be read even in tolerant mode are left out."""
     with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="") as stream:
         header, *rows = csv.reader(stream)
-    if spec.smiles_column not in header:
-        raise DataError(f"{file}: got columns {header[:5]}, expected a column {spec.smiles_column!r}")
+    missing = {spec.smiles_column, *(spec.label_columns or ())} - set(header)
+    if missing:
+        raise DataError(f"{file}: got columns {header[:8]}, expected also {sorted(missing)}")
     names = spec.label_columns or tuple(name for name in header if name not in (spec.smiles_column, "mol_id"))
     smiles_at, labels_at = header.index(spec.smiles_column), [header.index(name) for name in names]
     parsed = list(_parse([row[smiles_at] for row in rows], workers, task))
     kept = [k for k, each in enumerate(parsed) if each is not None]
-    if (len(kept), len(names)) != (spec.num_molecules, spec.num_labels):
-        raise DataError(
-            f"{file}: got {len(kept)} molecules with {len(names)} labels, expected the published {spec.num_molecules} with {spec.num_labels}"
-        )
+    for what, got, expected in (("readable molecules", len(kept), spec.num_molecules), ("labels", len(names), spec.num_labels)):
+        if expected is not None and got != expected:
+            raise DataError(f"{file}: got {got} {what}, expected the published {expected}")
     labels = torch.tensor([[float(rows[k][c]) if rows[k][c] else math.nan for c in labels_at] for k in kept])
     molecules = [each for each in parsed if each is not None]
     split = scaffold_split([scaffold for _, scaffold in molecules])

@@ -1,5 +1,6 @@
 """Supervised fine-tuning of one task from the pre-trained backbone; resumable after every epoch."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ def finetune(
 ) -> FinetuneResult:
     """Train all weights on the training part and keep the epoch with the best validation ROC-AUC (the earliest of equals).
 
+    Where no label of the validation part has both classes, the last epoch is kept.
+
     Args:
         dataset: the task.
         pretrained: state dict of the backbone to start from.
@@ -74,7 +77,8 @@ def finetune(
         torch.manual_seed(seed * 100_003 + epoch)
         loss = _train_epoch(model, optimizer, dataset, config.batch_size, device)
         auc = _validate(model, dataset, device)
-        if auc > max(state["history"], default=float("-inf")):
+        best = max((each for each in state["history"] if not math.isnan(each)), default=None)
+        if best is None or auc > best:  # with no defined validation score so far, the latest epoch
             state |= {"best": {key: value.cpu().clone() for key, value in model.state_dict().items()}, "best_epoch": epoch}
         state["history"].append(auc)
         state["seconds"] += time.perf_counter() - start

@@ -10,10 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from merging.config import RunConfig, fingerprint
+from merging.config import RunConfig
 from merging.datasets import MoleculeDataset, load_dataset
-from merging.files import write_tensors
-from merging.finetuning import finetune
+from merging.files import read_json, write_json, write_tensors
 from models.backbone import Backbone, load_tensors, read_tensors
 from models.errors import CheckpointError
 
@@ -56,20 +55,29 @@ class Run:
         """Folder of this setting and seed."""
         return self.work / self.config.setting / f"seed{self.seed}"
 
+    def write_settings(self) -> None:
+        """Leave in the folder what the run uses: `run.json`."""
+        content = {"config": self.config.model_dump(mode="json"), "seed": self.seed, "device": str(self.device), "threads": torch.get_num_threads()}
+        write_json(self.folder / "run.json", content)
+
     def dataset(self, task: str) -> MoleculeDataset:
         """A task's data set, featurised once."""
-        return load_dataset(task, self.data, self.work / "data", self.workers)
+        return load_dataset(task, self.config.dataset_for(task), self.data, self.work / "data", self.workers)
+
+    def pretrained_path(self) -> Path:
+        """The file of the checkpoint that all experts start from: as given, or beside the data folder. Raises CheckpointError if there is none."""
+        weights = Path(self.config.pretrained.weights)
+        candidates = (weights, self.data.parent / weights)
+        for path in candidates:
+            if path.is_file():
+                return path
+        raise CheckpointError(f"got no pre-trained weights at {' or '.join(map(str, candidates))}, expected Hu et al.'s {weights.name}")
 
     def pretrained(self) -> dict[str, Tensor]:
         """The checkpoint that all experts start from, checked against the backbone's shape."""
-        section = self.config.pretrained
-        candidates = [Path(section.weights), self.data.parent / section.weights]
-        path = next((each for each in candidates if each.is_file()), None)
-        if path is None:
-            tried = " or ".join(str(each) for each in candidates)
-            raise CheckpointError(f"got no pre-trained weights at {tried}; expected Hu et al.'s {Path(section.weights).name}")
+        path = self.pretrained_path()
         tensors = read_tensors(path)
-        load_tensors(Backbone(section.backbone), tensors, str(path))
+        load_tensors(Backbone(self.config.pretrained.backbone), tensors, str(path))
         return tensors
 
     def piece(self, name: str, key: str, make: Callable[[Path], Piece]) -> Piece:
@@ -89,13 +97,12 @@ class Run:
         checkpoint.unlink(missing_ok=True)
         return piece
 
-
-def finetuned(run: Run, task: str) -> Piece:
-    """The fine-tuned model of a task: state dict of a GraphClassifier."""
-    settings = run.config.finetune_for(task)
-
-    def make(checkpoint: Path) -> Piece:
-        result = finetune(run.dataset(task), run.pretrained(), run.config.pretrained.backbone, settings, run.seed, checkpoint, run.device)
-        return Piece(result.tensors, {**result.record, "settings": settings.model_dump()})
-
-    return run.piece(f"finetuned/{task}", fingerprint(run.config.pretrained, settings, task, run.seed), make)
+    def record(self, name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """As `piece`, for results without tensors, in `<folder>/<name>.json`."""
+        path = self.folder / f"{name}.json"
+        stored = read_json(path)
+        if stored is None or stored["key"] != key:
+            stored = {"key": key, "record": make()}
+            write_json(path, stored)
+        record: dict[str, Any] = stored["record"]
+        return record

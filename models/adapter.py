@@ -51,6 +51,7 @@ class TaskAdapters(nn.Module):
 
     def __init__(self, config: BackboneConfig, rank: int) -> None:
         super().__init__()
+        self.rank = rank
         self.sites = nn.ModuleList(Adapter(config.hidden_dim, rank) for _ in range(config.num_layers + 1))
         self.register_buffer("norm_mean", torch.zeros(config.num_layers, config.hidden_dim))
         self.register_buffer("norm_var", torch.ones(config.num_layers, config.hidden_dim))

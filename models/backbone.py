@@ -46,13 +46,13 @@ class Convolution(nn.Module):
         """(9, d_edge): the rows that bond types and directions add to a message."""
         return torch.cat([self.edge_embedding1.weight, self.edge_embedding2.weight])
 
-    def edge_weights(self, edges: Propagation) -> Tensor:
+    def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
         """(E',) the fixed weight of each edge: 1 unless the layer normalises."""
-        return torch.ones(len(edges.source), device=edges.source.device)
+        return torch.ones(len(edges.source), dtype=dtype, device=edges.source.device)
 
     def messages(self, h: Tensor, edges: Propagation) -> Tensor:
         """sum_j w_ij (h_j + e_ij): (N, *S, d) -> (N, *S, d)."""
-        weights = self.edge_weights(edges)
+        weights = self.edge_weights(edges, h.dtype)
         bonds = edges.edge_feature_sums(weights) @ self.edge_table()
         return edges.aggregate(weights, h) + bonds.view(len(bonds), *[1] * (h.dim() - 2), -1)
 
@@ -77,9 +77,9 @@ class GCNConvolution(Convolution):
         super().__init__(dim)
         self.linear = nn.Linear(dim, dim)
 
-    def edge_weights(self, edges: Propagation) -> Tensor:
+    def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
         """(E',) 1 / sqrt(deg_i deg_j), degrees counted by source with the loop."""
-        scale = edges.out_degree().to(torch.get_default_dtype()).clamp(min=1).rsqrt()
+        scale = edges.out_degree().to(dtype).rsqrt()
         return scale[edges.source] * scale[edges.target]
 
     def forward(self, h: Tensor, edges: Propagation) -> Tensor:
@@ -94,9 +94,9 @@ class GraphSAGEConvolution(Convolution):
         super().__init__(dim)
         self.linear = nn.Linear(dim, dim)
 
-    def edge_weights(self, edges: Propagation) -> Tensor:
+    def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
         """(E',) 1 / (number of incoming edges, the loop included)."""
-        return edges.in_degree().to(torch.get_default_dtype()).reciprocal()[edges.target]
+        return edges.in_degree().to(dtype).reciprocal()[edges.target]
 
     def forward(self, h: Tensor, edges: Propagation) -> Tensor:
         """(N, *S, d) -> (N, *S, d)."""

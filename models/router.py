@@ -1,8 +1,8 @@
-"""How much each expert counts: weights per request, computed from the experts' outputs. Functions without parameters.
+"""How much each expert counts: weights per request, from the experts' outputs. Functions without parameters.
 
 For a request on task k, w = softmax_i(-D(f_i(H), f_k(H)) / temperature), where D is the TWD at a node site and the L1 distance at the graph site
-(G-Merging, section on routing). All distances are computed in rank space: with z_i = relu(H W_down_i) and M_ij = W_up_i W_up_j^T, the inner product of
-outputs is z_i M_ij z_j^T, so an edge needs r numbers and not d.
+(G-Merging, routing). Distances at node sites are computed in rank space: with z_i = relu(H W_down_i) and M_ij = W_up_i W_up_j^T, the inner product
+of two outputs is z_i M_ij z_j^T, so an edge needs r numbers and not d.
 """
 
 from typing import Annotated

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.errors import InvalidInputError
 from models.segment import segment_count, segment_logsumexp, segment_max, segment_mean, segment_sum
+from models.sparse import Pattern
 
 Solver = Literal["sinkhorn", "exact"]
 MAX_BLOCK_ROWS = 4096
@@ -71,6 +72,11 @@ class Support:
         return len(self.graph_of_node)
 
     @cached_property
+    def pattern(self) -> Pattern:
+        """The support as positions of an N x N matrix."""
+        return Pattern(self.rows, self.cols, self.num_nodes)
+
+    @cached_property
     def graph_of_entry(self) -> Tensor:
         """(E,) graph of each entry."""
         return self.graph_of_node[self.rows]
@@ -87,7 +93,8 @@ class SinkhornParams:
 
     Attributes:
         epsilon: strength of the entropy, in units of cost.
-        tolerance: a graph is done when sum over its nodes of |f - f_previous| < tolerance, f in units of cost.
+        tolerance: a graph is done when sum over its nodes of |f - f_previous| < tolerance, f in units of cost. As f moves by epsilon times the log of
+            how far a row's sum is off, the rows are met to about tolerance / epsilon: lower both together.
         max_iters: the most sweeps (one update of f and one of g) any graph gets.
     """
 
@@ -144,8 +151,8 @@ def sinkhorn(cost: Tensor, support: Support, params: SinkhornParams | None = Non
 
     Gradient: nothing is unrolled. `regularized_cost` has gradient T with respect to C, which is exact at convergence (envelope theorem); `cost` has
     gradient T too, by choice: T is held constant.
-    `regularized_cost` is evaluated as the dual, sum a f + sum b g with f and g relative to a b^T. At convergence that is the primal value. Before it, it
-    is a lower bound with an error of second order; the primal formula, at a plan whose rows are off, has one of first order.
+    `regularized_cost` is evaluated as the dual, sum a f + sum b g with f and g relative to a b^T. At convergence that is the primal value. Before, it
+    is a lower bound with an error of second order, while the primal formula, at a plan whose rows are off, has one of first order.
 
     Raises:
         InvalidInputError: cost of wrong shape or dtype, or not finite.
@@ -177,9 +184,9 @@ def sinkhorn(cost: Tensor, support: Support, params: SinkhornParams | None = Non
 def exact(cost: Tensor, support: Support) -> SinkhornResult:
     """Exact optimal transport for cost (E, *B), on the CPU and in float64, by minimum-weight perfect matching.
 
-    Uniform marginals on an edge list make the plan's extreme points the perfect matchings of the support, divided by N_g (Birkhoff); the self loops are
-    one, so an optimum always exists. The graphs of the batch go to scipy as the blocks of one sparse matrix (512 molecules: 60 times faster than one by
-    one), together with as many trailing indices as fit MAX_BLOCK_ROWS; a Python loop runs over the rest.
+    Uniform marginals on an edge list make the plan's extreme points the perfect matchings of the support, divided by N_g (Birkhoff). The self loops
+    are one, so an optimum always exists. The graphs of the batch go to scipy as the blocks of one sparse matrix (for 512 molecules 60 times faster
+    than one by one), with as many trailing indices as fit MAX_BLOCK_ROWS; a Python loop runs over the rest.
 
     Where several matchings are optimal, the plan is one of them. Gradient of `cost` and `regularized_cost`: T, exact where the optimum is unique.
 
@@ -202,9 +209,9 @@ def exact(cost: Tensor, support: Support) -> SinkhornResult:
 
 
 def _sweep(support: Support, params: SinkhornParams, kernel: Tensor, phi: Tensor, psi: Tensor, active: Tensor, num_iters: Tensor) -> None:
-    """Up to `max_iters` sweeps in place: kernel = -C / epsilon (E, B); phi = f / epsilon, psi = g / epsilon (N, B); active (1 or 0), num_iters (G, B).
+    """Up to `max_iters` sweeps, in place: kernel = -C / epsilon (E, B); phi = f / epsilon and psi = g / epsilon (N, B); active, num_iters (G, B).
 
-    Once half of the graphs are done the others go on by themselves: a slow graph does not cost the whole batch its sweeps.
+    Once half of the graphs are done the others go on by themselves, so that a slow graph does not cost the whole batch its sweeps.
     """
     rows, cols, nodes, work = support.rows, support.cols, support.num_nodes, torch.empty_like(kernel)
     log_mass = -support.graph_sizes.to(kernel.dtype).log()[support.graph_of_node, None]
@@ -220,12 +227,12 @@ def _sweep(support: Support, params: SinkhornParams, kernel: Tensor, phi: Tensor
         active *= params.epsilon * change >= params.tolerance
         busy = active.any(1)
         if 2 * int(busy.sum()) <= support.num_graphs:
-            break
-    if left and busy.any():
-        part, of_entry, of_node = support.restrict(busy)
-        state = phi[of_node], psi[of_node], active[busy], num_iters[busy]
-        _sweep(part, replace(params, max_iters=left), kernel[of_entry], *state)
-        phi[of_node], psi[of_node], active[busy], num_iters[busy] = state
+            if left and busy.any():
+                part, of_entry, of_node = support.restrict(busy)
+                state = phi[of_node], psi[of_node], active[busy], num_iters[busy]
+                _sweep(part, replace(params, max_iters=left), kernel[of_entry], *state)
+                phi[of_node], psi[of_node], active[busy], num_iters[busy] = state
+            return
 
 
 def _match(cost: Tensor, support: Support) -> Tensor:

@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where pip finds torch, if not where it looks by itself: TORCH_PIP="--index-url ..." picks another build (CPU or a CUDA version).
+TORCH_PIP ?=
+TORCH := torch==2.13.0
+THREADS ?= 1
+
+.PHONY: help serve test check release smoke clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+# torch comes first and by exact version, so that nothing else chooses a build of it.
+$(VENV)/.service: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH_PIP) $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.service
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service,merging,dev]"
+	touch $@
+
+serve: $(VENV)/.service ## start the service on the released artifact (settings: GMERGING_*, see README)
+	$(BIN)/python -m service
+
+check: $(VENV)/.dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check ## style, types and all tests
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest
+
+release: $(VENV)/.dev ## the offline chain with real data: fine-tune, merge, train adapters, evaluate, write the artifact (about two hours)
+	$(BIN)/gmerging release --config gcn_supervised_contextpred.yaml --processes 2 --threads $(THREADS)
+
+smoke: ## build and start the containers, predict, ask Prometheus, take them down
+	bash deploy/smoke.sh
+
+clean: ## remove the environment and caches (not the work folder)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

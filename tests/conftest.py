@@ -1,0 +1,72 @@
+"""What several tests share: real molecules, pico models, and where the shared data lies, if it does."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.backbone import Backbone, BackboneConfig, BackboneKind
+from models.featurize import featurize
+from models.graph import GraphBatch, collate
+from models.unified import Expert
+
+SHARED = Path(os.environ.get("GMERGING_DATA", Path(__file__).parents[2] / "shared" / "data")).parent
+KINDS: tuple[BackboneKind, ...] = ("gin", "gcn", "graphsage", "gat")
+SMILES = (
+    "CCO",
+    "C",
+    "[Na+].[Cl-]",
+    "c1ccccc1C(=O)O",
+    "CC(=O)Oc1ccccc1C(=O)O",
+    "F/C=C/F",
+    "C[C@H](N)C(=O)O",
+    "N#Cc1ccc2[nH]ccc2c1",
+    "CN1C=NC2=C1C(=O)N(C(=O)N2C)C",
+    "O=[N+]([O-])c1ccccc1",
+)
+
+torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    return f"shared data: {SHARED if SHARED.is_dir() else f'not at {SHARED}; tests that need it are skipped'}"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared data, which does not lie at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def molecules() -> GraphBatch:
+    return collate([featurize(smiles).graph for smiles in SMILES])
+
+
+def pico_config(kind: BackboneKind = "gcn") -> BackboneConfig:
+    return BackboneConfig(kind=kind, num_layers=3, hidden_dim=16)
+
+
+def random_backbone(config: BackboneConfig, seed: int = 0) -> Backbone:
+    """A backbone in evaluation mode whose every number differs, BatchNorm's included, so that a forgotten one is seen."""
+    generator = torch.Generator().manual_seed(seed)
+    backbone = Backbone(config).eval()
+    with torch.no_grad():
+        for value in (*backbone.parameters(), *backbone.buffers()):
+            if value.is_floating_point():
+                value.copy_(torch.rand(value.shape, generator=generator) - (0.5 if value.dim() > 1 else -0.5))
+    return backbone
+
+
+def random_experts(config: BackboneConfig, rank: int = 4, seed: int = 0) -> dict[str, Expert]:
+    """Three experts with 1, 3 and 2 labels whose every number differs."""
+    generator = torch.Generator().manual_seed(seed)
+    experts = {task: Expert(config, rank, [f"{task}_{k}" for k in range(labels)]) for task, labels in (("alpha", 1), ("beta", 3), ("gamma", 2))}
+    with torch.no_grad():
+        for expert in experts.values():
+            for value in (*expert.parameters(), *expert.buffers()):
+                value.copy_(torch.rand(value.shape, generator=generator) - 0.5)
+            expert.adapters.norm_var.abs_().add_(0.5)
+    return experts

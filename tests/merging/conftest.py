@@ -1,0 +1,66 @@
+"""A pico data set and a pico checkpoint, made on the spot: real files through the real pipeline."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from merging.config import RunConfig, load_config
+from merging.run import Run
+from tests.conftest import pico_config, random_backbone
+
+RINGS = ("c1ccccc1", "c1ccncc1", "C1CCCCC1", "C1CCNCC1", "c1ccoc1", "c1ccsc1", "C1CC1", "C1CCOC1")
+TAILS = ("O", "N", "C", "CC", "CO", "C(=O)O", "C#N", "Cl", "F", "CCN")
+
+
+def write_csv(path: Path, smiles_column: str, labels: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([(smiles_column, *labels), *rows])
+
+
+def molecules() -> list[str]:
+    return [ring + tail for ring in RINGS for tail in TAILS]
+
+
+def tail_has(*elements: str) -> list[str]:
+    """For each molecule, whether its tail has one of the elements: every scaffold then has both classes."""
+    return [str(int(any(element in tail for element in elements))) for _ in RINGS for tail in TAILS]
+
+
+@pytest.fixture
+def pico_config_file(tmp_path: Path) -> Path:
+    """Two tasks: has the tail a nitrogen; has it an oxygen, and has it a halogen (with a missing label now and then)."""
+    halogen = ["" if k % 9 == 0 else label for k, label in enumerate(tail_has("Cl", "F"))]
+    write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), list(zip(molecules(), tail_has("N"), strict=True)))
+    write_csv(tmp_path / "data/other.csv", "mol", ("has_o", "has_halogen"), list(zip(molecules(), tail_has("O"), halogen, strict=True)))
+    backbone = random_backbone(pico_config())
+    save_file(backbone.state_dict(), tmp_path / "weights.safetensors")
+    content = {
+        "setting": "pico",
+        "description": "made in a test",
+        "pretrained": {"backbone": pico_config().model_dump(), "weights": str(tmp_path / "weights.safetensors")},
+        "tasks": ["nitrogen", "other"],
+        "datasets": {"nitrogen": {"file": "nitrogen.csv", "about": "has nitrogen"}, "other": {"file": "other.csv", "smiles_column": "mol"}},
+        "finetune": {"epochs": 3, "batch_size": 16, "dropout": 0.1},
+        "merge": {"method": "task_arithmetic", "scaling": 0.4},
+        "alignment": {"rank": 4, "epochs": 3, "batch_size": 16},
+        "alignment_by_task": {"other": {"epochs": 2}},
+        "release": {"name": "pico", "version": "1.2.3"},
+    }
+    file = tmp_path / "pico.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.fixture
+def pico(pico_config_file: Path) -> RunConfig:
+    return load_config(pico_config_file)
+
+
+@pytest.fixture
+def pico_run(pico: RunConfig, tmp_path: Path) -> Run:
+    return Run(pico, 0, tmp_path / "data", tmp_path / "work", torch.device("cpu"))

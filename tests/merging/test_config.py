@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from merging.config import CONFIG_FOLDER, RunConfig, fingerprint, load_config
+from models.errors import ConfigError
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_bundled_configurations_are_valid_and_named_after_their_setting(path: Path) -> None:
+    config = load_config(Path(path.name))
+    assert config.setting == path.stem
+    assert len(config.tasks) == 8
+
+
+def test_settings_by_task_inherit_the_common_ones(pico: RunConfig) -> None:
+    assert pico.alignment_for("nitrogen").epochs == 3
+    assert pico.alignment_for("other") == pico.alignment.model_copy(update={"epochs": 2})
+    assert pico.finetune_for("other") == pico.finetune
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("surplus", 1, "surplus: Extra inputs are not permitted"),
+        ("finetune", {"epoch": 3}, "finetune.epoch: Extra inputs"),
+        ("finetune", {"epochs": 0}, "finetune.epochs: Input should be greater than or equal to 1"),
+        ("finetune_by_task", {"muv": {"epochs": 1}}, r"settings by task name \['muv'\]"),
+        ("alignment_by_task", {"other": {"rank": 5}}, r"got ranks \[4, 5\], expected one rank"),
+        ("tasks", ["nitrogen", "other", "other"], "expected each task once"),
+        ("tasks", ["nitrogen", "other", "unheard"], r"got \['unheard'\]"),
+        ("tasks", [], "tasks"),
+        ("router", {"temperature": -1}, "router.temperature"),
+    ],
+)
+def test_wrong_values_are_named(pico_config_file: Path, section: str, value: object, message: str) -> None:
+    content = {**yaml.safe_load(pico_config_file.read_text()), section: value}
+    pico_config_file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=message):
+        load_config(pico_config_file)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration at .*absent.yaml, expected .* gcn_supervised_contextpred.yaml"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_fingerprint_changes_with_every_part(pico: RunConfig) -> None:
+    base = fingerprint(pico.finetune, "task", 0)
+    assert base == fingerprint(pico.finetune.model_copy(), "task", 0)
+    assert len({base, fingerprint(pico.finetune, "task", 1), fingerprint(pico.finetune, "other", 0), fingerprint(pico.alignment, "task", 0)}) == 4

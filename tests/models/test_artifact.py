@@ -1,0 +1,155 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.artifact import FORMAT_VERSION, TaskInfo, load_artifact, make_manifest, read_manifest, save_artifact
+from models.errors import ArtifactError
+from models.featurize import featurize
+from models.graph import GraphBatch, collate
+from models.router import RouterConfig
+from tests.conftest import pico_config, random_backbone, random_experts
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RELEASED = Path(__file__).parents[2] / "models" / "releases" / "moleculenet-gcn"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN / "artifact", tmp_path / "artifact"))
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+def test_golden_artifact_gives_the_answers_it_was_made_with() -> None:
+    """A format change that alters old artifacts' answers, or cannot read them, must raise the format version and keep reading this one."""
+    stored = json.loads((GOLDEN / "answers.json").read_text())
+    artifact = load_artifact(GOLDEN / "artifact")
+    assert artifact.digest == stored["digest"]
+    batch = collate([featurize(smiles).graph for smiles in stored["smiles"]])
+    for routing, answers in stored["probabilities"].items():
+        for task, values in artifact.model(batch, routing=routing).probabilities.items():
+            torch.testing.assert_close(values, torch.tensor(answers[task]), rtol=0, atol=1e-5)
+
+
+def test_golden_keys_and_shapes() -> None:
+    shapes = {key: tuple(value.shape) for key, value in load_file(GOLDEN / "artifact/tasks/beta.safetensors").items()}
+    sites = {f"adapters.sites.{site}.{part}": shape for site in range(4) for part, shape in (("down", (16, 4)), ("up", (4, 16)))}
+    assert shapes == {**sites, "adapters.norm_mean": (3, 16), "adapters.norm_var": (3, 16), "head.weight": (3, 16), "head.bias": (3,)}
+    manifest, _ = read_manifest(GOLDEN / "artifact")
+    assert manifest.format_version == FORMAT_VERSION == 1
+    assert list(manifest.tasks) == ["alpha", "beta", "gamma"]
+
+
+def test_saved_again_every_tensor_file_is_the_same(tmp_path: Path) -> None:
+    config, experts = pico_config(), random_experts(pico_config())
+    manifest = make_manifest("pico", "1", config, 4, RouterConfig(), {task: TaskInfo(labels=each.label_names) for task, each in experts.items()})
+    first = save_artifact(tmp_path / "one", manifest, random_backbone(config), experts)
+    loaded = load_artifact(tmp_path / "one")
+    second = save_artifact(tmp_path / "two", loaded.manifest, loaded.model.backbone, experts)
+    assert first == second
+    assert first.files.keys() == {"backbone.safetensors", "tasks/alpha.safetensors", "tasks/beta.safetensors", "tasks/gamma.safetensors"}
+
+
+def test_saving_replaces_the_whole_folder_and_leaves_nothing_beside_it(copy: Path) -> None:
+    (copy / "left-over.txt").write_text("old")
+    artifact = load_artifact(copy)
+    save_artifact(copy, artifact.manifest, artifact.model.backbone, random_experts(pico_config()), card="# card")
+    assert {path.name for path in copy.iterdir()} == {"manifest.json", "backbone.safetensors", "tasks", "README.md"}
+    assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
+
+
+def test_a_failed_save_keeps_the_old_artifact(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = load_artifact(copy)
+
+    def full(*_: object) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        save_artifact(copy, artifact.manifest, artifact.model.backbone, random_experts(pico_config()))
+    monkeypatch.undo()
+    assert load_artifact(copy).digest == artifact.digest
+    assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
+
+
+def test_one_flipped_bit_is_refused(copy: Path) -> None:
+    file = copy / "tasks/beta.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"tasks/beta\.safetensors: got other contents"):
+        load_artifact(copy)
+
+
+def test_missing_pieces_are_named(copy: Path) -> None:
+    (copy / "tasks/beta.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"no readable tasks/beta\.safetensors"):
+        load_artifact(copy)
+    (copy / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"no manifest\.json"):
+        load_artifact(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "got format version 2, expected 1"),
+        ({"format_version": None}, "got format version None"),
+        ({"rank": 5}, r"down has shape \(16, 4\), expected \(16, 5\)"),
+        ({"rank": 0}, "rank"),
+        ({"surplus": 1}, "surplus"),
+        ({"files": {}}, r"no checksum of backbone\.safetensors"),
+        ({"tasks": {"../../etc/passwd": {"labels": ["x"]}}}, "expected lower-case letters"),
+        ({"tasks": {}}, "tasks"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(copy: Path, changes: dict[str, object], message: str) -> None:
+    edit_manifest(copy, **changes)
+    with pytest.raises(ArtifactError, match=message):
+        load_artifact(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "\xff"])
+def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match="manifest"):
+        load_artifact(copy)
+
+
+def test_non_finite_weights_are_refused_even_with_a_right_checksum(copy: Path) -> None:
+    import hashlib
+
+    file = copy / "tasks/alpha.safetensors"
+    tensors = load_file(file)
+    tensors["head.weight"][0, 0] = torch.nan
+    save_file(tensors, file)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["tasks/alpha.safetensors"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    edit_manifest(copy, files=manifest["files"])
+    with pytest.raises(ArtifactError, match=r"head\.weight is not finite"):
+        load_artifact(copy)
+
+
+def test_experts_must_be_those_of_the_manifest(tmp_path: Path) -> None:
+    artifact = load_artifact(GOLDEN / "artifact")
+    experts = random_experts(pico_config())
+    del experts["beta"]
+    with pytest.raises(ArtifactError, match="expected those of the manifest"):
+        save_artifact(tmp_path / "x", artifact.manifest, artifact.model.backbone, experts)
+
+
+@pytest.mark.skipif(not RELEASED.is_dir(), reason="no released artifact yet")
+def test_released_artifact_answers_eight_tasks(molecules: GraphBatch) -> None:
+    artifact = load_artifact(RELEASED)
+    output = artifact.model(molecules)
+    assert set(output.logits) == {"tox21", "toxcast", "sider", "clintox", "bbbp", "bace", "hiv", "muv"}
+    assert sum(values.shape[1] for values in output.probabilities.values()) == 678
+    assert all(bool(values.isfinite().all()) for values in output.probabilities.values())
+    assert "config" in artifact.manifest.provenance
