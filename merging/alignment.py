@@ -4,7 +4,6 @@ Loss per graph (G-Merging, eq. 5 to 7): alpha * L1 of graph embeddings + sum ove
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,11 @@ from models.sinkhorn import Support
 from models.twd import twd_on_support
 
 STATISTICS_BATCH = 1024
-STATISTICS_SAMPLE = 2048
+STATISTICS_MOLECULES = 8192
+"""More molecules than this do not change a mean or a variance that matters: larger sets are sampled evenly."""
+EPOCH_STATISTICS_MOLECULES = 512
+CACHE_BYTES = 2 * 1024**3
+"""A teacher's outputs are kept in memory up to this size; beyond it they are computed anew in every epoch."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,35 @@ def alignment_loss(student: LayerOutputs, teacher: LayerOutputs, support: Suppor
     return loss
 
 
+class Teacher:
+    """The fine-tuned network's outputs for training molecules, computed once where they fit into `CACHE_BYTES`."""
+
+    def __init__(self, backbone: Backbone, graphs: PackedGraphs, rows: Tensor, device: torch.device) -> None:
+        self._backbone, self._device = backbone, device
+        config = backbone.config
+        self._sizes = graphs.node_counts
+        size = int(self._sizes[rows].sum()) * config.num_layers * config.hidden_dim * 4
+        self._cache = self._outputs_by_graph(graphs, rows) if size <= CACHE_BYTES else None
+
+    @torch.no_grad()
+    def _outputs_by_graph(self, graphs: PackedGraphs, rows: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each graph its layers' outputs (N, L, d) and its embedding (d,), on the CPU."""
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        for part, batch in batches(graphs, rows, 256):
+            outputs = trace(self._backbone, batch.to(self._device))
+            layers = torch.stack(outputs.convolutions, dim=1).cpu().split(self._sizes[part].tolist())
+            kept |= dict(zip(part.tolist(), zip(layers, outputs.graph_embedding.cpu(), strict=True), strict=True))
+        return kept
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, batch: GraphBatch) -> LayerOutputs:
+        """Outputs for the graphs `rows`, which `batch` holds."""
+        if self._cache is None:
+            return trace(self._backbone, batch)
+        layers, embeddings = zip(*(self._cache[row] for row in rows.tolist()), strict=True)
+        return LayerOutputs(torch.cat(layers).to(self._device).unbind(1), torch.stack(embeddings).to(self._device))
+
+
 @torch.no_grad()
 def set_statistics(adapters: TaskAdapters, backbone: Backbone, graphs: PackedGraphs, rows: Tensor, device: torch.device) -> None:
     """Set the stored BatchNorm statistics to those of the task's stream on the given molecules.
@@ -52,6 +84,8 @@ def set_statistics(adapters: TaskAdapters, backbone: Backbone, graphs: PackedGra
     Every layer is normalised by its batch's own statistics on the way (large batches); means and variances are then pooled over the batches, so for
     up to `STATISTICS_BATCH` molecules they are exact.
     """
+    if len(rows) > STATISTICS_MOLECULES:
+        rows = rows[torch.linspace(0, len(rows) - 1, STATISTICS_MOLECULES).long()]
     count, first, second = 0, torch.zeros_like(adapters.norm_mean), torch.zeros_like(adapters.norm_var)
     for _, batch in batches(graphs, rows, STATISTICS_BATCH):
 
@@ -91,10 +125,10 @@ def align(
         name: for the progress bar.
     """
     torch.manual_seed(seed)
-    teacher.eval().requires_grad_(False).to(device)
+    expected = Teacher(teacher.eval().requires_grad_(False).to(device), graphs, rows, device)
     backbone.eval().requires_grad_(False).to(device)
     adapters = TaskAdapters(backbone.config, config.rank).to(device)
-    optimizer = torch.optim.Adam(adapters.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(adapters.parameters(), lr=config.learning_rate, fused=True)
     history: list[float] = []
     seconds = 0.0
     if checkpoint.is_file():
@@ -109,8 +143,11 @@ def align(
         torch.manual_seed(seed * 100_003 + epoch)
         order = rows[torch.randperm(len(rows))]
         # The stream moves while its adapters learn, so its statistics are taken anew each epoch; a sample is enough until the end.
-        set_statistics(adapters, backbone, graphs, order[:STATISTICS_SAMPLE], device)
-        losses = [_step(adapters, optimizer, teacher, backbone, batch, config) for batch in _on(graphs, order, config.batch_size, device)]
+        set_statistics(adapters, backbone, graphs, order[:EPOCH_STATISTICS_MOLECULES], device)
+        losses = []
+        for part, batch in batches(graphs, order, config.batch_size):
+            batch = batch.to(device)
+            losses.append(_step(adapters, optimizer, backbone, batch, expected(part, batch), config))
         history.append(sum(losses) / len(losses))
         seconds += time.perf_counter() - start
         progress.set_postfix(loss=f"{history[-1]:.5f}")
@@ -120,15 +157,9 @@ def align(
     return AlignmentResult(adapters.cpu(), {"epochs": config.epochs, "loss": history, "seconds": round(seconds, 1)})
 
 
-def _on(graphs: PackedGraphs, rows: Tensor, size: int, device: torch.device) -> Iterator[GraphBatch]:
-    return (batch.to(device) for _, batch in batches(graphs, rows, size))
-
-
 def _step(
-    adapters: TaskAdapters, optimizer: torch.optim.Optimizer, teacher: Backbone, backbone: Backbone, batch: GraphBatch, config: AlignmentConfig
+    adapters: TaskAdapters, optimizer: torch.optim.Optimizer, backbone: Backbone, batch: GraphBatch, target: LayerOutputs, config: AlignmentConfig
 ) -> float:
-    with torch.no_grad():
-        target = trace(teacher, batch)
     support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
     loss = alignment_loss(adapters(backbone, batch), target, support, config)
     optimizer.zero_grad()

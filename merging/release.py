@@ -74,8 +74,8 @@ def model_card(manifest: Manifest, results: dict[str, Any]) -> str:
     config, shape = manifest.provenance["config"], manifest.backbone
     return f"""# {manifest.name} {manifest.version}
 
-One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim}) merged from {len(manifest.tasks)} fine-tuned models, with adapters of
-rank {manifest.rank} at {shape.num_layers + 1} sites for each task.
+One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim}) merged from {len(manifest.tasks)} fine-tuned models,
+with adapters of rank {manifest.rank} at {shape.num_layers + 1} sites for each task.
 
 | task | what | labels |
 |---|---|---|
@@ -91,14 +91,16 @@ BatchNorm with stored statistics, as the service answers:
 
 Recovery (method - weight average) / (fine-tuned - weight average): {recovered}.
 
-BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE}, as the G-Merging authors evaluate (for comparison; a served answer never depends on its batch):
+BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE}, as the G-Merging authors evaluate
+(for comparison; a served answer never depends on its batch):
 
 {results_table(results, "batch")}
 
 ## How it was made
 
-Setting `{config["setting"]}`: {config["description"]}. Merged by {config["merge"]["method"]}, scaling {config["merge"]["scaling"]}. The whole
-configuration, library versions and checksums of weights and data are in `manifest.json`.
+Setting `{config["setting"]}`: {config["description"]}.
+Merged by {config["merge"]["method"]}, scaling {config["merge"]["scaling"]}.
+The whole configuration, library versions and checksums of weights and data are in `manifest.json`.
 
 ## Limits
 

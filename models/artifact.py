@@ -38,6 +38,12 @@ class TaskInfo(BaseModel):
     labels: tuple[str, ...] = Field(min_length=1)
     description: str = ""
 
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("got a label name twice, expected each once (an answer is a table by label name)")
+        return self
+
 
 class Manifest(BaseModel):
     """What an artifact is and where it came from.

@@ -216,13 +216,12 @@ def _sweep(support: Support, params: SinkhornParams, kernel: Tensor, phi: Tensor
     rows, cols, nodes, work = support.rows, support.cols, support.num_nodes, torch.empty_like(kernel)
     log_mass = -support.graph_sizes.to(kernel.dtype).log()[support.graph_of_node, None]
     for left in reversed(range(params.max_iters)):
-        # lerp with weights of exactly 0 and 1 freezes what is done, bit for bit, and costs a fifth of torch.where here
+        # lerp with weights of exactly 0 and 1 freezes what is done, bit for bit, at a fifth of the cost of torch.where; psi follows from phi
         moving = active.index_select(0, support.graph_of_node)
         update = log_mass - segment_logsumexp(torch.index_select(psi, 0, cols, out=work).add_(kernel), rows, nodes)
         change = segment_sum((update - phi).abs_(), support.graph_of_node, support.num_graphs)
         phi.lerp_(update, moving)
-        update = log_mass - segment_logsumexp(torch.index_select(phi, 0, rows, out=work).add_(kernel), cols, nodes)
-        psi.lerp_(update, moving)
+        torch.sub(log_mass, segment_logsumexp(torch.index_select(phi, 0, rows, out=work).add_(kernel), cols, nodes), out=psi)
         num_iters += active
         active *= params.epsilon * change >= params.tolerance
         busy = active.any(1)

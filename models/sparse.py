@@ -6,6 +6,7 @@
 torch multiplies CSR matrices and samples products well, but its own backward passes sort the transpose anew at every step (2 x slower here).
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,11 @@ import torch
 from torch import Tensor
 
 from models.segment import segment_count
+
+with warnings.catch_warnings():
+    # torch says once per process that CSR tensors are in beta; products with them are stable, and nobody who runs this can act on it.
+    warnings.simplefilter("ignore", UserWarning)
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +78,8 @@ def edge_dots(u: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 
 def _dots(u: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
     empty = pattern.matrix(u.new_zeros(len(pattern.rows)))
-    return torch.sparse.sampled_addmm(empty, u.contiguous(), v.t(), beta=0.0).values()
+    dots: Tensor = torch.sparse.sampled_addmm(empty, u.contiguous(), v.t(), beta=0.0).values()
+    return dots
 
 
 class _Product(torch.autograd.Function):
@@ -80,7 +87,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, h: Tensor, pattern: Pattern) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(values, h if ctx.needs_input_grad[0] else None)
-        return pattern.matrix(values) @ h
+        product: Tensor = pattern.matrix(values) @ h
+        return product
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

@@ -1,4 +1,4 @@
-"""Slow and obvious restatements of the published equations: what the fast code is compared with. Loops on purpose; nothing shared with the project."""
+"""Slow and obvious restatements of the published equations, with loops on purpose: what the fast code is compared with."""
 
 import torch
 from torch import Tensor

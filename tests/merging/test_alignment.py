@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from merging.alignment import AlignmentResult, align, alignment_loss, set_statistics
+from merging.alignment import AlignmentResult, Teacher, align, alignment_loss, set_statistics
 from merging.config import AlignmentConfig
 from merging.run import Run
 from models.adapter import TaskAdapters, trace
@@ -68,3 +68,16 @@ def test_statistics_pool_over_batches(pico_run: Run, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(pooled.norm_mean[0], whole.norm_mean[0], rtol=1e-4, atol=1e-5)  # the first layer is exact in any batches
     torch.testing.assert_close(pooled.norm_var[0], whole.norm_var[0], rtol=1e-3, atol=1e-5)
     assert float((pooled.norm_mean - whole.norm_mean).abs().max()) < 0.5
+
+
+def test_cached_teacher_equals_the_network(pico_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, backbone = pico_run.dataset("other"), random_backbone(pico_config(), seed=1)
+    rows = dataset.split.train
+    cached = Teacher(backbone, dataset.graphs, rows, torch.device("cpu"))
+    monkeypatch.setattr("merging.alignment.CACHE_BYTES", 0)
+    computed = Teacher(backbone, dataset.graphs, rows, torch.device("cpu"))
+    part = rows[torch.tensor([7, 0, 31])]
+    ours, theirs = (teacher(part, dataset.graphs.select(part)) for teacher in (cached, computed))
+    torch.testing.assert_close(ours.graph_embedding, theirs.graph_embedding)
+    for layer in range(3):
+        torch.testing.assert_close(ours.convolutions[layer], theirs.convolutions[layer])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from merging.cli import main
 from merging.pipeline import finetuned, without_adapters
@@ -110,10 +110,8 @@ def test_errors_are_one_sentence_and_exit_status_one(pico_config_file: Path, tmp
 
 
 def test_wrong_shape_of_pretrained_weights_is_refused(pico_run: Run, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"x_embedding1.weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match="x_embedding1.weight has shape"):
+    with pytest.raises(CheckpointError, match=r"x_embedding1\.weight has shape"):
         pico_run.pretrained()
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from models.adapter import apply_norm, trace
 from models.errors import InvalidInputError, UnknownTaskError
 from models.featurize import featurize
 from models.graph import GraphBatch, collate
@@ -32,8 +33,6 @@ def test_mixture_equals_the_slow_sum_of_weighted_adapters(molecules: GraphBatch)
     """The weights that the model reports, applied adapter by adapter, give the logits that it reports."""
     backbone, experts = random_backbone(pico_config()), random_experts(pico_config())
     output = UnifiedModel(backbone, experts, RouterConfig(temperature=0.3, graph_temperature=0.3))(molecules)
-    from models.adapter import apply_norm, trace
-
     for task, expert in experts.items():
         weights = output.routing_weights[task]
         assert float(weights.max(-1).values.mean()) < 0.95, "the test needs a real mixture"
@@ -86,7 +85,7 @@ def test_batch_statistics_are_those_of_the_batch(molecules: GraphBatch) -> None:
 
 
 def test_wrong_arguments(molecules: GraphBatch) -> None:
-    with pytest.raises(UnknownTaskError, match="'delta'.*alpha, beta, gamma"):
+    with pytest.raises(UnknownTaskError, match=r"'delta'.*alpha, beta, gamma"):
         pico_model()(molecules, ["delta"])
     with pytest.raises(InvalidInputError, match="'average'"):
         pico_model()(molecules, routing="average")  # type: ignore[arg-type]
