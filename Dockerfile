@@ -1,0 +1,45 @@
+# The service in one image: built with everything pip needs, run with nothing but Python and the installed packages.
+FROM python:3.11-slim-bookworm AS build
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /src
+
+# Which build of torch. Empty takes the one of pip's own index: it runs on a CPU and, on x86-64 Linux, carries CUDA as well, several GB. The address of
+# the PyTorch project's CPU index makes an image of under 2 GB, one of its CUDA indexes an image for that CUDA version:
+#   docker compose build --build-arg TORCH_INDEX_URL=<address> service
+# The version is pinned; at one version pip prefers a build with a local label (+cpu, +cu126) to one without, so an extra index is enough.
+ARG TORCH_INDEX_URL=
+COPY constraints.txt ./
+RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint constraints.txt torch
+
+# Dependencies before the code, so that a change of the code rebuilds in seconds: without packages, the project installs as its dependencies alone.
+COPY pyproject.toml README.md ./
+RUN pip install --constraint constraints.txt ".[service]" && pip uninstall --yes g-merging
+
+COPY models models
+COPY merging merging
+COPY service service
+RUN pip install --no-deps .
+
+
+FROM python:3.11-slim-bookworm
+
+COPY --from=build /opt/venv /opt/venv
+# Listening on all addresses is right inside a container: who can reach the port is decided where it is published.
+# HOME, because the user below has no entry in /etc/passwd and torch asks for a place to cache in.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    GMERGING_HOST=0.0.0.0 \
+    GMERGING_PORT=8000
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 8000
+
+# http.client rather than urllib: it knows no proxy settings.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['GMERGING_PORT']), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+
+CMD ["python", "-m", "service"]

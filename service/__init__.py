@@ -1,0 +1,1 @@
+"""The HTTP service: one merged model, every task, many clients."""

@@ -1,0 +1,239 @@
+"""One queue in front of one worker thread: requests that wait at the same time share a pass. Knows nothing of torch or of molecules.
+
+Rules:
+
+- No waiting window. When the worker is free, a pass is made of what waits; an idle service answers at once.
+- A pass holds items of one key, up to a cost. Entries of that key take turns, item by item, and an entry that was served and has more to come goes to
+  the end of the queue: thousands of items delay a single one by at most one pass.
+- What may wait is bounded by cost. `admit` refuses early, before any work was done for the request.
+- An entry that was cancelled takes part in no further pass.
+- An error in a pass fails the entries that had items in it, and no others.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_LONGEST_RETRY_SECONDS = 60
+
+
+class QueueFullError(Exception):
+    """Too much waits already."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(f"the queue is full, try again in {retry_after_seconds} s")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueClosedError(Exception):
+    """The service is stopping."""
+
+
+@dataclass(frozen=True)
+class PassStatistics:
+    """What one pass was like.
+
+    Attributes:
+        items: how many it held.
+        cost: of all of them.
+        seconds: that the worker took.
+        waited_seconds: of each entry that was served for the first time, from its arrival to the start of this pass.
+    """
+
+    items: int
+    cost: int
+    seconds: float
+    waited_seconds: tuple[float, ...]
+
+
+@dataclass(eq=False)
+class _Entry(Generic[Key, Item, Result]):
+    """The items of one request, with their own clock."""
+
+    key: Key
+    items: Sequence[Item]
+    costs: Sequence[int]
+    arrived: float
+    answer: asyncio.Future[list[Result]]
+    taken: int = 0
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def has_more(self) -> bool:
+        return self.taken < len(self.items) and not self.answer.done()
+
+    def deliver(self, results: Sequence[Result]) -> None:
+        self.results.extend(results)
+        if len(self.results) == len(self.items) and not self.answer.done():
+            self.answer.set_result(self.results)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Batcher(Generic[Key, Item, Result]):
+    """See the module's text. Everything but `run` happens on the event loop."""
+
+    def __init__(
+        self,
+        run: Callable[[Key, list[Item]], Sequence[Result]],
+        *,
+        max_batch_cost: int,
+        max_pending_cost: int,
+        on_pass: Callable[[PassStatistics], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Prepare; `start` begins the work.
+
+        Args:
+            run: answers the items of one pass, one result per item; called on the worker thread.
+            max_batch_cost: of one pass; an item that costs more runs alone.
+            max_pending_cost: of everything admitted and not yet answered.
+            on_pass: told of each pass that gave answers.
+            clock: seconds.
+        """
+        self._run, self._on_pass, self._clock = run, on_pass, clock
+        self._max_batch_cost, self._max_pending_cost = max_batch_cost, max_pending_cost
+        self._waiting: deque[_Entry[Key, Item, Result]] = deque()
+        self._pending_cost = 0
+        self._cost_per_second: float | None = None
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+
+    @property
+    def pending_cost(self) -> int:
+        """Cost of everything admitted and not yet answered."""
+        return self._pending_cost
+
+    @property
+    def waiting_items(self) -> int:
+        """Items that no pass has taken yet."""
+        return sum(len(entry.items) - entry.taken for entry in self._waiting if entry.has_more)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._worker = asyncio.create_task(self._work(), name="batcher")
+
+    async def close(self) -> None:
+        """Refuse what comes, answer what waits, then stop."""
+        self._closing = True
+        self._wake.set()
+        if self._worker is not None:
+            await self._worker
+        self._thread.shutdown()
+
+    @contextmanager
+    def admit(self, cost: int) -> Iterator[None]:
+        """Hold a place in the queue for a request, from before the first work on it until it is answered.
+
+        An idle service admits a request of any cost, for it could never be admitted otherwise.
+
+        Raises:
+            QueueFullError: too much is pending.
+            QueueClosedError: the service is stopping.
+        """
+        if self._closing:
+            raise QueueClosedError
+        if self._pending_cost and self._pending_cost + cost > self._max_pending_cost:
+            raise QueueFullError(self._retry_after())
+        self._pending_cost += cost
+        try:
+            yield
+        finally:
+            self._pending_cost -= cost
+
+    async def submit(self, key: Key, items: Sequence[Item], costs: Sequence[int]) -> list[Result]:
+        """Answer items, in their order.
+
+        Args:
+            key: items are only batched with those of an equal key.
+            items: at least one.
+            costs: of each item, positive.
+
+        Raises:
+            QueueClosedError: the service is stopping.
+            Exception: what `run` raised in a pass that held one of the items.
+        """
+        if self._closing:
+            raise QueueClosedError
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Entry(key, items, costs, self._clock(), answer))
+        self._wake.set()
+        result: list[Result] = await answer
+        return result
+
+    def _retry_after(self) -> int:
+        """Whole seconds until what is pending should be answered."""
+        if self._cost_per_second is None:
+            return 1
+        return max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(self._pending_cost / self._cost_per_second)))
+
+    async def _work(self) -> None:
+        while True:
+            portions = self._next_pass()
+            if portions:
+                await self._run_pass(portions)
+            elif self._closing:
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def _next_pass(self) -> dict[_Entry[Key, Item, Result], int]:
+        """How many items of which entries come next; the queue is left as if they had been served."""
+        queue = [entry for entry in self._waiting if entry.has_more]
+        turns = deque(entry for entry in queue if entry.key == queue[0].key)
+        portions = dict.fromkeys(turns, 0)
+        cost = 0
+        while turns:
+            entry = turns.popleft()
+            item_cost = entry.costs[entry.taken + portions[entry]]
+            if cost and cost + item_cost > self._max_batch_cost:
+                break
+            cost += item_cost
+            portions[entry] += 1
+            if entry.taken + portions[entry] < len(entry.items):
+                turns.append(entry)
+        portions = {entry: count for entry, count in portions.items() if count}
+        self._waiting = deque([*(entry for entry in queue if entry not in portions), *portions])
+        return portions
+
+    async def _run_pass(self, portions: dict[_Entry[Key, Item, Result], int]) -> None:
+        started = self._clock()
+        waited = tuple(started - entry.arrived for entry in portions if entry.taken == 0)
+        key = next(iter(portions)).key
+        items: list[Item] = []
+        cost = 0
+        for entry, count in portions.items():
+            taken = slice(entry.taken, entry.taken + count)
+            items += entry.items[taken]
+            cost += sum(entry.costs[taken])
+            entry.taken += count
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, key, items)
+            if len(results) != len(items):
+                raise RuntimeError(f"got {len(results)} results for {len(items)} items")
+            seconds = self._clock() - started
+            self._on_pass(PassStatistics(len(items), cost, seconds, waited))
+        except Exception as error:  # whatever it is, it concerns the clients of this pass, and the worker lives on
+            for entry in portions:
+                entry.fail(error)
+            return
+        self._cost_per_second = cost / max(seconds, 1e-6)
+        begin = 0
+        for entry, count in portions.items():
+            entry.deliver(results[begin : begin + count])
+            begin += count

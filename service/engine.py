@@ -1,0 +1,127 @@
+"""What answers: an artifact on a device. The only file of the service that runs torch."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.artifact import Artifact, load_artifact
+from models.device import DeviceChoice, choose_device
+from models.errors import ConfigError
+from models.graph import MolGraph, collate
+from models.unified import Routing
+from service.settings import PREFIX, Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine says about itself.
+
+    Attributes:
+        name, version, digest: of the artifact.
+        device: that it runs on.
+        labels: label names by task; the tasks are the experts.
+        descriptions: one line by task.
+        sites: where experts are mixed.
+        details: the rest of the manifest.
+    """
+
+    name: str
+    version: str
+    digest: str
+    device: str
+    labels: dict[str, tuple[str, ...]]
+    descriptions: dict[str, str]
+    sites: tuple[str, ...]
+    details: dict[str, Any]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task names, in the model's order."""
+        return tuple(self.labels)
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """Answers of one pass over G graphs.
+
+    Attributes:
+        probabilities: by task, (G, labels of the task).
+        routing: by task, (G, sites, experts), each site sums to 1.
+    """
+
+    probabilities: dict[str, NDArray[np.float32]]
+    routing: dict[str, NDArray[np.float32]]
+
+
+class Engine(Protocol):
+    """Whatever can answer; tests bring their own."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it is."""
+        ...
+
+    def run(self, graphs: Sequence[MolGraph], tasks: Sequence[str], routing: Routing) -> PassOutput:
+        """One pass; blocks. Called from one thread at a time."""
+        ...
+
+
+class ArtifactEngine:
+    """An engine that answers from a loaded artifact."""
+
+    def __init__(self, artifact: Artifact, device: torch.device) -> None:
+        manifest = artifact.manifest
+        self._model, self._device = artifact.model, device
+        self.info = EngineInfo(
+            name=manifest.name,
+            version=manifest.version,
+            digest=artifact.digest,
+            device=str(device),
+            labels={task: info.labels for task, info in manifest.tasks.items()},
+            descriptions={task: info.description for task, info in manifest.tasks.items()},
+            sites=artifact.model.site_names,
+            details=manifest.model_dump(mode="json", include={"created", "format_version", "backbone", "rank", "router", "provenance", "metrics"}),
+        )
+
+    def run(self, graphs: Sequence[MolGraph], tasks: Sequence[str], routing: Routing) -> PassOutput:
+        """One pass over graphs; see `Engine`.
+
+        Raises:
+            FloatingPointError: a probability is not finite; better no answer than that one.
+        """
+        with torch.inference_mode():
+            output = self._model(collate(graphs).to(self._device), tasks, routing)
+            probabilities = {task: values.cpu().numpy() for task, values in output.probabilities.items()}
+            weights = {task: values.cpu().numpy() for task, values in output.routing_weights.items()}
+        broken = [task for task, values in probabilities.items() if not np.isfinite(values).all()]
+        if broken:
+            raise FloatingPointError(f"got probabilities that are not finite for {', '.join(broken)}")
+        return PassOutput(probabilities, weights)
+
+
+def load_engine(settings: Settings) -> ArtifactEngine:
+    """Load the artifact that the settings name, onto their device.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+        ArtifactError: the artifact cannot be used.
+    """
+    torch.set_num_threads(settings.threads)
+    device = _device(settings.device)
+    engine = ArtifactEngine(load_artifact(settings.artifact, device), device)
+    log.info("answering from %s %s (%s) on %s", engine.info.name, engine.info.version, engine.info.digest[:12], device)
+    return engine
+
+
+def _device(choice: DeviceChoice) -> torch.device:
+    try:
+        return choose_device(choice)
+    except ConfigError as error:
+        raise ConfigError(f"{PREFIX}DEVICE: {error}") from None

@@ -1,0 +1,96 @@
+"""Errors as RFC 9457 problem details. The one place where an error becomes a status."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from service.batcher import QueueClosedError, QueueFullError
+
+MEDIA_TYPE = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499  # nobody is left to read it; it is what proxies and dashboards call the case
+_PHRASES = {413: "Content Too Large", 422: "Unprocessable Content", CLIENT_CLOSED_REQUEST: "Client Closed Request"}  # RFC 9110's, newer than Python's
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+_LONGEST_ECHO = 400
+
+
+class ProblemError(HTTPException):
+    """An error with a status, a stable code and a sentence; an HTTPException, so that FastAPI lets it pass wherever it is raised."""
+
+    def __init__(self, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extensions: Any) -> None:
+        super().__init__(status, detail, headers)
+        self.code, self.extensions = code, extensions
+
+
+def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extensions: Any) -> Response:
+    """A problem details response."""
+    title = _PHRASES.get(status) or HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": clean(detail), "code": code, **extensions}
+    return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
+
+
+def clean(text: str) -> str:
+    """A text that may hold what a client sent: no lone surrogates, which UTF-8 cannot carry, and no end of it."""
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= _LONGEST_ECHO else text[: _LONGEST_ECHO - 3] + "..."
+
+
+def too_large(limit: int) -> ProblemError:
+    """The body passes the limit."""
+    return ProblemError(413, "body_too_large", f"got a body of more than {limit} bytes (max_body_bytes)", limit={"max_body_bytes": limit})
+
+
+def not_ready() -> ProblemError:
+    """No engine, or a service that is stopping."""
+    return ProblemError(503, "not_ready", "the service is starting or stopping", {"Retry-After": "1"})
+
+
+async def _on_http_exception(_: Request, error: HTTPException) -> Response:
+    if isinstance(error, ProblemError):
+        return problem(error.status_code, error.code, error.detail, error.headers, **error.extensions)
+    code = _CODES.get(error.status_code, f"http_{error.status_code}")
+    return problem(error.status_code, code, error.detail, error.headers)
+
+
+async def _on_queue_full(_: Request, error: QueueFullError) -> Response:
+    return problem(429, "queue_full", str(error), {"Retry-After": str(error.retry_after_seconds)})
+
+
+async def _on_queue_closed(request: Request, _: QueueClosedError) -> Response:
+    return await _on_http_exception(request, not_ready())
+
+
+async def _on_invalid_request(request: Request, error: RequestValidationError) -> Response:
+    errors: Sequence[Any] = error.errors()
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return problem(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+    if isinstance(error.body, bytes):  # FastAPI leaves a body that is not declared as JSON unread
+        content_type = request.headers.get("content-type", "none")
+        return problem(415, "unsupported_media_type", f"got content type {content_type}, expected application/json", {"Accept": "application/json"})
+    fields = [{"pointer": clean(_pointer(item["loc"])), "detail": clean(item["msg"].removeprefix("Value error, "))} for item in errors]
+    return problem(422, "invalid_request", f"{fields[0]['pointer']}: {fields[0]['detail']}", errors=fields[:20])
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """JSON pointer (RFC 6901, as a URI fragment) of a place in the body."""
+    return "#" + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location[1:])
+
+
+# Any: Starlette types every handler as one of all exceptions.
+_HANDLERS: dict[type[Exception], Any] = {
+    HTTPException: _on_http_exception,
+    RequestValidationError: _on_invalid_request,
+    QueueFullError: _on_queue_full,
+    QueueClosedError: _on_queue_closed,
+}
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer every error of an application with problem details; what is not foreseen is answered by the outermost middleware."""
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)

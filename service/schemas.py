@@ -1,0 +1,184 @@
+"""What goes over the wire: requests are validated by these models, answers are documented by them."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+
+from models.unified import Routing
+
+ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
+ETHANOL_GRAPH = {
+    "x": [[5, 0], [5, 0], [7, 0]],
+    "edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]],
+    "edge_attr": [[0, 0], [0, 0], [0, 0], [0, 0]],
+}
+
+# Strict: 6.0, "6" and true are no atom types. Bounded: what does not fit a machine word never reaches a tensor.
+_Integer = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
+
+
+# Fail fast: a hostile list of a million wrong values is one error, not a million (half a minute and 3 GB for a body of 4 MB).
+_Row = Annotated[list[_Integer], Field(fail_fast=True)]
+_Table = Annotated[list[_Row], Field(fail_fast=True)]
+_TaskName = Annotated[str, StringConstraints(max_length=64)]
+_MOST_UNKNOWN_FIELDS = 10
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_Smiles = Annotated[
+    list[str],
+    Field(min_length=1, fail_fast=True),
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_number_of_fields(cls, data: Any) -> Any:
+        """Every unknown field is an error of its own; this bounds how many."""
+        if isinstance(data, dict) and len(data) > len(cls.model_fields) + _MOST_UNKNOWN_FIELDS:
+            raise ValueError(f"got {len(data)} fields, expected some of {', '.join(cls.model_fields)}")
+        return data
+
+
+class GraphIn(_Request):
+    """A molecule as a graph in the vocabulary of Hu et al. 2020; each bond appears in both directions, self-loops are added by the network."""
+
+    x: _Table = Field(description="one row per heavy atom: [atomic number - 1, chirality (0 none, 1 clockwise, 2 counter-clockwise)]")
+    edge_index: _Table = Field(description="two rows: source atom and target atom of every edge")
+    edge_attr: _Table = Field(
+        description="one row per edge: [bond type (0 single, 1 double, 2 triple, 3 aromatic), direction (0 none, 1 up-right, 2 down-right)]"
+    )
+
+
+class PredictRequest(_Request):
+    """Molecules as SMILES or as graphs, and what to answer about them."""
+
+    smiles: _Smiles | None = Field(None, description="one SMILES or a list of them")
+    graphs: Annotated[list[GraphIn], Field(min_length=1, fail_fast=True)] | None = Field(None, description="molecular graphs, in place of `smiles`")
+    tasks: Annotated[list[_TaskName], Field(min_length=1, fail_fast=True)] | None = Field(
+        None, description="tasks to answer, by name (see `GET /tasks`); all of them if left out"
+    )
+    routing: Routing = Field("moe", description="`moe` mixes the experts of all tasks per molecule; `own` uses each task's own expert alone")
+    explain: Annotated[list[Literal["routing"]], Field(fail_fast=True)] = Field(
+        [], description="`routing` adds the weight of every expert at every site"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.smiles is None) == (self.graphs is None):
+            given = "neither" if self.smiles is None else "both"
+            raise ValueError(f"got {given} of smiles and graphs, expected exactly one")
+        if self.tasks is not None and len(set(self.tasks)) != len(self.tasks):
+            raise ValueError("got a task twice in tasks, expected each once")
+        return self
+
+
+PREDICT_EXAMPLES: dict[str, Any] = {
+    "one": {"summary": "One molecule, every task", "value": {"smiles": ASPIRIN}},
+    "several": {"summary": "Several molecules, two tasks", "value": {"smiles": ["CCO", ASPIRIN, "not a molecule"], "tasks": ["bbbp", "tox21"]}},
+    "explained": {"summary": "With routing weights", "value": {"smiles": [ASPIRIN], "tasks": ["bbbp"], "explain": ["routing"]}},
+    "graph": {"summary": "A graph: ethanol", "value": {"graphs": [ETHANOL_GRAPH], "tasks": ["bbbp"]}},
+}
+
+
+class ModelName(BaseModel):
+    """Which model gave an answer."""
+
+    name: str = Field(examples=["moleculenet-gcn"])
+    version: str = Field(examples=["1.0.0"])
+    digest: str = Field(description="sha256 of the artifact's manifest, and so of every weight")
+
+
+class ItemError(BaseModel):
+    """Why one molecule could not be read."""
+
+    code: str = Field(description="stable name", examples=["smiles_syntax"])
+    message: str
+
+
+class PredictionItem(BaseModel):
+    """The answer for one molecule: either `tasks` or `error`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: int = Field(ge=0, description="position in the request")
+    smiles: str | None = Field(description="canonical SMILES; null for a graph and for a molecule that could not be read", examples=["CCO"])
+    tasks: dict[str, dict[str, float]] | None = Field(
+        None, description="per task, a probability per label", examples=[{"bbbp": {"p_np": 0.91}, "bace": {"Class": 0.27}}]
+    )
+    routing: dict[str, dict[str, dict[str, float]]] | None = Field(
+        None, description="if asked: per task and site, the weight of every expert; the weights of a site sum to 1"
+    )
+    error: ItemError | None = Field(None, description="present if and only if the molecule could not be read")
+
+
+class PredictResponse(BaseModel):
+    """Answers in the order of the request."""
+
+    model: ModelName
+    predictions: list[PredictionItem]
+
+
+class TaskOut(BaseModel):
+    """One task."""
+
+    name: str = Field(examples=["bbbp"])
+    description: str
+    labels: tuple[str, ...] = Field(examples=[["p_np"]])
+
+
+class TasksResponse(BaseModel):
+    """The tasks of the model, in its order."""
+
+    tasks: list[TaskOut]
+
+
+class ModelResponse(ModelName):
+    """Everything the artifact says about itself, and the limits of this service."""
+
+    created: str
+    format_version: int
+    device: str
+    tasks: list[str]
+    sites: list[str] = Field(description="where experts are mixed")
+    backbone: dict[str, Any]
+    rank: int = Field(description="width of an adapter")
+    router: dict[str, Any]
+    provenance: dict[str, Any]
+    metrics: dict[str, Any]
+    limits: dict[str, int]
+
+
+class HealthResponse(BaseModel):
+    """State of the process."""
+
+    status: Literal["alive", "ready"]
+
+
+class FieldProblem(BaseModel):
+    """One thing wrong with a request's body."""
+
+    pointer: str = Field(description="JSON pointer to it", examples=["#/routing"])
+    detail: str
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str
+    code: str = Field(description="stable name of the problem", examples=["unknown_task"])
+    errors: list[FieldProblem] | None = Field(None, description="with code invalid_request: every field that is wrong")
+    limit: dict[str, int] | None = Field(None, description="the limit that was passed, by the name of its setting")

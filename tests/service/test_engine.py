@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.artifact import load_artifact
+from models.errors import ArtifactError, ConfigError
+from models.featurize import featurize
+from service.engine import ArtifactEngine, load_engine
+from tests.service.doubles import LABELS, settings_of
+
+SMILES = ["CCO", "c1ccccc1C(=O)O", "C", "CC(=O)Oc1ccccc1C(=O)O", "[Na+].[Cl-]", "CC(C)Cc1ccc(cc1)[C@@H](C)C(=O)O"]
+GRAPHS = [featurize(smiles).graph for smiles in SMILES]
+
+
+@pytest.fixture(scope="module")
+def pico(pico_artifact: Path) -> ArtifactEngine:
+    return load_engine(settings_of(artifact=pico_artifact, device="cpu"))
+
+
+def test_info_is_the_manifest(pico: ArtifactEngine, pico_artifact: Path) -> None:
+    info = pico.info
+    assert (info.name, info.version, info.device, info.tasks) == ("pico", "0.1.0", "cpu", tuple(LABELS))
+    assert info.labels == LABELS
+    assert info.sites == ("layer_0", "layer_1", "graph")
+    assert info.digest == load_artifact(pico_artifact).digest
+    assert info.details["rank"] == 2
+
+
+@pytest.mark.parametrize("routing", ["moe", "own"])
+def test_shapes_and_sums(pico: ArtifactEngine, routing: str) -> None:
+    output = pico.run(GRAPHS, ("tox21", "bbbp"), routing)
+    assert {task: values.shape for task, values in output.probabilities.items()} == {"tox21": (6, 3), "bbbp": (6, 1)}
+    for weights in output.routing.values():
+        assert weights.shape == (6, 3, 3)
+        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+
+
+def test_routing_makes_a_difference(pico: ArtifactEngine) -> None:
+    """Otherwise the tests above and over HTTP would prove little."""
+    mixed, own = (pico.run(GRAPHS, ("bbbp",), routing).probabilities["bbbp"] for routing in ("moe", "own"))
+    assert np.abs(mixed - own).max() > 1e-3
+    assert mixed.std() > 1e-3
+
+
+@pytest.mark.parametrize("routing", ["moe", "own"])
+def test_an_answer_depends_on_its_molecule_and_task_alone(pico: ArtifactEngine, routing: str) -> None:
+    together = pico.run(GRAPHS, tuple(LABELS), routing)
+    for k, graph in enumerate(GRAPHS):
+        for task in LABELS:
+            alone = pico.run([graph], (task,), routing)
+            np.testing.assert_allclose(alone.probabilities[task][0], together.probabilities[task][k], atol=1e-5)
+            np.testing.assert_allclose(alone.routing[task][0], together.routing[task][k], atol=1e-5)
+
+
+def test_no_answer_is_better_than_one_that_is_not_finite(pico_artifact: Path) -> None:
+    artifact = load_artifact(pico_artifact)
+    artifact.model.heads[1].bias.data.fill_(float("nan"))
+    engine = ArtifactEngine(artifact, torch.device("cpu"))
+    with pytest.raises(FloatingPointError, match="clintox"):
+        engine.run(GRAPHS, tuple(LABELS), "moe")
+
+
+def test_missing_artifact_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nothing_here"):
+        load_engine(settings_of(artifact=tmp_path / "nothing_here"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_that_is_not_there_is_a_clear_error(pico_artifact: Path) -> None:
+    with pytest.raises(ConfigError, match="GMERGING_DEVICE: got device 'cuda'"):
+        load_engine(settings_of(artifact=pico_artifact, device="cuda"))

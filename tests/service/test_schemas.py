@@ -1,0 +1,75 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from service.schemas import ETHANOL_GRAPH, PREDICT_EXAMPLES, PredictRequest
+
+
+def test_one_smiles_is_a_list_of_one() -> None:
+    assert PredictRequest.model_validate({"smiles": "CCO"}).smiles == ["CCO"]
+    assert PredictRequest.model_validate({"smiles": ["CCO", "C"]}).smiles == ["CCO", "C"]
+
+
+def test_defaults() -> None:
+    request = PredictRequest.model_validate({"smiles": "C"})
+    assert (request.graphs, request.tasks, request.routing, request.explain) == (None, None, "moe", [])
+
+
+@pytest.mark.parametrize("example", PREDICT_EXAMPLES.values(), ids=PREDICT_EXAMPLES)
+def test_examples_are_valid(example: dict[str, Any]) -> None:
+    PredictRequest.model_validate(example["value"])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "neither of smiles and graphs"),
+        ({"smiles": "C", "graphs": [ETHANOL_GRAPH]}, "both of smiles and graphs"),
+        ({"smiles": []}, "at least 1 item"),
+        ({"graphs": []}, "at least 1 item"),
+        ({"smiles": 5}, "valid list"),
+        ({"smiles": ["C", 5]}, "valid string"),
+        ({"smiles": {"a": "C"}}, "valid list"),
+        ({"smiles": "C", "tasks": []}, "at least 1 item"),
+        ({"smiles": "C", "tasks": ["a", "a"]}, "a task twice"),
+        ({"smiles": "C", "tasks": ["a" * 65]}, "at most 64 characters"),
+        ({"smiles": "C", "routing": "best"}, "'moe' or 'own'"),
+        ({"smiles": "C", "explain": ["everything"]}, "'routing'"),
+        ({"smiles": "C", "task": ["a"]}, "Extra inputs"),
+        ({"graphs": [{**ETHANOL_GRAPH, "y": 1}]}, "Extra inputs"),
+        ({"graphs": [{"x": [[5, 0]]}]}, "Field required"),
+        ({"graphs": [{**ETHANOL_GRAPH, "x": [[5.0, 0]]}]}, "valid integer"),
+        ({"graphs": [{**ETHANOL_GRAPH, "x": [["5", 0]]}]}, "valid integer"),
+        ({"graphs": [{**ETHANOL_GRAPH, "x": [[True, 0]]}]}, "valid integer"),
+        ({"graphs": [{**ETHANOL_GRAPH, "x": [[2**63, 0]]}]}, "less than"),
+    ],
+)
+def test_wrong_request_is_refused(body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PredictRequest.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"smiles": [1] * 100},
+        {"smiles": "C", "tasks": [1] * 100},
+        {"smiles": "C", "explain": [1] * 100},
+        {"smiles": "C", **{f"unknown_{k}": 1 for k in range(100)}},
+        {"graphs": [{}] * 100},
+        {"graphs": [{f"unknown_{k}": 1 for k in range(100)}]},
+        {"graphs": [{**ETHANOL_GRAPH, "x": [["a"]] * 100}]},
+        {"graphs": [{**ETHANOL_GRAPH, "x": [["a"] * 100]}]},
+    ],
+)
+def test_many_mistakes_cost_no_more_than_a_few(body: dict[str, Any]) -> None:
+    """A description of every one of a million mistakes is a way to fill the memory."""
+    with pytest.raises(ValidationError) as error:
+        PredictRequest.model_validate(body)
+    assert error.value.error_count() <= 3
+
+
+def test_document_shows_both_forms_of_smiles() -> None:
+    forms = PredictRequest.model_json_schema()["properties"]["smiles"]["anyOf"]
+    assert [form["type"] for form in forms] == ["string", "array", "null"]

@@ -1,0 +1,209 @@
+"""The service over real HTTP on a real port: a process of its own, started as an operator starts it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from models.featurize import featurize
+from service.engine import ArtifactEngine, load_engine
+from service.schemas import PredictResponse
+from service.settings import RELEASED_ARTIFACT
+from tests.service.doubles import metric, settings_of
+
+SMILES = [
+    "CCO",
+    "CC(=O)Oc1ccccc1C(=O)O",
+    "Cn1cnc2c1c(=O)n(C)c(=O)n2C",
+    "C",
+    "[Na+].[Cl-]",
+    "CC(C)Cc1ccc(cc1)[C@@H](C)C(=O)O",
+    "C/C=C/C(=O)O",
+    "O=C(O)c1cc(N=Nc2ccc(S(=O)(=O)Nc3ccccn3)cc2)ccc1O",
+    "CCCCCCCCCCCCCCCC",
+    "c1ccc2c(c1)ccc1ccccc12",
+]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running service and the same model offline."""
+
+    url: str
+    engine: ArtifactEngine
+    _answers: dict[tuple[str, str], dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120)
+
+    def offline(self, smiles: str, routing: str = "moe") -> dict[str, np.ndarray]:
+        """The answer for a molecule on its own."""
+        if (smiles, routing) not in self._answers:
+            output = self.engine.run([featurize(smiles).graph], self.engine.info.tasks, routing)
+            self._answers[smiles, routing] = {task: values[0] for task, values in output.probabilities.items()}
+        return self._answers[smiles, routing]
+
+    def check(self, body: Any, smiles: list[str], routing: str = "moe") -> None:
+        """Every answer is that of its molecule, in order."""
+        items = PredictResponse.model_validate(body).predictions
+        assert [item.index for item in items] == list(range(len(smiles)))
+        for item, text in zip(items, smiles, strict=True):
+            assert item.smiles == featurize(text).smiles
+            assert item.tasks is not None
+            for task, expected in self.offline(text, routing).items():
+                assert tuple(item.tasks[task]) == self.engine.info.labels[task]
+                np.testing.assert_allclose(list(item.tasks[task].values()), expected, atol=1e-5)
+
+
+@contextmanager
+def process(**settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`python -m service` on a free port, and its address; stopped at the end."""
+    environment = {**os.environ, **{f"GMERGING_{name.upper()}": str(value) for name, value in settings.items()}}
+    with subprocess.Popen([sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        try:
+            lines = []
+            for line in running.stderr:
+                lines.append(line)
+                if found := re.search(r"running on (http://[\d.:]+)", line):
+                    # Nobody may block on a full pipe.
+                    drain = threading.Thread(target=running.stderr.read)
+                    drain.start()
+                    yield running, found[1]
+                    break
+            else:
+                pytest.fail("the service did not start:\n" + "".join(lines))
+        finally:
+            running.send_signal(signal.SIGTERM)
+            running.wait(60)
+    drain.join()
+
+
+@pytest.fixture(scope="module", params=["pico", "released"])
+def server(request: pytest.FixtureRequest, pico_artifact: Path) -> Iterator[Server]:
+    artifact = pico_artifact if request.param == "pico" else RELEASED_ARTIFACT
+    if not (artifact / "manifest.json").is_file():
+        pytest.skip(f"no artifact at {artifact}")
+    # Small passes, so that requests are cut and mixed.
+    with process(port=0, artifact=artifact, device="cpu", max_batch_cost=300) as (_, url):
+        yield Server(url, load_engine(settings_of(artifact=artifact, device="cpu")))
+
+
+def test_many_clients_each_get_their_own_answers(server: Server) -> None:
+    requests = [[SMILES[(start + k) % len(SMILES)] for k in range(size)] for start, size in enumerate([1, 7, 2, 12, 1, 5, 3, 1])]
+
+    def ask(smiles: list[str]) -> Any:
+        with server.client() as client:
+            response = client.post("/predict", json={"smiles": smiles})
+            assert response.status_code == 200
+            return response.json()
+
+    with ThreadPoolExecutor(len(requests)) as clients:
+        bodies = list(clients.map(ask, requests))
+    for body, smiles in zip(bodies, requests, strict=True):
+        server.check(body, smiles)
+
+
+def test_own_routing(server: Server) -> None:
+    with server.client() as client:
+        server.check(client.post("/predict", json={"smiles": SMILES, "routing": "own"}).json(), SMILES, "own")
+
+
+def test_bad_molecule_among_good_ones(server: Server) -> None:
+    with server.client() as client:
+        alone = client.post("/predict", json={"smiles": "CCO"}).json()["predictions"][0]
+        first, bad, last = client.post("/predict", json={"smiles": ["CCO", "C1CC", "OCC"]}).json()["predictions"]
+        assert client.post("/predict", json={"smiles": ["C1CC"]}).status_code == 422
+    assert bad["error"]["code"] == "smiles_syntax"
+    for item in (first, last):
+        for task, labels in alone["tasks"].items():
+            assert item["tasks"][task] == pytest.approx(labels, abs=1e-5)
+
+
+@pytest.mark.parametrize("smiles", SMILES)
+def test_graph_equals_its_smiles(server: Server, smiles: str) -> None:
+    graph = featurize(smiles).graph
+    lists = {"x": graph.x.tolist(), "edge_index": graph.edge_index.tolist(), "edge_attr": graph.edge_attr.tolist()}
+    with server.client() as client:
+        (item,) = client.post("/predict", json={"graphs": [lists]}).json()["predictions"]
+    assert item["smiles"] is None
+    for task, expected in server.offline(smiles).items():
+        np.testing.assert_allclose(list(item["tasks"][task].values()), expected, atol=1e-5)
+
+
+def test_routing_weights_sum_to_one(server: Server) -> None:
+    info = server.engine.info
+    with server.client() as client:
+        items = client.post("/predict", json={"smiles": SMILES, "explain": ["routing"]}).json()["predictions"]
+    for item in items:
+        assert tuple(item["routing"]) == info.tasks
+        for sites in item["routing"].values():
+            assert tuple(sites) == info.sites
+            for weights in sites.values():
+                assert tuple(weights) == info.tasks
+                assert sum(weights.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_descriptions_are_the_artifacts(server: Server) -> None:
+    info = server.engine.info
+    with server.client() as client:
+        tasks = client.get("/tasks").json()["tasks"]
+        model = client.get("/model").json()
+        assert client.get("/readyz").status_code == client.get("/healthz").status_code == client.get("/docs").status_code == 200
+    assert {task["name"]: tuple(task["labels"]) for task in tasks} == info.labels
+    assert (model["name"], model["digest"]) == (info.name, info.digest)
+
+
+def test_metrics_move(server: Server) -> None:
+    names = [
+        'gmerging_requests_total{method="POST",route="/predict",status="200"}',
+        'gmerging_molecules_total{outcome="ok"}',
+        'gmerging_molecules_total{outcome="chemistry"}',
+        'gmerging_stage_duration_seconds_count{stage="parse"}',
+        "gmerging_batch_graphs_sum",
+    ]
+    with server.client() as client:
+        client.post("/predict", json={"smiles": "C"})
+        before = client.get("/metrics").text
+        client.post("/predict", json={"smiles": ["CCO", "CN(C)(C)C", "C"]})
+        after = client.get("/metrics").text
+    assert [metric(after, name) - metric(before, name) for name in names] == [1, 2, 1, 1, 2]
+    assert metric(after, "process_resident_memory_bytes") > 0
+
+
+def test_chunked_body_over_the_limit_is_refused(server: Server) -> None:
+    chunk = b" " * 65_536
+    with server.client() as client:
+        response = client.post("/predict", content=(chunk for _ in range(80)), headers={"content-type": "application/json"})
+        assert response.status_code == 413
+        assert response.json()["code"] == "body_too_large"
+        assert client.get("/healthz").status_code == 200
+
+
+def test_sigterm_finishes_what_is_in_flight(pico_artifact: Path) -> None:
+    smiles = SMILES * 60
+    with (
+        process(port=0, artifact=pico_artifact, device="cpu") as (running, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        answer = pool.submit(httpx.post, f"{url}/predict", json={"smiles": smiles}, timeout=60)
+        while metric(client.get("/metrics").text, "gmerging_pending_cost") == 0:
+            assert not answer.done()
+        running.send_signal(signal.SIGTERM)
+        response = answer.result()
+        assert running.wait(60) == 0
+    assert response.status_code == 200
+    assert len(response.json()["predictions"]) == len(smiles)

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from models.errors import ConfigError
+from service.settings import RELEASED_ARTIFACT, Settings, load_settings
+
+
+def test_defaults_listen_on_loopback_and_answer_from_the_release() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.device, settings.threads) == ("127.0.0.1", 8000, "auto", 1)
+    assert settings.artifact == RELEASED_ARTIFACT
+    assert RELEASED_ARTIFACT.parts[-3:] == ("models", "releases", "moleculenet-gcn")
+
+
+def test_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMERGING_PORT", "9001")
+    monkeypatch.setenv("GMERGING_ARTIFACT", "/somewhere/else")
+    monkeypatch.setenv("GMERGING_DEVICE", "")
+    settings = load_settings()
+    assert (settings.port, settings.artifact, settings.device) == (9001, Path("/somewhere/else"), "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "65536"),
+        ("DEVICE", "tpu"),
+        ("THREADS", "0"),
+        ("MAX_MOLECULES", "-1"),
+        ("MAX_ATOMS", "0"),
+        ("MAX_SMILES_LENGTH", "1.5"),
+        ("MAX_BODY_BYTES", "10"),
+        ("MAX_BATCH_COST", "0"),
+        ("SHUTDOWN_SECONDS", "0"),
+    ],
+)
+def test_wrong_value_names_its_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"GMERGING_{name}", value)
+    with pytest.raises(ConfigError, match=f"GMERGING_{name}: got '{value}'"):
+        load_settings()
+
+
+def test_every_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMERGING_PORT", "x")
+    monkeypatch.setenv("GMERGING_THREADS", "y")
+    with pytest.raises(ConfigError, match=r"GMERGING_PORT.*GMERGING_THREADS"):
+        load_settings()
+
+
+def test_queue_must_hold_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMERGING_MAX_PENDING_COST", "10")
+    with pytest.raises(ConfigError, match=r"GMERGING_MAX_PENDING_COST 10, expected at least GMERGING_MAX_BATCH_COST"):
+        load_settings()
+
+
+def test_settings_are_frozen_and_refuse_surprises() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"prot": 1})
