@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
@@ -27,6 +28,7 @@ from models.unified import Expert, UnifiedModel
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _BACKBONE = "backbone.safetensors"
+_CARD = "README.md"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -138,7 +140,7 @@ def save_artifact(folder: Path, manifest: Manifest, backbone: Backbone, experts:
         raise ArtifactError(f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}")
     contents = {_BACKBONE: _serialise(backbone), **{_task_file(task): _serialise(expert) for task, expert in experts.items()}}
     if card:
-        contents["README.md"] = card.encode()
+        contents[_CARD] = card.encode()
     manifest = manifest.model_copy(update={"files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -164,12 +166,13 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
             finite; the message names it.
     """
     manifest, digest = read_manifest(folder)
+    contents = {name: _read_verified(folder, name, sha256) for name, sha256 in manifest.files.items()}
     backbone = Backbone(manifest.backbone)
-    _restore(backbone, folder, _BACKBONE, manifest)
+    _fill(backbone, contents[_BACKBONE], folder / _BACKBONE)
     experts = {}
     for task, info in manifest.tasks.items():
         experts[task] = Expert(manifest.backbone, manifest.rank, info.labels)
-        _restore(experts[task], folder, _task_file(task), manifest)
+        _fill(experts[task], contents[_task_file(task)], folder / _task_file(task))
     return Artifact(manifest, UnifiedModel(backbone, experts, manifest.router).to(device), digest)
 
 
@@ -187,9 +190,11 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         manifest = Manifest.model_validate(raw)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         raise ArtifactError(f"{path}: not a manifest: {error}") from error
-    missing = {_BACKBONE, *map(_task_file, manifest.tasks)} - manifest.files.keys()
-    if missing:
-        raise ArtifactError(f"{path}: got no checksum of {', '.join(sorted(missing))}")
+    needed = {_BACKBONE, *map(_task_file, manifest.tasks)}
+    if wrong := needed - manifest.files.keys():
+        raise ArtifactError(f"{path}: got no checksum of {', '.join(sorted(wrong))}")
+    if wrong := manifest.files.keys() - needed - {_CARD}:
+        raise ArtifactError(f"{path}: got a checksum of {', '.join(map(ascii, sorted(wrong)))}, expected only {', '.join(sorted(needed | {_CARD}))}")
     return manifest, hashlib.sha256(data).hexdigest()
 
 
@@ -201,15 +206,18 @@ def _serialise(module: nn.Module) -> bytes:
     return save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()})
 
 
-def _restore(module: nn.Module, folder: Path, name: str, manifest: Manifest) -> None:
-    """Read one file, compare its checksum, fill the module."""
+def _read_verified(folder: Path, name: str, sha256: str) -> bytes:
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
         raise ArtifactError(f"{folder}: got no readable {name}: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != manifest.files[name]:
-        raise ArtifactError(f"{folder / name}: got other contents than the manifest's sha256 says, expected {manifest.files[name][:12]}...")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ArtifactError(f"{folder / name}: got other contents than the manifest's sha256 says, expected {sha256[:12]}...")
+    return data
+
+
+def _fill(module: nn.Module, data: bytes, origin: Path) -> None:
     try:
-        load_tensors(module, load(data), str(folder / name))
-    except CheckpointError as error:
-        raise ArtifactError(str(error)) from error
+        load_tensors(module, load(data), str(origin))
+    except (CheckpointError, SafetensorError) as error:
+        raise ArtifactError(f"{origin}: {error}") from error

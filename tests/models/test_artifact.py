@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.conftest import pico_config, random_backbone, random_experts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASED = Path(__file__).parents[2] / "models" / "releases" / "moleculenet-gcn"
+FILES = json.loads((GOLDEN / "artifact/manifest.json").read_text())["files"]
 
 
 @pytest.fixture
@@ -88,6 +90,13 @@ def test_one_flipped_bit_is_refused(copy: Path) -> None:
         load_artifact(copy)
 
 
+def test_tensors_that_are_none_are_refused_even_with_a_right_checksum(copy: Path) -> None:
+    (copy / "tasks/beta.safetensors").write_bytes(b"junk")
+    edit_manifest(copy, files={**FILES, "tasks/beta.safetensors": hashlib.sha256(b"junk").hexdigest()})
+    with pytest.raises(ArtifactError, match=r"tasks/beta\.safetensors"):
+        load_artifact(copy)
+
+
 def test_missing_pieces_are_named(copy: Path) -> None:
     (copy / "tasks/beta.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"no readable tasks/beta\.safetensors"):
@@ -106,6 +115,8 @@ def test_missing_pieces_are_named(copy: Path) -> None:
         ({"rank": 0}, "rank"),
         ({"surplus": 1}, "surplus"),
         ({"files": {}}, r"no checksum of backbone\.safetensors"),
+        ({"files": {**FILES, "../secret": "0"}}, r"got a checksum of '\.\./secret', expected only"),
+        ({"tasks": {"twice": {"labels": ["x", "x"]}}}, "label name twice"),
         ({"tasks": {"../../etc/passwd": {"labels": ["x"]}}}, "expected lower-case letters"),
         ({"tasks": {}}, "tasks"),
     ],
@@ -124,8 +135,6 @@ def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
 
 
 def test_non_finite_weights_are_refused_even_with_a_right_checksum(copy: Path) -> None:
-    import hashlib
-
     file = copy / "tasks/alpha.safetensors"
     tensors = load_file(file)
     tensors["head.weight"][0, 0] = torch.nan
