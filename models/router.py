@@ -27,7 +27,7 @@ class RouterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    temperature: Annotated[float, Field(gt=0)] = 0.03
+    temperature: Annotated[float, Field(gt=0)] = 0.1
     graph_temperature: Annotated[float, Field(gt=0)] = 0.03
     top_k: Annotated[int, Field(ge=1)] | None = None
     solver: Solver = "sinkhorn"
