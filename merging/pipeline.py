@@ -83,7 +83,7 @@ def without_adapters(run: Run, task: str, method: str) -> UnifiedModel:
     Merged backbones get BatchNorm statistics recomputed on the task's training molecules, as G-Merging does: the same footing.
     """
     config = run.config.pretrained.backbone
-    none = TaskAdapters(config, rank=1)  # its `up` is zero: nothing is subtracted
+    none = TaskAdapters(config, rank=1).to(run.device)  # its `up` is zero: nothing is subtracted
     if method == "finetuned":
         state = part(finetuned(run, task).tensors, "backbone.")
         for layer in range(config.num_layers):
@@ -93,7 +93,7 @@ def without_adapters(run: Run, task: str, method: str) -> UnifiedModel:
     else:
         backbone = load_backbone_state(run, merged(run, method, run.config.merge.scaling if method == run.config.merge.method else None).tensors)
         dataset = run.dataset(task)
-        set_statistics(none, backbone, dataset.graphs, dataset.split.train, run.device)
+        set_statistics(none, backbone.to(run.device), dataset.graphs, dataset.split.train, run.device)
     return UnifiedModel(backbone, {task: expert(run, task, none)}, RouterConfig()).to(run.device)
 
 

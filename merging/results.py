@@ -84,7 +84,7 @@ def _one(run: Run, method: str, task: str) -> dict[str, Any]:
 
 
 def measure_task(run: Run, model: UnifiedModel, task: str, routing: Routing, statistics: Statistics) -> dict[str, float]:
-    """ROC-AUC of a task on the validation and test parts. With batch statistics, batches of 32 in file order, as the authors evaluate."""
+    """ROC-AUC of a task on the validation and test parts. With batch statistics, batches of 32 in the order of the split."""
     dataset = run.dataset(task)
     size = AUTHORS_BATCH_SIZE if statistics == "batch" else STORED_BATCH_SIZE
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from merging.config import RunConfig
 from merging.datasets import MoleculeDataset, load_dataset
 from merging.files import read_json, write_json, write_tensors
-from models.backbone import Backbone, load_tensors, read_tensors
+from models.backbone import load_backbone
 from models.errors import CheckpointError
 
 
@@ -75,10 +75,7 @@ class Run:
 
     def pretrained(self) -> dict[str, Tensor]:
         """The checkpoint that all experts start from, checked against the backbone's shape."""
-        path = self.pretrained_path()
-        tensors = read_tensors(path)
-        load_tensors(Backbone(self.config.pretrained.backbone), tensors, str(path))
-        return tensors
+        return load_backbone(self.pretrained_path(), self.config.pretrained.backbone).state_dict()
 
     def piece(self, name: str, key: str, make: Callable[[Path], Piece]) -> Piece:
         """The piece `<folder>/<name>.safetensors` if it was made from the same settings (`key`), else made now and kept.

@@ -50,17 +50,18 @@ def node_distances(z: Tensor, gram: Tensor, experts: Tensor, support: Support, c
     Returns:
         (G, T, K).
     """
-    own = z[:, torch.arange(len(experts)), experts]
+    streams = torch.arange(len(experts), device=experts.device)
+    own = z[:, streams, experts]
     facing = torch.einsum("tirq,ntq->ntir", gram[:, experts].movedim(1, 0), own)  # M_ik z_k: what z_i is multiplied with
     square = torch.einsum("ntir,irq,ntiq->nti", z, torch.einsum("iirq->irq", gram), z).clamp(min=0)
-    own_square = square[:, torch.arange(len(experts)), experts].unsqueeze(-1)
+    own_square = square[:, streams, experts].unsqueeze(-1)
     params = SinkhornParams(config.epsilon, config.tolerance, config.max_iters)
     cross = solve(_cost(z, facing, square, own_square, support), support, solver=config.solver, params=params)
     if not config.debias or config.solver == "exact":
         return cross.cost
     to_self = torch.einsum("iirq,ntiq->ntir", gram, z)
     selves = solve(_cost(z, to_self, square, square, support), support, params=params).regularized_cost
-    own_self = selves[:, torch.arange(len(experts)), experts].unsqueeze(-1)
+    own_self = selves[:, streams, experts].unsqueeze(-1)
     return cross.regularized_cost - (selves + own_self) / 2
 
 
@@ -77,7 +78,7 @@ def _cost(left: Tensor, right: Tensor, left_square: Tensor, right_square: Tensor
 
 def graph_distances(outputs: Tensor, experts: Tensor) -> Tensor:
     """Mean absolute difference between every expert's output and the own expert's: (G, T, K, d), (T,) -> (G, T, K)."""
-    own = outputs[:, torch.arange(len(experts)), experts].unsqueeze(2)
+    own = outputs[:, torch.arange(len(experts), device=experts.device), experts].unsqueeze(2)
     return (outputs - own).abs().mean(-1)
 
 
