@@ -67,12 +67,14 @@ def node_distances(z: Tensor, gram: Tensor, experts: Tensor, support: Support, c
 
 def _cost(left: Tensor, right: Tensor, left_square: Tensor, right_square: Tensor, support: Support) -> Tensor:
     """(1 - cos) / 2 on the support, (E, T, K), from rank-space vectors (N, T, K, r) and squared norms (N, T, K or 1)."""
-    inner = (left[support.rows] * right[support.cols]).sum(-1)
-    scale = (left_square[support.rows] * right_square[support.cols]).sqrt()
+    rows, cols = support.rows, support.cols
+    left_square, right_square = left_square.index_select(0, rows), right_square.index_select(0, cols)
+    inner = torch.linalg.vecdot(left.index_select(0, rows), right.index_select(0, cols))
+    scale = (left_square * right_square).sqrt()
     tiny = torch.finfo(scale.dtype).tiny ** 0.5
     cosine = torch.where(scale > tiny, inner / scale.clamp(min=tiny), 0.0)
     # Two zero outputs are equal (relu often silences a whole adapter at a node): no distance, as in models.twd.
-    both_zero = (left_square[support.rows] == 0) & (right_square[support.cols] == 0)
+    both_zero = (left_square == 0) & (right_square == 0)
     return torch.where(both_zero, 0.0, (1 - cosine).clamp(0, 2) / 2)
 
 
