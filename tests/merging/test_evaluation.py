@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from merging.evaluation import predict, roc_auc
 from merging.run import Run
 from tests import oracles
+from tests.strategies import quick
 
 
-@settings(max_examples=50, deadline=None)
+@settings(quick, max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.integers(0, 5)), min_size=2, max_size=30))
 def test_equals_the_share_of_ordered_pairs(pairs: list[tuple[float, int]]) -> None:
     labels, scores = [label for label, _ in pairs], [float(score) for _, score in pairs]

@@ -11,6 +11,7 @@ from rdkit import Chem, rdBase
 from models.errors import MoleculeError
 from models.featurize import featurize
 from models.graph import MASKED_ATOM, MolGraph
+from tests.strategies import quick
 
 
 def plain_features(smiles: str) -> tuple[list[list[int]], list[tuple[int, int, int, int]]]:
@@ -60,7 +61,7 @@ def test_equals_the_textbook_loop_on_real_molecules(shared: Path) -> None:
         assert as_plain(featurize(each).graph) == plain_features(each)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(quick, max_examples=40)
 @given(
     st.integers(0, 2**31 - 1),
     st.sampled_from(["C[C@H](N)C(=O)O", "F/C=C/Cl", "CC(=O)Oc1ccccc1C(=O)O", "C1C[C@H]2CC[C@@H]1C2", "OC[C@@H](O)[C@H](O)C"]),
