@@ -4,18 +4,16 @@ Loss per graph (G-Merging, eq. 5 to 7): alpha * L1 of graph embeddings + sum ove
 """
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from merging.config import AlignmentConfig
 from merging.evaluation import batches
-from merging.files import write_atomically
+from merging.training import ResumableTraining
 from models.adapter import LayerOutputs, TaskAdapters, apply_norm, batch_statistics, trace
 from models.backbone import Backbone
 from models.graph import GraphBatch, PackedGraphs
@@ -132,18 +130,8 @@ def align(
     # which gave three to four times the loss.
     set_statistics(adapters, backbone, graphs, rows, device)
     optimizer = torch.optim.Adam(adapters.parameters(), lr=config.learning_rate, fused=True)
-    history: list[float] = []
-    seconds = 0.0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        adapters.load_state_dict(state["adapters"])
-        optimizer.load_state_dict(state["optimizer"])
-        history, seconds = state["history"], state["seconds"]
-    first = len(history) + 1
-    progress = tqdm(range(first, config.epochs + 1), initial=first - 1, total=config.epochs, desc=f"{name}: adapter epochs", unit="epoch")
-    for epoch in progress:
-        start = time.perf_counter()
-        torch.manual_seed(seed * 100_003 + epoch)
+    training = ResumableTraining(adapters, optimizer, checkpoint, seed, device)
+    for epoch in training.epochs(config.epochs, f"{name}: adapter epochs"):
         order = rows[torch.randperm(len(rows))]
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / config.epochs))
@@ -151,12 +139,9 @@ def align(
         for part, batch in batches(graphs, order, config.batch_size):
             batch = batch.to(device)
             losses.append(_step(adapters, optimizer, backbone, batch, expected(part, batch), config))
-        history.append(sum(losses) / len(losses))
-        seconds += time.perf_counter() - start
-        progress.set_postfix(loss=f"{history[-1]:.5f}")
-        state = {"adapters": adapters.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "seconds": seconds}
-        write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
-    return AlignmentResult(adapters.cpu(), {"epochs": config.epochs, "loss": history, "seconds": round(seconds, 1)})
+        training.history.append(sum(losses) / len(losses))
+        training.shown = {"loss": f"{training.history[-1]:.5f}"}
+    return AlignmentResult(adapters.cpu(), {"epochs": config.epochs, "loss": training.history, "seconds": round(training.seconds, 1)})
 
 
 def _step(

@@ -99,6 +99,8 @@ def _for_tasks(arguments: argparse.Namespace, run: Run, stage: Callable[[Run, st
     unknown = sorted(set(tasks) - set(run.config.tasks))
     if unknown:
         raise ConfigError(f"--tasks: got {', '.join(unknown)}, expected names among {', '.join(run.config.tasks)}")
+    if arguments.processes < 1:
+        raise ConfigError(f"--processes: got {arguments.processes}, expected at least 1")
     if arguments.processes == 1:
         for task in tasks:
             stage(run, task)

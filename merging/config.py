@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,6 +12,7 @@ from merging.datasets import MOLECULENET, DatasetSpec
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
 from models.router import RouterConfig
+from models.sinkhorn import Solver
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 Rate = Annotated[float, Field(gt=0)]
@@ -39,7 +40,7 @@ class AlignmentConfig(_Section):
     batch_size: Count = 64
     learning_rate: Rate = 1e-3
     alpha: Annotated[float, Field(ge=0)] = 1.0
-    solver: Literal["sinkhorn", "exact"] = "sinkhorn"
+    solver: Solver = "sinkhorn"
     epsilon: Rate = 0.1
     tolerance: Rate = 0.1
     max_iters: Count = 100

@@ -1,7 +1,6 @@
 """Supervised fine-tuning of one task from the pre-trained backbone; resumable after every epoch."""
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from merging.config import FinetuneConfig
 from merging.datasets import MoleculeDataset
 from merging.evaluation import batches, predict, roc_auc
-from merging.files import write_atomically
+from merging.training import ResumableTraining
 from models.backbone import BackboneConfig
 from models.classifier import GraphClassifier
 
@@ -65,28 +63,22 @@ def finetune(
     model = GraphClassifier(backbone, len(dataset.label_names), config.dropout).to(device)
     model.backbone.load_state_dict(pretrained)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    state: dict[str, Any] = {"history": [], "seconds": 0.0, "best": None, "best_epoch": 0}
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    first = len(state["history"]) + 1
-    progress = tqdm(range(first, config.epochs + 1), initial=first - 1, total=config.epochs, desc=f"{dataset.task}: epochs", unit="epoch")
-    for epoch in progress:
-        start = time.perf_counter()
-        torch.manual_seed(seed * 100_003 + epoch)
+    training = ResumableTraining(model, optimizer, checkpoint, seed, device)
+    for epoch in training.epochs(config.epochs, f"{dataset.task}: epochs"):
         loss = _train_epoch(model, optimizer, dataset, config.batch_size, device)
         auc = _validate(model, dataset, device)
-        best = max((each for each in state["history"] if not math.isnan(each)), default=None)
+        best = max((each for each in training.history if not math.isnan(each)), default=None)
         if best is None or auc > best:  # with no defined validation score so far, the latest epoch
-            state |= {"best": {key: value.cpu().clone() for key, value in model.state_dict().items()}, "best_epoch": epoch}
-        state["history"].append(auc)
-        state["seconds"] += time.perf_counter() - start
-        progress.set_postfix(loss=f"{loss:.4f}", valid=f"{auc:.4f}", best=state["best_epoch"])
-        kept = {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        write_atomically(checkpoint, lambda path, kept=kept: torch.save(kept, path))  # type: ignore[misc]
-    record = {"epochs": config.epochs, "best_epoch": state["best_epoch"], "valid_roc_auc": state["history"], "seconds": round(state["seconds"], 1)}
-    return FinetuneResult(state["best"], record)
+            training.kept = {"best": {key: value.cpu().clone() for key, value in model.state_dict().items()}, "best_epoch": epoch}
+        training.history.append(auc)
+        training.shown = {"loss": f"{loss:.4f}", "valid": f"{auc:.4f}", "best": training.kept["best_epoch"]}
+    record = {
+        "epochs": config.epochs,
+        "best_epoch": training.kept["best_epoch"],
+        "valid_roc_auc": training.history,
+        "seconds": round(training.seconds, 1),
+    }
+    return FinetuneResult(training.kept["best"], record)
 
 
 def _train_epoch(model: GraphClassifier, optimizer: torch.optim.Optimizer, dataset: MoleculeDataset, size: int, device: torch.device) -> float:

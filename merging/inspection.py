@@ -5,7 +5,6 @@ from pathlib import Path
 from torch import nn
 
 from models.artifact import load_artifact
-from models.backbone import Backbone
 
 
 def describe(folder: Path) -> str:
@@ -16,7 +15,7 @@ def describe(folder: Path) -> str:
     site = 2 * manifest.backbone.hidden_dim * manifest.rank
     adapters = site * len(model.site_names) * len(model.tasks)
     statistics = model.bank.norm_mean.numel() + model.bank.norm_var.numel()
-    separate = len(model.tasks) * _count(Backbone(manifest.backbone)) + heads
+    separate = len(model.tasks) * backbone + heads
     merged = backbone + heads + adapters + statistics
     scores = manifest.metrics.get("gmerging_moe", {}).get("roc_auc", {})
     rows = []

@@ -11,7 +11,7 @@ from merging.mergers.contract import MergeInputs
 from merging.registry import merge
 from merging.run import Piece, Run
 from models.adapter import TaskAdapters
-from models.backbone import Backbone, load_tensors
+from models.backbone import Backbone, load_tensors, make_backbone
 from models.router import RouterConfig
 from models.unified import Expert, UnifiedModel
 
@@ -29,20 +29,20 @@ def finetuned(run: Run, task: str) -> Piece:
     return run.piece(f"finetuned/{task}", finetune_key(run, task), make)
 
 
-def merged(run: Run, method: str, scaling: float | None = None) -> Piece:
-    """The merged backbone by one method: state dict of a Backbone."""
+def merged(run: Run, method: str) -> Piece:
+    """The merged backbone by one method: state dict of a Backbone. The configured method has the configured scaling, any other its own default."""
 
     def make(_: Path) -> Piece:
         experts = {task: part(finetuned(run, task).tensors, "backbone.") for task in run.config.tasks}
-        result = merge(method, MergeInputs(run.pretrained(), experts, scaling))
+        result = merge(method, MergeInputs(run.pretrained(), experts, _scaling(run, method)))
         return Piece(result.backbone, {"method": method, "scaling": result.scaling, "tasks": list(run.config.tasks)})
 
-    return run.piece(f"merged/{method}", merge_key(run, method, scaling), make)
+    return run.piece(f"merged/{method}", merge_key(run, method), make)
 
 
 def configured_merge(run: Run) -> Piece:
     """The merged backbone that the configuration asks for."""
-    return merged(run, run.config.merge.method, run.config.merge.scaling)
+    return merged(run, run.config.merge.method)
 
 
 def trained_adapters(run: Run, task: str) -> Piece:
@@ -51,9 +51,8 @@ def trained_adapters(run: Run, task: str) -> Piece:
 
     def make(checkpoint: Path) -> Piece:
         dataset = run.dataset(task)
-        teacher = load_backbone_state(run, part(finetuned(run, task).tensors, "backbone."))
-        backbone = load_backbone_state(run, configured_merge(run).tensors)
-        result = align(dataset.graphs, dataset.split.train, teacher, backbone, settings, run.seed, checkpoint, run.device, task)
+        teacher, student = finetuned_backbone(run, task), merged_backbone(run)
+        result = align(dataset.graphs, dataset.split.train, teacher, student, settings, run.seed, checkpoint, run.device, task)
         return Piece(result.adapters.state_dict(), {**result.record, "settings": settings.model_dump()})
 
     return run.piece(f"adapters/{task}", adapter_key(run, task), make)
@@ -72,9 +71,9 @@ def expert(run: Run, task: str, adapters: TaskAdapters) -> Expert:
     return made
 
 
-def unified(run: Run, router: RouterConfig | None = None) -> UnifiedModel:
+def unified(run: Run) -> UnifiedModel:
     """G-Merging's model: the configured merged backbone with all adapters and heads."""
-    return UnifiedModel(load_backbone_state(run, configured_merge(run).tensors), experts(run), router or run.config.router).to(run.device)
+    return UnifiedModel(merged_backbone(run), experts(run), run.config.router).to(run.device)
 
 
 def without_adapters(run: Run, task: str, method: str) -> UnifiedModel:
@@ -85,13 +84,13 @@ def without_adapters(run: Run, task: str, method: str) -> UnifiedModel:
     config = run.config.pretrained.backbone
     none = TaskAdapters(config, rank=1).to(run.device)  # its `up` is zero: nothing is subtracted
     if method == "finetuned":
-        state = part(finetuned(run, task).tensors, "backbone.")
+        backbone = finetuned_backbone(run, task)
+        state = backbone.state_dict()
         for layer in range(config.num_layers):
             none.norm_mean[layer] = state[f"batch_norms.{layer}.running_mean"]
             none.norm_var[layer] = state[f"batch_norms.{layer}.running_var"]
-        backbone = load_backbone_state(run, state)
     else:
-        backbone = load_backbone_state(run, merged(run, method, run.config.merge.scaling if method == run.config.merge.method else None).tensors)
+        backbone = merged_backbone(run, method)
         dataset = run.dataset(task)
         set_statistics(none, backbone.to(run.device), dataset.graphs, dataset.split.train, run.device)
     return UnifiedModel(backbone, {task: expert(run, task, none)}, RouterConfig()).to(run.device)
@@ -104,11 +103,14 @@ def adapters_from(run: Run, tensors: dict[str, Tensor]) -> TaskAdapters:
     return adapters
 
 
-def load_backbone_state(run: Run, state: dict[str, Tensor]) -> Backbone:
-    """A backbone of the run's shape, in evaluation mode."""
-    backbone = Backbone(run.config.pretrained.backbone)
-    load_tensors(backbone, state, "backbone")
-    return backbone.eval()
+def merged_backbone(run: Run, method: str | None = None) -> Backbone:
+    """The merged backbone by one method (None: the configured one), in evaluation mode."""
+    return make_backbone(merged(run, method or run.config.merge.method).tensors, run.config.pretrained.backbone, "merged backbone")
+
+
+def finetuned_backbone(run: Run, task: str) -> Backbone:
+    """A task's fine-tuned backbone, in evaluation mode."""
+    return make_backbone(part(finetuned(run, task).tensors, "backbone."), run.config.pretrained.backbone, f"backbone of {task}")
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -121,12 +123,15 @@ def finetune_key(run: Run, task: str) -> str:
     return fingerprint(run.config.pretrained, run.config.finetune_for(task), task, run.seed)
 
 
-def merge_key(run: Run, method: str, scaling: float | None) -> str:
+def _scaling(run: Run, method: str) -> float | None:
+    return run.config.merge.scaling if method == run.config.merge.method else None
+
+
+def merge_key(run: Run, method: str) -> str:
     """What a merged backbone depends on."""
-    return fingerprint(method, str(scaling), *(finetune_key(run, task) for task in run.config.tasks))
+    return fingerprint(method, str(_scaling(run, method)), *(finetune_key(run, task) for task in run.config.tasks))
 
 
 def adapter_key(run: Run, task: str) -> str:
     """What a task's adapters depend on."""
-    merge_section = run.config.merge
-    return fingerprint(run.config.alignment_for(task), task, run.seed, merge_key(run, merge_section.method, merge_section.scaling))
+    return fingerprint(run.config.alignment_for(task), task, run.seed, merge_key(run, run.config.merge.method))

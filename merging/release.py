@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from merging.files import write_json
-from merging.pipeline import configured_merge, experts, load_backbone_state
+from merging.pipeline import experts, merged_backbone
 from merging.results import AUTHORS_BATCH_SIZE, evaluate
 from merging.run import Run
 from models.artifact import Manifest, TaskInfo, make_manifest, save_artifact
@@ -41,8 +41,7 @@ def release(run: Run, folder: Path, results_folder: Path) -> Manifest:
         provenance=provenance(run, results),
         metrics={name: method["stored"] for name, method in results["methods"].items()} | {"recovery": results["recovery"]},
     )
-    backbone = load_backbone_state(run, configured_merge(run).tensors)
-    return save_artifact(folder, manifest, backbone, experts(run), model_card(manifest, results))
+    return save_artifact(folder, manifest, merged_backbone(run), experts(run), model_card(manifest, results))
 
 
 def provenance(run: Run, results: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 from merging.config import fingerprint
 from merging.evaluation import predict, roc_auc
-from merging.pipeline import BASELINES, adapter_key, finetune_key, finetuned, merge_key, merged, trained_adapters, unified, without_adapters
+from merging.pipeline import BASELINES, adapter_key, configured_merge, finetune_key, finetuned, merge_key, trained_adapters, unified, without_adapters
 from merging.run import Run
 from models.graph import GraphBatch
 from models.unified import Routing, Statistics, UnifiedModel
@@ -32,7 +32,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "methods": methods,
         "recovery": {name: recovery(methods, name) for name in ROUTINGS},
-        "merge": merged(run, run.config.merge.method, run.config.merge.scaling).record,
+        "merge": configured_merge(run).record,
         "router": run.config.router.model_dump(mode="json"),
         "finetuning": {task: finetuned(run, task).record for task in run.config.tasks},
         "alignment": {task: trained_adapters(run, task).record for task in run.config.tasks},
@@ -102,4 +102,4 @@ def _key(run: Run, method: str, task: str) -> str:
         return fingerprint(method, run.config.router, *(adapter_key(run, each) for each in run.config.tasks))
     if method == "finetuned":
         return finetune_key(run, task)
-    return merge_key(run, method, run.config.merge.scaling if method == run.config.merge.method else None)
+    return merge_key(run, method)

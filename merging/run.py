@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Run:
     work: Path
     device: torch.device
     workers: int = 1
+    _datasets: dict[str, MoleculeDataset] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -61,8 +62,10 @@ class Run:
         write_json(self.folder / "run.json", content)
 
     def dataset(self, task: str) -> MoleculeDataset:
-        """A task's data set, featurised once."""
-        return load_dataset(task, self.config.dataset_for(task), self.data, self.work / "data", self.workers)
+        """A task's data set: featurised once ever, read once a run."""
+        if task not in self._datasets:
+            self._datasets[task] = load_dataset(task, self.config.dataset_for(task), self.data, self.work / "data", self.workers)
+        return self._datasets[task]
 
     def pretrained_path(self) -> Path:
         """The file of the checkpoint that all experts start from: as given, or beside the data folder. Raises CheckpointError if there is none."""

@@ -254,8 +254,13 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> 
     module.load_state_dict(tensors)
 
 
-def load_backbone(path: Path, config: BackboneConfig, dropout: float = 0.0) -> Backbone:
-    """A backbone from a checkpoint in Hu et al.'s layout. Raises CheckpointError (see `load_tensors`)."""
-    backbone = Backbone(config, dropout)
-    load_tensors(backbone, read_tensors(path), str(path))
-    return backbone
+def make_backbone(tensors: dict[str, Tensor], config: BackboneConfig, origin: str) -> Backbone:
+    """A backbone from its state dict, in evaluation mode. Raises CheckpointError (see `load_tensors`)."""
+    backbone = Backbone(config)
+    load_tensors(backbone, tensors, origin)
+    return backbone.eval()
+
+
+def load_backbone(path: Path, config: BackboneConfig) -> Backbone:
+    """A backbone from a checkpoint in Hu et al.'s layout, in evaluation mode. Raises CheckpointError (see `load_tensors`)."""
+    return make_backbone(read_tensors(path), config, str(path))

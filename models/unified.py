@@ -91,16 +91,16 @@ class UnifiedModel(nn.Module):
                 f"got routing {routing!r} and statistics {statistics!r}, expected one of {get_args(Routing)} and of {get_args(Statistics)}"
             )
         names = self.tasks if tasks is None else tuple(tasks)
-        experts = torch.tensor([self._index(task) for task in names], device=batch.x.device)
+        positions = [self._index(task) for task in names]
+        experts = torch.tensor(positions, device=batch.x.device)
         stream = _Stream(self, batch, experts, routing)
 
         def normalise(layer: int, h: Tensor) -> Tensor:
             stored = self.bank.norm_mean[layer][experts], self.bank.norm_var[layer][experts]
             return apply_norm(self.backbone, layer, h, *(stored if statistics == "stored" else batch_statistics(h)))
 
-        h = mean_readout(self.backbone(batch, stream.correct_nodes, normalise), batch)
-        h = stream.correct_graphs(h)
-        logits = {task: self.heads[self._index(task)](h[:, t]) for t, task in enumerate(names)}
+        h = stream.correct_graphs(mean_readout(self.backbone(batch, stream.correct_nodes, normalise), batch))
+        logits = {task: self.heads[position](h[:, t]) for t, (task, position) in enumerate(zip(names, positions, strict=True))}
         weights = torch.stack(stream.weights, dim=1)
         return UnifiedOutput(logits, {task: weights[:, :, t] for t, task in enumerate(names)})
 
@@ -115,8 +115,8 @@ class _Stream:
     """The adapters' part of one pass: subtracts, and remembers the weights of each site."""
 
     def __init__(self, model: UnifiedModel, batch: GraphBatch, experts: Tensor, routing: Routing) -> None:
-        self.bank, self.router, self.batch, self.experts, self.routing = model.bank, model.router, batch, experts, routing
-        self.support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs) if routing == "moe" else None
+        self.bank, self.router, self.batch, self.experts = model.bank, model.router, batch, experts
+        self.support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs) if routing == "moe" else None  # None: no mixing
         self.one_hot = F.one_hot(experts, len(model.tasks)).to(model.bank.up.dtype).expand(batch.num_graphs, -1, -1)
         self.weights: list[Tensor] = []
 
@@ -124,21 +124,26 @@ class _Stream:
         """h (N, d) in the first layer, (N, T, d) after it -> (N, T, d)."""
         h = h.unsqueeze(1) if h.dim() == 2 else h
         if self.support is None:
-            self.weights.append(self.one_hot)
-            return h - self.bank.own(layer, h, self.experts)
+            return self._subtract_own(layer, h)
         z = self.bank.project(layer, h).expand(-1, len(self.experts), -1, -1)
         distances = node_distances(z, self.bank.gram[layer], self.experts, self.support, self.router)
-        self.weights.append(routing_weights(distances, self.router.temperature, self.router.top_k))
-        return h - self.bank.mix(layer, z, self.weights[-1][self.batch.batch])
+        weights = self._weigh(distances, self.router.temperature)
+        return h - self.bank.mix(layer, z, weights[self.batch.batch])
 
     def correct_graphs(self, h: Tensor) -> Tensor:
         """h (G, T, d) -> (G, T, d)."""
         site = len(self.bank.up) - 1
-        if self.routing == "own":
-            self.weights.append(self.one_hot)
-            return h - self.bank.own(site, h, self.experts)
+        if self.support is None:
+            return self._subtract_own(site, h)
         z = self.bank.project(site, h)
         outputs = torch.einsum("gtkr,krd->gtkd", z, self.bank.up[site])
-        distances = graph_distances(outputs, self.experts)
-        self.weights.append(routing_weights(distances, self.router.graph_temperature, self.router.top_k))
-        return h - self.bank.mix(site, z, self.weights[-1])
+        weights = self._weigh(graph_distances(outputs, self.experts), self.router.graph_temperature)
+        return h - self.bank.mix(site, z, weights)
+
+    def _subtract_own(self, site: int, h: Tensor) -> Tensor:
+        self.weights.append(self.one_hot)
+        return h - self.bank.own(site, h, self.experts)
+
+    def _weigh(self, distances: Tensor, temperature: float) -> Tensor:
+        self.weights.append(routing_weights(distances, temperature, self.router.top_k))
+        return self.weights[-1]
