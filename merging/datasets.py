@@ -104,12 +104,13 @@ def load_dataset(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: 
     cache = cache_folder / f"{task}.safetensors"
     file = find_source(task, spec, data_folder, cache_folder)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    origin = {"version": _CACHE_VERSION, "sha256": digest, "spec": spec.model_dump_json()}
     if cache.is_file():
-        cached = _read_cache(task, cache, digest)
+        cached = _read_cache(task, cache, origin)
         if cached is not None:
             return cached
     dataset = read_csv(task, spec, file, digest, workers)
-    _write_cache(dataset, cache)
+    _write_cache(dataset, cache, origin)
     return dataset
 
 
@@ -194,19 +195,18 @@ def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str] | None:
             return graph, Chem.MolToSmiles(mol)
 
 
-def _write_cache(dataset: MoleculeDataset, cache: Path) -> None:
+def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) -> None:
     tensors = {f"graphs.{name}": value for name, value in vars(dataset.graphs).items()}
     tensors |= {f"split.{name}": value for name, value in vars(dataset.split).items()}
-    metadata = {"version": _CACHE_VERSION, "sha256": dataset.source_sha256, "labels": "\n".join(dataset.label_names)}
-    write_tensors(cache, {**tensors, "labels": dataset.labels}, metadata)
+    write_tensors(cache, {**tensors, "labels": dataset.labels}, {**origin, "labels": "\n".join(dataset.label_names)})
 
 
-def _read_cache(task: str, cache: Path, digest: str) -> MoleculeDataset | None:
-    """The cached set, or None if it was made from another file or by another version."""
+def _read_cache(task: str, cache: Path, origin: dict[str, str]) -> MoleculeDataset | None:
+    """The cached set, or None if it was made from another file, for another description of it, or by another version."""
     with safe_open(cache, "pt") as stream:
         metadata = stream.metadata()
-        if metadata.get("version") != _CACHE_VERSION or metadata.get("sha256") != digest:
+        if not origin.items() <= metadata.items():
             return None
         tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
     graphs, split = ({key.split(".")[1]: value for key, value in tensors.items() if key.startswith(part)} for part in ("graphs.", "split."))
-    return MoleculeDataset(task, tuple(metadata["labels"].split("\n")), PackedGraphs(**graphs), tensors["labels"], Split(**split), digest)
+    return MoleculeDataset(task, tuple(metadata["labels"].split("\n")), PackedGraphs(**graphs), tensors["labels"], Split(**split), origin["sha256"])

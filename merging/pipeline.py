@@ -119,8 +119,9 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finetune_key(run: Run, task: str) -> str:
-    """What a fine-tuned model depends on."""
-    return fingerprint(run.config.pretrained, run.config.finetune_for(task), task, run.seed)
+    """What a fine-tuned model depends on: settings, seed, and the data itself."""
+    data = run.config.dataset_for(task), run.dataset(task).source_sha256
+    return fingerprint(run.config.pretrained, run.config.finetune_for(task), task, run.seed, *data)
 
 
 def _scaling(run: Run, method: str) -> float | None:

@@ -34,6 +34,13 @@ def test_cache_gives_the_same_and_is_renewed_with_the_file(pico: RunConfig, tmp_
     assert float(load().mean()) == 1
 
 
+def test_cache_is_renewed_with_the_description_of_the_file(pico: RunConfig, tmp_path: Path) -> None:
+    spec = pico.dataset_for("other")
+    assert load_dataset("other", spec, tmp_path / "data", tmp_path / "cache").label_names == ("has_o", "has_halogen")
+    fewer = spec.model_copy(update={"label_columns": ("has_halogen",)})
+    assert load_dataset("other", fewer, tmp_path / "data", tmp_path / "cache").label_names == ("has_halogen",)
+
+
 def test_gzip_and_worker_processes_give_the_same(pico: RunConfig, tmp_path: Path) -> None:
     plain = load_dataset("nitrogen", pico.dataset_for("nitrogen"), tmp_path / "data", tmp_path / "cache")
     (tmp_path / "data/nitrogen.csv.gz").write_bytes(gzip.compress((tmp_path / "data/nitrogen.csv").read_bytes()))

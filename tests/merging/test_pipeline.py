@@ -16,6 +16,7 @@ from models.artifact import load_artifact
 from models.classifier import GraphClassifier
 from models.errors import CheckpointError
 from tests.conftest import pico_config
+from tests.merging.conftest import molecules, tail_has, write_csv
 
 
 def command(tmp_path: Path, *arguments: str) -> int:
@@ -74,6 +75,13 @@ def test_another_setting_makes_only_what_depends_on_it(released: Path) -> None:
     assert stamps("finetuned") == finetuned_before
     changed = {name for name, stamp in stamps("adapters").items() if stamp != adapters_before[name]}
     assert changed == {"other.safetensors"}
+
+
+def test_other_data_makes_other_models(pico_run: Run, tmp_path: Path) -> None:
+    first = finetuned(pico_run, "nitrogen").tensors["head.weight"]
+    write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), list(zip(molecules(), tail_has("O"), strict=True)))
+    again = Run(pico_run.config, 0, pico_run.data, pico_run.work, pico_run.device)
+    assert not torch.equal(finetuned(again, "nitrogen").tensors["head.weight"], first)
 
 
 def test_processes_give_the_same_as_one(pico_config_file: Path, tmp_path: Path) -> None:
