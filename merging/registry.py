@@ -1,40 +1,117 @@
 """The one table of mergers. Nothing registers itself on import."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from merging.mergers.arithmetic import task_arithmetic, weight_average
-from merging.mergers.contract import MergeInputs, Merger, MergeResult
+from pydantic import ValidationError
+
+from merging.mergers.adamerging import AdaMergingOptions, adamerging
+from merging.mergers.arithmetic import TaskArithmeticOptions, pretrained, task_arithmetic, weight_average
+from merging.mergers.contract import MergeInputs, Merger, MergeResult, MergerOptions
+from merging.mergers.dare import DareOptions, DareTiesOptions, dare, dare_ties
+from merging.mergers.emr import emr
+from merging.mergers.fisher import FisherOptions, fisher
+from merging.mergers.regmean import RegMeanOptions, regmean
+from merging.mergers.ties import TiesOptions, ties
 from models.errors import ConfigError, InvalidInputError
 
 
 @dataclass(frozen=True)
 class MergerSpec:
-    """A row of the table: the name, the paper it is from, and the function."""
+    """A row of the table.
+
+    Attributes:
+        name: in configurations and results.
+        title: for people.
+        paper: where it is from.
+        merger: the function.
+        options: the class of its options; the defaults are the paper's where not said otherwise.
+        calibrated: whether it must see unlabelled molecules and the heads.
+    """
 
     name: str
+    title: str
     paper: str
     merger: Merger
+    options: type[MergerOptions] = MergerOptions
+    calibrated: bool = False
+
+    def parse(self, options: Mapping[str, Any]) -> MergerOptions:
+        """Its options from a configuration. Raises ConfigError naming every problem."""
+        try:
+            return self.options.model_validate(dict(options))
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            raise ConfigError(f"options of {self.name}: {problems}; expected among {sorted(self.options.model_fields)}") from error
 
 
 MERGERS = {
     spec.name: spec
     for spec in (
-        MergerSpec("weight_average", "Wortsman et al. 2022, Model soups, arXiv:2203.05482", weight_average),
-        MergerSpec("task_arithmetic", "Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089", task_arithmetic),
+        MergerSpec(
+            "pretrained", "Pre-trained backbone", "Hu et al. 2020, Strategies for pre-training graph neural networks, arXiv:1905.12265", pretrained
+        ),
+        MergerSpec("weight_average", "Weight average", "Wortsman et al. 2022, Model soups, arXiv:2203.05482", weight_average),
+        MergerSpec(
+            "task_arithmetic",
+            "Task arithmetic",
+            "Ilharco et al. 2023, Editing models with task arithmetic, arXiv:2212.04089",
+            task_arithmetic,
+            TaskArithmeticOptions,
+        ),
+        MergerSpec("ties", "TIES", "Yadav et al. 2023, TIES-merging, arXiv:2306.01708", ties, TiesOptions),
+        MergerSpec("dare", "DARE", "Yu et al. 2023, Language models are super Mario, arXiv:2311.03099", dare, DareOptions),
+        MergerSpec("dare_ties", "DARE with TIES", "Yu et al. 2023, Language models are super Mario, arXiv:2311.03099", dare_ties, DareTiesOptions),
+        MergerSpec("emr", "EMR-Merging", "Huang et al. 2024, EMR-Merging, arXiv:2405.17461", emr),
+        MergerSpec(
+            "fisher",
+            "Fisher merging",
+            "Matena and Raffel 2022, Merging models with Fisher-weighted averaging, arXiv:2111.09832",
+            fisher,
+            FisherOptions,
+            calibrated=True,
+        ),
+        MergerSpec(
+            "regmean",
+            "RegMean",
+            "Jin et al. 2023, Dataless knowledge fusion by merging weights of language models, arXiv:2212.09849",
+            regmean,
+            RegMeanOptions,
+            calibrated=True,
+        ),
+        MergerSpec(
+            "adamerging",
+            "AdaMerging",
+            "Yang et al. 2024, AdaMerging: adaptive model merging for multi-task learning, arXiv:2310.02575",
+            adamerging,
+            AdaMergingOptions,
+            calibrated=True,
+        ),
     )
 }
 
 
-def merge(method: str, inputs: MergeInputs) -> MergeResult:
+def merger_spec(method: str) -> MergerSpec:
+    """The row of that name. Raises ConfigError."""
+    if method not in MERGERS:
+        raise ConfigError(f"got merge method {method!r}, expected one of {', '.join(MERGERS)}")
+    return MERGERS[method]
+
+
+def merge(method: str, inputs: MergeInputs, options: Mapping[str, Any] | None = None) -> MergeResult:
     """Run a merger by name.
 
     Raises:
-        ConfigError: no merger has that name.
-        InvalidInputError: there is nothing to merge.
+        ConfigError: no merger has that name, or it does not have such an option.
+        InvalidInputError: there is nothing to merge, or the merger needs calibration data that is not there.
         CheckpointError: the backbones are not of one shape.
     """
-    if method not in MERGERS:
-        raise ConfigError(f"got merge method {method!r}, expected one of {', '.join(MERGERS)}")
+    spec = merger_spec(method)
     if not inputs.finetuned:
         raise InvalidInputError("finetuned: got no model, expected at least one")
-    return MERGERS[method].merger(inputs)
+    if spec.calibrated and inputs.calibration.keys() != inputs.finetuned.keys():
+        raise InvalidInputError(
+            f"calibration: got {sorted(inputs.calibration)}, expected molecules for {sorted(inputs.finetuned)} ({method} needs them)"
+        )
+    return spec.merger(inputs, spec.parse(options or {}))

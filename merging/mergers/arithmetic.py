@@ -1,25 +1,37 @@
 """Linear combinations of task vectors."""
 
-from merging.mergers.contract import MergeInputs, MergeResult
-from merging.task_vector import TaskVector, total
-from models.errors import InvalidInputError
+from typing import Annotated
 
-TASK_ARITHMETIC_SCALING = 0.11
-"""The G-Merging authors' lambda for eight task vectors of GCN supervised_contextpred."""
+from pydantic import Field
+
+from merging.mergers.contract import MergeInputs, MergeResult, MergerOptions
+from merging.task_vector import total
 
 
-def weight_average(inputs: MergeInputs) -> MergeResult:
+class TaskArithmeticOptions(MergerOptions):
+    """Options of task arithmetic.
+
+    Attributes:
+        scaling: lambda, on the sum of task vectors; the default is the G-Merging authors' for eight tasks of GCN supervised_contextpred.
+    """
+
+    scaling: Annotated[float, Field(gt=0)] = 0.11
+
+
+def pretrained(inputs: MergeInputs, options: MergerOptions) -> MergeResult:
+    """theta_pre: nothing is merged. What the adapters stand on in the paper's ablation "without merging"."""
+    return _combine(inputs, 0.0)
+
+
+def weight_average(inputs: MergeInputs, options: MergerOptions) -> MergeResult:
     """theta_pre + 1/K sum_k tau_k, the mean of the fine-tuned weights (Wortsman et al. 2022)."""
-    if inputs.scaling is not None:
-        raise InvalidInputError(f"got scaling {inputs.scaling} for weight averaging, expected none (it is 1 / number of tasks)")
     return _combine(inputs, 1 / len(inputs.finetuned))
 
 
-def task_arithmetic(inputs: MergeInputs) -> MergeResult:
+def task_arithmetic(inputs: MergeInputs, options: TaskArithmeticOptions) -> MergeResult:
     """theta_pre + lambda sum_k tau_k (Ilharco et al. 2023)."""
-    return _combine(inputs, TASK_ARITHMETIC_SCALING if inputs.scaling is None else inputs.scaling)
+    return _combine(inputs, options.scaling)
 
 
 def _combine(inputs: MergeInputs, scaling: float) -> MergeResult:
-    vectors = [TaskVector.between(inputs.pretrained, finetuned) for finetuned in inputs.finetuned.values()]
-    return MergeResult(total(vectors).apply(inputs.pretrained, scaling), scaling)
+    return MergeResult(total(list(inputs.vectors().values())).apply(inputs.pretrained, scaling), record={"scaling": scaling})

@@ -1,24 +1,79 @@
 """What every merger takes and gives."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from torch.nn import functional as F
+
+from merging.task_vector import TaskVector
+from models.backbone import Backbone, BackboneConfig, make_backbone
+from models.errors import InvalidInputError
+from models.graph import GraphBatch
+from models.propagation import mean_readout
+
+
+class MergerOptions(BaseModel):
+    """Options of a merger; a subclass for each. Unknown ones are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a merger may see of a task besides its weights; never a label.
+
+    Attributes:
+        head: state dict (weight (C, d), bias (C,)) of the task's fine-tuned head.
+        batches: training molecules of the task, the same number for every task where there are as many.
+    """
+
+    head: dict[str, Tensor]
+    batches: tuple[GraphBatch, ...]
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise InvalidInputError("calibration: got no batch of molecules, expected at least one")
+
+    def logits(self, node_embeddings: Tensor, batch: GraphBatch) -> Tensor:
+        """What the task's head says: (N, d) -> (G, C)."""
+        return F.linear(mean_readout(node_embeddings, batch), self.head["weight"], self.head["bias"])
 
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """State dicts of backbones of one shape; heads are never merged.
+    """State dicts of backbones of one shape, on one device with the calibration; heads are never merged.
 
     Attributes:
         pretrained: theta_pre, where all experts started.
         finetuned: theta_k by task.
-        scaling: lambda, on the sum of task vectors; None takes the merger's own default.
+        config: shape of the backbones; needed by the mergers that run them.
+        calibration: by task; empty for a merger whose row in the registry does not ask for it.
+        seed: of what a merger draws.
     """
 
     pretrained: dict[str, Tensor]
     finetuned: dict[str, dict[str, Tensor]]
-    scaling: float | None = None
+    config: BackboneConfig
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    seed: int = 0
+
+    def vectors(self) -> dict[str, TaskVector]:
+        """tau_k by task. Raises CheckpointError if the backbones are not of one shape."""
+        return {task: TaskVector.between(self.pretrained, finetuned) for task, finetuned in self.finetuned.items()}
+
+    def network(self, tensors: dict[str, Tensor]) -> Backbone:
+        """A backbone with these weights of its own, in evaluation mode, on their device."""
+        device = next(iter(tensors.values())).device
+        return make_backbone(tensors, self.config, "a backbone to merge").to(device)
+
+    def generator(self, *names: str) -> torch.Generator:
+        """Random numbers that depend on the seed and the names alone, so that the order of tasks is of no matter."""
+        return torch.Generator().manual_seed(zlib.crc32("/".join((str(self.seed), *names)).encode()))
 
 
 @dataclass(frozen=True)
@@ -27,11 +82,24 @@ class MergeResult:
 
     Attributes:
         backbone: state dict; BatchNorm running statistics are the pre-trained ones and are replaced per task.
-        scaling: lambda that was used.
+        by_task: for a method that gives each task its own version (EMR), state dicts by task; empty otherwise.
+        record: what was found on the way (coefficients, iterations), for people.
     """
 
     backbone: dict[str, Tensor]
-    scaling: float
+    by_task: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def backbone_for(self, task: str) -> dict[str, Tensor]:
+        """The state dict that answers a task."""
+        return self.by_task.get(task, self.backbone)
 
 
-Merger = Callable[[MergeInputs], MergeResult]
+Merger = Callable[[MergeInputs, Any], MergeResult]
+"""Takes the options of its own class; the registry knows which."""
+
+
+def stacked(tables: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """K tables of the same names as one, (K, *shape) by name."""
+    each = list(tables)
+    return {key: torch.stack([table[key] for table in each]) for key in each[0]}
