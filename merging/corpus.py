@@ -1,0 +1,215 @@
+"""The SMILES corpus for pre-training: files of one SMILES a line, freed of benchmark molecules and featurised once into shards."""
+
+import csv
+import gzip
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from rdkit import Chem, rdBase
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from merging.config import Count, fingerprint
+from merging.datasets import MOLECULENET
+from merging.files import read_json, write_json, write_tensors
+from models.errors import DataError, MoleculeError
+from models.featurize import featurize, read_smiles
+from models.graph import PackedGraphs, pack
+
+SHARD_SIZE = 32_768
+"""Lines of a shard, at most: 20 MB of drug-like molecules, the most that is ever in memory as graphs; two minutes of training on one CPU core."""
+_CHUNK = 1024
+_VERSION = "1"
+
+
+class CorpusConfig(BaseModel):
+    """Which molecules to pre-train on.
+
+    Attributes:
+        files: paths in the data folder, plain or gzip, one SMILES a line. Earlier files come first, so that all of a small file is in the mix.
+        max_molecules: only so many different lines are taken, in the order of the files; None takes all.
+        exclude_benchmarks: leave out every molecule whose canonical SMILES occurs in a MoleculeNet file of the data folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    max_molecules: Count | None = None
+    exclude_benchmarks: bool = True
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Featurised molecules in shards, each a random sample of the whole.
+
+    Attributes:
+        folder: where the shards lie.
+        record: `files` and `benchmarks` (SHA-256 by name); `lines` taken, and of these `unreadable`, `excluded` and kept as `molecules`; `shards`,
+            the molecules in each.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Molecules in each shard."""
+        return tuple(self.record["shards"])
+
+    def shard(self, k: int) -> PackedGraphs:
+        """The molecules of a shard, read from its file."""
+        return PackedGraphs(**load_file(_shard_path(self.folder, k)))
+
+
+def load_corpus(config: CorpusConfig, data_folder: Path, cache_folder: Path, workers: int = 1) -> Corpus:
+    """A corpus from the cache, or featurised now; stopped in between, it goes on with the shard that it was at.
+
+    The lines are dealt to the shards by a shuffle that is always the same, so that runs with different seeds share them.
+
+    Raises:
+        DataError: a file is absent, or no line of a shard is a molecule.
+    """
+    files = {name: data_folder / name for name in config.files}
+    for name, file in files.items():
+        if not file.is_file():
+            raise DataError(f"got no file {name} in {data_folder}, expected SMILES, one a line (set GMERGING_DATA)")
+    tables = _benchmark_tables(data_folder) if config.exclude_benchmarks else {}
+    origin = {
+        "files": {name: _sha256(file) for name, file in files.items()},
+        "benchmarks": {task: _sha256(file) for task, file in tables.items()},
+    }
+    folder = cache_folder / f"corpus-{fingerprint(_VERSION, SHARD_SIZE, config, json.dumps(origin))}"
+    record = read_json(folder / "corpus.json")
+    if record is None:
+        smiles = _read_lines(list(files.values()), config.max_molecules)
+        record = origin | _write_shards(folder, smiles, _canonical_smiles(tables, workers), workers)
+        write_json(folder / "corpus.json", record)
+    return Corpus(folder, record)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _open(file: Path) -> TextIO:
+    return gzip.open(file, "rt", newline="") if file.suffix == ".gz" else file.open(newline="")
+
+
+def _read_lines(files: Sequence[Path], limit: int | None) -> list[str]:
+    """Different lines that are not blank, in the order of the files."""
+    found: dict[str, None] = {}
+    for file in files:
+        with _open(file) as stream:
+            for line in stream:
+                if len(found) == limit:
+                    return list(found)
+                if text := line.strip():
+                    found[text] = None
+    return list(found)
+
+
+def _benchmark_tables(data_folder: Path) -> dict[str, Path]:
+    """The MoleculeNet files that lie in the data folder, by task."""
+    candidates = [(task, data_folder / f"moleculenet/{task}.csv{ending}") for task in MOLECULENET for ending in ("", ".gz")]
+    return {task: file for task, file in candidates if file.is_file()}
+
+
+def _canonical_smiles(tables: dict[str, Path], workers: int) -> frozenset[str]:
+    """Canonical SMILES of all rows that can be read in tolerant mode, as the data sets are."""
+    smiles = list({row for task, file in tables.items() for row in _column(file, MOLECULENET[task].smiles_column)})
+    if not smiles:
+        return frozenset()
+    with ProcessPoolExecutor(workers) as pool:
+        read = pool.map(_canonical, smiles, chunksize=_CHUNK)
+        return frozenset(each for each in tqdm(read, total=len(smiles), desc="benchmark molecules", unit="mol") if each)
+
+
+def _column(file: Path, name: str) -> Iterator[str]:
+    with _open(file) as stream:
+        for row in csv.DictReader(stream):
+            if name not in row:
+                raise DataError(f"{file}: got columns {list(row)[:8]}, expected also {name!r}")
+            yield row[name]
+
+
+def _canonical(smiles: str) -> str | None:
+    with rdBase.BlockLogs():
+        try:
+            return str(Chem.MolToSmiles(read_smiles(smiles, strict=False)))
+        except MoleculeError:
+            return None
+
+
+def _shard_path(folder: Path, k: int) -> Path:
+    return folder / f"shard-{k:05d}.safetensors"
+
+
+def _write_shards(folder: Path, smiles: list[str], excluded: frozenset[str], workers: int) -> dict[str, Any]:
+    """Featurise all lines, shard by shard, and count what became of them."""
+    order = np.random.default_rng(0).permutation(len(smiles))
+    parts = np.array_split(order, max(1, math.ceil(len(smiles) / SHARD_SIZE)))
+    progress = tqdm(total=len(smiles), desc="corpus", unit="mol", unit_scale=True)
+    with ProcessPoolExecutor(workers, initializer=_remember, initargs=(excluded,)) as pool, progress:
+        for k, part in enumerate(parts):
+            if not _shard_path(folder, k).is_file():
+                chunks = [[smiles[i] for i in part[start : start + _CHUNK]] for start in range(0, len(part), _CHUNK)]
+                _write_shard(_shard_path(folder, k), list(pool.map(_featurize_chunk, chunks)))
+            progress.update(len(part))
+    counts = [_read_counts(_shard_path(folder, k)) for k in range(len(parts))]
+    totals = {name: sum(each[name] for each in counts) for name in ("molecules", "unreadable", "excluded")}
+    return {"lines": len(smiles), **totals, "shards": [each["molecules"] for each in counts]}
+
+
+_Arrays = dict[str, NDArray[Any]]
+_excluded: frozenset[str] = frozenset()
+
+
+def _remember(excluded: frozenset[str]) -> None:
+    """Give a worker process the molecules to leave out, once and not with each chunk."""
+    global _excluded
+    _excluded = excluded
+
+
+def _featurize_chunk(smiles: list[str]) -> tuple[_Arrays | None, Counter[str]]:
+    """The molecules as `PackedGraphs` (arrays: tensors would each hold a file descriptor on their way to the parent process), and counts."""
+    graphs, counts = [], Counter[str]()
+    for text in smiles:
+        try:
+            molecule = featurize(text)
+        except MoleculeError:
+            counts["unreadable"] += 1
+            continue
+        if molecule.smiles in _excluded:
+            counts["excluded"] += 1
+        else:
+            graphs.append(molecule.graph)
+    counts["molecules"] = len(graphs)
+    return ({name: tensor.numpy() for name, tensor in vars(pack(graphs)).items()} if graphs else None), counts
+
+
+def _write_shard(path: Path, chunks: list[tuple[_Arrays | None, Counter[str]]]) -> None:
+    packed = [arrays for arrays, _ in chunks if arrays is not None]
+    counts = sum((each for _, each in chunks), Counter[str]())
+    if not packed:
+        raise DataError(
+            f"got {counts['unreadable']} unreadable lines, {counts['excluded']} excluded molecules and no other, expected SMILES, one a line"
+        )
+    tensors = {name: torch.from_numpy(np.concatenate([each[name] for each in packed], axis=int(name == "edge_index"))) for name in packed[0]}
+    write_tensors(path, tensors, {name: str(counts[name]) for name in ("molecules", "unreadable", "excluded")})
+
+
+def _read_counts(path: Path) -> dict[str, int]:
+    with safe_open(path, "pt") as stream:
+        return {name: int(value) for name, value in stream.metadata().items()}
