@@ -103,7 +103,7 @@ def load_dataset(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: 
     """
     cache = cache_folder / f"{task}.safetensors"
     file = find_source(task, spec, data_folder, cache_folder)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = _sha256(file)
     origin = {"version": _CACHE_VERSION, "sha256": digest, "spec": spec.model_dump_json()}
     if cache.is_file():
         cached = _read_cache(task, cache, origin)
@@ -112,6 +112,23 @@ def load_dataset(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: 
     dataset = read_csv(task, spec, file, digest, workers)
     _write_cache(dataset, cache, origin)
     return dataset
+
+
+def load_smiles(dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> list[str]:
+    """The SMILES of a data set's molecules as they stand in its source, one for each of `dataset.graphs`.
+
+    Raises:
+        DataError: no source, or one that is not the file that the data set was read from.
+    """
+    file = find_source(dataset.task, spec, data_folder, cache_folder)
+    if _sha256(file) != dataset.source_sha256:
+        raise DataError(f"{file}: got another file than the one that data set {dataset.task!r} was read from, expected it unchanged")
+    header, rows = _read_table(file, spec)
+    at = header.index(spec.smiles_column)
+    smiles = [row[at] for row in rows]
+    if len(smiles) == len(dataset.graphs):  # none was left out: no need to read each, which takes a minute for MUV
+        return smiles
+    return [each for each in smiles if _is_readable(each)]
 
 
 def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> Path:
@@ -134,11 +151,7 @@ def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: P
 
 def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int = 1) -> MoleculeDataset:
     """Read, featurise and split a CSV (plain or gzip). Rows whose molecule cannot be read even in tolerant mode are left out."""
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="") as stream:
-        header, *rows = csv.reader(stream)
-    missing = {spec.smiles_column, *(spec.label_columns or ())} - set(header)
-    if missing:
-        raise DataError(f"{file}: got columns {header[:8]}, expected also {sorted(missing)}")
+    header, rows = _read_table(file, spec)
     names = spec.label_columns or tuple(name for name in header if name not in (spec.smiles_column, "mol_id"))
     smiles_at, labels_at = header.index(spec.smiles_column), [header.index(name) for name in names]
     parsed = list(_parse([row[smiles_at] for row in rows], workers, task))
@@ -171,6 +184,20 @@ def scaffold_split(scaffolds: list[str], train: float = 0.8, valid: float = 0.1)
     return Split(*(torch.tensor(part, dtype=torch.int64) for part in parts))
 
 
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read_table(file: Path, spec: DatasetSpec) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, with the columns that the description names."""
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="") as stream:
+        header, *rows = csv.reader(stream)
+    missing = {spec.smiles_column, *(spec.label_columns or ())} - set(header)
+    if missing:
+        raise DataError(f"{file}: got columns {header[:8]}, expected also {sorted(missing)}")
+    return header, rows
+
+
 def _parse(smiles: list[str], workers: int, task: str) -> Iterator[tuple[MolGraph, str] | None]:
     with ProcessPoolExecutor(workers) as pool:
         parsed = pool.map(_parse_one, smiles, chunksize=256)
@@ -193,6 +220,15 @@ def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str] | None:
             return graph, MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True)
         except ValueError:  # RDKit checks valences here: the 15 molecules that fail are scaffolds of their own
             return graph, Chem.MolToSmiles(mol)
+
+
+def _is_readable(smiles: str) -> bool:
+    """Whether `_parse_one` keeps a molecule."""
+    try:
+        featurize(smiles, strict=False)
+    except MoleculeError:
+        return False
+    return True
 
 
 def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) -> None:
