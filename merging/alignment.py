@@ -36,13 +36,15 @@ class AlignmentResult:
 
 
 def alignment_loss(student: LayerOutputs, teacher: LayerOutputs, support: Support, config: AlignmentConfig) -> Tensor:
-    """Mean over the graphs of alpha * mean |g - g'| + sum_l TWD(H_l, H'_l): scalar."""
+    """Mean over the graphs of alpha * mean |g - g'| + twd_weight * sum_l TWD(H_l, H'_l): scalar. A term of weight 0 is not computed."""
     loss = config.alpha * (student.graph_embedding - teacher.graph_embedding).abs().mean()
+    if not config.twd_weight:
+        return loss
     for ours, theirs in zip(student.convolutions, teacher.convolutions, strict=True):
         distance = twd_on_support(
             ours, theirs, support, solver=config.solver, epsilon=config.epsilon, tolerance=config.tolerance, max_iters=config.max_iters
         )
-        loss = loss + distance.cost.mean()
+        loss = loss + config.twd_weight * distance.cost.mean()
     return loss
 
 
@@ -129,10 +131,11 @@ def align(
     # Once, before the adapters move, and never again: statistics that follow the stream undo what the adapters learn about means and scales,
     # which gave three to four times the loss.
     set_statistics(adapters, backbone, graphs, rows, device)
-    optimizer = torch.optim.Adam(adapters.parameters(), lr=config.learning_rate, fused=True)
+    trained = adapters.sites if config.sites == "all" else adapters.sites[:-1] if config.sites == "nodes" else adapters.sites[-1:]
+    optimizer = torch.optim.Adam(trained.parameters(), lr=config.learning_rate, fused=True)  # a site left out subtracts the zeros it starts with
     training = ResumableTraining(adapters, optimizer, checkpoint, seed, device)
     for epoch in training.epochs(config.epochs, f"{name}: adapter epochs"):
-        order = rows[torch.randperm(len(rows))]
+        order = rows[torch.randperm(len(rows))[: config.max_molecules]]
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / config.epochs))
         losses = []
@@ -147,7 +150,7 @@ def align(
 def _step(
     adapters: TaskAdapters, optimizer: torch.optim.Optimizer, backbone: Backbone, batch: GraphBatch, target: LayerOutputs, config: AlignmentConfig
 ) -> float:
-    support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
+    support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs, config.support_order)
     loss = alignment_loss(adapters(backbone, batch), target, support, config)
     optimizer.zero_grad()
     loss.backward()

@@ -4,23 +4,27 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from merging.config import CONFIG_FOLDER, load_config
+from merging.extension import add_tasks, remove_tasks
+from merging.figures import draw_figures
 from merging.inspection import describe
-from merging.pipeline import configured_merge, finetuned, trained_adapters
+from merging.jobs import Job, run_jobs
+from merging.pipeline import finetuned, merged, trained_adapters
+from merging.pretraining import PRETRAIN_CONFIG_FOLDER, load_pretrain_config, pretrain
 from merging.registry import MERGERS
-from merging.release import release, results_table
-from merging.results import evaluate
+from merging.release import release
+from merging.report import ablate, compare, percent, summary_table
 from merging.run import Run
+from models.artifact import Manifest
 from models.device import choose_device
-from models.errors import ConfigError, GMergingError
+from models.errors import ConfigError, DataError, GMergingError
 
+PRETRAIN_CONFIG = "gin_contextpred.yaml"
 DEFAULT_CONFIG = "gcn_supervised_contextpred.yaml"
 
 
@@ -41,116 +45,168 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gmerging", description="Merge fine-tuned graph neural networks into one backbone with an adapter bank.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for name, function, about in (
-        ("finetune", _finetune, "fine-tune one model per task from the pre-trained backbone"),
-        ("merge", _merge, "merge the fine-tuned backbones"),
-        ("train-adapters", _train_adapters, "train each task's adapters on the merged backbone (no labels)"),
-        ("evaluate", _evaluate, "ROC-AUC of every method on every task"),
-        ("release", _release, "the whole chain, and the artifact that the service answers from"),
-    ):
-        command = commands.add_parser(name, help=about, description=f"{about}. Finished pieces are kept in the work folder and found again.")
-        command.set_defaults(command=function)
-        _add_run_options(command)
-        if name in ("finetune", "train-adapters", "release"):
-            command.add_argument("--processes", type=int, default=1, help="tasks worked on at a time, one process each (default 1)")
-        if name in ("finetune", "train-adapters"):
-            command.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all of the configuration)")
-        if name == "release":
-            command.add_argument("--output", type=Path, help="the artifact's folder (default models/releases/<name>)")
-            command.add_argument("--results", type=Path, default=Path("results"), help="where the results file goes (default results)")
-    inspect = commands.add_parser("inspect", help="verify an artifact and say what is in it")
+
+    def command(name: str, function: Callable[[argparse.Namespace], None], about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=f"{about}.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        added.set_defaults(command=function)
+        return added
+
+    pretrain_ = command("pretrain", _pretrain, "pre-train a backbone without labels (context or edge prediction)")
+    finetune_ = command("finetune", _finetune, "fine-tune one model per task from the pre-trained backbone")
+    merge_ = command("merge", _merge, "merge the fine-tuned backbones")
+    adapters = command("train-adapters", _train_adapters, "train each task's adapters on the merged backbone (no labels)")
+    release_ = command("release", _release, "the whole chain, and the artifact that the service answers from")
+    compare_ = command("compare", _compare, "every method of the configuration, several seeds: results files, table and figures")
+    ablate_ = command("ablate", _ablate, "the configuration's ablations and sweeps, one seed: results file and figures")
+    figures = command("figures", _figures, "draw every figure again from the results files")
+    add = command("add-task", _add_task, "add the tasks of a configuration to a finished artifact; its backbone and other adapters stay as they are")
+    remove = command("remove-task", _remove_task, "write an artifact without some of its tasks")
+    inspect = command("inspect", _inspect, "verify an artifact and say what is in it")
+
+    _add_run_options(pretrain_, PRETRAIN_CONFIG_FOLDER, PRETRAIN_CONFIG)
+    for each in (finetune_, merge_, adapters, release_, compare_, ablate_, add):
+        _add_run_options(each, CONFIG_FOLDER, DEFAULT_CONFIG)
+    for each in (finetune_, merge_, adapters, release_, ablate_, add, pretrain_):
+        each.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    for each in (finetune_, adapters, release_, compare_, ablate_):
+        each.add_argument("--processes", type=int, default=1, help="pieces worked on at a time, one process each")
+    for each in (finetune_, adapters):
+        each.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks, not all of the configuration")
+    for each in (compare_, ablate_, figures):
+        each.add_argument("--results", type=Path, default=Path("results"), help="folder of the results, one folder in it per setting")
+    compare_.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run for each")
+    release_.add_argument("--output", type=Path, help="the artifact's folder; models/releases/<name> if not given")
+    for each in (add, remove):
+        each.add_argument("--artifact", type=Path, required=True, help="folder of the finished artifact")
+        each.add_argument("--output", type=Path, required=True, help="folder of the new artifact")
+    remove.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to take out")
     inspect.add_argument("artifact", type=Path, help="an artifact's folder")
-    inspect.set_defaults(command=_inspect)
     return parser
 
 
-def _add_run_options(command: argparse.ArgumentParser) -> None:
-    bundled = ", ".join(sorted(path.name for path in CONFIG_FOLDER.glob("*.yaml")))
-    command.add_argument("--config", type=Path, default=Path(DEFAULT_CONFIG), help=f"YAML file, or one that comes with the package: {bundled}")
-    command.add_argument("--seed", type=int, default=0, help="of all that is drawn (default 0)")
-    command.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="torch threads per process (default %(default)s)")
-    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto: cuda if there is one")
+def _add_run_options(command: argparse.ArgumentParser, folder: Path, config: str) -> None:
+    bundled = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
+    command.add_argument("--config", type=Path, default=Path(config), help=f"YAML file, or one that comes with the package: {bundled}")
+    command.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="torch threads per process")
+    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one")
     command.add_argument(
         "--data",
         type=Path,
         default=Path(os.environ.get("GMERGING_DATA", "../shared/data")),
-        help="data folder, from GMERGING_DATA or %(default)s; sets that are not there are fetched",
+        help="data folder, also by GMERGING_DATA; sets that are not there are fetched",
     )
     command.add_argument(
         "--work",
         type=Path,
         default=Path(os.environ.get("GMERGING_WORK", "work")),
-        help="work folder for finished pieces and resumable state, from GMERGING_WORK or %(default)s",
+        help="work folder, also by GMERGING_WORK: finished pieces are kept there and found again, and what was stopped goes on",
     )
 
 
-def _run(arguments: argparse.Namespace) -> Run:
-    if arguments.threads < 1:
-        raise ConfigError(f"--threads: got {arguments.threads}, expected at least 1")
+def _run(arguments: argparse.Namespace, seed: int | None = None) -> Run:
+    device = _device(arguments)
+    seed = arguments.seed if seed is None else seed
+    return Run(load_config(arguments.config), seed, arguments.data, arguments.work, device, workers=arguments.threads)
+
+
+def _device(arguments: argparse.Namespace) -> torch.device:
+    for name in ("threads", "processes"):
+        if getattr(arguments, name, 1) < 1:
+            raise ConfigError(f"--{name}: got {getattr(arguments, name)}, expected at least 1")
     torch.set_num_threads(arguments.threads)
-    device = choose_device(arguments.device)
-    run = Run(load_config(arguments.config), arguments.seed, arguments.data, arguments.work, device, workers=arguments.threads)
-    run.write_settings()
-    return run
+    return choose_device(arguments.device)
 
 
-def _for_tasks(arguments: argparse.Namespace, run: Run, stage: Callable[[Run, str], object], tasks: Sequence[str]) -> None:
-    """A stage for several tasks, one after the other or in processes of their own."""
-    unknown = sorted(set(tasks) - set(run.config.tasks))
+def _do(arguments: argparse.Namespace, jobs: list[Job]) -> None:
+    run_jobs(jobs, arguments.processes, arguments.threads)
+
+
+def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
+    unknown = sorted(set(arguments.tasks or ()) - set(run.config.tasks))
     if unknown:
         raise ConfigError(f"--tasks: got {', '.join(unknown)}, expected names among {', '.join(run.config.tasks)}")
-    if arguments.processes < 1:
-        raise ConfigError(f"--processes: got {arguments.processes}, expected at least 1")
-    if arguments.processes == 1:
-        for task in tasks:
-            stage(run, task)
-        return
-    # Fresh processes: a forked one would inherit torch's thread pool in an unknown state.
-    context, limit = get_context("spawn"), partial(torch.set_num_threads, arguments.threads)
-    with ProcessPoolExecutor(arguments.processes, mp_context=context, initializer=limit) as pool:
-        list(pool.map(partial(_stage_quietly, stage, run), tasks))
+    return arguments.tasks or run.config.tasks
 
 
-def _stage_quietly(stage: Callable[[Run, str], object], run: Run, task: str) -> None:
-    """Run a stage in a process of its own; what it makes is read back from the work folder, not sent."""
-    stage(run, task)
+def _pretrain(arguments: argparse.Namespace) -> None:
+    device = _device(arguments)
+    path = pretrain(load_pretrain_config(arguments.config), arguments.data, arguments.work, arguments.seed, device, arguments.threads)
+    print(f"pre-trained weights: {path}")
 
 
 def _finetune(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
-    _for_tasks(arguments, run, finetuned, arguments.tasks or run.config.tasks)
-    for task in arguments.tasks or run.config.tasks:
+    tasks = _tasks(arguments, run)
+    _do(arguments, [partial(finetuned, run, task) for task in tasks])
+    for task in tasks:
         record = finetuned(run, task).record
         print(f"{task}: best epoch {record['best_epoch']} of {record['epochs']}, {record['seconds']} s")
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    record = configured_merge(_run(arguments)).record
-    print(f"merged {len(record['tasks'])} models by {record['method']} ({MERGERS[record['method']].paper}), scaling {record['scaling']}")
+    record = merged(_run(arguments)).record
+    print(f"merged {len(record['tasks'])} models by {record['method']} ({MERGERS[record['method']].paper}), {record['options'] or 'as published'}")
 
 
 def _train_adapters(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
-    configured_merge(run)
-    _for_tasks(arguments, run, trained_adapters, arguments.tasks or run.config.tasks)
-    for task in arguments.tasks or run.config.tasks:
+    tasks = _tasks(arguments, run)
+    merged(run)
+    _do(arguments, [partial(trained_adapters, run, task) for task in tasks])
+    for task in tasks:
         record = trained_adapters(run, task).record
         print(f"{task}: loss {record['loss'][0]:.4f} -> {record['loss'][-1]:.4f} in {record['epochs']} epochs, {record['seconds']} s")
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    results = evaluate(_run(arguments))
-    print(f"test ROC-AUC, stored statistics\n{results_table(results)}\nrecovery: {results['recovery']}")
-
-
 def _release(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
-    _for_tasks(arguments, run, finetuned, run.config.tasks)
-    configured_merge(run)
-    _for_tasks(arguments, run, trained_adapters, run.config.tasks)
-    folder = arguments.output or Path("models/releases") / run.config.release.name
-    manifest = release(run, folder, arguments.results)
-    print(f"{manifest.name} {manifest.version}: {len(manifest.tasks)} tasks in {folder}")
+    _do(arguments, [partial(finetuned, run, task) for task in run.config.tasks])
+    merged(run)
+    _do(arguments, [partial(trained_adapters, run, task) for task in run.config.tasks])
+    _say_artifact(release(run, arguments.output or Path("models/releases") / run.config.release.name), arguments.output)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    runs = [_run(arguments, seed) for seed in dict.fromkeys(arguments.seeds)]
+    summary = compare(runs, arguments.results, partial(_do, arguments))
+    _draw(arguments.results / summary["setting"])
+    print(f"test ROC-AUC in percent, stored statistics, seeds {summary['seeds']}\n{summary_table(summary)}")
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    run = _run(arguments)
+    content = ablate(run, arguments.results, partial(_do, arguments))
+    if (arguments.results / run.config.setting / "summary.json").is_file():
+        _draw(arguments.results / run.config.setting)
+    for group, rows in content["groups"].items():
+        for name, row in rows.items():
+            stored = row["stored"]
+            print(f"{group:16} {name:24} validation {percent(stored['valid_average'])}  test {percent(stored['average'])}")
+
+
+def _figures(arguments: argparse.Namespace) -> None:
+    folders = sorted(path.parent for path in arguments.results.glob("*/summary.json"))
+    if not folders:
+        raise DataError(f"got no */summary.json in {arguments.results}, expected the results of `gmerging compare`")
+    for folder in folders:
+        _draw(folder)
+
+
+def _draw(folder: Path) -> None:
+    for path in draw_figures(folder):
+        print(f"drew {path}")
+
+
+def _add_task(arguments: argparse.Namespace) -> None:
+    _say_artifact(add_tasks(_run(arguments), arguments.artifact, arguments.output), arguments.output)
+
+
+def _remove_task(arguments: argparse.Namespace) -> None:
+    _say_artifact(remove_tasks(arguments.artifact, arguments.tasks, arguments.output), arguments.output)
+
+
+def _say_artifact(manifest: Manifest, folder: Path | None) -> None:
+    print(f"{manifest.name} {manifest.version}: {len(manifest.tasks)} tasks in {folder or Path('models/releases') / manifest.name}")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

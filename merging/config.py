@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from merging.datasets import MOLECULENET, DatasetSpec
+from merging.registry import merger_spec
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
 from models.router import RouterConfig
@@ -17,6 +19,7 @@ from models.sinkhorn import Solver
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 Rate = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class _Section(BaseModel):
@@ -33,13 +36,24 @@ class FinetuneConfig(_Section):
 
 
 class AlignmentConfig(_Section):
-    """Adapter training (method: alpha * L1 of graph embeddings + sum over layers of TWD; no labels)."""
+    """Adapter training (method: alpha * L1 of graph embeddings + sum over layers of TWD; no labels).
+
+    Attributes:
+        sites: where there are adapters.
+        alpha, twd_weight: weights of the two terms; 0 leaves one out.
+        support_order: mass moves along at most this many bonds: 0 compares each atom with itself, None any two atoms of a molecule.
+        max_molecules: an epoch sees at most so many, drawn anew in each; None sees all.
+    """
 
     rank: Count = 30
     epochs: Count = 30
     batch_size: Count = 64
     learning_rate: Rate = 1e-3
-    alpha: Annotated[float, Field(ge=0)] = 1.0
+    sites: Literal["all", "nodes", "graph"] = "all"
+    alpha: Weight = 1.0
+    twd_weight: Weight = 1.0
+    support_order: Annotated[int, Field(ge=0)] | None = 1
+    max_molecules: Count | None = None
     solver: Solver = "sinkhorn"
     epsilon: Rate = 0.1
     tolerance: Rate = 0.1
@@ -47,10 +61,55 @@ class AlignmentConfig(_Section):
 
 
 class MergeConfig(_Section):
-    """How the backbone is merged; `scaling` multiplies the sum of task vectors."""
+    """How the backbone is merged: a row of `merging.registry`, and its options (what is not said has the row's default)."""
 
     method: str = "task_arithmetic"
-    scaling: Rate | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        merger_spec(self.method).parse(self.options)
+        return self
+
+
+class MultitaskConfig(FinetuneConfig):
+    """Joint training of one backbone with all heads.
+
+    Attributes:
+        cap: the most training molecules that a task gives to one epoch, so that MUV's 74,000 do not drown BACE's 1,200.
+    """
+
+    epochs: Count = 60
+    cap: Count = 4000
+
+
+class CompareConfig(_Section):
+    """What `gmerging compare` puts beside G-Merging.
+
+    Attributes:
+        mergers: by name the option sets that are tried; the one with the best validation average is reported.
+        multitask: joint training; None leaves it out.
+        forest_trees, forest_trees_by_task: trees in each random forest on ECFP4 fingerprints.
+        ablations, sweeps: G-Merging with settings changed (see `RunConfig.varied`), each trained and measured on its own.
+        ablation_base: changes that all ablations and sweeps share, and the row that they are compared with.
+    """
+
+    mergers: dict[str, tuple[dict[str, Any], ...]] = {}
+    multitask: MultitaskConfig | None = None
+    forest_trees: Count = 500
+    forest_trees_by_task: dict[str, Count] = {}
+    ablation_base: dict[str, dict[str, Any]] = {}
+    ablations: dict[str, dict[str, dict[str, Any]]] = {}
+    sweeps: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for method, candidates in self.mergers.items():
+            if not candidates:
+                raise ValueError(f"compare.mergers.{method}: got no option set, expected at least one ({{}} is the defaults)")
+            for options in candidates:
+                merger_spec(method).parse(options)
+        return self
 
 
 class PretrainedConfig(_Section):
@@ -81,6 +140,7 @@ class RunConfig(_Section):
     alignment: AlignmentConfig = AlignmentConfig()
     alignment_by_task: dict[str, AlignmentConfig] = {}
     router: RouterConfig = RouterConfig()
+    compare: CompareConfig = CompareConfig()
     release: ReleaseConfig
 
     @model_validator(mode="before")
@@ -109,6 +169,19 @@ class RunConfig(_Section):
             raise ValueError(f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank stacks them)")
         return self
 
+    def varied(self, changes: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
+        """The same configuration with changes by section: `{"alignment": {"rank": 10}}`, for every task alike. A change of `merge` replaces it.
+
+        Raises:
+            pydantic.ValidationError: the result does not fit.
+        """
+        values = self.model_dump()
+        for section, changed in changes.items():
+            values[section] = dict(changed) if section == "merge" else values[section] | changed
+            for task, own in values.get(f"{section}_by_task", {}).items():
+                values[f"{section}_by_task"][task] = own | changed
+        return RunConfig.model_validate(values)
+
     def dataset_for(self, task: str) -> DatasetSpec:
         """Where a task's molecules are: described in the configuration, or one of the eight published sets."""
         return self.datasets.get(task) or MOLECULENET[task]
@@ -122,18 +195,26 @@ class RunConfig(_Section):
         return self.alignment_by_task.get(task, self.alignment)
 
 
+Model = TypeVar("Model", bound=BaseModel)
+
+
 def load_config(path: Path) -> RunConfig:
-    """Read a YAML file; a bare name is looked up among the configurations that come with the package.
+    """The configuration of a run, see `read_config`."""
+    return read_config(path, RunConfig, CONFIG_FOLDER)
+
+
+def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
+    """Read a YAML file; a bare name is looked up among those that come with the package, in the folder `bundled`.
 
     Raises:
         ConfigError: the file is absent, is not YAML, or does not fit; every problem is named.
     """
-    file = path if path.is_file() else CONFIG_FOLDER / path.name
+    file = path if path.is_file() else bundled / path.name
     if not file.is_file():
-        known = ", ".join(sorted(each.name for each in CONFIG_FOLDER.glob("*.yaml")))
+        known = ", ".join(sorted(each.name for each in bundled.glob("*.yaml")))
         raise ConfigError(f"got no configuration at {path}, expected a YAML file or one of: {known}")
     try:
-        return RunConfig.model_validate(yaml.safe_load(file.read_text()))
+        return model.model_validate(yaml.safe_load(file.read_text()))
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     except ValidationError as error:

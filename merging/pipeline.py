@@ -1,21 +1,25 @@
 """The stages of a run, each skipped if its result is there: fine-tune, merge, train adapters, assemble. Evaluation and release stand on these."""
 
+import time
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from merging.alignment import align, set_statistics
 from merging.config import fingerprint
+from merging.evaluation import batches
 from merging.finetuning import finetune
-from merging.mergers.contract import MergeInputs
-from merging.registry import merge
+from merging.mergers.contract import Calibration, MergeInputs, MergeResult
+from merging.registry import merge, merger_spec
 from merging.run import Piece, Run
 from models.adapter import TaskAdapters
 from models.backbone import Backbone, load_tensors, make_backbone
 from models.router import RouterConfig
 from models.unified import Expert, UnifiedModel
 
-BASELINES = ("weight_average", "task_arithmetic")
+CALIBRATION_MOLECULES = 256
+CALIBRATION_BATCH = 32
 
 
 def finetuned(run: Run, task: str) -> Piece:
@@ -29,20 +33,31 @@ def finetuned(run: Run, task: str) -> Piece:
     return run.piece(f"finetuned/{task}", finetune_key(run, task), make)
 
 
-def merged(run: Run, method: str) -> Piece:
-    """The merged backbone by one method: state dict of a Backbone. The configured method has the configured scaling, any other its own default."""
+def merged(run: Run) -> MergeResult:
+    """The merged backbone that the configuration asks for."""
+    method, options = run.config.merge.method, run.config.merge.options
 
     def make(_: Path) -> Piece:
         experts = {task: part(finetuned(run, task).tensors, "backbone.") for task in run.config.tasks}
-        result = merge(method, MergeInputs(run.pretrained(), experts, _scaling(run, method)))
-        return Piece(result.backbone, {"method": method, "scaling": result.scaling, "tasks": list(run.config.tasks)})
+        seen = {task: calibration(run, task) for task in run.config.tasks} if merger_spec(method).calibrated else {}
+        start = time.perf_counter()
+        result = merge(method, MergeInputs(run.pretrained(), experts, run.config.pretrained.backbone, seen, run.seed), options)
+        tensors = {f"{task}/{key}": value for task, state in {"": result.backbone, **result.by_task}.items() for key, value in state.items()}
+        seconds = round(time.perf_counter() - start, 2)
+        return Piece(tensors, {"method": method, "options": options, "tasks": list(run.config.tasks), **result.record, "seconds": seconds})
 
-    return run.piece(f"merged/{method}", merge_key(run, method), make)
+    piece = run.piece(f"merged/{method}", merge_key(run), make)
+    by_task = {task: state for task in run.config.tasks if (state := part(piece.tensors, f"{task}/"))}
+    return MergeResult(part(piece.tensors, "/"), by_task, piece.record)
 
 
-def configured_merge(run: Run) -> Piece:
-    """The merged backbone that the configuration asks for."""
-    return merged(run, run.config.merge.method)
+def calibration(run: Run, task: str) -> Calibration:
+    """What a merger may see of a task: its head, and some training molecules without their labels."""
+    dataset = run.dataset(task)
+    generator = torch.Generator().manual_seed(run.seed)
+    chosen = dataset.split.train[torch.randperm(len(dataset.split.train), generator=generator)[:CALIBRATION_MOLECULES]]
+    parts = tuple(batch for _, batch in batches(dataset.graphs, chosen, CALIBRATION_BATCH))
+    return Calibration(part(finetuned(run, task).tensors, "head."), parts)
 
 
 def trained_adapters(run: Run, task: str) -> Piece:
@@ -51,8 +66,17 @@ def trained_adapters(run: Run, task: str) -> Piece:
 
     def make(checkpoint: Path) -> Piece:
         dataset = run.dataset(task)
-        teacher, student = finetuned_backbone(run, task), merged_backbone(run)
-        result = align(dataset.graphs, dataset.split.train, teacher, student, settings, run.seed, checkpoint, run.device, task)
+        result = align(
+            dataset.graphs,
+            dataset.split.train,
+            finetuned_backbone(run, task),
+            merged_backbone(run, task),
+            settings,
+            run.seed,
+            checkpoint,
+            run.device,
+            task,
+        )
         return Piece(result.adapters.state_dict(), {**result.record, "settings": settings.model_dump()})
 
     return run.piece(f"adapters/{task}", adapter_key(run, task), make)
@@ -76,24 +100,44 @@ def unified(run: Run) -> UnifiedModel:
     return UnifiedModel(merged_backbone(run), experts(run), run.config.router).to(run.device)
 
 
-def without_adapters(run: Run, task: str, method: str) -> UnifiedModel:
-    """A baseline for one task: the fine-tuned model, or a merged backbone with that task's head, in the same form as `unified`.
+def adapted(run: Run, task: str) -> UnifiedModel:
+    """One task alone: the merged backbone (the task's own version, if the merger gives one) with its adapters."""
+    own = expert(run, task, adapters_from(run, trained_adapters(run, task).tensors))
+    return alone(run, merged_backbone(run, task), task, own)
 
-    Merged backbones get BatchNorm statistics recomputed on the task's training molecules, as G-Merging does: the same footing.
+
+def without_adapters(run: Run, task: str) -> UnifiedModel:
+    """One task alone: the merged backbone with the task's head."""
+    return bare(run, merged_backbone(run, task), task)
+
+
+def alone(run: Run, backbone: Backbone, task: str, own: Expert) -> UnifiedModel:
+    """A model of one task, in the same form as `unified`: then all methods are measured by the same code."""
+    return UnifiedModel(backbone, {task: own}, RouterConfig()).to(run.device)
+
+
+def bare(run: Run, backbone: Backbone, task: str) -> UnifiedModel:
+    """A backbone with a task's fine-tuned head and no adapters.
+
+    BatchNorm statistics are recomputed on the task's training molecules, as G-Merging does: the same footing.
     """
-    config = run.config.pretrained.backbone
-    none = TaskAdapters(config, rank=1).to(run.device)  # its `up` is zero: nothing is subtracted
-    if method == "finetuned":
-        backbone = finetuned_backbone(run, task)
-        state = backbone.state_dict()
-        for layer in range(config.num_layers):
-            none.norm_mean[layer] = state[f"batch_norms.{layer}.running_mean"]
-            none.norm_var[layer] = state[f"batch_norms.{layer}.running_var"]
-    else:
-        backbone = merged_backbone(run, method)
-        dataset = run.dataset(task)
-        set_statistics(none, backbone.to(run.device), dataset.graphs, dataset.split.train, run.device)
-    return UnifiedModel(backbone, {task: expert(run, task, none)}, RouterConfig()).to(run.device)
+    none, dataset = _no_adapters(run), run.dataset(task)
+    set_statistics(none, backbone.to(run.device), dataset.graphs, dataset.split.train, run.device)
+    return alone(run, backbone, task, expert(run, task, none))
+
+
+def finetuned_alone(run: Run, task: str, backbone_of: str | None = None) -> UnifiedModel:
+    """The fine-tuned model of a task alone; or its head on the backbone of another task (the backbone-swap matrix)."""
+    backbone, none = finetuned_backbone(run, backbone_of or task), _no_adapters(run)
+    state = backbone.state_dict()
+    for layer in range(backbone.config.num_layers):
+        none.norm_mean[layer] = state[f"batch_norms.{layer}.running_mean"]
+        none.norm_var[layer] = state[f"batch_norms.{layer}.running_var"]
+    return alone(run, backbone, task, expert(run, task, none))
+
+
+def _no_adapters(run: Run) -> TaskAdapters:
+    return TaskAdapters(run.config.pretrained.backbone, rank=1).to(run.device)  # its `up` is zero: nothing is subtracted
 
 
 def adapters_from(run: Run, tensors: dict[str, Tensor]) -> TaskAdapters:
@@ -103,9 +147,11 @@ def adapters_from(run: Run, tensors: dict[str, Tensor]) -> TaskAdapters:
     return adapters
 
 
-def merged_backbone(run: Run, method: str | None = None) -> Backbone:
-    """The merged backbone by one method (None: the configured one), in evaluation mode."""
-    return make_backbone(merged(run, method or run.config.merge.method).tensors, run.config.pretrained.backbone, "merged backbone")
+def merged_backbone(run: Run, task: str | None = None) -> Backbone:
+    """The merged backbone, or a task's own version of it where the merger gives one; in evaluation mode."""
+    result = merged(run)
+    tensors = result.backbone if task is None else result.backbone_for(task)
+    return make_backbone(tensors, run.config.pretrained.backbone, "merged backbone")
 
 
 def finetuned_backbone(run: Run, task: str) -> Backbone:
@@ -124,15 +170,16 @@ def finetune_key(run: Run, task: str) -> str:
     return fingerprint(run.config.pretrained, run.config.finetune_for(task), task, run.seed, *data)
 
 
-def _scaling(run: Run, method: str) -> float | None:
-    return run.config.merge.scaling if method == run.config.merge.method else None
-
-
-def merge_key(run: Run, method: str) -> str:
+def merge_key(run: Run) -> str:
     """What a merged backbone depends on."""
-    return fingerprint(method, str(_scaling(run, method)), *(finetune_key(run, task) for task in run.config.tasks))
+    return fingerprint(run.config.merge, run.seed, *(finetune_key(run, task) for task in run.config.tasks))
 
 
 def adapter_key(run: Run, task: str) -> str:
     """What a task's adapters depend on."""
-    return fingerprint(run.config.alignment_for(task), task, run.seed, merge_key(run, run.config.merge.method))
+    return fingerprint(run.config.alignment_for(task), task, run.seed, merge_key(run))
+
+
+def unified_key(run: Run) -> str:
+    """What the unified model depends on."""
+    return fingerprint(run.config.router, *(adapter_key(run, task) for task in run.config.tasks))

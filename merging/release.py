@@ -1,75 +1,134 @@
-"""From a finished run to the artifact that the service answers from, with its model card, and the results file."""
+"""From a finished run to the artifact that the service answers from, with its model card."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merging.files import write_json
+from torch import Tensor
+
+from merging.calibration import brier_score, expected_calibration_error, fit_platt
+from merging.comparison import Row, gmerging_rows, merger_row, reference_rows
+from merging.evaluation import predict
 from merging.pipeline import experts, merged_backbone
-from merging.results import AUTHORS_BATCH_SIZE, evaluate
+from merging.report import percent
+from merging.results import AUTHORS_BATCH_SIZE, STORED_BATCH_SIZE, environment, recovery
 from merging.run import Run
 from models.artifact import Manifest, TaskInfo, make_manifest, save_artifact
-
-TITLES = {
-    "finetuned": "Fine-tuned, one model per task",
-    "weight_average": "Weight average",
-    "task_arithmetic": "Task arithmetic",
-    "gmerging_own": "G-Merging-s (`own`)",
-    "gmerging_moe": "G-Merging (`moe`)",
-}
+from models.graph import GraphBatch
+from models.unified import DEFAULT_ROUTING, Expert, UnifiedModel
 
 
-def release(run: Run, folder: Path, results_folder: Path) -> Manifest:
-    """Run every stage that is not done yet, write the results and the artifact.
+@dataclass(frozen=True)
+class Measured:
+    """What the model card shows: scores of the main methods by name, and of each task's probabilities before and after calibration."""
+
+    methods: dict[str, Any]
+    calibration: dict[str, dict[str, float]]
+
+
+def release(run: Run, folder: Path) -> Manifest:
+    """Run every stage that is not done yet, calibrate, and write the artifact.
 
     Args:
         run: the run.
         folder: the artifact's folder; an older artifact there is replaced in one step.
-        results_folder: `<setting>/seed<N>.json` is written below it.
     """
-    results = evaluate(run)
-    write_json(results_folder / run.config.setting / f"seed{run.seed}.json", results)
-    infos = {task: TaskInfo(labels=run.dataset(task).label_names, description=run.config.dataset_for(task).about) for task in run.config.tasks}
-    section = run.config
+    made, config = experts(run), run.config
+    measured = Measured({row.name: {"title": row.title, **row.over_tasks()} for row in _rows(run)}, calibrate(run, made))
+    infos = {task: TaskInfo(labels=run.dataset(task).label_names, description=config.dataset_for(task).about) for task in config.tasks}
     manifest = make_manifest(
-        name=section.release.name,
-        version=section.release.version,
-        backbone=section.pretrained.backbone,
-        rank=section.alignment.rank,
-        router=section.router,
+        name=config.release.name,
+        version=config.release.version,
+        backbone=config.pretrained.backbone,
+        rank=config.alignment.rank,
+        router=config.router,
         tasks=infos,
-        provenance=provenance(run, results),
-        metrics={name: method["stored"] for name, method in results["methods"].items()} | {"recovery": results["recovery"]},
+        provenance=_provenance(run),
+        metrics=_metrics(measured),
     )
-    return save_artifact(folder, manifest, merged_backbone(run), experts(run), model_card(manifest, results))
+    return save_artifact(folder, manifest, merged_backbone(run), made, model_card(manifest, measured))
 
 
-def provenance(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+def _rows(run: Run) -> list[Row]:
+    merge = run.config.merge
+    baselines = {"weight_average": {}, merge.method: merge.options}
+    return [reference_rows(run)[0], *(merger_row(run, method, options) for method, options in baselines.items()), *gmerging_rows(run)]
+
+
+def calibrate(run: Run, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
+    """Fold Platt scaling, fitted on the validation part, into the heads (in place).
+
+    Returns:
+        By task, on the test part: "ece_before", "ece_after", "brier_before", "brier_after".
+    """
+    model, scores = UnifiedModel(merged_backbone(run), made, run.config.router).to(run.device), {}
+    for task, each in made.items():
+        dataset = run.dataset(task)
+        valid, test = (_logits(run, model, task, rows) for rows in (dataset.split.valid, dataset.split.test))
+        platt = fit_platt(valid, dataset.labels[dataset.split.valid])
+        weight, bias = platt.fold(each.head.weight.detach().cpu(), each.head.bias.detach().cpu())
+        each.head.weight.data.copy_(weight)
+        each.head.bias.data.copy_(bias)
+        labels = dataset.labels[dataset.split.test]
+        before, after = test.sigmoid(), platt.apply(test).sigmoid()
+        scores[task] = {
+            "ece_before": expected_calibration_error(before, labels),
+            "ece_after": expected_calibration_error(after, labels),
+            "brier_before": brier_score(before, labels),
+            "brier_after": brier_score(after, labels),
+        }
+    return scores
+
+
+def _logits(run: Run, model: UnifiedModel, task: str, rows: Tensor) -> Tensor:
+    def forward(batch: GraphBatch) -> Tensor:
+        return model(batch, [task], DEFAULT_ROUTING).logits[task]  # type: ignore[no-any-return]
+
+    return predict(forward, run.dataset(task).graphs, rows, run.device, STORED_BATCH_SIZE)
+
+
+def _metrics(measured: Measured) -> dict[str, Any]:
+    averages = {name: method["stored"]["average"] for name, method in measured.methods.items()}
+    recovered = {name: recovery(average, averages["weight_average"], averages["finetuned"]) for name, average in averages.items()}
+    return {name: method["stored"] for name, method in measured.methods.items()} | {"recovery": recovered, "calibration": measured.calibration}
+
+
+def _provenance(run: Run) -> dict[str, Any]:
     """Everything that the artifact was made from."""
     return {
         "config": run.config.model_dump(mode="json"),
         "seed": run.seed,
         "pretrained_sha256": hashlib.sha256(run.pretrained_path().read_bytes()).hexdigest(),
         "data_sha256": {task: run.dataset(task).source_sha256 for task in run.config.tasks},
-        "environment": results["environment"],
+        "environment": environment(),
     }
 
 
-def results_table(results: dict[str, Any], statistics: str = "stored") -> str:
+def results_table(methods: dict[str, Any], statistics: str) -> str:
     """Markdown: test ROC-AUC in percent, a row per method."""
-    tasks = list(results["methods"]["finetuned"]["stored"]["roc_auc"])
+    tasks = list(methods["finetuned"][statistics]["roc_auc"])
     lines = [" | ".join(["| method", *tasks, "average |"]), "|---" * (len(tasks) + 2) + "|"]
-    for name, title in TITLES.items():
-        values = results["methods"][name][statistics]
+    for method in methods.values():
+        values = method[statistics]
         cells = [*(values["roc_auc"][task] for task in tasks), values["average"]]
-        lines.append(" | ".join([f"| {title}", *(f"{100 * value:.1f}" for value in cells)]) + " |")
+        lines.append(" | ".join([f"| {method['title']}", *map(percent, cells)]) + " |")
     return "\n".join(lines)
 
 
-def model_card(manifest: Manifest, results: dict[str, Any]) -> str:
+def _calibration_table(scores: dict[str, dict[str, float]]) -> str:
+    lines = ["| task | ECE before | after | Brier score before | after |", "|---|---|---|---|---|"]
+    for task, each in scores.items():
+        values = (each[f"{score}_{when}"] for score in ("ece", "brier") for when in ("before", "after"))
+        lines.append(f"| {task} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    return "\n".join(lines)
+
+
+def model_card(manifest: Manifest, measured: Measured) -> str:
     """The README.md of an artifact."""
     tasks = "\n".join(f"| `{task}` | {info.description} | {len(info.labels)} |" for task, info in manifest.tasks.items())
-    recovered = ", ".join(f"{TITLES[name]} {value}" for name, value in results["recovery"].items())
+    ours = {name: method["title"] for name, method in measured.methods.items() if name.startswith("gmerging")}
+    recovered = ", ".join(f"{title} {manifest.metrics['recovery'][name]}" for name, title in ours.items())
     config, shape = manifest.provenance["config"], manifest.backbone
     return f"""# {manifest.name} {manifest.version}
 
@@ -80,25 +139,32 @@ with adapters of rank {manifest.rank} at {shape.num_layers + 1} sites for each t
 |---|---|---|
 {tasks}
 
-An answer is the probability that a label is 1, as the data set defines it. Probabilities are not calibrated.
+An answer is the probability that a label is 1, as the data set defines it.
 
 ## Test ROC-AUC (percent), scaffold split 0.8 / 0.1 / 0.1, seed {manifest.provenance["seed"]}
 
 BatchNorm with stored statistics, as the service answers:
 
-{results_table(results)}
+{results_table(measured.methods, "stored")}
 
 Recovery (method - weight average) / (fine-tuned - weight average): {recovered}.
 
 BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE}, as the G-Merging authors evaluate
 (for comparison; a served answer never depends on its batch):
 
-{results_table(results, "batch")}
+{results_table(measured.methods, "batch")}
+
+## Calibration
+
+Probabilities are calibrated by Platt scaling per label, fitted on the validation part and folded into the heads (ROC-AUC does not change).
+On the test part, whose scaffolds are others than those of the validation part, expected calibration error (15 bins) and Brier score:
+
+{_calibration_table(measured.calibration)}
 
 ## How it was made
 
 Setting `{config["setting"]}`: {config["description"]}.
-Merged by {config["merge"]["method"]}, scaling {config["merge"]["scaling"]}.
+Merged by {config["merge"]["method"]}, options {config["merge"]["options"] or "as published"}.
 The whole configuration, library versions and checksums of weights and data are in `manifest.json`.
 
 ## Limits

@@ -1,86 +1,22 @@
-"""The results of a run: every method on every task, BatchNorm with stored and with batch statistics, on the test split."""
+"""Measuring a run: ROC-AUC, backbone swaps, expert weights, and the accounting of parameters and seconds."""
 
 import platform
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from merging.config import fingerprint
 from merging.evaluation import predict, roc_auc
-from merging.pipeline import BASELINES, adapter_key, configured_merge, finetune_key, finetuned, merge_key, trained_adapters, unified, without_adapters
+from merging.pipeline import finetune_key, finetuned, finetuned_alone, merged, merged_backbone, part, trained_adapters, unified, unified_key
 from merging.run import Run
 from models.graph import GraphBatch
 from models.unified import Routing, Statistics, UnifiedModel
 
-PLAIN_METHODS = ("finetuned", *BASELINES)
-ROUTINGS: dict[str, Routing] = {"gmerging_own": "own", "gmerging_moe": "moe"}
 AUTHORS_BATCH_SIZE = 32
 STORED_BATCH_SIZE = 256
-
-
-def evaluate(run: Run) -> dict[str, Any]:
-    """Evaluate all methods; what is already measured is read back.
-
-    Returns:
-        {"setting", "seed", "methods": {name: {"stored" | "batch": {"roc_auc": {task: value}, "average", "valid_roc_auc", "valid_average"}}}, ...},
-        ROC-AUC in [0, 1], of the test split where not said otherwise.
-    """
-    methods: dict[str, Any] = {method: _over_tasks(run, method) for method in (*PLAIN_METHODS, *ROUTINGS)}
-    return {
-        "setting": run.config.setting,
-        "seed": run.seed,
-        "methods": methods,
-        "recovery": {name: recovery(methods, name) for name in ROUTINGS},
-        "merge": configured_merge(run).record,
-        "router": run.config.router.model_dump(mode="json"),
-        "finetuning": {task: finetuned(run, task).record for task in run.config.tasks},
-        "alignment": {task: trained_adapters(run, task).record for task in run.config.tasks},
-        "environment": environment(),
-    }
-
-
-def recovery(methods: dict[str, Any], name: str) -> float | None:
-    """(method - weight average) / (fine-tuned - weight average) of the averages with stored statistics; None if there is nothing to recover."""
-    average = {each: methods[each]["stored"]["average"] for each in (name, "weight_average", "finetuned")}
-    gap: float = average["finetuned"] - average["weight_average"]
-    return round((average[name] - average["weight_average"]) / gap, 4) if gap > 0 else None
-
-
-def environment() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = ("torch", "rdkit", "numpy", "scipy", "scikit-learn", "g-merging")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
-def _over_tasks(run: Run, method: str) -> dict[str, Any]:
-    by_task = {task: _one(run, method, task) for task in run.config.tasks}
-    return {
-        statistics: {
-            "roc_auc": {task: each[statistics]["test"] for task, each in by_task.items()},
-            "average": _mean([each[statistics]["test"] for each in by_task.values()]),
-            "valid_roc_auc": {task: each[statistics]["valid"] for task, each in by_task.items()},
-            "valid_average": _mean([each[statistics]["valid"] for each in by_task.values()]),
-        }
-        for statistics in ("stored", "batch")
-    }
-
-
-def _mean(values: list[float]) -> float:
-    return round(sum(values) / len(values), 5)
-
-
-def _one(run: Run, method: str, task: str) -> dict[str, Any]:
-    """One method on one task, both kinds of statistics, validation and test."""
-
-    def measure() -> dict[str, Any]:
-        model = unified(run) if method in ROUTINGS else without_adapters(run, task, method)
-        return {
-            "stored": measure_task(run, model, task, ROUTINGS.get(method, "own"), "stored"),
-            "batch": measure_task(run, model, task, ROUTINGS.get(method, "own"), "batch"),
-        }
-
-    return run.record(f"evaluation/{method}/{task}", _key(run, method, task), measure)
+WEIGHTS_MOLECULES = 512
 
 
 def measure_task(run: Run, model: UnifiedModel, task: str, routing: Routing, statistics: Statistics) -> dict[str, float]:
@@ -88,7 +24,7 @@ def measure_task(run: Run, model: UnifiedModel, task: str, routing: Routing, sta
     dataset = run.dataset(task)
     size = AUTHORS_BATCH_SIZE if statistics == "batch" else STORED_BATCH_SIZE
 
-    def logits(batch: GraphBatch) -> torch.Tensor:
+    def logits(batch: GraphBatch) -> Tensor:
         return model(batch, [task], routing, statistics).logits[task]  # type: ignore[no-any-return]
 
     parts = {"valid": dataset.split.valid, "test": dataset.split.test}
@@ -97,9 +33,77 @@ def measure_task(run: Run, model: UnifiedModel, task: str, routing: Routing, sta
     }
 
 
-def _key(run: Run, method: str, task: str) -> str:
-    if method in ROUTINGS:
-        return fingerprint(method, run.config.router, *(adapter_key(run, each) for each in run.config.tasks))
-    if method == "finetuned":
-        return finetune_key(run, task)
-    return merge_key(run, method)
+def swap_matrix(run: Run) -> dict[str, dict[str, float]]:
+    """Test ROC-AUC of each task's head on each task's fine-tuned backbone: {backbone: {task: value}}. The diagonal are the fine-tuned models."""
+    return {source: {task: swapped(run, source, task) for task in run.config.tasks} for source in run.config.tasks}
+
+
+def swapped(run: Run, source: str, task: str) -> float:
+    """One entry of the matrix, measured now or read back."""
+
+    def make() -> dict[str, float]:
+        return measure_task(run, finetuned_alone(run, task, source), task, "own", "stored")
+
+    key = fingerprint(finetune_key(run, source), finetune_key(run, task))
+    return float(run.record(f"swap/{source}/{task}", key, make)["test"])
+
+
+def expert_weights(run: Run) -> dict[str, dict[str, float]]:
+    """How much the router lets each expert count, mean over sites and test molecules: {task: {expert: weight}}; a row sums to 1."""
+    return {task: task_weights(run, task) for task in run.config.tasks}
+
+
+def task_weights(run: Run, task: str) -> dict[str, float]:
+    """One row of it, measured now or read back."""
+
+    def make() -> dict[str, float]:
+        model, rows = unified(run), run.dataset(task).split.test
+
+        def weights(batch: GraphBatch) -> Tensor:
+            return model(batch, [task], "moe").routing_weights[task].mean(1)  # type: ignore[no-any-return]
+
+        chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), WEIGHTS_MOLECULES)).long()]
+        means = predict(weights, run.dataset(task).graphs, chosen, run.device).mean(0)
+        return {expert: round(float(mean), 4) for expert, mean in zip(model.tasks, means, strict=True)}
+
+    return run.record(f"weights/{task}", unified_key(run), make)
+
+
+def accounting(run: Run) -> dict[str, Any]:
+    """Numbers (parameters and stored statistics) of the merged model against K models, and seconds of training and merging."""
+    config, rank, tasks = run.config.pretrained.backbone, run.config.alignment.rank, run.config.tasks
+    site = 2 * config.hidden_dim * rank
+    sites, norms = config.num_layers + 1, 2 * config.num_layers * config.hidden_dim
+    heads = {task: sum(value.numel() for value in part(finetuned(run, task).tensors, "head.").values()) for task in tasks}
+    backbone = sum(parameter.numel() for parameter in merged_backbone(run).parameters())
+    separate = sum(backbone + norms + head for head in heads.values())
+    merged_total = backbone + sum(sites * site + norms + head for head in heads.values())
+    return {
+        "parameters": {
+            "backbone": backbone,
+            "adapter_site": site,
+            "adapters_per_task": sites * site,
+            "statistics_per_task": norms,
+            "heads": heads,
+            "merged_total": merged_total,
+            "separate_total": separate,
+            "share": round(merged_total / separate, 4),
+        },
+        "seconds": {
+            "finetuning": {task: finetuned(run, task).record["seconds"] for task in tasks},
+            "merging": merged(run).record["seconds"],
+            "adapters": {task: trained_adapters(run, task).record["seconds"] for task in tasks},
+        },
+    }
+
+
+def recovery(average: float, weight_average: float, finetuned: float) -> float | None:
+    """(method - weight average) / (fine-tuned - weight average) of three averages; None if there is nothing to recover."""
+    gap = finetuned - weight_average
+    return round((average - weight_average) / gap, 4) if gap > 0 else None
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = ("torch", "rdkit", "numpy", "scipy", "scikit-learn", "g-merging")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -1,8 +1,8 @@
 """One run: a configuration, a seed and a work folder in which finished pieces are kept and found again."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class Run:
         config: the setting.
         seed: of everything that is drawn.
         data: the data folder.
-        work: the work folder; finished pieces live in `<setting>/seed<N>/`, featurised data in `data/`.
+        work: the work folder; finished pieces live in `pieces/`, named by what they were made from, so that every setting, seed and ablation finds
+            the pieces that it shares with another; featurised data lives in `data/`.
         device: cpu or cuda.
         workers: processes for featurising.
     """
@@ -51,15 +52,13 @@ class Run:
     workers: int = 1
     _datasets: dict[str, MoleculeDataset] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def folder(self) -> Path:
-        """Folder of this setting and seed."""
-        return self.work / self.config.setting / f"seed{self.seed}"
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which reads data sets from the cache itself."""
+        return {**vars(self), "_datasets": {}}
 
-    def write_settings(self) -> None:
-        """Leave in the folder what the run uses: `run.json`."""
-        content = {"config": self.config.model_dump(mode="json"), "seed": self.seed, "device": str(self.device), "threads": torch.get_num_threads()}
-        write_json(self.folder / "run.json", content)
+    def varied(self, **sections: Mapping[str, Any]) -> "Run":
+        """The same run with some settings changed (see `RunConfig.varied`); data that was read is shared."""
+        return replace(self, config=self.config.varied(sections))
 
     def dataset(self, task: str) -> MoleculeDataset:
         """A task's data set: featurised once ever, read once a run."""
@@ -81,28 +80,29 @@ class Run:
         return load_backbone(self.pretrained_path(), self.config.pretrained.backbone).state_dict()
 
     def piece(self, name: str, key: str, make: Callable[[Path], Piece]) -> Piece:
-        """The piece `<folder>/<name>.safetensors` if it was made from the same settings (`key`), else made now and kept.
+        """The piece `name` that was made from the settings `key` stands for; made now and kept if it is not there.
 
         `make` gets a path for its resumable state, which is removed once the piece is stored.
         """
-        path, checkpoint = self.folder / f"{name}.safetensors", self.folder / f"{name}.{key}.resume.pt"
+        path = self._path(name, key, "safetensors")
         if path.is_file():
             with safe_open(path, "pt") as stream:
-                metadata = stream.metadata()
-                if metadata["key"] == key:
-                    tensors = {each: stream.get_tensor(each) for each in stream.keys()}  # noqa: SIM118 - not a dict
-                    return Piece(tensors, json.loads(metadata["record"]))
+                tensors = {each: stream.get_tensor(each) for each in stream.keys()}  # noqa: SIM118 - not a dict
+                return Piece(tensors, json.loads(stream.metadata()["record"]))
+        checkpoint = self._path(name, key, "resume.pt")
         piece = make(checkpoint)
-        write_tensors(path, piece.tensors, {"key": key, "record": json.dumps(piece.record)})
+        write_tensors(path, piece.tensors, {"record": json.dumps(piece.record)})
         checkpoint.unlink(missing_ok=True)
         return piece
 
     def record(self, name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """As `piece`, for results without tensors, in `<folder>/<name>.json`."""
-        path = self.folder / f"{name}.json"
-        stored = read_json(path)
-        if stored is None or stored["key"] != key:
-            stored = {"key": key, "record": make()}
+        """As `piece`, for results without tensors."""
+        path = self._path(name, key, "json")
+        stored: dict[str, Any] | None = read_json(path)
+        if stored is None:
+            stored = make()
             write_json(path, stored)
-        record: dict[str, Any] = stored["record"]
-        return record
+        return stored
+
+    def _path(self, name: str, key: str, ending: str) -> Path:
+        return self.work / "pieces" / f"{name}-seed{self.seed}-{key}.{ending}"

@@ -27,8 +27,8 @@ from models.unified import Expert, UnifiedModel
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_BACKBONE = "backbone.safetensors"
-_CARD = "README.md"
+BACKBONE = "backbone.safetensors"
+CARD = "README.md"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -98,6 +98,16 @@ class Artifact:
     digest: str
 
 
+@dataclass(frozen=True)
+class ArtifactParts:
+    """An artifact taken apart: the merged backbone, and what each task brings."""
+
+    manifest: Manifest
+    backbone: Backbone
+    experts: dict[str, Expert]
+    digest: str
+
+
 def make_manifest(
     name: str,
     version: str,
@@ -138,9 +148,9 @@ def save_artifact(folder: Path, manifest: Manifest, backbone: Backbone, experts:
     """
     if tuple(experts) != tuple(manifest.tasks):
         raise ArtifactError(f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}")
-    contents = {_BACKBONE: _serialise(backbone), **{_task_file(task): _serialise(expert) for task, expert in experts.items()}}
+    contents = {BACKBONE: _serialise(backbone), **{_task_file(task): _serialise(expert) for task, expert in experts.items()}}
     if card:
-        contents[_CARD] = card.encode()
+        contents[CARD] = card.encode()
     manifest = manifest.model_copy(update={"files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +169,13 @@ def save_artifact(folder: Path, manifest: Manifest, backbone: Backbone, experts:
 
 
 def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
-    """Load and verify an artifact.
+    """Load and verify an artifact, ready to answer. Raises ArtifactError (see `load_parts`)."""
+    parts = load_parts(folder)
+    return Artifact(parts.manifest, UnifiedModel(parts.backbone, parts.experts, parts.manifest.router).to(device), parts.digest)
+
+
+def load_parts(folder: Path) -> ArtifactParts:
+    """Load and verify what an artifact is made of, to make another one from it.
 
     Raises:
         ArtifactError: a file is missing, altered or unexpected, the format version is not this one, or a tensor is missing, extra, misshapen or not
@@ -168,12 +184,12 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Artifact:
     manifest, digest = read_manifest(folder)
     contents = {name: _read_verified(folder, name, sha256) for name, sha256 in manifest.files.items()}
     backbone = Backbone(manifest.backbone)
-    _fill(backbone, contents[_BACKBONE], folder / _BACKBONE)
+    _fill(backbone, contents[BACKBONE], folder / BACKBONE)
     experts = {}
     for task, info in manifest.tasks.items():
         experts[task] = Expert(manifest.backbone, manifest.rank, info.labels)
         _fill(experts[task], contents[_task_file(task)], folder / _task_file(task))
-    return Artifact(manifest, UnifiedModel(backbone, experts, manifest.router).to(device), digest)
+    return ArtifactParts(manifest, backbone.eval(), experts, digest)
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
@@ -190,11 +206,11 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         manifest = Manifest.model_validate(raw)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         raise ArtifactError(f"{path}: not a manifest: {error}") from error
-    needed = {_BACKBONE, *map(_task_file, manifest.tasks)}
+    needed = {BACKBONE, *map(_task_file, manifest.tasks)}
     if wrong := needed - manifest.files.keys():
         raise ArtifactError(f"{path}: got no checksum of {', '.join(sorted(wrong))}")
-    if wrong := manifest.files.keys() - needed - {_CARD}:
-        raise ArtifactError(f"{path}: got a checksum of {', '.join(map(ascii, sorted(wrong)))}, expected only {', '.join(sorted(needed | {_CARD}))}")
+    if wrong := manifest.files.keys() - needed - {CARD}:
+        raise ArtifactError(f"{path}: got a checksum of {', '.join(map(ascii, sorted(wrong)))}, expected only {', '.join(sorted(needed | {CARD}))}")
     return manifest, hashlib.sha256(data).hexdigest()
 
 

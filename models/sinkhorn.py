@@ -31,7 +31,7 @@ MAX_BLOCK_ROWS = 4096
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """Where mass may move: every edge of every graph, and every node to itself. Build it with `from_graph`, once per batch.
+    """Where mass may move: along the bonds of every graph, and every node to itself. Build it with `from_graph`, once per batch.
 
     Attributes:
         rows: (E,) node of H of each entry; entries are sorted by (row, column) and none repeats.
@@ -46,18 +46,24 @@ class Support:
     num_graphs: int
 
     @classmethod
-    def from_graph(cls, edge_index: Tensor, batch: Tensor, num_graphs: int) -> "Support":
+    def from_graph(cls, edge_index: Tensor, batch: Tensor, num_graphs: int, order: int | None = 1) -> "Support":
         """Support of a batch of graphs: `edge_index` (2, E') int64 as given (never symmetrised), self loops added, repeated edges clipped to one.
 
+        Args:
+            order: the most edges that mass moves along. 1 is the published support; 0 leaves only the loops, None allows any two nodes of a graph.
+
         Raises:
-            InvalidInputError: wrong shape or dtype, an index out of range, or an edge between two graphs.
+            InvalidInputError: wrong shape or dtype, an index out of range, an edge between two graphs, or a negative order.
         """
         _check_graph(edge_index, batch, num_graphs)
+        if order is not None and order < 0:
+            raise InvalidInputError(f"got order {order}, expected at least 0, or None for any two nodes of a graph")
         num_nodes = len(batch)
         loops = torch.arange(num_nodes, device=batch.device)
-        keys = torch.unique(torch.cat([edge_index[0] * num_nodes + edge_index[1], loops * (num_nodes + 1)]))  # sorted, so rows come out sorted
-        base = max(num_nodes, 1)
-        return cls(keys // base, keys % base, batch, num_graphs)
+        pairs = torch.stack([loops, loops]) if order is not None else (batch[:, None] == batch).nonzero().T
+        for _ in range(order or 0):
+            pairs = _distinct(torch.cat([pairs, _joined(pairs, edge_index, num_nodes)], dim=1), num_nodes)
+        return cls(pairs[0], pairs[1], batch, num_graphs)
 
     def restrict(self, keep: Tensor) -> tuple["Support", Tensor, Tensor]:
         """The support of the graphs in `keep` (G,) bool alone, and which entries (E,) and nodes (N,) stay, both bool; their order does not change."""
@@ -258,6 +264,23 @@ def _match_blocks(weights: Tensor, support: Support) -> Tensor:
     blocks = csr_matrix((weights.T.numpy(force=True).ravel(), cols, np.append(starts, entries * width)), shape=(nodes * width, nodes * width))
     matched = min_weight_full_bipartite_matching(blocks)[1].reshape(width, nodes).T % nodes
     return torch.from_numpy(matched.astype(np.int64))
+
+
+def _joined(pairs: Tensor, edge_index: Tensor, num_nodes: int) -> Tensor:
+    """Every (i, k) with (i, j) among `pairs` and (j, k) an edge: (2, P) and (2, E) -> (2, P')."""
+    by_source = edge_index[:, edge_index[0].argsort()]
+    count = segment_count(edge_index[0], num_nodes)
+    fan = count[pairs[1]]
+    within = torch.arange(int(fan.sum()), device=pairs.device) - (fan.cumsum(0) - fan).repeat_interleave(fan)
+    first = (count.cumsum(0) - count)[pairs[1]].repeat_interleave(fan)
+    return torch.stack([pairs[0].repeat_interleave(fan), by_source[1, first + within]])
+
+
+def _distinct(pairs: Tensor, num_nodes: int) -> Tensor:
+    """Each pair once, sorted by row and then column: (2, P) -> (2, P')."""
+    base = max(num_nodes, 1)
+    keys = torch.unique(pairs[0] * base + pairs[1])
+    return torch.stack([keys // base, keys % base])
 
 
 def _check_graph(edge_index: Tensor, batch: Tensor, num_graphs: int) -> None:

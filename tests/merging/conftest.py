@@ -33,7 +33,15 @@ def tail_has(*elements: str) -> list[str]:
 
 @pytest.fixture
 def pico_config_file(tmp_path: Path) -> Path:
-    """Two tasks: has the tail a nitrogen; has it an oxygen, and has it a halogen (with a missing label now and then)."""
+    """`write_pico` in the test's own folder."""
+    return write_pico(tmp_path)
+
+
+def write_pico(tmp_path: Path) -> Path:
+    """Data, weights and `pico.yaml`.
+
+    Two tasks: has the tail a nitrogen; has it an oxygen, and has it a halogen (with a missing label now and then).
+    """
     halogen = ["" if k % 9 == 0 else label for k, label in enumerate(tail_has("Cl", "F"))]
     write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), list(zip(molecules(), tail_has("N"), strict=True)))
     write_csv(tmp_path / "data/other.csv", "mol", ("has_o", "has_halogen"), list(zip(molecules(), tail_has("O"), halogen, strict=True)))
@@ -46,9 +54,17 @@ def pico_config_file(tmp_path: Path) -> Path:
         "tasks": ["nitrogen", "other"],
         "datasets": {"nitrogen": {"file": "nitrogen.csv", "about": "has nitrogen"}, "other": {"file": "other.csv", "smiles_column": "mol"}},
         "finetune": {"epochs": 3, "batch_size": 16, "dropout": 0.1},
-        "merge": {"method": "task_arithmetic", "scaling": 0.4},
+        "merge": {"method": "task_arithmetic", "options": {"scaling": 0.4}},
         "alignment": {"rank": 4, "epochs": 3, "batch_size": 16},
         "alignment_by_task": {"other": {"epochs": 2}},
+        "compare": {
+            "mergers": {"weight_average": [{}], "task_arithmetic": [{"scaling": 0.2}, {"scaling": 0.5}], "regmean": [{}], "emr": [{}]},
+            "multitask": {"epochs": 2, "batch_size": 16},
+            "forest_trees": 5,
+            "ablation_base": {"alignment": {"epochs": 1}},
+            "ablations": {"without_l1": {"alignment": {"alpha": 0}}, "without_merging": {"merge": {"method": "pretrained"}}},
+            "sweeps": {"rank": {"2": {"alignment": {"rank": 2}}}, "top_k": {"1": {"router": {"top_k": 1}}, "2": {"router": {"top_k": 2}}}},
+        },
         "release": {"name": "pico", "version": "1.2.3"},
     }
     file = tmp_path / "pico.yaml"

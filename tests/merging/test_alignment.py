@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from models.twd import twd
 from tests.conftest import pico_config, random_backbone, random_experts
 
 
-def train(run: Run, checkpoint: Path, epochs: int) -> AlignmentResult:
+def train(run: Run, checkpoint: Path, epochs: int, **options: Any) -> AlignmentResult:
     dataset = run.dataset("nitrogen")
-    settings = AlignmentConfig(rank=4, epochs=epochs, batch_size=16, learning_rate=0.01)
+    settings = AlignmentConfig(rank=4, epochs=epochs, batch_size=16, learning_rate=0.01, **options)
     teacher, merged = random_backbone(pico_config(), seed=1), random_backbone(pico_config(), seed=2)
     return align(dataset.graphs, dataset.split.train, teacher, merged, settings, 0, checkpoint, torch.device("cpu"), "nitrogen")
 
@@ -45,6 +46,32 @@ def test_stopped_and_resumed_is_the_same_run(pico_run: Run, tmp_path: Path) -> N
     assert parts.record["loss"] == whole.record["loss"]
     for ours, theirs in zip(parts.adapters.state_dict().values(), whole.adapters.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("sites", "trained"), [("nodes", [True, True, True, False]), ("graph", [False, False, False, True])])
+def test_sites_left_out_subtract_nothing(pico_run: Run, tmp_path: Path, sites: str, trained: list[bool]) -> None:
+    adapters = train(pico_run, tmp_path / "state.pt", epochs=1, sites=sites).adapters
+    assert [bool(site.up.detach().any()) for site in adapters.sites] == trained  # type: ignore[union-attr, operator]
+
+
+def test_terms_left_out_do_not_count(molecules: GraphBatch) -> None:
+    adapters = random_experts(pico_config())["alpha"].adapters
+    student, target = adapters(random_backbone(pico_config(), seed=2), molecules), trace(random_backbone(pico_config(), seed=1), molecules)
+    support = Support.from_graph(molecules.edge_index, molecules.batch, molecules.num_graphs)
+    both, transport, distance = (
+        alignment_loss(student, target, support, AlignmentConfig(**weights)) for weights in ({}, {"alpha": 0}, {"twd_weight": 0})
+    )
+    torch.testing.assert_close(transport + distance, both)
+    torch.testing.assert_close(distance, (student.graph_embedding - target.graph_embedding).abs().mean())
+
+
+def test_an_epoch_sees_at_most_so_many_molecules(pico_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    original = Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda self, rows, batch: (seen.append(rows.tolist()), original(self, rows, batch))[1])
+    train(pico_run, tmp_path / "state.pt", epochs=2, max_molecules=20)
+    assert [len(part) for part in seen] == [16, 4, 16, 4]
+    assert set(seen[0] + seen[1]) != set(seen[2] + seen[3])  # another draw in each epoch
 
 
 def test_statistics_make_every_layer_standard(pico_run: Run) -> None:

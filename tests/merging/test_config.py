@@ -32,6 +32,10 @@ def test_settings_by_task_inherit_the_common_ones(pico: RunConfig) -> None:
         ("tasks", ["nitrogen", "other", "unheard"], r"got \['unheard'\]"),
         ("tasks", [], "tasks"),
         ("router", {"temperature": -1}, "router.temperature"),
+        ("merge", {"method": "magic"}, "merge: .*'magic', expected one of"),
+        ("merge", {"method": "ties", "options": {"desnity": 0.2}}, "options of ties: desnity"),
+        ("compare", {"mergers": {"ties": []}}, "compare.mergers.ties: got no option set"),
+        ("compare", {"mergers": {"ties": [{"density": 2}]}}, "options of ties: density"),
     ],
 )
 def test_wrong_values_are_named(pico_config_file: Path, section: str, value: object, message: str) -> None:
@@ -47,6 +51,17 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "broken.yaml")
+
+
+def test_varied_changes_a_section_for_every_task(pico: RunConfig) -> None:
+    varied = pico.varied({"alignment": {"rank": 2, "epochs": 7}, "merge": {"method": "ties"}})
+    assert {varied.alignment_for(task).rank for task in varied.tasks} == {2}
+    assert {varied.alignment_for(task).epochs for task in varied.tasks} == {7}
+    assert (varied.merge.method, varied.merge.options) == ("ties", {})
+    assert varied.finetune_for("other") == pico.finetune_for("other")
+    assert pico.alignment.rank == 4
+    with pytest.raises(ValueError, match=r"alignment\.rnak"):
+        pico.varied({"alignment": {"rnak": 2}})
 
 
 def test_fingerprint_changes_with_every_part(pico: RunConfig) -> None:

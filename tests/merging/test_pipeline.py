@@ -1,6 +1,5 @@
 """The whole offline chain on a pico data set, through the command that a user types."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merging.cli import main
-from merging.pipeline import finetuned, without_adapters
+from merging.config import RunConfig
+from merging.pipeline import adapted, finetuned, finetuned_alone, merged_backbone
 from merging.results import measure_task
 from merging.run import Run
 from models.artifact import load_artifact
@@ -24,27 +24,28 @@ def command(tmp_path: Path, *arguments: str) -> int:
     return main([*arguments, "--config", str(tmp_path / "pico.yaml"), *folders])
 
 
+def pieces(tmp_path: Path, folder: str) -> dict[str, int]:
+    """Names of finished pieces with the time when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work/pieces" / folder).rglob("*.safetensors")}
+
+
 @pytest.fixture
 def released(pico_config_file: Path, tmp_path: Path) -> Path:
-    assert command(tmp_path, "release", "--output", str(tmp_path / "artifact"), "--results", str(tmp_path / "results")) == 0
+    assert command(tmp_path, "release", "--output", str(tmp_path / "artifact")) == 0
     return tmp_path
 
 
-def test_release_writes_artifact_results_and_card(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_release_writes_artifact_and_card(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
     artifact = load_artifact(released / "artifact")
-    assert (artifact.manifest.name, artifact.manifest.version) == ("pico", "1.2.3")
+    manifest = artifact.manifest
+    assert (manifest.name, manifest.version) == ("pico", "1.2.3")
     assert artifact.model.label_names == {"nitrogen": ("has_n",), "other": ("has_o", "has_halogen")}
-    assert artifact.manifest.provenance["config"]["merge"]["scaling"] == 0.4
-    assert set(artifact.manifest.provenance["data_sha256"]) == {"nitrogen", "other"}
-    results = json.loads((released / "results/pico/seed0.json").read_text())
-    assert set(results["methods"]) == {"finetuned", "weight_average", "task_arithmetic", "gmerging_own", "gmerging_moe"}
-    for method in results["methods"].values():
-        for statistics in ("stored", "batch"):
-            values = method[statistics]["roc_auc"]
-            assert all(0 <= value <= 1 for value in values.values())
-            assert method[statistics]["average"] == pytest.approx(sum(values.values()) / 2, abs=1e-4)
+    assert manifest.provenance["config"]["merge"]["options"] == {"scaling": 0.4}
+    assert set(manifest.provenance["data_sha256"]) == {"nitrogen", "other"}
+    assert set(manifest.metrics["recovery"]) == {"finetuned", "weight_average", "task_arithmetic", "gmerging_own", "gmerging_moe"}
     card = (released / "artifact/README.md").read_text()
-    assert f"{100 * results['methods']['gmerging_moe']['stored']['average']:.1f}" in card
+    assert f"{100 * manifest.metrics['gmerging_moe']['average']:.1f}" in card
+    assert f"{manifest.metrics['calibration']['other']['ece_after']:.3f}" in card
     capsys.readouterr()
     assert main(["inspect", str(released / "artifact")]) == 0
     said = capsys.readouterr().out
@@ -52,11 +53,22 @@ def test_release_writes_artifact_results_and_card(released: Path, capsys: pytest
     assert "rank 4, 4 sites x 2 experts x 128 = 1,024 parameters" in said
 
 
+def test_calibration_changes_probabilities_and_no_ranking(released: Path, pico: RunConfig) -> None:
+    """The artifact's scores are those that were measured before its heads were calibrated."""
+    run = Run(pico, 0, released / "data", released / "work", torch.device("cpu"))
+    artifact = load_artifact(released / "artifact")
+    for task in pico.tasks:
+        scores = measure_task(run, artifact.model, task, "own", "stored")
+        assert scores["test"] == artifact.manifest.metrics["gmerging_own"]["roc_auc"][task]
+    head = dict(zip(artifact.model.tasks, artifact.model.heads, strict=True))["nitrogen"]
+    assert not torch.equal(head.weight, finetuned(run, "nitrogen").tensors["head.weight"])  # type: ignore[arg-type]
+
+
 def test_second_release_makes_nothing_anew(released: Path) -> None:
-    pieces = {path: path.stat().st_mtime_ns for path in (released / "work").rglob("*.safetensors")}
-    assert len(pieces) == 2 + 2 + 2 + 2  # data, fine-tuned, merged by two methods, adapters
-    assert command(released, "release", "--output", str(released / "again"), "--results", str(released / "results")) == 0
-    assert {path: path.stat().st_mtime_ns for path in (released / "work").rglob("*.safetensors")} == pieces
+    before = pieces(released, "")
+    assert len(before) == 2 + 2 + 2  # fine-tuned, merged by two methods, adapters
+    assert command(released, "release", "--output", str(released / "again")) == 0
+    assert pieces(released, "") == before
     for name in ("backbone", "tasks/nitrogen", "tasks/other"):
         first, second = (load_file(released / folder / f"{name}.safetensors") for folder in ("artifact", "again"))
         assert all(torch.equal(first[key], second[key]) for key in first)
@@ -64,17 +76,16 @@ def test_second_release_makes_nothing_anew(released: Path) -> None:
 
 
 def test_another_setting_makes_only_what_depends_on_it(released: Path) -> None:
-    def stamps(folder: str) -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in (released / "work/pico/seed0" / folder).glob("*.safetensors")}
-
-    finetuned_before, adapters_before = stamps("finetuned"), stamps("adapters")
+    finetuned_before, adapters_before = pieces(released, "finetuned"), pieces(released, "adapters")
     config = released / "pico.yaml"
     config.write_text(config.read_text().replace("other:\n    epochs: 2", "other:\n    epochs: 1"))
     assert "epochs: 1" in config.read_text()
     assert command(released, "train-adapters") == 0
-    assert stamps("finetuned") == finetuned_before
-    changed = {name for name, stamp in stamps("adapters").items() if stamp != adapters_before[name]}
-    assert changed == {"other.safetensors"}
+    assert pieces(released, "finetuned") == finetuned_before
+    adapters = pieces(released, "adapters")
+    assert adapters_before.items() <= adapters.items()
+    (made,) = adapters.keys() - adapters_before.keys()
+    assert made.startswith("other-seed0-")
 
 
 def test_other_data_makes_other_models(pico_run: Run, tmp_path: Path) -> None:
@@ -86,11 +97,13 @@ def test_other_data_makes_other_models(pico_run: Run, tmp_path: Path) -> None:
 
 def test_processes_give_the_same_as_one(pico_config_file: Path, tmp_path: Path) -> None:
     assert command(tmp_path, "finetune") == 0
-    alone = {path.name: load_file(path) for path in (tmp_path / "work/pico/seed0/finetuned").glob("*.safetensors")}
+    folder = tmp_path / "work/pieces/finetuned"
+    alone = {path.name: load_file(path) for path in folder.glob("*.safetensors")}
     shutil.rmtree(tmp_path / "work")
     assert command(tmp_path, "finetune", "--processes", "2") == 0
+    assert len(alone) == 2
     for name, tensors in alone.items():
-        again = load_file(tmp_path / "work/pico/seed0/finetuned" / name)
+        again = load_file(folder / name)
         assert all(torch.equal(again[key], value) for key, value in tensors.items())
 
 
@@ -100,9 +113,17 @@ def test_finetuned_baseline_equals_the_classifier(pico_run: Run) -> None:
     classifier = GraphClassifier(pico_config(), 2).eval()
     classifier.load_state_dict(piece.tensors)
     batch = dataset.graphs.select(dataset.split.test)
-    model = without_adapters(pico_run, "other", "finetuned")
+    model = finetuned_alone(pico_run, "other")
     torch.testing.assert_close(model(batch, ["other"], "own").logits["other"], classifier(batch), rtol=1e-4, atol=1e-5)
     assert 0 <= measure_task(pico_run, model, "other", "own", "batch")["test"] <= 1
+
+
+def test_a_merger_with_versions_by_task_is_adapted_version_by_version(pico_run: Run) -> None:
+    run = pico_run.varied(merge={"method": "emr"})
+    versions = [merged_backbone(run, task).state_dict()["gnns.0.linear.weight"] for task in run.config.tasks]
+    assert not torch.equal(*versions)
+    for task, version in zip(run.config.tasks, versions, strict=True):
+        assert torch.equal(adapted(run, task).backbone.state_dict()["gnns.0.linear.weight"], version)
 
 
 def test_errors_are_one_sentence_and_exit_status_one(pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,4 +149,5 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stopped.value.code == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in ("finetune", "merge", "train-adapters", "evaluate", "release", "inspect"))
+    assert all(name in said for name in ("pretrain", "finetune", "merge", "train-adapters", "compare", "ablate", "figures", "release", "inspect"))
+    assert all(name in said for name in ("add-task", "remove-task"))

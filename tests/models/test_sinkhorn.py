@@ -57,6 +57,22 @@ class TestSupport:
         assert support.graph_sizes.tolist() == case.batch.bincount().tolist()
 
     @quick
+    @given(graph_batches())
+    def test_reaches_as_far_as_its_order(self, case: GraphCase) -> None:
+        """Against powers of the dense adjacency matrix; None is any two nodes of a graph."""
+        step = torch.eye(len(case.batch))
+        step[case.edge_index[0], case.edge_index[1]] = 1
+        reach = torch.eye(len(case.batch))
+        for order in range(4):
+            support = Support.from_graph(*case.graph, order)
+            assert torch.equal(torch.stack([support.rows, support.cols], 1), reach.nonzero())
+            reach = reach @ step
+        anywhere = Support.from_graph(*case.graph, None)
+        assert torch.equal(torch.stack([anywhere.rows, anywhere.cols], 1), (case.batch[:, None] == case.batch).nonzero())
+        with pytest.raises(InvalidInputError, match="got order -1, expected at least 0"):
+            Support.from_graph(*case.graph, -1)
+
+    @quick
     @given(graph_batches(), st.data())
     def test_restrict_is_the_support_of_the_graphs_that_stay(self, case: GraphCase, data: st.DataObject) -> None:
         keep = torch.tensor(data.draw(st.lists(st.booleans(), min_size=case.num_graphs, max_size=case.num_graphs)))

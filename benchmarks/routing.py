@@ -1,0 +1,225 @@
+"""Where could routing earn its place? Each try is measured against the own adapter on the same models, on validation and on test.
+
+    python -m benchmarks.routing far few heldout groups joint --seed 0
+
+It stands on the finished pieces of `gmerging compare` (work folder), and writes `results/<setting>/routing-seed<N>.json`.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from merging.alignment import align, alignment_loss, set_statistics
+from merging.config import load_config
+from merging.datasets import load_smiles
+from merging.evaluation import predict, roc_auc
+from merging.files import read_json, write_json
+from merging.fingerprints import ecfp4
+from merging.pipeline import adapters_from, alone, bare, expert, experts, finetuned_backbone, merged_backbone, trained_adapters
+from merging.run import Run
+from models.adapter import LayerOutputs, TaskAdapters, apply_norm, trace
+from models.graph import GraphBatch
+from models.propagation import mean_readout
+from models.router import node_distances, routing_weights
+from models.sinkhorn import Support
+from models.unified import Expert, Routing, UnifiedModel
+
+Scores = dict[str, float]
+SMALL = ("bbbp", "bace", "clintox", "sider", "tox21")
+"""Tasks for tries that train adapters: those where a try takes a minute or two."""
+
+
+def logits(run: Run, model: UnifiedModel, task: str, routing: Routing, rows: Tensor) -> Tensor:
+    """(len(rows), C)."""
+
+    def forward(batch: GraphBatch) -> Tensor:
+        return model(batch, [task], routing).logits[task]
+
+    return predict(forward, run.dataset(task).graphs, rows, run.device)
+
+
+def score(run: Run, model: UnifiedModel, task: str, routing: Routing) -> Scores:
+    """ROC-AUC on both parts."""
+    dataset = run.dataset(task)
+    parts = {"valid": dataset.split.valid, "test": dataset.split.test}
+    return {name: round(roc_auc(dataset.labels[rows], logits(run, model, task, routing, rows)).mean, 5) for name, rows in parts.items()}
+
+
+def far(run: Run) -> dict[str, Any]:
+    """Test molecules in three parts of equal size by their largest Tanimoto similarity to a training molecule (ECFP4).
+
+    Beside the scores: what the own expert weighs in each part, and its rank correlation with similarity. Does the weight tell who is far from home?
+    """
+    model, found = UnifiedModel(merged_backbone(run), experts(run), run.config.router), {}
+    for k, task in enumerate(run.config.tasks):
+        dataset = run.dataset(task)
+        bits = torch.from_numpy(ecfp4(load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data"))).float()
+        rows = dataset.split.test
+        nearest = torch.cat([tanimoto(part, bits[dataset.split.train]).amax(1) for part in bits[rows].split(256)])
+        weight = predict(lambda batch: model(batch, [task], "moe").routing_weights[task][:, :, k].mean(1), dataset.graphs, rows, run.device)  # noqa: B023
+        scores: dict[Routing, Tensor] = {routing: logits(run, model, task, routing, rows) for routing in ("own", "moe")}
+        found[task] = {"correlation": round(float(spearmanr(nearest, weight).statistic), 3)}
+        for name, part in zip(("far", "middle", "near"), nearest.argsort().chunk(3), strict=True):
+            by_routing = {routing: round(roc_auc(dataset.labels[rows[part]], each[part]).mean, 5) for routing, each in scores.items()}
+            found[task][name] = {
+                "similarity": round(float(nearest[part].mean()), 3),
+                "own_weight": round(float(weight[part].mean()), 4),
+                **by_routing,
+            }
+        print("far", task, found[task], flush=True)
+    return found
+
+
+def tanimoto(left: Tensor, right: Tensor) -> Tensor:
+    """(A, B) similarities of bit vectors (A, bits) and (B, bits)."""
+    shared = left @ right.T
+    return shared / (left.sum(1)[:, None] + right.sum(1) - shared).clamp(min=1)
+
+
+def few(run: Run) -> dict[str, Any]:
+    """A task whose adapters saw only a few unlabelled molecules, among experts that saw all of theirs."""
+    found: dict[str, Any] = {}
+    for task in SMALL:
+        dataset, settings = run.dataset(task), run.config.alignment_for(task)
+        for count in (16, 64, 256):
+            rows = dataset.split.train[torch.randperm(len(dataset.split.train), generator=torch.Generator().manual_seed(run.seed))[:count]]
+            checkpoint = run.work / f"few-{task}-{count}-{run.seed}.resume.pt"
+            made = align(dataset.graphs, rows, finetuned_backbone(run, task), merged_backbone(run), settings, run.seed, checkpoint, run.device, task)
+            checkpoint.unlink()
+            model = UnifiedModel(merged_backbone(run), experts(run) | {task: expert(run, task, made.adapters)}, run.config.router)
+            found.setdefault(task, {})[str(count)] = {routing: score(run, model, task, routing) for routing in ("own", "moe")}
+            print("few", task, count, found[task][str(count)], flush=True)
+    return found
+
+
+def heldout(run: Run) -> dict[str, Any]:
+    """A task without adapters of its own: the bare merged backbone, and the equal mixture of the other tasks' adapters."""
+    found = {}
+    for task in run.config.tasks:
+        others = [adapters_from(run, trained_adapters(run, each).tensors) for each in run.config.tasks if each != task]
+        mixture = mean_adapters(run, others)
+        dataset = run.dataset(task)
+        set_statistics(mixture, merged_backbone(run), dataset.graphs, dataset.split.train, run.device)
+        found[task] = {
+            "bare": score(run, bare(run, merged_backbone(run), task), task, "own"),
+            "mean_of_others": score(run, alone(run, merged_backbone(run), task, expert(run, task, mixture)), task, "own"),
+        }
+        print("heldout", task, found[task], flush=True)
+    return found
+
+
+def mean_adapters(run: Run, adapters: Sequence[TaskAdapters]) -> TaskAdapters:
+    """One adapter per site that subtracts the mean of what the given ones subtract: a mixture of K adapters of rank r is one of rank K r."""
+    made = TaskAdapters(run.config.pretrained.backbone, sum(each.rank for each in adapters))
+    for site, parts in zip(made.sites, zip(*(each.sites for each in adapters), strict=True), strict=True):
+        site.down.data.copy_(torch.cat([part.down for part in parts], 1))
+        site.up.data.copy_(torch.cat([part.up for part in parts]) / len(adapters))
+    return made
+
+
+def groups(run: Run) -> dict[str, Any]:
+    """Mixing among related tasks only: toxicity by assay and by patients, and the rest."""
+    found = {}
+    everyone = experts(run)
+    for group in (("tox21", "toxcast", "sider", "clintox"), ("bbbp", "bace", "hiv", "muv")):
+        model = UnifiedModel(merged_backbone(run), {task: everyone[task] for task in group}, run.config.router)
+        for task in group:
+            found[task] = {"group": score(run, model, task, "moe")}
+            print("groups", task, found[task], flush=True)
+    return found
+
+
+def joint(run: Run) -> dict[str, Any]:
+    """The router in the loop: all adapters trained further, each loss through the mixture that will answer it; no labels, no gate parameters."""
+    torch.manual_seed(run.seed)
+    tasks, backbone = run.config.tasks, merged_backbone(run).requires_grad_(False)
+    adapters = [adapters_from(run, trained_adapters(run, task).tensors) for task in tasks]
+    teachers = [finetuned_backbone(run, task).requires_grad_(False) for task in tasks]
+    optimizer = torch.optim.Adam([parameter for each in adapters for parameter in each.parameters()], lr=3e-4, fused=True)
+    for epoch in range(3):
+        for k, part in drawn(run, 512):
+            batch, settings = run.dataset(tasks[k]).graphs.select(part), run.config.alignment_for(tasks[k])
+            loss = alignment_loss(mixed(run, backbone, adapters, k, batch), trace(teachers[k], batch), support_of(batch), settings)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        print("joint epoch", epoch + 1, float(loss.detach()), flush=True)
+    made: dict[str, Expert] = {task: expert(run, task, each) for task, each in zip(tasks, adapters, strict=True)}
+    model = UnifiedModel(backbone, made, run.config.router)
+    found = {task: {routing: score(run, model, task, routing) for routing in ("own", "moe")} for task in tasks}
+    for task, each in found.items():
+        print("joint", task, each, flush=True)
+    return found
+
+
+def drawn(run: Run, cap: int) -> list[tuple[int, Tensor]]:
+    """One epoch: batches of one task each, in random order, at most `cap` molecules of a task."""
+    parts = []
+    for k, task in enumerate(run.config.tasks):
+        train = run.dataset(task).split.train
+        parts += [(k, part) for part in train[torch.randperm(len(train))[:cap]].split(32)]
+    return [parts[k] for k in torch.randperm(len(parts)).tolist()]
+
+
+def support_of(batch: GraphBatch) -> Support:
+    """The published support."""
+    return Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
+
+
+def mixed(run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, batch: GraphBatch) -> LayerOutputs:
+    """The stream of task k under the mixture, with gradient to all adapters; routing weights are constants, as they are at inference."""
+    router, support, convolutions = run.config.router, support_of(batch), []
+    asked = torch.tensor([k])
+
+    def correct(layer: int, h: Tensor) -> Tensor:
+        z = torch.stack([(h @ each.sites[layer].down).relu() for each in adapters], 1)
+        up = torch.stack([each.sites[layer].up for each in adapters])
+        with torch.no_grad():
+            gram = torch.einsum("ird,jqd->ijrq", up, up)
+            weights = routing_weights(node_distances(z.unsqueeze(1), gram, asked, support, router), router.temperature, router.top_k)[:, 0]
+        convolutions.append(h - torch.einsum("nkr,nk,krd->nd", z, weights[batch.batch], up))
+        return convolutions[-1]
+
+    def normalise(layer: int, h: Tensor) -> Tensor:
+        return apply_norm(backbone, layer, h, adapters[k].norm_mean[layer], adapters[k].norm_var[layer])
+
+    readout = mean_readout(backbone(batch, correct, normalise), batch)
+    outputs = torch.stack([each.sites[-1](readout) for each in adapters], 1)
+    distances = (outputs - outputs[:, k : k + 1]).abs().mean(-1).detach()
+    weights = routing_weights(distances.unsqueeze(1), router.graph_temperature, router.top_k)[:, 0]
+    return LayerOutputs(tuple(convolutions), readout - (weights.unsqueeze(-1) * outputs).sum(1))
+
+
+def published(run: Run) -> dict[str, Any]:
+    """What all tries are compared with: own and mixed answers of the finished model."""
+    model = UnifiedModel(merged_backbone(run), experts(run), run.config.router)
+    return {task: {routing: score(run, model, task, routing) for routing in ("own", "moe")} for task in run.config.tasks}
+
+
+TRIES: dict[str, Callable[[Run], dict[str, Any]]] = {each.__name__: each for each in (published, far, few, heldout, groups, joint)}
+
+
+def main() -> None:
+    """Do the tries asked for; results of others that are in the file stay."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tries", nargs="+", choices=list(TRIES))
+    parser.add_argument("--config", type=Path, default=Path("gcn_supervised_contextpred.yaml"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("work"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    run = Run(load_config(arguments.config), arguments.seed, arguments.data, arguments.work, torch.device("cpu"))
+    path = Path("results") / run.config.setting / f"routing-seed{run.seed}.json"
+    for name in arguments.tries:
+        found = TRIES[name](run)
+        write_json(path, {**(read_json(path) or {}), name: found})
+
+
+if __name__ == "__main__":
+    main()

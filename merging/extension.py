@@ -1,0 +1,130 @@
+"""Adding tasks to a finished artifact and taking them out: the merged backbone and the other tasks' files stay as they are, to the last bit."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from merging.alignment import align
+from merging.config import fingerprint
+from merging.pipeline import adapters_from, alone, bare, expert, finetune_key, finetuned_alone, finetuned_backbone
+from merging.report import percent
+from merging.results import measure_task
+from merging.run import Piece, Run
+from models.artifact import BACKBONE, CARD, ArtifactParts, Manifest, TaskInfo, load_parts, save_artifact
+from models.backbone import Backbone, make_backbone
+from models.errors import ConfigError
+from models.unified import Expert
+
+
+def add_tasks(run: Run, artifact: Path, output: Path) -> Manifest:
+    """Fine-tune the run's tasks, train their adapters on the artifact's backbone, and write a new artifact that answers them too.
+
+    Args:
+        run: its configuration describes the new tasks only, and names the new artifact (`release`).
+        artifact: the folder of the finished artifact.
+        output: the folder of the new one; it may be the same.
+
+    Raises:
+        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained weights), or a task is there already.
+        ArtifactError: the artifact is damaged.
+    """
+    parts = load_parts(artifact)
+    _check_fit(run, parts.manifest)
+    made = {task: expert(run, task, adapters_from(run, new_adapters(run, parts, task).tensors)) for task in run.config.tasks}
+    gains = {task: gain(run, parts.backbone, task, each) for task, each in made.items()}
+    manifest = parts.manifest.model_copy(
+        update={
+            "name": run.config.release.name,
+            "version": run.config.release.version,
+            "tasks": parts.manifest.tasks
+            | {task: TaskInfo(labels=run.dataset(task).label_names, description=run.config.dataset_for(task).about) for task in made},
+            "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
+            "metrics": parts.manifest.metrics | {"added": parts.manifest.metrics.get("added", {}) | gains},
+        }
+    )
+    return save_artifact(output, manifest, parts.backbone, parts.experts | made, _card(artifact) + _card_section(gains))
+
+
+def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path) -> Manifest:
+    """Write an artifact without some of its tasks, under the same name and version; routing mixes the experts that are left.
+
+    Raises:
+        ConfigError: a task is not there, or none would be left.
+        ArtifactError: the artifact is damaged.
+    """
+    parts = load_parts(artifact)
+    known = parts.manifest.tasks
+    if unknown := sorted(set(tasks) - known.keys()):
+        raise ConfigError(f"--tasks: got {', '.join(unknown)}, expected names among those of the artifact, {', '.join(known)}")
+    left = {task: info for task, info in known.items() if task not in tasks}
+    if not left:
+        raise ConfigError(f"--tasks: got all tasks of the artifact ({', '.join(known)}), expected at least one to stay")
+    removed = sorted({*parts.manifest.provenance.get("removed", ()), *tasks})
+    manifest = parts.manifest.model_copy(update={"tasks": left, "provenance": parts.manifest.provenance | {"removed": removed}})
+    card = _card(artifact) + f"\n## Removed later\n\n{', '.join(tasks)}. The tables above are of the artifact with them.\n"
+    return save_artifact(output, manifest, parts.backbone, {task: parts.experts[task] for task in left}, card)
+
+
+def new_adapters(run: Run, parts: ArtifactParts, task: str) -> Piece:
+    """Adapters of a task on the artifact's backbone, with their statistics: state dict of a TaskAdapters."""
+    settings = run.config.alignment_for(task)
+
+    def make(checkpoint: Path) -> Piece:
+        dataset, student = run.dataset(task), make_backbone(parts.backbone.state_dict(), parts.manifest.backbone, "backbone of the artifact")
+        result = align(dataset.graphs, dataset.split.train, finetuned_backbone(run, task), student, settings, run.seed, checkpoint, run.device, task)
+        return Piece(result.adapters.state_dict(), {**result.record, "settings": settings.model_dump()})
+
+    key = fingerprint(settings, parts.manifest.files[BACKBONE], finetune_key(run, task))
+    return run.piece(f"added/{task}", key, make)
+
+
+def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any]:
+    """What the new adapters reach: test ROC-AUC of the fine-tuned model, of its head on the bare backbone and with the adapters, and the share
+    (with adapters - bare) / (fine-tuned - bare) of the gain; None where fine-tuning gains nothing.
+    """
+    models = {"finetuned": finetuned_alone(run, task), "bare": bare(run, backbone, task), "with_adapters": alone(run, backbone, task, made)}
+    scores: dict[str, Any] = {name: measure_task(run, model, task, "own", "stored")["test"] for name, model in models.items()}
+    possible = scores["finetuned"] - scores["bare"]
+    return {**scores, "share": round((scores["with_adapters"] - scores["bare"]) / possible, 4) if possible > 0 else None}
+
+
+def _check_fit(run: Run, manifest: Manifest) -> None:
+    config, problems = run.config, []
+    for name, got, expected in (
+        ("pretrained.backbone", config.pretrained.backbone, manifest.backbone),
+        ("alignment.rank", config.alignment.rank, manifest.rank),
+        ("pretrained.weights, sha256", _sha256(run.pretrained_path()), manifest.provenance.get("pretrained_sha256")),
+    ):
+        if got != expected:
+            problems.append(f"{name}: got {got}, expected the artifact's, {expected}")
+    if there := sorted(set(config.tasks) & manifest.tasks.keys()):
+        problems.append(f"tasks: got {', '.join(there)}, which the artifact has, expected new ones")
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _provenance(run: Run, parts: ArtifactParts) -> list[dict[str, Any]]:
+    data = {task: run.dataset(task).source_sha256 for task in run.config.tasks}
+    added = {"config": run.config.model_dump(mode="json"), "seed": run.seed, "data_sha256": data, "to": parts.digest}
+    return [*parts.manifest.provenance.get("added", ()), added]
+
+
+def _card(artifact: Path) -> str:
+    path = artifact / CARD
+    return path.read_text() if path.is_file() else ""
+
+
+def _card_section(gains: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        f"| {task} | {percent(each['finetuned'])} | {percent(each['bare'])} | {percent(each['with_adapters'])} | {each['share']} |"
+        for task, each in gains.items()
+    ]
+    head = "| task | fine-tuned | backbone without adapters | with adapters | share of the gain |"
+    return "\n".join(
+        ["\n## Added later\n", "Test ROC-AUC in percent; all else in the artifact is unchanged.\n", head, "|---|---|---|---|---|", *rows, ""]
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

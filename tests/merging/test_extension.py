@@ -1,0 +1,74 @@
+"""Adding a task to a finished artifact, and taking one out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from merging.cli import main
+from models.artifact import load_artifact
+from models.graph import GraphBatch
+from tests.conftest import pico_config, random_backbone
+from tests.merging.conftest import molecules, tail_has, write_csv
+from tests.merging.test_pipeline import command
+
+
+@pytest.fixture
+def extended(pico_config_file: Path, tmp_path: Path) -> Path:
+    """An artifact of two tasks in `artifact`, and the same with a third in `extended`."""
+    assert command(tmp_path, "release", "--output", str(tmp_path / "artifact")) == 0
+    write_csv(tmp_path / "data/carbonyl.csv", "smiles", ("has_co",), list(zip(molecules(), tail_has("C(=O)"), strict=True)))
+    content = yaml.safe_load(pico_config_file.read_text())
+    content |= {"tasks": ["carbonyl"], "datasets": {"carbonyl": {"file": "carbonyl.csv", "about": "has a carbonyl"}}, "alignment_by_task": {}}
+    content["release"] = {"name": "pico", "version": "1.3.0"}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(content))
+    assert add(tmp_path, "artifact", "extended") == 0
+    return tmp_path
+
+
+def add(tmp_path: Path, artifact: str, output: str) -> int:
+    folders = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--device", "cpu", "--threads", "1"]
+    config = ["--config", str(tmp_path / "more.yaml"), "--artifact", str(tmp_path / artifact), "--output", str(tmp_path / output)]
+    return main(["add-task", *config, *folders])
+
+
+def test_old_answers_stay_to_the_last_bit_and_the_new_task_answers(extended: Path, molecules: GraphBatch) -> None:
+    old, new = load_artifact(extended / "artifact"), load_artifact(extended / "extended")
+    assert list(new.manifest.tasks) == ["nitrogen", "other", "carbonyl"]
+    assert new.manifest.version == "1.3.0"
+    for name, sha256 in old.manifest.files.items():
+        if name != "README.md":
+            assert new.manifest.files[name] == sha256
+    before, after = (each.model(molecules, ["nitrogen", "other"], "own") for each in (old, new))
+    assert all(torch.equal(before.logits[task], after.logits[task]) for task in before.logits)
+    assert new.model(molecules, ["carbonyl"], "moe").probabilities["carbonyl"].shape == (molecules.num_graphs, 1)
+    gains = new.manifest.metrics["added"]["carbonyl"]
+    assert 0 <= gains["with_adapters"] <= 1
+    assert "| carbonyl |" in (extended / "extended/README.md").read_text()
+    assert new.manifest.provenance["added"][0]["to"] == old.digest
+
+
+def test_adding_and_removing_gives_back_the_answers(extended: Path, molecules: GraphBatch) -> None:
+    folders = ["--artifact", str(extended / "extended"), "--output", str(extended / "back")]
+    assert main(["remove-task", "--tasks", "carbonyl", *folders]) == 0
+    old, back = load_artifact(extended / "artifact"), load_artifact(extended / "back")
+    assert list(back.manifest.tasks) == ["nitrogen", "other"]
+    before, after = (each.model(molecules, None, "moe") for each in (old, back))
+    assert all(torch.equal(before.logits[task], after.logits[task]) for task in before.logits)
+    assert not (extended / "back/tasks/carbonyl.safetensors").exists()
+
+
+def test_what_does_not_fit_is_refused(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert add(extended, "extended", "again") == 1
+    assert "got carbonyl, which the artifact has, expected new ones" in capsys.readouterr().err
+    save_file(random_backbone(pico_config(), seed=9).state_dict(), extended / "weights.safetensors")
+    assert add(extended, "artifact", "again") == 1
+    assert "pretrained.weights, sha256" in capsys.readouterr().err
+    folders = ["--artifact", str(extended / "artifact"), "--output", str(extended / "again")]
+    assert main(["remove-task", "--tasks", "muv", *folders]) == 1
+    assert "got muv, expected names among those of the artifact, nitrogen, other" in capsys.readouterr().err
+    assert main(["remove-task", "--tasks", "nitrogen", "other", *folders]) == 1
+    assert "expected at least one to stay" in capsys.readouterr().err
+    assert not (extended / "again").exists()
