@@ -117,8 +117,8 @@ def _device(arguments: argparse.Namespace) -> torch.device:
     return choose_device(arguments.device)
 
 
-def _do(arguments: argparse.Namespace, jobs: list[Job]) -> None:
-    run_jobs(jobs, arguments.processes, arguments.threads)
+def _do(arguments: argparse.Namespace, description: str, jobs: list[Job]) -> None:
+    run_jobs(description, jobs, arguments.processes, arguments.threads)
 
 
 def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
@@ -137,7 +137,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 def _finetune(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
     tasks = _tasks(arguments, run)
-    _do(arguments, [partial(finetuned, run, task) for task in tasks])
+    _do(arguments, "fine-tuning", [partial(finetuned, run, task) for task in tasks])
     for task in tasks:
         record = finetuned(run, task).record
         print(f"{task}: best epoch {record['best_epoch']} of {record['epochs']}, {record['seconds']} s")
@@ -152,7 +152,7 @@ def _train_adapters(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
     tasks = _tasks(arguments, run)
     merged(run)
-    _do(arguments, [partial(trained_adapters, run, task) for task in tasks])
+    _do(arguments, "training adapters", [partial(trained_adapters, run, task) for task in tasks])
     for task in tasks:
         record = trained_adapters(run, task).record
         print(f"{task}: loss {record['loss'][0]:.4f} -> {record['loss'][-1]:.4f} in {record['epochs']} epochs, {record['seconds']} s")
@@ -160,9 +160,9 @@ def _train_adapters(arguments: argparse.Namespace) -> None:
 
 def _release(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
-    _do(arguments, [partial(finetuned, run, task) for task in run.config.tasks])
+    _do(arguments, "fine-tuning", [partial(finetuned, run, task) for task in run.config.tasks])
     merged(run)
-    _do(arguments, [partial(trained_adapters, run, task) for task in run.config.tasks])
+    _do(arguments, "training adapters", [partial(trained_adapters, run, task) for task in run.config.tasks])
     _say_artifact(release(run, arguments.output or Path("models/releases") / run.config.release.name), arguments.output)
 
 

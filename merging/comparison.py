@@ -159,9 +159,8 @@ def finetuning_jobs(runs: list[Run]) -> list[Job]:
 
 
 def merging_jobs(runs: list[Run]) -> list[Job]:
-    """The configured merger and all candidates of the others."""
-    rows = {merge_key(row.run): row.run for run in runs for row in merger_candidates(run)}
-    return [partial(merged, run) for run in ({merge_key(run): run for run in runs} | rows).values()]
+    """The merged backbone of every run, each once."""
+    return [partial(merged, run) for run in {merge_key(run): run for run in runs}.values()]
 
 
 def adapter_jobs(rows: list[Row]) -> list[Job]:

@@ -22,8 +22,8 @@ from merging.pipeline import finetuned, merged, trained_adapters
 from merging.results import accounting, environment, expert_weights, recovery, swap_matrix
 from merging.run import Run
 
-RunJobs = Callable[[list[Job]], None]
-"""Does independent jobs, maybe several at a time."""
+RunJobs = Callable[[str, list[Job]], None]
+"""Does independent jobs, maybe several at a time; the text says what they are."""
 
 
 def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
@@ -38,13 +38,14 @@ def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
     Returns:
         The summary, see `summarise`.
     """
-    run_jobs(finetuning_jobs(runs))
-    run_jobs(merging_jobs(runs))
-    run_jobs(measuring_jobs([row for run in runs for row in merger_candidates(run)]))
+    run_jobs("fine-tuning", finetuning_jobs(runs))
+    candidates = [row for run in runs for row in merger_candidates(run)]
+    run_jobs("merging", merging_jobs([*runs, *(row.run for row in candidates)]))
+    run_jobs("measuring candidates", measuring_jobs(candidates))
     rows = {run.seed: table_rows(run) for run in runs}
     everything = [row for each in rows.values() for row in each]
-    run_jobs(adapter_jobs(everything))
-    run_jobs([*measuring_jobs(everything), *swap_jobs(runs)])
+    run_jobs("training adapters", adapter_jobs(everything))
+    run_jobs("measuring", [*measuring_jobs(everything), *swap_jobs(runs)])
     target = folder / runs[0].config.setting
     for run in runs:
         write_json(target / f"seed{run.seed}.json", seed_results(run, rows[run.seed]))
@@ -60,12 +61,12 @@ def ablate(run: Run, folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
     Returns:
         {"setting", "seed", "groups": {group: {variant: {"changes", "stored": {...}, "batch": {...}}}}}.
     """
-    run_jobs(finetuning_jobs([run]))
+    run_jobs("fine-tuning", finetuning_jobs([run]))
     groups = ablation_rows(run)
     rows = [row for each in groups.values() for row in each]
-    run_jobs(merging_jobs([row.run for row in rows]))
-    run_jobs(adapter_jobs(rows))
-    run_jobs(measuring_jobs(rows))
+    run_jobs("merging", merging_jobs([row.run for row in rows]))
+    run_jobs("training adapters", adapter_jobs(rows))
+    run_jobs("measuring", measuring_jobs(rows))
     content = {
         "setting": run.config.setting,
         "seed": run.seed,

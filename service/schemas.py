@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
-from models.unified import Routing
+from models.unified import DEFAULT_ROUTING, Routing
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ETHANOL_GRAPH = {
@@ -66,7 +66,9 @@ class PredictRequest(_Request):
     tasks: Annotated[list[_TaskName], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="tasks to answer, by name (see `GET /tasks`); all of them if left out"
     )
-    routing: Routing = Field("moe", description="`moe` mixes the experts of all tasks per molecule; `own` uses each task's own expert alone")
+    routing: Routing = Field(
+        DEFAULT_ROUTING, description="`own` uses each task's own expert alone; `moe` mixes the experts of all tasks per molecule"
+    )
     explain: Annotated[list[Literal["routing"]], Field(fail_fast=True)] = Field(
         [], description="`routing` adds the weight of every expert at every site"
     )

@@ -241,7 +241,7 @@ async def test_client_that_goes_away_leaves_the_queue(engine: DummyEngine) -> No
         assert metric(text, 'gmerging_requests_total{method="POST",route="/predict",status="499"}') == 1
         engine.gate.set()
         assert (await held).status_code == 200
-    assert engine.passes[2:] == [(1, tuple(LABELS), "moe")]
+    assert engine.passes[2:] == [(1, tuple(LABELS), "own")]
 
 
 @pytest.mark.parametrize(("method", "path", "status", "code"), [("GET", "/nope", 404, "not_found"), ("GET", "/predict", 405, "method_not_allowed")])

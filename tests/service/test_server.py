@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from models.featurize import featurize
+from models.unified import DEFAULT_ROUTING
 from service.engine import ArtifactEngine, load_engine
 from service.schemas import PredictResponse
 from service.settings import RELEASED_ARTIFACT
@@ -48,14 +49,14 @@ class Server:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=120)
 
-    def offline(self, smiles: str, routing: str = "moe") -> dict[str, np.ndarray]:
+    def offline(self, smiles: str, routing: str = DEFAULT_ROUTING) -> dict[str, np.ndarray]:
         """The answer for a molecule on its own."""
         if (smiles, routing) not in self._answers:
             output = self.engine.run([featurize(smiles).graph], self.engine.info.tasks, routing)
             self._answers[smiles, routing] = {task: values[0] for task, values in output.probabilities.items()}
         return self._answers[smiles, routing]
 
-    def check(self, body: Any, smiles: list[str], routing: str = "moe") -> None:
+    def check(self, body: Any, smiles: list[str], routing: str = DEFAULT_ROUTING) -> None:
         """Every answer is that of its molecule, in order."""
         items = PredictResponse.model_validate(body).predictions
         assert [item.index for item in items] == list(range(len(smiles)))
