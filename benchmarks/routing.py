@@ -55,7 +55,7 @@ def far(run: Run) -> dict[str, Any]:
 
     Beside the scores: what the own expert weighs in each part, and its rank correlation with similarity. Does the weight tell who is far from home?
     """
-    model, found = UnifiedModel(merged_backbone(run), experts(run), run.config.router), {}
+    model, found = finished(run), {}
     for k, task in enumerate(run.config.tasks):
         dataset = run.dataset(task)
         bits = torch.from_numpy(ecfp4(load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data"))).float()
@@ -195,9 +195,14 @@ def mixed(run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, bat
     return LayerOutputs(tuple(convolutions), readout - (weights.unsqueeze(-1) * outputs).sum(1))
 
 
+def finished(run: Run) -> UnifiedModel:
+    """The model of a finished run."""
+    return UnifiedModel(merged_backbone(run), experts(run), run.config.router)
+
+
 def published(run: Run) -> dict[str, Any]:
     """What all tries are compared with: own and mixed answers of the finished model."""
-    model = UnifiedModel(merged_backbone(run), experts(run), run.config.router)
+    model = finished(run)
     return {task: {routing: score(run, model, task, routing) for routing in ("own", "moe")} for task in run.config.tasks}
 
 
