@@ -1,6 +1,5 @@
 """Supervised fine-tuning of one task from the pre-trained backbone; resumable after every epoch."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +66,7 @@ def finetune(
     for epoch in training.epochs(config.epochs, f"{dataset.task}: epochs"):
         loss = _train_epoch(model, optimizer, dataset, config.batch_size, device)
         auc = _validate(model, dataset, device)
-        best = max((each for each in training.history if not math.isnan(each)), default=None)
-        if best is None or auc > best:  # with no defined validation score so far, the latest epoch
-            training.kept = {"best": {key: value.cpu().clone() for key, value in model.state_dict().items()}, "best_epoch": epoch}
-        training.history.append(auc)
+        training.keep_best(epoch, auc)
         training.shown = {"loss": f"{loss:.4f}", "valid": f"{auc:.4f}", "best": training.kept["best_epoch"]}
     record = {
         "epochs": config.epochs,

@@ -79,11 +79,8 @@ def train_multitask(
         loss = _train_epoch(model, optimizer, list(datasets.values()), config, device)
         by_task = _validate(model, list(datasets.values()), device)
         auc = _mean_of_defined(by_task)
-        best = max((each for each in training.history if not math.isnan(each)), default=None)
-        if best is None or auc > best:  # with no defined validation score so far, the latest epoch
-            training.kept |= {"best": {key: value.cpu().clone() for key, value in model.state_dict().items()}, "best_epoch": epoch}
+        training.keep_best(epoch, auc)
         training.kept["by_task"] = [*training.kept.get("by_task", []), by_task]
-        training.history.append(auc)
         training.shown = {"loss": f"{loss:.4f}", "valid": f"{auc:.4f}", "best": training.kept["best_epoch"]}
     return _result(training, list(datasets))
 

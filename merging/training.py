@@ -1,5 +1,6 @@
 """Epochs of a training that may be stopped at any time: after each, all that it goes on from lies in one file."""
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,16 @@ class ResumableTraining:
             self.seconds += time.perf_counter() - start
             progress.set_postfix(self.shown)
             self._save()
+
+    def keep_best(self, epoch: int, score: float) -> None:
+        """Note an epoch's score; the model with the best so far (the earliest of equals) is kept as "best", its epoch as "best_epoch".
+
+        While no score is a number, the latest model is kept.
+        """
+        best = max((each for each in self.history if not math.isnan(each)), default=None)
+        if best is None or score > best:
+            self.kept |= {"best": {key: value.cpu().clone() for key, value in self._model.state_dict().items()}, "best_epoch": epoch}
+        self.history.append(score)
 
     def _save(self) -> None:
         state = {

@@ -31,6 +31,11 @@ def tail_has(*elements: str) -> list[str]:
     return [str(int(any(element in tail for element in elements))) for _ in RINGS for tail in TAILS]
 
 
+def stereo_corpus() -> list[str]:
+    """Molecules that are long enough to have a context, some with stereo centres and double bonds with a direction."""
+    return [ring + linker + tail for ring in RINGS for linker in ("CCCC", "C(=O)NCC", "O[C@H](C)CC", "/C=C/CC") for tail in TAILS]
+
+
 @pytest.fixture
 def pico_config_file(tmp_path: Path) -> Path:
     """`write_pico` in the test's own folder."""
