@@ -89,7 +89,8 @@ def reference_rows(run: Run) -> list[Row]:
     rows = [Row("finetuned", "Fine-tuned, one model per task", run, partial(_score_network, finetuned_alone, "own"), finetune_key, BOTH)]
     if run.config.compare.multitask is not None:
         rows.append(Row("multitask", "Multi-task learning", run, _score_multitask, _multitask_key))
-    rows.append(Row("ecfp4_random_forest", "ECFP4 + random forest", run, _score_forest, _forest_key))
+    if run.config.compare.forest_trees is not None:
+        rows.append(Row("ecfp4_random_forest", "ECFP4 + random forest", run, _score_forest, _forest_key))
     return rows
 
 
@@ -249,4 +250,6 @@ def _forest_key(run: Run, task: str) -> str:
 
 
 def _trees(run: Run, task: str) -> int:
-    return run.config.compare.forest_trees_by_task.get(task, run.config.compare.forest_trees)
+    trees = run.config.compare.forest_trees_by_task.get(task, run.config.compare.forest_trees)
+    assert trees is not None  # as above
+    return trees

@@ -89,14 +89,14 @@ class CompareConfig(_Section):
     Attributes:
         mergers: by name the option sets that are tried; the one with the best validation average is reported.
         multitask: joint training; None leaves it out.
-        forest_trees, forest_trees_by_task: trees in each random forest on ECFP4 fingerprints.
+        forest_trees, forest_trees_by_task: trees in each random forest on ECFP4 fingerprints; None leaves the forests out.
         ablations, sweeps: G-Merging with settings changed (see `RunConfig.varied`), each trained and measured on its own.
         ablation_base: changes that all ablations and sweeps share, and the row that they are compared with.
     """
 
     mergers: dict[str, tuple[dict[str, Any], ...]] = {}
     multitask: MultitaskConfig | None = None
-    forest_trees: Count = 500
+    forest_trees: Count | None = 500
     forest_trees_by_task: dict[str, Count] = {}
     ablation_base: dict[str, dict[str, Any]] = {}
     ablations: dict[str, dict[str, dict[str, Any]]] = {}

@@ -31,7 +31,8 @@ def add_tasks(run: Run, artifact: Path, output: Path) -> Manifest:
     """
     parts = load_parts(artifact)
     _check_fit(run, parts.manifest)
-    made = {task: expert(run, task, adapters_from(run, new_adapters(run, parts, task).tensors)) for task in run.config.tasks}
+    origin = parts.manifest.files[BACKBONE]
+    made = {task: expert(run, task, adapters_from(run, new_adapters(run, parts.backbone, origin, task).tensors)) for task in run.config.tasks}
     gains = {task: gain(run, parts.backbone, task, each) for task, each in made.items()}
     manifest = parts.manifest.model_copy(
         update={
@@ -66,16 +67,16 @@ def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path) -> Manifest
     return save_artifact(output, manifest, parts.backbone, {task: parts.experts[task] for task in left}, card)
 
 
-def new_adapters(run: Run, parts: ArtifactParts, task: str) -> Piece:
-    """Adapters of a task on the artifact's backbone, with their statistics: state dict of a TaskAdapters."""
+def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:
+    """Adapters of a task on a finished backbone, with their statistics: state dict of a TaskAdapters. `origin` tells the backbone from others."""
     settings = run.config.alignment_for(task)
 
     def make(checkpoint: Path) -> Piece:
-        dataset, student = run.dataset(task), make_backbone(parts.backbone.state_dict(), parts.manifest.backbone, "backbone of the artifact")
+        dataset, student = run.dataset(task), make_backbone(backbone.state_dict(), backbone.config, "finished backbone")
         result = align(dataset.graphs, dataset.split.train, finetuned_backbone(run, task), student, settings, run.seed, checkpoint, run.device, task)
         return Piece(result.adapters.state_dict(), {**result.record, "settings": settings.model_dump()})
 
-    key = fingerprint(settings, parts.manifest.files[BACKBONE], finetune_key(run, task))
+    key = fingerprint(settings, origin, finetune_key(run, task))
     return run.piece(f"added/{task}", key, make)
 
 
