@@ -6,15 +6,12 @@ Writes `results/<setting>/added_task-seed<N>.json`: test ROC-AUC of the fine-tun
 share of the gain that the adapters reach.
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-import torch
-
-from merging.config import RunConfig, load_config
+from benchmarks.common import parser, run_of, store
+from merging.config import RunConfig
 from merging.extension import gain, new_adapters
-from merging.files import read_json, write_json
 from merging.pipeline import adapters_from, expert, merge_key, merged_backbone
 from merging.run import Run
 
@@ -28,25 +25,24 @@ def without(config: RunConfig, task: str) -> RunConfig:
     return RunConfig.model_validate(values)
 
 
+def added(run: Run, task: str) -> dict[str, Any]:
+    """What a task reaches on the backbone that the others are merged into."""
+    others = replace(run, config=without(run.config, task))
+    backbone = merged_backbone(others)
+    adapters = adapters_from(run, new_adapters(run, backbone, merge_key(others), task).tensors)
+    return gain(run, backbone, task, expert(run, task, adapters))
+
+
 def main() -> None:
     """Add each task asked for; results of others that are in the file stay."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="+")
-    parser.add_argument("--config", type=Path, default=Path("gcn_supervised_contextpred.yaml"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("work"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    run = Run(load_config(arguments.config), arguments.seed, arguments.data, arguments.work, torch.device("cpu"))
-    path = Path("results") / run.config.setting / f"added_task-seed{run.seed}.json"
+    options = parser(__doc__)
+    options.add_argument("tasks", nargs="+")
+    arguments = options.parse_args()
+    run = run_of(arguments)
     for task in arguments.tasks:
-        others = replace(run, config=without(run.config, task))
-        backbone = merged_backbone(others)
-        adapters = adapters_from(run, new_adapters(run, backbone, merge_key(others), task).tensors)
-        found = gain(run, backbone, task, expert(run, task, adapters))
+        found = added(run, task)
         print(task, found, flush=True)
-        write_json(path, {**(read_json(path) or {}), task: found})
+        store(run, "added_task", task, found)
 
 
 if __name__ == "__main__":

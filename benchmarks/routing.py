@@ -5,20 +5,17 @@
 It stands on the finished pieces of `gmerging compare` (work folder), and writes `results/<setting>/routing-seed<N>.json`.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from benchmarks.common import parser, run_of, store
 from merging.alignment import align, alignment_loss, set_statistics
-from merging.config import load_config
 from merging.datasets import load_smiles
 from merging.evaluation import predict, roc_auc
-from merging.files import read_json, write_json
 from merging.fingerprints import ecfp4
 from merging.pipeline import adapters_from, alone, bare, expert, experts, finetuned_backbone, merged_backbone, trained_adapters
 from merging.run import Run
@@ -211,19 +208,12 @@ TRIES: dict[str, Callable[[Run], dict[str, Any]]] = {each.__name__: each for eac
 
 def main() -> None:
     """Do the tries asked for; results of others that are in the file stay."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tries", nargs="+", choices=list(TRIES))
-    parser.add_argument("--config", type=Path, default=Path("gcn_supervised_contextpred.yaml"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("work"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    run = Run(load_config(arguments.config), arguments.seed, arguments.data, arguments.work, torch.device("cpu"))
-    path = Path("results") / run.config.setting / f"routing-seed{run.seed}.json"
+    options = parser(__doc__)
+    options.add_argument("tries", nargs="+", choices=list(TRIES))
+    arguments = options.parse_args()
+    run = run_of(arguments)
     for name in arguments.tries:
-        found = TRIES[name](run)
-        write_json(path, {**(read_json(path) or {}), name: found})
+        store(run, "routing", name, TRIES[name](run))
 
 
 if __name__ == "__main__":

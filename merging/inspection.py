@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from models.artifact import load_artifact
+from models.unified import DEFAULT_ROUTING
 
 
 def describe(folder: Path) -> str:
@@ -17,7 +18,7 @@ def describe(folder: Path) -> str:
     statistics = model.bank.norm_mean.numel() + model.bank.norm_var.numel()
     separate = len(model.tasks) * backbone + heads
     merged = backbone + heads + adapters + statistics
-    scores = manifest.metrics.get("gmerging_moe", {}).get("roc_auc", {})
+    scores = manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}).get("roc_auc", {})
     rows = []
     for task, info in manifest.tasks.items():
         score = f"ROC-AUC {scores[task]:.3f}  " if task in scores else ""

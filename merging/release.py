@@ -139,7 +139,7 @@ with adapters of rank {manifest.rank} at {shape.num_layers + 1} sites for each t
 |---|---|---|
 {tasks}
 
-An answer is the probability that a label is 1, as the data set defines it.
+An answer is the probability that a label is 1, as the data set defines it. Without another wish it is given with routing `{DEFAULT_ROUTING}`.
 
 ## Test ROC-AUC (percent), scaffold split 0.8 / 0.1 / 0.1, seed {manifest.provenance["seed"]}
 

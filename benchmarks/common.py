@@ -1,0 +1,34 @@
+"""What the scripts share: their options, the finished run that they stand on, and the file that they add to."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from merging.config import load_config
+from merging.files import read_json, write_json
+from merging.run import Run
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all have."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--config", type=Path, default=Path("gcn_supervised_contextpred.yaml"))
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--data", type=Path, default=Path("../shared/data"))
+    made.add_argument("--work", type=Path, default=Path("work"))
+    return made
+
+
+def run_of(arguments: argparse.Namespace) -> Run:
+    """The run, on one thread of the CPU."""
+    torch.set_num_threads(1)
+    return Run(load_config(arguments.config), arguments.seed, arguments.data, arguments.work, torch.device("cpu"))
+
+
+def store(run: Run, script: str, name: str, found: dict[str, Any]) -> None:
+    """Add to `results/<setting>/<script>-seed<N>.json` under a name; what is there under it is extended."""
+    path = Path("results") / run.config.setting / f"{script}-seed{run.seed}.json"
+    content = read_json(path) or {}
+    write_json(path, content | {name: content.get(name, {}) | found})
