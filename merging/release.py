@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from merging.calibration import brier_score, expected_calibration_error, fit_platt
+from merging.calibration import brier_score, expected_calibration_error, fit_scale
 from merging.comparison import Row, gmerging_rows, merger_row, reference_rows
 from merging.evaluation import predict
 from merging.pipeline import experts, merged_backbone
@@ -57,7 +57,7 @@ def _rows(run: Run) -> list[Row]:
 
 
 def calibrate(run: Run, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
-    """Fold Platt scaling, fitted on the validation part, into the heads (in place).
+    """Fold a temperature per label, fitted on the validation part, into the heads (in place).
 
     Returns:
         By task, on the test part: "ece_before", "ece_after", "brier_before", "brier_after".
@@ -66,12 +66,11 @@ def calibrate(run: Run, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
     for task, each in made.items():
         dataset = run.dataset(task)
         valid, test = (_logits(run, model, task, rows) for rows in (dataset.split.valid, dataset.split.test))
-        platt = fit_platt(valid, dataset.labels[dataset.split.valid])
-        weight, bias = platt.fold(each.head.weight.detach().cpu(), each.head.bias.detach().cpu())
-        each.head.weight.data.copy_(weight)
-        each.head.bias.data.copy_(bias)
+        scale = fit_scale(valid, dataset.labels[dataset.split.valid])
+        each.head.weight.data *= scale.to(run.device)[:, None]
+        each.head.bias.data *= scale.to(run.device)
         labels = dataset.labels[dataset.split.test]
-        before, after = test.sigmoid(), platt.apply(test).sigmoid()
+        before, after = test.sigmoid(), (test * scale).sigmoid()
         scores[task] = {
             "ece_before": expected_calibration_error(before, labels),
             "ece_after": expected_calibration_error(after, labels),
@@ -156,7 +155,7 @@ BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE}, as the G-
 
 ## Calibration
 
-Probabilities are calibrated by Platt scaling per label, fitted on the validation part and folded into the heads (ROC-AUC does not change).
+Probabilities are calibrated by a temperature per label, fitted on the validation part and folded into the heads (ROC-AUC does not change).
 On the test part, whose scaffolds are others than those of the validation part, expected calibration error (15 bins) and Brier score:
 
 {_calibration_table(measured.calibration)}

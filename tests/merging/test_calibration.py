@@ -2,99 +2,73 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from merging.calibration import Platt, brier_score, expected_calibration_error, fit_platt
-from merging.evaluation import roc_auc
+from merging.calibration import brier_score, expected_calibration_error, fit_scale
 from models.errors import InvalidInputError
 
 
-def drawn(count: int, scale: float = 1.0, shift: float = 0.0, labels: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits (count, labels), and labels drawn from sigmoid(scale * logit + shift): what a fit must find."""
+def drawn(count: int, scale: float = 1.0, labels: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits (count, labels), and labels drawn from sigmoid(scale * logit): what a fit must find."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(count, labels, generator=generator)
-    return logits, torch.bernoulli((scale * logits + shift).sigmoid(), generator=generator)
+    return logits, torch.bernoulli((scale * logits).sigmoid(), generator=generator)
 
 
-def log_posterior(logits: Tensor, labels: Tensor, scale: float, shift: float) -> float:
-    """Slow and obvious, one molecule at a time; the prior as documented: deviations 0.5 and 1."""
-    total = -((math.log(scale) / 0.5) ** 2) / 2 - shift**2 / 2
+def log_posterior(logits: Tensor, labels: Tensor, scale: float) -> float:
+    """Slow and obvious, one molecule at a time; the prior as documented: deviation 0.5."""
+    total = -((math.log(scale) / 0.5) ** 2) / 2
     for logit, label in zip(logits.tolist(), labels.tolist(), strict=True):
         if not math.isnan(label):
-            probability = 1 / (1 + math.exp(-(scale * logit + shift)))
+            probability = 1 / (1 + math.exp(-scale * logit))
             total += math.log(probability if label == 1 else 1 - probability)
     return total
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.3, -1.5), (2.5, 0.7)])
-def test_finds_a_known_distortion(scale: float, shift: float) -> None:
-    platt = fit_platt(*drawn(20_000, scale, shift))
-    assert float(platt.scale) == pytest.approx(scale, rel=0.06)
-    assert float(platt.shift) == pytest.approx(shift, abs=0.06)
+@pytest.mark.parametrize("scale", [1.0, 0.3, 2.5])
+def test_finds_a_known_temperature(scale: float) -> None:
+    assert float(fit_scale(*drawn(20_000, scale))) == pytest.approx(scale, rel=0.06)
 
 
-def test_no_other_scale_and_shift_has_a_higher_posterior() -> None:
-    logits, labels = drawn(30, 0.5, 1.0)
+def test_no_other_scale_has_a_higher_posterior() -> None:
+    logits, labels = drawn(30, 0.5)
     labels[::7] = math.nan
-    platt = fit_platt(logits, labels)
-    scale, shift = float(platt.scale), float(platt.shift)
-    best = log_posterior(logits[:, 0], labels[:, 0], scale, shift)
-    neighbours = [(scale * (1 + a), shift + b) for a in (-0.02, 0, 0.02) for b in (-0.02, 0, 0.02) if a or b]
-    far = [(a, b) for a in (0.1, 0.3, 1.0, 3.0, 10.0) for b in (-2.0, -1.0, 0.0, 1.0, 2.0)]
-    assert best > max(log_posterior(logits[:, 0], labels[:, 0], *each) for each in neighbours + far)
+    scale = float(fit_scale(logits, labels))
+    best = log_posterior(logits[:, 0], labels[:, 0], scale)
+    assert best > max(log_posterior(logits[:, 0], labels[:, 0], each) for each in (0.99 * scale, 1.01 * scale, 0.1, 0.3, 1.0, 3.0))
 
 
 def test_labels_without_both_classes_stay_as_they_are() -> None:
-    logits, labels = drawn(100, 0.2, 2.0, labels=4)
+    logits, labels = drawn(100, 0.2, labels=4)
     labels[:, 0], labels[:, 1], labels[:, 2] = 0, 1, math.nan
-    platt = fit_platt(logits, labels)
-    assert platt.scale[:3].tolist() == [1, 1, 1]
-    assert platt.shift[:3].tolist() == [0, 0, 0]
-    assert float(platt.scale[3]) < 0.6
+    scale = fit_scale(logits, labels)
+    assert scale[:3].tolist() == [1, 1, 1]
+    assert float(scale[3]) < 0.6
 
 
 def test_three_positives_move_little_where_many_would_move_far() -> None:
     # perfectly separated: without a prior the scale has no bound
     logits, labels = torch.tensor([[-1.0], [-1.0], [-2.0], [1.0], [1.0], [2.0]]), torch.tensor([[0.0], [0.0], [0.0], [1.0], [1.0], [1.0]])
-    few, many = fit_platt(logits, labels), fit_platt(logits.repeat(500, 1), labels.repeat(500, 1))
-    assert 1 < float(few.scale) < 2
-    assert float(many.scale) > 3
+    few, many = fit_scale(logits, labels), fit_scale(logits.repeat(500, 1), labels.repeat(500, 1))
+    assert 1 < float(few) < 2
+    assert float(many) > 3
 
 
 def test_scale_is_positive_where_the_logits_point_the_wrong_way() -> None:
-    logits, labels = drawn(2000, scale=-1)
-    assert 0 < float(fit_platt(logits, labels).scale) < 0.2
+    assert 0 < float(fit_scale(*drawn(2000, scale=-1))) < 0.2
 
 
 def test_huge_logits_do_not_overflow() -> None:
     logits, labels = drawn(500, 0.5)
-    platt = fit_platt(logits * 1e4, labels)
-    assert platt.scale.isfinite().all()
-    assert platt.shift.isfinite().all()
+    assert fit_scale(logits * 1e4, labels).isfinite().all()
 
 
 def test_each_label_by_itself_and_missing_values_left_out() -> None:
-    logits, labels = drawn(300, 0.5, -1.0, labels=3)
+    logits, labels = drawn(300, 0.5, labels=3)
     labels[:100, 1] = math.nan
-    platt = fit_platt(logits, labels)
-    alone = fit_platt(logits[100:, 1:2], labels[100:, 1:2])
-    torch.testing.assert_close(alone.scale, platt.scale[1:2])
-    torch.testing.assert_close(alone.shift, platt.shift[1:2])
-    assert platt.scale.dtype == logits.dtype
-
-
-def test_roc_auc_does_not_change() -> None:
-    logits, labels = drawn(500, 0.3, 1.0, labels=3)
-    assert roc_auc(labels, fit_platt(logits, labels).apply(logits)).per_label == pytest.approx(roc_auc(labels, logits).per_label, abs=1e-12)
-
-
-def test_folded_head_gives_the_calibrated_logits() -> None:
-    torch.manual_seed(0)
-    head, embeddings = nn.Linear(8, 3), torch.randn(5, 8)
-    platt = Platt(torch.tensor([0.5, 1.0, 2.0]), torch.tensor([0.1, 0.0, -3.0]))
-    weight, bias = platt.fold(head.weight.detach(), head.bias.detach())
-    torch.testing.assert_close(embeddings @ weight.T + bias, platt.apply(head(embeddings)))
-    assert platt.apply(torch.ones(1, 3)).tolist() == [pytest.approx([0.6, 1.0, -1.0])]
+    scale = fit_scale(logits, labels)
+    torch.testing.assert_close(fit_scale(logits[100:, 1:2], labels[100:, 1:2]), scale[1:2])
+    assert scale.dtype == logits.dtype
 
 
 def test_calibration_error_by_hand() -> None:
@@ -114,10 +88,10 @@ def test_errors_of_labels_do_not_cancel() -> None:
 
 
 def test_calibration_error_is_small_if_calibrated_and_falls_by_fitting() -> None:
-    logits, labels = drawn(20_000, 0.4, 1.0)
-    assert expected_calibration_error((0.4 * logits + 1).sigmoid(), labels) < 0.015
+    logits, labels = drawn(20_000, 0.4)
+    assert expected_calibration_error((0.4 * logits).sigmoid(), labels) < 0.015
     before = expected_calibration_error(logits.sigmoid(), labels)
-    after = expected_calibration_error(fit_platt(logits[:10_000], labels[:10_000]).apply(logits).sigmoid(), labels)
+    after = expected_calibration_error((fit_scale(logits[:10_000], labels[:10_000]) * logits).sigmoid(), labels)
     assert before > 0.1
     assert after < 0.02
 
@@ -129,8 +103,8 @@ def test_brier_score_by_hand() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    for measure in (fit_platt, expected_calibration_error, brier_score):
+    for measure in (fit_scale, expected_calibration_error, brier_score):
         with pytest.raises(InvalidInputError, match=r"got values \(3, 1\) and labels \(3, 2\)"):
             measure(torch.zeros(3, 1), torch.zeros(3, 2))
     with pytest.raises(InvalidInputError, match="not finite"):
-        fit_platt(torch.tensor([[math.inf], [0.0]]), torch.tensor([[1.0], [0.0]]))
+        fit_scale(torch.tensor([[math.inf], [0.0]]), torch.tensor([[1.0], [0.0]]))
