@@ -86,8 +86,8 @@ def seed_results(run: Run, rows: list[Row]) -> dict[str, Any]:
         "accounting", ...} with scores as `Row.over_tasks` gives them, in [0, 1]; only some methods have "batch".
     """
     methods: dict[str, Any] = {row.name: {"title": row.title, "merge": row.run.config.merge.model_dump(), **row.over_tasks()} for row in rows}
-    for method in methods.values():
-        method["recovery"] = _recovery(methods, method["stored"]["average"])
+    for name, method in methods.items():
+        method["recovery"] = _recovery([methods], name)
     return {
         "setting": run.config.setting,
         "seed": run.seed,
@@ -111,8 +111,8 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         {"setting", "seeds", "methods": {name: {"title", "seeds", "stored" | "batch": {"mean": {task: value}, "std": {task: value}, "average",
-        "average_std", "valid_average", "recovery"}}}}. Standard deviations are of the sample (n - 1), None for a single seed; a method is summarised
-        over the seeds that have it, and "recovery" (with "stored") is that of the averages.
+        "average_std", "valid_average", "recovery"}}}}. Standard deviations are of the sample (n - 1), None for a single seed. A method is summarised
+        over the seeds that have it; "recovery" (with "stored") is that of the averages over these seeds.
     """
     names = {name: each["methods"][name]["title"] for each in seeds for name in each["methods"]}
     summary: dict[str, Any] = {"setting": seeds[0]["setting"], "seeds": [each["seed"] for each in seeds], "methods": {}}
@@ -120,8 +120,7 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         found = [each["methods"][name] for each in seeds if name in each["methods"]]
         kinds = [kind for kind in ("stored", "batch") if kind in found[0]]
         summary["methods"][name] = {"title": title, "seeds": len(found), **{kind: _spread([each[kind] for each in found]) for kind in kinds}}
-    for method in summary["methods"].values():
-        method["stored"]["recovery"] = _recovery(summary["methods"], method["stored"]["average"])
+        summary["methods"][name]["stored"]["recovery"] = _recovery([each["methods"] for each in seeds], name)
     return summary
 
 
@@ -141,10 +140,12 @@ def _std(values: list[float]) -> float | None:
     return round(stdev(values), 5) if len(values) > 1 else None
 
 
-def _recovery(methods: dict[str, Any], average: float) -> float | None:
-    if "weight_average" not in methods:
+def _recovery(seeds: list[dict[str, Any]], name: str) -> float | None:
+    """Of the averages over those seeds (methods by name) that have the method; None without a weight average to start from."""
+    found = [methods for methods in seeds if {name, "weight_average", "finetuned"} <= methods.keys()]
+    if not found:
         return None
-    return recovery(average, methods["weight_average"]["stored"]["average"], methods["finetuned"]["stored"]["average"])
+    return recovery(*(fmean(methods[each]["stored"]["average"] for methods in found) for each in (name, "weight_average", "finetuned")))
 
 
 def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
