@@ -14,7 +14,7 @@ from merging.extension import add_tasks, remove_tasks
 from merging.figures import draw_figures
 from merging.inspection import describe
 from merging.jobs import Job, run_jobs
-from merging.pipeline import finetuned, merged, trained_adapters
+from merging.pipeline import finetuned, merged, shared_backbone, trained_adapters
 from merging.pretraining import PRETRAIN_CONFIG_FOLDER, load_pretrain_config, pretrain
 from merging.registry import MERGERS
 from merging.release import release
@@ -161,7 +161,7 @@ def _train_adapters(arguments: argparse.Namespace) -> None:
 def _release(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
     _do(arguments, "fine-tuning", [partial(finetuned, run, task) for task in run.config.tasks])
-    merged(run)
+    shared_backbone(run)  # before hours of training: what cannot be served is refused
     _do(arguments, "training adapters", [partial(trained_adapters, run, task) for task in run.config.tasks])
     _say_artifact(release(run, arguments.output or Path("models/releases") / run.config.release.name), arguments.output)
 

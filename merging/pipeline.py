@@ -15,6 +15,7 @@ from merging.registry import merge, merger_spec
 from merging.run import Piece, Run
 from models.adapter import TaskAdapters
 from models.backbone import Backbone, load_tensors, make_backbone
+from models.errors import ConfigError
 from models.router import RouterConfig
 from models.unified import Expert, UnifiedModel
 
@@ -96,8 +97,8 @@ def expert(run: Run, task: str, adapters: TaskAdapters) -> Expert:
 
 
 def unified(run: Run) -> UnifiedModel:
-    """G-Merging's model: the configured merged backbone with all adapters and heads."""
-    return UnifiedModel(merged_backbone(run), experts(run), run.config.router).to(run.device)
+    """G-Merging's model: the configured merged backbone with all adapters and heads. Raises ConfigError (see `shared_backbone`)."""
+    return UnifiedModel(shared_backbone(run), experts(run), run.config.router).to(run.device)
 
 
 def adapted(run: Run, task: str) -> UnifiedModel:
@@ -152,6 +153,19 @@ def merged_backbone(run: Run, task: str | None = None) -> Backbone:
     result = merged(run)
     tensors = result.backbone if task is None else result.backbone_for(task)
     return make_backbone(tensors, run.config.pretrained.backbone, "merged backbone")
+
+
+def shared_backbone(run: Run) -> Backbone:
+    """The merged backbone that all tasks share, in evaluation mode.
+
+    Raises:
+        ConfigError: the configured merger gives each task its own.
+    """
+    if merged(run).by_task:
+        raise ConfigError(
+            f"got merge method {run.config.merge.method!r}, which gives each task its own backbone, expected one that gives one for all"
+        )
+    return merged_backbone(run)
 
 
 def finetuned_backbone(run: Run, task: str) -> Backbone:

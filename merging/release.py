@@ -10,7 +10,7 @@ from torch import Tensor
 from merging.calibration import brier_score, expected_calibration_error, fit_scale
 from merging.comparison import Row, gmerging_rows, merger_row, reference_rows
 from merging.evaluation import predict
-from merging.pipeline import experts, merged_backbone
+from merging.pipeline import experts, shared_backbone
 from merging.report import percent
 from merging.results import AUTHORS_BATCH_SIZE, STORED_BATCH_SIZE, environment, recovery
 from merging.run import Run
@@ -47,7 +47,7 @@ def release(run: Run, folder: Path) -> Manifest:
         provenance=_provenance(run),
         metrics=_metrics(measured),
     )
-    return save_artifact(folder, manifest, merged_backbone(run), made, model_card(manifest, measured))
+    return save_artifact(folder, manifest, shared_backbone(run), made, model_card(manifest, measured))
 
 
 def _rows(run: Run) -> list[Row]:
@@ -62,7 +62,7 @@ def calibrate(run: Run, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
     Returns:
         By task, on the test part: "ece_before", "ece_after", "brier_before", "brier_after".
     """
-    model, scores = UnifiedModel(merged_backbone(run), made, run.config.router).to(run.device), {}
+    model, scores = UnifiedModel(shared_backbone(run), made, run.config.router).to(run.device), {}
     for task, each in made.items():
         dataset = run.dataset(task)
         valid, test = (_logits(run, model, task, rows) for rows in (dataset.split.valid, dataset.split.test))

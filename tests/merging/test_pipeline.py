@@ -126,6 +126,13 @@ def test_a_merger_with_versions_by_task_is_adapted_version_by_version(pico_run: 
         assert torch.equal(adapted(run, task).backbone.state_dict()["gnns.0.linear.weight"], version)
 
 
+def test_versions_by_task_cannot_be_served(pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pico_config_file.write_text(pico_config_file.read_text().replace("method: task_arithmetic\n  options:\n    scaling: 0.4", "method: emr"))
+    assert command(tmp_path, "release", "--output", str(tmp_path / "artifact")) == 1
+    assert "got merge method 'emr', which gives each task its own backbone" in capsys.readouterr().err
+    assert not pieces(tmp_path, "adapters")
+
+
 def test_errors_are_one_sentence_and_exit_status_one(pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path, "finetune", "--tasks", "muv") == 1
     assert "--tasks: got muv, expected names among nitrogen, other" in capsys.readouterr().err
