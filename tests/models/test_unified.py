@@ -32,7 +32,7 @@ def test_cold_router_gives_the_own_answer(molecules: GraphBatch) -> None:
 def test_mixture_equals_the_slow_sum_of_weighted_adapters(molecules: GraphBatch) -> None:
     """The weights that the model reports, applied adapter by adapter, give the logits that it reports."""
     backbone, experts = random_backbone(pico_config()), random_experts(pico_config())
-    output = UnifiedModel(backbone, experts, RouterConfig(temperature=0.3, graph_temperature=0.3))(molecules)
+    output = UnifiedModel(backbone, experts, RouterConfig(temperature=0.3, graph_temperature=0.3))(molecules, routing="moe")
     for task, expert in experts.items():
         weights = output.routing_weights[task]
         assert float(weights.max(-1).values.mean()) < 0.95, "the test needs a real mixture"
