@@ -12,6 +12,7 @@ from models.errors import ArtifactError
 from models.featurize import featurize
 from models.graph import GraphBatch, collate
 from models.router import RouterConfig
+from models.unified import Routing
 from tests.conftest import pico_config, random_backbone, random_experts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -155,9 +156,10 @@ def test_experts_must_be_those_of_the_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not RELEASED.is_dir(), reason="no released artifact yet")
-def test_released_artifact_answers_eight_tasks(molecules: GraphBatch) -> None:
+@pytest.mark.parametrize("routing", ["moe", "own"])
+def test_released_artifact_answers_eight_tasks(routing: Routing, molecules: GraphBatch) -> None:
     artifact = load_artifact(RELEASED)
-    output = artifact.model(molecules)
+    output = artifact.model(molecules, routing=routing)
     assert set(output.logits) == {"tox21", "toxcast", "sider", "clintox", "bbbp", "bace", "hiv", "muv"}
     assert sum(values.shape[1] for values in output.probabilities.values()) == 678
     assert all(bool(values.isfinite().all()) for values in output.probabilities.values())

@@ -60,11 +60,12 @@ def test_an_answer_depends_on_the_molecule_alone(kind: BackboneKind, routing: Ro
             torch.testing.assert_close(together.routing_weights[task][g], alone.routing_weights[task][0], rtol=0, atol=1e-5)
 
 
-def test_a_task_depends_on_no_other_task(molecules: GraphBatch) -> None:
+@pytest.mark.parametrize("routing", ["moe", "own"])
+def test_a_task_depends_on_no_other_task(routing: Routing, molecules: GraphBatch) -> None:
     model = pico_model()
-    everything = model(molecules)
+    everything = model(molecules, routing=routing)
     for task in model.tasks:
-        torch.testing.assert_close(model(molecules, [task]).logits[task], everything.logits[task], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(molecules, [task], routing).logits[task], everything.logits[task], rtol=1e-5, atol=1e-5)
     assert list(model(molecules, ["gamma", "alpha"]).logits) == ["gamma", "alpha"]
 
 
