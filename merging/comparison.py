@@ -154,9 +154,13 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
 
 
 def finetuning_jobs(runs: list[Run]) -> list[Job]:
-    """Everything that is trained with labels."""
-    jobs: list[Job] = [partial(finetuned, run, task) for run in runs for task in largest_first(run)]
-    return jobs + [partial(multitask, run) for run in runs if run.config.compare.multitask is not None]
+    """One model per task."""
+    return [partial(finetuned, run, task) for run in runs for task in largest_first(run)]
+
+
+def multitask_jobs(runs: list[Run]) -> list[Job]:
+    """One model for all tasks, where it is configured."""
+    return [partial(multitask, run) for run in runs if run.config.compare.multitask is not None]
 
 
 def merging_jobs(runs: list[Run]) -> list[Job]:
@@ -242,7 +246,9 @@ def _routed_key(run: Run, task: str) -> str:
 
 def _multitask_key(run: Run, task: str) -> str:
     settings = run.config.compare.multitask
-    return fingerprint(*([settings] if settings else []), *(finetune_key(run, each) for each in run.config.tasks))
+    assert settings is not None  # as above
+    data = [part for each in run.config.tasks for part in (each, run.config.dataset_for(each), run.dataset(each).source_sha256)]
+    return fingerprint(settings, run.config.pretrained, run.seed, *data)
 
 
 def _forest_key(run: Run, task: str) -> str:

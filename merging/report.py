@@ -13,6 +13,7 @@ from merging.comparison import (
     measuring_jobs,
     merger_candidates,
     merging_jobs,
+    multitask_jobs,
     swap_jobs,
     table_rows,
 )
@@ -38,7 +39,7 @@ def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
     Returns:
         The summary, see `summarise`.
     """
-    run_jobs("fine-tuning", finetuning_jobs(runs))
+    run_jobs("fine-tuning", [*finetuning_jobs(runs), *multitask_jobs(runs)])
     candidates = [row for run in runs for row in merger_candidates(run)]
     run_jobs("merging", merging_jobs([*runs, *(row.run for row in candidates)]))
     run_jobs("measuring candidates", measuring_jobs(candidates))

@@ -84,6 +84,7 @@ def test_another_seed_joins_those_that_are_there(compared: Path, tmp_path: Path)
 
 
 def test_ablations_and_sweeps(compared: Path) -> None:
+    before = {path.name for path in (compared / "work/pieces").glob("multitask*")}
     assert command(compared, "ablate", "--results", str(compared / "results")) == 0
     groups = read(compared / "results/pico/ablations.json")["groups"]
     assert {name: list(rows) for name, rows in groups.items()} == {
@@ -93,6 +94,7 @@ def test_ablations_and_sweeps(compared: Path) -> None:
     }
     assert groups["ablations"]["full"] == groups["rank"]["full"]
     assert groups["top_k"]["1"]["stored"]["roc_auc"] == groups["rank"]["full"]["stored"]["roc_auc"]  # the one nearest expert is the own
+    assert {path.name for path in (compared / "work/pieces").glob("multitask*")} == before  # ablations train no reference
     assert {"ablations.svg", "rank.svg", "top_k.svg"} <= {path.name for path in (compared / "results/pico").glob("*.svg")}
 
 
