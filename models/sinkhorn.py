@@ -60,9 +60,13 @@ class Support:
             raise InvalidInputError(f"got order {order}, expected at least 0, or None for any two nodes of a graph")
         num_nodes = len(batch)
         loops = torch.arange(num_nodes, device=batch.device)
-        pairs = torch.stack([loops, loops]) if order is not None else (batch[:, None] == batch).nonzero().T
-        for _ in range(order or 0):
-            pairs = _distinct(torch.cat([pairs, _joined(pairs, edge_index, num_nodes)], dim=1), num_nodes)
+        if order is None:
+            pairs = (batch[:, None] == batch).nonzero().T
+        else:
+            one_step = torch.cat([loops.expand(2, -1), edge_index], dim=1) if order else loops.expand(2, -1)
+            pairs = _distinct(one_step, num_nodes)
+            for _ in range(order - 1):
+                pairs = _distinct(torch.cat([pairs, _joined(pairs, edge_index, num_nodes)], dim=1), num_nodes)
         return cls(pairs[0], pairs[1], batch, num_graphs)
 
     def restrict(self, keep: Tensor) -> tuple["Support", Tensor, Tensor]:
