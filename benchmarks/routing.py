@@ -17,7 +17,9 @@ from merging.alignment import align, alignment_loss, set_statistics
 from merging.datasets import load_smiles
 from merging.evaluation import predict, roc_auc
 from merging.fingerprints import ecfp4
-from merging.pipeline import adapters_from, alone, bare, expert, experts, finetuned_backbone, merged_backbone, trained_adapters
+from merging.multitask import draw_batches
+from merging.pipeline import adapters_from, alone, bare, expert, experts, finetuned_backbone, merged_backbone, trained_adapters, unified
+from merging.results import measure_task, task_logits
 from merging.run import Run
 from models.adapter import LayerOutputs, TaskAdapters, apply_norm, trace
 from models.graph import GraphBatch
@@ -26,25 +28,8 @@ from models.router import node_distances, routing_weights
 from models.sinkhorn import Support
 from models.unified import Expert, Routing, UnifiedModel
 
-Scores = dict[str, float]
 SMALL = ("bbbp", "bace", "clintox", "sider", "tox21")
 """Tasks for tries that train adapters: those where a try takes a minute or two."""
-
-
-def logits(run: Run, model: UnifiedModel, task: str, routing: Routing, rows: Tensor) -> Tensor:
-    """(len(rows), C)."""
-
-    def forward(batch: GraphBatch) -> Tensor:
-        return model(batch, [task], routing).logits[task]
-
-    return predict(forward, run.dataset(task).graphs, rows, run.device)
-
-
-def score(run: Run, model: UnifiedModel, task: str, routing: Routing) -> Scores:
-    """ROC-AUC on both parts."""
-    dataset = run.dataset(task)
-    parts = {"valid": dataset.split.valid, "test": dataset.split.test}
-    return {name: round(roc_auc(dataset.labels[rows], logits(run, model, task, routing, rows)).mean, 5) for name, rows in parts.items()}
 
 
 def far(run: Run) -> dict[str, Any]:
@@ -52,14 +37,14 @@ def far(run: Run) -> dict[str, Any]:
 
     Beside the scores: what the own expert weighs in each part, and its rank correlation with similarity. Does the weight tell who is far from home?
     """
-    model, found = finished(run), {}
+    model, found = unified(run), {}
     for k, task in enumerate(run.config.tasks):
         dataset = run.dataset(task)
         bits = torch.from_numpy(ecfp4(load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data"))).float()
         rows = dataset.split.test
         nearest = torch.cat([tanimoto(part, bits[dataset.split.train]).amax(1) for part in bits[rows].split(256)])
         weight = predict(lambda batch: model(batch, [task], "moe").routing_weights[task][:, :, k].mean(1), dataset.graphs, rows, run.device)  # noqa: B023
-        scores: dict[Routing, Tensor] = {routing: logits(run, model, task, routing, rows) for routing in ("own", "moe")}
+        scores: dict[Routing, Tensor] = {routing: task_logits(run, model, task, routing, rows) for routing in ("own", "moe")}
         found[task] = {"correlation": round(float(spearmanr(nearest, weight).statistic), 3)}
         for name, part in zip(("far", "middle", "near"), nearest.argsort().chunk(3), strict=True):
             by_routing = {routing: round(roc_auc(dataset.labels[rows[part]], each[part]).mean, 5) for routing, each in scores.items()}
@@ -89,7 +74,7 @@ def few(run: Run) -> dict[str, Any]:
             made = align(dataset.graphs, rows, finetuned_backbone(run, task), merged_backbone(run), settings, run.seed, checkpoint, run.device, task)
             checkpoint.unlink()
             model = UnifiedModel(merged_backbone(run), experts(run) | {task: expert(run, task, made.adapters)}, run.config.router)
-            found.setdefault(task, {})[str(count)] = {routing: score(run, model, task, routing) for routing in ("own", "moe")}
+            found.setdefault(task, {})[str(count)] = {routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")}
             print("few", task, count, found[task][str(count)], flush=True)
     return found
 
@@ -103,8 +88,8 @@ def heldout(run: Run) -> dict[str, Any]:
         dataset = run.dataset(task)
         set_statistics(mixture, merged_backbone(run), dataset.graphs, dataset.split.train, run.device)
         found[task] = {
-            "bare": score(run, bare(run, merged_backbone(run), task), task, "own"),
-            "mean_of_others": score(run, alone(run, merged_backbone(run), task, expert(run, task, mixture)), task, "own"),
+            "bare": measure_task(run, bare(run, merged_backbone(run), task), task, "own", "stored"),
+            "mean_of_others": measure_task(run, alone(run, merged_backbone(run), task, expert(run, task, mixture)), task, "own", "stored"),
         }
         print("heldout", task, found[task], flush=True)
     return found
@@ -126,7 +111,7 @@ def groups(run: Run) -> dict[str, Any]:
     for group in (("tox21", "toxcast", "sider", "clintox"), ("bbbp", "bace", "hiv", "muv")):
         model = UnifiedModel(merged_backbone(run), {task: everyone[task] for task in group}, run.config.router)
         for task in group:
-            found[task] = {"group": score(run, model, task, "moe")}
+            found[task] = {"group": measure_task(run, model, task, "moe", "stored")}
             print("groups", task, found[task], flush=True)
     return found
 
@@ -139,7 +124,7 @@ def joint(run: Run) -> dict[str, Any]:
     teachers = [finetuned_backbone(run, task).requires_grad_(False) for task in tasks]
     optimizer = torch.optim.Adam([parameter for each in adapters for parameter in each.parameters()], lr=3e-4, fused=True)
     for epoch in range(3):
-        for k, part in drawn(run, 512):
+        for k, part in draw_batches([run.dataset(task) for task in tasks], cap=512, batch_size=32):
             batch, settings = run.dataset(tasks[k]).graphs.select(part), run.config.alignment_for(tasks[k])
             loss = alignment_loss(mixed(run, backbone, adapters, k, batch), trace(teachers[k], batch), support_of(batch), settings)
             optimizer.zero_grad()
@@ -148,19 +133,10 @@ def joint(run: Run) -> dict[str, Any]:
         print("joint epoch", epoch + 1, float(loss.detach()), flush=True)
     made: dict[str, Expert] = {task: expert(run, task, each) for task, each in zip(tasks, adapters, strict=True)}
     model = UnifiedModel(backbone, made, run.config.router)
-    found = {task: {routing: score(run, model, task, routing) for routing in ("own", "moe")} for task in tasks}
+    found = {task: {routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")} for task in tasks}
     for task, each in found.items():
         print("joint", task, each, flush=True)
     return found
-
-
-def drawn(run: Run, cap: int) -> list[tuple[int, Tensor]]:
-    """One epoch: batches of one task each, in random order, at most `cap` molecules of a task."""
-    parts = []
-    for k, task in enumerate(run.config.tasks):
-        train = run.dataset(task).split.train
-        parts += [(k, part) for part in train[torch.randperm(len(train))[:cap]].split(32)]
-    return [parts[k] for k in torch.randperm(len(parts)).tolist()]
 
 
 def support_of(batch: GraphBatch) -> Support:
@@ -192,15 +168,10 @@ def mixed(run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, bat
     return LayerOutputs(tuple(convolutions), readout - (weights.unsqueeze(-1) * outputs).sum(1))
 
 
-def finished(run: Run) -> UnifiedModel:
-    """The model of a finished run."""
-    return UnifiedModel(merged_backbone(run), experts(run), run.config.router)
-
-
 def published(run: Run) -> dict[str, Any]:
     """What all tries are compared with: own and mixed answers of the finished model."""
-    model = finished(run)
-    return {task: {routing: score(run, model, task, routing) for routing in ("own", "moe")} for task in run.config.tasks}
+    model = unified(run)
+    return {task: {routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")} for task in run.config.tasks}
 
 
 TRIES: dict[str, Callable[[Run], dict[str, Any]]] = {each.__name__: each for each in (published, far, few, heldout, groups, joint)}

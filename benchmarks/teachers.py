@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import parser, run_of, store
-from merging.evaluation import batches, predict, roc_auc
+from merging.evaluation import batches, predict
 from merging.finetuning import masked_loss
 from merging.pipeline import bare, finetuned, finetuned_alone, part
-from merging.results import measure_task
+from merging.results import both_parts, measure_task
 from merging.run import Run
 from merging.task_vector import TaskVector
 from models.backbone import make_backbone
@@ -75,8 +75,7 @@ def follow(average: GraphClassifier, model: GraphClassifier, share: float) -> No
 def score(run: Run, task: str, model: GraphClassifier) -> dict[str, float]:
     """ROC-AUC on both parts."""
     dataset = run.dataset(task)
-    parts = {"valid": dataset.split.valid, "test": dataset.split.test}
-    return {name: round(roc_auc(dataset.labels[rows], predict(model, dataset.graphs, rows, run.device)).mean, 5) for name, rows in parts.items()}
+    return both_parts(dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device))
 
 
 WAYS: dict[str, Callable[[Run, str], dict[str, Any]]] = {each.__name__: each for each in (pull_back, averaging)}

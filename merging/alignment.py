@@ -131,7 +131,7 @@ def align(
     # Once, before the adapters move, and never again: statistics that follow the stream undo what the adapters learn about means and scales,
     # which gave three to four times the loss.
     set_statistics(adapters, backbone, graphs, rows, device)
-    trained = adapters.sites if config.sites == "all" else adapters.sites[:-1] if config.sites == "nodes" else adapters.sites[-1:]
+    trained = {"all": adapters.sites, "nodes": adapters.sites[:-1], "graph": adapters.sites[-1:]}[config.sites]
     optimizer = torch.optim.Adam(trained.parameters(), lr=config.learning_rate, fused=True)  # a site left out subtracts the zeros it starts with
     training = ResumableTraining(adapters, optimizer, checkpoint, seed, device)
     for epoch in training.epochs(config.epochs, f"{name}: adapter epochs"):

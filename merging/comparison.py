@@ -6,11 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from merging.config import fingerprint
 from merging.datasets import load_smiles
-from merging.evaluation import predict, roc_auc
+from merging.evaluation import predict
 from merging.fingerprints import fit_predict
 from merging.jobs import Job
 from merging.multitask import classifier_state, train_multitask
@@ -28,7 +26,7 @@ from merging.pipeline import (
     without_adapters,
 )
 from merging.registry import MERGERS
-from merging.results import measure_task, swapped, task_weights
+from merging.results import both_parts, measure_task, swapped, task_weights
 from merging.run import Piece, Run
 from models.classifier import GraphClassifier
 from models.unified import Routing, Statistics, UnifiedModel
@@ -220,20 +218,14 @@ def _score_multitask(run: Run, task: str, kinds: Kinds) -> Scores:
     dataset = run.dataset(task)
     model = GraphClassifier(run.config.pretrained.backbone, len(dataset.label_names)).to(run.device).eval()
     model.load_state_dict(classifier_state(multitask(run).tensors, task))
-    parts = {"valid": dataset.split.valid, "test": dataset.split.test}
-    return {"stored": {name: _auc(dataset.labels[rows], predict(model, dataset.graphs, rows, run.device)) for name, rows in parts.items()}}
+    return {"stored": both_parts(dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device))}
 
 
 def _score_forest(run: Run, task: str, kinds: Kinds) -> Scores:
     dataset = run.dataset(task)
     smiles = load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data")
     scores = fit_predict(dataset, smiles, _trees(run, task), run.seed)
-    parts = {"valid": dataset.split.valid, "test": dataset.split.test}
-    return {"stored": {name: _auc(dataset.labels[rows], scores[name]) for name, rows in parts.items()}}
-
-
-def _auc(labels: Tensor, scores: Tensor) -> float:
-    return round(roc_auc(labels, scores).mean, 5)
+    return {"stored": both_parts(dataset, lambda part, _: scores[part])}
 
 
 def _merged_key(run: Run, task: str) -> str:

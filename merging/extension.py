@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merging.alignment import align
 from merging.config import fingerprint
-from merging.pipeline import adapters_from, alone, bare, expert, finetune_key, finetuned_alone, finetuned_backbone
+from merging.pipeline import adapters_from, aligned, alone, bare, expert, finetune_key, finetuned_alone
 from merging.report import percent
 from merging.results import measure_task
 from merging.run import Piece, Run
@@ -69,15 +68,9 @@ def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path) -> Manifest
 
 def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:
     """Adapters of a task on a finished backbone, with their statistics: state dict of a TaskAdapters. `origin` tells the backbone from others."""
-    settings = run.config.alignment_for(task)
-
-    def make(checkpoint: Path) -> Piece:
-        dataset, student = run.dataset(task), make_backbone(backbone.state_dict(), backbone.config, "finished backbone")
-        result = align(dataset.graphs, dataset.split.train, finetuned_backbone(run, task), student, settings, run.seed, checkpoint, run.device, task)
-        return Piece(result.adapters.state_dict(), {**result.record, "settings": settings.model_dump()})
-
-    key = fingerprint(settings, origin, finetune_key(run, task))
-    return run.piece(f"added/{task}", key, make)
+    key = fingerprint(run.config.alignment_for(task), origin, finetune_key(run, task))
+    student = make_backbone(backbone.state_dict(), backbone.config, "finished backbone")
+    return run.piece(f"added/{task}", key, lambda checkpoint: aligned(run, task, student, checkpoint))
 
 
 def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any]:

@@ -63,24 +63,14 @@ def calibration(run: Run, task: str) -> Calibration:
 
 def trained_adapters(run: Run, task: str) -> Piece:
     """The adapters of a task on the configured merged backbone, with their statistics: state dict of a TaskAdapters."""
-    settings = run.config.alignment_for(task)
+    return run.piece(f"adapters/{task}", adapter_key(run, task), lambda checkpoint: aligned(run, task, merged_backbone(run, task), checkpoint))
 
-    def make(checkpoint: Path) -> Piece:
-        dataset = run.dataset(task)
-        result = align(
-            dataset.graphs,
-            dataset.split.train,
-            finetuned_backbone(run, task),
-            merged_backbone(run, task),
-            settings,
-            run.seed,
-            checkpoint,
-            run.device,
-            task,
-        )
-        return Piece(result.adapters.state_dict(), {**result.record, "settings": settings.model_dump()})
 
-    return run.piece(f"adapters/{task}", adapter_key(run, task), make)
+def aligned(run: Run, task: str, student: Backbone, checkpoint: Path) -> Piece:
+    """Train a task's adapters on a backbone, which is frozen and moved to the run's device."""
+    dataset, settings, teacher = run.dataset(task), run.config.alignment_for(task), finetuned_backbone(run, task)
+    result = align(dataset.graphs, dataset.split.train, teacher, student, settings, run.seed, checkpoint, run.device, task)
+    return Piece(result.adapters.state_dict(), {**result.record, "settings": settings.model_dump()})
 
 
 def experts(run: Run) -> dict[str, Expert]:

@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from merging.calibration import brier_score, expected_calibration_error, fit_scale
 from merging.comparison import Row, gmerging_rows, merger_row, reference_rows
-from merging.evaluation import predict
 from merging.pipeline import experts, shared_backbone
 from merging.report import percent
-from merging.results import AUTHORS_BATCH_SIZE, STORED_BATCH_SIZE, environment, recovery
+from merging.results import AUTHORS_BATCH_SIZE, environment, recovery, task_logits
 from merging.run import Run
 from models.artifact import Manifest, TaskInfo, make_manifest, save_artifact
-from models.graph import GraphBatch
 from models.unified import DEFAULT_ROUTING, Expert, UnifiedModel
 
 
@@ -65,7 +61,7 @@ def calibrate(run: Run, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
     model, scores = UnifiedModel(shared_backbone(run), made, run.config.router).to(run.device), {}
     for task, each in made.items():
         dataset = run.dataset(task)
-        valid, test = (_logits(run, model, task, rows) for rows in (dataset.split.valid, dataset.split.test))
+        valid, test = (task_logits(run, model, task, DEFAULT_ROUTING, rows) for rows in (dataset.split.valid, dataset.split.test))
         scale = fit_scale(valid, dataset.labels[dataset.split.valid])
         each.head.weight.data *= scale.to(run.device)[:, None]
         each.head.bias.data *= scale.to(run.device)
@@ -78,13 +74,6 @@ def calibrate(run: Run, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
             "brier_after": brier_score(after, labels),
         }
     return scores
-
-
-def _logits(run: Run, model: UnifiedModel, task: str, rows: Tensor) -> Tensor:
-    def forward(batch: GraphBatch) -> Tensor:
-        return model(batch, [task], DEFAULT_ROUTING).logits[task]  # type: ignore[no-any-return]
-
-    return predict(forward, run.dataset(task).graphs, rows, run.device, STORED_BATCH_SIZE)
 
 
 def _metrics(measured: Measured) -> dict[str, Any]:

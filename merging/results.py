@@ -1,6 +1,7 @@
 """Measuring a run: ROC-AUC, backbone swaps, expert weights, and the accounting of parameters and seconds."""
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from merging.config import fingerprint
+from merging.datasets import MoleculeDataset
 from merging.evaluation import predict, roc_auc
 from merging.pipeline import finetune_key, finetuned, finetuned_alone, merged, merged_backbone, part, trained_adapters, unified, unified_key
 from merging.run import Run
@@ -21,16 +23,23 @@ WEIGHTS_MOLECULES = 512
 
 def measure_task(run: Run, model: UnifiedModel, task: str, routing: Routing, statistics: Statistics) -> dict[str, float]:
     """ROC-AUC of a task on the validation and test parts. With batch statistics, batches of 32 in the order of the split."""
-    dataset = run.dataset(task)
+    return both_parts(run.dataset(task), lambda _, rows: task_logits(run, model, task, routing, rows, statistics))
+
+
+def task_logits(run: Run, model: UnifiedModel, task: str, routing: Routing, rows: Tensor, statistics: Statistics = "stored") -> Tensor:
+    """What a model says of a task's molecules, (len(rows), C), on the CPU."""
     size = AUTHORS_BATCH_SIZE if statistics == "batch" else STORED_BATCH_SIZE
 
-    def logits(batch: GraphBatch) -> Tensor:
+    def forward(batch: GraphBatch) -> Tensor:
         return model(batch, [task], routing, statistics).logits[task]  # type: ignore[no-any-return]
 
+    return predict(forward, run.dataset(task).graphs, rows, run.device, size)
+
+
+def both_parts(dataset: MoleculeDataset, scores_of: Callable[[str, Tensor], Tensor]) -> dict[str, float]:
+    """ROC-AUC on the validation and test parts of what `scores_of` gives for a part's name and row numbers, (n, C)."""
     parts = {"valid": dataset.split.valid, "test": dataset.split.test}
-    return {
-        name: round(roc_auc(dataset.labels[rows], predict(logits, dataset.graphs, rows, run.device, size)).mean, 5) for name, rows in parts.items()
-    }
+    return {name: round(roc_auc(dataset.labels[rows], scores_of(name, rows)).mean, 5) for name, rows in parts.items()}
 
 
 def swap_matrix(run: Run) -> dict[str, dict[str, float]]:

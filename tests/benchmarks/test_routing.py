@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import routing
-from merging.pipeline import adapters_from, trained_adapters
+from merging.pipeline import adapters_from, trained_adapters, unified
 from merging.run import Run
 from models.adapter import trace
 
@@ -27,7 +27,7 @@ def test_the_mixed_stream_is_that_of_the_unified_model(pico_run: Run) -> None:
     """What is trained in the loop is what will answer."""
     tasks, batch = pico_run.config.tasks, pico_run.dataset("other").graphs.select(torch.arange(6))
     adapters = [adapters_from(pico_run, trained_adapters(pico_run, task).tensors) for task in tasks]
-    model = routing.finished(pico_run)
+    model = unified(pico_run)
     with torch.no_grad():
         outputs = routing.mixed(pico_run, model.backbone, adapters, 1, batch)
         head = model.heads[1](outputs.graph_embedding)
