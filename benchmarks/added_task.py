@@ -20,6 +20,7 @@ def without(config: RunConfig, task: str) -> RunConfig:
     """The same configuration with one task less."""
     values = config.model_dump()
     values["tasks"] = [each for each in config.tasks if each != task]
+    values["compare"] = {}
     for section in ("finetune_by_task", "alignment_by_task"):
         values[section].pop(task, None)
     return RunConfig.model_validate(values)

@@ -1,10 +1,10 @@
 """Every method on every task: the rows of the paper's table, ablations and sweeps. What is measured once is kept as a piece and read back."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from merging.config import fingerprint
 from merging.datasets import load_smiles
@@ -48,7 +48,8 @@ class Row:
         score: measures a task with each of the given kinds of statistics.
         key: what the score depends on.
         kinds: of BatchNorm statistics; "batch" only where the paper's way of evaluating is to be shown, as no served answer comes from it.
-        has_adapters: whether the run's adapters must be trained first.
+        adapters: which it has, those of the measured tasks alone or of all.
+        only: the tasks that are measured; none means all of the run.
     """
 
     name: str
@@ -57,7 +58,18 @@ class Row:
     score: Callable[[Run, str, Kinds], Scores]
     key: Callable[[Run, str], str]
     kinds: Kinds = ("stored",)
-    has_adapters: bool = False
+    adapters: Literal["none", "measured", "all"] = "none"
+    only: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that are measured."""
+        return self.only or self.run.config.tasks
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The tasks whose adapters must be trained first."""
+        return {"none": (), "measured": self.tasks, "all": self.run.config.tasks}[self.adapters]
 
     def measure(self, task: str) -> Scores:
         """The scores of a task, measured now or read back."""
@@ -66,7 +78,7 @@ class Row:
 
     def over_tasks(self) -> dict[str, Any]:
         """Scores of all tasks with averages: {kind: {"roc_auc": {task: test}, "average", "valid_roc_auc": {task: valid}, "valid_average"}}."""
-        by_task = {task: self.measure(task) for task in self.run.config.tasks}
+        by_task = {task: self.measure(task) for task in self.tasks}
         return {kind: _averaged({task: each[kind] for task, each in by_task.items()}) for kind in self.kinds}
 
 
@@ -101,12 +113,12 @@ def merger_row(run: Run, method: str, options: dict[str, Any]) -> Row:
 
 def adapted_row(run: Run, name: str, title: str, kinds: Kinds = ("stored",)) -> Row:
     """A merged backbone with each task's own adapters; for the configured merger this is G-Merging-s."""
-    return Row(name, title, run, partial(_score_network, adapted, "own"), adapter_key, kinds, has_adapters=True)
+    return Row(name, title, run, partial(_score_network, adapted, "own"), adapter_key, kinds, "measured")
 
 
 def routed_row(run: Run, name: str, title: str, kinds: Kinds = ("stored",)) -> Row:
     """G-Merging: adapters mixed by the router."""
-    return Row(name, title, run, partial(_score_network, _unified_for, "moe"), _routed_key, kinds, has_adapters=True)
+    return Row(name, title, run, partial(_score_network, _unified_for, "moe"), _routed_key, kinds, "all")
 
 
 def gmerging_rows(run: Run) -> list[Row]:
@@ -145,7 +157,8 @@ def ablation_rows(run: Run) -> dict[str, list[Row]]:
 def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
     """With each task's own adapters; in a group that varies the router, routed."""
     row, name = (routed_row, "gmerging_moe") if any("router" in change for change in changes.values()) else (adapted_row, "gmerging_own")
-    return [row(base.varied(**change), name, title) for title, change in {"full": {}, **changes}.items()]
+    only = base.config.compare.ablation_tasks
+    return [replace(row(base.varied(**change), name, title), only=only) for title, change in {"full": {}, **changes}.items()]
 
 
 # --- work to be done before rows are measured, in an order in which no two pieces are made twice ---
@@ -153,7 +166,7 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
 
 def finetuning_jobs(runs: list[Run]) -> list[Job]:
     """One model per task."""
-    return [partial(finetuned, run, task) for run in runs for task in largest_first(run)]
+    return [partial(finetuned, run, task) for run in runs for task in largest_first(run, run.config.tasks)]
 
 
 def multitask_jobs(runs: list[Run]) -> list[Job]:
@@ -167,26 +180,26 @@ def merging_jobs(runs: list[Run]) -> list[Job]:
 
 
 def adapter_jobs(rows: list[Row]) -> list[Job]:
-    """Adapters of all rows that have some."""
-    runs = [row.run for row in rows if row.has_adapters]
-    distinct = {adapter_key(run, task): partial(trained_adapters, run, task) for run in runs for task in largest_first(run)}
+    """The adapters that the rows need, each once."""
+    distinct = {adapter_key(row.run, task): partial(trained_adapters, row.run, task) for row in rows for task in largest_first(row.run, row.adapted)}
     return list(distinct.values())
 
 
 def measuring_jobs(rows: list[Row]) -> list[Job]:
     """The scores of all rows on all tasks."""
-    return [partial(row.measure, task) for row in rows for task in largest_first(row.run)]
+    return [partial(row.measure, task) for row in rows for task in largest_first(row.run, row.tasks)]
 
 
 def swap_jobs(runs: list[Run]) -> list[Job]:
     """What the heatmaps show."""
-    jobs: list[Job] = [partial(swapped, run, source, task) for run in runs for task in largest_first(run) for source in run.config.tasks]
-    return jobs + [partial(task_weights, run, task) for run in runs for task in largest_first(run)]
+    pairs = [(run, task) for run in runs for task in largest_first(run, run.config.tasks)]
+    jobs: list[Job] = [partial(swapped, run, source, task) for run, task in pairs for source in run.config.tasks]
+    return jobs + [partial(task_weights, run, task) for run, task in pairs]
 
 
-def largest_first(run: Run) -> list[str]:
-    """The tasks by number of molecules, so that no process is left alone with the longest at the end."""
-    return sorted(run.config.tasks, key=lambda task: -len(run.dataset(task).graphs))
+def largest_first(run: Run, tasks: Iterable[str]) -> list[str]:
+    """Tasks by number of molecules, so that no process is left alone with the longest at the end."""
+    return sorted(tasks, key=lambda task: -len(run.dataset(task).graphs))
 
 
 # --- pieces and scores ---

@@ -92,6 +92,7 @@ class CompareConfig(_Section):
         forest_trees, forest_trees_by_task: trees in each random forest on ECFP4 fingerprints; None leaves the forests out.
         ablations, sweeps: G-Merging with settings changed (see `RunConfig.varied`), each trained and measured on its own.
         ablation_base: changes that all ablations and sweeps share, and the row that they are compared with.
+        ablation_tasks: the tasks that ablations and sweeps are measured on; none means all. The backbone is merged of all tasks in any case.
     """
 
     mergers: dict[str, tuple[dict[str, Any], ...]] = {}
@@ -99,6 +100,7 @@ class CompareConfig(_Section):
     forest_trees: Count | None = 500
     forest_trees_by_task: dict[str, Count] = {}
     ablation_base: dict[str, dict[str, Any]] = {}
+    ablation_tasks: tuple[str, ...] = ()
     ablations: dict[str, dict[str, dict[str, Any]]] = {}
     sweeps: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
 
@@ -156,7 +158,7 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        unknown = (self.finetune_by_task.keys() | self.alignment_by_task.keys()) - set(self.tasks)
+        unknown = {*self.finetune_by_task, *self.alignment_by_task, *self.compare.ablation_tasks} - set(self.tasks)
         if unknown:
             raise ValueError(f"settings by task name {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
         without_data = [task for task in self.tasks if task not in self.datasets and task not in MOLECULENET]

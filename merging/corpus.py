@@ -1,8 +1,6 @@
 """The SMILES corpus for pre-training: files of one SMILES a line, freed of benchmark molecules and featurised once into shards."""
 
 import csv
-import gzip
-import hashlib
 import json
 import math
 from collections import Counter
@@ -10,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from tqdm import tqdm
 
 from merging.config import Count, fingerprint
 from merging.datasets import MOLECULENET
-from merging.files import read_json, write_json, write_tensors
+from merging.files import open_text, read_json, sha256, write_json, write_tensors
 from models.errors import DataError, MoleculeError
 from models.featurize import featurize, read_smiles
 from models.graph import PackedGraphs, pack
@@ -31,7 +29,7 @@ from models.graph import PackedGraphs, pack
 SHARD_SIZE = 32_768
 """Lines of a shard, at most: 20 MB of drug-like molecules, the most that is ever in memory as graphs; two minutes of training on one CPU core."""
 _CHUNK = 1024
-_VERSION = "1"
+_VERSION = "2"
 
 
 class CorpusConfig(BaseModel):
@@ -87,8 +85,8 @@ def load_corpus(config: CorpusConfig, data_folder: Path, cache_folder: Path, wor
             raise DataError(f"got no file {name} in {data_folder}, expected SMILES, one a line (set GMERGING_DATA)")
     tables = _benchmark_tables(data_folder) if config.exclude_benchmarks else {}
     origin = {
-        "files": {name: _sha256(file) for name, file in files.items()},
-        "benchmarks": {task: _sha256(file) for task, file in tables.items()},
+        "files": {name: sha256(file) for name, file in files.items()},
+        "benchmarks": {task: sha256(file) for task, file in tables.items()},
     }
     folder = cache_folder / f"corpus-{fingerprint(_VERSION, SHARD_SIZE, config, json.dumps(origin))}"
     record = read_json(folder / "corpus.json")
@@ -99,19 +97,11 @@ def load_corpus(config: CorpusConfig, data_folder: Path, cache_folder: Path, wor
     return Corpus(folder, record)
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _open(file: Path) -> TextIO:
-    return gzip.open(file, "rt", newline="") if file.suffix == ".gz" else file.open(newline="")
-
-
 def _read_lines(files: Sequence[Path], limit: int | None) -> list[str]:
     """Different lines that are not blank, in the order of the files."""
     found: dict[str, None] = {}
     for file in files:
-        with _open(file) as stream:
+        with open_text(file) as stream:
             for line in stream:
                 if len(found) == limit:
                     return list(found)
@@ -137,7 +127,7 @@ def _canonical_smiles(tables: dict[str, Path], workers: int) -> frozenset[str]:
 
 
 def _column(file: Path, name: str) -> Iterator[str]:
-    with _open(file) as stream:
+    with open_text(file) as stream:
         for row in csv.DictReader(stream):
             if name not in row:
                 raise DataError(f"{file}: got columns {list(row)[:8]}, expected also {name!r}")

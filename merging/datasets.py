@@ -1,8 +1,6 @@
 """The eight MoleculeNet sets of the paper: read, featurised, split by scaffold, cached."""
 
 import csv
-import gzip
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,12 +18,12 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from merging.files import write_tensors
+from merging.files import open_text, sha256, write_tensors
 from models.errors import DataError, MoleculeError
 from models.featurize import featurize, read_smiles
 from models.graph import MolGraph, PackedGraphs, pack
 
-_CACHE_VERSION = "1"
+_CACHE_VERSION = "2"
 
 
 class DatasetSpec(BaseModel):
@@ -103,7 +101,7 @@ def load_dataset(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: 
     """
     cache = cache_folder / f"{task}.safetensors"
     file = find_source(task, spec, data_folder, cache_folder)
-    digest = _sha256(file)
+    digest = sha256(file)
     origin = {"version": _CACHE_VERSION, "sha256": digest, "spec": spec.model_dump_json()}
     if cache.is_file():
         cached = _read_cache(task, cache, origin)
@@ -121,7 +119,7 @@ def load_smiles(dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, 
         DataError: no source, or one that is not the file that the data set was read from.
     """
     file = find_source(dataset.task, spec, data_folder, cache_folder)
-    if _sha256(file) != dataset.source_sha256:
+    if sha256(file) != dataset.source_sha256:
         raise DataError(f"{file}: got another file than the one that data set {dataset.task!r} was read from, expected it unchanged")
     header, rows = _read_table(file, spec)
     at = header.index(spec.smiles_column)
@@ -184,13 +182,9 @@ def scaffold_split(scaffolds: list[str], train: float = 0.8, valid: float = 0.1)
     return Split(*(torch.tensor(part, dtype=torch.int64) for part in parts))
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _read_table(file: Path, spec: DatasetSpec) -> tuple[list[str], list[list[str]]]:
     """Header and rows, with the columns that the description names."""
-    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="") as stream:
+    with open_text(file) as stream:
         header, *rows = csv.reader(stream)
     missing = {spec.smiles_column, *(spec.label_columns or ())} - set(header)
     if missing:

@@ -1,13 +1,13 @@
 """Adding tasks to a finished artifact and taking them out: the merged backbone and the other tasks' files stay as they are, to the last bit."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from merging.config import fingerprint
+from merging.files import sha256
 from merging.pipeline import adapters_from, aligned, alone, bare, expert, finetune_key, finetuned_alone
-from merging.report import percent
+from merging.report import markdown_table, percent
 from merging.results import measure_task
 from merging.run import Piece, Run
 from models.artifact import BACKBONE, CARD, ArtifactParts, Manifest, TaskInfo, load_parts, save_artifact
@@ -88,7 +88,7 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
     for name, got, expected in (
         ("pretrained.backbone", config.pretrained.backbone, manifest.backbone),
         ("alignment.rank", config.alignment.rank, manifest.rank),
-        ("pretrained.weights, sha256", _sha256(run.pretrained_path()), manifest.provenance.get("pretrained_sha256")),
+        ("pretrained.weights, sha256", sha256(run.pretrained_path()), manifest.provenance.get("pretrained_sha256")),
     ):
         if got != expected:
             problems.append(f"{name}: got {got}, expected the artifact's, {expected}")
@@ -110,15 +110,6 @@ def _card(artifact: Path) -> str:
 
 
 def _card_section(gains: dict[str, dict[str, Any]]) -> str:
-    rows = [
-        f"| {task} | {percent(each['finetuned'])} | {percent(each['bare'])} | {percent(each['with_adapters'])} | {each['share']} |"
-        for task, each in gains.items()
-    ]
-    head = "| task | fine-tuned | backbone without adapters | with adapters | share of the gain |"
-    return "\n".join(
-        ["\n## Added later\n", "Test ROC-AUC in percent; all else in the artifact is unchanged.\n", head, "|---|---|---|---|---|", *rows, ""]
-    )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    head = ["task", "fine-tuned", "backbone without adapters", "with adapters", "share of the gain"]
+    rows = [[task, *(percent(each[name]) for name in ("finetuned", "bare", "with_adapters")), str(each["share"])] for task, each in gains.items()]
+    return f"\n## Added later\n\nTest ROC-AUC in percent; all else in the artifact is unchanged.\n\n{markdown_table(head, rows)}\n"

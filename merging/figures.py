@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from merging.files import read_json, write_atomically
+from merging.files import read_json, read_seeds, write_atomically
 from models.errors import DataError
 
 STYLE: Any = {"svg.hashsalt": "g-merging", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -23,7 +23,7 @@ def draw_figures(folder: Path) -> list[Path]:
     summary = read_json(folder / "summary.json")
     if summary is None:
         raise DataError(f"got no summary.json in {folder}, expected the results of `gmerging compare`")
-    seeds = [read_json(path) for path in sorted(folder.glob("seed*.json"))]
+    seeds = read_seeds(folder)
     figures = {
         "recovery": _recovery_bars(summary),
         "expert_weights": _heatmap(_mean_matrix(seeds, "expert_weights"), "asked task", "expert", "mean routing weight", 1),

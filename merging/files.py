@@ -1,13 +1,27 @@
-"""Files of a run: written whole or not at all."""
+"""Files of a run: what it reads, plain or gzip, and what it writes, whole or not at all."""
 
+import gzip
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+from models.errors import DataError
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a text file, plain or gzip, for reading; line ends stay as they are."""
+    return gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,3 +49,12 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; None if there is no such file."""
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_seeds(folder: Path) -> list[dict[str, Any]]:
+    """The contents of a setting's `seed<N>.json`. Raises DataError: one is not of `compare`."""
+    seeds = {path: read_json(path) for path in sorted(folder.glob("seed*.json"))}
+    for path, content in seeds.items():
+        if "methods" not in content:
+            raise DataError(f"got {path} without `methods`, expected results of `gmerging compare`; delete it or write it anew")
+    return list(seeds.values())

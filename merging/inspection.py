@@ -16,7 +16,7 @@ def describe(folder: Path) -> str:
     site = 2 * manifest.backbone.hidden_dim * manifest.rank
     adapters = site * len(model.site_names) * len(model.tasks)
     statistics = model.bank.norm_mean.numel() + model.bank.norm_var.numel()
-    separate = len(model.tasks) * backbone + heads
+    separate = len(model.tasks) * backbone + heads + statistics
     merged = backbone + heads + adapters + statistics
     scores = manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}).get("roc_auc", {})
     rows = []

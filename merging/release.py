@@ -1,14 +1,14 @@
 """From a finished run to the artifact that the service answers from, with its model card."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merging.calibration import brier_score, expected_calibration_error, fit_scale
 from merging.comparison import Row, gmerging_rows, merger_row, reference_rows
+from merging.files import sha256
 from merging.pipeline import experts, shared_backbone
-from merging.report import percent
+from merging.report import markdown_table, percent
 from merging.results import AUTHORS_BATCH_SIZE, environment, recovery, task_logits
 from merging.run import Run
 from models.artifact import Manifest, TaskInfo, make_manifest, save_artifact
@@ -87,7 +87,7 @@ def _provenance(run: Run) -> dict[str, Any]:
     return {
         "config": run.config.model_dump(mode="json"),
         "seed": run.seed,
-        "pretrained_sha256": hashlib.sha256(run.pretrained_path().read_bytes()).hexdigest(),
+        "pretrained_sha256": sha256(run.pretrained_path()),
         "data_sha256": {task: run.dataset(task).source_sha256 for task in run.config.tasks},
         "environment": environment(),
     }
@@ -96,20 +96,17 @@ def _provenance(run: Run) -> dict[str, Any]:
 def results_table(methods: dict[str, Any], statistics: str) -> str:
     """Markdown: test ROC-AUC in percent, a row per method."""
     tasks = list(methods["finetuned"][statistics]["roc_auc"])
-    lines = [" | ".join(["| method", *tasks, "average |"]), "|---" * (len(tasks) + 2) + "|"]
+    rows = []
     for method in methods.values():
         values = method[statistics]
-        cells = [*(values["roc_auc"][task] for task in tasks), values["average"]]
-        lines.append(" | ".join([f"| {method['title']}", *map(percent, cells)]) + " |")
-    return "\n".join(lines)
+        rows.append([method["title"], *(percent(values["roc_auc"][task]) for task in tasks), percent(values["average"])])
+    return markdown_table(["method", *tasks, "average"], rows)
 
 
 def _calibration_table(scores: dict[str, dict[str, float]]) -> str:
-    lines = ["| task | ECE before | after | Brier score before | after |", "|---|---|---|---|---|"]
-    for task, each in scores.items():
-        values = (each[f"{score}_{when}"] for score in ("ece", "brier") for when in ("before", "after"))
-        lines.append(f"| {task} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-    return "\n".join(lines)
+    names = ("ece_before", "ece_after", "brier_before", "brier_after")
+    rows = [[task, *(f"{each[name]:.3f}" for name in names)] for task, each in scores.items()]
+    return markdown_table(["task", "ECE before", "after", "Brier score before", "after"], rows)
 
 
 def model_card(manifest: Manifest, measured: Measured) -> str:

@@ -1,6 +1,6 @@
 """The comparison as files: `seed<N>.json`, `summary.json`, `ablations.json`, a Markdown table. `merging.figures` draws from these."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,7 +17,7 @@ from merging.comparison import (
     swap_jobs,
     table_rows,
 )
-from merging.files import read_json, write_json
+from merging.files import read_seeds, write_json
 from merging.jobs import Job
 from merging.pipeline import finetuned, merged, trained_adapters
 from merging.results import accounting, environment, expert_weights, recovery, swap_matrix
@@ -50,7 +50,7 @@ def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
     target = folder / runs[0].config.setting
     for run in runs:
         write_json(target / f"seed{run.seed}.json", seed_results(run, rows[run.seed]))
-    summary = summarise([read_json(path) for path in sorted(target.glob("seed*.json"))])
+    summary = summarise(read_seeds(target))
     write_json(target / "summary.json", summary)
     (target / "table.md").write_text(summary_table(summary) + "\n")
     return summary
@@ -60,7 +60,7 @@ def ablate(run: Run, folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
     """Measure the ablations and sweeps of a configuration with one seed, and write `<setting>/ablations.json`.
 
     Returns:
-        {"setting", "seed", "groups": {group: {variant: {"changes", "stored": {...}, "batch": {...}}}}}.
+        {"setting", "seed", "base", "tasks", "groups": {group: {variant: {"changes", "stored": {...}, "batch": {...}}}}}.
     """
     run_jobs("fine-tuning", finetuning_jobs([run]))
     groups = ablation_rows(run)
@@ -72,6 +72,7 @@ def ablate(run: Run, folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
         "setting": run.config.setting,
         "seed": run.seed,
         "base": run.config.compare.ablation_base,
+        "tasks": run.config.compare.ablation_tasks or run.config.tasks,
         "groups": {group: {row.title: row.over_tasks() for row in each} for group, each in groups.items()},
         "environment": environment(),
     }
@@ -153,13 +154,18 @@ def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
     """Markdown: test ROC-AUC in percent with its standard deviation over seeds, and recovery; a row per method."""
     methods = {name: method for name, method in summary["methods"].items() if statistics in method}
     tasks = list(next(iter(methods.values()))[statistics]["mean"])
-    lines = [" | ".join(["| method", *tasks, "average", "recovery |"]), "|---" * (len(tasks) + 3) + "|"]
+    rows = []
     for method in methods.values():
         values = method[statistics]
         cells = [percent(values["mean"][task], values["std"][task]) for task in tasks] + [percent(values["average"], values["average_std"])]
         recovered = values.get("recovery")
-        lines.append(" | ".join([f"| {method['title']}", *cells, "-" if recovered is None else f"{recovered:.2f}"]) + " |")
-    return "\n".join(lines)
+        rows.append([method["title"], *cells, "-" if recovered is None else f"{recovered:.2f}"])
+    return markdown_table(["method", *tasks, "average", "recovery"], rows)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells as they are, without a final newline."""
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def percent(mean: float, std: float | None = None) -> str:

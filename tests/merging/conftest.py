@@ -67,6 +67,7 @@ def write_pico(tmp_path: Path) -> Path:
             "multitask": {"epochs": 2, "batch_size": 16},
             "forest_trees": 5,
             "ablation_base": {"alignment": {"epochs": 1}},
+            "ablation_tasks": ["other"],
             "ablations": {"without_l1": {"alignment": {"alpha": 0}}, "without_merging": {"merge": {"method": "pretrained"}}},
             "sweeps": {"rank": {"2": {"alignment": {"rank": 2}}}, "top_k": {"1": {"router": {"top_k": 1}}, "2": {"router": {"top_k": 2}}}},
         },

@@ -86,7 +86,10 @@ def test_another_seed_joins_those_that_are_there(compared: Path, tmp_path: Path)
 def test_ablations_and_sweeps(compared: Path) -> None:
     before = {path.name for path in (compared / "work/pieces").glob("multitask*")}
     assert command(compared, "ablate", "--results", str(compared / "results")) == 0
-    groups = read(compared / "results/pico/ablations.json")["groups"]
+    content = read(compared / "results/pico/ablations.json")
+    groups = content["groups"]
+    assert content["tasks"] == ["other"]
+    assert all(set(row["stored"]["roc_auc"]) == {"other"} for rows in groups.values() for row in rows.values())
     assert {name: list(rows) for name, rows in groups.items()} == {
         "ablations": ["full", "without_l1", "without_merging"],
         "rank": ["full", "2"],
@@ -96,6 +99,13 @@ def test_ablations_and_sweeps(compared: Path) -> None:
     assert groups["top_k"]["1"]["stored"]["roc_auc"] == groups["rank"]["full"]["stored"]["roc_auc"]  # the one nearest expert is the own
     assert {path.name for path in (compared / "work/pieces").glob("multitask*")} == before  # ablations train no reference
     assert {"ablations.svg", "rank.svg", "top_k.svg"} <= {path.name for path in (compared / "results/pico").glob("*.svg")}
+
+
+def test_results_of_another_kind_are_named(compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(compared / "results", tmp_path / "results")
+    (tmp_path / "results/pico/seed7.json").write_text('{"tasks": {}}')
+    assert main(["figures", "--results", str(tmp_path / "results")]) == 1
+    assert "seed7.json without `methods`, expected results of `gmerging compare`" in capsys.readouterr().err
 
 
 def test_figures_are_the_same_bytes_when_drawn_again(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ def extended(pico_config_file: Path, tmp_path: Path) -> Path:
     write_csv(tmp_path / "data/carbonyl.csv", "smiles", ("has_co",), list(zip(molecules(), tail_has("C(=O)"), strict=True)))
     content = yaml.safe_load(pico_config_file.read_text())
     content |= {"tasks": ["carbonyl"], "datasets": {"carbonyl": {"file": "carbonyl.csv", "about": "has a carbonyl"}}, "alignment_by_task": {}}
-    content["release"] = {"name": "pico", "version": "1.3.0"}
+    content |= {"release": {"name": "pico", "version": "1.3.0"}, "compare": {}}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(content))
     assert add(tmp_path, "artifact", "extended") == 0
     return tmp_path

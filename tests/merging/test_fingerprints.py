@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rdkit import Chem
 
 from merging.config import RunConfig
 from merging.datasets import DatasetSpec, MoleculeDataset, load_dataset, load_smiles
@@ -27,6 +28,15 @@ def test_fingerprint_is_of_radius_two_whatever_the_spelling() -> None:
     assert set(benzoic.tolist()) == {0, 1}
     # ethane: a carbon, and a carbon with its neighbour. Propane has the end with its neighbour, the middle, and radius two is the whole molecule
     assert [int(row.sum()) for row in ecfp4(["C", "CC", "CCC"])] == [1, 2, 4]
+
+
+def test_an_invariant_says_which_atoms_are_alike() -> None:
+    def number(atom: Chem.Atom) -> int:
+        return int(atom.GetAtomicNum())
+
+    assert not np.array_equal(*ecfp4(["C[NH3+]", "CN"]))
+    assert np.array_equal(*ecfp4(["C[NH3+]", "CN"], number))
+    assert not np.array_equal(*ecfp4(["CO", "CN"], number))
 
 
 def test_reads_what_fails_the_check_of_valences() -> None:
