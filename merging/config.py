@@ -208,20 +208,38 @@ def load_config(path: Path) -> RunConfig:
 def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
     """Read a YAML file; a bare name is looked up among those that come with the package, in the folder `bundled`.
 
+    `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section the file's own keys count before the other's.
+
     Raises:
-        ConfigError: the file is absent, is not YAML, or does not fit; every problem is named.
+        ConfigError: the file is absent, is not YAML, extends itself, or does not fit; every problem is named.
     """
+    values = _read_values(path, bundled, ())
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{path}: {problems}") from error
+
+
+def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> Any:
     file = path if path.is_file() else bundled / path.name
     if not file.is_file():
         known = ", ".join(sorted(each.name for each in bundled.glob("*.yaml")))
         raise ConfigError(f"got no configuration at {path}, expected a YAML file or one of: {known}")
+    if file in extended_by:
+        raise ConfigError(f"{file}: extends itself, expected another file")
     try:
-        return model.model_validate(yaml.safe_load(file.read_text()))
+        values = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
-        raise ConfigError(f"{file}: {problems}") from error
+    if not isinstance(values, dict) or "extends" not in values:
+        return values
+    base = _read_values(file.parent / str(values.pop("extends")), bundled, (*extended_by, file))
+    return {**base, **{section: _over(base.get(section), own) for section, own in values.items()}}
+
+
+def _over(base: Any, own: Any) -> Any:
+    return {**base, **own} if isinstance(base, dict) and isinstance(own, dict) else own
 
 
 def fingerprint(*parts: BaseModel | str | int) -> str:

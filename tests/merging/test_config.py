@@ -45,6 +45,24 @@ def test_wrong_values_are_named(pico_config_file: Path, section: str, value: obj
         load_config(pico_config_file)
 
 
+def test_a_file_extends_another_section_by_section(pico_config_file: Path, pico: RunConfig) -> None:
+    child = pico_config_file.with_name("child.yaml")
+    child.write_text("extends: pico.yaml\nsetting: child\nalignment: {rank: 2}\ncompare: {multitask: null}\n")
+    config = load_config(child)
+    assert config.setting == "child"
+    assert config.alignment == pico.alignment.model_copy(update={"rank": 2})
+    assert config.alignment_for("other").rank == 2
+    assert (config.compare.multitask, config.compare.mergers) == (None, pico.compare.mergers)
+    child.write_text("extends: gcn_contextpred.yaml\ndescription: of a bundled one\n")
+    assert load_config(child).setting == "gcn_contextpred"
+    child.write_text("extends: child.yaml\n")
+    with pytest.raises(ConfigError, match=r"child.yaml: extends itself"):
+        load_config(child)
+    child.write_text("extends: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match=r"no configuration at .*nowhere.yaml"):
+        load_config(child)
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no configuration at .*absent.yaml, expected .* gcn_supervised_contextpred.yaml"):
         load_config(tmp_path / "absent.yaml")
