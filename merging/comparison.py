@@ -9,7 +9,7 @@ from typing import Any, Literal
 from merging.config import fingerprint
 from merging.datasets import load_smiles
 from merging.evaluation import predict
-from merging.fingerprints import fit_predict
+from merging.fingerprints import fit_predict, neutral
 from merging.jobs import Job
 from merging.multitask import classifier_state, train_multitask
 from merging.pipeline import (
@@ -100,7 +100,8 @@ def reference_rows(run: Run) -> list[Row]:
     if run.config.compare.multitask is not None:
         rows.append(Row("multitask", "Multi-task learning", run, _score_multitask, _multitask_key))
     if run.config.compare.forest_trees is not None:
-        rows.append(Row("ecfp4_random_forest", "ECFP4 + random forest", run, _score_forest, _forest_key))
+        rows.append(Row("ecfp4_random_forest", "ECFP4 + random forest", run, partial(_score_forest, str), _forest_key))
+        rows.append(Row("ecfp4_random_forest_neutral", "the same, charges neutralised", run, partial(_score_forest, neutral), _forest_key))
     return rows
 
 
@@ -234,9 +235,9 @@ def _score_multitask(run: Run, task: str, kinds: Kinds) -> Scores:
     return {"stored": both_parts(dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device))}
 
 
-def _score_forest(run: Run, task: str, kinds: Kinds) -> Scores:
+def _score_forest(drawn: Callable[[str], str], run: Run, task: str, kinds: Kinds) -> Scores:
     dataset = run.dataset(task)
-    smiles = load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data")
+    smiles = [drawn(each) for each in load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data")]
     scores = fit_predict(dataset, smiles, _trees(run, task), run.seed)
     return {"stored": both_parts(dataset, lambda part, _: scores[part])}
 

@@ -29,7 +29,7 @@ from models.graph import PackedGraphs, pack
 SHARD_SIZE = 32_768
 """Lines of a shard, at most: 20 MB of drug-like molecules, the most that is ever in memory as graphs; two minutes of training on one CPU core."""
 _CHUNK = 1024
-_VERSION = "2"
+_VERSION = "1"
 
 
 class CorpusConfig(BaseModel):

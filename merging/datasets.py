@@ -23,7 +23,7 @@ from models.errors import DataError, MoleculeError
 from models.featurize import featurize, read_smiles
 from models.graph import MolGraph, PackedGraphs, pack
 
-_CACHE_VERSION = "2"
+_CACHE_VERSION = "1"
 
 
 class DatasetSpec(BaseModel):

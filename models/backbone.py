@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import CheckpointError
-from models.graph import MAX_CHARGE, MAX_HYDROGENS, NUM_ATOM_TYPES, NUM_BOND_DIRECTIONS, NUM_BOND_TYPES, NUM_CHIRALITY_TAGS, GraphBatch
+from models.graph import NUM_ATOM_TYPES, NUM_BOND_DIRECTIONS, NUM_BOND_TYPES, NUM_CHIRALITY_TAGS, GraphBatch
 from models.propagation import Propagation
 from models.segment import segment_softmax
 
@@ -23,24 +23,13 @@ SiteHook = Callable[[int, Tensor], Tensor]
 
 
 class BackboneConfig(BaseModel):
-    """Shape of a backbone; it travels in the artifact's manifest.
-
-    Attributes:
-        atom_features: what it sees of an atom: "hu2020" atomic number and chirality tag; "extended" also formal charge and number of hydrogens.
-    """
+    """Shape of a backbone; it travels in the artifact's manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: BackboneKind
     num_layers: int = Field(default=5, ge=1)
     hidden_dim: int = Field(default=300, ge=1)
-    atom_features: Literal["hu2020", "extended"] = "hu2020"
-
-    @model_serializer(mode="wrap")
-    def _leave_out_the_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Artifacts and finished pieces of the plain vocabulary stay what they were before there was another."""
-        values: dict[str, Any] = serialize(self)
-        return {key: value for key, value in values.items() if (key, value) != ("atom_features", "hu2020")}
 
 
 class Convolution(nn.Module):
@@ -173,19 +162,12 @@ class Backbone(nn.Module):
         self.x_embedding2 = nn.Embedding(NUM_CHIRALITY_TAGS, dim)
         nn.init.xavier_uniform_(self.x_embedding1.weight)
         nn.init.xavier_uniform_(self.x_embedding2.weight)
-        if config.atom_features == "extended":
-            self.x_embedding3 = nn.Embedding(2 * MAX_CHARGE + 1, dim)
-            self.x_embedding4 = nn.Embedding(MAX_HYDROGENS + 1, dim)
-            nn.init.zeros_(self.x_embedding3.weight)
-            nn.init.zeros_(self.x_embedding4.weight)
         self.gnns = nn.ModuleList(_CONVOLUTIONS[config.kind](dim) for _ in range(config.num_layers))
         self.batch_norms = nn.ModuleList(nn.BatchNorm1d(dim) for _ in range(config.num_layers))
 
     def embed(self, batch: GraphBatch) -> Tensor:
-        """Sum of the embeddings of each atom's features, (N, d)."""
+        """Atom and chirality embedding, (N, d)."""
         out: Tensor = self.x_embedding1(batch.x[:, 0]) + self.x_embedding2(batch.x[:, 1])
-        if self.config.atom_features == "extended":
-            out = out + self.x_embedding3(batch.x[:, 2] + MAX_CHARGE) + self.x_embedding4(batch.x[:, 3])
         return out
 
     def activate(self, layer: int, h: Tensor) -> Tensor:
@@ -280,16 +262,5 @@ def make_backbone(tensors: dict[str, Tensor], config: BackboneConfig, origin: st
 
 
 def load_backbone(path: Path, config: BackboneConfig) -> Backbone:
-    """A backbone from a checkpoint in Hu et al.'s layout, in evaluation mode.
-
-    One with extended atom features may start from a checkpoint that knows nothing of them: its tables for them are zero then, so that it computes
-    what the checkpoint computes.
-
-    Raises:
-        CheckpointError: see `load_tensors`.
-    """
-    tensors = read_tensors(path)
-    if config.atom_features == "extended":
-        empty = Backbone(config).state_dict()
-        tensors = {key: empty[key] for key in ("x_embedding3.weight", "x_embedding4.weight")} | tensors
-    return make_backbone(tensors, config, str(path))
+    """A backbone from a checkpoint in Hu et al.'s layout, in evaluation mode. Raises CheckpointError (see `load_tensors`)."""
+    return make_backbone(read_tensors(path), config, str(path))

@@ -3,8 +3,7 @@
 What happens at the edges of the vocabulary:
 
 - Salts and mixtures stay whole: all components are part of one graph, as in the training sets; the mean readout weighs them by atoms.
-- Atom features: atomic number - 1 (118 elements); chirality tags other than CW and CCW count as unspecified. Beyond that vocabulary formal charge and
-  number of hydrogens, which only some backbones look at (`BackboneConfig.atom_features`).
+- Atom features: atomic number - 1 (118 elements); chirality tags other than CW and CCW count as unspecified.
 - A dummy atom (`*`) is no molecule: an error in strict mode, the mask row (119) in tolerant mode.
 - Bond types: single, double, triple, aromatic; dative bonds count as single. Any other type is an error in strict mode, single in tolerant mode.
 - Bond directions: none, up-right, down-right; any other counts as none.
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 
 from models.errors import MoleculeError
-from models.graph import MASKED_ATOM, MAX_CHARGE, MAX_HYDROGENS, MolGraph
+from models.graph import MASKED_ATOM, MolGraph
 
 _CHIRALITY = {Chem.ChiralType.CHI_TETRAHEDRAL_CW: 1, Chem.ChiralType.CHI_TETRAHEDRAL_CCW: 2}
 _DIRECTION = {Chem.BondDir.ENDUPRIGHT: 1, Chem.BondDir.ENDDOWNRIGHT: 2}
@@ -108,18 +107,13 @@ def _shown(text: str) -> str:
 
 
 def _atoms(mol: Chem.Mol, canonical: str, strict: bool) -> NDArray[np.int64]:
-    """(N, 4) atom type, chirality tag, formal charge, number of hydrogens."""
-    numbers, charges, hydrogens = (
-        np.fromiter(map(get, mol.GetAtoms()), dtype=np.int64, count=mol.GetNumAtoms())
-        for get in (Chem.Atom.GetAtomicNum, Chem.Atom.GetFormalCharge, Chem.Atom.GetTotalNumHs)
-    )
+    """(N, 2) atom type and chirality tag."""
+    numbers = np.fromiter(map(Chem.Atom.GetAtomicNum, mol.GetAtoms()), dtype=np.int64, count=mol.GetNumAtoms())
     dummy = numbers == 0
     if dummy.any() and strict:
         raise MoleculeError("dummy_atom", f"got a dummy atom (*) in {_shown(canonical)}, expected a complete molecule")
-    x = np.zeros((len(numbers), 4), dtype=np.int64)
+    x = np.zeros((len(numbers), 2), dtype=np.int64)
     x[:, 0] = np.where(dummy, MASKED_ATOM, numbers - 1)
-    x[:, 2] = charges.clip(-MAX_CHARGE, MAX_CHARGE)
-    x[:, 3] = hydrogens.clip(max=MAX_HYDROGENS)
     if "@" in canonical:
         x[:, 1] = [_CHIRALITY.get(atom.GetChiralTag(), 0) for atom in mol.GetAtoms()]
     return x

@@ -11,10 +11,6 @@ from models.errors import InvalidInputError
 
 NUM_ATOM_TYPES = 120
 NUM_CHIRALITY_TAGS = 3
-MAX_CHARGE = 3
-"""Formal charges beyond it, of either sign, count as it."""
-MAX_HYDROGENS = 4
-"""More hydrogens on an atom count as so many."""
 NUM_BOND_TYPES = 6
 NUM_BOND_DIRECTIONS = 3
 NUM_INPUT_BOND_TYPES = 4  # single, double, triple, aromatic; the rows above are for the networks themselves
@@ -22,10 +18,6 @@ SELF_LOOP = 4
 """The bond type that every backbone gives to the loop it adds to each atom (Hu et al. 2020)."""
 MASKED_ATOM = 119
 """The atom type of an unknown atom (Hu et al. 2020, attribute masking)."""
-_NORMAL_VALENCES = {5: (3,), 6: (4,), 7: (3, 5), 8: (2,), 9: (1,), 15: (3, 5), 16: (2, 4, 6), 17: (1,), 35: (1,), 53: (1,)}
-"""By atomic number; the atoms that SMILES lets stand without brackets (OpenSMILES specification, 3.1.5)."""
-_HALF_ORDERS = torch.tensor([2, 4, 6, 3])
-"""Twice the bond order of each input bond type."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,7 @@ class MolGraph:
     """One molecule.
 
     Attributes:
-        x: (N, 4) int64, atom type (atomic number - 1), chirality tag, formal charge and number of hydrogens of each atom.
+        x: (N, 2) int64, atom type (atomic number - 1) and chirality tag of each atom.
         edge_index: (2, E) int64, each bond in both directions, source row first.
         edge_attr: (E, 2) int64, bond type and bond direction of each edge.
     """
@@ -49,28 +41,11 @@ class MolGraph:
 
     @classmethod
     def from_lists(cls, x: Sequence[Sequence[int]], edge_index: Sequence[Sequence[int]], edge_attr: Sequence[Sequence[int]]) -> Self:
-        """Build a graph from plain lists and check that it is a molecule: see `validate`.
-
-        Where rows of `x` have but two numbers, no atom is charged, and hydrogens fill the normal valences, as they do in a SMILES without brackets.
-        """
-        given, edges, attributes = _table(x, "x", 2, 4), _table(edge_index, "edge_index"), _table(edge_attr, "edge_attr", 2)
-        if edges.shape[0] != 2:
-            raise InvalidInputError(f"edge_index: got {edges.shape[0]} rows, expected 2 (sources and targets)")
-        if given.shape[1] == 4:
-            return cls(given, edges, attributes).validate()
-        bare = cls(torch.cat([given, torch.zeros_like(given)], dim=1), edges, attributes).validate()
-        return cls(torch.cat([bare.x[:, :3], bare.implicit_hydrogens()[:, None]], dim=1), edges, attributes)
-
-    def implicit_hydrogens(self) -> Tensor:
-        """(N,) how many hydrogens fill each atom's normal valence: the lowest that suffices; an aromatic atom's lowest. Charges do not count."""
-        source = self.edge_index[0]
-        orders = torch.zeros(self.num_nodes, dtype=torch.int64).index_add_(0, source, _HALF_ORDERS[self.edge_attr[:, 0]]) // 2
-        aromatic = torch.zeros(self.num_nodes, dtype=torch.bool).index_fill_(0, source[self.edge_attr[:, 0] == 3], True)
-        counts = []
-        for kind, order, is_aromatic in zip(self.x[:, 0].tolist(), orders.tolist(), aromatic.tolist(), strict=True):
-            valences = _NORMAL_VALENCES.get(kind + 1, (0,))[: 1 if is_aromatic else None]
-            counts.append(max(0, next((each for each in valences if each >= order), 0) - order))
-        return torch.tensor(counts)
+        """Build a graph from plain lists and check that it is a molecule: see `validate`."""
+        graph = cls(_table(x, "x", 2), _table(edge_index, "edge_index", None), _table(edge_attr, "edge_attr", 2))
+        if graph.edge_index.shape[0] != 2:
+            raise InvalidInputError(f"edge_index: got {graph.edge_index.shape[0]} rows, expected 2 (sources and targets)")
+        return graph.validate()
 
     def validate(self) -> Self:
         """Return the graph itself if it is a molecule in the vocabulary.
@@ -86,8 +61,6 @@ class MolGraph:
             raise InvalidInputError(f"edge_attr: got {self.edge_attr.shape[0]} rows, expected one per edge, {edges}")
         _check_range(self.x[:, 0], NUM_ATOM_TYPES, "x: atom type")
         _check_range(self.x[:, 1], NUM_CHIRALITY_TAGS, "x: chirality tag")
-        _check_range(self.x[:, 2], MAX_CHARGE + 1, "x: formal charge", -MAX_CHARGE)
-        _check_range(self.x[:, 3], MAX_HYDROGENS + 1, "x: number of hydrogens")
         _check_range(self.edge_index, nodes, "edge_index: atom index")
         _check_range(self.edge_attr[:, 0], NUM_INPUT_BOND_TYPES, "edge_attr: bond type")
         _check_range(self.edge_attr[:, 1], NUM_BOND_DIRECTIONS, "edge_attr: bond direction")
@@ -103,21 +76,19 @@ class MolGraph:
         return self
 
 
-def _table(rows: Sequence[Sequence[int]], name: str, *widths: int) -> Tensor:
-    """A list of equally long rows, of one of the widths if some are given, as an int64 matrix; an empty list is (0, first width)."""
-    if not rows and widths:
-        return torch.empty((0, widths[0]), dtype=torch.int64)
+def _table(rows: Sequence[Sequence[int]], name: str, width: int | None) -> Tensor:
+    """A list of equally long rows as an int64 matrix; an empty list is (0, width)."""
+    if not rows and width is not None:
+        return torch.empty((0, width), dtype=torch.int64)
     lengths = {len(row) for row in rows}
-    if not lengths <= set(widths or lengths):
-        raise InvalidInputError(f"{name}: got rows of {sorted(lengths)} numbers, expected {' or '.join(map(str, widths))}")
-    if len(lengths) != 1:
-        raise InvalidInputError(f"{name}: got rows of {sorted(lengths)} numbers, expected equal lengths")
+    if len(lengths) != 1 or (width is not None and lengths != {width}):
+        raise InvalidInputError(f"{name}: got rows of {sorted(lengths)} numbers, expected {'equal lengths' if width is None else width}")
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def _check_range(values: Tensor, end: int, name: str, begin: int = 0) -> None:
-    if values.numel() and not begin <= int(values.min()) <= int(values.max()) < end:
-        raise InvalidInputError(f"{name}: got values from {int(values.min())} to {int(values.max())}, expected {begin} to {end - 1}")
+def _check_range(values: Tensor, size: int, name: str) -> None:
+    if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < size:
+        raise InvalidInputError(f"{name}: got values from {int(values.min())} to {int(values.max())}, expected 0 to {size - 1}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +96,7 @@ class GraphBatch:
     """Several graphs as one, without edges between them.
 
     Attributes:
-        x: (N, 4) int64 atom features, as in a MolGraph.
+        x: (N, 2) int64 atom features.
         edge_index: (2, E) int64 into the N atoms.
         edge_attr: (E, 2) int64 bond features.
         batch: (N,) int64, which graph an atom belongs to, in rising order.
@@ -153,7 +124,7 @@ class PackedGraphs:
     """Many graphs in flat tensors, from which batches are cut without a Python loop.
 
     Attributes:
-        x: (sum N, 4) int8.
+        x: (sum N, 2) uint8.
         edge_index: (2, sum E) int32, numbered from 0 within each graph.
         edge_attr: (sum E, 2) uint8.
         node_counts: (G,) int64.
@@ -192,7 +163,7 @@ def pack(graphs: Sequence[MolGraph]) -> PackedGraphs:
     if not graphs:
         raise InvalidInputError("graphs: got none, expected at least one")
     return PackedGraphs(
-        x=torch.cat([graph.x for graph in graphs]).to(torch.int8),
+        x=torch.cat([graph.x for graph in graphs]).to(torch.uint8),
         edge_index=torch.cat([graph.edge_index for graph in graphs], dim=1).to(torch.int32),
         edge_attr=torch.cat([graph.edge_attr for graph in graphs]).to(torch.uint8),
         node_counts=torch.tensor([graph.num_nodes for graph in graphs]),

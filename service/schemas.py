@@ -8,7 +8,7 @@ from models.unified import DEFAULT_ROUTING, Routing
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ETHANOL_GRAPH = {
-    "x": [[5, 0, 0, 3], [5, 0, 0, 2], [7, 0, 0, 1]],
+    "x": [[5, 0], [5, 0], [7, 0]],
     "edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]],
     "edge_attr": [[0, 0], [0, 0], [0, 0], [0, 0]],
 }
@@ -51,10 +51,7 @@ class _Request(BaseModel):
 class GraphIn(_Request):
     """A molecule as a graph in the vocabulary of Hu et al. 2020; each bond appears in both directions, self-loops are added by the network."""
 
-    x: _Table = Field(
-        description="one row per heavy atom: [atomic number - 1, chirality (0 none, 1 clockwise, 2 counter-clockwise), formal charge (-3 to 3), "
-        "number of hydrogens (0 to 4)]; without the last two numbers no atom is charged and hydrogens fill the normal valences"
-    )
+    x: _Table = Field(description="one row per heavy atom: [atomic number - 1, chirality (0 none, 1 clockwise, 2 counter-clockwise)]")
     edge_index: _Table = Field(description="two rows: source atom and target atom of every edge")
     edge_attr: _Table = Field(
         description="one row per edge: [bond type (0 single, 1 double, 2 triple, 3 aromatic), direction (0 none, 1 up-right, 2 down-right)]"

@@ -18,8 +18,6 @@ def backbone(kind: str, state: State, x: Tensor, edge_index: Tensor, edge_attr: 
     state = {key: value.double() for key, value in state.items()}
     edges = edges_with_loops(edge_index, edge_attr, len(x))
     h = state["x_embedding1.weight"][x[:, 0]] + state["x_embedding2.weight"][x[:, 1]]
-    if "x_embedding3.weight" in state:
-        h = h + state["x_embedding3.weight"][x[:, 2] + 3] + state["x_embedding4.weight"][x[:, 3]]
     for layer in range(num_layers):
         own = {key.removeprefix(f"gnns.{layer}."): value for key, value in state.items() if key.startswith(f"gnns.{layer}.")}
         h = {"gcn": gcn, "gin": gin, "graphsage": graphsage, "gat": gat}[kind](own, h, edges)

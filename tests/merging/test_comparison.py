@@ -18,6 +18,7 @@ ROWS = {
     "finetuned",
     "multitask",
     "ecfp4_random_forest",
+    "ecfp4_random_forest_neutral",
     "weight_average",
     "task_arithmetic",
     "regmean",
@@ -53,6 +54,7 @@ def test_comparison_writes_seeds_summary_table_and_figures(compared: Path) -> No
     assert {name for name, method in summary["methods"].items() if "batch" in method} == ROWS - {
         "multitask",
         "ecfp4_random_forest",
+        "ecfp4_random_forest_neutral",
         "regmean",
         "emr",
     }

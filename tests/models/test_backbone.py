@@ -27,38 +27,6 @@ def test_equals_the_published_equations(kind: BackboneKind) -> None:
         torch.testing.assert_close(backbone(collate([graph])), by_oracle(backbone, graph), rtol=1e-9, atol=1e-9)
 
 
-def extended_config() -> BackboneConfig:
-    return pico_config().model_copy(update={"atom_features": "extended"})
-
-
-def test_extended_atom_features_equal_the_equations_and_tell_a_charge() -> None:
-    backbone = random_backbone(extended_config()).double()
-    graphs = [featurize(smiles).graph for smiles in ("C[NH3+]", "CN", "[O-][N+](=O)c1cc[nH]c1", "[Fe+4]")]
-    for graph in graphs:
-        torch.testing.assert_close(backbone(collate([graph])), by_oracle(backbone, graph), rtol=1e-9, atol=1e-9)
-    charged, neutral = (backbone(collate([graph])) for graph in graphs[:2])
-    assert not torch.allclose(charged.sum(0), neutral.sum(0))
-    plain = random_backbone(pico_config())
-    torch.testing.assert_close(plain(collate(graphs[:1])).sum(0), plain(collate(graphs[1:2])).sum(0))  # Hu et al.'s features do not
-
-
-def test_extended_atom_features_start_from_a_checkpoint_that_has_none(tmp_path: Path, molecules: GraphBatch) -> None:
-    plain = random_backbone(pico_config())
-    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
-    started = load_backbone(tmp_path / "plain.safetensors", extended_config())
-    assert torch.equal(started(molecules), plain(molecules))
-    own = random_backbone(extended_config())
-    save_file(own.state_dict(), tmp_path / "own.safetensors")
-    assert torch.equal(load_backbone(tmp_path / "own.safetensors", extended_config())(molecules), own(molecules))
-    with pytest.raises(CheckpointError, match="extra x_embedding3"):
-        load_backbone(tmp_path / "own.safetensors", pico_config())
-
-
-def test_a_manifest_says_nothing_of_the_plain_atom_features() -> None:
-    assert pico_config().model_dump() == {"kind": "gcn", "num_layers": 3, "hidden_dim": 16}
-    assert BackboneConfig.model_validate(extended_config().model_dump(mode="json")) == extended_config()
-
-
 @pytest.mark.parametrize("kind", ["gcn", "graphsage", "gat"])
 @pytest.mark.parametrize("training", ["contextpred", "supervised_contextpred"])
 def test_published_checkpoints_give_the_published_network_on_real_molecules(kind: BackboneKind, training: str, shared: Path) -> None:

@@ -22,10 +22,7 @@ def plain_features(smiles: str) -> tuple[list[list[int]], list[tuple[int, int, i
     tags = ["CHI_UNSPECIFIED", "CHI_TETRAHEDRAL_CW", "CHI_TETRAHEDRAL_CCW"]
     kinds = ["SINGLE", "DOUBLE", "TRIPLE", "AROMATIC"]
     directions = ["NONE", "ENDUPRIGHT", "ENDDOWNRIGHT"]
-    atoms = [
-        [atom.GetAtomicNum() - 1, tags.index(str(atom.GetChiralTag())), max(-3, min(3, atom.GetFormalCharge())), min(4, atom.GetTotalNumHs())]
-        for atom in mol.GetAtoms()
-    ]
+    atoms = [[atom.GetAtomicNum() - 1, tags.index(str(atom.GetChiralTag()))] for atom in mol.GetAtoms()]
     edges = []
     for bond in mol.GetBonds():
         i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()

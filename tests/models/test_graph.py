@@ -14,20 +14,6 @@ def test_lists_and_smiles_give_the_same_graph() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(vars(graph).values(), vars(reference).values(), strict=True))
 
 
-def test_charges_and_hydrogens_can_be_given() -> None:
-    graph, reference = MolGraph.from_lists([[6, 0, 1, 3], [5, 0, 0, 3]], [[0, 1], [1, 0]], [[0, 0]] * 2), featurize("[NH3+]C").graph
-    assert torch.equal(graph.x, reference.x)
-
-
-@pytest.mark.parametrize(
-    "smiles", ["CC(=O)Oc1ccccc1C(=O)O", "CS(=O)(=O)Nc1ccncc1", "C#N", "Cn1cnc2c1c(=O)n(C)c(=O)n2C", "BrCCCl", "OP(=O)(O)O", "c1ccn2cccc2c1"]
-)
-def test_hydrogens_that_are_not_given_are_those_of_a_smiles(smiles: str) -> None:
-    graph = featurize(smiles).graph
-    found = MolGraph.from_lists(graph.x[:, :2].tolist(), graph.edge_index.tolist(), graph.edge_attr.tolist())
-    assert torch.equal(found.x, graph.x)
-
-
 def test_single_atom_needs_no_edges() -> None:
     assert MolGraph.from_lists([[5, 0]], [[], []], []).num_nodes == 1
 
@@ -38,10 +24,7 @@ def test_single_atom_needs_no_edges() -> None:
         ({"x": []}, "no atom"),
         ({"x": [[5, 0], [5, 0], [120, 0]]}, "atom type: got values from 5 to 120, expected 0 to 119"),
         ({"x": [[5, 0], [5, 3], [7, 0]]}, "chirality tag"),
-        ({"x": [[5, 0], [5], [7, 0]]}, r"x: got rows of \[1, 2\] numbers, expected 2 or 4"),
-        ({"x": [[5, 0], [5, 0, 0, 2], [7, 0]]}, r"x: got rows of \[2, 4\] numbers, expected equal lengths"),
-        ({"x": [[5, 0, 0, 3], [5, 0, 4, 2], [7, 0, 0, 1]]}, "formal charge: got values from 0 to 4, expected -3 to 3"),
-        ({"x": [[5, 0, 0, 3], [5, 0, 0, 5], [7, 0, 0, 1]]}, "number of hydrogens: got values from 1 to 5, expected 0 to 4"),
+        ({"x": [[5, 0], [5], [7, 0]]}, r"x: got rows of \[1, 2\] numbers, expected 2"),
         ({"edge_index": [[0, 1, 1, 3], [1, 0, 3, 1]]}, "atom index: got values from 0 to 3, expected 0 to 2"),
         ({"edge_index": [[0, 1, 1, 2]]}, "got 1 rows, expected 2"),
         ({"edge_index": [[0, 1], [1, 0]]}, "edge_attr: got 4 rows, expected one per edge, 2"),
