@@ -64,8 +64,8 @@ def finetune(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     training = ResumableTraining(model, optimizer, checkpoint, seed, device)
     for epoch in training.epochs(config.epochs, f"{dataset.task}: epochs"):
-        loss = _train_epoch(model, optimizer, dataset, config.batch_size, device)
-        auc = _validate(model, dataset, device)
+        loss = train_epoch(model, optimizer, dataset, config.batch_size, device)
+        auc = validate(model, dataset, device)
         training.keep_best(epoch, auc)
         training.shown = {"loss": f"{loss:.4f}", "valid": f"{auc:.4f}", "best": training.kept["best_epoch"]}
     record = {
@@ -77,7 +77,8 @@ def finetune(
     return FinetuneResult(training.kept["best"], record)
 
 
-def _train_epoch(model: GraphClassifier, optimizer: torch.optim.Optimizer, dataset: MoleculeDataset, size: int, device: torch.device) -> float:
+def train_epoch(model: GraphClassifier, optimizer: torch.optim.Optimizer, dataset: MoleculeDataset, size: int, device: torch.device) -> float:
+    """One pass over the training part in random order; returns the mean loss."""
     model.train()
     rows = dataset.split.train
     total = 0.0
@@ -90,7 +91,8 @@ def _train_epoch(model: GraphClassifier, optimizer: torch.optim.Optimizer, datas
     return total / len(rows)
 
 
-def _validate(model: GraphClassifier, dataset: MoleculeDataset, device: torch.device) -> float:
+def validate(model: GraphClassifier, dataset: MoleculeDataset, device: torch.device) -> float:
+    """ROC-AUC of the validation part, in evaluation mode."""
     model.eval()
     rows = dataset.split.valid
     return roc_auc(dataset.labels[rows], predict(model, dataset.graphs, rows, device)).mean

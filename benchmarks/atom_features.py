@@ -1,0 +1,97 @@
+"""What would a network gain that sees formal charges and hydrogens, and does it learn chemistry from them, or how a data set was drawn?
+
+    python -m benchmarks.atom_features clintox bace --seed 0
+
+Writes `results/<setting>/atom_features-seed<N>.json`: ROC-AUC of both parts for the fine-tuned model with Hu et al.'s atom features, and fine-tuned
+likewise with charges and hydrogens of molecules as they are drawn, and of neutralised ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import parser, run_of, store
+from merging.datasets import MoleculeDataset, load_smiles
+from merging.evaluation import predict
+from merging.finetuning import train_epoch
+from merging.fingerprints import neutral
+from merging.pipeline import finetuned_alone
+from merging.results import both_parts, measure_task
+from merging.run import Run
+from models.backbone import Backbone, BackboneConfig
+from models.classifier import GraphClassifier
+from models.featurize import featurize, read_smiles
+from models.graph import GraphBatch, MolGraph, pack
+
+MAX_CHARGE, MAX_HYDROGENS = 3, 4
+DRAWN: dict[str, Callable[[str], str]] = {"as_drawn": str, "neutralised": neutral}
+
+
+class SeeingBackbone(Backbone):
+    """With tables of charges and hydrogens that start at zero, so that at first it computes what the checkpoint computes."""
+
+    def __init__(self, config: BackboneConfig, dropout: float, pretrained: dict[str, Tensor]) -> None:
+        super().__init__(config, dropout)
+        self.load_state_dict(pretrained)
+        self.charges = nn.Embedding(2 * MAX_CHARGE + 1, config.hidden_dim)
+        self.hydrogens = nn.Embedding(MAX_HYDROGENS + 1, config.hidden_dim)
+        nn.init.zeros_(self.charges.weight)
+        nn.init.zeros_(self.hydrogens.weight)
+
+    def embed(self, batch: GraphBatch) -> Tensor:
+        """(N, d), from four columns of atom features."""
+        return super().embed(batch) + self.charges(batch.x[:, 2]) + self.hydrogens(batch.x[:, 3])
+
+
+def graph_of(smiles: str) -> MolGraph:
+    """A molecule's graph with two more columns: charge (from -3, counted from 0) and hydrogens."""
+    text = featurize(smiles, strict=False).smiles
+    graph, atoms = featurize(text, strict=False).graph, read_smiles(text, strict=False).GetAtoms()
+    seen = [(min(max(atom.GetFormalCharge(), -MAX_CHARGE), MAX_CHARGE) + MAX_CHARGE, min(atom.GetTotalNumHs(), MAX_HYDROGENS)) for atom in atoms]
+    return replace(graph, x=torch.cat([graph.x, torch.tensor(seen)], dim=1))
+
+
+def with_charges(run: Run, task: str, drawn: Callable[[str], str]) -> MoleculeDataset:
+    """A task whose graphs have these columns; split and labels as they are."""
+    dataset = run.dataset(task)
+    smiles = load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data")
+    return replace(dataset, graphs=pack([graph_of(drawn(each)) for each in smiles]))
+
+
+def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
+    """Scores at the epoch that is best on validation; settings and seeds of the real fine-tuning."""
+    settings, shape = run.config.finetune_for(dataset.task), run.config.pretrained.backbone
+    torch.manual_seed(run.seed)
+    model = GraphClassifier(shape, len(dataset.label_names), settings.dropout)
+    model.backbone = SeeingBackbone(shape, settings.dropout, run.pretrained())
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+    best: dict[str, float] = {}
+    for epoch in range(1, settings.epochs + 1):
+        torch.manual_seed(run.seed * 100_003 + epoch)
+        train_epoch(model, optimizer, dataset, settings.batch_size, run.device)
+        model.eval()
+        scores = both_parts(dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device))
+        if not best or scores["valid"] > best["valid"]:
+            best = {"epoch": epoch, **scores}
+    return best
+
+
+def main() -> None:
+    """Fine-tune each task asked for; results of others that are in the file stay."""
+    options = parser(__doc__)
+    options.add_argument("tasks", nargs="+")
+    arguments = options.parse_args()
+    run = run_of(arguments)
+    for task in arguments.tasks:
+        found: dict[str, Any] = {"hu2020": measure_task(run, finetuned_alone(run, task), task, "own", "stored")}
+        for name, drawn in DRAWN.items():
+            found[name] = fine_tune(run, with_charges(run, task, drawn))
+            print(task, name, found[name], flush=True)
+        store(run, "atom_features", task, found)
+
+
+if __name__ == "__main__":
+    main()
