@@ -208,7 +208,8 @@ def load_config(path: Path) -> RunConfig:
 def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
     """Read a YAML file; a bare name is looked up among those that come with the package, in the folder `bundled`.
 
-    `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section the file's own keys count before the other's.
+    `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section the file's own keys count before the other's, and
+    where it names its own tasks, what the other says of other tasks is left out.
 
     Raises:
         ConfigError: the file is absent, is not YAML, extends itself, or does not fit; every problem is named.
@@ -235,11 +236,27 @@ def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> An
     if not isinstance(values, dict) or "extends" not in values:
         return values
     base = _read_values(file.parent / str(values.pop("extends")), bundled, (*extended_by, file))
+    if not isinstance(base, dict):
+        raise ConfigError(f"{file}: extends a file of {type(base).__name__}, expected a configuration")
+    if isinstance(values.get("tasks"), list):
+        base = _only(base, values["tasks"])
     return {**base, **{section: _over(base.get(section), own) for section, own in values.items()}}
 
 
 def _over(base: Any, own: Any) -> Any:
     return {**base, **own} if isinstance(base, dict) and isinstance(own, dict) else own
+
+
+def _only(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
+    """A configuration without what it says of other tasks than these. What has another form than expected stays, for the validation to name."""
+    kept = dict(values)
+    for section in ("finetune_by_task", "alignment_by_task"):
+        if isinstance(values.get(section), dict):
+            kept[section] = {task: own for task, own in values[section].items() if task in tasks}
+    compare = values.get("compare")
+    if isinstance(compare, dict) and isinstance(compare.get("ablation_tasks"), list):
+        kept["compare"] = {**compare, "ablation_tasks": [task for task in compare["ablation_tasks"] if task in tasks]}
+    return kept
 
 
 def fingerprint(*parts: BaseModel | str | int) -> str:

@@ -55,8 +55,15 @@ def test_a_file_extends_another_section_by_section(pico_config_file: Path, pico:
     assert (config.compare.multitask, config.compare.mergers) == (None, pico.compare.mergers)
     child.write_text("extends: gcn_contextpred.yaml\ndescription: of a bundled one\n")
     assert load_config(child).setting == "gcn_contextpred"
+    child.write_text("extends: pico.yaml\ntasks: [nitrogen]\n")
+    config = load_config(child)
+    assert (config.tasks, config.alignment_by_task, config.compare.ablation_tasks) == (("nitrogen",), {}, ())
     child.write_text("extends: child.yaml\n")
     with pytest.raises(ConfigError, match=r"child.yaml: extends itself"):
+        load_config(child)
+    pico_config_file.write_text("- 1")
+    child.write_text("extends: pico.yaml\n")
+    with pytest.raises(ConfigError, match=r"child.yaml: extends a file of list, expected a configuration"):
         load_config(child)
     child.write_text("extends: nowhere.yaml\n")
     with pytest.raises(ConfigError, match=r"no configuration at .*nowhere.yaml"):
