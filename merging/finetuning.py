@@ -65,7 +65,7 @@ def finetune(
     training = ResumableTraining(model, optimizer, checkpoint, seed, device)
     for epoch in training.epochs(config.epochs, f"{dataset.task}: epochs"):
         loss = train_epoch(model, optimizer, dataset, config.batch_size, device)
-        auc = validate(model, dataset, device)
+        auc = _validate(model, dataset, device)
         training.keep_best(epoch, auc)
         training.shown = {"loss": f"{loss:.4f}", "valid": f"{auc:.4f}", "best": training.kept["best_epoch"]}
     record = {
@@ -91,7 +91,7 @@ def train_epoch(model: GraphClassifier, optimizer: torch.optim.Optimizer, datase
     return total / len(rows)
 
 
-def validate(model: GraphClassifier, dataset: MoleculeDataset, device: torch.device) -> float:
+def _validate(model: GraphClassifier, dataset: MoleculeDataset, device: torch.device) -> float:
     """ROC-AUC of the validation part, in evaluation mode."""
     model.eval()
     rows = dataset.split.valid
