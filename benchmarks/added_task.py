@@ -9,7 +9,7 @@ share of the gain that the adapters reach.
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.common import parser, run_of, store
+from benchmarks.common import by_task
 from merging.config import RunConfig
 from merging.extension import gain, new_adapters
 from merging.pipeline import adapters_from, expert, merge_key, merged_backbone
@@ -34,17 +34,5 @@ def added(run: Run, task: str) -> dict[str, Any]:
     return gain(run, backbone, task, expert(run, task, adapters))
 
 
-def main() -> None:
-    """Add each task asked for; results of others that are in the file stay."""
-    options = parser(__doc__)
-    options.add_argument("tasks", nargs="+")
-    arguments = options.parse_args()
-    run = run_of(arguments)
-    for task in arguments.tasks:
-        found = added(run, task)
-        print(task, found, flush=True)
-        store(run, "added_task", task, found)
-
-
 if __name__ == "__main__":
-    main()
+    by_task(__doc__, "added_task", added)

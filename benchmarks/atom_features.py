@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import parser, run_of, store
+from benchmarks.common import by_task
 from merging.datasets import MoleculeDataset, load_smiles
 from merging.evaluation import predict
 from merging.finetuning import train_epoch
@@ -79,19 +79,11 @@ def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
     return best
 
 
-def main() -> None:
-    """Fine-tune each task asked for; results of others that are in the file stay."""
-    options = parser(__doc__)
-    options.add_argument("tasks", nargs="+")
-    arguments = options.parse_args()
-    run = run_of(arguments)
-    for task in arguments.tasks:
-        found: dict[str, Any] = {"hu2020": measure_task(run, finetuned_alone(run, task), task, "own", "stored")}
-        for name, drawn in DRAWN.items():
-            found[name] = fine_tune(run, with_charges(run, task, drawn))
-            print(task, name, found[name], flush=True)
-        store(run, "atom_features", task, found)
+def compared(run: Run, task: str) -> dict[str, Any]:
+    """The fine-tuned model as it is, and with each way of drawing."""
+    as_it_is = measure_task(run, finetuned_alone(run, task), task, "own", "stored")
+    return {"hu2020": as_it_is, **{name: fine_tune(run, with_charges(run, task, drawn)) for name, drawn in DRAWN.items()}}
 
 
 if __name__ == "__main__":
-    main()
+    by_task(__doc__, "atom_features", compared)

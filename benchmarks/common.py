@@ -1,6 +1,7 @@
 """What the scripts share: their options, the finished run that they stand on, and the file that they add to."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ def run_of(arguments: argparse.Namespace) -> Run:
     """The run, on one thread of the CPU."""
     torch.set_num_threads(1)
     return Run(load_config(arguments.config), arguments.seed, arguments.data, arguments.work, torch.device("cpu"))
+
+
+def by_task(description: str | None, script: str, measure: Callable[[Run, str], dict[str, Any]]) -> None:
+    """A script's command: measure each task asked for; results of others that are in the file stay."""
+    options = parser(description)
+    options.add_argument("tasks", nargs="+")
+    arguments = options.parse_args()
+    run = run_of(arguments)
+    for task in arguments.tasks:
+        found = measure(run, task)
+        print(task, found, flush=True)
+        store(run, script, task, found)
 
 
 def store(run: Run, script: str, name: str, found: dict[str, Any]) -> None:
