@@ -1,23 +1,42 @@
-"""The application: joins settings, engine, routes and middleware. Nothing is built when this module is imported."""
+"""The application: joins settings, engines, routes and middleware. Nothing is built when this module is imported."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from prometheus_client.multiprocess import mark_process_dead
+from starlette.middleware.cors import CORSMiddleware
 
 from service.engine import Engine, load_engine
-from service.metrics import Metrics
-from service.middleware import LimitBody, ObserveRequests
-from service.parsing import ITEM_CODES
+from service.logs import configure_logging
+from service.metrics import MULTIPROCESS_FOLDER, Metrics
+from service.middleware import Authenticate, LimitBody, ObserveRequests
+from service.parsing import LOSSES
 from service.pipeline import Pipeline
 from service.problems import MEDIA_TYPE, install_handlers
-from service.routes import router
+from service.reading import ITEM_CODES
+from service.registry import ModelRegistry
+from service.routes import models, operation, predictions
+from service.security import KeyRing
+from service.services import Services
 from service.settings import Settings, load_settings
+from service.tracing import start_tracing, stop_tracing
 
 DESCRIPTION = "One merged graph neural network with a small adapter bank answers every task of every molecule."
+
+_REFRESH_SECONDS = 1.0
+# For the documentation alone: `Authenticate` checks keys, before a body is read.
+_KEYS = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
 
 
 class Application(FastAPI):
@@ -35,30 +54,113 @@ class Application(FastAPI):
         return self.openapi_schema
 
 
+def worker_app() -> FastAPI:
+    """The application of one of several worker processes."""
+    settings = load_settings()
+    configure_logging(settings)
+    return create_app(settings)
+
+
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
     """Build an application.
 
     Args:
         settings: from the environment if None.
-        engine: what answers; loaded from the settings' artifact at start-up if None. Either way start-up ends with a warm-up and fails if that fails.
+        engine: answers requests that name no model; loaded from the settings' artifact at start-up if None. Start-up fails if a model cannot be used.
     """
     chosen = load_settings() if settings is None else settings
-    metrics = Metrics(ITEM_CODES)
+    metrics = Metrics(ITEM_CODES, LOSSES)
+    keys = KeyRing(chosen.api_keys, chosen.api_keys_file, chosen.workers)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loaded = engine if engine is not None else await asyncio.to_thread(load_engine, chosen)
-        pipeline = app.state.pipeline = Pipeline(loaded, chosen, metrics)
-        await pipeline.start()
-        try:
-            yield
-        finally:
-            await pipeline.close()
+        async with _running(chosen, metrics, keys, engine) as services:
+            app.state.services = services
+            with _draining(services.pipeline, chosen.drain_seconds):
+                yield
 
-    app = Application(title="G-Merging", version=version("g-merging"), description=DESCRIPTION, lifespan=lifespan)
-    app.state.settings, app.state.metrics, app.state.pipeline = chosen, metrics, None
-    app.include_router(router)
+    app = Application(title="G-Merging", version=version("g-merging"), description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
+    app.state.metrics, app.state.services = metrics, None
+    app.include_router(operation.router)
+    if chosen.metrics_port is None:
+        app.include_router(operation.metrics_router)
+    for router in (predictions.router, models.router, models.admin_router):
+        app.include_router(router, dependencies=_KEYS)
     install_handlers(app)
-    app.add_middleware(LimitBody, max_bytes=chosen.max_body_bytes)
-    app.add_middleware(ObserveRequests, metrics=metrics)  # added last, so outermost
+    # Each is added around what is there: the last one is the outermost.
+    app.add_middleware(LimitBody, max_bytes=partial(_max_bytes, chosen), seconds=chosen.request_timeout_seconds)
+    app.add_middleware(Authenticate, keys=keys)
+    if chosen.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    app.add_middleware(ObserveRequests, metrics=metrics)
     return app
+
+
+@asynccontextmanager
+async def _running(settings: Settings, metrics: Metrics, keys: KeyRing, engine: Engine | None) -> AsyncIterator[Services]:
+    """The parts of the application, started; stopped at the end, with all requests answered."""
+    if settings.tracing:
+        start_tracing()
+    shared = Path(os.environ[MULTIPROCESS_FOLDER]) if MULTIPROCESS_FOLDER in os.environ else None
+    registry = ModelRegistry(
+        partial(load_engine, settings=settings),
+        metrics,
+        settings.artifact,
+        settings.models,
+        settings.watch_seconds,
+        shared / "orders.json" if shared else None,
+    )
+    pipeline = Pipeline(settings, metrics)
+    metrics.watch(pipeline.gauges)
+    refreshing = asyncio.create_task(_refresh(metrics, shared), name="refresh metrics") if shared else None
+    try:
+        await registry.start(engine)
+        await pipeline.start()
+        yield Services(settings, metrics, keys, pipeline, registry)
+    finally:
+        await registry.close()
+        await pipeline.close()
+        if refreshing is not None:
+            refreshing.cancel()
+        stop_tracing()
+
+
+async def _refresh(metrics: Metrics, folder: Path) -> None:
+    """Keep this process's gauges new, and forget those of processes that are gone."""
+    while True:
+        for pid in {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_*.db")}:
+            if not Path(f"/proc/{pid}").exists():
+                mark_process_dead(pid, str(folder))
+        metrics.refresh()
+        await asyncio.sleep(_REFRESH_SECONDS)
+
+
+@contextmanager
+def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
+    """While this holds, SIGTERM and SIGINT first take readiness away, and only `seconds` later stop the server: so load balancers can look away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop_later(number: int, frame: FrameType | None) -> None:
+        stop = handlers[signal.Signals(number)]
+        again = not pipeline.ready
+        pipeline.drain()
+        if not callable(stop):
+            return
+        if again or not seconds:
+            stop(number, frame)
+        else:
+            timer = threading.Timer(seconds, stop, (number, None))
+            timer.daemon = True
+            timer.start()
+
+    if all(callable(handler) and handler is not signal.default_int_handler for handler in handlers.values()):  # a server's, and not a test's
+        for number in handlers:
+            signal.signal(number, stop_later)
+    yield
+
+
+def _max_bytes(settings: Settings, path: str) -> int | None:
+    return settings.max_body_bytes

@@ -5,8 +5,9 @@ Rules:
 - No waiting window. When the worker is free, a pass is made of what waits; an idle service answers at once.
 - A pass holds items of one key, up to a cost. Entries of that key take turns, item by item, and an entry that was served and has more to come goes to
   the end of the queue: thousands of items delay a single one by at most one pass.
-- What may wait is bounded by cost. `admit` refuses early, before any work was done for the request.
-- An entry that was cancelled takes part in no further pass.
+- What may wait is bounded by cost and by time. `admit` refuses early, before any work was done for the request: when too much waits, and when what
+  waits would take longer than the request has.
+- Every entry carries its deadline. One that was cancelled or has expired takes part in no further pass.
 - An error in a pass fails the entries that had items in it, and no others.
 """
 
@@ -25,10 +26,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LONGEST_RETRY_SECONDS = 60
+_MEMORY = 0.9  # of the speed of passes: the last ten or so count
 
 
 class QueueFullError(Exception):
-    """Too much waits already."""
+    """Too much waits already, or more than can be done before the deadline."""
 
     def __init__(self, retry_after_seconds: int) -> None:
         super().__init__(f"the queue is full, try again in {retry_after_seconds} s")
@@ -39,21 +41,36 @@ class QueueClosedError(Exception):
     """The service is stopping."""
 
 
+class DeadlineExceededError(Exception):
+    """The deadline came before the answer."""
+
+
 @dataclass(frozen=True)
 class PassStatistics:
     """What one pass was like.
 
     Attributes:
         items: how many it held.
-        cost: of all of them.
+        fill: cost of all of them, by the most that a pass may cost; more than 1 where a single item costs more.
         seconds: that the worker took.
         waited_seconds: of each entry that was served for the first time, from its arrival to the start of this pass.
     """
 
     items: int
-    cost: int
+    fill: float
     seconds: float
     waited_seconds: tuple[float, ...]
+
+
+@dataclass(eq=False)
+class Place:
+    """What an admitted request takes of the queue's room.
+
+    Attributes:
+        cost: may be set to a better estimate while the place is held.
+    """
+
+    cost: int
 
 
 @dataclass(eq=False)
@@ -64,6 +81,7 @@ class _Entry(Generic[Key, Item, Result]):
     items: Sequence[Item]
     costs: Sequence[int]
     arrived: float
+    deadline: float
     answer: asyncio.Future[list[Result]]
     taken: int = 0
     results: list[Result] = field(default_factory=list)
@@ -106,8 +124,8 @@ class Batcher(Generic[Key, Item, Result]):
         self._run, self._on_pass, self._clock = run, on_pass, clock
         self._max_batch_cost, self._max_pending_cost = max_batch_cost, max_pending_cost
         self._waiting: deque[_Entry[Key, Item, Result]] = deque()
-        self._pending_cost = 0
-        self._cost_per_second: float | None = None
+        self._places: set[Place] = set()
+        self._recent_cost = self._recent_seconds = 0.0
         self._wake = asyncio.Event()
         self._closing = False
         self._worker: asyncio.Task[None] | None = None
@@ -116,12 +134,21 @@ class Batcher(Generic[Key, Item, Result]):
     @property
     def pending_cost(self) -> int:
         """Cost of everything admitted and not yet answered."""
-        return self._pending_cost
+        return sum(place.cost for place in self._places)
 
     @property
     def waiting_items(self) -> int:
         """Items that no pass has taken yet."""
         return sum(len(entry.items) - entry.taken for entry in self._waiting if entry.has_more)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the entry that has waited longest for its first pass has waited."""
+        return max((self._clock() - entry.arrived for entry in self._waiting if entry.has_more and not entry.taken), default=0.0)
+
+    def now(self) -> float:
+        """The time on the clock that deadlines are set by."""
+        return self._clock()
 
     def start(self) -> None:
         """Begin to work."""
@@ -136,50 +163,57 @@ class Batcher(Generic[Key, Item, Result]):
         self._thread.shutdown()
 
     @contextmanager
-    def admit(self, cost: int) -> Iterator[None]:
+    def admit(self, cost: int, seconds: float = math.inf, *, bounded: bool = True) -> Iterator[Place]:
         """Hold a place in the queue for a request, from before the first work on it until it is answered.
 
         An idle service admits a request of any cost, for it could never be admitted otherwise.
 
+        Args:
+            cost: an estimate.
+            seconds: until the request's deadline.
+            bounded: False for work that is bounded by its own means, and is let in whatever waits.
+
         Raises:
-            QueueFullError: too much is pending.
+            QueueFullError: too much is pending, or more than can be answered in `seconds`.
             QueueClosedError: the service is stopping.
         """
         if self._closing:
             raise QueueClosedError
-        if self._pending_cost and self._pending_cost + cost > self._max_pending_cost:
-            raise QueueFullError(self._retry_after())
-        self._pending_cost += cost
+        pending = self.pending_cost
+        if bounded and pending and (pending + cost > self._max_pending_cost or self._seconds_for(pending) > seconds):
+            raise QueueFullError(max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(self._seconds_for(pending)))))
+        place = Place(cost)
+        self._places.add(place)
         try:
-            yield
+            yield place
         finally:
-            self._pending_cost -= cost
+            self._places.remove(place)
 
-    async def submit(self, key: Key, items: Sequence[Item], costs: Sequence[int]) -> list[Result]:
+    async def submit(self, key: Key, items: Sequence[Item], costs: Sequence[int], deadline: float = math.inf) -> list[Result]:
         """Answer items, in their order.
 
         Args:
             key: items are only batched with those of an equal key.
             items: at least one.
             costs: of each item, positive.
+            deadline: on the batcher's clock.
 
         Raises:
+            DeadlineExceededError: the deadline came while items waited.
             QueueClosedError: the service is stopping.
             Exception: what `run` raised in a pass that held one of the items.
         """
         if self._closing:
             raise QueueClosedError
         answer = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Entry(key, items, costs, self._clock(), answer))
+        self._waiting.append(_Entry(key, items, costs, self._clock(), deadline, answer))
         self._wake.set()
         result: list[Result] = await answer
         return result
 
-    def _retry_after(self) -> int:
-        """Whole seconds until what is pending should be answered."""
-        if self._cost_per_second is None:
-            return 1
-        return max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(self._pending_cost / self._cost_per_second)))
+    def _seconds_for(self, cost: int) -> float:
+        """How long work of this cost should take, as recent passes went; 0 before there were any."""
+        return cost * self._recent_seconds / self._recent_cost if self._recent_cost else 0.0
 
     async def _work(self) -> None:
         while True:
@@ -194,6 +228,10 @@ class Batcher(Generic[Key, Item, Result]):
 
     def _next_pass(self) -> dict[_Entry[Key, Item, Result], int]:
         """How many items of which entries come next; the queue is left as if they had been served."""
+        now = self._clock()
+        for entry in self._waiting:
+            if entry.deadline <= now:
+                entry.fail(DeadlineExceededError())
         queue = [entry for entry in self._waiting if entry.has_more]
         turns = deque(entry for entry in queue if entry.key == queue[0].key)
         portions = dict.fromkeys(turns, 0)
@@ -227,12 +265,13 @@ class Batcher(Generic[Key, Item, Result]):
             if len(results) != len(items):
                 raise RuntimeError(f"got {len(results)} results for {len(items)} items")
             seconds = self._clock() - started
-            self._on_pass(PassStatistics(len(items), cost, seconds, waited))
+            self._on_pass(PassStatistics(len(items), cost / self._max_batch_cost, seconds, waited))
         except Exception as error:  # whatever it is, it concerns the clients of this pass, and the worker lives on
             for entry in portions:
                 entry.fail(error)
             return
-        self._cost_per_second = cost / max(seconds, 1e-6)
+        self._recent_cost = _MEMORY * self._recent_cost + cost
+        self._recent_seconds = _MEMORY * self._recent_seconds + seconds
         begin = 0
         for entry, count in portions.items():
             entry.deliver(results[begin : begin + count])

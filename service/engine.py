@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from models.unified import Routing
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
+
+_CARBON = [[5, 0]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,24 @@ class EngineInfo:
         """Task names, in the model's order."""
         return tuple(self.labels)
 
+    @property
+    def artifact(self) -> tuple[str, str, str]:
+        """Name, version and digest."""
+        return self.name, self.version, self.digest
+
+
+@dataclass(frozen=True)
+class TaskAnswer:
+    """The answer of one task for one molecule.
+
+    Attributes:
+        probabilities: (labels,).
+        routing: (sites, experts), each site sums to 1.
+    """
+
+    probabilities: NDArray[np.float32]
+    routing: NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class PassOutput:
@@ -58,6 +79,17 @@ class PassOutput:
 
     probabilities: dict[str, NDArray[np.float32]]
     routing: dict[str, NDArray[np.float32]]
+
+    def of(self, graph: int) -> dict[str, TaskAnswer]:
+        """One molecule's answers by task."""
+        return {task: TaskAnswer(values[graph], self.routing[task][graph]) for task, values in self.probabilities.items()}
+
+    def __add__(self, other: "PassOutput") -> "PassOutput":
+        """The answers of two passes as of one."""
+        return PassOutput(
+            {task: np.concatenate([values, other.probabilities[task]]) for task, values in self.probabilities.items()},
+            {task: np.concatenate([values, other.routing[task]]) for task, values in self.routing.items()},
+        )
 
 
 class Engine(Protocol):
@@ -91,11 +123,24 @@ class ArtifactEngine:
         )
 
     def run(self, graphs: Sequence[MolGraph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        """One pass over graphs; see `Engine`.
+        """One pass over graphs; see `Engine`. Where a GPU has too little memory for it, as many passes as it takes.
 
         Raises:
             FloatingPointError: a probability is not finite; better no answer than that one.
+            torch.OutOfMemoryError: for a single graph.
         """
+        try:
+            return self._pass(graphs, tasks, routing)
+        except torch.OutOfMemoryError:
+            if len(graphs) == 1:
+                raise
+        # Outside of the handler: its traceback would keep the tensors that did not fit.
+        log.warning("out of memory with %d graphs, trying half of them at a time", len(graphs))
+        torch.cuda.empty_cache()
+        half = len(graphs) // 2
+        return self.run(graphs[:half], tasks, routing) + self.run(graphs[half:], tasks, routing)
+
+    def _pass(self, graphs: Sequence[MolGraph], tasks: Sequence[str], routing: Routing) -> PassOutput:
         with torch.inference_mode():
             output = self._model(collate(graphs).to(self._device), tasks, routing)
             probabilities = {task: values.cpu().numpy() for task, values in output.probabilities.items()}
@@ -106,8 +151,8 @@ class ArtifactEngine:
         return PassOutput(probabilities, weights)
 
 
-def load_engine(settings: Settings) -> ArtifactEngine:
-    """Load the artifact that the settings name, onto their device.
+def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
+    """Load an artifact onto the settings' device, and have it answer once: a model that fails on its first molecule is no model.
 
     Raises:
         ConfigError: a GPU is asked for and there is none.
@@ -115,9 +160,20 @@ def load_engine(settings: Settings) -> ArtifactEngine:
     """
     torch.set_num_threads(settings.threads)
     device = _device(settings.device)
-    engine = ArtifactEngine(load_artifact(settings.artifact, device), device)
-    log.info("answering from %s %s (%s) on %s", engine.info.name, engine.info.version, engine.info.digest[:12], device)
+    engine = ArtifactEngine(load_artifact(artifact, device), device)
+    warm_up(engine)
     return engine
+
+
+def warm_up(engine: Engine) -> None:
+    """The smallest passes there are, by both routings: what is slow the first time is so here."""
+    for routing in get_args(Routing):
+        engine.run([MolGraph.from_lists(_CARBON, [[], []], [])], engine.info.tasks, routing)
+
+
+def gpu_memory_bytes() -> int:
+    """What torch holds of this machine's GPUs."""
+    return sum(torch.cuda.memory_reserved(k) for k in range(torch.cuda.device_count()))
 
 
 def _device(choice: DeviceChoice) -> torch.device:

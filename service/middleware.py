@@ -1,24 +1,43 @@
 """What happens around every request. Plain ASGI: Starlette's `BaseHTTPMiddleware` costs 0.6 to 0.9 ms per request."""
 
+import asyncio
 import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.logs import request_id
 from service.metrics import Metrics
-from service.problems import CLIENT_CLOSED_REQUEST, problem, too_large
+from service.problems import CLIENT_CLOSED_REQUEST, problem, too_large, too_slow
+from service.security import KeyRing
+from service.tracing import span
 
 log = logging.getLogger(__name__)
+access_log = logging.getLogger("service.access")
 
 REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+# The interactive documentation loads its scripts and styles from where FastAPI says; its page holds one script of its own.
+_DOCUMENTATION_POLICY = (
+    "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; img-src 'self' data: https://fastapi.tiangolo.com; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net"
+)
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 
 class ObserveRequests:
-    """Outermost: gives every request an id, counts and times it, and turns an error that nobody foresaw into a problem."""
+    """Outermost: gives every request an id, counts, times, logs and traces it, and turns an error that nobody foresaw into a problem."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -29,33 +48,59 @@ class ObserveRequests:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _request_id(scope)
-        answered = False
+        headers = Headers(scope=scope)
+        identity = _request_id(headers)
+        token = request_id.set(identity)
+        status: int | None = None
 
         async def send_and_count(message: Message) -> None:
-            nonlocal answered
+            nonlocal status
             if message["type"] == "http.response.start":
-                answered = True  # counted before it leaves: who has the answer finds it in the metrics
+                status = message["status"]  # counted before it leaves: who has the answer finds it in the metrics
                 self._metrics.request_answered(_route(scope), scope["method"], message["status"])
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                answer = MutableHeaders(scope=message)
+                answer[REQUEST_ID] = identity
+                for name, value in _SECURITY_HEADERS.items():
+                    answer.setdefault(name, value)
+                if scope["path"] == "/docs":
+                    answer["content-security-policy"] = _DOCUMENTATION_POLICY
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_count)
-        except Exception:
-            log.exception("request %s failed: %s %s", request_id, scope["method"], _route(scope))
-            if answered:
-                raise
-            await problem(500, "internal", "the service failed; its log says more under this request id")(scope, receive, send_and_count)
+            with span("request", headers, method=scope["method"], path=scope["path"][:200], request_id=identity) as current:
+                try:
+                    await self._app(scope, receive, send_and_count)
+                except Exception:
+                    log.exception("request failed: %s %s", scope["method"], _route(scope))
+                    if status is not None:
+                        raise
+                    await problem(500, "internal", "the service failed; its log says more under this request id")(scope, receive, send_and_count)
+                if current is not None and status is not None:
+                    current.set_attribute("status", status)
         finally:
-            if not answered:
-                self._metrics.request_answered(_route(scope), scope["method"], CLIENT_CLOSED_REQUEST)
-            self._metrics.request_ended(_route(scope), time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            if status is None:
+                status = CLIENT_CLOSED_REQUEST
+                self._metrics.request_answered(_route(scope), scope["method"], status)
+            self._metrics.request_ended(_route(scope), seconds)
+            if _route(scope) not in _QUIET:
+                client = scope.get("client_of_key")
+                access_log.info(
+                    "request",
+                    extra={
+                        "method": scope["method"],
+                        "route": _route(scope),
+                        "status": status,
+                        "seconds": round(seconds, 6),
+                        "client": client.name if client is not None else None,
+                    },
+                )
+            request_id.reset(token)
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(headers: Headers) -> str:
     """The client's own id if it is harmless in a log, otherwise a new one."""
-    given = Headers(scope=scope).get(REQUEST_ID, "")
+    given = headers.get(REQUEST_ID, "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
@@ -64,29 +109,85 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "unmatched")
 
 
-class LimitBody:
-    """Refuses a body that is too large: by its declared length at once, otherwise as soon as it has grown too large."""
+class Authenticate:
+    """Before a body is read: who asks, and whether they may.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    Probes, metrics and the documentation are open. Where there are keys, all else needs one, and `/admin` one of an admin; where there are none,
+    predictions are open and `/admin` is closed.
+    """
+
+    _OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
+        self._app, self._keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._OPEN:
+            await self._app(scope, receive, send)
+            return
+        admin = scope["path"] == "/admin" or scope["path"].startswith("/admin/")
+        key = _key(Headers(scope=scope))
+        client = self._keys.client_of(key) if key is not None and not self._keys.is_empty else None
+        scope["client_of_key"] = client
+        if admin and self._keys.is_empty:
+            await problem(403, "admin_disabled", "there are no keys, and without an admin's key nothing is changed")(scope, receive, send)
+        elif client is None and not self._keys.is_empty:
+            detail = "expected a key: `Authorization: Bearer <key>` or `X-API-Key: <key>`" if key is None else "the key is not known"
+            await problem(401, "unauthorized", detail, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        elif admin and client is not None and not client.admin:
+            await problem(403, "forbidden", f"the key {client.name} is not an admin's")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _key(headers: Headers) -> str | None:
+    if (given := headers.get("x-api-key")) is not None:
+        return given
+    kind, _, value = headers.get("authorization", "").partition(" ")
+    return value.strip() if kind.lower() == "bearer" else None
+
+
+class LimitBody:
+    """Refuses a body that is too large: by its declared length at once, otherwise as soon as it has grown too large. And one that comes too slowly:
+    it would hold its connection for as long as its sender likes."""
+
+    def __init__(self, app: ASGIApp, max_bytes: Callable[[str], int | None], seconds: float) -> None:
+        """Limit bodies.
+
+        Args:
+            app: behind this.
+            max_bytes: by path; None: the route sets its own limits.
+            seconds: in which all of the body must have come.
+        """
+        self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        limit = self._max_bytes(scope["path"]) if scope["type"] == "http" else None
+        if limit is None:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
-        too_long = declared.isdecimal() and int(declared) > self._max_bytes
-        received = 0
+        too_long = declared.isdecimal() and int(declared) > limit
+        received, complete = 0, False
+        deadline = time.monotonic() + self._seconds
 
         async def receive_some() -> Message:
-            nonlocal received
+            nonlocal received, complete
             if too_long:
-                raise too_large(self._max_bytes)
-            message = await receive()
+                raise too_large(limit)
+            if complete:
+                return await receive()  # only waits for the client to go away
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise too_slow(self._seconds) from None
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise too_large(self._max_bytes)
+            complete = not message.get("more_body", False)
+            if received > limit:
+                raise too_large(limit)
             return message
 
         await self._app(scope, receive_some, send)

@@ -1,135 +1,153 @@
-"""Text and lists to molecules, off the event loop.
+"""Molecules are read in processes of their own: RDKit holds the interpreter's lock while it reads one, and a hostile one can take it for seconds.
 
-RDKit holds the interpreter's lock while it reads a SMILES, so with a thread the event loop waits for one molecule at most, and the limit on length
-bounds that (see `service.settings`). Chunks of different requests take turns on the thread. What crosses to it is plain data, and every function that
-runs on it is a module's own, so that it can become another process.
+- Chunks of different requests take turns; one request never holds all processes, unless there is only one.
+- A chunk that takes too long, or whose process dies, is read again molecule by molecule. A molecule that takes too long by itself costs its process
+  its life and its sender an error; after a few of these the request's other molecules are not tried.
+- The pool replaces what was killed.
 """
 
 import asyncio
-import logging
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from models.errors import GMergingError, MoleculeError
-from models.featurize import featurize
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pebble import ProcessExpired, ProcessPool
+
 from models.graph import MolGraph
-from service.schemas import GraphIn
+from service.reading import MoleculeLimits, Parsed, Source, Unreadable, read
 
-log = logging.getLogger(__name__)
+Loss = Literal["timeout", "died"]
+LOSSES: tuple[Loss, ...] = ("timeout", "died")
+"""Why a process had to be replaced."""
 
-ITEM_CODES = (
-    "empty_smiles",
-    "smiles_syntax",
-    "smiles_too_long",
-    "chemistry",
-    "dummy_atom",
-    "bond_type",
-    "too_many_atoms",
-    "too_many_bonds",
-    "invalid_graph",
-    "unreadable",
-)
-"""Every code that an item's error can have."""
+_CHUNK = 16  # about ten milliseconds of work, against half a millisecond for the way there and back
+_MOST_TIMEOUTS = 3
 
-_LIMIT_NAMES = {"smiles_too_long": " (max_smiles_length)", "too_many_atoms": " (max_atoms)", "too_many_bonds": " (4 * max_atoms)"}
-_LONGEST_MESSAGE = 300
-_CHUNK = 16  # a few milliseconds of work, against about 0.1 ms for the way to the thread and back
+# What crosses between processes: canonical SMILES and the graph's arrays (tensors would each take a file descriptor), or what is wrong.
+_Wire = tuple[str | None, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | Unreadable
 
 
-@dataclass(frozen=True)
-class MoleculeLimits:
-    """How large a molecule may be."""
-
-    max_atoms: int
-    max_smiles_length: int
-
-    @property
-    def max_bonds(self) -> int:
-        """A cage has 1.5 bonds per atom; far beyond it a graph is no molecule, and its edges would cost more than its atoms say."""
-        return 2 * self.max_atoms
+class ProcessLostError(Exception):
+    """The process that read a chunk is gone, and the chunk's molecules are as they were."""
 
 
-@dataclass(frozen=True)
-class Parsed:
-    """A molecule that was read.
+@dataclass
+class _Request:
+    """What the chunks of one request share."""
 
-    Attributes:
-        smiles: canonical; None if it came as a graph.
-        graph: its graph.
-    """
-
-    smiles: str | None
-    graph: MolGraph
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A molecule that could not be read: a stable code and a sentence."""
-
-    code: str
-    message: str
-
-
-Source = str | GraphIn
-
-
-def read(source: Source, limits: MoleculeLimits) -> Parsed | Unreadable:
-    """Read one molecule; never raises on account of what a client sent."""
-    try:
-        return _read_smiles(source, limits) if isinstance(source, str) else _read_graph(source, limits)
-    except MoleculeError as error:
-        return Unreadable(error.code, _cut(str(error)) + _LIMIT_NAMES.get(error.code, ""))
-    except GMergingError as error:
-        return Unreadable("invalid_graph", _cut(str(error)))
-    except Exception:  # RDKit has been seen to raise bare RuntimeErrors on odd input: that is its sender's trouble and nobody else's
-        log.exception("a molecule could not be read")
-        return Unreadable("unreadable", "the molecule could not be read, for a reason that is not known")
-
-
-def _cut(message: str) -> str:
-    """RDKit finds a problem in every atom, if there is one."""
-    return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 3] + "..."
-
-
-def _read_smiles(text: str, limits: MoleculeLimits) -> Parsed:
-    if len(text) > limits.max_smiles_length:
-        raise MoleculeError("smiles_too_long", f"got {len(text)} characters, expected at most {limits.max_smiles_length}")
-    molecule = featurize(text, max_atoms=limits.max_atoms)
-    return Parsed(molecule.smiles, molecule.graph)
-
-
-def _read_graph(source: GraphIn, limits: MoleculeLimits) -> Parsed:
-    if len(source.x) > limits.max_atoms:
-        raise MoleculeError("too_many_atoms", f"got {len(source.x)} atoms, expected at most {limits.max_atoms}")
-    if len(source.edge_attr) > 2 * limits.max_bonds:
-        raise MoleculeError("too_many_bonds", f"got {len(source.edge_attr)} edges, expected at most {2 * limits.max_bonds}")
-    return Parsed(None, MolGraph.from_lists(source.x, source.edge_index, source.edge_attr))
-
-
-def _read_all(sources: Sequence[Source], limits: MoleculeLimits) -> list[Parsed | Unreadable]:
-    return [read(source, limits) for source in sources]
+    gate: asyncio.Semaphore
+    timeouts_left: int = _MOST_TIMEOUTS
 
 
 class Parser:
     """Reads molecules for the event loop."""
 
-    def __init__(self, limits: MoleculeLimits) -> None:
-        self._limits = limits
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="parser")
+    def __init__(
+        self, limits: MoleculeLimits, processes: int = 1, timeout_seconds: float = 5.0, on_loss: Callable[[Loss], None] = lambda _: None
+    ) -> None:
+        """Prepare; processes start with the first molecule.
+
+        Args:
+            limits: of molecules.
+            processes: how many read at a time.
+            timeout_seconds: for one molecule, and for one chunk of them.
+            on_loss: told of each process that was lost.
+        """
+        self._limits, self._processes, self._timeout_seconds, self._on_loss = limits, processes, timeout_seconds, on_loss
+        self._window = max(1, processes - 1)
+        self._closed = False
+        # A server that was forked before there were threads, and has imported all that is needed, makes a new process in milliseconds.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([read.__module__])
+        self._pool = self._new_pool()
 
     async def parse(self, sources: Sequence[Source]) -> list[Parsed | Unreadable]:
         """Read molecules, in their order."""
-        loop = asyncio.get_running_loop()
-        parsed: list[Parsed | Unreadable] = []
-        for begin in range(0, len(sources), _CHUNK):
-            parsed += await loop.run_in_executor(self._thread, _read_all, sources[begin : begin + _CHUNK], self._limits)
-        return parsed
+        request = _Request(asyncio.Semaphore(self._window))
+        chunks = [sources[begin : begin + _CHUNK] for begin in range(0, len(sources), _CHUNK)]
+        parts = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
+        return [molecule for part in parts for molecule in part]
 
     def close(self) -> None:
-        """Stop the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        """Stop the processes, whatever they are at."""
+        self._closed = True
+        self._pool.stop()
+        self._pool.join()
 
-    def cost(self, source: Source) -> int:
-        """At least the number of heavy atoms of a molecule that has not been read: every one is a character at least."""
-        return max(1, min(len(source), self._limits.max_smiles_length) if isinstance(source, str) else min(len(source.x), self._limits.max_atoms))
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(self._processes, initializer=_prepare, context=self._context)
+
+    async def _read_chunk(self, chunk: Sequence[Source], request: _Request) -> list[Parsed | Unreadable]:
+        async with request.gate:
+            if request.timeouts_left:
+                try:
+                    return await self._run(chunk)
+                except (TimeoutError, ProcessLostError):
+                    pass
+            return [await self._read_alone(source, request) for source in chunk]
+
+    async def _read_alone(self, source: Source, request: _Request) -> Parsed | Unreadable:
+        if not request.timeouts_left:
+            return Unreadable(
+                "parse_timeout", f"not tried: {_MOST_TIMEOUTS} molecules of this request took more than {self._timeout_seconds:g} s to read"
+            )
+        for _ in range(2):  # a process may die by accident, but not twice for the same molecule
+            try:
+                return (await self._run([source]))[0]
+            except ProcessLostError:
+                continue
+            except TimeoutError:
+                request.timeouts_left -= 1
+                return Unreadable("parse_timeout", f"took more than {self._timeout_seconds:g} s to read (parse_timeout_seconds)")
+        return Unreadable("unreadable", "the process that read this molecule died, twice")
+
+    async def _run(self, chunk: Sequence[Source]) -> list[Parsed | Unreadable]:
+        """One task of the pool. It is not cancelled with its request: that would cost a process, and it ends soon."""
+        pool = self._pool
+        try:
+            future = pool.schedule(_read_all, args=[list(chunk), self._limits], timeout=self._timeout_seconds)
+            wires: list[_Wire] = await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError:
+            self._on_loss("timeout")
+            raise
+        except ProcessExpired:
+            self._on_loss("died")
+            raise ProcessLostError from None
+        except RuntimeError:
+            # A pool whose process dies while it has nothing to do gives up, with all that it was given since.
+            if self._closed:
+                raise
+            if pool is self._pool:
+                self._on_loss("died")
+                self._pool = self._new_pool()
+                pool.stop()
+            raise ProcessLostError from None
+        return [wire if isinstance(wire, Unreadable) else _received(*wire) for wire in wires]
+
+
+def _prepare() -> None:
+    """A process of the pool ends when the pool says so, and then at once (a handler of Python's would wait until the molecule is read); but not when
+    someone presses Ctrl-C at the terminal of the service."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _read_all(sources: Sequence[Source], limits: MoleculeLimits) -> list[_Wire]:
+    return [_sent(read(source, limits)) for source in sources]
+
+
+def _sent(molecule: Parsed | Unreadable) -> _Wire:
+    if isinstance(molecule, Unreadable):
+        return molecule
+    graph = molecule.graph
+    return molecule.smiles, graph.x.numpy(), graph.edge_index.numpy(), graph.edge_attr.numpy()
+
+
+def _received(smiles: str | None, *arrays: NDArray[Any]) -> Parsed:
+    return Parsed(smiles, MolGraph(*(torch.from_numpy(array) for array in arrays)))

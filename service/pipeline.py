@@ -1,30 +1,43 @@
-"""The way of a request: admitted, parsed, queued, answered. Joins parser, batcher, engine and metrics; knows no HTTP."""
+"""The way of a request: admitted, parsed, looked up, queued, answered. Joins parser, cache, batcher, engines and metrics; knows no HTTP."""
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.graph import MolGraph
 from models.unified import Routing
-from service.batcher import Batcher, QueueClosedError, QueueFullError
-from service.engine import Engine, EngineInfo
-from service.metrics import ANSWERED, CANCELLED, FAILED, REFUSED, Metrics
-from service.parsing import MoleculeLimits, Parsed, Parser, Source, Unreadable
+from service.batcher import Batcher, DeadlineExceededError, Place, QueueClosedError, QueueFullError
+from service.cache import AnswerCache
+from service.engine import Engine, TaskAnswer, gpu_memory_bytes
+from service.metrics import ANSWERED, CANCELLED, EXPIRED, FAILED, REFUSED, Gauges, Metrics
+from service.parsing import Parser
+from service.reading import MoleculeLimits, Parsed, Source, Unreadable, cost
 from service.settings import Settings
-
-_CARBON = [[5, 0]]
+from service.tracing import span
 
 
 @dataclass(frozen=True)
-class PassKey:
-    """What requests must have in common to share a pass."""
+class Question:
+    """What to answer about molecules; requests that ask the same share passes.
 
+    Attributes:
+        model: its name.
+        engine: that answers.
+        tasks: in the engine's order, so that spellings share a pass.
+        routing: "moe" or "own".
+    """
+
+    model: str
+    engine: Engine
     tasks: tuple[str, ...]
     routing: Routing
+
+    @classmethod
+    def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> "Question":
+        """A question on some of the engine's tasks, in any order."""
+        return cls(model, engine, tuple(task for task in engine.info.tasks if task in tasks), routing)
 
 
 @dataclass(frozen=True)
@@ -33,106 +46,143 @@ class Answer:
 
     Attributes:
         smiles: canonical; None for a graph.
-        probabilities: by task, (labels,).
-        routing: by task, (sites, experts).
+        tasks: by name.
     """
 
     smiles: str | None
-    probabilities: dict[str, NDArray[np.float32]]
-    routing: dict[str, NDArray[np.float32]]
+    tasks: dict[str, TaskAnswer]
 
 
-_RawAnswer = tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]
+Result = Answer | Unreadable
 
 
 class Pipeline:
-    """Answers requests from one engine."""
+    """Answers questions about molecules."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
-        self._engine, self._metrics = engine, metrics
-        self._parser = Parser(MoleculeLimits(settings.max_atoms, settings.max_smiles_length))
-        self._batcher: Batcher[PassKey, MolGraph, _RawAnswer] = Batcher(
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
+        self._parser = Parser(self._limits, settings.parsers, settings.parse_timeout_seconds, metrics.parser_lost)
+        self._cache = AnswerCache(settings.cache_bytes)
+        self._batcher: Batcher[Question, MolGraph, dict[str, TaskAnswer]] = Batcher(
             self._run_pass, max_batch_cost=settings.max_batch_cost, max_pending_cost=settings.max_pending_cost, on_pass=metrics.model_pass
         )
-        self._ready = False
-        info = engine.info
-        metrics.model_loaded(info.name, info.version, info.digest, info.device, info.tasks)
-        metrics.queue_molecules.set_function(lambda: self._batcher.waiting_items)
-        metrics.pending_cost.set_function(lambda: self._batcher.pending_cost)
-        metrics.ready.set_function(lambda: self._ready)
+        self._accepts = self._ready = False
 
     @property
-    def info(self) -> EngineInfo:
-        """The model that answers."""
-        return self._engine.info
+    def accepts(self) -> bool:
+        """Whether requests are answered."""
+        return self._accepts
 
     @property
     def ready(self) -> bool:
-        """Whether the engine answered its warm-up and the service is not stopping."""
+        """Whether requests should be sent here: not while the service is starting, draining or stopping."""
         return self._ready
 
+    def gauges(self, jobs_waiting: int = 0) -> Gauges:
+        """How things stand."""
+        batcher = self._batcher
+        return Gauges(
+            ready=self._ready,
+            queue_molecules=batcher.waiting_items,
+            queue_oldest_seconds=batcher.oldest_seconds,
+            pending_cost=batcher.pending_cost,
+            cache_bytes=self._cache.size_bytes,
+            gpu_memory_bytes=gpu_memory_bytes(),
+            jobs_waiting=jobs_waiting,
+        )
+
     async def start(self) -> None:
-        """Warm up, then accept requests. What the engine raises on its first molecule is raised here: a model that cannot answer is no service."""
-        graph = MolGraph.from_lists(_CARBON, [[], []], [])
-        for routing in ("moe", "own"):
-            await asyncio.to_thread(self._engine.run, [graph], self.info.tasks, routing)
+        """Start the processes that read molecules, then accept requests."""
+        await self._parser.parse(["C"])
         self._batcher.start()
-        self._ready = True
+        self._accepts = self._ready = True
+
+    def drain(self) -> None:
+        """Say that no requests should be sent here any more; those that come are answered."""
+        self._ready = False
 
     async def close(self) -> None:
-        """Refuse what comes, answer what is there, stop the threads."""
-        self._ready = False
+        """Refuse what comes, answer what is there, stop threads and processes."""
+        self._accepts = self._ready = False
         await self._batcher.close()
-        self._parser.close()
+        await asyncio.to_thread(self._parser.close)
 
-    async def predict(self, sources: Sequence[Source], tasks: tuple[str, ...], routing: Routing) -> list[Answer | Unreadable]:
+    async def predict(self, question: Question, sources: Sequence[Source], seconds: float = math.inf, *, bounded: bool = True) -> list[Result]:
         """Answer molecules, in their order; those that cannot be read are marked and hinder no other.
 
         Args:
-            sources: SMILES or graphs, at least one.
-            tasks: known to the model, each once.
-            routing: "moe" or "own".
+            question: what to answer.
+            sources: SMILES, graphs or mol blocks, at least one.
+            seconds: until the deadline.
+            bounded: False for one of a few streams or jobs, which are let in whatever waits: each has but little in the queue at a time.
 
         Raises:
             QueueFullError: too much waits; nothing was done.
             QueueClosedError: the service is stopping.
+            DeadlineExceededError: the deadline came first.
             Exception: the model failed on a pass with one of the molecules.
         """
-        key = PassKey(tuple(task for task in self.info.tasks if task in tasks), routing)  # in the model's order, so that spellings share a pass
+        count = self._metrics.molecules
         try:
-            with self._batcher.admit(len(tasks) * sum(map(self._parser.cost, sources))):
-                results = await self._answer(sources, key)
+            results = await self._answer_in_time(question, sources, seconds, bounded)
         except (QueueFullError, QueueClosedError):
-            self._metrics.molecules(REFUSED, len(sources))
+            count(REFUSED, len(sources))
+            raise
+        except DeadlineExceededError:
+            count(EXPIRED, len(sources))
             raise
         except asyncio.CancelledError:
-            self._metrics.molecules(CANCELLED, len(sources))
+            count(CANCELLED, len(sources))
             raise
         except Exception:
-            self._metrics.molecules(FAILED, len(sources))
+            count(FAILED, len(sources))
             raise
         for result in results:
-            self._metrics.molecules(ANSWERED if isinstance(result, Answer) else result.code)
+            count(ANSWERED if isinstance(result, Answer) else result.code)
         return results
 
-    async def _answer(self, sources: Sequence[Source], key: PassKey) -> list[Answer | Unreadable]:
-        started = time.perf_counter()
-        parsed = await self._parser.parse(sources)
-        self._metrics.stage("parse", time.perf_counter() - started)
-        graphs = [molecule.graph for molecule in parsed if isinstance(molecule, Parsed)]
-        if not graphs:
-            return [molecule for molecule in parsed if isinstance(molecule, Unreadable)]
-        answers = iter(await self._batcher.submit(key, graphs, [graph.num_nodes * len(key.tasks) for graph in graphs]))
-        return [Answer(molecule.smiles, *next(answers)) if isinstance(molecule, Parsed) else molecule for molecule in parsed]
+    async def _answer_in_time(self, question: Question, sources: Sequence[Source], seconds: float, bounded: bool) -> list[Result]:
+        estimate = len(question.tasks) * sum(cost(source, self._limits) for source in sources)
+        timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
+        try:
+            async with timeout:
+                with self._batcher.admit(estimate, seconds, bounded=bounded) as place:
+                    return await self._answer(question, sources, place, self._batcher.now() + seconds)
+        except TimeoutError:
+            if timeout.expired():
+                raise DeadlineExceededError from None
+            raise
 
-    def _run_pass(self, key: PassKey, graphs: list[MolGraph]) -> list[_RawAnswer]:
+    async def _answer(self, question: Question, sources: Sequence[Source], place: Place, deadline: float) -> list[Result]:
+        started = time.perf_counter()
+        with span("parse", molecules=len(sources)):
+            parsed = await self._parser.parse(sources)
+        self._metrics.stage("parse", time.perf_counter() - started)
+        digest, tasks, routing = question.engine.info.digest, question.tasks, question.routing
+        readable = [molecule for molecule in parsed if isinstance(molecule, Parsed)]
+        for molecule in readable:
+            self._metrics.molecule_read(molecule.graph.x[:, 0].numpy())
+        found = [self._cache.get(digest, molecule.smiles, tasks, routing) for molecule in readable]
+        missing = [molecule for molecule, hit in zip(readable, found, strict=True) if hit is None]
+        self._metrics.cache(len(readable) - len(missing), len(missing))
+        costs = [molecule.graph.num_nodes * len(tasks) for molecule in missing]
+        place.cost = sum(costs)
+        computed: list[dict[str, TaskAnswer]] = []
+        if missing:
+            with span("model", molecules=len(missing)):
+                computed = await self._batcher.submit(question, [molecule.graph for molecule in missing], costs, deadline)
+            for molecule, answer in zip(missing, computed, strict=True):
+                self._cache.put(digest, molecule.smiles, answer, routing)
+        new = iter(computed)
+        answers = iter([Answer(molecule.smiles, next(new) if hit is None else hit) for molecule, hit in zip(readable, found, strict=True)])
+        return [next(answers) if isinstance(molecule, Parsed) else molecule for molecule in parsed]
+
+    def _run_pass(self, question: Question, graphs: list[MolGraph]) -> list[dict[str, TaskAnswer]]:
         """One pass of the engine, cut into molecules; runs on the worker thread."""
-        self._metrics.batch(len(graphs), sum(graph.num_nodes for graph in graphs))
-        output = self._engine.run(graphs, key.tasks, key.routing)
-        if key.routing == "moe":  # with "own" every weight is 0 or 1 and would blur the mean
+        self._metrics.pass_atoms(sum(graph.num_nodes for graph in graphs))
+        output = question.engine.run(graphs, question.tasks, question.routing)
+        if question.routing == "moe":  # with "own" every weight is 0 or 1 and would blur the mean
             for task, weights in output.routing.items():
-                self._metrics.routing.add(task, weights)
-        return [
-            ({task: output.probabilities[task][k] for task in key.tasks}, {task: output.routing[task][k] for task in key.tasks})
-            for k in range(len(graphs))
-        ]
+                self._metrics.routing(question.model, task, question.engine.info.tasks, weights)
+        return [output.of(k) for k in range(len(graphs))]

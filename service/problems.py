@@ -9,7 +9,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from service.batcher import QueueClosedError, QueueFullError
+from service.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
+from service.registry import UnknownModelError
+from service.security import RateLimitedError
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499  # nobody is left to read it; it is what proxies and dashboards call the case
@@ -44,6 +46,11 @@ def too_large(limit: int) -> ProblemError:
     return ProblemError(413, "body_too_large", f"got a body of more than {limit} bytes (max_body_bytes)", limit={"max_body_bytes": limit})
 
 
+def too_slow(seconds: float) -> ProblemError:
+    """The body comes too slowly."""
+    return ProblemError(408, "body_too_slow", f"the body took more than {seconds:g} s to come (request_timeout_seconds)", {"Connection": "close"})
+
+
 def not_ready() -> ProblemError:
     """No engine, or a service that is stopping."""
     return ProblemError(503, "not_ready", "the service is starting or stopping", {"Retry-After": "1"})
@@ -58,6 +65,18 @@ async def _on_http_exception(_: Request, error: HTTPException) -> Response:
 
 async def _on_queue_full(_: Request, error: QueueFullError) -> Response:
     return problem(429, "queue_full", str(error), {"Retry-After": str(error.retry_after_seconds)})
+
+
+async def _on_rate_limited(_: Request, error: RateLimitedError) -> Response:
+    return problem(429, "rate_limited", str(error), {"Retry-After": str(error.retry_after_seconds)})
+
+
+async def _on_deadline(_: Request, __: DeadlineExceededError) -> Response:
+    return problem(504, "deadline_exceeded", "the answer would have come after the deadline (X-Request-Timeout, request_timeout_seconds)")
+
+
+async def _on_unknown_model(_: Request, error: UnknownModelError) -> Response:
+    return problem(422, "unknown_model", str(error))
 
 
 async def _on_queue_closed(request: Request, _: QueueClosedError) -> Response:
@@ -77,7 +96,9 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    """JSON pointer (RFC 6901, as a URI fragment) of a place in the body."""
+    """JSON pointer (RFC 6901, as a URI fragment) of a place in the body; of a parameter, where it is and its name."""
+    if location[0] != "body":
+        return " ".join(map(str, location))
     return "#" + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location[1:])
 
 
@@ -87,6 +108,9 @@ _HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _on_invalid_request,
     QueueFullError: _on_queue_full,
     QueueClosedError: _on_queue_closed,
+    RateLimitedError: _on_rate_limited,
+    DeadlineExceededError: _on_deadline,
+    UnknownModelError: _on_unknown_model,
 }
 
 

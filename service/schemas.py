@@ -20,6 +20,7 @@ _Integer = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
 # Fail fast: a hostile list of a million wrong values is one error, not a million (half a minute and 3 GB for a body of 4 MB).
 _Row = Annotated[list[_Integer], Field(fail_fast=True)]
 _Table = Annotated[list[_Row], Field(fail_fast=True)]
+_ModelName = Annotated[str, StringConstraints(max_length=128)]
 _TaskName = Annotated[str, StringConstraints(max_length=64)]
 _MOST_UNKNOWN_FIELDS = 10
 
@@ -66,6 +67,7 @@ class PredictRequest(_Request):
     tasks: Annotated[list[_TaskName], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="tasks to answer, by name (see `GET /tasks`); all of them if left out"
     )
+    model: _ModelName | None = Field(None, description="name of a model (see `GET /model`); the default one if left out")
     routing: Routing = Field(
         DEFAULT_ROUTING, description="`own` uses each task's own expert alone; `moe` mixes the experts of all tasks per molecule"
     )
@@ -157,6 +159,30 @@ class ModelResponse(ModelName):
     provenance: dict[str, Any]
     metrics: dict[str, Any]
     limits: dict[str, int]
+    models: list[str] = Field(description="names of all models that answer")
+
+
+class ModelAction(_Request):
+    """What an admin wants done."""
+
+    action: Literal["load", "reload", "unload"] = Field(description="`load` takes a new model or a new artifact of one, `reload` only the latter")
+
+
+class AdminModel(BaseModel):
+    """A model and what it answers from."""
+
+    model: str = Field(description="the name by which requests ask for it")
+    loaded: bool
+    default: bool = Field(description="whether it answers requests that name no model")
+    name: str | None = Field(None, description="of its artifact")
+    version: str | None = None
+    digest: str | None = None
+
+
+class AdminModelsResponse(BaseModel):
+    """All models that are or could be loaded."""
+
+    models: list[AdminModel]
 
 
 class HealthResponse(BaseModel):
@@ -168,7 +194,7 @@ class HealthResponse(BaseModel):
 class FieldProblem(BaseModel):
     """One thing wrong with a request's body."""
 
-    pointer: str = Field(description="JSON pointer to it", examples=["#/routing"])
+    pointer: str = Field(description="JSON pointer to it; of a parameter, where it is and its name", examples=["#/routing"])
     detail: str
 
 

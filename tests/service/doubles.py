@@ -26,10 +26,11 @@ POISON = 91
 
 
 class DummyEngine:
-    """Answers label j of the i-th task with 1 / (atoms + i + j + 1); can be held in a pass, and fails on uranium."""
+    """Answers label j of the i-th task with 1 / (atoms + i + j + 1 + shift); can be held in a pass, and fails on uranium."""
 
-    def __init__(self) -> None:
-        self.info = EngineInfo("dummy", "1", "0" * 64, "cpu", LABELS, dict.fromkeys(LABELS, "a task"), ("layer_0", "graph"), DETAILS)
+    def __init__(self, version: str = "1", shift: int = 0) -> None:
+        self.shift = shift
+        self.info = EngineInfo("dummy", version, f"{shift}" * 64, "cpu", LABELS, dict.fromkeys(LABELS, "a task"), ("layer_0", "graph"), DETAILS)
         self.passes: list[tuple[int, tuple[str, ...], str]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -43,7 +44,7 @@ class DummyEngine:
             raise RuntimeError("the model broke")
         atoms = np.array([graph.num_nodes for graph in graphs], dtype=np.float32)[:, None]
         names = list(LABELS)
-        probabilities = {task: 1 / (atoms + names.index(task) + np.arange(len(LABELS[task]), dtype=np.float32) + 1) for task in tasks}
+        probabilities = {task: 1 / (atoms + names.index(task) + np.arange(len(LABELS[task]), dtype=np.float32) + 1 + self.shift) for task in tasks}
         weights = np.full((len(graphs), 2, len(names)), 1 / len(names), dtype=np.float32)
         return PassOutput(probabilities, dict.fromkeys(tasks, weights))
 

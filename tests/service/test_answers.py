@@ -4,8 +4,9 @@ import numpy as np
 import orjson
 
 from service.answers import render
-from service.parsing import Unreadable
-from service.pipeline import Answer
+from service.engine import TaskAnswer
+from service.pipeline import Answer, Result
+from service.reading import Unreadable
 from service.schemas import PredictResponse
 from tests.service.doubles import LABELS, DummyEngine
 
@@ -14,10 +15,10 @@ WEIGHTS = np.array([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5]], dtype=np.float32)
 
 
 def answer(value: float) -> Answer:
-    return Answer("CCO", {task: np.full(len(labels), value, dtype=np.float32) for task, labels in LABELS.items()}, dict.fromkeys(LABELS, WEIGHTS))
+    return Answer("CCO", {task: TaskAnswer(np.full(len(labels), value, dtype=np.float32), WEIGHTS) for task, labels in LABELS.items()})
 
 
-def rendered(results: list[Answer | Unreadable], *, tasks: tuple[str, ...] = tuple(LABELS), explain: bool = False) -> PredictResponse:
+def rendered(results: list[Result], *, tasks: tuple[str, ...] = tuple(LABELS), explain: bool = False) -> PredictResponse:
     body = asyncio.run(render(results, INFO, tasks, explain))
     return PredictResponse.model_validate(orjson.loads(body))
 

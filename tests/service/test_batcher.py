@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.batcher import Batcher, PassStatistics, QueueClosedError, QueueFullError
+from service.batcher import Batcher, DeadlineExceededError, PassStatistics, QueueClosedError, QueueFullError
 
 pytestmark = pytest.mark.anyio
 Texts = Batcher[str, str, str]
@@ -179,11 +179,49 @@ async def test_full_queue_refuses_early_and_says_when_to_come_back() -> None:
             with batcher.admit(2):
                 assert batcher.pending_cost == 10
             worker.gate.set()
-            await batcher.submit("k", "a", [1])  # by this clock a pass of cost 1 takes a second
+            await batcher.submit("k", "a", [1])  # by this clock the two passes of cost 1 took 2 s and 1 s, and the first counts 0.9 times
             with pytest.raises(QueueFullError) as refusal, batcher.admit(3):
                 pytest.fail("was let in")
-            assert refusal.value.retry_after_seconds == 8
+            assert refusal.value.retry_after_seconds == 12  # 8 * 2.8 / 1.9, rounded up
         assert batcher.pending_cost == 0
+
+
+async def test_request_that_cannot_be_answered_in_time_is_refused_at_once() -> None:
+    worker = Worker()
+    clock = iter(range(100))
+    async with held(worker, clock=lambda: float(next(clock))) as batcher:
+        worker.gate.set()
+        await batcher.submit("k", "a", [1])  # as above: about 1.5 s for a cost of 1
+        with batcher.admit(10), batcher.admit(1, seconds=20):
+            with pytest.raises(QueueFullError), batcher.admit(1, seconds=10):
+                pytest.fail("was let in")
+            with batcher.admit(1, seconds=10, bounded=False):
+                assert batcher.pending_cost == 12
+
+
+async def test_place_takes_a_better_estimate() -> None:
+    worker = Worker()
+    async with held(worker, max_pending_cost=10) as batcher:
+        with batcher.admit(10) as place:
+            with pytest.raises(QueueFullError), batcher.admit(5):
+                pytest.fail("was let in")
+            place.cost = 5
+            with batcher.admit(5):
+                assert batcher.pending_cost == 10
+
+
+async def test_expired_entry_takes_part_in_no_pass() -> None:
+    worker = Worker()
+    now = [0.0]
+    async with held(worker, clock=lambda: now[0]) as batcher:
+        expired, kept = await queued(batcher, batcher.submit("k", "a", [1], deadline=1.0), batcher.submit("k", "b", [1], deadline=3.0))
+        now[0] = 2.0
+        assert batcher.oldest_seconds == 2.0
+        worker.gate.set()
+        assert await kept == ["kb"]
+        with pytest.raises(DeadlineExceededError):
+            await expired
+    assert worker.passes[1:] == [("k", "b")]
 
 
 async def test_idle_service_admits_any_cost() -> None:
@@ -216,5 +254,6 @@ async def test_statistics_of_a_pass() -> None:
         assert batcher.waiting_items == 4
         worker.gate.set()
         await asyncio.gather(*tasks)
-    # Readings of the clock: "0" arrives 0, starts 1; two arrivals 2 and 3; "0" ends 4; pass 5 to 6 takes a, d; pass 7 to 8 takes b, c.
-    assert seen == [PassStatistics(1, 1, 3.0, (1.0,)), PassStatistics(2, 3, 1.0, (3.0, 2.0)), PassStatistics(2, 4, 1.0, ())]
+    # Readings of the clock: "0" arrives 0, starts 2; two arrivals 3 and 4; "0" ends 5; pass 7 to 8 takes a, d; pass 10 to 11 takes b, c.
+    # The readings between are for what has expired.
+    assert seen == [PassStatistics(1, 0.25, 3.0, (2.0,)), PassStatistics(2, 0.75, 1.0, (4.0, 3.0)), PassStatistics(2, 1.0, 1.0, ())]

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from service.metrics import Metrics
-from service.parsing import ITEM_CODES
+from service.parsing import LOSSES
+from service.reading import ITEM_CODES
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +39,9 @@ def test_there_are_alerts_panels_and_a_smoke_test() -> None:
 
 @pytest.mark.parametrize(("name", "expression"), expressions().items(), ids=expressions())
 def test_expression_asks_for_what_is_there(name: str, expression: str) -> None:
-    metrics = Metrics(ITEM_CODES)
-    metrics.model_loaded("m", "1", "d", "cpu", ("a",))
-    metrics.routing.add("a", np.ones((1, 1, 1), dtype=np.float32))
+    metrics = Metrics(ITEM_CODES, LOSSES)
+    metrics.model_loaded("m", ("m", "1", "d"), "cpu")
+    metrics.routing("m", "a", ["a"], np.ones((1, 1, 1), dtype=np.float32))
     metrics.request_answered("/predict", "POST", 200)
     metrics.request_ended("/predict", 0.1)
     series = set(re.findall(r"^# TYPE (\w+)|^(\w+)[{ ]", metrics.exposition().decode(), re.MULTILINE))

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ import torch
 from models.artifact import load_artifact
 from models.errors import ArtifactError, ConfigError
 from models.featurize import featurize
-from service.engine import ArtifactEngine, load_engine
+from models.graph import MolGraph
+from service.engine import ArtifactEngine, PassOutput, load_engine
 from tests.service.doubles import LABELS, settings_of
 
 SMILES = ["CCO", "c1ccccc1C(=O)O", "C", "CC(=O)Oc1ccccc1C(=O)O", "[Na+].[Cl-]", "CC(C)Cc1ccc(cc1)[C@@H](C)C(=O)O"]
@@ -16,7 +18,7 @@ GRAPHS = [featurize(smiles).graph for smiles in SMILES]
 
 @pytest.fixture(scope="module")
 def pico(pico_artifact: Path) -> ArtifactEngine:
-    return load_engine(settings_of(artifact=pico_artifact, device="cpu"))
+    return load_engine(pico_artifact, settings_of(device="cpu"))
 
 
 def test_info_is_the_manifest(pico: ArtifactEngine, pico_artifact: Path) -> None:
@@ -62,12 +64,38 @@ def test_no_answer_is_better_than_one_that_is_not_finite(pico_artifact: Path) ->
         engine.run(GRAPHS, tuple(LABELS), "moe")
 
 
+def test_too_little_memory_means_smaller_passes(pico: ArtifactEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pico.run(GRAPHS, ("bbbp",), "moe")
+    one_pass, sizes = pico._pass, []
+
+    def small_gpu(graphs: list[MolGraph], *rest: Any) -> PassOutput:
+        sizes.append(len(graphs))
+        if len(graphs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return one_pass(graphs, *rest)
+
+    monkeypatch.setattr(pico, "_pass", small_gpu)
+    parts = pico.run(GRAPHS, ("bbbp",), "moe")
+    assert sizes == [6, 3, 1, 2, 3, 1, 2]
+    np.testing.assert_allclose(parts.probabilities["bbbp"], whole.probabilities["bbbp"], atol=1e-5)
+    np.testing.assert_allclose(parts.routing["bbbp"], whole.routing["bbbp"], atol=1e-5)
+
+
+def test_a_molecule_that_is_too_large_by_itself_is_an_error(pico: ArtifactEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_gpu(*_: object) -> PassOutput:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pico, "_pass", no_gpu)
+    with pytest.raises(torch.OutOfMemoryError):
+        pico.run(GRAPHS[:1], ("bbbp",), "moe")
+
+
 def test_missing_artifact_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nothing_here"):
-        load_engine(settings_of(artifact=tmp_path / "nothing_here"))
+        load_engine(tmp_path / "nothing_here", settings_of())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_that_is_not_there_is_a_clear_error(pico_artifact: Path) -> None:
     with pytest.raises(ConfigError, match="GMERGING_DEVICE: got device 'cuda'"):
-        load_engine(settings_of(artifact=pico_artifact, device="cuda"))
+        load_engine(pico_artifact, settings_of(device="cuda"))

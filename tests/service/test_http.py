@@ -185,7 +185,6 @@ async def test_limit_on_the_body_declared_or_chunked() -> None:
 
 async def test_full_queue(engine: DummyEngine) -> None:
     async with serving(engine, max_batch_cost=9, max_pending_cost=9) as client:
-        engine.entered = type(engine.entered)(0)
         engine.gate.clear()
         held = asyncio.create_task(client.post("/predict", json={"smiles": "CC"}))
         await asyncio.to_thread(engine.entered.acquire)
@@ -226,7 +225,6 @@ async def test_client_that_goes_away_leaves_the_queue(engine: DummyEngine) -> No
     scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "path": "/predict", "raw_path": b"/predict"}
     scope |= {"query_string": b"", "root_path": "", "scheme": "http", "headers": [(b"content-type", b"application/json")]}
     async with app.router.lifespan_context(app), client_of(app) as client:
-        engine.entered = type(engine.entered)(0)
         engine.gate.clear()
         held = asyncio.create_task(client.post("/predict", json={"smiles": "C"}))
         await asyncio.to_thread(engine.entered.acquire)
@@ -241,7 +239,7 @@ async def test_client_that_goes_away_leaves_the_queue(engine: DummyEngine) -> No
         assert metric(text, 'gmerging_requests_total{method="POST",route="/predict",status="499"}') == 1
         engine.gate.set()
         assert (await held).status_code == 200
-    assert engine.passes[2:] == [(1, tuple(LABELS), "own")]
+    assert engine.passes == [(1, tuple(LABELS), "own")]
 
 
 @pytest.mark.parametrize(("method", "path", "status", "code"), [("GET", "/nope", 404, "not_found"), ("GET", "/predict", 405, "method_not_allowed")])
@@ -303,9 +301,9 @@ async def test_documentation_is_true() -> None:
         for example in PREDICT_EXAMPLES.values():
             response = await client.post("/predict", json=example["value"])
             PredictResponse.model_validate(response.json())
-    assert set(document["paths"]) == {"/predict", "/tasks", "/model", "/healthz", "/readyz", "/metrics"}
+    assert set(document["paths"]) >= {"/predict", "/tasks", "/model", "/healthz", "/readyz", "/metrics"}
     answers = document["paths"]["/predict"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "413", "415", "422", "429", "500", "503"}
+    assert set(answers) == {"200", "400", "401", "413", "415", "422", "429", "500", "503", "504"}
     assert answers["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/PredictResponse"}
     for status in set(answers) - {"200"}:
         assert list(answers[status]["content"]) == ["application/problem+json"]

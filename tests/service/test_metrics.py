@@ -41,7 +41,7 @@ def test_labels_are_bounded(metrics: Metrics) -> None:
 
 
 def test_stages(metrics: Metrics) -> None:
-    metrics.model_pass(PassStatistics(3, 30, 0.5, (0.1, 0.3)))
+    metrics.model_pass(PassStatistics(3, 0.25, 0.5, (0.1, 0.3)))
     metrics.stage("parse", 2.0)
     text = shown(metrics)
     assert metric(text, 'gmerging_stage_duration_seconds_sum{stage="model"}') == 0.5
@@ -52,21 +52,45 @@ def test_stages(metrics: Metrics) -> None:
 
 
 def test_batch_sizes(metrics: Metrics) -> None:
-    metrics.batch(3, 70)
-    metrics.batch(1, 9)
+    for items, fill, atoms in ((3, 0.95, 70), (1, 0.1, 9)):
+        metrics.model_pass(PassStatistics(items, fill, 0.5, ()))
+        metrics.pass_atoms(atoms)
     text = shown(metrics)
+    assert metric(text, "gmerging_batch_fill_ratio_sum") == pytest.approx(1.05)
     assert metric(text, "gmerging_batch_graphs_count") == 2
     assert metric(text, "gmerging_batch_atoms_sum") == 79
     assert metric(text, 'gmerging_batch_atoms_bucket{le="16.0"}') == 1
 
 
-def test_routing_weights_are_a_summary_per_task_and_expert(metrics: Metrics) -> None:
-    metrics.model_loaded("m", "1", "abc", "cpu", ("a", "b"))
+def test_routing_by_task_and_expert(metrics: Metrics) -> None:
     weights = np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.0, 1.0]]], dtype=np.float32)  # 2 molecules, 2 sites
-    metrics.routing.add("a", weights)
-    metrics.routing.add("a", weights[:1])
+    metrics.routing("m", "a", ["a", "b"], weights)
+    metrics.routing("m", "a", ["a", "b"], weights[:1])
     text = shown(metrics)
-    assert metric(text, 'gmerging_routing_weight_count{expert="b",task="a"}') == 3
-    assert metric(text, 'gmerging_routing_weight_sum{expert="a",task="a"}') == pytest.approx(0.75 + 0 + 0.75)
-    assert metric(text, 'gmerging_routing_weight_sum{expert="b",task="a"}') == pytest.approx(0.25 + 1 + 0.25)
-    assert metric(text, 'gmerging_artifact_info{device="cpu",digest="abc",name="m",version="1"}') == 1
+    assert metric(text, 'gmerging_routed_molecules_total{model="m",task="a"}') == 3
+    assert metric(text, 'gmerging_routing_weight_total{expert="a",model="m",task="a"}') == pytest.approx(0.75 + 0 + 0.75)
+    assert metric(text, 'gmerging_routing_weight_total{expert="b",model="m",task="a"}') == pytest.approx(0.25 + 1 + 0.25)
+    assert metric(text, 'gmerging_routing_entropy_nats_total{model="m",task="a"}') == pytest.approx(2 * np.log(2) / 2)
+
+
+def test_artifacts_come_and_go(metrics: Metrics) -> None:
+    metrics.model_loaded("m", ("n", "1", "abc"), "cpu")
+    assert metric(shown(metrics), 'gmerging_artifact_info{device="cpu",digest="abc",model="m",name="n",version="1"}') == 1
+    metrics.model_unloaded("m", ("n", "1", "abc"), "cpu", replaced=True)
+    metrics.model_loaded("m", ("n", "2", "def"), "cpu")
+    text = shown(metrics)
+    assert "abc" not in text
+    assert metric(text, 'gmerging_artifact_info{device="cpu",digest="def",model="m",name="n",version="2"}') == 1
+    metrics.model_unloaded("m", ("n", "2", "def"), "cpu")
+    metrics.model_refused()
+    text = shown(metrics)
+    assert "def" not in text
+    assert [metric(text, f'gmerging_model_loads_total{{outcome="{outcome}"}}') for outcome in ("ok", "failed", "unloaded")] == [2, 1, 1]
+
+
+def test_drift_is_seen(metrics: Metrics) -> None:
+    metrics.molecule_read(np.array([5, 5, 7]))
+    metrics.molecule_read(np.array([5, 91]))
+    text = shown(metrics)
+    assert metric(text, "gmerging_molecule_atoms_sum") == 5
+    assert metric(text, "gmerging_rare_element_molecules_total") == 1

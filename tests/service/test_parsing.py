@@ -1,103 +1,134 @@
+"""Real processes, really killed."""
+
 import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from models.featurize import featurize
-from service import parsing
-from service.parsing import ITEM_CODES, MoleculeLimits, Parsed, Parser, Unreadable, read
-from service.schemas import ETHANOL_GRAPH, GraphIn
+from service.parsing import Loss, Parser
+from service.reading import MoleculeLimits, Parsed, Source, Unreadable
 
-LIMITS = MoleculeLimits(max_atoms=10, max_smiles_length=40)
 SMILES = ["CCO", "c1ccccc1", "OC(=O)C", "[Na+].[Cl-]", "C[C@H](N)C(=O)O", "C/C=C/C", "[nH]1cccc1", "C"]
+# RDKit needs seconds for it, with the interpreter's lock in its hand.
+HOSTILE = "NCC(=O)" * 2000
+LIMITS = MoleculeLimits(max_atoms=500, max_smiles_length=20_000)
 
 
-def graph(**changes: object) -> GraphIn:
-    return GraphIn.model_validate({**ETHANOL_GRAPH, **changes})
+class Losses(list[Loss]):
+    pass
 
 
-def code_of(source: str | GraphIn) -> str:
-    result = read(source, LIMITS)
-    assert isinstance(result, Unreadable)
-    assert result.message
-    return result.code
+@pytest.fixture
+def losses() -> Losses:
+    return Losses()
 
 
-@pytest.mark.parametrize(
-    ("smiles", "code"),
-    [
-        ("", "empty_smiles"),
-        ("   ", "empty_smiles"),
-        ("not a molecule", "smiles_syntax"),
-        ("C1CC", "smiles_syntax"),
-        ("C\x00C", "smiles_syntax"),
-        ("C" * 41, "smiles_too_long"),
-        ("C" * 11, "too_many_atoms"),
-        ("C(C)(C)(C)(C)C", "chemistry"),
-        ("CC*", "dummy_atom"),
-    ],
-)
-def test_unreadable_smiles(smiles: str, code: str) -> None:
-    assert code_of(smiles) == code
-    assert code in ITEM_CODES
-
-
-@pytest.mark.parametrize(
-    ("source", "code"),
-    [
-        (graph(x=[]), "invalid_graph"),
-        (graph(x=[[5, 0]]), "invalid_graph"),
-        (graph(x=[[5, 0], [5, 0], [120, 0]]), "invalid_graph"),
-        (graph(x=[[5, 0], [5, 0], [-1, 0]]), "invalid_graph"),
-        (graph(x=[[5, 0], [5, 0], [7]]), "invalid_graph"),
-        (graph(edge_index=[[0, 1], [1, 0]]), "invalid_graph"),
-        (graph(edge_index=[[0, 1, 1, 2]]), "invalid_graph"),
-        (graph(edge_index=[]), "invalid_graph"),
-        (graph(edge_index=[[0, 1, 1, 3], [1, 0, 3, 1]]), "invalid_graph"),
-        (graph(edge_attr=[[4, 0]] * 4), "invalid_graph"),
-        (graph(x=[[5, 0]] * 11), "too_many_atoms"),
-        (graph(edge_attr=[[0, 0]] * 41), "too_many_bonds"),
-    ],
-)
-def test_unreadable_graph(source: GraphIn, code: str) -> None:
-    assert code_of(source) == code
-    assert code in ITEM_CODES
-
-
-def test_graph_equals_its_smiles() -> None:
-    from_graph, from_smiles = read(graph(), LIMITS), read("OCC", LIMITS)
-    assert isinstance(from_graph, Parsed)
-    assert isinstance(from_smiles, Parsed)
-    assert (from_graph.smiles, from_smiles.smiles) == (None, "CCO")
-    assert from_graph.graph.x.flip(0).equal(from_smiles.graph.x)  # that way round goes the canonical SMILES
-    assert from_graph.graph.edge_index.equal(from_smiles.graph.edge_index)
-
-
-def test_graph_without_bonds() -> None:
-    assert isinstance(read(graph(x=[[5, 0]], edge_index=[[], []], edge_attr=[]), LIMITS), Parsed)
-
-
-def test_what_a_library_raises_is_the_senders_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("from deep inside")
-
-    monkeypatch.setattr(parsing, "featurize", broken)
-    assert code_of("CCO") == "unreadable"
-
-
-def test_parser_keeps_the_order_over_chunks() -> None:
-    parser = Parser(LIMITS)
-    sources = [smiles if k % 5 else "not a molecule" for k, smiles in enumerate(SMILES * 6)]
-    results = asyncio.run(parser.parse(sources))
+@pytest.fixture
+def parser(losses: Losses) -> Iterator[Parser]:
+    parser = Parser(LIMITS, 2, 0.5, losses.append)
+    asyncio.run(parser.parse(["C"]))
+    yield parser
     parser.close()
-    expected = [featurize(smiles).smiles if k % 5 else None for k, smiles in enumerate(SMILES * 6)]
-    assert [result.smiles if isinstance(result, Parsed) else None for result in results] == expected
 
 
-@pytest.mark.parametrize("smiles", SMILES)
-def test_cost_is_never_below_the_number_of_atoms(smiles: str) -> None:
-    assert Parser(LIMITS).cost(smiles) >= featurize(smiles).graph.num_nodes
+def shown(results: list[Parsed | Unreadable]) -> list[str | None]:
+    return [result.smiles if isinstance(result, Parsed) else result.code for result in results]
 
 
-def test_cost_is_positive_and_bounded() -> None:
-    parser = Parser(LIMITS)
-    assert [parser.cost(source) for source in ("", "C" * 1000, graph(x=[]), graph(), graph(x=[[5, 0]] * 100))] == [1, 40, 1, 3, 10]
+def workers(parser: Parser) -> list[int]:
+    return list(parser._pool._pool_manager.worker_manager.workers)
+
+
+def kill_one(parser: Parser) -> None:
+    for pid in workers(parser)[:1]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_order_over_chunks(parser: Parser) -> None:
+    sources: list[Source] = [smiles if k % 5 else "not a molecule" for k, smiles in enumerate(SMILES * 6)]
+    expected = [featurize(smiles).smiles if k % 5 else "smiles_syntax" for k, smiles in enumerate(SMILES * 6)]
+    assert shown(asyncio.run(parser.parse(sources))) == expected
+
+
+def test_graphs_arrive_as_they_were_read(parser: Parser) -> None:
+    for smiles, result in zip(SMILES, asyncio.run(parser.parse(SMILES)), strict=True):
+        assert isinstance(result, Parsed)
+        expected = featurize(smiles).graph
+        assert result.graph.x.equal(expected.x)
+        assert result.graph.edge_index.equal(expected.edge_index)
+        assert result.graph.edge_attr.equal(expected.edge_attr)
+
+
+def test_molecule_that_takes_too_long_costs_its_sender_an_error_and_nobody_else_anything(parser: Parser, losses: Losses) -> None:
+    async def both() -> tuple[list[Parsed | Unreadable], list[float]]:
+        hostile = asyncio.create_task(parser.parse(["CCO", HOSTILE, "C"]))
+        await asyncio.sleep(0.05)
+        waits = []
+        while not hostile.done():
+            started = time.perf_counter()
+            assert shown(await parser.parse(["OCC"])) == ["CCO"]
+            waits.append(time.perf_counter() - started)
+        return await hostile, waits
+
+    results, waits = asyncio.run(both())
+    assert shown(results) == ["CCO", "parse_timeout", "C"]
+    assert losses == ["timeout", "timeout"]  # with its chunk, and alone
+    assert len(waits) > 3  # the others went on meanwhile
+
+
+def test_request_full_of_them_is_given_up(parser: Parser, losses: Losses) -> None:
+    results = asyncio.run(parser.parse([HOSTILE] * 20 + ["C"]))
+    assert set(shown(results)) == {"parse_timeout"}
+    assert "not tried" in results[19].message if isinstance(results[19], Unreadable) else False
+    assert len(losses) == 4
+    assert shown(asyncio.run(parser.parse(["C"]))) == ["C"]
+
+
+def test_killed_process_is_replaced_and_nothing_is_lost(parser: Parser) -> None:
+    async def while_killing() -> list[list[Parsed | Unreadable]]:
+        requests = [asyncio.create_task(parser.parse(SMILES * 8)) for _ in range(4)]
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            kill_one(parser)
+        return await asyncio.gather(*requests)
+
+    expected = [featurize(smiles).smiles for smiles in SMILES * 8]
+    for results in asyncio.run(while_killing()):
+        assert shown(results) == expected
+
+
+def test_process_killed_while_idle_is_replaced(parser: Parser) -> None:
+    for _ in range(3):
+        kill_one(parser)
+        time.sleep(0.3)
+        assert shown(asyncio.run(parser.parse(["C"]))) == ["C"]
+
+
+def test_molecule_that_kills_its_process_twice_is_its_senders_trouble(parser: Parser, losses: Losses) -> None:
+    async def while_killing() -> list[Parsed | Unreadable]:
+        request = asyncio.create_task(parser.parse([HOSTILE]))
+        while not request.done():
+            await asyncio.sleep(0.1)
+            kill_one(parser)
+        return await request
+
+    (result,) = asyncio.run(while_killing())
+    assert isinstance(result, Unreadable)
+    assert result.code == "unreadable"
+    assert "died" in losses
+
+
+def test_processes_end_with_the_parser() -> None:
+    parser = Parser(LIMITS, 2)
+    asyncio.run(parser.parse(["C"]))
+    pids = workers(parser)
+    assert pids
+    parser.close()
+    assert not any(Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)

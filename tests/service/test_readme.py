@@ -27,7 +27,7 @@ async def test_the_curl_of_the_readme_gives_the_answer_of_the_readme() -> None:
     words = shlex.split(block("sh", "curl -s").replace("\\\n", " "))
     assert words[2] == "http://127.0.0.1:8000/predict"
     body, expected = json.loads(words[words.index("-d") + 1]), json.loads(block("json", "predictions"))
-    async with serving(load_engine(settings_of(artifact=RELEASED_ARTIFACT))) as client:
+    async with serving(load_engine(RELEASED_ARTIFACT, settings_of())) as client:
         answer = (await client.post("/predict", json=body)).json()
     assert answer["model"] == expected["model"]
     for ours, theirs in zip(answer["predictions"], expected["predictions"], strict=True):

@@ -97,9 +97,9 @@ def server(request: pytest.FixtureRequest, pico_artifact: Path) -> Iterator[Serv
     artifact = pico_artifact if request.param == "pico" else RELEASED_ARTIFACT
     if not (artifact / "manifest.json").is_file():
         pytest.skip(f"no artifact at {artifact}")
-    # Small passes, so that requests are cut and mixed.
-    with process(port=0, artifact=artifact, device="cpu", max_batch_cost=300) as (_, url):
-        yield Server(url, load_engine(settings_of(artifact=artifact, device="cpu")))
+    # Small passes and no cache, so that requests are cut and mixed.
+    with process(port=0, artifact=artifact, device="cpu", max_batch_cost=300, cache_bytes=0) as (_, url):
+        yield Server(url, load_engine(artifact, settings_of(device="cpu")))
 
 
 def test_many_clients_each_get_their_own_answers(server: Server) -> None:

@@ -1,0 +1,1 @@
+"""The HTTP interface: each function checks, calls, and answers."""

@@ -1,0 +1,40 @@
+"""Probes and metrics."""
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.metrics import Metrics
+from service.problems import not_ready
+from service.routes.common import ServicesDep, problems
+from service.schemas import HealthResponse
+
+router = APIRouter(tags=["operation"])
+metrics_router = APIRouter(tags=["operation"])
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def healthz() -> HealthResponse:
+    """Restart the process if this does not answer."""
+    return HealthResponse(status="alive")
+
+
+@router.get("/readyz", summary="Should predictions be asked for here?", responses=problems(503))
+async def readyz(services: ServicesDep) -> HealthResponse:
+    """Send requests only while this answers 200: the models have answered a warm-up, and the service was not told to stop."""
+    if not services.pipeline.ready:
+        raise not_ready()
+    return HealthResponse(status="ready")
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """To the interactive documentation."""
+    return RedirectResponse("/docs")
+
+
+@metrics_router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Prometheus text format."""
+    metrics: Metrics = request.app.state.metrics
+    return Response(metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,58 @@
+"""`POST /predict`."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+
+from service.answers import render
+from service.problems import CLIENT_CLOSED_REQUEST, ProblemError
+from service.reading import Source, Unreadable
+from service.routes.common import AcceptingDep, ClientDep, TimeoutHeader, problems, question_of, seconds_left, unless_gone
+from service.schemas import PREDICT_EXAMPLES, PredictRequest, PredictResponse
+
+router = APIRouter(tags=["predictions"])
+
+
+@router.post(
+    "/predict",
+    summary="Predict every task for molecules",
+    response_class=Response,
+    responses={
+        200: {"model": PredictResponse, "description": "Answers in the order of the request"},
+        **problems(400, 401, 413, 415, 422, 429, 500, 503, 504),
+    },
+)
+async def predict(
+    body: Annotated[PredictRequest, Body(openapi_examples=PREDICT_EXAMPLES)],
+    request: Request,
+    services: AcceptingDep,
+    client: ClientDep,
+    timeout: TimeoutHeader = None,
+) -> Response:
+    """Probabilities per task and label.
+
+    A molecule that cannot be read has an `error` and hinders no other; if it is the only one of the request, the answer is a 422 problem.
+    The answer for a molecule is a function of the molecule, the task and the artifact: what else is asked at the same time does not matter.
+    """
+    sources = _sources(body, services.settings.max_molecules)
+    question = question_of(services.models, body.model, body.tasks, body.routing)
+    services.keys.spend(client, len(sources))
+    results = await unless_gone(request.receive, services.pipeline.predict(question, sources, seconds_left(services, timeout)))
+    if results is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if len(results) == 1 and isinstance(results[0], Unreadable):
+        raise ProblemError(422, results[0].code, results[0].message)
+    started = time.perf_counter()
+    info = question.engine.info
+    content = await render(results, info, info.tasks if body.tasks is None else body.tasks, "routing" in body.explain)
+    services.metrics.stage("serialise", time.perf_counter() - started)
+    return Response(content, media_type="application/json")
+
+
+def _sources(body: PredictRequest, limit: int) -> list[Source]:
+    sources: list[Source] = [*(body.smiles or ()), *(body.graphs or ())]
+    if len(sources) > limit:
+        detail = f"got {len(sources)} molecules, expected at most {limit} (max_molecules)"
+        raise ProblemError(422, "too_many_molecules", detail, limit={"max_molecules": limit})
+    return sources

@@ -1,0 +1,26 @@
+"""What a running application consists of; the routes work with these."""
+
+from dataclasses import dataclass
+
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.registry import ModelRegistry
+from service.security import KeyRing
+from service.settings import Settings
+
+
+@dataclass
+class Services:
+    """All parts of an application that was started.
+
+    Attributes:
+        settings, metrics, keys: of the application.
+        pipeline: answers.
+        models: which models there are.
+    """
+
+    settings: Settings
+    metrics: Metrics
+    keys: KeyRing
+    pipeline: Pipeline
+    models: ModelRegistry

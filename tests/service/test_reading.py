@@ -1,0 +1,127 @@
+import pytest
+from rdkit import Chem
+from rdkit.Chem import rdDepictor
+
+from models.featurize import featurize
+from service import reading
+from service.reading import ITEM_CODES, MolBlock, MoleculeLimits, Parsed, Source, Unreadable, cost, read
+from service.schemas import ETHANOL_GRAPH, GraphIn
+
+LIMITS = MoleculeLimits(max_atoms=10, max_smiles_length=40)
+SMILES = ["CCO", "c1ccccc1", "OC(=O)C", "[Na+].[Cl-]", "C[C@H](N)C(=O)O", "C/C=C/C", "[nH]1cccc1", "C"]
+
+
+def graph(**changes: object) -> GraphIn:
+    return GraphIn.model_validate({**ETHANOL_GRAPH, **changes})
+
+
+def code_of(source: Source) -> str:
+    result = read(source, LIMITS)
+    assert isinstance(result, Unreadable)
+    assert result.message
+    return result.code
+
+
+@pytest.mark.parametrize(
+    ("smiles", "code"),
+    [
+        ("", "empty_smiles"),
+        ("   ", "empty_smiles"),
+        ("not a molecule", "smiles_syntax"),
+        ("C1CC", "smiles_syntax"),
+        ("C\x00C", "smiles_syntax"),
+        ("C" * 41, "smiles_too_long"),
+        ("C" * 11, "too_many_atoms"),
+        ("C(C)(C)(C)(C)C", "chemistry"),
+        ("CC*", "dummy_atom"),
+    ],
+)
+def test_unreadable_smiles(smiles: str, code: str) -> None:
+    assert code_of(smiles) == code
+    assert code in ITEM_CODES
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        (graph(x=[]), "invalid_graph"),
+        (graph(x=[[5, 0]]), "invalid_graph"),
+        (graph(x=[[5, 0], [5, 0], [120, 0]]), "invalid_graph"),
+        (graph(x=[[5, 0], [5, 0], [-1, 0]]), "invalid_graph"),
+        (graph(x=[[5, 0], [5, 0], [7]]), "invalid_graph"),
+        (graph(edge_index=[[0, 1], [1, 0]]), "invalid_graph"),
+        (graph(edge_index=[[0, 1, 1, 2]]), "invalid_graph"),
+        (graph(edge_index=[]), "invalid_graph"),
+        (graph(edge_index=[[0, 1, 1, 3], [1, 0, 3, 1]]), "invalid_graph"),
+        (graph(edge_attr=[[4, 0]] * 4), "invalid_graph"),
+        (graph(x=[[5, 0]] * 11), "too_many_atoms"),
+        (graph(edge_attr=[[0, 0]] * 41), "too_many_bonds"),
+    ],
+)
+def test_unreadable_graph(source: GraphIn, code: str) -> None:
+    assert code_of(source) == code
+    assert code in ITEM_CODES
+
+
+def test_graph_equals_its_smiles() -> None:
+    from_graph, from_smiles = read(graph(), LIMITS), read("OCC", LIMITS)
+    assert isinstance(from_graph, Parsed)
+    assert isinstance(from_smiles, Parsed)
+    assert (from_graph.smiles, from_smiles.smiles) == (None, "CCO")
+    assert from_graph.graph.x.flip(0).equal(from_smiles.graph.x)  # that way round goes the canonical SMILES
+    assert from_graph.graph.edge_index.equal(from_smiles.graph.edge_index)
+
+
+def test_graph_without_bonds() -> None:
+    assert isinstance(read(graph(x=[[5, 0]], edge_index=[[], []], edge_attr=[]), LIMITS), Parsed)
+
+
+def test_what_a_library_raises_is_the_senders_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("from deep inside")
+
+    monkeypatch.setattr(reading, "featurize", broken)
+    assert code_of("CCO") == "unreadable"
+
+
+def mol_block(smiles: str, *, sanitize: bool = True) -> MolBlock:
+    mol = Chem.MolFromSmiles(smiles, sanitize=sanitize)
+    if sanitize:
+        rdDepictor.Compute2DCoords(mol)
+    return MolBlock(Chem.MolToMolBlock(mol, kekulize=sanitize))
+
+
+@pytest.mark.parametrize("smiles", SMILES)
+def test_mol_block_equals_its_smiles(smiles: str) -> None:
+    from_block, from_smiles = read(mol_block(smiles), LIMITS), read(featurize(smiles).smiles, LIMITS)
+    assert isinstance(from_block, Parsed)
+    assert isinstance(from_smiles, Parsed)
+    assert from_block.smiles == from_smiles.smiles
+    assert from_block.graph.x.equal(from_smiles.graph.x)
+    assert from_block.graph.edge_attr.equal(from_smiles.graph.edge_attr)
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        (MolBlock(""), "mol_block_syntax"),
+        (MolBlock("no\nmol\nblock\n"), "mol_block_syntax"),
+        (mol_block("C(C)(C)(C)(C)C", sanitize=False), "chemistry"),
+        (mol_block("C" * 11), "too_many_atoms"),
+    ],
+)
+def test_unreadable_mol_block(source: MolBlock, code: str) -> None:
+    assert code_of(source) == code
+    assert code in ITEM_CODES
+
+
+@pytest.mark.parametrize("source", [*SMILES, *map(mol_block, SMILES)])
+def test_cost_is_never_below_the_number_of_atoms(source: str | MolBlock) -> None:
+    molecule = read(source, LIMITS)
+    assert isinstance(molecule, Parsed)
+    assert cost(source, LIMITS) >= molecule.graph.num_nodes
+
+
+def test_cost_is_positive_and_bounded() -> None:
+    sources = ("", "C" * 1000, graph(x=[]), graph(), graph(x=[[5, 0]] * 100), MolBlock(""), MolBlock("\n" * 99))
+    assert [cost(source, LIMITS) for source in sources] == [1, 10, 1, 3, 10, 1, 10]
