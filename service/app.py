@@ -15,26 +15,33 @@ from typing import Any
 from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client.multiprocess import mark_process_dead
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from service.engine import Engine, load_engine
+from service.inference_protocol import InferRequest
+from service.jobs import JobRunner, JobStore
 from service.logs import configure_logging
 from service.metrics import MULTIPROCESS_FOLDER, Metrics
-from service.middleware import Authenticate, LimitBody, ObserveRequests
+from service.middleware import Authenticate, BodyLimit, LimitBody, ObserveRequests
 from service.parsing import LOSSES
 from service.pipeline import Pipeline
 from service.problems import MEDIA_TYPE, install_handlers
 from service.reading import ITEM_CODES
 from service.registry import ModelRegistry
-from service.routes import models, operation, predictions
+from service.routes import files, inference_protocol, models, operation, predictions
+from service.schemas import StreamLine
 from service.security import KeyRing
 from service.services import Services
 from service.settings import Settings, load_settings
+from service.streams import StreamPlaces
 from service.tracing import start_tracing, stop_tracing
 
 DESCRIPTION = "One merged graph neural network with a small adapter bank answers every task of every molecule."
 
 _REFRESH_SECONDS = 1.0
+_UPLOAD_SECONDS = 3600.0
 # For the documentation alone: `Authenticate` checks keys, before a body is read.
 _KEYS = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
 
@@ -46,12 +53,19 @@ class Application(FastAPI):
         """The OpenAPI document."""
         if self.openapi_schema is None:
             document = super().openapi()
+            # Bodies that a route reads by itself are not among those that FastAPI knows of.
+            document["components"]["schemas"] |= _schemas_of(InferRequest, StreamLine)
             responses = [r for path in document["paths"].values() for operation in path.values() for r in operation["responses"].values()]
             for content in (response.get("content", {}) for response in responses):
                 if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
                     content[MEDIA_TYPE] = content.pop("application/json")
             self.openapi_schema = document
         return self.openapi_schema
+
+
+def _schemas_of(*kinds: type[BaseModel]) -> dict[str, Any]:
+    schemas: dict[str, Any] = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}")[1]["$defs"]
+    return schemas
 
 
 def worker_app() -> FastAPI:
@@ -84,11 +98,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.include_router(operation.router)
     if chosen.metrics_port is None:
         app.include_router(operation.metrics_router)
-    for router in (predictions.router, models.router, models.admin_router):
+    app.include_router(inference_protocol.health_router)
+    for router in (predictions.router, files.router, models.router, models.admin_router, inference_protocol.router):
         app.include_router(router, dependencies=_KEYS)
     install_handlers(app)
     # Each is added around what is there: the last one is the outermost.
-    app.add_middleware(LimitBody, max_bytes=partial(_max_bytes, chosen), seconds=chosen.request_timeout_seconds)
+    app.add_middleware(LimitBody, limits=partial(_body_limit, chosen))
     app.add_middleware(Authenticate, keys=keys)
     if chosen.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
@@ -111,13 +126,19 @@ async def _running(settings: Settings, metrics: Metrics, keys: KeyRing, engine: 
         shared / "orders.json" if shared else None,
     )
     pipeline = Pipeline(settings, metrics)
-    metrics.watch(pipeline.gauges)
+    jobs = None if settings.jobs is None else await asyncio.to_thread(JobStore, settings.jobs, 3600 * settings.job_hours)
+    runner = None if jobs is None else JobRunner(jobs, pipeline, registry, keys, metrics)
+    metrics.watch(lambda: pipeline.gauges(0 if jobs is None else jobs.waiting()))
     refreshing = asyncio.create_task(_refresh(metrics, shared), name="refresh metrics") if shared else None
     try:
         await registry.start(engine)
         await pipeline.start()
-        yield Services(settings, metrics, keys, pipeline, registry)
+        if runner is not None:
+            runner.start()
+        yield Services(settings, metrics, keys, pipeline, registry, StreamPlaces(settings.max_streams), jobs)
     finally:
+        if runner is not None:
+            await runner.close()
         await registry.close()
         await pipeline.close()
         if refreshing is not None:
@@ -162,5 +183,9 @@ def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
     yield
 
 
-def _max_bytes(settings: Settings, path: str) -> int | None:
-    return settings.max_body_bytes
+def _body_limit(settings: Settings, path: str) -> BodyLimit | None:
+    if path == "/predict/stream":
+        return None  # it has no end, and limits of its own
+    if path == "/predict/file":
+        return BodyLimit("max_file_bytes", settings.max_file_bytes, _UPLOAD_SECONDS)
+    return BodyLimit("max_body_bytes", settings.max_body_bytes, settings.request_timeout_seconds)

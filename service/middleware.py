@@ -6,14 +6,16 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.logs import request_id
 from service.metrics import Metrics
-from service.problems import CLIENT_CLOSED_REQUEST, problem, too_large, too_slow
-from service.security import KeyRing
+from service.problems import CLIENT_CLOSED_REQUEST, as_protocol, problem, too_large, too_slow
+from service.security import Client, KeyRing
 from service.tracing import span
 
 log = logging.getLogger(__name__)
@@ -130,15 +132,16 @@ class Authenticate:
         key = _key(Headers(scope=scope))
         client = self._keys.client_of(key) if key is not None and not self._keys.is_empty else None
         scope["client_of_key"] = client
-        if admin and self._keys.is_empty:
-            await problem(403, "admin_disabled", "there are no keys, and without an admin's key nothing is changed")(scope, receive, send)
-        elif client is None and not self._keys.is_empty:
+        refusal = self._refusal(admin, key, client)
+        await (self._app if refusal is None else as_protocol(scope["path"], refusal))(scope, receive, send)
+
+    def _refusal(self, admin: bool, key: str | None, client: Client | None) -> Response | None:
+        if self._keys.is_empty:
+            return problem(403, "admin_disabled", "there are no keys, and without an admin's key nothing is changed") if admin else None
+        if client is None:
             detail = "expected a key: `Authorization: Bearer <key>` or `X-API-Key: <key>`" if key is None else "the key is not known"
-            await problem(401, "unauthorized", detail, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-        elif admin and client is not None and not client.admin:
-            await problem(403, "forbidden", f"the key {client.name} is not an admin's")(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            return problem(401, "unauthorized", detail, {"WWW-Authenticate": "Bearer"})
+        return problem(403, "forbidden", f"the key {client.name} is not an admin's") if admin and not client.admin else None
 
 
 def _key(headers: Headers) -> str | None:
@@ -148,46 +151,55 @@ def _key(headers: Headers) -> str | None:
     return value.strip() if kind.lower() == "bearer" else None
 
 
+@dataclass(frozen=True)
+class BodyLimit:
+    """What a body may be.
+
+    Attributes:
+        name: of the setting.
+        max_bytes: its length.
+        seconds: in which all of it must have come.
+    """
+
+    name: str
+    max_bytes: int
+    seconds: float
+
+
 class LimitBody:
     """Refuses a body that is too large: by its declared length at once, otherwise as soon as it has grown too large. And one that comes too slowly:
     it would hold its connection for as long as its sender likes."""
 
-    def __init__(self, app: ASGIApp, max_bytes: Callable[[str], int | None], seconds: float) -> None:
-        """Limit bodies.
-
-        Args:
-            app: behind this.
-            max_bytes: by path; None: the route sets its own limits.
-            seconds: in which all of the body must have come.
-        """
-        self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
+    def __init__(self, app: ASGIApp, limits: Callable[[str], BodyLimit | None]) -> None:
+        """Limit bodies by path; None: the route sets its own limits."""
+        self._app, self._limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        limit = self._max_bytes(scope["path"]) if scope["type"] == "http" else None
+        limit = self._limits(scope["path"]) if scope["type"] == "http" else None
         if limit is None:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
-        too_long = declared.isdecimal() and int(declared) > limit
+        too_long = declared.isdecimal() and int(declared) > limit.max_bytes
         received, complete = 0, False
-        deadline = time.monotonic() + self._seconds
+        deadline = time.monotonic() + limit.seconds
 
         async def receive_some() -> Message:
             nonlocal received, complete
             if too_long:
-                raise too_large(limit)
+                raise too_large(limit.name, limit.max_bytes)
             if complete:
                 return await receive()  # only waits for the client to go away
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     message = await receive()
             except TimeoutError:
-                raise too_slow(self._seconds) from None
+                raise too_slow(limit.seconds) from None
             received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if received > limit:
-                raise too_large(limit)
+            if received > limit.max_bytes:
+                raise too_large(limit.name, limit.max_bytes)
             return message
 
         await self._app(scope, receive_some, send)

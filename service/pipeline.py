@@ -57,7 +57,11 @@ Result = Answer | Unreadable
 
 
 class Pipeline:
-    """Answers questions about molecules."""
+    """Answers questions about molecules.
+
+    Attributes:
+        stopping: set once the service was told to stop: for what has no end of its own.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -68,6 +72,8 @@ class Pipeline:
             self._run_pass, max_batch_cost=settings.max_batch_cost, max_pending_cost=settings.max_pending_cost, on_pass=metrics.model_pass
         )
         self._accepts = self._ready = False
+        self.stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def accepts(self) -> bool:
@@ -96,11 +102,14 @@ class Pipeline:
         """Start the processes that read molecules, then accept requests."""
         await self._parser.parse(["C"])
         self._batcher.start()
+        self._loop = asyncio.get_running_loop()
         self._accepts = self._ready = True
 
     def drain(self) -> None:
-        """Say that no requests should be sent here any more; those that come are answered."""
+        """Say that no requests should be sent here any more; those that come are answered. Streams end. May be called by a signal handler."""
         self._ready = False
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.stopping.set)
 
     async def close(self) -> None:
         """Refuse what comes, answer what is there, stop threads and processes."""

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem details. The one place where an error becomes a status."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from service.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
 from service.registry import UnknownModelError
 from service.security import RateLimitedError
+from service.streams import TooManyStreamsError
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499  # nobody is left to read it; it is what proxies and dashboards call the case
@@ -41,14 +43,14 @@ def clean(text: str) -> str:
     return text if len(text) <= _LONGEST_ECHO else text[: _LONGEST_ECHO - 3] + "..."
 
 
-def too_large(limit: int) -> ProblemError:
+def too_large(setting: str, limit: int) -> ProblemError:
     """The body passes the limit."""
-    return ProblemError(413, "body_too_large", f"got a body of more than {limit} bytes (max_body_bytes)", limit={"max_body_bytes": limit})
+    return ProblemError(413, "body_too_large", f"got a body of more than {limit} bytes ({setting})", limit={setting: limit})
 
 
 def too_slow(seconds: float) -> ProblemError:
     """The body comes too slowly."""
-    return ProblemError(408, "body_too_slow", f"the body took more than {seconds:g} s to come (request_timeout_seconds)", {"Connection": "close"})
+    return ProblemError(408, "body_too_slow", f"the body took more than {seconds:g} s to come", {"Connection": "close"})
 
 
 def not_ready() -> ProblemError:
@@ -69,6 +71,10 @@ async def _on_queue_full(_: Request, error: QueueFullError) -> Response:
 
 async def _on_rate_limited(_: Request, error: RateLimitedError) -> Response:
     return problem(429, "rate_limited", str(error), {"Retry-After": str(error.retry_after_seconds)})
+
+
+async def _on_too_many_streams(_: Request, __: TooManyStreamsError) -> Response:
+    return problem(429, "too_many_streams", "all places for streams are taken (max_streams)", {"Retry-After": "5"})
 
 
 async def _on_deadline(_: Request, __: DeadlineExceededError) -> Response:
@@ -109,6 +115,7 @@ _HANDLERS: dict[type[Exception], Any] = {
     QueueFullError: _on_queue_full,
     QueueClosedError: _on_queue_closed,
     RateLimitedError: _on_rate_limited,
+    TooManyStreamsError: _on_too_many_streams,
     DeadlineExceededError: _on_deadline,
     UnknownModelError: _on_unknown_model,
 }
@@ -117,4 +124,18 @@ _HANDLERS: dict[type[Exception], Any] = {
 def install_handlers(app: FastAPI) -> None:
     """Answer every error of an application with problem details; what is not foreseen is answered by the outermost middleware."""
     for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+        app.add_exception_handler(kind, partial(_handle, handler))
+
+
+async def _handle(handler: Any, request: Request, error: Exception) -> Response:
+    return as_protocol(request.url.path, await handler(request, error))
+
+
+def as_protocol(path: str, response: Response) -> Response:
+    """Clients of the Open Inference Protocol look for the sentence under `error`."""
+    if not path.startswith("/v2"):
+        return response
+    body = orjson.loads(response.body)
+    body["error"] = body["detail"]
+    headers = {name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")}
+    return Response(orjson.dumps(body), response.status_code, headers, MEDIA_TYPE)

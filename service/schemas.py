@@ -1,5 +1,6 @@
 """What goes over the wire: requests are validated by these models, answers are documented by them."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
@@ -82,6 +83,21 @@ class PredictRequest(_Request):
             raise ValueError(f"got {given} of smiles and graphs, expected exactly one")
         if self.tasks is not None and len(set(self.tasks)) != len(self.tasks):
             raise ValueError("got a task twice in tasks, expected each once")
+        return self
+
+
+class StreamLine(_Request):
+    """One line of a stream: an object as this, or a SMILES as a JSON string."""
+
+    smiles: str | None = Field(None, description="the molecule")
+    graph: GraphIn | None = Field(None, description="the molecule as a graph, in place of `smiles`")
+    id: Annotated[str, StringConstraints(max_length=256)] | _Integer | None = Field(None, description="comes back with the answer")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.smiles is None) == (self.graph is None):
+            given = "neither" if self.smiles is None else "both"
+            raise ValueError(f"got {given} of smiles and graph, expected exactly one")
         return self
 
 
@@ -183,6 +199,27 @@ class AdminModelsResponse(BaseModel):
     """All models that are or could be loaded."""
 
     models: list[AdminModel]
+
+
+class JobOut(BaseModel):
+    """A file that is being answered, or has been."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    created: datetime
+    finished: datetime | None
+    total: int | None = Field(description="records in the file; null until they are counted")
+    answered: int = Field(description="records answered so far")
+    failed: int = Field(description="how many of them could not be read")
+    progress: float = Field(ge=0, le=1)
+    digest: str | None = Field(description="of the artifact that answers")
+    error: str | None = Field(description="why it failed")
+
+
+class JobsResponse(BaseModel):
+    """Jobs, the newest first."""
+
+    jobs: list[JobOut]
 
 
 class HealthResponse(BaseModel):

@@ -91,6 +91,11 @@ class KeyRing:
         matching = [client for client in self._clients if hmac.compare_digest(client.sha256, digest)]
         return matching[0] if matching else None
 
+    def named(self, name: str) -> Client | None:
+        """The client of this name."""
+        self._look_again()
+        return next((client for client in self._clients if client.name == name), None)
+
     def spend(self, client: Client | None, molecules: int) -> None:
         """Count molecules against a client's rate. Raises RateLimitedError; nothing is counted then."""
         wait = self._spend(client, molecules)

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from service.jobs import JobStore
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.registry import ModelRegistry
 from service.security import KeyRing
 from service.settings import Settings
+from service.streams import StreamPlaces
 
 
 @dataclass
@@ -17,6 +19,8 @@ class Services:
         settings, metrics, keys: of the application.
         pipeline: answers.
         models: which models there are.
+        streams: places for streams.
+        jobs: None if there is no folder for them.
     """
 
     settings: Settings
@@ -24,3 +28,5 @@ class Services:
     keys: KeyRing
     pipeline: Pipeline
     models: ModelRegistry
+    streams: StreamPlaces
+    jobs: JobStore | None

@@ -1,7 +1,7 @@
 """What routes share: the parts of the application, the checks on a question, the descriptions of problems."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
@@ -96,6 +96,25 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | Non
     finally:
         task.cancel()
         gone.cancel()
+
+
+async def body_until_gone(request: Request, gone: asyncio.Future[None]) -> AsyncIterator[bytes]:
+    """The body's chunks; after the last, `gone` is done as soon as the client goes away. Raises ClientDisconnect if it does so before."""
+    async for chunk in request.stream():
+        yield chunk
+    watch_client(request, gone)
+
+
+def watch_client(request: Request, gone: asyncio.Future[None]) -> None:
+    """Set `gone` when the client of a request whose body has been read goes away."""
+
+    def tell(_: asyncio.Task[None]) -> None:
+        if not gone.done():
+            gone.set_result(None)
+
+    watching = asyncio.create_task(_disconnected(request.receive), name="watch client")
+    watching.add_done_callback(tell)
+    gone.add_done_callback(lambda _: watching.cancel())
 
 
 async def _disconnected(receive: Receive) -> None:

