@@ -1,0 +1,175 @@
+"""Models come, change and go while requests are answered."""
+
+import asyncio
+import hashlib
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.errors import ArtifactError, ConfigError
+from service import registry as registry_module
+from service.engine import Engine
+from service.metrics import Metrics
+from service.registry import DefaultModelError, ModelRegistry, UnknownModelError
+from tests.service.doubles import DummyEngine, metric, serving
+
+pytestmark = pytest.mark.anyio
+ADMIN = {"authorization": "Bearer admin"}
+KEYS = json.dumps([{"name": "boss", "sha256": hashlib.sha256(b"admin").hexdigest(), "admin": True}])
+
+
+def write(folder: Path, content: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(content)
+    return folder
+
+
+def load(path: Path) -> Engine:
+    """Stands for loading: the manifest is the version, and "bad" cannot be loaded."""
+    version = (path / "manifest.json").read_text()
+    if version == "bad":
+        raise ArtifactError("bad artifact")
+    engine = DummyEngine(version)
+    engine.info = type(engine.info)(**{**vars(engine.info), "name": path.name})
+    return engine
+
+
+@asynccontextmanager
+async def registry_of(folder: Path, **options: object) -> AsyncIterator[ModelRegistry]:
+    registry = ModelRegistry(load, Metrics([]), folder / "main", folder / "more", **options)  # type: ignore[arg-type]
+    await registry.start()
+    try:
+        yield registry
+    finally:
+        await registry.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "main", "1")
+    write(tmp_path / "more" / "a", "1")
+    (tmp_path / "more" / "no model").mkdir()
+    return tmp_path
+
+
+async def test_all_are_loaded_at_the_start(folder: Path) -> None:
+    async with registry_of(folder) as registry:
+        assert (registry.default, registry.names) == ("main", ["main", "a"])
+        assert registry.get() is registry.get("main")
+        assert registry.get("a").info.version == "1"
+        for name in ("b", "no model", "../main", "", "a/../a"):
+            with pytest.raises(UnknownModelError, match="expected one of main, a"):
+                registry.get(name)
+
+
+async def test_start_fails_loudly(folder: Path) -> None:
+    write(folder / "more" / "b", "bad")
+    with pytest.raises(ArtifactError):
+        async with registry_of(folder):
+            pytest.fail("started")
+    shutil.rmtree(folder / "more" / "b")
+    write(folder / "more" / "main", "1")
+    with pytest.raises(ConfigError, match="got a model 'main'"):
+        async with registry_of(folder):
+            pytest.fail("started")
+
+
+async def test_reload_and_refusal(folder: Path) -> None:
+    async with registry_of(folder) as registry:
+        old = registry.get("a")
+        write(folder / "more" / "a", "2")
+        assert (await registry.load("a")).info.version == "2"
+        assert registry.get("a").info.version == "2"
+        assert old.info.version == "1"  # whoever has it keeps it
+        write(folder / "more" / "a", "bad")
+        with pytest.raises(ArtifactError):
+            await registry.load("a")
+        assert registry.get("a").info.version == "2"
+
+
+async def test_load_and_unload(folder: Path) -> None:
+    async with registry_of(folder) as registry:
+        write(folder / "more" / "b", "7")
+        assert registry.available() == {"main": True, "a": True, "b": False}
+        await registry.load("b")
+        await registry.unload("a")
+        assert registry.names == ["main", "b"]
+        with pytest.raises(UnknownModelError):
+            await registry.unload("a")
+        with pytest.raises(DefaultModelError):
+            await registry.unload("main")
+        for name in ("nope", "../main", "/etc"):
+            with pytest.raises(UnknownModelError):
+                await registry.load(name)
+
+
+async def test_folder_is_watched(folder: Path) -> None:
+    async with registry_of(folder, watch_seconds=0.01) as registry:
+        write(folder / "more" / "b", "1")
+        write(folder / "main", "2")
+        write(folder / "more" / "a", "bad")
+        while "b" not in registry.names or registry.get().info.version != "2":
+            await asyncio.sleep(0.01)
+        assert registry.get("a").info.version == "1"
+        write(folder / "more" / "a", "3")
+        shutil.rmtree(folder / "more" / "b")
+        while "b" in registry.names or registry.get("a").info.version != "3":
+            await asyncio.sleep(0.01)
+
+
+async def test_what_one_worker_is_told_all_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "_FOLLOW_SECONDS", 0.01)
+    orders = folder / "orders.json"
+    async with registry_of(folder, orders=orders) as told, registry_of(folder, orders=orders) as other:
+        write(folder / "more" / "a", "2")
+        write(folder / "more" / "b", "1")
+        await told.load("a")
+        await told.load("b")
+        while other.names != ["main", "a", "b"] or other.get("a").info.version != "2":
+            await asyncio.sleep(0.01)
+        await other.unload("b")
+        while "b" in told.names:
+            await asyncio.sleep(0.01)
+        async with registry_of(folder, orders=orders) as late:  # a worker that was started anew
+            assert late.names == ["main", "a"]
+
+
+# --- over HTTP, with real artifacts ---
+
+
+async def change(client: httpx.AsyncClient, name: str, action: str) -> tuple[int, dict[str, object]]:
+    response = await client.post(f"/admin/models/{name}", json={"action": action}, headers=ADMIN)
+    return response.status_code, response.json()
+
+
+async def test_admin(pico_artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(pico_artifact, tmp_path / "second")
+    async with serving(api_keys=KEYS, models=tmp_path, device="cpu") as client:
+        names = [model["model"] for model in (await client.get("/admin/models", headers=ADMIN)).json()["models"]]
+        assert names == ["dummy", "second"]
+        body = {"smiles": "CCO", "tasks": ["bbbp"], "model": "second"}
+        before = (await client.post("/predict", json=body, headers=ADMIN)).json()
+        assert before["model"]["name"] == "pico"
+        status, state = await change(client, "second", "reload")
+        assert (status, state["version"], state["loaded"], state["default"]) == (200, "0.1.0", True, False)
+
+        tensor = next((tmp_path / "second").glob("*.safetensors"))
+        content = bytearray(tensor.read_bytes())
+        content[-1] ^= 1
+        tensor.write_bytes(content)
+        status, problem = await change(client, "second", "reload")
+        assert (status, problem["code"]) == (422, "artifact_invalid")
+        assert (await client.post("/predict", json=body, headers=ADMIN)).json() == before
+
+        assert (await change(client, "second", "unload"))[1]["loaded"] is False
+        refusals = [await change(client, *each) for each in (("second", "reload"), ("nope", "load"), ("dummy", "unload"))]
+        assert [(status, problem["code"]) for status, problem in refusals] == [(404, "unknown_model"), (404, "unknown_model"), (409, "default_model")]
+        gone = await client.post("/predict", json=body, headers=ADMIN)
+        assert (gone.status_code, gone.json()["code"]) == (422, "unknown_model")
+        text = (await client.get("/metrics")).text
+    assert [metric(text, f'gmerging_model_loads_total{{outcome="{outcome}"}}') for outcome in ("ok", "failed", "unloaded")] == [3, 1, 1]
