@@ -67,9 +67,13 @@ class Run:
         return self._datasets[task]
 
     def pretrained_path(self) -> Path:
-        """The file of the checkpoint that all experts start from: as given, or beside the data folder. Raises CheckpointError if there is none."""
+        """The file of the checkpoint that all experts start from: as given, in the work folder, or beside the data folder.
+
+        Raises:
+            CheckpointError: there is none.
+        """
         weights = Path(self.config.pretrained.weights)
-        candidates = (weights, self.data.parent / weights)
+        candidates = (weights, self.work / weights, self.data.parent / weights)
         for path in candidates:
             if path.is_file():
                 return path
