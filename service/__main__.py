@@ -58,11 +58,15 @@ def _serve(settings: Settings) -> None:
 
 
 def _serve_alone(settings: Settings, options: dict[str, object]) -> None:
+    from prometheus_client import start_http_server
+
     from service.app import create_app
     from service.engine import load_engine
 
     # Loaded here and not by the application, so that an artifact that cannot be used is one line and not a traceback.
     app = create_app(settings, load_engine(settings.artifact, settings))
+    if settings.metrics_port is not None:
+        start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
     uvicorn.Server(uvicorn.Config(app, **options)).run()  # type: ignore[arg-type]
 
 
@@ -73,6 +77,12 @@ def _serve_together(settings: Settings, options: dict[str, object]) -> None:
     with tempfile.TemporaryDirectory(prefix="gmerging-") as folder:
         # Workers inherit it, and prometheus-client reads it when it is imported: not before here.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        if settings.metrics_port is not None:
+            from prometheus_client import start_http_server
+
+            from service.metrics import shared_registry
+
+            start_http_server(settings.metrics_port, settings.host, shared_registry())
         uvicorn.run("service.app:worker_app", factory=True, workers=settings.workers, **options)  # type: ignore[arg-type]
 
 

@@ -131,20 +131,23 @@ class Batcher(Generic[Key, Item, Result]):
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
+    # The next three are for scrapes, which may come on other threads: each takes a copy in one step.
+
     @property
     def pending_cost(self) -> int:
         """Cost of everything admitted and not yet answered."""
-        return sum(place.cost for place in self._places)
+        return sum(place.cost for place in list(self._places))
 
     @property
     def waiting_items(self) -> int:
         """Items that no pass has taken yet."""
-        return sum(len(entry.items) - entry.taken for entry in self._waiting if entry.has_more)
+        return sum(len(entry.items) - entry.taken for entry in list(self._waiting) if entry.has_more)
 
     @property
     def oldest_seconds(self) -> float:
         """How long the entry that has waited longest for its first pass has waited."""
-        return max((self._clock() - entry.arrived for entry in self._waiting if entry.has_more and not entry.taken), default=0.0)
+        arrivals = [entry.arrived for entry in list(self._waiting) if entry.has_more and not entry.taken]
+        return self._clock() - min(arrivals) if arrivals else 0.0
 
     def now(self) -> float:
         """The time on the clock that deadlines are set by."""

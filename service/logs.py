@@ -1,12 +1,11 @@
 """Logs on standard error: one JSON object a line, or plain text. Every record that is made while a request is answered carries its id."""
 
+import json
 import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
-
-import orjson
 
 from service.settings import Settings
 
@@ -31,7 +30,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _OWN}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode("utf-8", "replace")
+        return json.dumps(line, default=str, separators=(",", ":"))  # in ASCII: a client's text may hold what no encoding can
 
 
 class TextFormatter(logging.Formatter):

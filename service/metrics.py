@@ -13,7 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from service.batcher import PassStatistics
 
@@ -40,7 +42,7 @@ _USUAL_ATOMS = np.array([1, 5, 6, 7, 8, 9, 11, 14, 15, 16, 17, 19, 35, 53]) - 1
 
 @dataclass(frozen=True)
 class Gauges:
-    """What a scrape reads off the running service."""
+    """What a scrape reads off the running service, perhaps on another thread than the service's."""
 
     ready: bool
     queue_molecules: int
@@ -62,7 +64,9 @@ class Metrics:
             losses: why a parser process may be lost.
         """
         self._multiprocess = MULTIPROCESS_FOLDER in os.environ
+        self._read_gauges: Callable[[], Gauges] | None = None
         self.registry = registry = CollectorRegistry()
+        registry.register(_Before(self.refresh))
         if not self._multiprocess:
             ProcessCollector(registry=registry)
             PlatformCollector(registry=registry)
@@ -104,7 +108,6 @@ class Metrics:
         self._gpu_bytes = gauge("gpu_memory_bytes", "GPU memory that torch holds", "livesum")
         self._jobs_waiting = gauge("jobs_waiting", "Jobs that wait or run", "livemostrecent")
         self._item_codes = frozenset(item_codes)
-        self._read_gauges: Callable[[], Gauges] | None = None
         self._create_series(item_codes, losses)
 
     def _create_series(self, item_codes: Sequence[str], losses: Sequence[str]) -> None:
@@ -139,8 +142,10 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
+        if not self._multiprocess:
+            return generate_latest(self.registry)
         self.refresh()
-        return shared_exposition() if self._multiprocess else generate_latest(self.registry)
+        return generate_latest(shared_registry())
 
     def model_loaded(self, model: str, artifact: tuple[str, str, str], device: str) -> None:
         """Say which artifact (name, version, digest) answers for a model, in place of any other."""
@@ -217,8 +222,20 @@ class Metrics:
         self._entropy.labels(model, task).inc(max(0.0, float(entropy.sum())))
 
 
-def shared_exposition() -> bytes:
+class _Before(Collector):
+    """Has something done at the beginning of a scrape: collectors are asked in the order in which they were registered."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+
+    def collect(self) -> list[Metric]:
+        """Nothing of its own."""
+        self._work()
+        return []
+
+
+def shared_registry() -> CollectorRegistry:
     """The metrics of all processes of a service with several."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
-    return generate_latest(registry)
+    return registry

@@ -49,7 +49,7 @@ class ObserveRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started = scope["arrived"] = time.perf_counter()
         headers = Headers(scope=scope)
         identity = _request_id(headers)
         token = request_id.set(identity)

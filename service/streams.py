@@ -248,12 +248,18 @@ class StreamedResponse(Response):
     Starlette's own takes messages off `receive` to see whether the client is there.
     """
 
-    def __init__(self, parts: AsyncGenerator[bytes, None], media_type: str, headers: dict[str, str], places: StreamPlaces) -> None:
+    def __init__(
+        self, parts: AsyncGenerator[bytes, None], media_type: str, headers: dict[str, str], places: StreamPlaces, on_end: Callable[[], None]
+    ) -> None:
         """Prepare to send `parts`. Raises TooManyStreamsError if there is no place for another stream; then nothing has been sent."""
         super().__init__(media_type=media_type, headers=headers)
         del self.headers["content-length"]
-        places.take()
-        self._parts, self._places = parts, places
+        try:
+            places.take()
+        except TooManyStreamsError:
+            on_end()
+            raise
+        self._parts, self._places, self._on_end = parts, places, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; a client that takes nothing for `STALL_SECONDS` is given up."""
@@ -267,6 +273,7 @@ class StreamedResponse(Response):
             log.info("the client of a stream went away")
         finally:
             self._places.give_back()
+            self._on_end()
             await self._parts.aclose()
 
 

@@ -1,10 +1,13 @@
 """What routes share: the parts of the application, the checks on a question, the descriptions of problems."""
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from models.unified import Routing
@@ -16,6 +19,7 @@ from service.security import Client
 from service.services import Services
 
 T = TypeVar("T")
+_READ_AHEAD_BYTES = 1024**2
 
 _REASONS = {
     400: "The body is not JSON",
@@ -68,10 +72,11 @@ TimeoutHeader = Annotated[
 ]
 
 
-def seconds_left(services: Services, timeout: float | None) -> float:
-    """Until the deadline of a request that comes now."""
+def seconds_left(request: Request, services: Services, timeout: float | None) -> float:
+    """Until the deadline of a request, on the clock that its arrival was read from."""
     limit = services.settings.request_timeout_seconds
-    return limit if timeout is None else min(timeout, limit)
+    arrived: float = request.scope["arrived"]
+    return (limit if timeout is None else min(timeout, limit)) - (time.perf_counter() - arrived)
 
 
 def question_of(models: ModelRegistry, model: str | None, tasks: Sequence[str] | None, routing: Routing) -> Question:
@@ -98,23 +103,52 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | Non
         gone.cancel()
 
 
-async def body_until_gone(request: Request, gone: asyncio.Future[None]) -> AsyncIterator[bytes]:
-    """The body's chunks; after the last, `gone` is done as soon as the client goes away. Raises ClientDisconnect if it does so before."""
-    async for chunk in request.stream():
-        yield chunk
-    watch_client(request, gone)
+class Body:
+    """The body of a request while it comes, and news of its client.
 
+    It reads ahead, up to `_READ_AHEAD_BYTES`: a server tells that a client has gone away only to who asks for the next part of the body.
 
-def watch_client(request: Request, gone: asyncio.Future[None]) -> None:
-    """Set `gone` when the client of a request whose body has been read goes away."""
+    Attributes:
+        gone: done when the client has gone away.
+    """
 
-    def tell(_: asyncio.Task[None]) -> None:
-        if not gone.done():
-            gone.set_result(None)
+    def __init__(self, receive: Receive) -> None:
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._parts: deque[bytes] = deque()
+        self._complete = False
+        self._changed = asyncio.Event()
+        self._reading = asyncio.create_task(self._read(receive), name="read body")
 
-    watching = asyncio.create_task(_disconnected(request.receive), name="watch client")
-    watching.add_done_callback(tell)
-    gone.add_done_callback(lambda _: watching.cancel())
+    async def parts(self) -> AsyncIterator[bytes]:
+        """As they come. Raises ClientDisconnect."""
+        while True:
+            while self._parts:
+                part = self._parts.popleft()
+                self._changed.set()
+                yield part
+            if self.gone.done():
+                raise ClientDisconnect
+            if self._complete:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def close(self) -> None:
+        """Read no more."""
+        self._reading.cancel()
+
+    async def _read(self, receive: Receive) -> None:
+        while not self.gone.done():
+            while sum(map(len, self._parts)) > _READ_AHEAD_BYTES:
+                self._changed.clear()
+                await self._changed.wait()
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.gone.set_result(None)
+            else:
+                self._parts.append(message.get("body", b""))
+                self._complete = not message.get("more_body", False)
+            self._changed.set()
 
 
 async def _disconnected(receive: Receive) -> None:

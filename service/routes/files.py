@@ -15,7 +15,7 @@ from service.files import MEDIA_TYPES, FileFormat, FileKind, MoleculeFile, Outpu
 from service.jobs import Job, JobState, JobStore, file_groups
 from service.pipeline import Question
 from service.problems import ProblemError
-from service.routes.common import AcceptingDep, ClientDep, ServicesDep, body_until_gone, problems, question_of, watch_client
+from service.routes.common import AcceptingDep, Body, ClientDep, ServicesDep, problems, question_of
 from service.schemas import JobOut, JobsResponse
 from service.security import Client
 from service.services import Services
@@ -75,10 +75,10 @@ async def predict_stream(
     service ends early ends with a line of nothing but an `error`, which says how many lines were answered.
     """
     question = _question(services, model, tasks, routing)
-    gone = asyncio.get_running_loop().create_future()
-    groups = ndjson_groups(body_until_gone(request, gone), services.settings.max_body_bytes)
-    lines = ndjson_answers(groups, Answerer(services.pipeline, question, services.keys, client), explain_routing, gone)
-    return StreamedResponse(lines, "application/x-ndjson", model_headers(question), services.streams)
+    body = Body(request.receive)
+    groups = ndjson_groups(body.parts(), services.settings.max_body_bytes)
+    lines = ndjson_answers(groups, Answerer(services.pipeline, question, services.keys, client), explain_routing, body.gone)
+    return StreamedResponse(lines, "application/x-ndjson", model_headers(question), services.streams, body.close)
 
 
 @router.post(
@@ -119,10 +119,9 @@ async def predict_file(
     if services.jobs is not None and long:
         job = await asyncio.to_thread(services.jobs.create, file.file, _name(client), file_format, question, output)
         return Response(_shown(job).model_dump_json(), 202, {"Location": f"/jobs/{job.id}"}, "application/json")
-    gone = asyncio.get_running_loop().create_future()
-    watch_client(request, gone)
-    rows = _answer_file(opened, Answerer(services.pipeline, question, services.keys, client), output, gone)
-    return StreamedResponse(rows, MEDIA_TYPES[output], model_headers(question), services.streams)
+    body = Body(request.receive)  # it has been read: what is left is whether the client is there
+    rows = _answer_file(opened, Answerer(services.pipeline, question, services.keys, client), output, body.gone)
+    return StreamedResponse(rows, MEDIA_TYPES[output], model_headers(question), services.streams, body.close)
 
 
 async def _answer_file(file: MoleculeFile, answerer: Answerer, output: OutputKind, gone: asyncio.Future[None]) -> AsyncGenerator[bytes, None]:

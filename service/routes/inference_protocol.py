@@ -92,7 +92,7 @@ async def infer(name: _ModelPath, request: Request, services: AcceptingDep, clie
     tasks = None if asked.outputs is None else list(dict.fromkeys(output.name for output in asked.outputs))
     question = question_of(services.models, name, tasks or None, asked.parameters.routing)
     services.keys.spend(client, len(smiles))
-    results = await unless_gone(request.receive, services.pipeline.predict(question, smiles, seconds_left(services, timeout)))
+    results = await unless_gone(request.receive, services.pipeline.predict(question, smiles, seconds_left(request, services, timeout)))
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     for index, result in enumerate(results):

@@ -38,7 +38,7 @@ async def predict(
     sources = _sources(body, services.settings.max_molecules)
     question = question_of(services.models, body.model, body.tasks, body.routing)
     services.keys.spend(client, len(sources))
-    results = await unless_gone(request.receive, services.pipeline.predict(question, sources, seconds_left(services, timeout)))
+    results = await unless_gone(request.receive, services.pipeline.predict(question, sources, seconds_left(request, services, timeout)))
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if len(results) == 1 and isinstance(results[0], Unreadable):

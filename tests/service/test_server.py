@@ -1,12 +1,17 @@
 """The service over real HTTP on a real port: a process of its own, started as an operator starts it."""
 
+import contextlib
+import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +26,7 @@ from models.featurize import featurize
 from models.unified import DEFAULT_ROUTING
 from service.engine import ArtifactEngine, load_engine
 from service.schemas import PredictResponse
+from service.security import new_key
 from service.settings import RELEASED_ARTIFACT
 from tests.service.doubles import metric, settings_of
 
@@ -191,6 +197,101 @@ def test_chunked_body_over_the_limit_is_refused(server: Server) -> None:
         assert response.status_code == 413
         assert response.json()["code"] == "body_too_large"
         assert client.get("/healthz").status_code == 200
+
+
+def get(url: str) -> int:
+    return httpx.get(url, timeout=30).status_code
+
+
+def test_draining_says_no_first_and_still_answers(pico_artifact: Path) -> None:
+    with process(port=0, artifact=pico_artifact, device="cpu", drain_seconds=1.5) as (running, url):
+        assert get(f"{url}/readyz") == 200
+        running.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        while get(f"{url}/readyz") == 200:
+            assert time.monotonic() - started < 1
+        assert (get(f"{url}/v2/health/ready"), get(f"{url}/healthz")) == (503, 200)
+        assert httpx.post(f"{url}/predict", json={"smiles": "CCO"}, timeout=30).status_code == 200
+        assert running.wait(30) == 0
+        assert time.monotonic() - started >= 1.4
+
+
+def test_stream_ends_with_a_reason_when_the_service_stops(pico_artifact: Path) -> None:
+    with process(port=0, artifact=pico_artifact, device="cpu") as (running, url):
+        told = threading.Event()
+
+        def lines() -> Iterator[bytes]:
+            yield b'"CCO"\n'
+            told.wait(30)
+            time.sleep(0.2)
+            yield b'"C"\n'
+
+        with httpx.Client(timeout=30) as client, ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.post, f"{url}/predict/stream", content=lines())
+            while metric(client.get(f"{url}/metrics").text, 'gmerging_molecules_total{outcome="ok"}') == 0:
+                assert not answer.done()
+            running.send_signal(signal.SIGTERM)
+            told.set()
+            received = [json.loads(line) for line in answer.result().text.splitlines()]
+        assert running.wait(30) == 0
+    assert (received[0]["smiles"], received[-1]["error"]["code"]) == ("CCO", "not_ready")
+    assert "1 lines were answered" in received[-1]["error"]["message"]
+
+
+def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) -> None:
+    """Shared metrics, shared orders, a worker that dies and is replaced, and a clean end."""
+    shutil.copytree(pico_artifact, tmp_path / "second")
+    key, entry = new_key("boss")
+    keys = json.dumps([{**entry.model_dump(), "admin": True}])
+    headers = {"x-api-key": key}
+    with process(port=0, artifact=pico_artifact, models=tmp_path, device="cpu", workers=2, api_keys=keys) as (running, url):
+
+        def text() -> str:
+            return httpx.get(f"{url}/metrics", timeout=30).text
+
+        def ask() -> httpx.Response:  # a connection of its own each, so that all workers get some
+            return httpx.post(f"{url}/predict", json={"smiles": "CCO"}, headers=headers, timeout=30)
+
+        until(lambda: metric(text(), "gmerging_ready") == 1)
+        assert {ask().status_code for _ in range(20)} == {200}
+        assert metric(text(), 'gmerging_molecules_total{outcome="ok"}') == 20
+
+        def models() -> list[str]:
+            return list(httpx.get(f"{url}/model", headers=headers, timeout=30).json()["models"])
+
+        assert httpx.post(f"{url}/admin/models/second", json={"action": "unload"}, headers=headers, timeout=30).status_code == 200
+        time.sleep(2.5)
+        assert {tuple(models()) for _ in range(12)} == {("pico",)}
+
+        children = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+        workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        time.sleep(1)
+        until(lambda: {ask().status_code for _ in range(8)} == {200})
+        assert metric(text(), 'gmerging_molecules_total{outcome="ok"}') >= 28  # nothing that was counted is forgotten
+        until(lambda: {tuple(models()) for _ in range(8)} == {("pico",)})  # nor what the new worker's predecessor was told
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_metrics_on_their_own_port(pico_artifact: Path, workers: int) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with process(port=0, artifact=pico_artifact, device="cpu", metrics_port=port, workers=workers) as (_, url):
+        until(lambda: metric(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text, "gmerging_ready") == 1)
+        assert get(f"{url}/metrics") == 404
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(300):
+        with contextlib.suppress(httpx.HTTPError, StopIteration):
+            if holds():
+                return
+        time.sleep(0.1)
+    pytest.fail("it does not come to hold")
 
 
 def test_sigterm_finishes_what_is_in_flight(pico_artifact: Path) -> None:
