@@ -27,6 +27,8 @@ RUN pip install --no-deps .
 FROM python:3.11-slim-bookworm
 
 COPY --from=build /opt/venv /opt/venv
+# For jobs, where GMERGING_JOBS says so. A new volume takes its owner from the folder that it is mounted on.
+RUN install --directory --owner=10001 --group=10001 /var/lib/gmerging
 # Listening on all addresses is right inside a container: who can reach the port is decided where it is published.
 # HOME, because the user below has no entry in /etc/passwd and torch asks for a place to cache in.
 ENV PATH=/opt/venv/bin:$PATH \

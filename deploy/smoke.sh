@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Build the image, start the service and Prometheus, predict, and see the prediction in Prometheus; then take everything down.
-# Needs Docker with Compose v2 and curl. Exits with 0 only if all of it held.
+# Build the image, start the service and Prometheus, predict, and see the prediction in Prometheus and everything else on the dashboard; then take
+# everything down. Needs Docker with Compose v2, curl and Python 3. Exits with 0 only if all of it held.
 #
 #   SMOKE_PORT, SMOKE_PROMETHEUS_PORT   ports on this machine (18000, 19090)
 #   COMPOSE_FILE                        other compose files, as Compose itself reads it
@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 
 export COMPOSE_PROJECT_NAME=gmerging-smoke
 export GMERGING_PUBLISHED_PORT=${SMOKE_PORT:-18000} PROMETHEUS_PUBLISHED_PORT=${SMOKE_PROMETHEUS_PORT:-19090}
+export GMERGING_WORKERS=1 # several do not tell their CPU time and memory, and the dashboard shows both
 SERVICE=http://127.0.0.1:$GMERGING_PUBLISHED_PORT
 PROMETHEUS=http://127.0.0.1:$PROMETHEUS_PUBLISHED_PORT
 COUNTER='sum(gmerging_requests_total{route="/predict",status="200"})'
@@ -60,8 +61,26 @@ predict '{"smiles": "CC(=O)Oc1ccccc1C(=O)O"}' >/dev/null
 until_query "$COUNTER == $before + 1"
 say "a /predict moved its counter in Prometheus from $before to $(query "$COUNTER")"
 
+job=$(printf 'CCO\nc1ccccc1\n' |
+    curl --silent --show-error --fail --header 'prefer: respond-async' --form 'file=@-;filename=molecules.smi' "$SERVICE/predict/file")
+grep -q '"state":"queued"' <<<"$job" || fail "no job: $job"
+until_query 'sum(gmerging_jobs_total{outcome="done"}) == 1'
+say "a file became a job, and the job is done"
+
+# New molecules each time, for an answer from the cache takes part in no pass; and longer apart than two scrapes are, for rates.
+for molecule in CCN CCCO CCCN; do
+    for routing in own moe; do
+        predict "{\"smiles\": [\"$molecule\", \"CCO\", \"[Se]\", \"not a molecule\"], \"routing\": \"$routing\"}" >/dev/null
+    done
+    predict '{"smiles": "not a molecule"}' 2>/dev/null && fail "what is not a molecule was answered"
+    sleep 6
+done
+shown=$(python3 deploy/query_panels.py "127.0.0.1:$PROMETHEUS_PUBLISHED_PORT" bbbp)
+say "$shown"
+
 rules=$(curl --silent --fail "$PROMETHEUS/api/v1/rules")
 grep -q '"name":"GMergingDown"' <<<"$rules" || fail "Prometheus has not read the alert rules: $rules"
+grep -q '"health":"err"' <<<"$rules" && fail "an alert rule cannot be evaluated: $rules"
 say "the alert rules are loaded"
 
 docker compose stop service

@@ -1,6 +1,7 @@
 """The application: joins settings, engines, routes and middleware. Nothing is built when this module is imported."""
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -37,6 +38,8 @@ from service.services import Services
 from service.settings import Settings, load_settings
 from service.streams import StreamPlaces
 from service.tracing import start_tracing, stop_tracing
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = "One merged graph neural network with a small adapter bank answers every task of every molecule."
 
@@ -168,6 +171,7 @@ def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
         stop = handlers[signal.Signals(number)]
         again = not pipeline.ready
         pipeline.drain()
+        log.info("told to stop by %s: not ready from now on, closing in %g s", signal.Signals(number).name, 0 if again else seconds)
         if not callable(stop):
             return
         if again or not seconds:

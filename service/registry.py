@@ -178,7 +178,7 @@ class ModelRegistry:
             self._metrics.model_unloaded(name, old.info.artifact, old.info.device, replaced=True)
         self._engines[name] = engine
         info = engine.info
-        self._metrics.model_loaded(name, info.artifact, info.device)
+        self._metrics.model_loaded(name, info.artifact, info.device, info.tasks)
         log.info("model %s: answering from %s %s (%s) on %s", name, info.name, info.version, info.digest[:12], info.device)
 
     def _remove(self, name: str) -> None:
