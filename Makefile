@@ -7,7 +7,7 @@ TORCH_PIP ?=
 TORCH := torch==2.13.0
 THREADS ?= 1
 
-.PHONY: help serve test check release smoke clean
+.PHONY: help serve test check release audit smoke clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -36,6 +36,10 @@ test: check ## style, types and all tests
 
 release: $(VENV)/.dev ## the offline chain with real data: fine-tune, merge, train adapters, evaluate, write the artifact (about two hours)
 	$(BIN)/gmerging release --config gcn_supervised_contextpred.yaml --processes 2 --threads $(THREADS)
+
+audit: $(VENV)/.dev ## known vulnerabilities of the pinned packages (asks a public database)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --disable-pip --no-deps --requirement constraints.txt
 
 smoke: ## build and start the containers, predict, ask Prometheus, take them down
 	bash deploy/smoke.sh

@@ -104,9 +104,10 @@ class Service:
         """How many answers are not those of their molecules."""
         if len(predictions) != len(smiles):
             return abs(len(predictions) - len(smiles)) + len(smiles)
-        return sum(not self._is_right(text, k, item) for k, (text, item) in enumerate(zip(smiles, predictions, strict=True)))
+        return sum(not self.is_right(text, k, item) for k, (text, item) in enumerate(zip(smiles, predictions, strict=True)))
 
-    def _is_right(self, smiles: str, index: int, item: dict[str, Any]) -> bool:
+    def is_right(self, smiles: str, index: int, item: dict[str, Any]) -> bool:
+        """Whether an item is the answer for a molecule at a place."""
         if item["index"] != index or "error" in item:
             return False
         return all(np.allclose(list(item["tasks"][task].values()), self.expected[smiles][task], atol=TOLERANCE) for task in TASKS)
@@ -255,6 +256,64 @@ async def load(folder: Path, seconds: float) -> dict[str, Any]:
         "memory_growth": round(growth, 4),
     }
     return {**tally.report(), **figures, "late": sum(each > deadline for each in tally.seconds)}
+
+
+async def stream(folder: Path, seconds: float) -> dict[str, Any]:
+    """One stream of a thousand lines for each second of the other scenarios, read while it is written, with memory watched; every line compared."""
+    wrong = answered = 0
+    memory: list[int] = []
+    async with running(folder) as service:
+        started = time.perf_counter()
+        sent: list[str] = []
+
+        async def lines() -> AsyncIterator[bytes]:
+            draw = random.Random(0)
+            for _ in range(int(10 * seconds)):
+                some = draw.choices(service.smiles, k=100)
+                sent.extend(some)
+                yield "".join(f'"{smiles}"\n' for smiles in some).encode()
+
+        host, port = service.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=2**20)  # httpx writes all before it reads
+        head = (
+            f"POST /predict/stream?tasks={'&tasks='.join(TASKS)} HTTP/1.1\r\nhost: x\r\nx-api-key: {ADMIN_KEY}\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        writer.write(head.encode())
+
+        async def write() -> None:
+            async for part in lines():
+                writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+
+        writing = asyncio.create_task(write())
+        await reader.readuntil(b"\r\n\r\n")
+        looked = 0.0
+        async for line in _body_lines(reader):
+            item = json.loads(line)
+            wrong += not service.is_right(sent[answered], answered, item)
+            answered += 1
+            if time.perf_counter() - looked > 1:
+                looked = time.perf_counter()
+                memory.append(service.memory_bytes())
+        await writing
+        writer.close()
+        took = time.perf_counter() - started
+    tenth = max(1, len(memory) // 10)
+    growth = float(np.median(memory[-tenth:]) / np.median(memory[tenth : 2 * tenth]) - 1)
+    counts = {"lines": len(sent), "answered": answered, "lost": len(sent) - answered, "wrong": wrong}
+    return {**counts, "seconds": round(took, 1), "memory_bytes": int(np.median(memory)), "memory_growth": round(growth, 4)}
+
+
+async def _body_lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of a chunked body."""
+    rest = b""
+    while size := int(await reader.readline(), 16):
+        *lines, rest = (rest + await reader.readexactly(size)).split(b"\n")
+        await reader.readline()
+        for line in lines:
+            yield line
 
 
 async def parser_killed(folder: Path, seconds: float) -> dict[str, Any]:
@@ -464,6 +523,7 @@ async def termination(folder: Path, seconds: float) -> dict[str, Any]:
 
 SCENARIOS: dict[str, Callable[[Path, float], Awaitable[dict[str, Any]]]] = {
     "load": load,
+    "stream": stream,
     "parser_killed": parser_killed,
     "reloads": reloads,
     "disconnects": disconnects,
@@ -485,7 +545,7 @@ def main() -> None:
     chosen = parser.parse_args()
     results: dict[str, Any] = json.loads(chosen.results.read_text()) if chosen.results.is_file() else {}
     for name in tqdm(chosen.scenarios or SCENARIOS, unit="scenario"):
-        seconds = chosen.seconds or (120.0 if name == "load" else 20.0)
+        seconds = chosen.seconds or (120.0 if name in ("load", "stream") else 20.0)
         with tempfile.TemporaryDirectory() as folder:
             figures = asyncio.run(SCENARIOS[name](Path(folder), seconds))
         results[name] = {"what": " ".join((SCENARIOS[name].__doc__ or "").split()), **figures}
