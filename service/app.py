@@ -22,7 +22,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.engine import Engine, load_engine
 from service.inference_protocol import InferRequest
-from service.jobs import JobRunner, JobStore
+from service.job_runner import JobRunner
+from service.jobs import JobStore
 from service.logs import configure_logging
 from service.metrics import MULTIPROCESS_FOLDER, Metrics
 from service.middleware import Authenticate, BodyLimit, LimitBody, ObserveRequests

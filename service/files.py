@@ -1,12 +1,14 @@
-"""Files of molecules, in and out: CSV, SMI and SDF in, CSV and NDJSON out. Everything here blocks, and takes no more memory than a few records.
+"""Files of molecules, in and out: CSV, SMI and SDF in, CSV and NDJSON out. Reading blocks, and takes no more memory than a few records.
 
 Every record of a file gets its row of the answer: one that cannot be read has an error in it.
 """
 
+import asyncio
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePath
 from typing import BinaryIO, Literal
 
@@ -17,7 +19,7 @@ from service.answers import item, named
 from service.engine import EngineInfo
 from service.pipeline import Result
 from service.reading import MolBlock, Source, Unreadable
-from service.streams import Record
+from service.streams import GROUP, Record
 
 FileKind = Literal["csv", "tsv", "smi", "sdf"]
 OutputKind = Literal["csv", "ndjson"]
@@ -157,6 +159,12 @@ def _rows(lines: Iterator[str], delimiter: str, columns: tuple[str, ...], smiles
         if len(row) != len(columns):
             source = Unreadable("invalid_row", f"got {len(row)} columns, expected {len(columns)}")
         yield Record(source, tuple((row + [""] * len(columns))[: len(columns)]))
+
+
+async def file_groups(file: MoleculeFile) -> AsyncIterator[list[Record]]:
+    """The records of a file in groups, read off the event loop."""
+    while group := await asyncio.to_thread(lambda: list(islice(file.records, GROUP))):
+        yield group
 
 
 # --- answers ---

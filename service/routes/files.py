@@ -11,8 +11,8 @@ from fastapi.responses import FileResponse
 
 from models.errors import InvalidInputError
 from models.unified import DEFAULT_ROUTING, Routing
-from service.files import MEDIA_TYPES, FileFormat, FileKind, MoleculeFile, OutputKind, ResultWriter, kind_of, open_file
-from service.jobs import Job, JobState, JobStore, file_groups
+from service.files import MEDIA_TYPES, FileFormat, FileKind, MoleculeFile, OutputKind, ResultWriter, file_groups, kind_of, open_file
+from service.jobs import Job, JobState, JobStore
 from service.pipeline import Question
 from service.problems import ProblemError
 from service.routes.common import AcceptingDep, Body, ClientDep, ServicesDep, problems, question_of
@@ -36,6 +36,11 @@ def _question(services: Services, model: str | None, tasks: list[str] | None, ro
     return question_of(services.models, model, tasks, routing)
 
 
+_TEXT = {"schema": {"type": "string"}}
+_FILE_ANSWER: dict[str, Any] = {
+    "content": {"text/csv": _TEXT, "application/x-ndjson": _TEXT},
+    "description": "A row for every record of the file, in order",
+}
 _STREAM_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -55,7 +60,7 @@ _STREAM_BODY: dict[str, Any] = {
     summary="Predict for as many molecules as you like, line by line",
     response_class=Response,
     responses={
-        200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}, "description": "A line for every line, in order"},
+        200: {"content": {"application/x-ndjson": _TEXT}, "description": "A line for every line, in order"},
         **problems(401, 422, 429, 503),
     },
     openapi_extra=_STREAM_BODY,
@@ -87,10 +92,7 @@ async def predict_stream(
     summary="Predict for a file: CSV, TSV, SMI or SDF",
     response_class=Response,
     responses={
-        200: {
-            "content": {"text/csv": {"schema": {"type": "string"}}, "application/x-ndjson": {"schema": {"type": "string"}}},
-            "description": "A row for every record of the file, in order",
-        },
+        200: _FILE_ANSWER,
         202: {"model": JobOut, "description": "The file is long: its job, also in `Location`"},
         **problems(400, 401, 408, 413, 422, 429, 500, 503),
     },
@@ -151,10 +153,7 @@ async def get_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> J
     summary="What a job answered",
     response_class=Response,
     responses={
-        200: {
-            "content": {"text/csv": {"schema": {"type": "string"}}, "application/x-ndjson": {"schema": {"type": "string"}}},
-            "description": "A row for every record of the file, in order",
-        },
+        200: _FILE_ANSWER,
         **problems(401, 404, 409, 503),
     },
 )

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service import jobs
+from service import job_runner, jobs
 from service.files import FileFormat
 from service.jobs import Job, JobStore
 from service.pipeline import Question
@@ -25,8 +25,8 @@ ASYNC = {"prefer": "respond-async"}
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(jobs, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(job_runner, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(job_runner, "_SAVE_SECONDS", 0.0)
 
 
 @asynccontextmanager
