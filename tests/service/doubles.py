@@ -70,15 +70,15 @@ def metric(text: str, name: str) -> float:
     return next(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name + " "))
 
 
-def save_pico_artifact(folder: Path) -> Path:
+def save_pico_artifact(folder: Path, labels_of: dict[str, tuple[str, ...]] = LABELS) -> Path:
     """A model with random weights that is small but has every part."""
     torch.manual_seed(7)
     config = BackboneConfig(kind="gcn", num_layers=2, hidden_dim=8)
-    experts = {task: Expert(config, 2, labels) for task, labels in LABELS.items()}
+    experts = {task: Expert(config, 2, labels) for task, labels in labels_of.items()}
     for expert in experts.values():
         for site in expert.adapters.sites:
             torch.nn.init.normal_(site.up)  # zero by default, and then every expert would be the same
     router = RouterConfig(temperature=0.5, graph_temperature=0.5)  # soft, so that mixing shows in the answers
-    tasks = {task: TaskInfo(labels=labels, description=f"the {task} set") for task, labels in LABELS.items()}
+    tasks = {task: TaskInfo(labels=labels, description=f"the {task} set") for task, labels in labels_of.items()}
     save_artifact(folder, make_manifest("pico", "0.1.0", config, 2, router, tasks), Backbone(config), experts)
     return folder

@@ -16,7 +16,7 @@ from service import registry as registry_module
 from service.engine import Engine
 from service.metrics import Metrics
 from service.registry import DefaultModelError, ModelRegistry, UnknownModelError
-from tests.service.doubles import DummyEngine, metric, serving
+from tests.service.doubles import LABELS, DummyEngine, metric, save_pico_artifact, serving
 
 pytestmark = pytest.mark.anyio
 ADMIN = {"authorization": "Bearer admin"}
@@ -173,3 +173,28 @@ async def test_admin(pico_artifact: Path, tmp_path: Path) -> None:
         assert (gone.status_code, gone.json()["code"]) == (422, "unknown_model")
         text = (await client.get("/metrics")).text
     assert [metric(text, f'gmerging_model_loads_total{{outcome="{outcome}"}}') for outcome in ("ok", "failed", "unloaded")] == [3, 1, 1]
+
+
+async def test_reload_adds_and_removes_tasks(pico_artifact: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pico_artifact, tmp_path / "second"))
+    body = {"smiles": "CCO", "model": "second"}
+    async with serving(api_keys=KEYS, models=tmp_path, device="cpu") as client:
+        for labels in ({"bbbp": ("p_np",)}, {**LABELS, "ninth": ("a", "b")}):
+            shutil.rmtree(folder)
+            save_pico_artifact(folder, labels)
+            assert (await change(client, "second", "reload"))[0] == 200
+            (item,) = (await client.post("/predict", json=body, headers=ADMIN)).json()["predictions"]
+            assert {task: tuple(values) for task, values in item["tasks"].items()} == labels
+
+
+async def test_request_under_way_ends_with_the_model_it_began_with(tmp_path: Path, engine: DummyEngine) -> None:
+    save_pico_artifact(tmp_path / "main")
+    async with serving(engine, api_keys=KEYS, artifact=tmp_path / "main", device="cpu") as client:
+        engine.gate.clear()
+        old = asyncio.create_task(client.post("/predict", json={"smiles": "C", "tasks": ["bbbp"]}, headers=ADMIN))
+        await asyncio.to_thread(engine.entered.acquire)
+        assert (await change(client, "dummy", "reload"))[0] == 200
+        new = asyncio.create_task(client.post("/predict", json={"smiles": "C", "tasks": ["bbbp"]}, headers=ADMIN))
+        await asyncio.sleep(0.1)
+        engine.gate.set()
+        assert [(await each).json()["model"]["name"] for each in (old, new)] == ["dummy", "pico"]
