@@ -13,6 +13,7 @@ Chirality tags and bond directions depend on the order in which a SMILES happens
 SMILES, so that every spelling of a molecule gives one graph.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,10 +68,35 @@ def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None)
         mol = read_smiles(smiles, strict)
         if max_atoms is not None and mol.GetNumAtoms() > max_atoms:
             raise MoleculeError("too_many_atoms", f"got {mol.GetNumAtoms()} atoms, expected at most {max_atoms}")
-        canonical = Chem.MolToSmiles(mol)
-        if any(mark in canonical for mark in "@/\\"):
-            mol = read_smiles(canonical, strict)
+        if strict and "~" in smiles:  # RDKit reads it as a single bond where it closes a ring
+            raise MoleculeError(
+                "bond_type", f"got an unspecified bond (~) in {_shown(smiles.strip())}, expected single, double, triple, aromatic or dative"
+            )
+        mol, canonical = _canonical(mol, strict)
         return Molecule(canonical, MolGraph(torch.from_numpy(_atoms(mol, canonical, strict)), *_bonds(mol, canonical, strict)))
+
+
+_ORDER_MATTERS = ("@", "/", "\\", "[H]", "=I", "I=", "->", "<-")
+"""In a canonical SMILES: reading it again may give other features, or another canonical SMILES (hydrogens kept for stereo that is none, I=O)."""
+
+
+def _canonical(mol: Chem.Mol, strict: bool) -> tuple[Chem.Mol, str]:
+    """The molecule as its canonical SMILES reads, and this. RDKit's is not always its own canonical SMILES: then the one in which repetition ends,
+    and of several that take turns the first in the alphabet, so that each of them gives the same."""
+    smiles = str(Chem.MolToSmiles(mol))
+    if not any(mark in smiles for mark in _ORDER_MATTERS):
+        return mol, smiles
+    seen: dict[str, Chem.Mol] = {}
+    while smiles not in seen and len(seen) < 8:
+        mol = seen[smiles] = read_smiles(smiles, strict)
+        smiles = str(Chem.MolToSmiles(mol))
+    if smiles in seen:
+        smiles = min(list(seen)[list(seen).index(smiles) :])
+    return seen.get(smiles, mol), smiles
+
+
+# RDKit keeps charges and hydrogens in 8 bits and isotopes in 16, without a look at what does not fit: [Na+256] would be sodium.
+_TOO_LARGE = re.compile(r"\[\d{4}|\[[^\]]*(?:[+-]|H)\d{3}")
 
 
 def read_smiles(smiles: str, strict: bool = True) -> Chem.Mol:
@@ -80,7 +106,13 @@ def read_smiles(smiles: str, strict: bool = True) -> Chem.Mol:
         raise MoleculeError("empty_smiles", "got an empty SMILES, expected a molecule such as 'CCO'")
     if any(character.isspace() or not character.isprintable() for character in text):
         raise MoleculeError("smiles_syntax", f"got white space or control characters inside {_shown(text)}, expected one SMILES")
+    if not text.isascii():  # RDKit cuts such characters off at both ends
+        raise MoleculeError("smiles_syntax", f"got characters other than ASCII in {_shown(text)}, expected a SMILES such as 'CCO'")
     mol = Chem.MolFromSmiles(text)
+    if mol is not None and _TOO_LARGE.search(text):
+        raise MoleculeError(
+            "chemistry", f"got {_shown(text)}, which is not a possible molecule: a charge, isotope or number of hydrogens is too large"
+        )
     if mol is None:
         mol = _read_unsanitized(text, strict)
     if mol.GetNumAtoms() == 0:
@@ -97,7 +129,11 @@ def _read_unsanitized(text: str, strict: bool) -> Chem.Mol:
         mol.UpdatePropertyCache(strict=False)
         if Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True) == Chem.SANITIZE_NONE:
             return mol
-    problems = "; ".join(problem.Message() for problem in Chem.DetectChemistryProblems(mol)) or "it cannot be sanitised"
+    try:
+        problems = "; ".join(problem.Message() for problem in Chem.DetectChemistryProblems(mol))
+    except RuntimeError:  # no such element, 255 hydrogens, 255 neighbours
+        problems = ""
+    problems = problems or "it cannot be sanitised"
     raise MoleculeError("chemistry", f"got {_shown(text)}, which is not a possible molecule: {problems}")
 
 

@@ -97,7 +97,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             with _draining(services.pipeline, chosen.drain_seconds):
                 yield
 
-    app = Application(title="G-Merging", version=version("g-merging"), description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
+    app = Application(
+        title="G-Merging", version=version("g-merging"), description=DESCRIPTION, lifespan=lifespan, redoc_url=None, redirect_slashes=False
+    )
     app.state.metrics, app.state.services = metrics, None
     app.include_router(operation.router)
     if chosen.metrics_port is None:

@@ -93,7 +93,8 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         too_long = len(raw) == _LONGEST_LINE and not raw.endswith(b"\n")
         while too_long and (rest := stream.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
             pass
-        yield _TOO_LONG if too_long else raw.decode("utf-8-sig" if first else "utf-8", "replace").rstrip("\r\n")
+        text = _TOO_LONG if too_long else raw.decode("utf-8-sig" if first else "utf-8", "replace").rstrip("\r\n")
+        yield from text.split("\r")
         first = False
 
 
@@ -130,7 +131,10 @@ def _sdf_record(block: list[str]) -> Record:
 def _read_table(lines: Iterator[str], file_format: FileFormat) -> MoleculeFile:
     header = next((line for line in lines if line.strip()), "")
     delimiter = "\t" if file_format.kind == "tsv" else max(",;\t", key=header.count)
-    columns = tuple(name.strip() for name in next(csv.reader([header], delimiter=delimiter), []))
+    try:
+        columns = tuple(name.strip() for name in next(csv.reader([header], delimiter=delimiter), []))
+    except csv.Error as error:
+        raise InvalidInputError(f"got a first line that cannot be read ({error}), expected names of columns") from None
     if file_format.smiles_column is not None:
         candidates = [k for k, name in enumerate(columns) if name == file_format.smiles_column]
     else:

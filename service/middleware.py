@@ -181,7 +181,7 @@ class LimitBody:
             await self._app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "")
-        too_long = declared.isdecimal() and int(declared) > limit.max_bytes
+        too_long = declared.isdecimal() and (len(declared) > 18 or int(declared) > limit.max_bytes)
         received, complete = 0, False
         deadline = time.monotonic() + limit.seconds
 

@@ -8,6 +8,7 @@
 
 import asyncio
 import multiprocessing
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
 from models.graph import MolGraph
-from service.reading import MoleculeLimits, Parsed, Source, Unreadable, read
+from service.reading import MoleculeLimits, Parsed, Source, Unreadable, is_oversized, read
 
 Loss = Literal["timeout", "died"]
 LOSSES: tuple[Loss, ...] = ("timeout", "died")
@@ -27,6 +28,7 @@ LOSSES: tuple[Loss, ...] = ("timeout", "died")
 
 _CHUNK = 16  # about ten milliseconds of work, against half a millisecond for the way there and back
 _MOST_TIMEOUTS = 3
+_MOST_MEMORY_BYTES = 6 * 1024**3  # addresses, of which torch's libraries take most: a molecule that wants gigabytes gets an error
 
 # What crosses between processes: canonical SMILES and the graph's arrays (tensors would each take a file descriptor), or what is wrong.
 _Wire = tuple[str | None, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | Unreadable
@@ -69,9 +71,11 @@ class Parser:
     async def parse(self, sources: Sequence[Source]) -> list[Parsed | Unreadable]:
         """Read molecules, in their order."""
         request = _Request(asyncio.Semaphore(self._window))
-        chunks = [sources[begin : begin + _CHUNK] for begin in range(0, len(sources), _CHUNK)]
+        sized = [source for source in sources if not is_oversized(source, self._limits)]
+        chunks = [sized[begin : begin + _CHUNK] for begin in range(0, len(sized), _CHUNK)]
         parts = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
-        return [molecule for part in parts for molecule in part]
+        results = iter([molecule for part in parts for molecule in part])
+        return [read(source, self._limits) if is_oversized(source, self._limits) else next(results) for source in sources]
 
     def close(self) -> None:
         """Stop the processes, whatever they are at."""
@@ -135,6 +139,7 @@ def _prepare() -> None:
     someone presses Ctrl-C at the terminal of the service."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY_BYTES, _MOST_MEMORY_BYTES))
     torch.set_num_threads(1)
 
 

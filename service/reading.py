@@ -1,6 +1,7 @@
 """Text and lists to molecules: plain functions on plain data, for `service.parsing` to run in a process of their own."""
 
 import logging
+import re
 from dataclasses import dataclass
 
 from rdkit import Chem, rdBase
@@ -30,6 +31,7 @@ ITEM_CODES = (
 
 _LIMIT_NAMES = {"smiles_too_long": " (max_smiles_length)", "too_many_atoms": " (max_atoms)", "too_many_bonds": " (4 * max_atoms)"}
 _LONGEST_MESSAGE = 300
+_V3000_COUNTS = re.compile(r"^M  V30\s+COUNTS\s+(\d{1,18})\s+(\d{1,18})", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,19 @@ def cost(source: Source, limits: MoleculeLimits) -> int:
     return max(1, min(most, limits.max_atoms))
 
 
+def is_oversized(source: Source, limits: MoleculeLimits) -> bool:
+    """Whether it can be seen without reading that `read` will refuse: then it need not be sent to another process for that."""
+    if isinstance(source, GraphIn):
+        return len(source.x) > limits.max_atoms or len(source.edge_attr) > 2 * limits.max_bonds
+    return isinstance(source, str) and len(source) > limits.max_smiles_length
+
+
 def read(source: Source, limits: MoleculeLimits) -> Parsed | Unreadable:
     """Read one molecule; never raises on account of what a client sent."""
     try:
         if isinstance(source, GraphIn):
             return _read_graph(source, limits)
-        return _read_smiles(source if isinstance(source, str) else _smiles_of(source), limits)
+        return _read_smiles(source if isinstance(source, str) else _smiles_of(source, limits), limits)
     except MoleculeError as error:
         return Unreadable(error.code, _cut(str(error)) + _LIMIT_NAMES.get(error.code, ""))
     except GMergingError as error:
@@ -112,16 +121,24 @@ def _read_smiles(text: str, limits: MoleculeLimits) -> Parsed:
     return Parsed(molecule.smiles, molecule.graph)
 
 
+def _check_size(atoms: int, edges: int, limits: MoleculeLimits) -> None:
+    """Of a molecule that says how large it is. Raises MoleculeError."""
+    if atoms > limits.max_atoms:
+        raise MoleculeError("too_many_atoms", f"got {atoms} atoms, expected at most {limits.max_atoms}")
+    if edges > 2 * limits.max_bonds:
+        raise MoleculeError("too_many_bonds", f"got {edges} edges, expected at most {2 * limits.max_bonds}")
+
+
 def _read_graph(source: GraphIn, limits: MoleculeLimits) -> Parsed:
-    if len(source.x) > limits.max_atoms:
-        raise MoleculeError("too_many_atoms", f"got {len(source.x)} atoms, expected at most {limits.max_atoms}")
-    if len(source.edge_attr) > 2 * limits.max_bonds:
-        raise MoleculeError("too_many_bonds", f"got {len(source.edge_attr)} edges, expected at most {2 * limits.max_bonds}")
+    _check_size(len(source.x), len(source.edge_attr), limits)
     return Parsed(None, MolGraph.from_lists(source.x, source.edge_index, source.edge_attr))
 
 
-def _smiles_of(block: MolBlock) -> str:
+def _smiles_of(block: MolBlock, limits: MoleculeLimits) -> str:
     """The SMILES of a mol block. By way of text, so that a molecule has the same features from every format."""
+    # RDKit makes room for as many atoms as a V3000 block says that it has: gigabytes for a hundred bytes of text. V2000 has three digits for it.
+    for atoms, bonds in _V3000_COUNTS.findall(block.text.replace("-\nM  V30 ", "")):
+        _check_size(int(atoms), 2 * int(bonds), limits)
     with rdBase.BlockLogs():
         mol = Chem.MolFromMolBlock(block.text, sanitize=False)
         if mol is None:

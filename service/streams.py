@@ -32,6 +32,7 @@ STALL_SECONDS = 300.0
 
 _WINDOW = 4  # groups of one stream that are under way: one parsed, one in the model, one written, one more
 _LINE = TypeAdapter(StreamLine)
+_LONGEST_ID = 256
 
 Group = TypeVar("Group")
 Done = TypeVar("Done")
@@ -212,9 +213,10 @@ def _record(line: bytes | None, limit: int) -> Record:
         read = StreamLine(smiles=value) if isinstance(value, str) else _LINE.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = "/".join(map(str, first["loc"]))[:100]
-        own = value.get("id") if isinstance(value, dict) and isinstance(value.get("id"), str | int) else None
-        return Record(Unreadable("invalid_line", f"{where}: {first['msg'].removeprefix('Value error, ')}"), own)
+        where = "/".join(["the line", *map(str, first["loc"])])[:100]
+        own = value.get("id") if isinstance(value, dict) else None
+        harmless = (isinstance(own, str) and len(own) <= _LONGEST_ID) or (isinstance(own, int) and not isinstance(own, bool))
+        return Record(Unreadable("invalid_line", f"{where}: {first['msg'].removeprefix('Value error, ')}"), own if harmless else None)
     source: Source = read.smiles if read.smiles is not None else read.graph  # type: ignore[assignment]  # one of them is there
     return Record(source, read.id)
 

@@ -141,7 +141,7 @@ async def list_jobs(services: ServicesDep, client: ClientDep) -> JobsResponse:
     return JobsResponse(jobs=[_shown(job) for job in jobs])
 
 
-@router.get("/jobs/{job_id}", tags=["jobs"], summary="How a job stands", responses=problems(401, 404, 503))
+@router.get("/jobs/{job_id}", tags=["jobs"], summary="How a job stands", responses=problems(401, 404, 422, 503))
 async def get_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> JobOut:
     """State and progress."""
     return _shown((await _job(job_id, services, client))[1])
@@ -154,7 +154,7 @@ async def get_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> J
     response_class=Response,
     responses={
         200: _FILE_ANSWER,
-        **problems(401, 404, 409, 503),
+        **problems(401, 404, 409, 422, 503),
     },
 )
 async def get_result(job_id: _JobId, services: ServicesDep, client: ClientDep) -> Response:
@@ -166,7 +166,7 @@ async def get_result(job_id: _JobId, services: ServicesDep, client: ClientDep) -
     return FileResponse(store.result_path(job), headers=headers, media_type=MEDIA_TYPES[job.output], filename=f"{job.id}.{job.output}")
 
 
-@router.delete("/jobs/{job_id}", tags=["jobs"], summary="Stop a job, or forget one that is over", responses=problems(401, 404, 503))
+@router.delete("/jobs/{job_id}", tags=["jobs"], summary="Stop a job, or forget one that is over", responses=problems(401, 404, 422, 503))
 async def delete_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> JobOut:
     """Its files are removed at once."""
     store, job = await _job(job_id, services, client)

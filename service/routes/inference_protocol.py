@@ -61,14 +61,14 @@ async def server() -> ServerMetadata:
     return ServerMetadata(name="g-merging", version=version("g-merging"), extensions=list(EXTENSIONS))
 
 
-@router.get("/models/{name}", summary="What a model takes and gives", responses=problems(401, 404, 503))
+@router.get("/models/{name}", summary="What a model takes and gives", responses=problems(401, 404, 422, 503))
 async def metadata(name: _ModelPath, services: AcceptingDep) -> ModelMetadata:
     """Its input, SMILES, and an output for each task."""
     _check(services, name)
     return model_metadata(name, services.models.get(name).info)
 
 
-@router.get("/models/{name}/ready", summary="Does a model answer?", responses=problems(401, 404, 503))
+@router.get("/models/{name}/ready", summary="Does a model answer?", responses=problems(401, 404, 422, 503))
 async def model_ready(name: _ModelPath, services: AcceptingDep) -> dict[str, str | bool]:
     """Name and readiness."""
     _check(services, name)

@@ -69,6 +69,10 @@ def test_field_and_line_that_are_too_long() -> None:
     assert "invalid_row" in shown(records)
 
 
+def test_line_ends_of_old() -> None:
+    assert shown(opened("smiles,n\rC,1\rCC,2\r", "csv")[1]) == ["C", "CC"]
+
+
 def test_not_utf8_is_still_a_table() -> None:
     assert shown(opened(b"smiles,name\nC,caf\xe9\n", "csv")[1]) == ["C"]
 

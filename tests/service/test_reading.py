@@ -91,6 +91,10 @@ def mol_block(smiles: str, *, sanitize: bool = True) -> MolBlock:
     return MolBlock(Chem.MolToMolBlock(mol, kekulize=sanitize))
 
 
+def v3000(counts: str) -> MolBlock:
+    return MolBlock(f"\n\n\n  0  0  0     0  0            999 V3000\nM  V30 BEGIN CTAB\nM  V30 {counts}\nM  V30 END CTAB\nM  END\n")
+
+
 @pytest.mark.parametrize("smiles", SMILES)
 def test_mol_block_equals_its_smiles(smiles: str) -> None:
     from_block, from_smiles = read(mol_block(smiles), LIMITS), read(featurize(smiles).smiles, LIMITS)
@@ -108,6 +112,9 @@ def test_mol_block_equals_its_smiles(smiles: str) -> None:
         (MolBlock("no\nmol\nblock\n"), "mol_block_syntax"),
         (mol_block("C(C)(C)(C)(C)C", sanitize=False), "chemistry"),
         (mol_block("C" * 11), "too_many_atoms"),
+        (v3000("COUNTS 99999999 0 0 0 0"), "too_many_atoms"),
+        (v3000("COU-\nM  V30 NTS 99999999 0 0 0 0"), "too_many_atoms"),
+        (v3000("COUNTS 1 99999999 0 0 0"), "too_many_bonds"),
     ],
 )
 def test_unreadable_mol_block(source: MolBlock, code: str) -> None:
