@@ -76,8 +76,8 @@ def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None)
         return Molecule(canonical, MolGraph(torch.from_numpy(_atoms(mol, canonical, strict)), *_bonds(mol, canonical, strict)))
 
 
-_ORDER_MATTERS = ("@", "/", "\\", "[H]", "=I", "I=", "->", "<-")
-"""In a canonical SMILES: reading it again may give other features, or another canonical SMILES (hydrogens kept for stereo that is none, I=O)."""
+_ORDER_MATTERS = ("@", "/", "\\", "[H]", "[IH", "->", "<-")
+"""In a canonical SMILES: reading it again may give other features, or another canonical SMILES (hydrogens kept for stereo that is none, O=[IH])."""
 
 
 def _canonical(mol: Chem.Mol, strict: bool) -> tuple[Chem.Mol, str]:
