@@ -25,6 +25,7 @@ from service.inference_protocol import InferRequest
 from service.job_runner import JobRunner
 from service.jobs import JobStore
 from service.logs import configure_logging
+from service.memory import keep_flat
 from service.metrics import MULTIPROCESS_FOLDER, Metrics
 from service.middleware import Authenticate, BodyLimit, LimitBody, ObserveRequests
 from service.parsing import LOSSES
@@ -120,6 +121,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 @asynccontextmanager
 async def _running(settings: Settings, metrics: Metrics, keys: KeyRing, engine: Engine | None) -> AsyncIterator[Services]:
     """The parts of the application, started; stopped at the end, with all requests answered."""
+    keep_flat()
     if settings.tracing:
         start_tracing()
     shared = Path(os.environ[MULTIPROCESS_FOLDER]) if MULTIPROCESS_FOLDER in os.environ else None

@@ -26,7 +26,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _LONGEST_RETRY_SECONDS = 60
-_MEMORY = 0.9  # of the speed of passes: the last ten or so count
+_MARGIN = 1.5
+_MEMORY_SECONDS = 5.0
 
 
 class QueueFullError(Exception):
@@ -125,7 +126,7 @@ class Batcher(Generic[Key, Item, Result]):
         self._max_batch_cost, self._max_pending_cost = max_batch_cost, max_pending_cost
         self._waiting: deque[_Entry[Key, Item, Result]] = deque()
         self._places: set[Place] = set()
-        self._recent_cost = self._recent_seconds = 0.0
+        self._busy_from = self._recent_cost = self._recent_seconds = 0.0
         self._wake = asyncio.Event()
         self._closing = False
         self._worker: asyncio.Task[None] | None = None
@@ -183,14 +184,21 @@ class Batcher(Generic[Key, Item, Result]):
         if self._closing:
             raise QueueClosedError
         pending = self.pending_cost
-        if bounded and pending and (pending + cost > self._max_pending_cost or self._seconds_for(pending) > seconds):
+        # Who comes later takes turns with this request, so that it ends later than what waits now would have it.
+        expected = _MARGIN * self._seconds_for(pending + cost)
+        if bounded and pending and (pending + cost > self._max_pending_cost or expected > seconds):
             raise QueueFullError(max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(self._seconds_for(pending)))))
         place = Place(cost)
+        if not self._places:
+            self._busy_from = self._clock()
         self._places.add(place)
+        answered = False
         try:
             yield place
+            answered = True
         finally:
             self._places.remove(place)
+            self._account(place.cost if answered else 0)
 
     async def submit(self, key: Key, items: Sequence[Item], costs: Sequence[int], deadline: float = math.inf) -> list[Result]:
         """Answer items, in their order.
@@ -214,8 +222,17 @@ class Batcher(Generic[Key, Item, Result]):
         result: list[Result] = await answer
         return result
 
+    def _account(self, cost: int) -> None:
+        """Remember how fast work goes, from admission to answer: passes alone would not show what parsing and writing take."""
+        now = self._clock()
+        elapsed = now - self._busy_from
+        fade = math.exp(-elapsed / _MEMORY_SECONDS)
+        self._recent_cost = fade * self._recent_cost + cost
+        self._recent_seconds = fade * self._recent_seconds + elapsed
+        self._busy_from = now
+
     def _seconds_for(self, cost: int) -> float:
-        """How long work of this cost should take, as recent passes went; 0 before there were any."""
+        """How long work of this cost should take, as it went in the last seconds in which there was any; 0 before there was."""
         return cost * self._recent_seconds / self._recent_cost if self._recent_cost else 0.0
 
     async def _work(self) -> None:
@@ -273,8 +290,6 @@ class Batcher(Generic[Key, Item, Result]):
             for entry in portions:
                 entry.fail(error)
             return
-        self._recent_cost = _MEMORY * self._recent_cost + cost
-        self._recent_seconds = _MEMORY * self._recent_seconds + seconds
         begin = 0
         for entry, count in portions.items():
             entry.deliver(results[begin : begin + count])

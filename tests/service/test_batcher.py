@@ -169,34 +169,47 @@ async def test_wrong_number_of_results_is_an_error() -> None:
 
 async def test_full_queue_refuses_early_and_says_when_to_come_back() -> None:
     worker = Worker()
-    clock = iter(range(100))
-    async with held(worker, max_pending_cost=10, clock=lambda: float(next(clock))) as batcher:
+    now = [0.0]
+    async with held(worker, max_pending_cost=10, clock=lambda: now[0]) as batcher:
         with batcher.admit(8):
             assert batcher.pending_cost == 8
             with pytest.raises(QueueFullError) as refusal, batcher.admit(3):
                 pytest.fail("was let in")
-            assert refusal.value.retry_after_seconds == 1
+            assert refusal.value.retry_after_seconds == 1  # nothing is known yet
             with batcher.admit(2):
                 assert batcher.pending_cost == 10
-            worker.gate.set()
-            await batcher.submit("k", "a", [1])  # by this clock the two passes of cost 1 took 2 s and 1 s, and the first counts 0.9 times
+                now[0] = 3.0
             with pytest.raises(QueueFullError) as refusal, batcher.admit(3):
                 pytest.fail("was let in")
-            assert refusal.value.retry_after_seconds == 12  # 8 * 2.8 / 1.9, rounded up
+            assert refusal.value.retry_after_seconds == 12  # a cost of 2 took 3 s
         assert batcher.pending_cost == 0
 
 
 async def test_request_that_cannot_be_answered_in_time_is_refused_at_once() -> None:
     worker = Worker()
-    clock = iter(range(100))
-    async with held(worker, clock=lambda: float(next(clock))) as batcher:
-        worker.gate.set()
-        await batcher.submit("k", "a", [1])  # as above: about 1.5 s for a cost of 1
-        with batcher.admit(10), batcher.admit(1, seconds=20):
-            with pytest.raises(QueueFullError), batcher.admit(1, seconds=10):
-                pytest.fail("was let in")
-            with batcher.admit(1, seconds=10, bounded=False):
-                assert batcher.pending_cost == 12
+    now = [0.0]
+    async with held(worker, clock=lambda: now[0]) as batcher:
+        with batcher.admit(10):
+            with batcher.admit(1):
+                now[0] = 1.0  # a cost of 1 takes a second
+            with batcher.admit(1, seconds=17):
+                with pytest.raises(QueueFullError), batcher.admit(1, seconds=17):  # 12 s, and half as much again
+                    pytest.fail("was let in")
+                with batcher.admit(1, seconds=1, bounded=False):
+                    assert batcher.pending_cost == 12
+
+
+async def test_speed_is_that_of_the_last_seconds_and_of_what_was_answered() -> None:
+    worker = Worker()
+    now = [0.0]
+    async with held(worker, clock=lambda: now[0]) as batcher:
+        for seconds, cost in ((1.0, 1), (100.0, 1000)):
+            with batcher.admit(cost):
+                now[0] += seconds
+        with pytest.raises(ValueError, match="given up"), batcher.admit(10**6):
+            raise ValueError("given up")
+        now[0] += 1000  # idle
+        assert batcher._seconds_for(10) == pytest.approx(1.0, rel=1e-3)
 
 
 async def test_place_takes_a_better_estimate() -> None:
