@@ -469,7 +469,8 @@ async def full_disk(folder: Path, seconds: float) -> dict[str, Any]:
     script = (
         "import os, sys, threading, time\n"
         "def fill():\n"
-        "    time.sleep(float(os.environ['FILL_AFTER']))\n"
+        "    while not os.path.exists(os.environ['FILL_WHEN']):\n"
+        "        time.sleep(0.1)\n"
         "    os.dup2(os.open('/dev/full', os.O_WRONLY), 2)\n"
         "threading.Thread(target=fill, daemon=True).start()\n"
         "from service.__main__ import main\n"
@@ -481,11 +482,13 @@ async def full_disk(folder: Path, seconds: float) -> dict[str, Any]:
     wrapper.write_text(f"#!/bin/sh\nexec {real} {folder / 'run.py'}\n")
     wrapper.chmod(0o755)
     sys.executable = str(wrapper)
-    os.environ["FILL_AFTER"] = "12"
+    os.environ["FILL_WHEN"] = str(folder / "full")
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     try:
         async with running(folder) as service:
-            await asyncio.sleep(13)
+            await clients(service, Tally(), 2, 1.0)
+            (folder / "full").touch()
+            await asyncio.sleep(0.5)
             await clients(service, tally, 8, seconds)
     finally:
         sys.executable = real

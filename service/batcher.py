@@ -68,9 +68,11 @@ class Place:
     """What an admitted request takes of the queue's room.
 
     Attributes:
-        cost: may be set to a better estimate while the place is held.
+        estimate: of its cost, as it was when it came.
+        cost: that, until it is set to what is known better while the place is held.
     """
 
+    estimate: int
     cost: int
 
 
@@ -185,10 +187,10 @@ class Batcher(Generic[Key, Item, Result]):
             raise QueueClosedError
         pending = self.pending_cost
         # Who comes later takes turns with this request, so that it ends later than what waits now would have it.
-        expected = _MARGIN * self._seconds_for(pending + cost)
+        expected = _MARGIN * self._seconds_for(self._pending_estimate + cost)
         if bounded and pending and (pending + cost > self._max_pending_cost or expected > seconds):
-            raise QueueFullError(max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(self._seconds_for(pending)))))
-        place = Place(cost)
+            raise QueueFullError(max(1, min(_LONGEST_RETRY_SECONDS, math.ceil(self._seconds_for(self._pending_estimate)))))
+        place = Place(cost, cost)
         if not self._places:
             self._busy_from = self._clock()
         self._places.add(place)
@@ -198,7 +200,7 @@ class Batcher(Generic[Key, Item, Result]):
             answered = True
         finally:
             self._places.remove(place)
-            self._account(place.cost if answered else 0)
+            self._account(place.estimate if answered else 0)
 
     async def submit(self, key: Key, items: Sequence[Item], costs: Sequence[int], deadline: float = math.inf) -> list[Result]:
         """Answer items, in their order.
@@ -222,8 +224,15 @@ class Batcher(Generic[Key, Item, Result]):
         result: list[Result] = await answer
         return result
 
+    @property
+    def _pending_estimate(self) -> int:
+        return sum(place.estimate for place in self._places)
+
     def _account(self, cost: int) -> None:
-        """Remember how fast work goes, from admission to answer: passes alone would not show what parsing and writing take."""
+        """Remember how fast work goes, from admission to answer: passes alone would not show what parsing takes.
+
+        In estimates, as what waits is counted: what a cache answers costs nothing in the end, and was fast nevertheless.
+        """
         now = self._clock()
         elapsed = now - self._busy_from
         fade = math.exp(-elapsed / _MEMORY_SECONDS)

@@ -10,6 +10,7 @@ import asyncio
 import multiprocessing
 import resource
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from models.graph import MolGraph
 from service.reading import MoleculeLimits, Parsed, Source, Unreadable, is_oversized, read
@@ -28,6 +29,7 @@ LOSSES: tuple[Loss, ...] = ("timeout", "died")
 
 _CHUNK = 16  # about ten milliseconds of work, against half a millisecond for the way there and back
 _MOST_TIMEOUTS = 3
+_LOOK_SECONDS = 0.05
 _MOST_MEMORY_BYTES = 6 * 1024**3  # addresses, of which torch's libraries take most: a molecule that wants gigabytes gets an error
 
 # What crosses between processes: canonical SMILES and the graph's arrays (tensors would each take a file descriptor), or what is wrong.
@@ -63,6 +65,7 @@ class Parser:
         self._limits, self._processes, self._timeout_seconds, self._on_loss = limits, processes, timeout_seconds, on_loss
         self._window = max(1, processes - 1)
         self._closed = False
+        self._watched: set[asyncio.Future[list[_Wire]]] = set()
         # A server that was forked before there were threads, and has imported all that is needed, makes a new process in milliseconds.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([read.__module__])
@@ -110,15 +113,31 @@ class Parser:
                 return Unreadable("parse_timeout", f"took more than {self._timeout_seconds:g} s to read (parse_timeout_seconds)")
         return Unreadable("unreadable", "the process that read this molecule died, twice")
 
+    async def _in_time(self, future: "ProcessFuture[list[_Wire]]") -> list[_Wire]:
+        """The result of a task, or TimeoutError, and then its process is killed.
+
+        The pool could do that, but goes by the clock on the wall, which jumps.
+        """
+        result = asyncio.wrap_future(future)
+        started = None
+        while not result.done():
+            await asyncio.wait([result], timeout=_LOOK_SECONDS)
+            if started is None and future.running():  # until then it waits for a process
+                started = time.monotonic()
+            elif started is not None and time.monotonic() - started > self._timeout_seconds and not result.done():
+                future.cancel()
+                self._on_loss("timeout")
+                raise TimeoutError
+        return result.result()
+
     async def _run(self, chunk: Sequence[Source]) -> list[Parsed | Unreadable]:
-        """One task of the pool. It is not cancelled with its request: that would cost a process, and it ends soon."""
+        """One task of the pool. It is not cancelled with its request, which would cost a process; but it is not let go on for ever either."""
         pool = self._pool
         try:
-            future = pool.schedule(_read_all, args=[list(chunk), self._limits], timeout=self._timeout_seconds)
-            wires: list[_Wire] = await asyncio.shield(asyncio.wrap_future(future))
-        except TimeoutError:
-            self._on_loss("timeout")
-            raise
+            watched = asyncio.ensure_future(self._in_time(pool.schedule(_read_all, args=[list(chunk), self._limits])))
+            self._watched.add(watched)  # or nobody would hold on to it once its request is gone
+            watched.add_done_callback(self._watched.discard)
+            wires = await asyncio.shield(watched)
         except ProcessExpired:
             self._on_loss("died")
             raise ProcessLostError from None

@@ -199,6 +199,16 @@ async def test_request_that_cannot_be_answered_in_time_is_refused_at_once() -> N
                     assert batcher.pending_cost == 12
 
 
+async def test_speed_counts_what_came_and_not_what_it_cost() -> None:
+    worker = Worker()
+    now = [0.0]
+    async with held(worker, clock=lambda: now[0]) as batcher:
+        with batcher.admit(100) as place:
+            place.cost = 0  # all of it was in a cache
+            now[0] = 1.0
+        assert batcher._seconds_for(100) == pytest.approx(1.0)
+
+
 async def test_speed_is_that_of_the_last_seconds_and_of_what_was_answered() -> None:
     worker = Worker()
     now = [0.0]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -89,6 +90,26 @@ def test_request_full_of_them_is_given_up(parser: Parser, losses: Losses) -> Non
     assert "not tried" in results[19].message if isinstance(results[19], Unreadable) else False
     assert len(losses) == 4
     assert shown(asyncio.run(parser.parse(["C"]))) == ["C"]
+
+
+def test_request_that_is_given_up_does_not_leave_its_molecule_behind(parser: Parser, losses: Losses) -> None:
+    async def give_up() -> None:
+        requests = [asyncio.create_task(parser.parse([HOSTILE])) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        for request in requests:
+            request.cancel()
+        await asyncio.wait(requests)
+        assert shown(await parser.parse(["C"])) == ["C"]  # both processes were busy with them
+
+    asyncio.run(give_up())
+    assert set(losses) == {"timeout"}
+
+
+def test_clock_on_the_wall_may_jump(parser: Parser, losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count(time.time(), 86_400)
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    assert set(shown(asyncio.run(parser.parse(["C" * 400] * 64)))) == {"C" * 400}
+    assert losses == []
 
 
 def test_killed_process_is_replaced_and_nothing_is_lost(parser: Parser) -> None:
