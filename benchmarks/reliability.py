@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,21 +146,21 @@ class Service:
 
 
 @asynccontextmanager
-async def running(folder: Path, **settings: object) -> AsyncIterator[Service]:
+async def running(folder: Path, program: Sequence[str] = ("-m", "service"), **settings: object) -> AsyncIterator[Service]:
     """`python -m service` on a free port of the loopback, and the offline answers."""
     torch.set_num_threads(1)
     artifact = Path(str(settings.pop("artifact", RELEASED_ARTIFACT)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     engine = load_engine(artifact, Settings(device="cpu"))
     expected = {}
     for smiles in molecules():
         output = engine.run([featurize(smiles).graph], TASKS, "own")
         expected[smiles] = {task: output.probabilities[task][0].tolist() for task in TASKS}
     keys = json.dumps([{**_ADMIN.model_dump(), "admin": True}])
-    values = {"port": 0, "artifact": artifact, "device": "cpu", "api_keys": keys, "log_level": "warning", **settings}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{f"GMERGING_{name.upper()}": str(value) for name, value in values.items()}}
+    values = {"port": 0, "artifact": artifact, "device": "cpu", "api_keys": keys, **settings}
+    environment |= {f"GMERGING_{name.upper()}": str(value) for name, value in values.items()}
     log = (folder / "service.log").open("w")
-    environment["GMERGING_LOG_LEVEL"] = "info"
-    process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stderr=log, text=True)
+    process = subprocess.Popen([sys.executable, *program], env=environment, stderr=log, text=True)
     try:
         url = await _address(folder / "service.log", process)
         yield Service(process, url, expected)
@@ -441,58 +441,41 @@ async def scrapes(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def clock_jump(folder: Path, seconds: float) -> dict[str, Any]:
-    """The wall clock of the service jumps by a day, there and back, where the machine has libfaketime; deadlines go by another clock."""
-    library = next(Path("/usr/lib").rglob("libfaketime.so.1"), None)
-    if library is None:
-        return {"skipped": "no libfaketime on this machine"}
-    offset = folder / "offset"
-    offset.write_text("+0")
-    os.environ |= {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-
-    async def fault(service: Service, over: asyncio.Event) -> dict[str, Any]:
-        jumps = 0
-        while not over.is_set():
-            offset.write_text("+1d" if jumps % 2 == 0 else "-1d")
-            jumps += 1
-            await asyncio.sleep(1)
-        return {"jumps": jumps}
-
-    try:
-        return await with_fault(folder, fault, seconds)
-    finally:
-        del os.environ["LD_PRELOAD"]
+    """The clock on the wall jumps by a day, there and back, every second, for all that the service's own process does."""
+    script = "real = time.time\ntime.time = lambda: real() + 86400 * (int(real()) % 2)\n"
+    tally = Tally()
+    async with changed(folder, script) as service:
+        await clients(service, tally, 8, seconds)
+    return tally.report()
 
 
 async def full_disk(folder: Path, seconds: float) -> dict[str, Any]:
     """The disk that takes the logs is full (/dev/full), one line per request."""
-    tally = Tally()
     script = (
-        "import os, sys, threading, time\n"
         "def fill():\n"
-        "    while not os.path.exists(os.environ['FILL_WHEN']):\n"
+        f"    while not os.path.exists({str(folder / 'full')!r}):\n"
         "        time.sleep(0.1)\n"
         "    os.dup2(os.open('/dev/full', os.O_WRONLY), 2)\n"
         "threading.Thread(target=fill, daemon=True).start()\n"
-        "from service.__main__ import main\n"
-        "main([])\n"
     )
-    real = sys.executable
-    wrapper = folder / "service.sh"
-    (folder / "run.py").write_text(script)
-    wrapper.write_text(f"#!/bin/sh\nexec {real} {folder / 'run.py'}\n")
-    wrapper.chmod(0o755)
-    sys.executable = str(wrapper)
-    os.environ["FILL_WHEN"] = str(folder / "full")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
-    try:
-        async with running(folder) as service:
-            await clients(service, Tally(), 2, 1.0)
-            (folder / "full").touch()
-            await asyncio.sleep(0.5)
-            await clients(service, tally, 8, seconds)
-    finally:
-        sys.executable = real
+    tally = Tally()
+    async with changed(folder, script) as service:
+        (folder / "full").touch()
+        await asyncio.sleep(0.5)
+        await clients(service, tally, 8, seconds)
     return tally.report()
+
+
+@asynccontextmanager
+async def changed(folder: Path, script: str) -> AsyncIterator[Service]:
+    """A service whose process runs a script of ours first."""
+    body = "".join(f"    {line}\n" for line in script.splitlines())
+    start = "    from service.__main__ import main\n    main([])\n"
+    # Under this condition, because the processes that read molecules import the file too.
+    (folder / "run.py").write_text(f"import os, threading, time\nif __name__ == '__main__':\n{body}{start}")
+    async with running(folder, program=[str(folder / "run.py")]) as service:
+        await clients(service, Tally(), 2, 1.0)
+        yield service
 
 
 async def termination(folder: Path, seconds: float) -> dict[str, Any]:
