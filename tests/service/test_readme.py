@@ -24,7 +24,7 @@ def block(language: str, holding: str) -> str:
 @pytest.mark.anyio
 @pytest.mark.skipif(not RELEASED_ARTIFACT.is_dir(), reason="no released artifact")
 async def test_the_curl_of_the_readme_gives_the_answer_of_the_readme() -> None:
-    words = shlex.split(block("sh", "curl -s").replace("\\\n", " "))
+    words = shlex.split(block("sh", "/predict -H").replace("\\\n", " "))
     assert words[2] == "http://127.0.0.1:8000/predict"
     body, expected = json.loads(words[words.index("-d") + 1]), json.loads(block("json", "predictions"))
     async with serving(load_engine(RELEASED_ARTIFACT, settings_of())) as client:
