@@ -207,7 +207,7 @@ async def clients(service: Service, tally: Tally, count: int, seconds: float, ti
             while time.perf_counter() < end:
                 status = await ask(service, client, tally, draw.choices(service.smiles, k=draw.choice(SIZES)), timeout)
                 if status != 200:
-                    await asyncio.sleep(draw.uniform(0.05, 0.5))
+                    await asyncio.sleep(draw.uniform(0.02, 0.2))
 
     await asyncio.gather(*(one(number) for number in range(count)))
 

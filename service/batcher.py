@@ -200,7 +200,7 @@ class Batcher(Generic[Key, Item, Result]):
             answered = True
         finally:
             self._places.remove(place)
-            self._account(place.estimate if answered else 0)
+            self._account(place.estimate if answered else None)
 
     async def submit(self, key: Key, items: Sequence[Item], costs: Sequence[int], deadline: float = math.inf) -> list[Result]:
         """Answer items, in their order.
@@ -228,17 +228,18 @@ class Batcher(Generic[Key, Item, Result]):
     def _pending_estimate(self) -> int:
         return sum(place.estimate for place in self._places)
 
-    def _account(self, cost: int) -> None:
+    def _account(self, cost: int | None) -> None:
         """Remember how fast work goes, from admission to answer: passes alone would not show what parsing takes.
 
-        In estimates, as what waits is counted: what a cache answers costs nothing in the end, and was fast nevertheless.
+        In estimates, as what waits is counted: what a cache answers costs nothing in the end, and was fast nevertheless. The time up to a request
+        that was given up (None) says nothing of speed: or clients that only come to leave could make the service refuse everybody else.
         """
         now = self._clock()
-        elapsed = now - self._busy_from
-        fade = math.exp(-elapsed / _MEMORY_SECONDS)
-        self._recent_cost = fade * self._recent_cost + cost
-        self._recent_seconds = fade * self._recent_seconds + elapsed
-        self._busy_from = now
+        elapsed, self._busy_from = now - self._busy_from, now
+        if cost is not None:
+            fade = math.exp(-elapsed / _MEMORY_SECONDS)
+            self._recent_cost = fade * self._recent_cost + cost
+            self._recent_seconds = fade * self._recent_seconds + elapsed
 
     def _seconds_for(self, cost: int) -> float:
         """How long work of this cost should take, as it went in the last seconds in which there was any; 0 before there was."""
