@@ -13,8 +13,8 @@ def keep_flat() -> None:
     """Have the C library keep one heap, where it is glibc.
 
     Passes allocate tensors of ever other sizes. By default glibc moves the bound between its heaps and blocks of their own as it goes, and has a heap
-    for each thread: under load a worker still grew after two minutes, by 16 % in these. With fixed bounds and one heap it has what its largest passes
-    need after some minutes, and stays there. A lower bound was flat from the start, but cost a quarter of the answers.
+    for each thread: under load a worker still grew after two minutes, by 16 % in these. With fixed bounds and one heap it comes, in steps,
+    to what its largest passes need. A lower bound was flat from the start, but cost a quarter of the answers.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
