@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -227,13 +228,15 @@ async def ndjson_answers(
     """A line for every record, in order. A stream that ends early ends with a line of nothing but an `error`, which says how many were answered."""
     info, tasks, index = answerer.question.engine.info, answerer.question.tasks, 0
     try:
-        async for answered in in_order(until_stopping(groups, answerer.pipeline.stopping), answerer, gone):
-            lines = []
-            for record, result in answered:
-                shown = item(index, result, info, tasks, explain_routing)
-                lines.append(orjson.dumps(shown if record.own is None else {"index": index, "id": record.own, **shown}))
-                index += 1
-            yield b"\n".join(lines) + b"\n"
+        # Closed with this, and not when it is collected: what is under way for a client that takes nothing more is given up at once.
+        async with aclosing(in_order(until_stopping(groups, answerer.pipeline.stopping), answerer, gone)) as answers:
+            async for answered in answers:
+                lines = []
+                for record, result in answered:
+                    shown = item(index, result, info, tasks, explain_routing)
+                    lines.append(orjson.dumps(shown if record.own is None else {"index": index, "id": record.own, **shown}))
+                    index += 1
+                yield b"\n".join(lines) + b"\n"
     except QueueClosedError:
         yield _last_line("not_ready", f"the service is stopping; {index} lines were answered, send the others again")
     except StalledError:
