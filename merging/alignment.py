@@ -17,7 +17,7 @@ from merging.training import ResumableTraining
 from models.adapter import LayerOutputs, TaskAdapters, apply_norm, batch_statistics, trace
 from models.backbone import Backbone
 from models.graph import GraphBatch, PackedGraphs
-from models.sinkhorn import Support
+from models.sinkhorn import Support, solver_device
 from models.twd import twd_on_support
 
 STATISTICS_BATCH = 1024
@@ -144,7 +144,13 @@ def align(
             losses.append(_step(adapters, optimizer, backbone, batch, expected(part, batch), config))
         training.history.append(sum(losses) / len(losses))
         training.shown = {"loss": f"{training.history[-1]:.5f}"}
-    return AlignmentResult(adapters.cpu(), {"epochs": config.epochs, "loss": training.history, "seconds": round(training.seconds, 1)})
+    record = {
+        "epochs": config.epochs,
+        "loss": training.history,
+        "seconds": round(training.seconds, 1),
+        "transport": f"{config.solver} on {solver_device(config.solver, device)}",
+    }
+    return AlignmentResult(adapters.cpu(), record)
 
 
 def _step(

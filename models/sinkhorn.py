@@ -9,9 +9,10 @@ All graphs of a batch, and all trailing dimensions `*B` of the cost (E, *B), are
 Source: G-Merging's topology-aware Wasserstein distance. Ours: the edge list, the stop per graph, the log domain, the gradient and the exact solver.
 """
 
+import logging
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,7 +27,10 @@ from models.lanes import sweep_each
 from models.segment import segment_count, segment_logsumexp, segment_max, segment_mean, segment_sum
 from models.sparse import Pattern
 
+log = logging.getLogger(__name__)
+
 Solver = Literal["sinkhorn", "exact"]
+EXACT_ON_CPU = "exact transport is solved on the CPU (scipy): costs leave the GPU and plans come back; solver 'sinkhorn' stays on the GPU"
 MAX_BLOCK_ROWS = 4096
 """Rows, over several trailing indices, that the exact solver gives to scipy in one call."""
 
@@ -201,12 +205,16 @@ def exact(cost: Tensor, support: Support) -> SinkhornResult:
     are one, so an optimum always exists. The graphs of the batch go to scipy as the blocks of one sparse matrix (for 512 molecules 60 times faster
     than one by one), with as many trailing indices as fit MAX_BLOCK_ROWS; a Python loop runs over the rest.
 
+    A cost on a GPU is copied to the CPU and the plan back; the first such call of a process logs a warning.
+
     Where several matchings are optimal, the plan is one of them. Gradient of `cost` and `regularized_cost`: T, exact where the optimum is unique.
 
     Raises:
         InvalidInputError: cost of wrong shape or dtype, or not finite.
     """
     flat = _flatten(cost, support)
+    if cost.is_cuda:
+        warn_of_cpu()
     matched = _match(flat.detach(), support).index_select(0, support.rows) == support.cols[:, None]
     plan = matched / support.graph_sizes.to(flat.dtype)[support.graph_of_entry, None]
     value = segment_sum(plan * flat, support.graph_of_entry, support.num_graphs)
@@ -219,6 +227,17 @@ def exact(cost: Tensor, support: Support) -> SinkhornResult:
         num_iters=torch.zeros((support.num_graphs, *trailing), dtype=torch.int64, device=cost.device),
         converged=torch.ones((support.num_graphs, *trailing), dtype=torch.bool, device=cost.device),
     )
+
+
+@cache
+def warn_of_cpu() -> None:
+    """Log `EXACT_ON_CPU`, once in a process."""
+    log.warning(EXACT_ON_CPU)
+
+
+def solver_device(solver: Solver, device: torch.device) -> str:
+    """Where a solver runs for costs on `device`: the exact one is scipy's, on the CPU."""
+    return "cpu" if solver == "exact" else device.type
 
 
 def _sweep(support: Support, params: SinkhornParams, kernel: Tensor, phi: Tensor, psi: Tensor, active: Tensor, num_iters: Tensor) -> None:
