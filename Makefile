@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 TORCH_PIP ?=
 TORCH := torch==2.13.0
 THREADS ?= 1
+# gpu-check runs under the machine's own Python; arguments of benchmarks/gpu_check.py go into GPU_CHECK.
+GPU_PYTHON ?= python3
+GPU_CHECK ?=
 
-.PHONY: help serve test check release audit smoke bench-smoke clean
+.PHONY: help serve test check release audit smoke bench-smoke gpu-pack gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -46,6 +49,13 @@ smoke: ## build and start the containers, predict, ask Prometheus, take them dow
 
 bench-smoke: $(VENV)/.dev ## is it as fast as on record? ratios, not seconds; a minute, and needs the shared data
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.smoke
+
+gpu-pack: $(VENV)/.dev ## fill .gpu/ (60 MB at most) with what gpu-check needs on a bare machine: wheels, molecules, a teacher
+	bash benchmarks/gpu_pack.sh $(BIN)/python
+
+# No environment of its own: a machine with a GPU has its torch and PyG, and often no way to install anything.
+gpu-check: ## on a machine with a GPU, in at most eight minutes: tests, equality with the CPU, rates, training, service, memory
+	bash benchmarks/gpu_check.sh $(GPU_PYTHON) $(GPU_CHECK)
 
 clean: ## remove the environment and caches (not the work folder)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,10 +1,11 @@
 """The real molecules that speed is measured with: drawn with a fixed seed from the HIV set, each readable by our strict featuriser.
 
-python -m benchmarks.molecules > work/molecules.txt
+python -m benchmarks.molecules [count] > work/molecules.txt
 """
 
 import csv
 import random
+import sys
 from pathlib import Path
 
 from merging.datasets import MOLECULENET, find_source
@@ -35,4 +36,4 @@ def _is_readable(smiles: str) -> bool:
 
 
 if __name__ == "__main__":
-    print(*fixed_molecules(), sep="\n")
+    print(*fixed_molecules(*map(int, sys.argv[1:2])), sep="\n")

@@ -1,0 +1,459 @@
+"""Everything that a GPU should be asked once, in at most eight minutes: `make gpu-check`.
+
+It runs on a bare machine that has torch, PyG and the packages that `make gpu-pack` puts into `.gpu/`.
+The figures go to `benchmarks/results/gpu.json` (or `--output`), again after every section, so that a
+run that is cut off leaves what it had. The exit code is 1 where a section failed.
+
+- tests: the device's part of the test suite, on the GPU.
+- equality: the released models' answers against the CPU's, float32, all tasks and routings.
+- reading, throughput: molecules per second, reading apart from the pass, by batch size.
+- training: an epoch of adapter training against two threads of the CPU.
+- service: `GMERGING_DEVICE=cuda` under `python -m service`, answers, rate and memory.
+- memory: a GPU that other work has filled up to a little, and a pass that does not fit into the rest.
+"""
+
+import argparse
+import http.client
+import json
+import logging
+import os
+import platform
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from benchmarks.measuring import RELEASED, RESULTS, machine
+from models.artifact import load_artifact
+from models.backbone import Backbone, load_backbone
+from models.featurize import featurize_all
+from models.graph import MolGraph, collate, pack
+from models.sinkhorn import Solver
+from models.unified import Routing, UnifiedModel
+from service.engine import ArtifactEngine, PassOutput
+
+PACK = Path(".gpu")
+MOLECULES, TEACHER = PACK / "molecules.smi", PACK / "teacher.pth"
+TOLERANCE = 1e-4
+TESTS = ("tests/models/test_on_device.py", "tests/models/test_device.py", "tests/service/test_engine.py")
+EPOCHS = 4
+BATCHES = (1, 8, 64, 256, 1024, 4096)
+ROUTINGS: tuple[Routing, ...] = get_args(Routing)
+
+Section = Callable[["Bench"], dict[str, Any]]
+
+
+@dataclass
+class Bench:
+    """What the sections share.
+
+    Attributes:
+        device: to check; `cpu` tries the script out where there is no GPU.
+        graphs, smiles: real molecules, HIV's.
+        seconds: how long a rate is measured for.
+    """
+
+    device: torch.device
+    smiles: list[str]
+    graphs: list[MolGraph]
+    seconds: float
+
+    def engine(self, device: str | None = None) -> ArtifactEngine:
+        """The released model for molecules, on the device or on another."""
+        at = self.device if device is None else torch.device(device)
+        return ArtifactEngine(load_artifact(RELEASED, at), at)
+
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def tests(bench: Bench) -> dict[str, Any]:
+    """The device's part of the tests; a failure is listed by name."""
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-rs", "-p", "no:cacheprovider", "-W", "default", *TESTS]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    except subprocess.TimeoutExpired as error:
+        return {"failed": True, "output": str(error.stdout)[-2000:]}
+    lines = done.stdout.strip().splitlines()
+    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    skipped = [line for line in lines if line.startswith("SKIPPED")]
+    counts = [line for line in lines if re.search(r"\d+ (passed|failed|error)", line)]
+    found = {"summary": counts[-1] if counts else "", "failures": failures, "skipped": skipped}
+    return found if done.returncode == 0 else {**found, "failed": True, "output": done.stdout[-3000:]}
+
+
+def equality(bench: Bench) -> dict[str, Any]:
+    """The largest difference of any probability or routing weight from the CPU's."""
+    ours, theirs, graphs = bench.engine(), bench.engine("cpu"), bench.graphs[:1000]
+    tasks, found = ours.info.tasks, {}
+    for routing in ROUTINGS:
+        gaps = differences(ours.run(graphs, tasks, routing), theirs.run(graphs, tasks, routing))
+        found[routing] = {"probabilities": float(f"{gaps[0]:.2e}"), "routing_weights": float(f"{gaps[1]:.2e}")}
+    worst = max(row["probabilities"] for row in found.values())
+    return {"molecules": len(graphs), "tolerance": TOLERANCE, **found, **({"failed": True} if worst > TOLERANCE else {})}
+
+
+def differences(one: PassOutput, other: PassOutput) -> tuple[float, float]:
+    """The largest difference of probabilities, and of routing weights, between two passes."""
+    values, weights = [0.0], [0.0]
+    for a, b in zip(one.answers, other.answers, strict=True):
+        values += [float(np.abs(a[task].values - b[task].values).max()) for task in a]
+        weights += [float(np.abs(a[task].routing - b[task].routing).max()) for task in a]
+    return max(values), max(weights)
+
+
+def reading(bench: Bench) -> dict[str, Any]:
+    """SMILES to graphs in one process: what feeds the GPU."""
+    smiles, started = bench.smiles[:2000], time.perf_counter()
+    featurize_all(smiles)
+    return {"molecules_per_second_of_a_core": round(len(smiles) / (time.perf_counter() - started))}
+
+
+def throughput(bench: Bench) -> dict[str, Any]:
+    """Molecules per second from graphs to all tasks' answers, by batch; and the CPU's compiled model, one thread, beside it."""
+    ours, theirs, found = bench.engine(), bench.engine("cpu"), {}
+    tasks = ours.info.tasks
+    for routing in ROUTINGS:
+        rows: dict[str, Any] = {}
+        for size in (size for size in BATCHES if size <= len(bench.graphs)):
+            if bench.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = [*timed(partial(ours.run, bench.graphs[:size], tasks, routing), bench)]
+            middle = statistics.median(seconds)
+            rows[str(size)] = {"molecules_per_second": round(size / middle), "ms_a_pass": round(1000 * middle, 2), "passes": len(seconds)}
+            if bench.device.type == "cuda":
+                rows[str(size)]["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6)
+        on_cpu = statistics.median(timed(partial(theirs.run, bench.graphs[:256], tasks, routing), bench))
+        best = max(row["molecules_per_second"] for row in rows.values())
+        found[routing] = {
+            "by_batch": rows,
+            "cpu_one_thread_molecules_per_second": round(256 / on_cpu),
+            "best_against_one_thread": round(best * on_cpu / 256, 1),
+        }
+    return {**found, "where_a_pass_goes": breakdown(bench, ours)}
+
+
+def breakdown(bench: Bench, engine: ArtifactEngine) -> dict[str, float]:
+    """Milliseconds of a pass over 1,024 molecules: collated, moved, computed, brought back."""
+    graphs = bench.graphs[:1024]
+    model = load_artifact(RELEASED, bench.device).model
+    batch = collate(graphs)
+    moved = batch.to(bench.device)
+    assert isinstance(model, UnifiedModel)
+
+    def back() -> object:
+        return [values.cpu() for values in output.probabilities.values()]
+
+    with torch.inference_mode():
+        output = model(moved, routing="own")
+        steps: dict[str, Callable[[], object]] = {
+            "collate": partial(collate, graphs),
+            "to_device": lambda: batch.to(bench.device),
+            "model_own": lambda: model(moved, routing="own"),
+            "model_moe": lambda: model(moved, routing="moe"),
+            "back": back,
+            "engine_own": lambda: engine.run(graphs, engine.info.tasks, "own"),
+        }
+        return {name: round(1000 * statistics.median(timed(step, bench)), 2) for name, step in steps.items()}
+
+
+def timed(work: Callable[[], object], bench: Bench) -> Iterator[float]:
+    """Wall seconds of each call for `bench.seconds`, at least three calls; the first is not counted."""
+    work()
+    bench.wait()
+    end, calls = time.perf_counter() + bench.seconds, 0
+    while calls < 3 or time.perf_counter() < end:
+        started = time.perf_counter()
+        work()
+        bench.wait()
+        calls += 1
+        yield time.perf_counter() - started
+
+
+def training(bench: Bench) -> dict[str, Any]:
+    """Epochs of adapter training on 512 molecules, here and on two threads of the CPU."""
+    from merging.alignment import align
+    from merging.config import AlignmentConfig
+
+    released = load_artifact(RELEASED).model
+    assert isinstance(released, UnifiedModel)
+    assert isinstance(released.backbone, Backbone)
+    graphs = pack(bench.graphs[:512])
+    found: dict[str, Any] = {}
+    for solver in get_args(Solver):
+        rows: dict[str, Any] = {}
+        for name, device in (("device", bench.device), ("cpu_two_threads", torch.device("cpu"))):
+            torch.set_num_threads(2 if device.type == "cpu" else 1)
+            config = AlignmentConfig(rank=10, epochs=EPOCHS, batch_size=64, learning_rate=3e-3, solver=solver)
+            student = Backbone(released.backbone.config)
+            student.load_state_dict(released.backbone.state_dict())
+            with tempfile.TemporaryDirectory() as folder:
+                checkpoint = Path(folder) / "resume.pt"
+                result = align(graphs, torch.arange(len(graphs)), teacher(student), student, config, 0, checkpoint, device, "gpu-check")
+            rows[name] = {key: result.record[key] for key in ("seconds", "loss", "transport")}
+        rows["times_as_fast"] = round(rows["cpu_two_threads"]["seconds"] / max(rows["device"]["seconds"], 1e-3), 2)
+        found[solver] = rows
+    torch.set_num_threads(1)
+    return {"molecules": len(graphs), "epochs": EPOCHS, "batch_size": 64, **found}
+
+
+def teacher(student: Backbone) -> Backbone:
+    """Hu et al.'s GCN where it was carried, else the student moved by noise: the same work either way."""
+    if TEACHER.is_file():
+        return load_backbone(TEACHER, student.config)
+    made = Backbone(student.config)
+    generator = torch.Generator().manual_seed(0)
+    made.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        for value in made.parameters():
+            value.add_(0.02 * torch.randn(value.shape, generator=generator))
+    return made
+
+
+def service(bench: Bench) -> dict[str, Any]:
+    """The service on the device: its answers against the CPU's engine, its rate, its memory, a clean end."""
+    tasks, smiles, theirs = ["bbbp", "bace", "tox21"], bench.smiles[:200], bench.engine("cpu")
+    expected = theirs.run(bench.graphs[:200], tasks, "own")
+    environment = {"GMERGING_MAX_BATCH_COST": "262144", "GMERGING_MAX_PENDING_COST": "4000000", "GMERGING_PARSERS": "8", "GMERGING_CACHE_BYTES": "0"}
+    started = time.perf_counter()
+    with served(bench.device.type, environment) as (port, log):
+        ready = time.perf_counter() - started
+        answer = post(port, {"smiles": smiles, "tasks": tasks})
+        gap = 0.0
+        for item, wanted in zip(answer["predictions"], expected.answers, strict=True):
+            for task in tasks:
+                gap = max(gap, float(np.abs(np.array([*item["tasks"][task].values()]) - wanted[task].values).max()))
+        alone = statistics.median(timed_posts(port, {"smiles": "CC(=O)Oc1ccccc1C(=O)O"}, 30))
+        rate = loaded(port, bench.smiles, 10 * bench.seconds)
+        metrics = get(port, "/metrics")
+    memory = [line for line in metrics.splitlines() if line.startswith("gmerging_gpu_memory_bytes ")]
+    device = re.findall(r'gmerging_artifact_info\{[^}]*device="([^"]*)"', metrics)
+    found = {
+        "ready_seconds": round(ready, 1),
+        "device": sorted(set(device)),
+        "molecules_compared": len(smiles),
+        "largest_difference": float(f"{gap:.2e}"),
+        "one_molecule_p50_ms": round(1000 * alone, 2),
+        "molecules_per_second_16_clients_of_100": round(rate),
+        "gpu_memory_mb": round(float(memory[0].split()[1]) / 1e6) if memory else None,
+        "environment": environment,
+        "exit_code": log["exit_code"],
+    }
+    good = gap <= TOLERANCE and log["exit_code"] == 0 and all(name.startswith(bench.device.type) for name in device)
+    return found if good and device else {**found, "failed": True, "log": log["tail"]}
+
+
+@contextmanager
+def served(device: str, environment: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A ready service on a free port of this machine; afterwards its exit code and the end of its log are in the dictionary."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log: dict[str, Any] = {}
+    with tempfile.TemporaryFile() as output:
+        variables = os.environ | environment | {"GMERGING_DEVICE": device, "GMERGING_PORT": str(port)}
+        process = subprocess.Popen([sys.executable, "-m", "service"], env=variables, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            end = time.monotonic() + 150
+            while True:
+                try:
+                    get(port, "/readyz")
+                    break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > end:
+                        raise RuntimeError("the service did not become ready") from None
+                    time.sleep(0.2)
+            yield port, log
+        finally:
+            process.terminate()
+            try:
+                log["exit_code"] = process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                log["exit_code"] = "killed"
+            output.seek(0)
+            log["tail"] = output.read()[-3000:].decode("utf-8", "replace")
+            if log["exit_code"] != 0:
+                print(log["tail"], file=sys.stderr)
+
+
+def get(port: int, path: str) -> str:
+    """A page of the service. Raises OSError unless it answers 200."""
+    return _ask(port, "GET", path, None)
+
+
+def post(port: int, body: dict[str, Any]) -> Any:
+    """The answer of `/predict`. Raises OSError unless it is 200."""
+    return json.loads(_ask(port, "POST", "/predict", json.dumps(body)))
+
+
+def _ask(port: int, method: str, path: str, body: str | None) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        text = response.read().decode()
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise OSError(f"got {response.status} from {path}: {text[:300]}")
+    return text
+
+
+def timed_posts(port: int, body: dict[str, Any], count: int) -> Iterator[float]:
+    """Wall seconds of requests one after the other; the first three are not counted."""
+    for k in range(count + 3):
+        started = time.perf_counter()
+        post(port, body)
+        if k >= 3:
+            yield time.perf_counter() - started
+
+
+def loaded(port: int, smiles: Sequence[str], seconds: float) -> float:
+    """Molecules answered per second, all tasks, 16 clients with 100 molecules a request."""
+    answered, end = [0] * 16, time.perf_counter() + seconds
+    parts = [list(smiles[begin : begin + 100]) for begin in range(0, len(smiles) - 99, 100)]
+
+    def client(k: int) -> None:
+        turn = k
+        while time.perf_counter() < end:
+            answered[k] += len(post(port, {"smiles": parts[turn % len(parts)]})["predictions"])
+            turn += 16
+
+    threads = [threading.Thread(target=client, args=(k,)) for k in range(16)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(answered) / (time.perf_counter() - started)
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """Other work leaves little of the GPU: passes that do not fit are cut and answered the same."""
+    if bench.device.type != "cuda":
+        return {"skipped": "needs a GPU"}
+    engine, graphs = bench.engine(), bench.graphs[: BATCHES[-1]]
+    tasks, halves = engine.info.tasks, Halvings()
+    whole = engine.run(graphs, tasks, "moe")
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    left = 600 * 1024**2
+    ballast = torch.empty(max(0, torch.cuda.mem_get_info()[0] - left), dtype=torch.uint8, device=bench.device)
+    logging.getLogger("service.engine").addHandler(halves)
+    try:
+        cut = engine.run(graphs, tasks, "moe")
+    finally:
+        logging.getLogger("service.engine").removeHandler(halves)
+        del ballast
+        torch.cuda.empty_cache()
+    gap, _ = differences(whole, cut)
+    found = {
+        "gpu_mb": round(total / 1e6),
+        "left_mb": round(left / 1e6),
+        "molecules": len(graphs),
+        "out_of_memory_errors": halves.count,
+        "largest_difference": float(f"{gap:.2e}"),
+    }
+    return found if halves.count and gap <= TOLERANCE else {**found, "failed": True}
+
+
+class Halvings(logging.Handler):
+    """Counts how often the engine halved a pass."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by logging."""
+        self.count += "out of memory" in record.getMessage()
+
+
+SECTIONS: dict[str, Section] = {
+    "tests": tests,
+    "equality": equality,
+    "reading": reading,
+    "throughput": throughput,
+    "training": training,
+    "memory": memory,
+    "service": service,
+}
+
+
+def check(bench: Bench, sections: Sequence[str], output: Path) -> dict[str, Any]:
+    """Run the sections; what fails is written down, and the next one begins."""
+    found: dict[str, Any] = {"machine": gpu_machine(bench.device)}
+    for name in sections:
+        print(f"{name} ...", flush=True)
+        started = time.perf_counter()
+        try:
+            found[name] = SECTIONS[name](bench)
+        except Exception as error:
+            found[name] = {"failed": True, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-2000:]}
+        found[name]["section_seconds"] = round(time.perf_counter() - started, 1)
+        print(json.dumps(found[name])[:3000], flush=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def gpu_machine(device: torch.device) -> dict[str, Any]:
+    """Card, driver, processor and versions."""
+    found: dict[str, Any] = machine(1)
+    found["cores"] = os.cpu_count()
+    found["platform"] = platform.platform()
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"gpu": properties.name, "gpu_memory_mb": round(properties.total_memory / 1e6), "cuda": torch.version.cuda}
+    return found
+
+
+def molecules() -> list[str]:
+    """Real molecules: those that were packed, else drawn from the shared data."""
+    if MOLECULES.is_file():
+        return MOLECULES.read_text().split()
+    from benchmarks.molecules import fixed_molecules
+
+    return fixed_molecules(BATCHES[-1])
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser("gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: try the script out without a GPU")
+    parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--molecules", type=int, default=BATCHES[-1], help="how many at most")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for which a rate is measured")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some of them; all if left out")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("gpu-check: torch sees no GPU here (--device cpu tries the script out)")
+    torch.set_num_threads(1)
+    smiles = molecules()[: arguments.molecules]
+    read = [(text, read) for text, read in zip(smiles, featurize_all(smiles), strict=True) if not isinstance(read, Exception)]
+    texts, graphs = [text for text, _ in read], [molecule.graph for _, molecule in read]
+    bench = Bench(torch.device(arguments.device), texts, graphs, arguments.seconds)
+    found = check(bench, arguments.sections, arguments.output)
+    failed = [name for name in arguments.sections if found[name].get("failed")]
+    print(f"wrote {arguments.output}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
