@@ -95,7 +95,7 @@ def tests(bench: Bench) -> dict[str, Any]:
     skipped = [line for line in lines if line.startswith("SKIPPED")]
     counts = [line for line in lines if re.search(r"\d+ (passed|failed|error)", line)]
     found = {"summary": counts[-1] if counts else "", "failures": failures, "skipped": skipped}
-    return found if done.returncode == 0 else {**found, "failed": True, "output": done.stdout[-3000:]}
+    return found if done.returncode == 0 else {**found, "failed": True, "output": (done.stdout + done.stderr)[-3000:]}
 
 
 def equality(bench: Bench) -> dict[str, Any]:

@@ -18,4 +18,5 @@ else
     export PYTHONPATH="$PWD"
 fi
 export PYTHONUNBUFFERED=1
-timeout 480 "$python" -m benchmarks.gpu_check "$@"
+# tqdm draws no bars where nobody looks
+TQDM_DISABLE=${TQDM_DISABLE-1} timeout 480 "$python" -m benchmarks.gpu_check "$@"
