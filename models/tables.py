@@ -129,8 +129,8 @@ def unique_names(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_header(columns: Sequence[str]) -> bool:
-    """Whether a first record names columns, one of SMILES or the like, and is no molecule."""
-    named = any(_rank(name) in (0, 1) for name in columns)
+    """Whether a first record names columns, one of them of molecules, and is no molecule."""
+    named = any(_rank(name) is not None for name in columns)
     return len(columns) > 1 and named and not _is_molecule(columns[0])
 
 
@@ -518,16 +518,23 @@ def _is_molecule(text: str) -> bool:
 _EXTENSION = re.compile(r"(\|.*?\|)(?:\s+(.*))?$", re.DOTALL)
 
 
-def read_smiles_lines(stream: BinaryIO) -> Iterator[tuple[int, str, str]]:
+def read_smiles_lines(
+    stream: BinaryIO,
+    encoding: Encoding | None = None,
+) -> Iterator[tuple[int, str, str]]:
     """Lines of a `.smi` file: a SMILES, a CXSMILES extension `|...|` or none, and a name or none.
 
     A first line `smiles name`, or the like, is a header and left out; blank lines are too. A line
     of more than `LONGEST_LINE` characters is cut, which makes its SMILES too long for every limit.
 
+    Args:
+        stream: seekable; it stays open.
+        encoding: None reads all of the stream to learn it.
+
     Yields:
         Number of the line in the file, from 1; SMILES with its extension, if any; name, or "".
     """
-    lines = TextLines(stream, encoding_of(stream))
+    lines = TextLines(stream, encoding or encoding_of(stream))
     texts = ((lines.number, line.split(maxsplit=1)) for line in lines if line.strip())
     for k, (number, (smiles, *rest)) in enumerate(texts):
         if k == 0 and _rank(smiles) == 0:

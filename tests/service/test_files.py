@@ -49,24 +49,35 @@ def test_column_by_name() -> None:
         opened("smiles\nC\n", "csv", "nope")
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "a,b\n1,2\n"])
-def test_table_without_smiles(content: str) -> None:
-    with pytest.raises(InvalidInputError, match="expected one of smiles"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "got no text, expected a header"),
+        ("\n\n", "got no text, expected a header"),
+        ("a,b\n1,2\n", "expected one of smiles"),
+        ("CCO\nCC\n", "the header is missing"),
+    ],
+)
+def test_table_without_smiles(content: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
         opened(content, "csv")
 
 
 def test_bad_rows_are_marked_and_none_is_lost() -> None:
     columns, records = opened('id,smiles\n1,C\n2\n3,C,C\n4,"C\n5,C"\n6,CC\n', "csv")
-    assert shown(records) == ["C", "invalid_row", "invalid_row", "C\n5,C", "CC"]
+    assert shown(records) == ["C", "", "invalid_row", "C\n5,C", "CC"]
+    assert records[2].source == Unreadable(
+        "invalid_row",
+        "line 4: got 3 cells, expected 2, one per column of the header",
+    )
     assert all(len(record.own) == len(columns) for record in records)
 
 
 def test_field_and_line_that_are_too_long() -> None:
     long = "C" * 200_000
     _, records = opened(f'smiles\nC\n{long}\nCC\n"{long[:90_000]}\n{long[:90_000]}"\nCCC\n', "csv")
-    assert shown(records)[:3] == ["C", "\ufffd", "CC"]
-    assert shown(records)[-1] == "CCC"
-    assert "invalid_row" in shown(records)
+    two_lines = f"{long[:90_000]}\n{long[:90_000]}"
+    assert shown(records) == ["C", "invalid_row", "CC", two_lines, "CCC"]
 
 
 def test_line_ends_of_old() -> None:
@@ -93,8 +104,9 @@ def sdf(*smiles: str) -> str:
 
 
 def test_sdf() -> None:
-    _, records = opened(sdf("CCO", "c1ccccc1") + "junk\n$$$$\n" + sdf("C").removesuffix("$$$$\n"), "sdf")
-    assert [record.own for record in records] == [("m0",), ("m1",), ("junk",), ("m0",)]
+    columns, records = opened(sdf("CCO", "c1ccccc1") + "junk\n$$$$\n" + sdf("C").removesuffix("$$$$\n"), "sdf")
+    assert columns == ("name", "score")
+    assert [record.own for record in records] == [("m0", "$5"), ("m1", "$5"), ("junk", None), ("m0", "$5")]
     assert all(isinstance(record.source, MolBlock) for record in records)
 
 
@@ -123,7 +135,9 @@ async def test_csv_in_csv_out() -> None:
         ("d", "", "", ""),
     ]
     assert rows[0]["extra"] == "1,5"
-    assert [row["gmerging_error"].split(":")[0] for row in rows] == ["", "smiles_syntax", "", "invalid_row"]
+    assert [row["gmerging_error"].split(":")[0] for row in rows] == ["", "smiles_syntax", "", "empty_smiles"]
+    assert response.headers["x-file-encoding"] == "utf-8"
+    assert response.headers["x-smiles-column"] == "smiles"
 
 
 @pytest.mark.anyio
@@ -133,8 +147,8 @@ async def test_sdf_in_ndjson_out() -> None:
         named = await client.post("/predict/file?tasks=bbbp&output=ndjson&format=sdf", files={"file": ("m", sdf("CCO", "C"))})
     assert response.text == named.text
     assert [json.loads(line) for line in response.text.splitlines()] == [
-        {"index": 0, "smiles": "CCO", "tasks": {"bbbp": {"p_np": 0.25}}, "row": {"name": "m0"}},
-        {"index": 1, "smiles": "C", "tasks": {"bbbp": {"p_np": 0.5}}, "row": {"name": "m1"}},
+        {"index": 0, "smiles": "CCO", "tasks": {"bbbp": {"p_np": 0.25}}, "row": {"name": "m0", "score": "$5"}},
+        {"index": 1, "smiles": "C", "tasks": {"bbbp": {"p_np": 0.5}}, "row": {"name": "m1", "score": "$5"}},
     ]
 
 
