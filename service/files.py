@@ -5,6 +5,7 @@ Reading blocks, and takes no more memory than a few records.
 """
 
 import asyncio
+import contextlib
 import csv
 import io
 import zlib
@@ -95,7 +96,8 @@ def kind_of(name: str) -> FileKind:
 
 
 def unpacked(stream: BinaryIO, max_bytes: int) -> BinaryIO:
-    """A file as it is, or if its first bytes are those of gzip, what is packed in it.
+    """A file as it is, or if its first bytes are those of gzip, what is packed in it, as a file of
+    its own in its place: the packed one is closed.
 
     Raises:
         FileTooLargeError: that is more than `max_bytes`; no more is read, in memory or on disk.
@@ -107,15 +109,19 @@ def unpacked(stream: BinaryIO, max_bytes: int) -> BinaryIO:
     if not packed:
         return stream
     plain = cast("BinaryIO", SpooledTemporaryFile(_IN_MEMORY_BYTES))  # noqa: SIM115
-    try:
-        with GzipFile(fileobj=stream) as source:
-            while block := source.read(_IN_MEMORY_BYTES):
-                if plain.tell() + len(block) > max_bytes:
-                    raise FileTooLargeError
-                plain.write(block)
-    except (EOFError, zlib.error, BadGzipFile) as error:
-        shown = f"got a damaged gzip file ({error}), expected a whole one"
-        raise InvalidInputError(shown) from None
+    with contextlib.ExitStack() as unless_done:
+        unless_done.callback(plain.close)
+        try:
+            with GzipFile(fileobj=stream, mode="rb") as source:
+                while block := source.read(_IN_MEMORY_BYTES):
+                    if plain.tell() + len(block) > max_bytes:
+                        raise FileTooLargeError
+                    plain.write(block)
+        except (EOFError, zlib.error, BadGzipFile) as error:
+            shown = f"got a damaged gzip file ({error}), expected a whole one"
+            raise InvalidInputError(shown) from None
+        unless_done.pop_all()
+    stream.close()
     return plain
 
 

@@ -218,7 +218,8 @@ async def predict_file(
         kind = form.format or format or kind_of(file.filename or "")
         columns = (form.smiles_column or smiles_column, form.id_field or id_field)
         file_format = FileFormat(kind, *columns)
-        content = await asyncio.to_thread(unpacked, file.file, limit)
+        # In its place, so that it is closed with the form.
+        file.file = content = await asyncio.to_thread(unpacked, file.file, limit)
         opened = await asyncio.to_thread(open_file, content, file_format)
     except InvalidInputError as error:
         raise ProblemError(422, "invalid_file", str(error)) from None
