@@ -61,12 +61,12 @@ def read_sdf(lines: TextLines) -> Iterator[SdfRecord]:
 def field_names(lines: TextLines) -> tuple[str, ...]:
     """Names of all data fields of a file, as they first come. Raises InvalidInputError."""
     names: dict[str, None] = {}
-    for record in read_sdf(lines):
-        names.update(dict.fromkeys(record.fields))
-        if len(names) > MOST_FIELDS:
-            raise InvalidInputError(
-                f"got data fields of more than {MOST_FIELDS} names, expected at most that many",
-            )
+    for line in lines:
+        if line[0] == ">" and (match := _FIELD.match(line)):
+            names[match[1].strip()] = None
+            if len(names) > MOST_FIELDS:
+                shown = f"got data fields of more than {MOST_FIELDS} names"
+                raise InvalidInputError(f"{shown}, expected at most that many")
     return tuple(names)
 
 

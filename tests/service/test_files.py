@@ -347,7 +347,7 @@ async def test_id_of_a_table_and_of_lines() -> None:
     ("name", "content", "query", "message"),
     [
         ("m.csv", "ID,smiles\n", "id_field=Id", "id_field: got columns 'ID, smiles', .*'ID'"),
-        ("m.sdf", "> <x>\n", "id_field=nam", "id_field: got columns 'name', .*mean 'name'"),
+        ("m.sdf", "> <x>\n", "id_field=nam", "id_field: got columns 'name, x', .*mean 'name'"),
         ("m.sdf", "", "smiles_column=x", "got smiles_column 'x' for an SDF file"),
         ("m.smi", "C\n", "smiles_column=x", "got smiles_column 'x' for lines of SMILES"),
         ("m.csv", "smiles\n", "smiles_column=Smiles", "expected 'Smiles' .did you mean 'smiles'"),
