@@ -36,6 +36,7 @@ LONGEST_LINE = 128 * 1024
 """Characters of one line."""
 LONGEST_RECORD = 256 * 1024
 """Characters of one record, whose quoted cells may go over many lines."""
+MOST_COLUMNS = 10_000
 SAMPLE = 50
 """Records that are enough to choose a delimiter or a column by."""
 
@@ -97,7 +98,7 @@ def open_table(stream: BinaryIO, delimiter: str | None = None) -> Table:
         delimiter: None chooses.
 
     Raises:
-        InvalidInputError: no header, or no text at all.
+        InvalidInputError: no header, no text at all, or more than `MOST_COLUMNS` columns.
     """
     encoding = encoding_of(stream)
     sample = list(islice(_bounded(TextLines(stream, encoding)), 10 * SAMPLE))
@@ -112,18 +113,23 @@ def open_table(stream: BinaryIO, delimiter: str | None = None) -> Table:
     if problem is not None:
         raise InvalidInputError(f"line {line}: {problem}, expected a header that names the columns")
     columns = tuple(name.strip() for name in header)
+    if len(columns) > MOST_COLUMNS:
+        raise InvalidInputError(f"got {len(columns)} columns, expected at most {MOST_COLUMNS}")
     return Table(columns, _rows(records, len(columns)), encoding, delimiter)
 
 
 def unique_names(columns: Sequence[str]) -> tuple[str, ...]:
     """Names that differ, for a mapping: "a", "a.1", ... for columns of one name."""
-    given, taken, names = set(columns), set[str](), []
+    taken, names = set(columns), []
+    counts: dict[str, int] = {}
     for column in columns:
-        name, count = column, 0
-        while name in taken or (count and name in given):
-            count += 1
-            name = f"{column}.{count}"
-        taken.add(name)
+        name = column
+        if column in counts:
+            while name in taken:
+                counts[column] += 1
+                name = f"{column}.{counts[column]}"
+            taken.add(name)
+        counts.setdefault(column, 0)
         names.append(name)
     return tuple(names)
 
@@ -431,7 +437,7 @@ def column_called(wanted: str, columns: Sequence[str]) -> int:
     for names in (tuple(columns), unique_names(columns)):
         if wanted in names:
             return names.index(wanted)
-    lower = {name.lower(): name for name in reversed(columns)}
+    lower = {name[:_LONGEST_SHOWN].lower(): name for name in columns[:1000][::-1]}
     near = difflib.get_close_matches(wanted.lower(), lower, 1, 0.0)
     hint = f" (did you mean {lower[near[0]][:80]!a}?)" if near else ""
     shown = ", ".join(columns)[:_LONGEST_SHOWN]

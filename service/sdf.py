@@ -18,7 +18,7 @@ MOST_FIELDS = 1000
 _LONGEST_BLOCK_LINES = 20_000
 _HEADER_LINES = 3
 _END = "M  END"
-_COUNTS = re.compile(r"[ \d]+.*V[23]000\s*")
+_COUNTS_BEGIN, _COUNTS_END = tuple(" 0123456789"), ("V2000", "V3000")
 _FIELD = re.compile(r">[^<]*<(.+)>")
 _NO_BEGINNING = "got a mol block whose beginning cannot be found, expected a line $$$$ before it"
 
@@ -90,7 +90,7 @@ class _Record:
         """Add a line; if another record begins with it, its lines so far, which are not kept."""
         if self._ended:
             return self._add_data(text)
-        if _COUNTS.fullmatch(text):
+        if _is_counts(text):
             if self._counted:
                 return [*_taken_off(self._block), text]
             self._counted = True
@@ -107,7 +107,7 @@ class _Record:
         return None
 
     def _add_data(self, text: str) -> list[str] | None:
-        if _COUNTS.fullmatch(text) and not self._inside_value:
+        if _is_counts(text) and not self._inside_value:
             before = self._data[-_HEADER_LINES - 1 : -_HEADER_LINES]
             if not (before and _FIELD.match(before[0])):
                 return [*_taken_off(self._data), text]
@@ -133,6 +133,11 @@ class _Record:
         yield SdfRecord(self.problem or source, name, _fields(self._data))
         for _ in range(self._hidden):
             yield SdfRecord(Unreadable("mol_block_syntax", _NO_BEGINNING), "", {})
+
+
+def _is_counts(text: str) -> bool:
+    """The line that comes after the header of a mol block."""
+    return text.startswith(_COUNTS_BEGIN) and text.rstrip().endswith(_COUNTS_END)
 
 
 def _taken_off(lines: list[str]) -> list[str]:

@@ -158,8 +158,9 @@ async def _form_fields(
             raise _bad_field(name, f"{detail}{did_you_mean(name, known)}")
         if name in request.query_params:
             raise _bad_field(name, "got it in the form and in the query, expected it once")
-        if names.count(name) > 1 and name != "tasks":
-            raise _bad_field(name, f"got it {names.count(name)} times, expected it once")
+        if (count := names.count(name)) > 1 and name != "tasks":
+            what = f"got {count} files" if name == "file" else f"got it {count} times"
+            raise _bad_field(name, f"{what}, expected one")
         if value == "":
             raise _bad_field(name, "got an empty field, expected a value")
     return _FormFields(format, smiles_column, id_field, output, model, tasks, routing)

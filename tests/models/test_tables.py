@@ -330,6 +330,14 @@ def test_one_column_of_inchi_without_quotes() -> None:
 def test_unique_names() -> None:
     assert unique_names(("a", "b", "a", "", "", "a")) == ("a", "b", "a.1", "", ".1", "a.2")
     assert unique_names(("a", "a", "a.1")) == ("a", "a.2", "a.1")
+    assert unique_names(("a.1", "a", "a", "a.1")) == ("a.1", "a", "a.2", "a.1.1")
+    assert unique_names(("x",) * 20_000)[-1] == "x.19999"
+
+
+def test_more_columns_than_a_row_may_have() -> None:
+    assert len(table("," * 9_999 + "\n").columns) == 10_000
+    with pytest.raises(InvalidInputError, match="got 10001 columns, expected at most 10000"):
+        table("," * 10_000 + "\n")
 
 
 @pytest.mark.parametrize(

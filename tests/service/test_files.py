@@ -528,7 +528,7 @@ async def test_options_in_the_form() -> None:
         ({"output": "pdf"}, "", "#/output: "),
         ({"tasks": "nope"}, "", "got unknown task 'nope'"),
         ({"tasks": ["bbbp", "bbbp"]}, "", "got a task twice"),
-        ({"output": ["csv", "ndjson"]}, "", "#/output: got it 2 times, expected it once"),
+        ({"output": ["csv", "ndjson"]}, "", "#/output: got it 2 times, expected one"),
         ({"output": ""}, "", "#/output: got an empty field"),
         ({"output": "csv"}, "output=csv", "#/output: got it in the form and in the query"),
     ],
@@ -547,5 +547,5 @@ async def test_one_file_at_a_time() -> None:
         twice = await client.post("/predict/file", files=two)
         wrong = await client.post("/predict/file", files=other)
     assert (twice.status_code, wrong.status_code) == (422, 422)
-    assert "#/file: got it 2 times, expected it once" in twice.json()["detail"]
+    assert "#/file: got 2 files, expected one" in twice.json()["detail"]
     assert "did you mean 'file'" in wrong.json()["detail"]
