@@ -9,7 +9,18 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, BinaryIO
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, File, Form, Header, Path, Query, Request, Response, UploadFile
+from fastapi import (
+    APIRouter,
+    Depends,
+    File,
+    Form,
+    Header,
+    Path,
+    Query,
+    Request,
+    Response,
+    UploadFile,
+)
 from fastapi.responses import FileResponse
 
 from models.errors import InvalidInputError, did_you_mean
@@ -114,7 +125,7 @@ _Column = Annotated[
 ]
 _IdField = Annotated[
     str | None,
-    Query(max_length=256, description="column, or data field of an SDF, that is each record's `id`"),
+    Query(max_length=256, description="column, or data field of an SDF, of the records' ids"),
 ]
 _Output = Annotated[
     OutputKind,
@@ -140,7 +151,7 @@ class _FormFields:
 
 async def _form_fields(
     request: Request,
-    format: Annotated[FileKind | None, Form(description=_AS_QUERY)] = None,  # noqa: A002 - its name over the wire
+    format: Annotated[FileKind | None, Form(description=_AS_QUERY)] = None,  # noqa: A002
     smiles_column: Annotated[str | None, Form(max_length=256, description=_AS_QUERY)] = None,
     id_field: Annotated[str | None, Form(max_length=256, description=_AS_QUERY)] = None,
     output: Annotated[OutputKind | None, Form(description=_AS_QUERY)] = None,

@@ -405,7 +405,8 @@ def test_header_that_is_missing(content: str) -> None:
 
 
 def test_lines_of_smiles() -> None:
-    text = "CCO ethanol and more\n\nC\n\tCC\tx\nC[C@H](N)C(=O)O |&1:1,r|\tIS_01\tM\nCCO |$;;HO$|\nCCN |a pipe\n"
+    text = "CCO ethanol and more\n\nC\n\tCC\tx\n"
+    text += "C[C@H](N)C(=O)O |&1:1,r|\tIS_01\tM\nCCO |$;;HO$|\nCCN |a pipe\n"
     assert list(read_smiles_lines(io.BytesIO(text.encode()))) == [
         (1, "CCO", "ethanol and more"),
         (3, "C", ""),

@@ -242,9 +242,10 @@ async def test_folder_of_an_older_version(tmp_path: Path) -> None:
         for name in ("id_field", "encoding"):
             table.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
         table.execute(
-            "INSERT INTO jobs (id, client, state, created, finished, kind, smiles_column, model, tasks, "
-            "routing, output, digest, total, answered, failed, result_bytes, error) VALUES "
-            "('a', '', 'queued', 1, 0, 'csv', NULL, 'dummy', '[\"bbbp\"]', 'own', 'csv', ?, 2, 1, 0, 9, '')",
+            "INSERT INTO jobs (id, client, state, created, finished, kind, smiles_column, model, "
+            "tasks, routing, output, digest, total, answered, failed, result_bytes, error) "
+            "VALUES ('a', '', 'queued', 1, 0, 'csv', NULL, 'dummy', "
+            "'[\"bbbp\"]', 'own', 'csv', ?, 2, 1, 0, 9, '')",
             ("0" * 64,),
         )
     (tmp_path / "jobs" / "a.input").write_bytes(b"smiles\nC\nCC\n")
