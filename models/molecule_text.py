@@ -199,7 +199,7 @@ def _check_atoms(mol: Chem.Mol) -> None:
             raise MoleculeError("dummy_atom", f"got a point of attachment at atom {atom.GetIdx() + 1}, expected a complete molecule")
         for name in ("molFileAlias", "atomLabel"):
             label = atom.GetPropsAsDict(autoConvertStrings=False).get(name, "").strip() if atom.HasProp(name) else ""
-            if label and not _repeats(label, atom):
+            if label and atom.GetAtomicNum() and not _repeats(label, atom):  # an atom `*` is refused where it is read
                 got = f"got the label {shown(label)} on atom {atom.GetIdx() + 1}, which is {atom.GetSymbol()}"
                 raise MoleculeError("dummy_atom", f"{got}, expected a complete molecule, its groups drawn atom by atom")
 
