@@ -158,7 +158,8 @@ def _one_block(text: str) -> str:
     end = next((k for k, line in enumerate(lines) if line.startswith("M  END")), len(lines))
     if any(line.startswith("M  END") for line in lines[end + 1 :]):
         raise MoleculeError("mol_block_syntax", "got more than one mol block, expected one molecule")
-    counts = next((k for k, line in enumerate(lines[:end]) if line.rstrip().endswith(("V2000", "V3000"))), 3)
+    stamped = [k for k, line in enumerate(lines[:end]) if line.rstrip().endswith(("V2000", "V3000"))]
+    counts = 3 if 3 in stamped or not stamped else stamped[0]
     header = ["", "", "", *lines[:counts]][-3:]
     return "\n".join([*header, *lines[counts : end + 1]]) + "\n"
 
