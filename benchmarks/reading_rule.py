@@ -22,7 +22,7 @@ from benchmarks.measuring import RELEASED, RESULTS, machine
 from merging.calibration import brier_score, expected_calibration_error
 from merging.datasets import MOLECULENET, Split, scaffold_split
 from merging.evaluation import predict, roc_auc
-from merging.files import open_text, write_json
+from merging.files import open_text, read_json, write_json
 from models import featurize
 from models.artifact import load_artifact
 from models.compiled import CompiledModel
@@ -184,7 +184,7 @@ def main() -> None:
     artifact = load_artifact(RELEASED)
     assert isinstance(artifact.model, UnifiedModel)
     model, path = CompiledModel(artifact.model), RESULTS / "reading_rule.json"
-    found: dict[str, Any] = {"machine": machine(1), "artifact": f"{artifact.manifest.name} (weights of 1.2.0)", "tasks": {}}
+    found: dict[str, Any] = {"machine": machine(1), "artifact": artifact.manifest.name, "tasks": (read_json(path) or {}).get("tasks", {})}
     with rdBase.BlockLogs():
         for task in arguments.tasks or artifact.manifest.tasks:
             found["tasks"][task] = measure(model, task, arguments.data)

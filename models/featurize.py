@@ -13,7 +13,7 @@ Chirality tags and bond directions depend on the order in which a molecule is wr
 and what the network does not see decides neither what is in it nor its order (`READING_RULE`):
 
 1. Atom-map numbers and isotopes are cleared. Hydrogen atoms are taken away, those with an isotope or a stereo bond too; a molecule of nothing but
-   hydrogen keeps one for each H2, H+ or H-. Stereo that only these made is no stereo any more.
+   hydrogen keeps one for each H2, H+ or H-. Stereo that only these made, or the proton of an ammonium ion, is no stereo any more.
 2. What is left has a canonical SMILES: the one that is shown.
 3. Where a tag or a direction is in it, atoms are ranked on a copy without charges, radicals and hydrogen counts, whose dative bonds are single.
    Written in that order and read again, the molecule has its features.
@@ -266,7 +266,30 @@ def _read_any(text: str, strict: bool) -> Chem.Mol:
         mol = _read_unsanitized(text, strict)
     if mol.GetNumAtoms() == 0:
         raise MoleculeError("empty_smiles", f"got {shown(text)}, which has no atoms, expected a molecule such as 'CCO'")
-    return _without_unseen(text, strict) if _UNSEEN.search(text) else mol
+    if _UNSEEN.search(text):
+        mol = _without_unseen(text, strict)
+    return _without_stereo_of_protons(mol) if _STEREO_OF_A_PROTON.search(text) else mol
+
+
+_STEREO_OF_A_PROTON = re.compile(r"\[\d*N@@?H")
+
+
+def _without_stereo_of_protons(mol: Chem.Mol) -> Chem.Mol:
+    """The molecule whose nitrogen atoms are stereo centres only where they would be without a proton: in small rings and bridgeheads."""
+    protonated = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 7 and atom.GetChiralTag() and atom.GetTotalNumHs()]
+    bare = Chem.RWMol(mol)
+    for atom in protonated:
+        nitrogen = bare.GetAtomWithIdx(atom.GetIdx())
+        nitrogen.SetFormalCharge(0)
+        nitrogen.SetNumExplicitHs(0)
+        nitrogen.SetNoImplicit(True)
+    bare.UpdatePropertyCache(strict=False)
+    Chem.AssignStereochemistry(bare, cleanIt=True, force=True)
+    for atom in protonated:
+        if not bare.GetAtomWithIdx(atom.GetIdx()).GetChiralTag():
+            atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+    return mol
 
 
 # An isotope, a hydrogen atom, an atom map; `[#1]` is a hydrogen atom too.

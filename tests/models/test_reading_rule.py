@@ -174,6 +174,8 @@ def test_what_is_not_seen_is_not_there(one: str, other: str) -> None:
     [
         ("C[C@@H](C(=O)O)[NH3+]", "C[C@H](N)C(=O)O"),
         ("C[C@H](O)CN.Cl", "C[C@H](O)C[NH3+].[Cl-]"),
+        ("CN(CC)C[C@H](O)C", "C[N@@H+](CC)C[C@H](O)C"),
+        ("C=C[C@H]1C[N@]2CC[C@H]1C[C@H]2O", "C=C[C@H]1C[N@@H+]2CC[C@H]1C[C@H]2O"),
         ("C[C@H](O)CN.Cl", "C[C@H](O)CN.[H+].[Cl-]"),
         ("N[C@@H](Cc1c[nH]cn1)C(=O)O", "N[C@@H](Cc1cnc[nH]1)C(=O)O"),
         ("C[C@H](O)CO", "C[C@H](O)C[O]"),
