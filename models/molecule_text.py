@@ -32,7 +32,7 @@ TOO_LARGE = re.compile(r"\[(?:\d{4}|[^\]]*(?:[+-]|H)\d{3})")
 """In a SMILES: RDKit keeps charges and hydrogens in 8 bits and isotopes in 16, without a look at what does not fit: [Na+256] would be sodium."""
 
 DRAWN_ATOMS = 4
-"""How many atoms a mol block may list for each heavy atom that is allowed: hydrogens may be drawn."""
+"""How many atoms, and how many bonds, a mol block may list for each heavy atom that is allowed: hydrogens may be drawn."""
 
 
 def text_kind(text: str) -> TextKind:
@@ -169,8 +169,8 @@ def _check_counts(block: str, max_atoms: int) -> None:
     for atoms, bonds in _COUNTS_V3000.findall(block):
         if int(atoms) > DRAWN_ATOMS * max_atoms:
             raise MoleculeError("too_many_atoms", f"got {atoms} atoms, expected at most {max_atoms} beside hydrogens")
-        if int(bonds) > 2 * DRAWN_ATOMS * max_atoms:
-            raise MoleculeError("too_many_bonds", f"got {bonds} bonds, expected at most {2 * DRAWN_ATOMS * max_atoms}")
+        if int(bonds) > DRAWN_ATOMS * max_atoms:
+            raise MoleculeError("too_many_bonds", f"got {bonds} bonds, expected at most {DRAWN_ATOMS * max_atoms}")
 
 
 def _sgroup_types(block: str) -> Iterator[str]:
