@@ -15,16 +15,13 @@ from models.errors import MoleculeError
 
 TextKind = Literal["smiles", "inchi", "mol_block"]
 
-_MOL_BLOCK = re.compile(r"^M  END|V[23]000\s*$", re.MULTILINE)
+_MOL_BLOCK = re.compile(r"^M  END|V[23]000[ \t]*$", re.MULTILINE)
 _CXSMILES = re.compile(r"(\S+)[ \t]+(\|.*\|)")
 _INCHI_KEY = re.compile(r"[A-Z]{14}-[A-Z]{10}-[A-Z]")
 _CAS_NUMBER = re.compile(r"\d{2,7}-\d{2}-\d")
-_FORMULA = re.compile(r"InChI=1[SB]?/((?:\d*(?:[A-Z][a-z]?\d*)+\.?)+)(?:/|$)")
+_FORMULA = re.compile(r"InChI=1[SB]?/([A-Z0-9][A-Za-z0-9.]*)(?:/|$)")
 _ELEMENT_COUNT = re.compile(r"([A-Z][a-z]?)(\d*)")
 _COUNTS_V3000 = re.compile(r"^M  V30\s+COUNTS\s+(\d{1,18})\s+(\d{1,18})", re.MULTILINE)
-_TYPES_V2000 = re.compile(r"^M  STY\s*\d+((?:\s+\d+\s+\S+)+)", re.MULTILINE)
-_TYPE_V3000 = re.compile(r"^M  V30\s+\d+\s+([A-Za-z]{3})\s+\d+", re.MULTILINE)
-_SGROUPS_V3000 = re.compile(r"^M  V30 BEGIN SGROUP$(.*?)^M  V30 END SGROUP", re.MULTILINE | re.DOTALL)
 _HARMLESS_SGROUPS = {"SUP", "DAT", "GEN", "MUL"}  # all their atoms are drawn, and all that they add is words
 _MIXTURES = {"COM", "MIX", "FOR"}
 
@@ -175,10 +172,16 @@ def _check_counts(block: str, max_atoms: int) -> None:
 
 def _sgroup_types(block: str) -> Iterator[str]:
     """As the text has them: RDKit drops those with something wrong in them."""
-    for entries in _TYPES_V2000.findall(block):
-        yield from entries.split()[1::2]
-    for section in _SGROUPS_V3000.findall(block):
-        yield from _TYPE_V3000.findall(section)
+    inside = False
+    for line in block.split("\n"):
+        if line.startswith("M  STY"):
+            yield from line[9:].split()[1::2]
+        elif line.startswith("M  V30 "):
+            words = line[7:].split(maxsplit=2)
+            if words[1:2] == ["SGROUP"]:
+                inside = words[0] == "BEGIN"
+            elif inside and len(words) > 1 and words[0].isdecimal():
+                yield words[1]
 
 
 # --- what a text says beside atoms and bonds ---

@@ -1,3 +1,6 @@
+import contextlib
+import time
+
 import pytest
 from rdkit import Chem
 from rdkit.Chem import rdDepictor
@@ -174,6 +177,24 @@ def test_fields_for_one_format_take_no_other() -> None:
         smiles_of_inchi("CCO")
     with pytest.raises(MoleculeError, match="MDL"):
         smiles_of_mol_block("CCO")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "InChI=1S/" + "C1" * 100_000 + "!",
+        "V2000" * 100_000 + "\n" + " " * 100_000 + "!",
+        ETHANOL.replace("M  END", "M  V30 BEGIN SGROUP\n" * 30_000 + "M  END"),
+        ETHANOL.replace("M  END", "M  STY  1   1 DAT\n" * 30_000 + "M  END"),
+        "C |" + "$;" * 100_000,
+    ],
+)
+def test_hostile_texts_take_no_more_than_their_length_says(text: str) -> None:
+    started = time.process_time()
+    atoms_at_most(text)
+    with contextlib.suppress(MoleculeError):  # some are ethanol
+        featurize(text, max_atoms=500)
+    assert time.process_time() - started < 2
 
 
 def test_kinds() -> None:
