@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from merging.files import open_text, sha256, write_tensors
 from models.errors import DataError, MoleculeError
-from models.featurize import read_graph, read_smiles
+from models.featurize import READING_RULE, read_graph, read_smiles
 from models.graph import MolGraph, PackedGraphs, pack
 
-_CACHE_VERSION = "1"
+_CACHE_VERSION = f"1, reading rule {READING_RULE}"
 
 
 class DatasetSpec(BaseModel):

@@ -22,6 +22,7 @@ from torch import nn
 
 from models.backbone import Backbone, BackboneConfig, load_tensors
 from models.errors import ArtifactError, CheckpointError
+from models.featurize import READING_RULE
 from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
 from models.graph_network import GraphNetwork, GraphNetworkConfig
 from models.inputs import AtomsInput, FeatureInput, InputSchema, MoleculeInput
@@ -40,7 +41,7 @@ NetworkConfig = Annotated[BackboneConfig | GraphNetworkConfig | ForceFieldConfig
 Network = Backbone | GraphNetwork | ForceField
 Member = Expert | ForceFieldExpert
 """What a task brings to a network."""
-_TAKES = {MoleculeInput: BackboneConfig, FeatureInput: GraphNetworkConfig, AtomsInput: ForceFieldConfig}
+_TAKES: dict[type[BaseModel], type[BaseModel]] = {MoleculeInput: BackboneConfig, FeatureInput: GraphNetworkConfig, AtomsInput: ForceFieldConfig}
 
 
 class Manifest(BaseModel):
@@ -86,7 +87,7 @@ class Manifest(BaseModel):
     def _check_input(self) -> Self:
         if not isinstance(self.backbone, _TAKES[type(self.input)]):
             raise ValueError(f"input: got kind {self.input.kind!r} for a backbone of kind {self.backbone.kind!r}, which takes something else")
-        by_task = {FeatureInput: "num_features", AtomsInput: "elements"}.get(type(self.input))
+        by_task = {"graph": "num_features", "atoms": "elements"}.get(self.input.kind)
         if by_task and getattr(self.input, by_task).keys() != self.tasks.keys():
             raise ValueError(f"input.{by_task}: got entries for {list(getattr(self.input, by_task))!a}, expected one for each task")
         return self
@@ -150,7 +151,7 @@ def make_manifest(
         name=name,
         version=version,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        input=input or MoleculeInput(),
+        input=input or MoleculeInput(reading_rule=READING_RULE),
         backbone=backbone,
         rank=rank,
         router=router,

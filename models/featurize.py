@@ -1,4 +1,4 @@
-"""SMILES to graph in the vocabulary of Hu et al. 2020 ("Strategies for Pre-training Graph Neural Networks").
+"""A molecule's text to its graph in the vocabulary of Hu et al. 2020 ("Strategies for Pre-training Graph Neural Networks").
 
 What happens at the edges of the vocabulary:
 
@@ -9,8 +9,16 @@ What happens at the edges of the vocabulary:
 - Bond directions: none, up-right, down-right; any other counts as none.
 - A single atom or a graph without bonds is valid.
 
-Chirality tags and bond directions depend on the order in which a SMILES happens to be written. Features are therefore always those of the canonical
-SMILES, so that every spelling of a molecule gives one graph.
+Chirality tags and bond directions depend on the order in which a molecule is written. Features are therefore those of one SMILES for each molecule,
+and what the network does not see decides neither what is in it nor its order (`READING_RULE`):
+
+1. Atom-map numbers and isotopes are cleared. Hydrogen atoms are taken away, those with an isotope or a stereo bond too; a molecule of nothing but
+   hydrogen keeps one for each H2, H+ or H-. Stereo that only these made, or the proton of an ammonium ion, is no stereo any more.
+2. What is left has a canonical SMILES: the one that is shown.
+3. Where a tag or a direction is in it, atoms are ranked on a copy without charges, radicals and hydrogen counts, whose dative bonds are single.
+   Written in that order and read again, the molecule has its features.
+
+Other texts than SMILES (`models.molecule_text`) are turned into SMILES first.
 """
 
 import re
@@ -25,6 +33,16 @@ from rdkit import Chem, rdBase
 
 from models.errors import MoleculeError
 from models.graph import MASKED_ATOM, MolGraph
+from models.molecule_text import TOO_LARGE, plain_smiles, shown, what_it_looks_like
+
+READING_RULE = 2
+"""Version of how a molecule becomes a graph; an artifact's manifest says by which rule it reads.
+
+1: features of RDKit's canonical SMILES, whose order goes by atom-map numbers, isotopes, charges and hydrogen counts too; hydrogen atoms that RDKit's
+reader keeps (isotopes, stereo) are atoms of the graph.
+2: as the module's text says. Molecules without maps, isotopes and kept hydrogens have other features than by rule 1 only where a tag or a direction
+stands beside a charge, a radical or an aromatic NH, and rarely there.
+"""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,8 +69,8 @@ class Molecule:
     """A molecule that was read.
 
     Attributes:
-        smiles: canonical SMILES (RDKit).
-        graph: its graph.
+        smiles: canonical SMILES (RDKit) of the molecule as it is read: with charges, without atom maps, isotopes and hydrogen atoms.
+        graph: its graph, a function of `smiles`.
     """
 
     smiles: str
@@ -60,15 +78,16 @@ class Molecule:
 
 
 def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None) -> Molecule:
-    """Read a SMILES.
+    """Read a molecule.
 
     Args:
-        smiles: the text; surrounding white space is ignored.
+        smiles: the text, a SMILES or what else `models.molecule_text` knows; white space around it is ignored.
         strict: False reads what MoleculeNet contains: valences are not checked, dummy atoms and odd bonds are mapped (see the module's text).
         max_atoms: more heavy atoms than this are an error.
 
     Raises:
-        MoleculeError: with code `empty_smiles`, `smiles_syntax`, `chemistry`, `too_many_atoms`, `dummy_atom` or `bond_type`.
+        MoleculeError: with code `empty_smiles`, `smiles_syntax`, `chemistry`, `too_many_atoms`, `dummy_atom` or `bond_type`, or one of
+            `models.molecule_text.plain_smiles`.
     """
     with rdBase.BlockLogs():
         mol, types = _read(smiles, strict, max_atoms)
@@ -134,7 +153,7 @@ def _graph_as_needed(mol: Chem.Mol, types: list[int] | None, strict: bool) -> Mo
 
 # A plain SMILES: its canonical one has none of `_ORDER_MATTERS`, as there is no stereo, no hydrogen that is an atom of its own, no metal (RDKit may
 # make its bonds dative) and no iodine. No dummy atom either, no odd bond and no number that is too large: what is rare is left to `read_smiles`.
-_PLAIN = re.compile(r"(?:[BCNOPSFbcnopslr0-9%()=#:.-]++|\[\d{0,3}+(?:Cl?|N|O|P|S[ie]?|F|Br?|c|n|o|p|se?)(?:H\d?)?(?:[+-]\d?)?\])++")
+_PLAIN = re.compile(r"(?:[BCNOPSFbcnopslr0-9%()=#:.-]++|\[(?:Cl?|N|O|P|S[ie]?|F|Br?|c|n|o|p|se?)(?:H\d?)?(?:[+-]\d?)?\])++")
 _SYMBOL = re.compile("[BCNOFPSbcnops][eilr]?")
 _ATOM_TYPE = {"B": 4, "C": 5, "N": 6, "O": 7, "F": 8, "Si": 13, "P": 14, "S": 15, "Cl": 16, "Se": 33, "Br": 34}
 _ATOM_TYPE |= {symbol.lower(): _ATOM_TYPE[symbol] for symbol in ("B", "C", "N", "O", "P", "S", "Se")}
@@ -148,11 +167,12 @@ def _read(smiles: str, strict: bool, max_atoms: int | None) -> _Read:
     mol = _read_plain(text)
     types = [_ATOM_TYPE[symbol] for symbol in _SYMBOL.findall(text)] if mol else None
     if mol is None:
-        mol = read_smiles(text, strict)
+        text = plain_smiles(smiles, max_atoms)
+        mol = _read_any(text, strict)
     if max_atoms is not None and mol.GetNumAtoms() > max_atoms:
         raise MoleculeError("too_many_atoms", f"got {mol.GetNumAtoms()} atoms, expected at most {max_atoms}")
     if strict and "~" in text:  # RDKit reads it as a single bond where it closes a ring
-        raise MoleculeError("bond_type", f"got an unspecified bond (~) in {_shown(text)}, expected single, double, triple, aromatic or dative")
+        raise MoleculeError("bond_type", f"got an unspecified bond (~) in {shown(text)}, expected single, double, triple, aromatic or dative")
     return mol, types
 
 
@@ -173,57 +193,180 @@ def _read_plain(text: str) -> Chem.Mol | None:
 _ORDER_MATTERS = ("@", "/", "\\", "[H]", "[IH", "->", "<-")
 """In a canonical SMILES: reading it again may give other features, or another canonical SMILES (hydrogens kept for stereo that is none, O=[IH])."""
 
+_ALL_SEEN = re.compile(r"(?:[^\[]|\[C@@?H?\])*+")
+"""A canonical SMILES whose order goes by nothing that the network does not see: hydrogen counts of its atoms follow from bonds and elements."""
+
 
 def _canonical(mol: Chem.Mol, strict: bool) -> tuple[Chem.Mol, str]:
-    """The molecule as its canonical SMILES reads, and this. RDKit's is not always its own canonical SMILES: then the one in which repetition ends,
-    and of several that take turns the first in the alphabet, so that each of them gives the same."""
+    """The molecule to take features of, and its canonical SMILES. RDKit's is not always its own canonical SMILES: then the one in which repetition
+    ends, and of several that take turns the first in the alphabet, so that each of them gives the same."""
     smiles = str(Chem.MolToSmiles(mol))
     if not any(mark in smiles for mark in _ORDER_MATTERS):
         return mol, smiles
+    mol, smiles = _settled(mol, smiles, lambda mol: str(Chem.MolToSmiles(mol)), strict)
+    if _ALL_SEEN.fullmatch(smiles):
+        return mol, smiles
+    return _settled(mol, _in_seen_order(mol), _in_seen_order, strict)[0], smiles
+
+
+def _settled(mol: Chem.Mol, smiles: str, write: Callable[[Chem.Mol], str], strict: bool) -> tuple[Chem.Mol, str]:
+    """A SMILES that `write` gives again when it is read, and its molecule."""
     seen: dict[str, Chem.Mol] = {}
     while smiles not in seen and len(seen) < 8:
-        mol = seen[smiles] = read_smiles(smiles, strict)
-        smiles = str(Chem.MolToSmiles(mol))
+        mol = seen[smiles] = _read_any(smiles, strict)
+        smiles = write(mol)
     if smiles in seen:
         smiles = min(list(seen)[list(seen).index(smiles) :])
     return seen.get(smiles, mol), smiles
 
 
-# RDKit keeps charges and hydrogens in 8 bits and isotopes in 16, without a look at what does not fit: [Na+256] would be sodium.
-_TOO_LARGE = re.compile(r"\[(?:\d{4}|[^\]]*(?:[+-]|H)\d{3})")
+_DATIVE = {Chem.BondType.DATIVE, Chem.BondType.DATIVEONE, Chem.BondType.DATIVEL, Chem.BondType.DATIVER}
+
+
+def _in_seen_order(mol: Chem.Mol) -> str:
+    """The SMILES whose order goes by what the network sees. Of a molecule without charges, radicals and aromatic NH it is the canonical one, but for
+    the order of components: each is ranked by itself, as RDKit does."""
+    return ".".join(map(_component_in_seen_order, Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)))
+
+
+def _component_in_seen_order(mol: Chem.Mol) -> str:
+    bare = Chem.RWMol(mol)
+    for atom in bare.GetAtoms():
+        atom.SetFormalCharge(0)
+        atom.SetNumRadicalElectrons(0)
+        atom.SetNumExplicitHs(0)
+        atom.SetNoImplicit(False)  # as many as the valence leaves: that follows from bonds and elements
+    for bond in bare.GetBonds():
+        if bond.GetBondType() in _DATIVE:
+            bond.SetBondType(Chem.BondType.SINGLE)
+    bare.UpdatePropertyCache(strict=False)
+    Chem.AssignStereochemistry(bare, force=True)  # ranks go by CIP labels, which go by hydrogens
+    ranks = np.array(Chem.CanonicalRankAtoms(bare))
+    return str(Chem.MolToSmiles(Chem.RenumberAtoms(mol, ranks.argsort().tolist()), canonical=False))
 
 
 def read_smiles(smiles: str, strict: bool = True) -> Chem.Mol:
-    """The sanitised molecule of a SMILES; see `featurize` for `strict` and for the errors."""
-    text = smiles.strip()
+    """The sanitised molecule of a text, as it is read: without atom maps, isotopes and hydrogen atoms. `strict` and errors as of `featurize`."""
+    return _read_any(plain_smiles(smiles), strict)
+
+
+def _read_any(text: str, strict: bool) -> Chem.Mol:
+    """The molecule of any SMILES."""
+    text = text.strip()
     if not text:
         raise MoleculeError("empty_smiles", "got an empty SMILES, expected a molecule such as 'CCO'")
     if " " in text or not text.isprintable() or not text.isascii():
         raise _wrong_characters(text)
     mol = Chem.MolFromSmiles(text)
-    if mol is not None and _TOO_LARGE.search(text):
+    if mol is not None and TOO_LARGE.search(text):
         raise MoleculeError(
-            "chemistry", f"got {_shown(text)}, which is not a possible molecule: a charge, isotope or number of hydrogens is too large"
+            "chemistry", f"got {shown(text)}, which is not a possible molecule: a charge, isotope or number of hydrogens is too large"
         )
     if mol is None:
         mol = _read_unsanitized(text, strict)
     if mol.GetNumAtoms() == 0:
-        raise MoleculeError("empty_smiles", f"got {_shown(text)}, which has no atoms, expected a molecule such as 'CCO'")
+        raise MoleculeError("empty_smiles", f"got {shown(text)}, which has no atoms, expected a molecule such as 'CCO'")
+    if _UNSEEN.search(text):
+        mol = _without_unseen(text, strict)
+    return _without_stereo_of_protons(mol) if _STEREO_OF_A_PROTON.search(text) else mol
+
+
+_STEREO_OF_A_PROTON = re.compile(r"\[\d*N@@?H")
+
+
+def _without_stereo_of_protons(mol: Chem.Mol) -> Chem.Mol:
+    """The molecule whose nitrogen atoms are stereo centres only where they would be without a proton: in small rings and bridgeheads."""
+    protonated = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 7 and atom.GetChiralTag() and atom.GetTotalNumHs()]
+    bare = Chem.RWMol(mol)
+    for atom in protonated:
+        nitrogen = bare.GetAtomWithIdx(atom.GetIdx())
+        nitrogen.SetFormalCharge(0)
+        nitrogen.SetNumExplicitHs(0)
+        nitrogen.SetNoImplicit(True)
+    bare.UpdatePropertyCache(strict=False)
+    Chem.AssignStereochemistry(bare, cleanIt=True, force=True)
+    for atom in protonated:
+        if not bare.GetAtomWithIdx(atom.GetIdx()).GetChiralTag():
+            atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
     return mol
+
+
+# An isotope, a hydrogen atom, an atom map; `[#1]` is a hydrogen atom too.
+_UNSEEN = re.compile(r"\[(?:\d|H[]H\d:+-]|#1\D|[^]]*:)")
+
+
+def _without_unseen(text: str, strict: bool) -> Chem.Mol:
+    """The molecule of a SMILES that can be read, without atom maps, isotopes and hydrogen atoms.
+
+    Labels are cleared before RDKit looks for stereo, and hydrogens taken away after it: RDKit's reader, which takes them away first, has been seen to
+    turn double bonds over where hydrogens carry their directions.
+    """
+    mol = Chem.MolFromSmiles(text, sanitize=False)
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
+        atom.SetIsotope(0)
+    numbers = {atom.GetAtomicNum() for atom in mol.GetAtoms()}
+    if numbers == {1}:
+        mol = _without_bonds(mol)
+    mol.UpdatePropertyCache(strict=False)
+    # Valences have been checked: strict mode has read the text already, tolerant mode does not ask.
+    Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES)
+    if 1 in numbers and len(numbers) > 1:
+        mol = _without_hydrogens(mol)
+    text = str(Chem.MolToSmiles(mol))
+    return Chem.MolFromSmiles(text) or _read_unsanitized(text, strict)
+
+
+def _without_hydrogens(mol: Chem.Mol) -> Chem.Mol:
+    Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+    for bond in mol.GetBonds():
+        bond.SetBondDir(Chem.BondDir.NONE)
+        if bond.GetStereo() in _SIDES:
+            by_hydrogen = any(mol.GetAtomWithIdx(k).GetAtomicNum() == 1 for k in bond.GetStereoAtoms())
+            bond.SetStereo(Chem.BondStereo.STEREONONE if by_hydrogen else _SIDES[bond.GetStereo()])
+    mol = Chem.RemoveHs(mol, _HYDROGENS, sanitize=False)
+    Chem.SetDoubleBondNeighborDirections(mol)
+    return mol
+
+
+_SIDES = {Chem.BondStereo.STEREOE: Chem.BondStereo.STEREOTRANS, Chem.BondStereo.STEREOZ: Chem.BondStereo.STEREOCIS}
+
+
+def _hydrogens() -> Chem.RemoveHsParameters:
+    """All but those that hold other atoms together, which only the tolerant mode reads."""
+    parameters = Chem.RemoveHsParameters()
+    for kind in ("DefiningBondStereo", "DegreeZero", "DummyNeighbors", "Hydrides", "Isotopes", "NontetrahedralNeighbors", "OnlyHNeighbors"):
+        setattr(parameters, f"remove{kind}", True)
+    return parameters
+
+
+_HYDROGENS = _hydrogens()
+
+
+def _without_bonds(hydrogens: Chem.Mol) -> Chem.Mol:
+    """Of nothing but hydrogen: H2 as one atom with a hydrogen, as in `[HH]`."""
+    mol = Chem.RWMol(hydrogens)
+    while mol.GetNumBonds():
+        bond = mol.GetBondWithIdx(0)
+        bond.GetBeginAtom().SetNumExplicitHs(1)
+        mol.RemoveAtom(bond.GetEndAtomIdx())
+    return mol.GetMol()
 
 
 def _wrong_characters(text: str) -> MoleculeError:
     if any(character.isspace() or not character.isprintable() for character in text):
-        return MoleculeError("smiles_syntax", f"got white space or control characters inside {_shown(text)}, expected one SMILES")
+        return MoleculeError("smiles_syntax", f"got white space or control characters inside {shown(text)}, expected one SMILES")
     # RDKit cuts such characters off at both ends
-    return MoleculeError("smiles_syntax", f"got characters other than ASCII in {_shown(text)}, expected a SMILES such as 'CCO'")
+    return MoleculeError("smiles_syntax", f"got characters other than ASCII in {shown(text)}, expected a SMILES such as 'CCO'")
 
 
 def _read_unsanitized(text: str, strict: bool) -> Chem.Mol:
     """What RDKit's sanitising reader refused: say why (strict), or sanitise all but properties (tolerant)."""
     mol = Chem.MolFromSmiles(text, sanitize=False)
     if mol is None:
-        raise MoleculeError("smiles_syntax", f"got {_shown(text)}, which is not valid SMILES syntax, expected a SMILES such as 'CCO'")
+        hint = what_it_looks_like(text)
+        raise MoleculeError("smiles_syntax", f"got {shown(text)}, which is not valid SMILES syntax, expected a SMILES such as 'CCO'{hint}")
     if not strict:
         mol.UpdatePropertyCache(strict=False)
         if Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True) == Chem.SANITIZE_NONE:
@@ -233,18 +376,13 @@ def _read_unsanitized(text: str, strict: bool) -> Chem.Mol:
     except RuntimeError:  # no such element, 255 hydrogens, 255 neighbours
         problems = ""
     problems = problems or "it cannot be sanitised"
-    raise MoleculeError("chemistry", f"got {_shown(text)}, which is not a possible molecule: {problems}")
-
-
-def _shown(text: str) -> str:
-    """A client's text as an error may repeat it: quoted, escaped, cut."""
-    return ascii(text if len(text) <= 60 else text[:57] + "...")
+    raise MoleculeError("chemistry", f"got {shown(text)}, which is not a possible molecule: {problems}")
 
 
 def _graph(mol: Chem.Mol, types: list[int] | None, canonical: str, strict: bool) -> MolGraph:
     """The graph. `types` are the atom types of a plain molecule, `canonical` says which features there are in another."""
     if strict and "*" in canonical:
-        raise MoleculeError("dummy_atom", f"got a dummy atom (*) in {_shown(canonical)}, expected a complete molecule")
+        raise MoleculeError("dummy_atom", f"got a dummy atom (*) in {shown(canonical)}, expected a complete molecule")
     places, edge_attr = _bonds(mol, strict)
     x = np.zeros((mol.GetNumAtoms(), 2), dtype=np.int64)
     x[:, 0] = types or [(atom.GetAtomicNum() or MASKED_ATOM + 1) - 1 for atom in mol.GetAtoms()]

@@ -6,10 +6,11 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from models.errors import InvalidInputError
+from models.featurize import READING_RULE
 from models.graph import GraphBatch
 
 
@@ -18,9 +19,21 @@ class _Schema(BaseModel):
 
 
 class MoleculeInput(_Schema):
-    """Molecules, as SMILES or as graphs in the vocabulary of Hu et al. 2020 (`models.graph.MolGraph`)."""
+    """Molecules, as text or as graphs in the vocabulary of Hu et al. 2020 (`models.graph.MolGraph`).
+
+    Attributes:
+        reading_rule: by which molecules were read when its scores were measured (`models.featurize.READING_RULE`); 1 where a manifest does not say.
+            Whatever it is, molecules are read by today's rule.
+    """
 
     kind: Literal["molecule"] = "molecule"
+    reading_rule: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _check_rule(self) -> Self:
+        if self.reading_rule > READING_RULE:
+            raise ValueError(f"reading_rule: got {self.reading_rule}, expected at most {READING_RULE}: a newer version of G-Merging reads it")
+        return self
 
 
 class FeatureInput(_Schema):

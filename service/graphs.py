@@ -15,7 +15,7 @@ from models.inputs import AtomsInput, FeatureGraph, FeatureInput, InputSchema, M
 from service.schemas import GraphIn
 
 TAKES = {
-    "molecule": "molecules: `smiles`, or `graphs` with x, edge_index and edge_attr",
+    "molecule": "molecules: `smiles`, `inchi` or `mol_block`, or `graphs` with x, edge_index and edge_attr",
     "graph": "graphs: `graphs` with x and edge_index",
     "atoms": "atoms with positions: `graphs` with numbers and positions, in a crystal also cell",
 }

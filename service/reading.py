@@ -1,16 +1,16 @@
 """Text and lists to molecules: plain functions on plain data, for `service.parsing` to run in a process of their own."""
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rdkit import Chem, rdBase
+from rdkit import rdBase
 
 from models.errors import InvalidInputError, MoleculeError
 from models.featurize import Molecule, featurize, featurize_all
-from service.graphs import Graph, MoleculeLimits, Wanted, check_edges, check_graph, check_size, estimated_cost, read_graph
-from service.schemas import GraphIn
+from models.molecule_text import atoms_at_most, smiles_of_inchi, smiles_of_mol_block, text_kind
+from service.graphs import Graph, MoleculeLimits, Wanted, check_graph, estimated_cost, read_graph
+from service.schemas import GraphIn, NoText
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +19,11 @@ ITEM_CODES = (
     "smiles_syntax",
     "smiles_too_long",
     "chemistry",
+    "not_text",
+    "inchi_syntax",
     "mol_block_syntax",
     "dummy_atom",
+    "polymer",
     "bond_type",
     "too_many_atoms",
     "too_many_bonds",
@@ -34,13 +37,13 @@ ITEM_CODES = (
 """Every code that an item's error can have."""
 
 _LIMIT_NAMES = {
-    "smiles_too_long": " (max_smiles_length)",
     "too_many_atoms": " (max_atoms)",
     "too_many_bonds": " (4 * max_atoms)",
     "too_many_edges": " (200 * max_atoms)",
 }
 _LONGEST_MESSAGE = 300
-_V3000_COUNTS = re.compile(r"^M  V30\s+COUNTS\s+(\d{1,18})\s+(\d{1,18})", re.MULTILINE)
+_INCHI_LENGTH = 4  # times that of a SMILES: it names every atom by a number, and hydrogens beside
+_BLOCK_LENGTH = 2000  # characters for an atom: its lines and those of its bonds and hydrogens, with room for S-groups and data
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Parsed:
     """A molecule or graph that was read.
 
     Attributes:
-        smiles: canonical; None if it came as a graph.
+        smiles: canonical (`models.featurize.Molecule`); None if it came as a graph.
         graph: its graph.
     """
 
@@ -66,12 +69,21 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class MolBlock:
-    """A record of an SDF file: the text before its `M  END`, and no data fields."""
+    """A mol block, such as a record of an SDF file; data fields behind its `M  END` are passed over."""
 
     text: str
 
 
-Source = str | GraphIn | MolBlock
+@dataclass(frozen=True)
+class InChI:
+    """What was said to be an InChI."""
+
+    text: str
+
+
+Source = str | GraphIn | MolBlock | InChI | NoText
+"""What to read: a text is a SMILES or whatever else `models.molecule_text` knows."""
+
 MOLECULES = Wanted()
 
 
@@ -79,7 +91,7 @@ def cost(source: Source, limits: MoleculeLimits) -> int:
     """At least the number of heavy atoms of a molecule that has not been read: every one is a character of a SMILES, or a line of a mol block."""
     if isinstance(source, GraphIn):
         return estimated_cost(source, limits)
-    most = min(len(source), limits.max_smiles_length) if isinstance(source, str) else source.text.count("\n")
+    most = 0 if isinstance(source, NoText) else atoms_at_most(_text(source))
     return max(1, min(most, limits.max_atoms))
 
 
@@ -90,7 +102,10 @@ def refused(source: Source, limits: MoleculeLimits, wanted: Wanted) -> Unreadabl
             check_graph(source, limits, wanted)
         elif wanted.no_text:
             return Unreadable("unsupported_input", f"got a molecule as text, but {wanted.no_text}")
-        elif isinstance(source, str):
+        elif isinstance(source, NoText):
+            code = "empty_smiles" if source.got == "null" else "not_text"
+            return Unreadable(code, f"got {source.got}, expected a molecule as text, such as 'CCO'")
+        else:
             _check_length(source, limits)
     except InvalidInputError as error:
         return _unreadable(error)
@@ -104,7 +119,7 @@ def read(source: Source, limits: MoleculeLimits, wanted: Wanted = MOLECULES) -> 
     try:
         if isinstance(source, GraphIn):
             return Parsed(None, read_graph(source, limits, wanted))
-        return _read_smiles(source if isinstance(source, str) else _smiles_of(source, limits), limits)
+        return _read_text(source, limits)
     except InvalidInputError as invalid:
         return _unreadable(invalid)
     except Exception:  # RDKit has been seen to raise bare RuntimeErrors on odd input: that is its sender's trouble and nobody else's
@@ -137,27 +152,31 @@ def _cut(message: str) -> str:
     return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 3] + "..."
 
 
-def _read_smiles(text: str, limits: MoleculeLimits) -> Parsed:
-    _check_length(text, limits)
+def _text(source: str | MolBlock | InChI | NoText) -> str:
+    assert not isinstance(source, NoText)  # which is refused before it is read
+    return source if isinstance(source, str) else source.text
+
+
+def _read_text(source: str | MolBlock | InChI | NoText, limits: MoleculeLimits) -> Parsed:
+    """Of a molecule that came in a field for one format no other will do."""
+    text = _text(source)
+    with rdBase.BlockLogs():
+        if isinstance(source, MolBlock):
+            text = smiles_of_mol_block(text, limits.max_atoms)
+        elif isinstance(source, InChI):
+            text = smiles_of_inchi(text, limits.max_atoms)
     molecule = featurize(text, max_atoms=limits.max_atoms)
     return Parsed(molecule.smiles, molecule.graph)
 
 
-def _check_length(text: str, limits: MoleculeLimits) -> None:
+def _check_length(source: str | MolBlock | InChI, limits: MoleculeLimits) -> None:
     """Raises MoleculeError."""
-    if len(text) > limits.max_smiles_length:
-        raise MoleculeError("smiles_too_long", f"got {len(text)} characters, expected at most {limits.max_smiles_length}")
-
-
-def _smiles_of(block: MolBlock, limits: MoleculeLimits) -> str:
-    """The SMILES of a mol block. By way of text, so that a molecule has the same features from every format."""
-    # RDKit makes room for as many atoms as a V3000 block says that it has: gigabytes for a hundred bytes of text. V2000 has three digits for it.
-    for atoms, bonds in _V3000_COUNTS.findall(block.text.replace("-\nM  V30 ", "")):
-        check_size(int(atoms), limits)
-        check_edges(2 * int(bonds), limits, MOLECULES)
-    with rdBase.BlockLogs():
-        mol = Chem.MolFromMolBlock(block.text, sanitize=False)
-        if mol is None:
-            raise MoleculeError("mol_block_syntax", "got a mol block that cannot be read, expected a molecule in MDL format (V2000 or V3000)")
-        # What cannot be sanitised goes on as it is: reading its SMILES then says what is wrong with it.
-        return str(Chem.MolToSmiles(Chem.MolFromMolBlock(block.text) or mol))
+    text = _text(source)
+    kind = text_kind(text) if isinstance(source, str) else "mol_block" if isinstance(source, MolBlock) else "inchi"
+    most = limits.max_smiles_length * (_INCHI_LENGTH if kind == "inchi" else 1)
+    name = f"{_INCHI_LENGTH} * max_smiles_length" if kind == "inchi" else "max_smiles_length"
+    if kind == "mol_block":
+        most, name = _BLOCK_LENGTH * limits.max_atoms, f"{_BLOCK_LENGTH} * max_atoms"
+    if len(text) > most:
+        code = "mol_block_syntax" if kind == "mol_block" else "smiles_too_long"
+        raise MoleculeError(code, f"got {len(text)} characters, expected at most {most} ({name})")

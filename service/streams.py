@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from service.answers import item, model
 from service.batcher import QueueClosedError
 from service.pipeline import Pipeline, Question, Result
-from service.reading import Source, Unreadable
+from service.reading import InChI, MolBlock, Source, Unreadable
 from service.schemas import StreamLine
 from service.security import Client, KeyRing
 
@@ -218,8 +218,13 @@ def _record(line: bytes | None, limit: int) -> Record:
         own = value.get("id") if isinstance(value, dict) else None
         harmless = (isinstance(own, str) and len(own) <= _LONGEST_ID) or (isinstance(own, int) and not isinstance(own, bool))
         return Record(Unreadable("invalid_line", f"{where}: {first['msg'].removeprefix('Value error, ')}"), own if harmless else None)
-    source: Source = read.smiles if read.smiles is not None else read.graph  # type: ignore[assignment]  # one of them is there
-    return Record(source, read.id)
+    sources: tuple[Source | None, ...] = (
+        read.smiles,
+        read.graph,
+        None if read.inchi is None else InChI(read.inchi),
+        None if read.mol_block is None else MolBlock(read.mol_block),
+    )
+    return Record(next(source for source in sources if source is not None), read.id)
 
 
 async def ndjson_answers(

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from service.answers import render
 from service.problems import CLIENT_CLOSED_REQUEST, ProblemError
-from service.reading import Source, Unreadable
+from service.reading import InChI, MolBlock, Source, Unreadable
 from service.routes.common import AcceptingDep, ClientDep, TimeoutHeader, problems, question_of, seconds_left, unless_gone
 from service.schemas import PREDICT_EXAMPLES, PredictRequest, PredictResponse
 
@@ -52,6 +52,8 @@ async def predict(
 
 def _sources(body: PredictRequest, limit: int) -> list[Source]:
     sources: list[Source] = [*(body.smiles or ()), *(body.graphs or ())]
+    sources += [InChI(text) if isinstance(text, str) else text for text in body.inchi or ()]
+    sources += [MolBlock(text) if isinstance(text, str) else text for text in body.mol_block or ()]
     if len(sources) > limit:
         detail = f"got {len(sources)} molecules, expected at most {limit} (max_molecules)"
         raise ProblemError(422, "too_many_molecules", detail, limit={"max_molecules": limit})

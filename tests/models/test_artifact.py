@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from models.artifact import FORMAT_VERSION, load_artifact, load_parts, make_manifest, read_manifest, save_artifact
 from models.atoms import Atoms, collate_atoms
 from models.errors import ArtifactError, UnknownTaskError
-from models.featurize import featurize
+from models.featurize import READING_RULE, featurize
 from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
 from models.graph import GraphBatch, collate
 from models.graph_network import GraphNetwork, GraphNetworkConfig
-from models.inputs import AtomsInput, FeatureGraph, FeatureInput, collate_features
+from models.inputs import AtomsInput, FeatureGraph, FeatureInput, MoleculeInput, collate_features
 from models.router import RouterConfig
 from models.task import TaskInfo
 from models.unified import Expert, Routing, UnifiedModel
@@ -267,3 +267,17 @@ def test_a_force_field_gives_the_answers_it_was_made_with(tmp_path: Path) -> Non
     answer = load_artifact(tmp_path / "forces").model(batch, ["methane"])["methane"]
     torch.testing.assert_close(answer.energy, expected.energy)
     torch.testing.assert_close(answer.forces, expected.forces)
+
+
+def test_the_rule_of_reading_is_on_record(copy: Path) -> None:
+    assert read_manifest(copy)[0].input == MoleculeInput(reading_rule=1), "a manifest of before does not say"
+    made = make_manifest("pico", "1", pico_config(), 4, RouterConfig(), {"alpha": TaskInfo(labels=("a",))})
+    assert made.input == MoleculeInput(reading_rule=READING_RULE)
+    edit_manifest(copy, input={"kind": "molecule", "reading_rule": READING_RULE})
+    assert load_artifact(copy).manifest.input == made.input
+
+
+def test_a_newer_rule_of_reading_is_refused(copy: Path) -> None:
+    edit_manifest(copy, input={"kind": "molecule", "reading_rule": READING_RULE + 1})
+    with pytest.raises(ArtifactError, match=f"reading_rule: got {READING_RULE + 1}, expected at most {READING_RULE}"):
+        load_artifact(copy)

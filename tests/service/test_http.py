@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from rdkit import Chem
 
+from models.inputs import MoleculeInput
 from service.app import create_app
 from service.schemas import ETHANOL_GRAPH, PREDICT_EXAMPLES, ModelResponse, PredictResponse, Problem, TasksResponse
 from tests.service.doubles import LABELS, DummyEngine, client_of, metric, serving, settings_of
@@ -53,6 +55,47 @@ async def test_bad_molecule_among_good_ones() -> None:
     assert [item.smiles for item in items] == ["C", None, "CC", None, "CCC"]
     assert [item.error.code if item.error else None for item in items] == [None, "empty_smiles", None, "smiles_syntax", None]
     assert [item.tasks["bbbp"]["p_np"] if item.tasks else None for item in items] == [0.5, None, 0.33333334, None, 0.25]
+
+
+async def test_what_is_no_text_is_an_error_of_its_item() -> None:
+    async with serving() as client:
+        response = await client.post("/predict", json={"smiles": ["CCO", None, 5, ["C"], "C"], "tasks": ["bbbp"]})
+        alone = await client.post("/predict", json={"smiles": [None]})
+    assert response.status_code == 200
+    items = PredictResponse.model_validate(response.json()).predictions
+    assert [item.index for item in items] == [0, 1, 2, 3, 4]
+    assert [item.smiles for item in items] == ["CCO", None, None, None, "C"]
+    assert [item.error.code if item.error else None for item in items] == [None, "empty_smiles", "not_text", "not_text", None]
+    assert "null" in check_problem(alone, 422, "empty_smiles").detail
+
+
+INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
+MOL_BLOCK = str(Chem.MolToMolBlock(Chem.MolFromSmiles("CCO")))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"smiles": ["CCO", INCHI, MOL_BLOCK, "CCO |$;;HO$|", "[CH3:1][13CH2]O[2H]"]},
+        {"inchi": INCHI},
+        {"inchi": [INCHI, INCHI]},
+        {"mol_block": MOL_BLOCK},
+        {"mol_block": [MOL_BLOCK, MOL_BLOCK.replace("M  END", "\nM  END")]},
+    ],
+)
+async def test_every_writing_of_a_molecule_has_one_answer(body: dict[str, object]) -> None:
+    async with serving() as client:
+        expected = (await client.post("/predict", json={"smiles": "CCO"})).json()["predictions"][0]
+        items = (await client.post("/predict", json=body)).json()["predictions"]
+    assert items == [{**expected, "index": k} for k in range(len(items))]
+
+
+async def test_a_field_for_one_format_takes_no_other() -> None:
+    async with serving() as client:
+        response = await client.post("/predict", json={"inchi": [INCHI, "CCO", None]})
+        check_problem(await client.post("/predict", json={"mol_block": "CCO"}), 422, "mol_block_syntax")
+        check_problem(await client.post("/predict", json={"smiles": "CCO", "inchi": INCHI}), 422, "invalid_request")
+    assert [item.get("error", {}).get("code") for item in response.json()["predictions"]] == [None, "inchi_syntax", "empty_smiles"]
 
 
 @pytest.mark.parametrize("smiles", ["C1", ["C1"]])
@@ -109,7 +152,7 @@ async def test_unknown_task_is_named_with_the_known_ones() -> None:
     ("body", "pointer"),
     [
         ({"smiles": "C", "task": ["bbbp"]}, "#/task"),
-        ({"smiles": ["C", 7]}, "#/smiles/1"),
+        ({"smiles": "C", "tasks": ["bbbp", 7]}, "#/tasks/1"),
         ({"graphs": [ETHANOL_GRAPH, {"x": [["a", 0]], "edge_index": [], "edge_attr": []}]}, "#/graphs/1/x/0/0"),
         ({"smiles": "C", "a/b~c": 1}, "#/a~1b~0c"),
         ({}, "#"),
@@ -266,6 +309,7 @@ async def test_description_of_the_model() -> None:
         root = await client.get("/")
     assert {task.name: task.labels for task in tasks.tasks} == LABELS
     assert (model.name, model.tasks, model.limits["max_atoms"]) == ("dummy", list(LABELS), 77)
+    assert model.input == MoleculeInput(reading_rule=1)
     assert (root.status_code, root.headers["location"]) == (307, "/docs")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from rdkit import Chem
 
 from models.errors import InvalidInputError
 from models.featurize import featurize
@@ -38,6 +39,20 @@ def with_binary(data: bytes, shape: list[int], size: int | None = None) -> tuple
 def test_json_input(shape: list[int], data: list[Any]) -> None:
     content = json.dumps({"inputs": [{"name": "smiles", "datatype": "BYTES", "shape": shape, "data": data}]}).encode()
     assert read_request(content, None)[1] == ["C", "CC"]
+
+
+@pytest.mark.anyio
+async def test_other_writings_than_smiles() -> None:
+    block = str(Chem.MolToMolBlock(Chem.MolFromSmiles("CCO")))
+    async with serving() as client:
+        answer = await client.post(INFER, json=body("CCO", "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3", block, "CCO |$;;HO$|"))
+        refused = await client.post(INFER, json=body("CCO", "CCO |Sg:n:1:3:ht|"))
+    assert answer.status_code == 200
+    for output in answer.json()["outputs"]:
+        rows = np.array(output["data"]).reshape(output["shape"])
+        assert (rows == rows[0]).all()
+    assert (refused.status_code, refused.json()["code"]) == (422, "polymer")
+    assert "smiles[1]" in refused.json()["detail"]
 
 
 def test_binary_input() -> None:

@@ -4,8 +4,8 @@ from rdkit.Chem import rdDepictor
 
 from models.featurize import featurize
 from service import reading
-from service.reading import ITEM_CODES, MolBlock, MoleculeLimits, Parsed, Source, Unreadable, cost, read
-from service.schemas import ETHANOL_GRAPH, GraphIn
+from service.reading import ITEM_CODES, InChI, MolBlock, MoleculeLimits, Parsed, Source, Unreadable, cost, read, read_all
+from service.schemas import ETHANOL_GRAPH, GraphIn, NoText
 
 LIMITS = MoleculeLimits(max_atoms=10, max_smiles_length=40)
 SMILES = ["CCO", "c1ccccc1", "OC(=O)C", "[Na+].[Cl-]", "C[C@H](N)C(=O)O", "C/C=C/C", "[nH]1cccc1", "C"]
@@ -132,3 +132,52 @@ def test_cost_is_never_below_the_number_of_atoms(source: str | MolBlock) -> None
 def test_cost_is_positive_and_bounded() -> None:
     sources = ("", "C" * 1000, graph(x=[]), graph(), graph(x=[[5, 0]] * 100), MolBlock(""), MolBlock("\n" * 99))
     assert [cost(source, LIMITS) for source in sources] == [1, 10, 1, 3, 10, 1, 10]
+
+
+ETHANOL_INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
+
+
+@pytest.mark.parametrize(
+    "source", ["CCO", "CCO |$;;HO$|", ETHANOL_INCHI, InChI(ETHANOL_INCHI), mol_block("CCO").text, mol_block("CCO"), "[CH3:1][13CH2]O[2H]"]
+)
+def test_a_molecule_in_every_writing(source: Source) -> None:
+    found = read(source, LIMITS)
+    assert isinstance(found, Parsed)
+    assert found.smiles == "CCO"
+    (together,) = read_all([source], LIMITS)
+    assert isinstance(together, Parsed)
+    assert together.graph.edge_index.equal(found.graph.edge_index)
+    assert cost(source, LIMITS) >= found.graph.num_nodes
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        (NoText("null"), "empty_smiles"),
+        (NoText("a number"), "not_text"),
+        (InChI("CCO"), "inchi_syntax"),
+        (InChI(""), "inchi_syntax"),
+        (InChI("InChI=1S/" + "C" * 200), "smiles_too_long"),
+        (InChI("InChI=1S/60CH4/h60*1H4"), "too_many_atoms"),
+        (MolBlock("CCO"), "mol_block_syntax"),
+        (MolBlock(ETHANOL_INCHI), "mol_block_syntax"),
+        (MolBlock(mol_block("CCO").text.replace("M  END", "A    3\nCOOH\nM  END")), "dummy_atom"),
+        (mol_block("CCO").text.replace("M  END", "M  STY  1   1 SRU\nM  END"), "polymer"),
+        (mol_block("CCO").text + "x" * 20_000, "mol_block_syntax"),
+        ("CCO |" + "r" * 40 + "|", "smiles_too_long"),
+    ],
+)
+def test_unreadable_other_texts(source: Source, code: str) -> None:
+    assert code_of(source) == code
+    assert code in ITEM_CODES
+
+
+def test_a_mol_block_is_not_too_long_for_a_smiles() -> None:
+    block = mol_block("C" * 10).text
+    assert len(block) > 10 * LIMITS.max_smiles_length
+    assert isinstance(read(block, LIMITS), Parsed)
+
+
+def test_many_atoms_are_seen_in_a_few_characters_before_they_are_read() -> None:
+    assert cost("InChI=1S/60CH4/h60*1H4", LIMITS) == LIMITS.max_atoms
+    assert cost(NoText("null"), LIMITS) == 1

@@ -24,12 +24,14 @@ def test_examples_are_valid(example: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "neither of smiles and graphs"),
-        ({"smiles": "C", "graphs": [ETHANOL_GRAPH]}, "both of smiles and graphs"),
+        ({}, "none of smiles, inchi, mol_block, graphs"),
+        ({"smiles": "C", "graphs": [ETHANOL_GRAPH]}, "smiles and graphs of smiles"),
+        ({"smiles": "C", "inchi": "InChI=1S/CH4/h1H4"}, "smiles and inchi of smiles"),
+        ({"inchi": []}, "at least 1 item"),
+        ({"mol_block": 5}, "valid list"),
         ({"smiles": []}, "at least 1 item"),
         ({"graphs": []}, "at least 1 item"),
         ({"smiles": 5}, "valid list"),
-        ({"smiles": ["C", 5]}, "valid string"),
         ({"smiles": {"a": "C"}}, "valid list"),
         ({"smiles": "C", "tasks": []}, "at least 1 item"),
         ({"smiles": "C", "tasks": ["a", "a"]}, "a task twice"),
@@ -61,7 +63,6 @@ def test_wrong_request_is_refused(body: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"smiles": [1] * 100},
         {"smiles": "C", "tasks": [1] * 100},
         {"smiles": "C", "explain": [1] * 100},
         {"smiles": "C", **{f"unknown_{k}": 1 for k in range(100)}},
@@ -78,6 +79,15 @@ def test_many_mistakes_cost_no_more_than_a_few(body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as error:
         PredictRequest.model_validate(body)
     assert error.value.error_count() <= 3
+
+
+def test_what_is_no_text_is_kept_as_its_kind() -> None:
+    body = {"smiles": ["C", None, 5, 1.5, True, ["C"], {"smiles": "C"}]}
+    texts = PredictRequest.model_validate(body).smiles
+    assert texts is not None
+    assert [text if isinstance(text, str) else text.got for text in texts] == [
+        *("C", "null", "a number", "a number", "true or false", "a list", "an object")
+    ]
 
 
 def test_document_shows_both_forms_of_smiles() -> None:

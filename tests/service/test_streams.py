@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from service import streams
 from service.batcher import QueueClosedError
-from service.reading import Unreadable
+from service.reading import InChI, MolBlock, Unreadable
 from service.schemas import ETHANOL_GRAPH
 from service.streams import Record, StalledError, in_order, ndjson_groups, until_stopping
 from tests.service.doubles import DummyEngine, serving
@@ -150,6 +150,15 @@ async def test_lines_that_are_no_molecule() -> None:
     lines = [b"{", b"7", b"null", b"[]", b"{}", b'{"smiles": 7}', b'{"smiles": "C", "x": 1}', b'{"smiles": "C", "graph": {}}', b"\xff", b'"C"']
     records = await records_of(b"\n".join(lines))
     assert codes(records) == ["invalid_line"] * 9 + ["ok"]
+
+
+async def test_lines_in_other_writings() -> None:
+    inchi = "InChI=1S/CH4/h1H4"
+    lines = [inchi, {"id": 1, "inchi": inchi}, {"id": 2, "mol_block": "a\nb"}, {"smiles": "C", "inchi": inchi}, {"id": 3, "smiles": None}]
+    records = await records_of(b"\n".join(json.dumps(line).encode() for line in lines), limit=1000)
+    assert [record.source for record in records[:3]] == [inchi, InChI(inchi), MolBlock("a\nb")]
+    assert codes(records[3:]) == ["invalid_line", "invalid_line"]
+    assert [record.own for record in records] == [None, 1, 2, None, 3]
 
 
 async def test_id_comes_back_with_an_error_too() -> None:

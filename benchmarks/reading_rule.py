@@ -1,0 +1,196 @@
+"""What the second reading rule (`models.featurize.READING_RULE`) changes for the released model: graphs, splits and scores.
+
+    python -m benchmarks.reading_rule --data ../shared/data
+
+The released model was trained and measured on molecules read by the first rule. Here it answers the validation and test molecules of the split that
+it was trained on, read by the first and by the second. Writes `results/reading_rule.json`.
+"""
+
+import argparse
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rdkit import Chem, rdBase
+from rdkit.Chem.Scaffolds import MurckoScaffold
+from torch import Tensor
+
+from benchmarks.measuring import RELEASED, RESULTS, machine
+from merging.calibration import brier_score, expected_calibration_error
+from merging.datasets import MOLECULENET, Split, scaffold_split
+from merging.evaluation import predict, roc_auc
+from merging.files import open_text, read_json, write_json
+from models import featurize
+from models.artifact import load_artifact
+from models.compiled import CompiledModel
+from models.graph import GraphBatch, MolGraph, pack
+from models.unified import Routing, UnifiedModel
+
+ROUTINGS: tuple[Routing, ...] = ("own", "moe")
+_ORDER_MATTERS = ("@", "/", "\\", "[H]", "[IH", "->", "<-")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set as text: the molecules that both rules read.
+
+    Attributes:
+        smiles: (G,).
+        labels: (G, C), NaN where missing.
+    """
+
+    smiles: list[str]
+    labels: Tensor
+
+
+def read_rows(task: str, data: Path) -> Rows:
+    """The published rows of a set."""
+    spec = MOLECULENET[task]
+    with open_text(data / "moleculenet" / f"{task}.csv.gz") as stream:
+        table = list(csv.DictReader(stream))
+    names = spec.label_columns or tuple(name for name in table[0] if name not in (spec.smiles_column, "mol_id"))
+    readable = [row for row in table if _first_rule_molecule(row[spec.smiles_column]) is not None]
+    labels = [[float(row[name]) if row[name] else math.nan for name in names] for row in readable]
+    return Rows([row[spec.smiles_column] for row in readable], torch.tensor(labels))
+
+
+def _first_rule_molecule(smiles: str) -> Chem.Mol | None:
+    """As rule 1 reads a SMILES in tolerant mode: atom maps, isotopes and kept hydrogens stay."""
+    mol = Chem.MolFromSmiles(smiles)
+    if mol is None and (mol := Chem.MolFromSmiles(smiles, sanitize=False)) is not None:
+        mol.UpdatePropertyCache(strict=False)
+        if Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True) != Chem.SANITIZE_NONE:
+            return None
+    return mol if mol is not None and mol.GetNumAtoms() else None
+
+
+def first_rule_graph(smiles: str) -> MolGraph:
+    """The graph by rule 1: features of RDKit's canonical SMILES, or of the first in the alphabet of those that take turns."""
+    mol, seen = _first_rule_molecule(smiles), dict[str, Chem.Mol]()
+    canonical = str(Chem.MolToSmiles(mol))
+    if any(mark in canonical for mark in _ORDER_MATTERS):
+        while canonical not in seen and len(seen) < 8:
+            mol = seen[canonical] = _first_rule_molecule(canonical)
+            canonical = str(Chem.MolToSmiles(mol))
+        if canonical in seen:
+            canonical = min(list(seen)[list(seen).index(canonical) :])
+        mol = seen.get(canonical, mol)
+    return featurize._graph(mol, None, canonical, False)
+
+
+def scaffold(mol: Chem.Mol) -> str:
+    """Bemis-Murcko with chirality, as the data sets are split; where RDKit refuses, the molecule itself."""
+    try:
+        return str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True))
+    except ValueError:
+        return str(Chem.MolToSmiles(mol))
+
+
+def changed_rows(smiles: list[str], first: list[MolGraph], second: list[MolGraph]) -> list[int]:
+    """Molecules whose graphs differ in more than the order of atoms."""
+    return [k for k in range(len(smiles)) if coloured(first[k]) != coloured(second[k])]
+
+
+def coloured(graph: MolGraph) -> list[int]:
+    """Colours of all atoms after refinement by their neighbourhoods, sorted: equal for graphs that differ in the order of atoms alone."""
+    colours = [hash(tuple(row)) for row in graph.x.tolist()]
+    edges = [(*pair, tuple(attr)) for pair, attr in zip(graph.edge_index.T.tolist(), graph.edge_attr.tolist(), strict=True)]
+    for _ in range(12):
+        near: list[list[Any]] = [[] for _ in colours]
+        for source, target, attr in edges:
+            near[target].append((colours[source], attr))
+        colours = [hash((colour, tuple(sorted(around)))) for colour, around in zip(colours, near, strict=True)]
+    return sorted(colours)
+
+
+def measure(model: CompiledModel, task: str, data: Path) -> dict[str, Any]:
+    """Counts, and scores by both rules, of one task."""
+    rows = read_rows(task, data)
+    first, second = [first_rule_graph(each) for each in rows.smiles], [_second_rule_graph(each) for each in rows.smiles]
+    rewritten = [k for k in range(len(first)) if not _equal(first[k], second[k])]
+    changed = [rewritten[k] for k in changed_rows(rewritten, [first[k] for k in rewritten], [second[k] for k in rewritten])]  # type: ignore[arg-type]
+    split, moved = _splits(rows.smiles)
+    found: dict[str, Any] = {
+        "molecules": len(first),
+        "changed": len(changed),
+        "of_which_other_atoms": sum(first[k].num_nodes != second[k].num_nodes for k in changed),
+        "changed_in_valid": len(set(changed) & set(split.valid.tolist())),
+        "changed_in_test": len(set(changed) & set(split.test.tolist())),
+        "rows_that_a_new_split_would_move": moved,
+    }
+    for routing in ROUTINGS:
+        found[routing] = {}
+        for name, part in (("valid", split.valid), ("test", split.test)):
+            scores = logits(model, task, routing, [first[k] for k in part.tolist()])
+            again = [k for k in range(len(part)) if int(part[k]) in set(changed)]
+            by_rule = {"first": scores, "second": scores.clone()}
+            if again:
+                by_rule["second"][again] = logits(model, task, routing, [second[int(part[k])] for k in again])
+            found[routing][name] = {rule: quality(rows.labels[part], value) for rule, value in by_rule.items()}
+            moves = (by_rule["first"].sigmoid() - by_rule["second"].sigmoid()).abs()
+            found[routing][name]["largest_move_of_a_probability"] = round(float(moves.max()), 4)
+    return found
+
+
+def _second_rule_graph(smiles: str) -> MolGraph:
+    return featurize.read_graph(smiles, strict=False)
+
+
+def _equal(left: MolGraph, right: MolGraph) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(vars(left).values(), vars(right).values(), strict=True))
+
+
+def _splits(smiles: list[str]) -> tuple[Split, int]:
+    """The split by rule 1, which the model was trained on, and how many rows are in another part by rule 2."""
+    old = [scaffold(_first_rule_molecule(each)) for each in smiles]
+    new = [scaffold(featurize.read_smiles(each, strict=False)) if "[" in each else old[k] for k, each in enumerate(smiles)]
+    splits = [scaffold_split(old), scaffold_split(new)]
+    parts = []
+    for split in splits:
+        part = torch.zeros(len(smiles), dtype=torch.int64)
+        part[split.valid], part[split.test] = 1, 2
+        parts.append(part)
+    return splits[0], int((parts[0] != parts[1]).sum())
+
+
+def logits(model: CompiledModel, task: str, routing: Routing, graphs: list[MolGraph]) -> Tensor:
+    """(G, C) logits of a task, as the service answers."""
+
+    def forward(batch: GraphBatch) -> Tensor:
+        return model(batch, [task], routing).logits[task]
+
+    return predict(forward, pack(graphs), torch.arange(len(graphs)), torch.device("cpu"), 512)
+
+
+def quality(labels: Tensor, scores: Tensor) -> dict[str, float]:
+    """ROC-AUC, and calibration as of the model card."""
+    return {
+        "roc_auc": round(roc_auc(labels, scores).mean, 5),
+        "ece": round(expected_calibration_error(scores.sigmoid(), labels), 5),
+        "brier": round(brier_score(scores.sigmoid(), labels), 5),
+    }
+
+
+def main() -> None:
+    """Measure each task of the released model and write."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, default=Path("../shared/data"))
+    options.add_argument("tasks", nargs="*", help="all of the model's if none is named")
+    arguments = options.parse_args()
+    torch.set_num_threads(1)
+    artifact = load_artifact(RELEASED)
+    assert isinstance(artifact.model, UnifiedModel)
+    model, path = CompiledModel(artifact.model), RESULTS / "reading_rule.json"
+    found: dict[str, Any] = {"machine": machine(1), "artifact": artifact.manifest.name, "tasks": (read_json(path) or {}).get("tasks", {})}
+    with rdBase.BlockLogs():
+        for task in arguments.tasks or artifact.manifest.tasks:
+            found["tasks"][task] = measure(model, task, arguments.data)
+            print(task, found["tasks"][task], flush=True)
+            write_json(path, found)
+
+
+if __name__ == "__main__":
+    main()
