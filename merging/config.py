@@ -13,6 +13,7 @@ from merging.datasets import MOLECULENET, DatasetSpec
 from merging.registry import merger_spec
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
+from models.names import MAX_NAME, Name, check_distinct
 from models.router import RouterConfig
 from models.sinkhorn import Solver
 
@@ -124,17 +125,34 @@ class PretrainedConfig(_Section):
 class ReleaseConfig(_Section):
     """Name and version of the artifact that the run ends in."""
 
-    name: str
-    version: str = "0.1.0"
+    name: Name
+    version: Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9.+_-]{{0,{MAX_NAME - 1}}}$")] = "0.1.0"
+
+
+def release_of(config: Any) -> ReleaseConfig:
+    """Name and version of a configuration's artifact. Raises ConfigError: it has none."""
+    release: ReleaseConfig | None = config.release
+    if release is None:
+        raise ConfigError(
+            f"release: got none in configuration {config.setting!r}, expected a name of its own "
+            "(what it extends hands on none): "
+            f"write `release: {{name: {config.setting}, version: 1.0.0}}` into it"
+        )
+    return release
 
 
 class RunConfig(_Section):
-    """One setting of the paper."""
+    """One setting of the paper.
 
-    setting: str
+    Attributes:
+        setting: its name, and that of the folder of its results.
+        release: what the artifact is called; needed only by commands that write one.
+    """
+
+    setting: Name
     description: str
     pretrained: PretrainedConfig
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     datasets: dict[str, DatasetSpec] = {}
     finetune: FinetuneConfig = FinetuneConfig()
     finetune_by_task: dict[str, FinetuneConfig] = {}
@@ -143,7 +161,7 @@ class RunConfig(_Section):
     alignment_by_task: dict[str, AlignmentConfig] = {}
     router: RouterConfig = RouterConfig()
     compare: CompareConfig = CompareConfig()
-    release: ReleaseConfig
+    release: ReleaseConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +184,7 @@ class RunConfig(_Section):
             raise ValueError(f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described under `datasets`")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
+        check_distinct(self.tasks)
         ranks = {self.alignment.rank, *(own.rank for own in self.alignment_by_task.values())}
         if len(ranks) > 1:
             raise ValueError(f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank stacks them)")
@@ -209,7 +228,8 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
     """Read a YAML file; a bare name is looked up among those that come with the package, in the folder `bundled`.
 
     `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section the file's own keys count before the other's, and
-    where it names its own tasks, what the other says of other tasks is left out.
+    where it names its own tasks, what the other says of other tasks is left out. Who the other is (`_IDENTITY`) is not handed on: a setting that is
+    not named is called as its file.
 
     Raises:
         ConfigError: the file is absent, is not YAML, extends itself, or does not fit; every problem is named.
@@ -240,7 +260,24 @@ def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> An
         raise ConfigError(f"{file}: extends a file of {type(base).__name__}, expected a configuration")
     if isinstance(values.get("tasks"), list):
         base = only_tasks(base, values["tasks"])
+    base, parent = {key: base[key] for key in base if key not in _IDENTITY}, base
+    if "setting" in parent:
+        values = _named(values, file, parent)
     return {**base, **{section: _over(base.get(section), own) for section, own in values.items()}}
+
+
+_IDENTITY = ("setting", "description", "release")
+"""Sections that say who a configuration is: where its results go, what its artifact is called."""
+
+
+def _named(values: dict[str, Any], file: Path, parent: dict[str, Any]) -> dict[str, Any]:
+    """The values with a setting of the configuration's own. Raises ConfigError: its file has the name of the other's setting."""
+    if "setting" not in values and file.stem.casefold() == str(parent["setting"]).casefold():
+        raise ConfigError(
+            f"{file}: got no setting, and extends one of the file's name, whose results it would replace, expected `setting:` with another name"
+        )
+    about = f"extends {parent['setting']}"
+    return {"setting": file.stem, "description": about} | values
 
 
 def _over(base: Any, own: Any) -> Any:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.files import write_atomically
 from merging.force_fields import mergers, study, table
 from merging.force_fields.config import FORCE_FIELD_CONFIGS, FitConfig, ForceFieldStudyConfig, FramesConfig, load_force_field_config
 from merging.force_fields.datasets import load_frames, read_lips20, read_md17
@@ -18,6 +17,7 @@ from merging.force_fields.training import composition, energies_of_elements, eva
 from merging.mergers.ties import TiesOptions
 from models.atoms import Atoms, AtomsBatch, collate_atoms
 from models.errors import ConfigError, DataError
+from models.files import write_atomically
 from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField, energy_and_forces, potential
 
 ROOT = Path(__file__).parents[2]
