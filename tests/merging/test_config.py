@@ -135,7 +135,7 @@ def test_what_is_extended_does_not_hand_on_who_it_is(pico_config_file: Path) -> 
     assert (config.setting, config.description, config.release) == ("grand", "extends own", None)
     unusable = pico_config_file.with_name("my config.yaml")
     unusable.write_text("extends: pico.yaml\n")
-    with pytest.raises(ConfigError, match="setting: .*got name 'my config', expected .*'my_config'"):
+    with pytest.raises(ConfigError, match=r"setting: .*got name 'my config', expected .*'my_config'"):
         load_config(unusable)
 
 
