@@ -295,10 +295,17 @@ def _read_back(folder: Path) -> None:
 
 def load_artifact(folder: Path, device: torch.device | str = "cpu", tasks: Sequence[str] | None = None) -> Artifact:
     """Load and verify an artifact or some of its tasks, ready to answer; the router then mixes these. Raises as `load_parts`."""
-    parts = load_parts(folder, tasks)
+    return assemble(load_parts(folder, tasks), device)
+
+
+def assemble(parts: ArtifactParts, device: torch.device | str = "cpu") -> Artifact:
+    """The parts put together, ready to answer."""
+    model: UnifiedModel | MergedForceField
     if isinstance(parts.backbone, ForceField):
-        return Artifact(parts.manifest, MergedForceField(parts.backbone, parts.experts).to(device), parts.digest)
-    return Artifact(parts.manifest, UnifiedModel(parts.backbone, parts.experts, parts.manifest.router).to(device), parts.digest)
+        model = MergedForceField(parts.backbone, parts.experts)
+    else:
+        model = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
+    return Artifact(parts.manifest, model.to(device), parts.digest)
 
 
 def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactParts:

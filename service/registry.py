@@ -155,9 +155,16 @@ class ModelRegistry:
         return {self._default: self._artifact, **self._children()}
 
     def _children(self) -> dict[str, Path]:
-        """The folder's artifacts; the default one may lie among them."""
+        """The folder's artifacts; the default one may lie among them.
+
+        Hidden folders are left out: an artifact that is being written is one until it is read back.
+        """
         folders = [] if self._folder is None else sorted(self._folder.iterdir())
-        return {each.name: each for each in folders if (each / MANIFEST).is_file() and each.resolve() != self._artifact.resolve()}
+        return {
+            path.name: path
+            for path in folders
+            if not path.name.startswith(".") and (path / MANIFEST).is_file() and path.resolve() != self._artifact.resolve()
+        }
 
     async def _replace(self, name: str) -> Engine:
         async with self._changing:

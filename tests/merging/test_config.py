@@ -37,6 +37,7 @@ def test_settings_by_task_inherit_the_common_ones(pico: RunConfig) -> None:
         ("tasks", ["hiv", "bbbp", ""], r"tasks.2: .*got name ''"),
         ("tasks", ["hiv", "h" * 65], r"tasks.1: .*got name 'hhh"),
         ("setting", "../results", r"setting: .*'\.\./results', expected"),
+        ("datasets", {"nitrogen": {"file": "x.csv", "label_columns": ["a", "b", "a"]}}, "label_columns: .*label name twice: 'a'"),
         ("release", {"name": "my/model"}, r"release.name: .*'my/model', expected .*: 'my_model'\?"),
         ("release", {"name": "m", "version": "1/2"}, "release.version: String should match"),
         ("router", {"temperature": -1}, "router.temperature"),

@@ -1,6 +1,7 @@
 """Adding a task to a finished artifact, and taking one out."""
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,23 +22,33 @@ from models.screening import is_screened
 from models.task import TaskInfo
 from models.unified import Expert
 from tests.conftest import pico_config, random_backbone, random_experts
-from tests.merging.conftest import molecules, tail_has, write_csv
+from tests.merging.conftest import molecules, tail_has, write_csv, write_pico
 from tests.merging.test_pipeline import command
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.fixture
-def extended(pico_config_file: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact of two tasks in `artifact`, and the same with a third in `extended`."""
-    assert command(tmp_path, "release", "--output", str(tmp_path / "artifact")) == 0
-    write_csv(tmp_path / "data/carbonyl.csv", "smiles", ("has_co",), list(zip(molecules(), tail_has("C(=O)"), strict=True)))
-    content = yaml.safe_load(pico_config_file.read_text())
-    content |= {"tasks": ["carbonyl"], "datasets": {"carbonyl": {"file": "carbonyl.csv", "about": "has a carbonyl"}}, "alignment_by_task": {}}
-    content |= {"release": {"name": "pico", "version": "1.3.0"}, "compare": {}}
-    (tmp_path / "more.yaml").write_text(yaml.safe_dump(content))
-    assert add(tmp_path, "artifact", "extended") == 0
-    return tmp_path
+    folder = tmp_path_factory.mktemp("made")
+    config = write_pico(folder)
+    assert command(folder, "release", "--output", str(folder / "artifact")) == 0
+    rows = list(zip(molecules(), tail_has("C(=O)"), strict=True))
+    write_csv(folder / "data/carbonyl.csv", "smiles", ("has_co",), rows)
+    content = yaml.safe_load(config.read_text())
+    content |= {"tasks": ["carbonyl"], "alignment_by_task": {}, "compare": {}}
+    content |= {"datasets": {"carbonyl": {"file": "carbonyl.csv", "about": "has a carbonyl"}}}
+    content |= {"release": {"name": "pico", "version": "1.3.0"}}
+    (folder / "more.yaml").write_text(yaml.safe_dump(content))
+    assert add(folder, "artifact", "extended") == 0
+    return folder
+
+
+@pytest.fixture
+def extended(made: Path, tmp_path: Path) -> Path:
+    """A copy of `made` for one test; finished pieces are found again, the weights stay where they are."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
 def add(tmp_path: Path, artifact: str, output: str, *options: str) -> int:
@@ -75,7 +86,10 @@ def test_adding_and_removing_gives_back_the_answers(extended: Path, molecules: G
 def test_what_does_not_fit_is_refused(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert add(extended, "extended", "again") == 1
     assert "got carbonyl, which the artifact has, expected new ones" in capsys.readouterr().err
-    save_file(random_backbone(pico_config(), seed=9).state_dict(), extended / "weights.safetensors")
+    save_file(random_backbone(pico_config(), seed=9).state_dict(), extended / "others.safetensors")
+    content = yaml.safe_load((extended / "more.yaml").read_text())
+    content["pretrained"]["weights"] = str(extended / "others.safetensors")
+    (extended / "more.yaml").write_text(yaml.safe_dump(content))
     assert add(extended, "artifact", "again") == 1
     assert "pretrained.weights, sha256" in capsys.readouterr().err
     folders = ["--artifact", str(extended / "artifact"), "--output", str(extended / "again")]
