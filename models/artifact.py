@@ -192,6 +192,8 @@ def check_output(
     there = next(parent for parent in target.parents if os.path.lexists(parent))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ArtifactError(f"{folder}: got {there}, expected a folder that can be written to")
+    if os.path.ismount(target):
+        raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return target
     if not target.is_dir():

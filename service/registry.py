@@ -171,14 +171,23 @@ class ModelRegistry:
             sources = self._sources()
             if name not in sources:
                 raise UnknownModelError(name, list(sources))
-            self._seen[name] = _state(sources[name])
             try:
-                engine = await asyncio.to_thread(self._load, sources[name])
+                engine = await self._load_settled(name, sources[name])
             except Exception:
                 self._metrics.model_refused()
                 raise
             self._install(name, engine)
             return engine
+
+    async def _load_settled(self, name: str, path: Path) -> Engine:
+        """Load a model; again if its artifact was replaced while it was read."""
+        while True:
+            state = self._seen[name] = _state(path)
+            try:
+                return await asyncio.to_thread(self._load, path)
+            except GMergingError:
+                if _state(path) == state:
+                    raise
 
     def _install(self, name: str, engine: Engine) -> None:
         old = self._engines.get(name)

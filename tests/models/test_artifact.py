@@ -1,9 +1,11 @@
 import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models import artifact as artifact_module
 from models.artifact import FORMAT_VERSION, load_artifact, load_parts, make_manifest, read_manifest, save_artifact
 from models.atoms import Atoms, collate_atoms
 from models.errors import ArtifactError, InvalidInputError, UnknownTaskError
@@ -443,6 +446,22 @@ def test_a_reader_always_finds_an_artifact(copy: Path) -> None:
     reader.join()
     assert reads
     assert not failures
+
+
+def test_writers_with_one_process_id_do_not_share_a_temporary_folder(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in two containers on one volume: both have written all before either replaces anything."""
+    name, read_back, both = read_manifest(copy)[0].name, artifact_module._read_back, threading.Barrier(2, timeout=20)
+
+    def together(folder: Path) -> None:
+        both.wait()
+        read_back(folder)
+
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    monkeypatch.setattr(artifact_module, "_read_back", together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: save_again(copy, name), range(2)))
+    assert load_artifact(copy).manifest.version == "7"
+    assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
 
 
 # --- what is read back, and refused when loading ---
