@@ -102,7 +102,8 @@ def _add_plan_options(plan: argparse.ArgumentParser) -> None:
 def _add_artifact_options(add: argparse.ArgumentParser, remove: argparse.ArgumentParser, screen: argparse.ArgumentParser) -> None:
     for each in (add, remove, screen):
         each.add_argument("--artifact", type=Path, required=True, help="folder of the finished artifact")
-        each.add_argument("--output", type=Path, required=True, help="folder of the new artifact; may be the same")
+        about = "folder of the new artifact; may be the same"
+        each.add_argument("--output", type=Path, required=True, help=about)
     remove.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to take out")
     screen.add_argument("--molecules", type=Path, required=True, help="text file with a SMILES a line: some like those that will be asked about")
     screen.add_argument("--candidates", type=int, default=32, help="how many other experts each task's mixture looks at")

@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from merging.cli_options import AddCommand, add_replace_option, add_run_options, say_artifact, set_up
+from merging.cli_options import (
+    AddCommand,
+    add_replace_option,
+    add_run_options,
+    say_artifact,
+    set_up,
+)
 from merging.experts.config import EXPERTS_CONFIG_FOLDER, load_experts_config
 from merging.experts.study import run_study
 from merging.experts.summary import tables

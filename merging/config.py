@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from merging.datasets import MOLECULENET, DatasetSpec
 from merging.registry import merger_spec
@@ -122,11 +123,14 @@ class PretrainedConfig(_Section):
     weights: str
 
 
+_VERSION = rf"^[A-Za-z0-9][A-Za-z0-9.+_-]{{0,{MAX_NAME - 1}}}$"
+
+
 class ReleaseConfig(_Section):
     """Name and version of the artifact that the run ends in."""
 
     name: Name
-    version: Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9.+_-]{{0,{MAX_NAME - 1}}}$")] = "0.1.0"
+    version: Annotated[str, Field(pattern=_VERSION)] = "0.1.0"
 
 
 def release_of(config: Any) -> ReleaseConfig:
@@ -152,7 +156,7 @@ class RunConfig(_Section):
     setting: Name
     description: str
     pretrained: PretrainedConfig
-    tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
+    tasks: tuple[Name, ...]
     datasets: dict[str, DatasetSpec] = {}
     finetune: FinetuneConfig = FinetuneConfig()
     finetune_by_task: dict[str, FinetuneConfig] = {}
@@ -176,6 +180,8 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.tasks:
+            raise ValueError("tasks: got none, expected at least one")
         unknown = {*self.finetune_by_task, *self.alignment_by_task, *self.compare.ablation_tasks} - set(self.tasks)
         if unknown:
             raise ValueError(f"settings by task name {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
@@ -228,8 +234,8 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
     """Read a YAML file; a bare name is looked up among those that come with the package, in the folder `bundled`.
 
     `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section the file's own keys count before the other's, and
-    where it names its own tasks, what the other says of other tasks is left out. Who the other is (`_IDENTITY`) is not handed on: a setting that is
-    not named is called as its file.
+    where it names its own tasks, what the other says of other tasks is left out.
+    Who the other is (`_IDENTITY`) is not handed on: a setting without a name has its file's.
 
     Raises:
         ConfigError: the file is absent, is not YAML, extends itself, or does not fit; every problem is named.
@@ -238,8 +244,13 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
+        problems = "; ".join(map(_problem, error.errors()))
         raise ConfigError(f"{path}: {problems}") from error
+
+
+def _problem(error: ErrorDetails) -> str:
+    where = ".".join(map(str, error["loc"])) or "file"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> Any:
@@ -271,11 +282,10 @@ _IDENTITY = ("setting", "description", "release")
 
 
 def _named(values: dict[str, Any], file: Path, parent: dict[str, Any]) -> dict[str, Any]:
-    """The values with a setting of the configuration's own. Raises ConfigError: its file has the name of the other's setting."""
+    """The values with a setting of their own. Raises ConfigError: it would be the other's."""
     if "setting" not in values and file.stem.casefold() == str(parent["setting"]).casefold():
-        raise ConfigError(
-            f"{file}: got no setting, and extends one of the file's name, whose results it would replace, expected `setting:` with another name"
-        )
+        expected = "expected `setting:` with another name (results are kept by it)"
+        raise ConfigError(f"{file}: got no setting, and extends one of the file's name, {expected}")
     about = f"extends {parent['setting']}"
     return {"setting": file.stem, "description": about} | values
 

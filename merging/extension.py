@@ -12,7 +12,15 @@ from merging.release import CALIBRATION, calibrate, calibration_table
 from merging.report import markdown_table, percent
 from merging.results import measure_task
 from merging.run import Run
-from models.artifact import BACKBONE, CARD, ArtifactParts, Manifest, check_output, load_parts, save_artifact
+from models.artifact import (
+    BACKBONE,
+    CARD,
+    ArtifactParts,
+    Manifest,
+    check_output,
+    load_parts,
+    save_artifact,
+)
 from models.backbone import Backbone, make_backbone
 from models.errors import ConfigError, InvalidInputError
 from models.featurize import read_graphs
@@ -36,7 +44,8 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
         replace: an artifact of another name or of other tasks may be replaced there too.
 
     Raises:
-        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained weights), a task is there already, or has no `release`.
+        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained
+            weights), a task is there already, or it has no `release`.
         ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
     parts, called = load_parts(artifact), release_of(run.config)
@@ -44,9 +53,13 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     tasks = [*parts.manifest.tasks, *run.config.tasks]
     check_output(output, called.name, tasks, replace, parts.digest)
     backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
-    made = {task: expert(run, task, adapters_from(run, new_adapters(run, backbone, origin, task).tensors)) for task in run.config.tasks}
+    made = {}
+    for task in run.config.tasks:
+        piece = new_adapters(run, backbone, origin, task)
+        made[task] = expert(run, task, adapters_from(run, piece.tensors))
     gains = {task: gain(run, backbone, task, each) for task, each in made.items()}
     calibrated = calibrate(run, backbone, made)
+    before = parts.manifest.metrics.get("added", {})
     added = {task: gains[task] | {"calibration": calibrated[task]} for task in made}
     manifest = parts.manifest.model_copy(
         update={
@@ -56,7 +69,7 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
             | {task: TaskInfo(labels=run.dataset(task).label_names, description=run.config.dataset_for(task).about) for task in made},
             "nearest": {},  # known of all tasks or of none
             "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
-            "metrics": parts.manifest.metrics | {"added": parts.manifest.metrics.get("added", {}) | added},
+            "metrics": parts.manifest.metrics | {"added": before | added},
         }
     )
     card = _card(artifact) + _card_section(gains, calibrated)
@@ -64,7 +77,12 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
 
 
-def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path, replace: bool = False) -> Manifest:
+def remove_tasks(
+    artifact: Path,
+    tasks: Sequence[str],
+    output: Path,
+    replace: bool = False,
+) -> Manifest:
     """Write an artifact without some of its tasks, under the same name and version; routing mixes the experts that are left.
 
     Args:
@@ -93,7 +111,13 @@ def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path, replace: bo
     return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
 
 
-def screen(artifact: Path, molecules: Path, candidates: int, output: Path, replace: bool = False) -> Manifest:
+def screen(
+    artifact: Path,
+    molecules: Path,
+    candidates: int,
+    output: Path,
+    replace: bool = False,
+) -> Manifest:
     """Write an artifact whose mixtures look at few experts: the `candidates` that are nearest to a task's own one, on molecules without labels.
 
     Args:
@@ -118,8 +142,8 @@ def screen(artifact: Path, molecules: Path, candidates: int, output: Path, repla
     nearest = nearest_experts(parts.molecular_backbone, parts.experts, parts.manifest.router, graphs, candidates)
     router = parts.manifest.router.model_copy(update={"candidates": candidates})
     manifest = parts.manifest.model_copy(update={"nearest": nearest, "router": router})
-    card = _card(artifact)
-    return save_artifact(output, manifest, parts.backbone, parts.experts, card, replace, parts.digest)
+    card, source = _card(artifact), parts.digest
+    return save_artifact(output, manifest, parts.backbone, parts.experts, card, replace, source)
 
 
 def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:

@@ -1,8 +1,8 @@
 """Finished pieces of a run, kept in a folder and found again by what they were made from.
 
-A piece is made by one run at a time, which holds a lock on `<piece>.lock`: so its resumable state has
-one owner. Another run waits, and then finds the piece finished. The lock is the operating system's
-(`flock`), so a run that was killed holds none, and the next one goes on from its last epoch. On NFS
+A piece is made by one run at a time, which holds a lock on `<piece>.lock`: so its resumable state
+has one owner. Another run waits, and then finds the piece finished. The lock is the operating
+system's (`flock`), so a run that was killed holds none, and the next one goes on from its last epoch. On NFS
 the lock holds between machines too, where locks are on (the default since version 4).
 """
 
@@ -79,7 +79,8 @@ class PieceStore:
 
 def _read(path: Path) -> Piece:
     with safe_open(path, "pt") as stream:
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
+        names = stream.keys()
+        tensors = {name: stream.get_tensor(name) for name in names}
         return Piece(tensors, json.loads(stream.metadata()["record"]))
 
 

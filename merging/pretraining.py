@@ -91,7 +91,8 @@ def pretrain(config: PretrainConfig, data_folder: Path, work_folder: Path, seed:
         if not _is_finished(path, key):
             checkpoint = path.with_name(f"{path.stem}-{key}.resume.pt")
             for backbone, record in _train(config, corpus, seed, device, checkpoint):
-                write_tensors(path, backbone.state_dict(), {"key": key, "record": json.dumps(record)})
+                metadata = {"key": key, "record": json.dumps(record)}
+                write_tensors(path, backbone.state_dict(), metadata)
             checkpoint.unlink(missing_ok=True)
     return path
 

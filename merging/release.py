@@ -18,8 +18,9 @@ from models.task import TaskInfo
 from models.unified import DEFAULT_ROUTING, Expert
 
 CALIBRATION = """\
-Probabilities are calibrated by a temperature per label, fitted on the validation part and folded into the heads (ROC-AUC does not change).
-On the test part, whose scaffolds are others than those of the validation part, expected calibration error (15 bins) and Brier score:"""
+Probabilities are calibrated by a temperature per label, fitted on the validation part and folded
+into the heads (ROC-AUC does not change). On the test part, whose scaffolds are others than those of
+the validation part, expected calibration error (15 bins) and Brier score:"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
 
     Args:
         run: the run.
-        folder: the artifact's folder; an older version of the artifact there is replaced in one step.
+        folder: of the artifact; an older version of it there is replaced in one step.
         replace: an artifact of another name or of other tasks may be replaced too.
 
     Raises:
@@ -90,7 +91,8 @@ def calibrate(run: Run, backbone: Backbone, made: dict[str, Expert]) -> dict[str
     scores = {}
     for task, expert in made.items():
         model, dataset = alone(run, backbone, task, expert), run.dataset(task)
-        valid, test = (task_logits(run, model, task, "own", rows) for rows in (dataset.split.valid, dataset.split.test))
+        valid = task_logits(run, model, task, "own", dataset.split.valid)
+        test = task_logits(run, model, task, "own", dataset.split.test)
         scale = fit_scale(valid, dataset.labels[dataset.split.valid])
         expert.head.weight.data *= scale.to(run.device)[:, None]
         expert.head.bias.data *= scale.to(run.device)

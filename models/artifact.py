@@ -165,7 +165,7 @@ def check_output(
     replace: bool = False,
     made_from: str | None = None,
 ) -> Path:
-    """Whether an artifact may be written to a folder: asked before hours of training, and again then.
+    """Where an artifact may be written: asked before hours of training, and again after them.
 
     A folder that is not there, or empty, may be written. An artifact may be replaced by another
     version of itself: of the same name and tasks. Whatever else is there stays.
@@ -188,7 +188,7 @@ def check_output(
         raise ArtifactError(f"{folder}: got a path that leads nowhere: {error}") from error
     for parent in target.parents:
         if (parent / MANIFEST).is_file() and (parent / BACKBONE).is_file():
-            raise ArtifactError(f"{folder}: got a folder inside the artifact {parent}, expected one outside")
+            raise ArtifactError(f"{folder}: got a folder inside {parent}, expected one outside")
     there = next(parent for parent in target.parents if os.path.lexists(parent))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ArtifactError(f"{folder}: got {there}, expected a folder that can be written to")
@@ -197,11 +197,12 @@ def check_output(
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return target
     if not target.is_dir():
-        raise ArtifactError(f"{folder}: got a file, expected a new folder or an artifact to replace")
+        raise ArtifactError(f"{folder}: got a file, expected a new folder, or an artifact")
     try:
         old, digest = read_manifest(target)
     except ArtifactError as error:
-        raise ArtifactError(f"{folder}: got a folder that is no artifact, expected a new or empty one: {error}") from error
+        message = f"got a folder that is no artifact, expected a new or empty one: {error}"
+        raise ArtifactError(f"{folder}: {message}") from error
     found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
     if strangers := sorted(found - old.files.keys() - {MANIFEST}):
         raise ArtifactError(
@@ -229,8 +230,8 @@ def save_artifact(
 ) -> Manifest:
     """Write an artifact: a reader sees the old folder or the new one, never a mixture.
 
-    It is written beside the folder and read back, every task answering, before anything is replaced.
-    If that fails, what was there stays, and nothing else.
+    It is written beside the folder, read back, and every task has to answer, before anything is
+    replaced. If that fails, what was there stays, and nothing else.
 
     Args:
         folder: where, see `check_output`.
@@ -319,8 +320,9 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
 
     Raises:
         UnknownTaskError: the manifest has no such task.
-        ArtifactError: a file is missing, altered or unexpected, the format version is not this one, a tensor is missing, extra, misshapen, not finite
-            or a negative variance, or no adapter of a task does anything; the message names file and tensor.
+        ArtifactError: a file is missing, altered or unexpected, the format version is not this one,
+            a tensor is missing, extra, misshapen, not finite or a negative variance, or no adapter
+            of a task does anything; the message names file and tensor.
     """
     manifest, digest = read_manifest(folder)
     names, _ = select_tasks(tuple(manifest.tasks), tasks)

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, also by several writers and through a crash."""
+"""Files and folders that are written whole or not at all, by any number of writers."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to disk, then move it into place."""
+    """Let `write` fill a temporary file beside `path`; once it is on disk, move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:

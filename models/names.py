@@ -23,7 +23,8 @@ def check_name(name: str) -> str:
     if _NAME.fullmatch(name):
         return name
     usable = nearest_name(name)
-    raise InvalidInputError(f"got name {name[: 2 * MAX_NAME]!a}, expected {_RULE}" + (f": {usable!r}?" if usable else ""))
+    hint = f", for example {usable!r}" if usable else ""
+    raise InvalidInputError(f"got name {name[: 2 * MAX_NAME]!a}, expected {_RULE}{hint}")
 
 
 Name = Annotated[str, AfterValidator(check_name)]
@@ -38,15 +39,17 @@ def nearest_name(name: str) -> str:
 
 
 def check_distinct(names: Iterable[str]) -> None:
-    """Raises InvalidInputError: two names differ at most in case, and so are one file on some file systems."""
+    """Raises InvalidInputError: two names differ in case alone: one file on some systems."""
     first: dict[str, str] = {}
     for name in names:
         other = first.setdefault(name.casefold(), name)
         if other is not name:
-            raise InvalidInputError(f"got names {other!a} and {name!a}, expected names that differ in more than case")
+            expected = "expected names that differ in more than case"
+            raise InvalidInputError(f"got names {other!a} and {name!a}, {expected}")
 
 
 def check_labels(labels: Iterable[str]) -> None:
     """Raises InvalidInputError: a label name occurs twice. An answer is a table by label name."""
     if twice := [label for label, count in Counter(labels).items() if count > 1]:
-        raise InvalidInputError(f"got label name twice: {', '.join(map(ascii, twice))}, expected each once")
+        names = ", ".join(map(ascii, twice))
+        raise InvalidInputError(f"got label name twice: {names}, expected each once")

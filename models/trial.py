@@ -17,7 +17,8 @@ from models.router import RouterConfig
 from models.unified import Expert, UnifiedModel
 
 _ENDS = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
-_ETHANOL = MolGraph(torch.tensor([[5, 0], [5, 0], [7, 0]]), _ENDS, torch.zeros((4, 2), dtype=torch.int64))
+_ATOMS, _BONDS = torch.tensor([[5, 0], [5, 0], [7, 0]]), torch.zeros((4, 2), dtype=torch.int64)
+_ETHANOL = MolGraph(_ATOMS, _ENDS, _BONDS)
 _SPACING = 1.5  # Angstrom
 
 
@@ -32,14 +33,21 @@ def try_tasks(
         ArtifactError: a number of an answer is not finite; the task is named.
     """
     for task, expert in experts.items():
-        if not all(bool(values.isfinite().all()) for values in _answer(backbone, task, expert, takes)):
-            raise ArtifactError(f"got numbers that are not finite from task {task}, expected finite ones")
+        numbers = _answer(backbone, task, expert, takes)
+        if not all(bool(values.isfinite().all()) for values in numbers):
+            raise ArtifactError(f"got answers of {task} that are not finite, expected finite ones")
 
 
-def _answer(backbone: nn.Module, task: str, expert: nn.Module, takes: InputSchema) -> tuple[Tensor, ...]:
+def _answer(
+    backbone: nn.Module,
+    task: str,
+    expert: nn.Module,
+    takes: InputSchema,
+) -> tuple[Tensor, ...]:
     if isinstance(takes, AtomsInput):
         numbers = list(takes.elements[task])
-        structure = Atoms.from_lists(numbers, [[0.0, 0.0, _SPACING * k] for k in range(len(numbers))])
+        positions = [[0.0, 0.0, _SPACING * k] for k in range(len(numbers))]
+        structure = Atoms.from_lists(numbers, positions)
         field = MergedForceField(cast(ForceField, backbone), {task: cast(ForceFieldExpert, expert)})
         output = field(collate_atoms([structure], field.network.config.cutoff))[task]
         return output.energy, output.forces
@@ -47,6 +55,7 @@ def _answer(backbone: nn.Module, task: str, expert: nn.Module, takes: InputSchem
         batch = collate_features([FeatureGraph(torch.ones(3, takes.num_features[task]), _ENDS)])
     else:
         batch = collate([_ETHANOL])
-    model = UnifiedModel(cast(Backbone | GraphNetwork, backbone), {task: cast(Expert, expert)}, RouterConfig())
+    network, experts = cast(Backbone | GraphNetwork, backbone), {task: cast(Expert, expert)}
+    model = UnifiedModel(network, experts, RouterConfig())
     with torch.inference_mode():
         return (model(batch, routing="own").logits[task],)

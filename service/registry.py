@@ -160,11 +160,10 @@ class ModelRegistry:
         Hidden folders are left out: an artifact that is being written is one until it is read back.
         """
         folders = [] if self._folder is None else sorted(self._folder.iterdir())
-        return {
-            path.name: path
-            for path in folders
-            if not path.name.startswith(".") and (path / MANIFEST).is_file() and path.resolve() != self._artifact.resolve()
-        }
+        default = self._artifact.resolve()
+        shown = [path for path in folders if not path.name.startswith(".")]
+        artifacts = [path for path in shown if (path / MANIFEST).is_file()]
+        return {path.name: path for path in artifacts if path.resolve() != default}
 
     async def _replace(self, name: str) -> Engine:
         async with self._changing:

@@ -17,7 +17,7 @@ def release_atoms(study: Study, folder: Path, replace: bool = False) -> Manifest
 
     Args:
         study: configuration, seed, data folder and work folder.
-        folder: the artifact's folder; an older version of the artifact there is replaced in one step.
+        folder: of the artifact; an older version of it there is replaced in one step.
         replace: an artifact of another name or of other tasks may be replaced too.
 
     Raises:

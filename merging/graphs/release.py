@@ -27,11 +27,12 @@ def release_graphs(run: GraphRun, folder: Path, replace: bool = False) -> Manife
 
     Args:
         run: the run.
-        folder: the artifact's folder; an older version of the artifact there is replaced in one step.
+        folder: of the artifact; an older version of it there is replaced in one step.
         replace: an artifact of another name or of other tasks may be replaced too.
 
     Raises:
-        ConfigError: a task cannot be served, the merger gives each task its own network, or the configuration has no `release`.
+        ConfigError: a task cannot be served, the merger gives each task its own network, or the
+            configuration has no `release`.
         ArtifactError: the artifact may not be written there (`models.artifact.check_output`).
         DataError: see `merging.graphs.tasks.load_task`.
     """

@@ -126,7 +126,10 @@ def test_screened_artifact_names_the_nearest_and_is_checked(extended: Path, caps
     assert "got no readable SMILES" in capsys.readouterr().err
 
 
-def test_an_artifact_may_be_extended_in_place(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_artifact_may_be_extended_in_place(
+    extended: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     beside = {path.name for path in extended.iterdir()}
     assert add(extended, "artifact", "artifact") == 0
     assert read_manifest(extended / "artifact")[0].files == read_manifest(extended / "extended")[0].files
@@ -139,7 +142,10 @@ def test_an_artifact_may_be_extended_in_place(extended: Path, capsys: pytest.Cap
     assert {path.name for path in extended.iterdir()} == beside | {"molecules.smi"}
 
 
-def test_another_artifact_is_not_replaced_unless_told_to(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_artifact_is_not_replaced_unless_told_to(
+    extended: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folders = ["--artifact", str(extended / "extended"), "--output", str(extended / "artifact")]
     before = read_manifest(extended / "artifact")
     assert main(["remove-task", "--tasks", "nitrogen", *folders]) == 1
@@ -151,11 +157,19 @@ def test_another_artifact_is_not_replaced_unless_told_to(extended: Path, capsys:
     assert load_artifact(extended / "artifact").model.tasks == ("other", "carbonyl")
 
 
-def test_a_failed_extension_in_place_loses_nothing(extended: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_extension_in_place_loses_nothing(
+    extended: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """What was made is not finite: that is found when it is read back."""
     before, beside = read_manifest(extended / "artifact"), {path.name for path in extended.iterdir()}
 
-    def broken(run: Run, backbone: Backbone, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
+    def broken(
+        run: Run,
+        backbone: Backbone,
+        made: dict[str, Expert],
+    ) -> dict[str, dict[str, float]]:
         scores = calibrate(run, backbone, made)
         made["carbonyl"].head.bias.data.fill_(torch.nan)
         return scores
@@ -193,7 +207,11 @@ def test_added_tasks_are_calibrated(extended: Path) -> None:
 
 
 @pytest.mark.parametrize("tasks", [["CARBONYL2"], ["Nitrogen"]])
-def test_new_tasks_may_not_differ_from_old_ones_in_case_alone(extended: Path, capsys: pytest.CaptureFixture[str], tasks: list[str]) -> None:
+def test_new_tasks_may_not_differ_from_old_ones_in_case_alone(
+    extended: Path,
+    capsys: pytest.CaptureFixture[str],
+    tasks: list[str],
+) -> None:
     content = yaml.safe_load((extended / "more.yaml").read_text()) | {"tasks": tasks}
     content["datasets"] = {task: {"file": "carbonyl.csv"} for task in tasks}
     (extended / "more.yaml").write_text(yaml.safe_dump(content))

@@ -34,7 +34,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
 
 
-def test_writers_with_one_process_id_do_not_share_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writers_with_one_process_id_do_not_share_a_temporary_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As in two containers on one volume: both write, and then both move their file into place."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
     monkeypatch.setattr(socket, "gethostname", lambda: "service")

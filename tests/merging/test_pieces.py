@@ -34,7 +34,10 @@ def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> Piece:
     return Piece({"weight": model.weight.detach()}, {"epochs": len(training.history)})
 
 
-def test_two_runs_of_one_piece_make_it_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_of_one_piece_make_it_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     store, seen = PieceStore(tmp_path, 0), []
     inside, go_on = threading.Event(), threading.Event()
 

@@ -92,7 +92,10 @@ async def test_reload_and_refusal(folder: Path) -> None:
         assert registry.get("a").info.version == "2"
 
 
-async def test_an_artifact_that_is_replaced_while_it_is_read_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_artifact_that_is_replaced_while_it_is_read_is_read_again(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with registry_of(folder) as registry:
         states = ["3", "4"]
 

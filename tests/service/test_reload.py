@@ -134,7 +134,11 @@ async def reload(client: httpx.AsyncClient, name: str) -> str:
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
-async def test_every_answer_is_of_the_artifact_that_it_names(artifacts: tuple[Path, Path], tmp_path: Path, cache_bytes: int) -> None:
+async def test_every_answer_is_of_the_artifact_that_it_names(
+    artifacts: tuple[Path, Path],
+    tmp_path: Path,
+    cache_bytes: int,
+) -> None:
     """The default model is `pico`, another one `second`; both are replaced all the time."""
     expected = dict(map(offline, artifacts))
     one, other = (torch.tensor(list(numbers.values())) for numbers in expected.values())
@@ -175,7 +179,11 @@ async def test_every_answer_is_of_the_artifact_that_it_names(artifacts: tuple[Pa
 
 
 @pytest.mark.parametrize("way", ["stream", "file"])
-async def test_what_has_begun_ends_with_the_model_it_began_with(artifacts: tuple[Path, Path], tmp_path: Path, way: str) -> None:
+async def test_what_has_begun_ends_with_the_model_it_began_with(
+    artifacts: tuple[Path, Path],
+    tmp_path: Path,
+    way: str,
+) -> None:
     expected = dict(map(offline, artifacts))
     old, new = expected
     place = tmp_path / "models" / "second"
@@ -215,7 +223,10 @@ async def test_what_has_begun_ends_with_the_model_it_began_with(artifacts: tuple
     assert way == "file" or response.headers["x-model-digest"] == old
 
 
-async def test_an_artifact_that_is_being_written_is_no_model(artifacts: tuple[Path, Path], tmp_path: Path) -> None:
+async def test_an_artifact_that_is_being_written_is_no_model(
+    artifacts: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
     for name in ("second", ".second.host-7-0123456789abcdef"):
         shutil.copytree(artifacts[0], tmp_path / name)
     async with serving(api_keys=KEYS, models=tmp_path, device="cpu") as client:
