@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, help="the artifact's folder, with --plan the folder of one for each group; models/releases/<name> if not given"
     )
     _add_artifact_options(add, remove, screen_)
-    for each in (release_, add, remove, screen_):
-        add_replace_option(each)
+    for writing in (release_, add, remove, screen_):
+        add_replace_option(writing)
     inspect.add_argument("artifact", type=Path, help="an artifact's folder")
     return parser
 

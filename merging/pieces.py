@@ -2,8 +2,8 @@
 
 A piece is made by one run at a time, which holds a lock on `<piece>.lock`: so its resumable state
 has one owner. Another run waits, and then finds the piece finished. The lock is the operating
-system's (`flock`), so a run that was killed holds none, and the next one goes on from its last epoch. On NFS
-the lock holds between machines too, where locks are on (the default since version 4).
+system's (`flock`), so a run that was killed holds none, and the next one goes on from its last
+epoch. On NFS the lock holds between machines too, where locks are on (the default since version 4).
 """
 
 import json

@@ -188,7 +188,8 @@ def check_output(
         raise ArtifactError(f"{folder}: got a path that leads nowhere: {error}") from error
     for parent in target.parents:
         if (parent / MANIFEST).is_file() and (parent / BACKBONE).is_file():
-            raise ArtifactError(f"{folder}: got a folder inside {parent}, expected one outside")
+            message = f"got a folder inside the artifact {parent}, expected one outside"
+            raise ArtifactError(f"{folder}: {message}")
     there = next(parent for parent in target.parents if os.path.lexists(parent))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ArtifactError(f"{folder}: got {there}, expected a folder that can be written to")
@@ -283,8 +284,8 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         sync(path)
-    for each in {(folder / name).parent for name in contents}:
-        sync(each)
+    for parent in {(folder / name).parent for name in contents}:
+        sync(parent)
 
 
 def _read_back(folder: Path) -> None:

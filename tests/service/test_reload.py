@@ -23,7 +23,7 @@ from models.featurize import featurize
 from models.files import replace_folder
 from models.graph import collate
 from service.engine import load_engine
-from tests.service.doubles import save_pico_artifact, serving, settings_of
+from tests.service.doubles import metric, save_pico_artifact, serving, settings_of
 
 pytestmark = pytest.mark.anyio
 ADMIN = {"authorization": "Bearer admin"}
@@ -221,6 +221,27 @@ async def test_what_has_begun_ends_with_the_model_it_began_with(
         wanted = expected[response.headers["x-model-digest"]][SMILES[k % 3]]
         assert flat(tasks) == pytest.approx(wanted, abs=1e-5)
     assert way == "file" or response.headers["x-model-digest"] == old
+
+
+async def test_tasks_with_names_of_the_field_are_served(
+    artifacts: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(artifacts[0], tmp_path / "Pico_v1.2")
+    async with serving(api_keys=KEYS, models=tmp_path, device="cpu") as client:
+        body = {"smiles": "CCO", "model": "Pico_v1.2", "tasks": ["CYP3A4.v2"], "routing": "moe"}
+        response = await client.post("/predict", json=body, headers=ADMIN)
+        assert response.json()["predictions"][0]["tasks"].keys() == {"CYP3A4.v2"}
+        query = "model=Pico_v1.2&tasks=hERG&tasks=Tox21_NR-AR"
+        lines = await client.post(f"/predict/stream?{query}", content='"CCO"', headers=ADMIN)
+        assert lines.json()["tasks"].keys() == {"hERG", "Tox21_NR-AR"}
+        refused = await client.post("/predict", json=body | {"tasks": ["herg"]}, headers=ADMIN)
+        assert refused.json()["code"] == "unknown_task"
+        outputs = (await client.get("/v2/models/Pico_v1.2", headers=ADMIN)).json()["outputs"]
+        assert [output["name"] for output in outputs] == list(LABELS)
+        text = (await client.get("/metrics")).text
+    series = 'gmerging_routed_molecules_total{model="Pico_v1.2",task="CYP3A4.v2"}'
+    assert metric(text, series) == 1
 
 
 async def test_an_artifact_that_is_being_written_is_no_model(
