@@ -26,9 +26,10 @@ def release_atoms(study: Study, folder: Path, replace: bool = False) -> Manifest
     """
     source = study.config.source
     called = f"{source}-schnet"
-    tasks = {name: name.lower().replace("-", "_") for name in study.config.tasks}
-    check_output(folder, called, tasks.values(), replace)
+    check_output(folder, called, study.config.tasks, replace)
     shape, network, experts, record = release_force_field(study)
+    about = f"potential energy and forces of {{}}, {source}"
+    elements = {task: expert.elements.nonzero().flatten() for task, expert in experts.items()}
     manifest = make_manifest(
         name=called,
         version="0.1.0",
@@ -36,15 +37,18 @@ def release_atoms(study: Study, folder: Path, replace: bool = False) -> Manifest
         rank=0,
         router=RouterConfig(),
         tasks={
-            tasks[name]: TaskInfo(labels=("energy",), description=f"potential energy and forces of {name}, {source}", target="energy_and_forces")
-            for name in experts
+            task: TaskInfo(
+                labels=("energy",),
+                description=about.format(task),
+                target="energy_and_forces",
+            )
+            for task in experts
         },
-        input=AtomsInput(elements={tasks[name]: tuple(expert.elements.nonzero().flatten().tolist()) for name, expert in experts.items()}),
+        input=AtomsInput(elements={task: tuple(known.tolist()) for task, known in elements.items()}),
         provenance={**record, "environment": environment()},
-        metrics={tasks[name]: errors for name, errors in record["test"].items()},
+        metrics=dict(record["test"]),
     )
-    made = {tasks[name]: expert for name, expert in experts.items()}
-    return save_artifact(folder, manifest, network, made, model_card(manifest), replace)
+    return save_artifact(folder, manifest, network, experts, model_card(manifest), replace)
 
 
 def model_card(manifest: Manifest) -> str:
