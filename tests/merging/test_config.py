@@ -155,3 +155,16 @@ def test_no_two_bundled_configurations_write_the_same_results_or_artifact() -> N
     configs = [load_config(Path(path.name)) for path in CONFIG_FOLDER.glob("*.yaml")]
     names = [(release_of(config).name, release_of(config).version) for config in configs]
     assert len(set(names)) == len({config.setting for config in configs}) == len(configs)
+
+
+def test_the_example_of_the_readme_has_a_name_of_its_own(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (tmp_path / "mine.yaml").write_text(readme.split("```yaml\n# mine.yaml\n")[1].split("```")[0])
+    config, parent = (
+        load_config(tmp_path / "mine.yaml"),
+        load_config(Path("gcn_supervised_contextpred_rank10.yaml")),
+    )
+    assert config.tasks == ("solubility", "hERG")
+    assert release_of(config).name not in (release_of(parent).name, "moleculenet-gcn")
+    assert config.setting != parent.setting
+    assert config.alignment.rank == parent.alignment.rank  # the README adds these tasks to it
