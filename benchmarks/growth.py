@@ -28,10 +28,11 @@ from matplotlib.ticker import LogLocator
 
 from benchmarks.molecules import fixed_molecules
 from merging.figures import STYLE
-from merging.files import write_atomically, write_json
+from merging.files import write_json
 from models.artifact import ArtifactParts, load_parts
 from models.compiled import CompiledModel
 from models.featurize import featurize
+from models.files import write_atomically
 from models.graph import GraphBatch, MolGraph, collate
 from models.unified import Expert, Routing, UnifiedModel
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from merging.cli_neighbours import add_neighbours
-from merging.cli_options import add_run_options, say_artifact, set_up
-from merging.config import CONFIG_FOLDER, load_config
+from merging.cli_options import add_replace_option, add_run_options, say_artifact, set_up
+from merging.config import CONFIG_FOLDER, load_config, release_of
 from merging.extension import add_tasks, remove_tasks, screen
 from merging.figures import draw_figures
 from merging.inspection import describe
@@ -19,7 +19,7 @@ from merging.planning.distances import Variant
 from merging.planning.plan import Metric, draw_plan, make_plan, plan_settings, planned_runs, read_plan, write_plan
 from merging.pretraining import PRETRAIN_CONFIG_FOLDER, load_pretrain_config, pretrain
 from merging.registry import MERGERS
-from merging.release import release
+from merging.release import check_release, release
 from merging.report import ablate, compare, percent, summary_table
 from merging.run import Run
 from models.errors import ConfigError, DataError, GMergingError
@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, help="the artifact's folder, with --plan the folder of one for each group; models/releases/<name> if not given"
     )
     _add_artifact_options(add, remove, screen_)
+    for writing in (release_, add, remove, screen_):
+        add_replace_option(writing)
     inspect.add_argument("artifact", type=Path, help="an artifact's folder")
     return parser
 
@@ -100,7 +102,8 @@ def _add_plan_options(plan: argparse.ArgumentParser) -> None:
 def _add_artifact_options(add: argparse.ArgumentParser, remove: argparse.ArgumentParser, screen: argparse.ArgumentParser) -> None:
     for each in (add, remove, screen):
         each.add_argument("--artifact", type=Path, required=True, help="folder of the finished artifact")
-        each.add_argument("--output", type=Path, required=True, help="folder of the new artifact")
+        about = "folder of the new artifact; may be the same"
+        each.add_argument("--output", type=Path, required=True, help=about)
     remove.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to take out")
     screen.add_argument("--molecules", type=Path, required=True, help="text file with a SMILES a line: some like those that will be asked about")
     screen.add_argument("--candidates", type=int, default=32, help="how many other experts each task's mixture looks at")
@@ -174,14 +177,22 @@ def _train_adapters(arguments: argparse.Namespace) -> None:
 
 def _release(arguments: argparse.Namespace) -> None:
     runs = _runs(arguments)
+    folders = {group: _release_folder(arguments, group, run) for group, run in runs.items()}
+    for group, run in runs.items():
+        check_release(run, folders[group], arguments.replace)
     pairs = [(run, task) for run in runs.values() for task in run.config.tasks]
     _do(arguments, "fine-tuning", [partial(finetuned, run, task) for run, task in pairs])
     for run in runs.values():
         shared_backbone(run)  # before hours of training: what cannot be served is refused
     _do(arguments, "training adapters", [partial(trained_adapters, run, task) for run, task in pairs])
     for group, run in runs.items():
-        folder = arguments.output / group if arguments.output else Path("models/releases") / run.config.release.name
-        say_artifact(release(run, folder), folder)
+        say_artifact(release(run, folders[group], arguments.replace), folders[group])
+
+
+def _release_folder(arguments: argparse.Namespace, group: str, run: Run) -> Path:
+    name = release_of(run.config).name
+    output: Path | None = arguments.output
+    return output / group if output else Path("models/releases") / name
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -216,15 +227,18 @@ def _draw(folder: Path) -> None:
 
 
 def _add_task(arguments: argparse.Namespace) -> None:
-    say_artifact(add_tasks(_run(arguments), arguments.artifact, arguments.output), arguments.output)
+    made = add_tasks(_run(arguments), arguments.artifact, arguments.output, arguments.replace)
+    say_artifact(made, arguments.output)
 
 
 def _remove_task(arguments: argparse.Namespace) -> None:
-    say_artifact(remove_tasks(arguments.artifact, arguments.tasks, arguments.output), arguments.output)
+    left = remove_tasks(arguments.artifact, arguments.tasks, arguments.output, arguments.replace)
+    say_artifact(left, arguments.output)
 
 
 def _screen(arguments: argparse.Namespace) -> None:
-    say_artifact(screen(arguments.artifact, arguments.molecules, arguments.candidates, arguments.output), arguments.output)
+    options = arguments.candidates, arguments.output, arguments.replace
+    say_artifact(screen(arguments.artifact, arguments.molecules, *options), arguments.output)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

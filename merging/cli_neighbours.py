@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from merging.cli_options import AddCommand, add_run_options, say_artifact, set_up
+from merging.cli_options import (
+    AddCommand,
+    add_replace_option,
+    add_run_options,
+    say_artifact,
+    set_up,
+)
 from merging.experts.config import EXPERTS_CONFIG_FOLDER, load_experts_config
 from merging.experts.study import run_study
 from merging.experts.summary import tables
@@ -38,6 +44,7 @@ def add_neighbours(command: AddCommand) -> None:
     for each in (graphs, fields):
         each.add_argument("--seed", type=int, default=0, help="of all that is drawn")
         each.add_argument("--output", type=Path, required=True, help="the artifact's folder")
+        add_replace_option(each)
     for each, file in ((compare_graphs, "generic-graphs"), (compare_fields, "gffmerge"), (experts, "expert-merging")):
         each.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run for each")
         each.add_argument("--results", type=Path, default=RESULTS / f"{file}.json", help="the results file")
@@ -48,7 +55,8 @@ def _graph_run(arguments: argparse.Namespace, seed: int) -> GraphRun:
 
 
 def _graphs(arguments: argparse.Namespace) -> None:
-    say_artifact(release_graphs(_graph_run(arguments, arguments.seed), arguments.output), arguments.output)
+    run = _graph_run(arguments, arguments.seed)
+    say_artifact(release_graphs(run, arguments.output, arguments.replace), arguments.output)
 
 
 def _compare_graphs(arguments: argparse.Namespace) -> None:
@@ -59,7 +67,7 @@ def _compare_graphs(arguments: argparse.Namespace) -> None:
 def _force_field(arguments: argparse.Namespace) -> None:
     set_up(arguments)
     study = Study(load_force_field_config(arguments.config), arguments.seed, arguments.data, arguments.work / "gffmerge")
-    say_artifact(release_atoms(study, arguments.output), arguments.output)
+    say_artifact(release_atoms(study, arguments.output, arguments.replace), arguments.output)
 
 
 def _compare_force_fields(arguments: argparse.Namespace) -> None:

@@ -36,6 +36,15 @@ def add_run_options(command: argparse.ArgumentParser, folder: Path, config: str,
     )
 
 
+def add_replace_option(command: argparse.ArgumentParser) -> None:
+    """Let a command that writes an artifact replace one that is not its own."""
+    command.add_argument(
+        "--replace",
+        action="store_true",
+        help="replace an artifact of another name or of other tasks too; nothing else is replaced",
+    )
+
+
 def set_up(arguments: argparse.Namespace) -> torch.device:
     """Give torch its threads; returns the device. Raises ConfigError: a number below 1, or no such device."""
     for name in ("threads", "processes"):

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from merging.datasets import MOLECULENET, DatasetSpec
 from merging.registry import merger_spec
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
+from models.names import MAX_NAME, Name, check_distinct
 from models.router import RouterConfig
 from models.sinkhorn import Solver
 
@@ -121,20 +123,40 @@ class PretrainedConfig(_Section):
     weights: str
 
 
+_VERSION = rf"^[A-Za-z0-9][A-Za-z0-9.+_-]{{0,{MAX_NAME - 1}}}$"
+
+
 class ReleaseConfig(_Section):
     """Name and version of the artifact that the run ends in."""
 
-    name: str
-    version: str = "0.1.0"
+    name: Name
+    version: Annotated[str, Field(pattern=_VERSION)] = "0.1.0"
+
+
+def release_of(config: Any) -> ReleaseConfig:
+    """Name and version of a configuration's artifact. Raises ConfigError: it has none."""
+    release: ReleaseConfig | None = config.release
+    if release is None:
+        raise ConfigError(
+            f"release: got none in configuration {config.setting!r}, expected a name of its own "
+            "(what it extends hands on none): "
+            f"write `release: {{name: {config.setting}, version: 1.0.0}}` into it"
+        )
+    return release
 
 
 class RunConfig(_Section):
-    """One setting of the paper."""
+    """One setting of the paper.
 
-    setting: str
+    Attributes:
+        setting: its name, and that of the folder of its results.
+        release: what the artifact is called; needed only by commands that write one.
+    """
+
+    setting: Name
     description: str
     pretrained: PretrainedConfig
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: tuple[Name, ...]
     datasets: dict[str, DatasetSpec] = {}
     finetune: FinetuneConfig = FinetuneConfig()
     finetune_by_task: dict[str, FinetuneConfig] = {}
@@ -143,7 +165,7 @@ class RunConfig(_Section):
     alignment_by_task: dict[str, AlignmentConfig] = {}
     router: RouterConfig = RouterConfig()
     compare: CompareConfig = CompareConfig()
-    release: ReleaseConfig
+    release: ReleaseConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -158,6 +180,8 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.tasks:
+            raise ValueError("tasks: got none, expected at least one")
         unknown = {*self.finetune_by_task, *self.alignment_by_task, *self.compare.ablation_tasks} - set(self.tasks)
         if unknown:
             raise ValueError(f"settings by task name {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
@@ -166,6 +190,7 @@ class RunConfig(_Section):
             raise ValueError(f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described under `datasets`")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
+        check_distinct(self.tasks)
         ranks = {self.alignment.rank, *(own.rank for own in self.alignment_by_task.values())}
         if len(ranks) > 1:
             raise ValueError(f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank stacks them)")
@@ -210,6 +235,7 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
 
     `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section the file's own keys count before the other's, and
     where it names its own tasks, what the other says of other tasks is left out.
+    Who the other is (`_IDENTITY`) is not handed on: a setting without a name has its file's.
 
     Raises:
         ConfigError: the file is absent, is not YAML, extends itself, or does not fit; every problem is named.
@@ -218,8 +244,13 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
+        problems = "; ".join(map(_problem, error.errors()))
         raise ConfigError(f"{path}: {problems}") from error
+
+
+def _problem(error: ErrorDetails) -> str:
+    where = ".".join(map(str, error["loc"])) or "file"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> Any:
@@ -240,7 +271,23 @@ def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> An
         raise ConfigError(f"{file}: extends a file of {type(base).__name__}, expected a configuration")
     if isinstance(values.get("tasks"), list):
         base = only_tasks(base, values["tasks"])
+    base, parent = {key: base[key] for key in base if key not in _IDENTITY}, base
+    if "setting" in parent:
+        values = _named(values, file, parent)
     return {**base, **{section: _over(base.get(section), own) for section, own in values.items()}}
+
+
+_IDENTITY = ("setting", "description", "release")
+"""Sections that say who a configuration is: where its results go, what its artifact is called."""
+
+
+def _named(values: dict[str, Any], file: Path, parent: dict[str, Any]) -> dict[str, Any]:
+    """The values with a setting of their own. Raises ConfigError: it would be the other's."""
+    if "setting" not in values and file.stem.casefold() == str(parent["setting"]).casefold():
+        expected = "expected `setting:` with another name (results are kept by it)"
+        raise ConfigError(f"{file}: got no setting, and extends one of the file's name, {expected}")
+    about = f"extends {parent['setting']}"
+    return {"setting": file.stem, "description": about} | values
 
 
 def _over(base: Any, own: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 from safetensors import safe_open
@@ -19,9 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from merging.files import open_text, sha256, write_tensors
-from models.errors import DataError, MoleculeError
+from models.errors import DataError, InvalidInputError, MoleculeError
 from models.featurize import READING_RULE, read_graph, read_smiles
 from models.graph import MolGraph, PackedGraphs, pack
+from models.names import check_labels
 
 _CACHE_VERSION = f"1, reading rule {READING_RULE}"
 
@@ -45,6 +46,12 @@ class DatasetSpec(BaseModel):
     num_molecules: int | None = None
     num_labels: int | None = None
     about: str = ""
+
+    @field_validator("label_columns")
+    @classmethod
+    def _distinct(cls, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        check_labels(columns or ())
+        return columns
 
 
 def _published(smiles: str, labels: tuple[str, ...] | None, molecules: int, columns: int, about: str) -> DatasetSpec:
@@ -151,6 +158,10 @@ def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int
     """Read, featurise and split a CSV (plain or gzip). Rows whose molecule cannot be read even in tolerant mode are left out."""
     header, rows = _read_table(file, spec)
     names = spec.label_columns or tuple(name for name in header if name not in (spec.smiles_column, "mol_id"))
+    try:
+        check_labels(names)
+    except InvalidInputError as error:
+        raise DataError(f"{file}: {error}") from error
     smiles_at, labels_at = header.index(spec.smiles_column), [header.index(name) for name in names]
     parsed = list(_parse([row[smiles_at] for row in rows], workers, task))
     kept = [k for k, each in enumerate(parsed) if each is not None]

@@ -4,18 +4,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merging.config import fingerprint
+from merging.config import fingerprint, release_of
 from merging.files import sha256
 from merging.pieces import Piece
 from merging.pipeline import adapters_from, aligned, alone, bare, expert, finetune_key, finetuned_alone
+from merging.release import CALIBRATION, calibrate, calibration_table
 from merging.report import markdown_table, percent
 from merging.results import measure_task
 from merging.run import Run
-from models.artifact import BACKBONE, CARD, ArtifactParts, Manifest, load_parts, save_artifact
+from models.artifact import (
+    BACKBONE,
+    CARD,
+    ArtifactParts,
+    Manifest,
+    check_output,
+    load_parts,
+    save_artifact,
+)
 from models.backbone import Backbone, make_backbone
-from models.errors import ConfigError
+from models.errors import ConfigError, InvalidInputError
 from models.featurize import read_graphs
 from models.graph import MolGraph
+from models.names import check_distinct
 from models.screening import nearest_experts
 from models.task import TaskInfo
 from models.unified import Expert
@@ -23,45 +33,67 @@ from models.unified import Expert
 _SCREENED_WITH = 300  # molecules
 
 
-def add_tasks(run: Run, artifact: Path, output: Path) -> Manifest:
-    """Fine-tune the run's tasks, train their adapters on the artifact's backbone, and write a new artifact that answers them too.
+def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
+    """Fine-tune the run's tasks, train their adapters on the artifact's backbone, calibrate them,
+    and write a new artifact that answers them too.
 
     Args:
         run: its configuration describes the new tasks only, and names the new artifact (`release`).
         artifact: the folder of the finished artifact.
         output: the folder of the new one; it may be the same.
+        replace: an artifact of another name or of other tasks may be replaced there too.
 
     Raises:
-        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained weights), or a task is there already.
-        ArtifactError: the artifact is damaged.
+        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained
+            weights), a task is there already, or it has no `release`.
+        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
-    parts = load_parts(artifact)
+    parts, called = load_parts(artifact), release_of(run.config)
     _check_fit(run, parts.manifest)
-    origin = parts.manifest.files[BACKBONE]
-    made = {
-        task: expert(run, task, adapters_from(run, new_adapters(run, parts.molecular_backbone, origin, task).tensors)) for task in run.config.tasks
-    }
-    gains = {task: gain(run, parts.molecular_backbone, task, each) for task, each in made.items()}
+    tasks = [*parts.manifest.tasks, *run.config.tasks]
+    check_output(output, called.name, tasks, replace, parts.digest)
+    backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
+    made = {}
+    for task in run.config.tasks:
+        piece = new_adapters(run, backbone, origin, task)
+        made[task] = expert(run, task, adapters_from(run, piece.tensors))
+    gains = {task: gain(run, backbone, task, each) for task, each in made.items()}
+    calibrated = calibrate(run, backbone, made)
+    before = parts.manifest.metrics.get("added", {})
+    added = {task: gains[task] | {"calibration": calibrated[task]} for task in made}
     manifest = parts.manifest.model_copy(
         update={
-            "name": run.config.release.name,
-            "version": run.config.release.version,
+            "name": called.name,
+            "version": called.version,
             "tasks": parts.manifest.tasks
             | {task: TaskInfo(labels=run.dataset(task).label_names, description=run.config.dataset_for(task).about) for task in made},
             "nearest": {},  # known of all tasks or of none
             "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
-            "metrics": parts.manifest.metrics | {"added": parts.manifest.metrics.get("added", {}) | gains},
+            "metrics": parts.manifest.metrics | {"added": before | added},
         }
     )
-    return save_artifact(output, manifest, parts.backbone, parts.experts | made, _card(artifact) + _card_section(gains))
+    card = _card(artifact) + _card_section(gains, calibrated)
+    experts = parts.experts | made
+    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
 
 
-def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path) -> Manifest:
+def remove_tasks(
+    artifact: Path,
+    tasks: Sequence[str],
+    output: Path,
+    replace: bool = False,
+) -> Manifest:
     """Write an artifact without some of its tasks, under the same name and version; routing mixes the experts that are left.
+
+    Args:
+        artifact: the folder of the finished artifact.
+        tasks: to take out.
+        output: the folder of the new one; it may be the same.
+        replace: an artifact of another name or of other tasks may be replaced there too.
 
     Raises:
         ConfigError: a task is not there, or none would be left.
-        ArtifactError: the artifact is damaged.
+        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
     parts = load_parts(artifact)
     known = parts.manifest.tasks
@@ -75,10 +107,17 @@ def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path) -> Manifest
     provenance = parts.manifest.provenance | {"removed": removed}
     manifest = parts.manifest.model_copy(update={"tasks": left, "nearest": nearest, "provenance": provenance})
     card = _card(artifact) + f"\n## Removed later\n\n{', '.join(tasks)}. The tables above are of the artifact with them.\n"
-    return save_artifact(output, manifest, parts.backbone, {task: parts.experts[task] for task in left}, card)
+    experts = {task: parts.experts[task] for task in left}
+    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
 
 
-def screen(artifact: Path, molecules: Path, candidates: int, output: Path) -> Manifest:
+def screen(
+    artifact: Path,
+    molecules: Path,
+    candidates: int,
+    output: Path,
+    replace: bool = False,
+) -> Manifest:
     """Write an artifact whose mixtures look at few experts: the `candidates` that are nearest to a task's own one, on molecules without labels.
 
     Args:
@@ -86,10 +125,11 @@ def screen(artifact: Path, molecules: Path, candidates: int, output: Path) -> Ma
         molecules: a text file, one SMILES a line, of which the first few hundred that can be read are taken.
         candidates: how many experts beside the own one.
         output: the folder of the new artifact; it may be the same.
+        replace: an artifact of another name or of other tasks may be replaced there too.
 
     Raises:
         ConfigError: too many candidates, or no molecule can be read.
-        ArtifactError: the artifact is damaged.
+        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
     parts = load_parts(artifact)
     if not 1 <= candidates < len(parts.experts) - 1:
@@ -98,10 +138,12 @@ def screen(artifact: Path, molecules: Path, candidates: int, output: Path) -> Ma
     graphs = [graph for graph in read_graphs([line for line in lines if line.strip()]) if isinstance(graph, MolGraph)][:_SCREENED_WITH]
     if not graphs:
         raise ConfigError(f"--molecules: got no readable SMILES in {molecules}, expected one a line")
+    check_output(output, parts.manifest.name, parts.manifest.tasks, replace, parts.digest)
     nearest = nearest_experts(parts.molecular_backbone, parts.experts, parts.manifest.router, graphs, candidates)
     router = parts.manifest.router.model_copy(update={"candidates": candidates})
     manifest = parts.manifest.model_copy(update={"nearest": nearest, "router": router})
-    return save_artifact(output, manifest, parts.backbone, parts.experts, _card(artifact))
+    card, source = _card(artifact), parts.digest
+    return save_artifact(output, manifest, parts.backbone, parts.experts, card, replace, source)
 
 
 def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:
@@ -132,6 +174,11 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
             problems.append(f"{name}: got {got}, expected the artifact's, {expected}")
     if there := sorted(set(config.tasks) & manifest.tasks.keys()):
         problems.append(f"tasks: got {', '.join(there)}, which the artifact has, expected new ones")
+    else:
+        try:
+            check_distinct([*manifest.tasks, *config.tasks])
+        except InvalidInputError as error:
+            problems.append(f"tasks, with the artifact's: {error}")
     if problems:
         raise ConfigError("; ".join(problems))
 
@@ -147,7 +194,17 @@ def _card(artifact: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def _card_section(gains: dict[str, dict[str, Any]]) -> str:
+def _card_section(gains: dict[str, dict[str, Any]], calibrated: dict[str, dict[str, float]]) -> str:
     head = ["task", "fine-tuned", "backbone without adapters", "with adapters", "share of the gain"]
     rows = [[task, *(percent(each[name]) for name in ("finetuned", "bare", "with_adapters")), str(each["share"])] for task, each in gains.items()]
-    return f"\n## Added later\n\nTest ROC-AUC in percent; all else in the artifact is unchanged.\n\n{markdown_table(head, rows)}\n"
+    return f"""
+## Added later
+
+Test ROC-AUC in percent; all else in the artifact is unchanged.
+
+{markdown_table(head, rows)}
+
+{CALIBRATION}
+
+{calibration_table(calibrated)}
+"""

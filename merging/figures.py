@@ -7,8 +7,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from merging.files import read_json, read_seeds, write_atomically
+from merging.files import read_json, read_seeds
 from models.errors import DataError
+from models.files import write_atomically
 
 STYLE: Any = {"svg.hashsalt": "g-merging", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 OURS, OTHERS = "#1b6ca8", "#9aa5b1"

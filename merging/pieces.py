@@ -1,13 +1,23 @@
-"""Finished pieces of a run, kept in a folder and found again by what they were made from."""
+"""Finished pieces of a run, kept in a folder and found again by what they were made from.
+
+A piece is made by one run at a time, which holds a lock on `<piece>.lock`: so its resumable state
+has one owner. Another run waits, and then finds the piece finished. The lock is the operating
+system's (`flock`), so a run that was killed holds none, and the next one goes on from its last
+epoch. On NFS the lock holds between machines too, where locks are on (the default since version 4).
+"""
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
+from tqdm import tqdm
 
 from merging.files import read_json, write_json, write_tensors
 
@@ -44,14 +54,15 @@ class PieceStore:
         """
         path = self._path(name, key, "safetensors")
         if path.is_file():
-            with safe_open(path, "pt") as stream:
-                tensors = {each: stream.get_tensor(each) for each in stream.keys()}  # noqa: SIM118 - not a dict
-                return Piece(tensors, json.loads(stream.metadata()["record"]))
-        checkpoint = self._path(name, key, "resume.pt")
-        piece = make(checkpoint)
-        write_tensors(path, piece.tensors, {"record": json.dumps(piece.record)})
-        checkpoint.unlink(missing_ok=True)
-        return piece
+            return _read(path)
+        with made_once(path):
+            if path.is_file():
+                return _read(path)
+            checkpoint = self._path(name, key, "resume.pt")
+            piece = make(checkpoint)
+            write_tensors(path, piece.tensors, {"record": json.dumps(piece.record)})
+            checkpoint.unlink(missing_ok=True)
+            return piece
 
     def record(self, name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """As `piece`, for results without tensors."""
@@ -64,3 +75,29 @@ class PieceStore:
 
     def _path(self, name: str, key: str, ending: str) -> Path:
         return self.folder / f"{name}-seed{self.seed}-{key}.{ending}"
+
+
+def _read(path: Path) -> Piece:
+    with safe_open(path, "pt") as stream:
+        names = stream.keys()
+        tensors = {name: stream.get_tensor(name) for name in names}
+        return Piece(tensors, json.loads(stream.metadata()["record"]))
+
+
+@contextmanager
+def made_once(path: Path) -> Iterator[None]:
+    """Hold the lock of the file that is about to be made; wait while another run makes it.
+
+    Who gets it looks first whether the file is there by now. The lock's own file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        tqdm.write(f"waiting for another run that makes {path}", file=sys.stderr)
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()

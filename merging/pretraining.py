@@ -16,10 +16,12 @@ from merging.corpus import Corpus, CorpusConfig, load_corpus
 from merging.evaluation import batches
 from merging.files import write_tensors
 from merging.objectives import ContextPredictionConfig, EdgePredictionConfig, Objective, PairScores, make_objective
+from merging.pieces import made_once
 from merging.training import ResumableTraining
 from models.backbone import Backbone, BackboneConfig
 from models.errors import ConfigError
 from models.graph import PackedGraphs
+from models.names import Name
 
 PRETRAIN_CONFIG_FOLDER = CONFIG_FOLDER / "pretraining"
 
@@ -34,7 +36,7 @@ class PretrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    setting: str
+    setting: Name
     description: str
     backbone: BackboneConfig
     objective: Annotated[ContextPredictionConfig | EdgePredictionConfig, Field(discriminator="kind")]
@@ -83,11 +85,15 @@ def pretrain(config: PretrainConfig, data_folder: Path, work_folder: Path, seed:
         raise ConfigError(f"batch_size: got {config.batch_size}, expected at most the {min(corpus.sizes)} molecules of the smallest shard")
     key = fingerprint(config.model_dump_json(exclude={"setting", "description"}), json.dumps(corpus.record), seed)
     path = work_folder / "pretrained" / f"{config.setting}-seed{seed}.safetensors"
-    if not _is_finished(path, key):
-        checkpoint = path.with_name(f"{path.stem}-{key}.resume.pt")
-        for backbone, record in _train(config, corpus, seed, device, checkpoint):
-            write_tensors(path, backbone.state_dict(), {"key": key, "record": json.dumps(record)})
-        checkpoint.unlink(missing_ok=True)
+    if _is_finished(path, key):
+        return path
+    with made_once(path):
+        if not _is_finished(path, key):
+            checkpoint = path.with_name(f"{path.stem}-{key}.resume.pt")
+            for backbone, record in _train(config, corpus, seed, device, checkpoint):
+                metadata = {"key": key, "record": json.dumps(record)}
+                write_tensors(path, backbone.state_dict(), metadata)
+            checkpoint.unlink(missing_ok=True)
     return path
 
 

@@ -6,15 +6,21 @@ from typing import Any
 
 from merging.calibration import brier_score, expected_calibration_error, fit_scale
 from merging.comparison import Row, gmerging_rows, merger_row, reference_rows
+from merging.config import ReleaseConfig, release_of
 from merging.files import sha256
-from merging.pipeline import experts, shared_backbone
+from merging.pipeline import alone, experts, shared_backbone
 from merging.report import markdown_table, percent
 from merging.results import AUTHORS_BATCH_SIZE, environment, recovery, task_logits
 from merging.run import Run
-from models.artifact import Manifest, make_manifest, save_artifact
-from models.backbone import BackboneConfig
+from models.artifact import Manifest, check_output, make_manifest, save_artifact
+from models.backbone import Backbone, BackboneConfig
 from models.task import TaskInfo
-from models.unified import DEFAULT_ROUTING, Expert, UnifiedModel
+from models.unified import DEFAULT_ROUTING, Expert
+
+CALIBRATION = """\
+Probabilities are calibrated by a temperature per label, fitted on the validation part and folded
+into the heads (ROC-AUC does not change). On the test part, whose scaffolds are others than those of
+the validation part, expected calibration error (15 bins) and Brier score:"""
 
 
 @dataclass(frozen=True)
@@ -25,19 +31,28 @@ class Measured:
     calibration: dict[str, dict[str, float]]
 
 
-def release(run: Run, folder: Path) -> Manifest:
+def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
     """Run every stage that is not done yet, calibrate, and write the artifact.
 
     Args:
         run: the run.
-        folder: the artifact's folder; an older artifact there is replaced in one step.
+        folder: of the artifact; an older version of it there is replaced in one step.
+        replace: an artifact of another name or of other tasks may be replaced too.
+
+    Raises:
+        ConfigError: the configuration has no `release`.
+        ArtifactError: the artifact may not be written there (`models.artifact.check_output`).
     """
+    called = check_release(run, folder, replace)
     made, config = experts(run), run.config
-    measured = Measured({row.name: {"title": row.title, **row.over_tasks()} for row in _rows(run)}, calibrate(run, made))
+    measured = Measured(
+        {row.name: {"title": row.title, **row.over_tasks()} for row in _rows(run)},
+        calibrate(run, shared_backbone(run), made),
+    )
     infos = {task: TaskInfo(labels=run.dataset(task).label_names, description=config.dataset_for(task).about) for task in config.tasks}
     manifest = make_manifest(
-        name=config.release.name,
-        version=config.release.version,
+        name=called.name,
+        version=called.version,
         backbone=config.pretrained.backbone,
         rank=config.alignment.rank,
         router=config.router,
@@ -45,7 +60,15 @@ def release(run: Run, folder: Path) -> Manifest:
         provenance=_provenance(run),
         metrics=_metrics(measured),
     )
-    return save_artifact(folder, manifest, shared_backbone(run), made, model_card(manifest, measured))
+    card = model_card(manifest, measured)
+    return save_artifact(folder, manifest, shared_backbone(run), made, card, replace)
+
+
+def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfig:
+    """What the run's artifact is called; before hours of training. Raises as `release`."""
+    called = release_of(run.config)
+    check_output(folder, called.name, run.config.tasks, replace)
+    return called
 
 
 def _rows(run: Run) -> list[Row]:
@@ -54,19 +77,25 @@ def _rows(run: Run) -> list[Row]:
     return [reference_rows(run)[0], *(merger_row(run, method, options) for method, options in baselines.items()), *gmerging_rows(run)]
 
 
-def calibrate(run: Run, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
+def calibrate(run: Run, backbone: Backbone, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
     """Fold a temperature per label, fitted on the validation part, into the heads (in place).
+
+    Args:
+        run: that the experts are of.
+        backbone: the merged one.
+        made: experts by task; each is asked alone, by routing `own`, the service's default.
 
     Returns:
         By task, on the test part: "ece_before", "ece_after", "brier_before", "brier_after".
     """
-    model, scores = UnifiedModel(shared_backbone(run), made, run.config.router).to(run.device), {}
-    for task, each in made.items():
-        dataset = run.dataset(task)
-        valid, test = (task_logits(run, model, task, DEFAULT_ROUTING, rows) for rows in (dataset.split.valid, dataset.split.test))
+    scores = {}
+    for task, expert in made.items():
+        model, dataset = alone(run, backbone, task, expert), run.dataset(task)
+        valid = task_logits(run, model, task, "own", dataset.split.valid)
+        test = task_logits(run, model, task, "own", dataset.split.test)
         scale = fit_scale(valid, dataset.labels[dataset.split.valid])
-        each.head.weight.data *= scale.to(run.device)[:, None]
-        each.head.bias.data *= scale.to(run.device)
+        expert.head.weight.data *= scale.to(run.device)[:, None]
+        expert.head.bias.data *= scale.to(run.device)
         labels = dataset.labels[dataset.split.test]
         before, after = test.sigmoid(), (test * scale).sigmoid()
         scores[task] = {
@@ -107,7 +136,8 @@ def results_table(methods: dict[str, Any], statistics: str) -> str:
     return markdown_table(["method", *tasks, "average"], rows)
 
 
-def _calibration_table(scores: dict[str, dict[str, float]]) -> str:
+def calibration_table(scores: dict[str, dict[str, float]]) -> str:
+    """Markdown: calibration errors on the test part, a row per task."""
     names = ("ece_before", "ece_after", "brier_before", "brier_after")
     rows = [[task, *(f"{each[name]:.3f}" for name in names)] for task, each in scores.items()]
     return markdown_table(["task", "ECE before", "after", "Brier score before", "after"], rows)
@@ -146,10 +176,9 @@ BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE}, as the G-
 
 ## Calibration
 
-Probabilities are calibrated by a temperature per label, fitted on the validation part and folded into the heads (ROC-AUC does not change).
-On the test part, whose scaffolds are others than those of the validation part, expected calibration error (15 bins) and Brier score:
+{CALIBRATION}
 
-{_calibration_table(measured.calibration)}
+{calibration_table(measured.calibration)}
 
 ## How it was made
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from merging.files import write_atomically
+from models.files import write_atomically
 
 
 class ResumableTraining:

@@ -5,6 +5,7 @@ Source: G-Merging, eq. 2 (node level) and eq. 4 (graph level): H <- H - f(H), f(
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ class Adapter(nn.Module):
         super().__init__()
         self.down = nn.Parameter(torch.empty(dim, rank).uniform_(-(dim**-0.5), dim**-0.5))
         self.up = nn.Parameter(torch.zeros(rank, dim))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it can subtract anything: one of its r products has a factor in both tensors."""
+        return bool(((self.down != 0).any(0) & (self.up != 0).any(1)).any())
 
     def forward(self, h: Tensor) -> Tensor:
         """What is to be subtracted: (*, d) -> (*, d)."""
@@ -56,6 +62,11 @@ class TaskAdapters(nn.Module):
         self.sites = nn.ModuleList(Adapter(config.hidden_dim, rank) for _ in range(config.num_layers + 1))
         self.register_buffer("norm_mean", torch.zeros(config.num_layers, config.hidden_dim))
         self.register_buffer("norm_var", torch.ones(config.num_layers, config.hidden_dim))
+
+    @property
+    def active_sites(self) -> tuple[int, ...]:
+        """Sites (layer 0 to L - 1, L for the graph) whose adapter can subtract anything."""
+        return tuple(k for k, site in enumerate(self.sites) if cast(Adapter, site).is_active)
 
     def correct(self, site: int, h: Tensor) -> Tensor:
         """Subtract the adapter of a site (layer 0 to L - 1, or L for the graph): (*, d) -> (*, d)."""

@@ -6,9 +6,8 @@ The manifest names every file with its sha256, so that an artifact is either loa
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,19 +22,20 @@ from torch import nn
 from models.backbone import Backbone, BackboneConfig, load_tensors
 from models.errors import ArtifactError, CheckpointError
 from models.featurize import READING_RULE
+from models.files import replace_folder, sync, temporary_beside
 from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
 from models.graph_network import GraphNetwork, GraphNetworkConfig
 from models.inputs import AtomsInput, FeatureInput, InputSchema, MoleculeInput
+from models.names import Name, check_distinct
 from models.router import RouterConfig
 from models.task import TaskInfo
+from models.trial import try_tasks
 from models.unified import Expert, UnifiedModel, select_tasks
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"
 CARD = "README.md"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-
 
 NetworkConfig = Annotated[BackboneConfig | GraphNetworkConfig | ForceFieldConfig, Field(discriminator="kind")]
 Network = Backbone | GraphNetwork | ForceField
@@ -63,14 +63,14 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int
-    name: str
+    name: Name
     version: str
     created: str
     input: InputSchema = MoleculeInput()
     backbone: NetworkConfig
     rank: int = Field(ge=0)
     router: RouterConfig
-    tasks: dict[str, TaskInfo] = Field(min_length=1)
+    tasks: dict[Name, TaskInfo] = Field(min_length=1)
     nearest: dict[str, tuple[str, ...]] = {}
     provenance: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
@@ -78,9 +78,7 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        bad = [name for name in (self.name, *self.tasks) if not _NAME.fullmatch(name)]
-        if bad:
-            raise ValueError(f"got names {bad}, expected lower-case letters, digits, '_' and '-'")
+        check_distinct(self.tasks)
         return self
 
     @model_validator(mode="after")
@@ -161,48 +159,158 @@ def make_manifest(
     )
 
 
-def save_artifact(folder: Path, manifest: Manifest, backbone: Network, experts: Mapping[str, Member], card: str = "") -> Manifest:
-    """Write an artifact in one step: a reader sees the old folder or the new one, never a mixture.
+def check_output(
+    folder: Path,
+    name: str,
+    tasks: Iterable[str],
+    replace: bool = False,
+    made_from: str | None = None,
+) -> Path:
+    """Where an artifact may be written: asked before hours of training, and again after them.
+
+    A folder that is not there, or empty, may be written. An artifact may be replaced by another
+    version of itself: of the same name and tasks. Whatever else is there stays.
 
     Args:
-        folder: where; an artifact that is already there is replaced.
+        folder: where.
+        name, tasks: of the artifact that is to be written.
+        replace: an artifact of another name or of other tasks may be replaced too.
+        made_from: digest of the artifact that the new one is made from, which may be replaced too.
+
+    Returns:
+        The folder, absolute and without symbolic links.
+
+    Raises:
+        ArtifactError: it may not; the message says why.
+    """
+    try:
+        target = folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(f"{folder}: got a path that leads nowhere: {error}") from error
+    for parent in target.parents:
+        if (parent / MANIFEST).is_file() and (parent / BACKBONE).is_file():
+            message = f"got a folder inside the artifact {parent}, expected one outside"
+            raise ArtifactError(f"{folder}: {message}")
+    there = next(parent for parent in target.parents if os.path.lexists(parent))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{folder}: got {there}, expected a folder that can be written to")
+    if os.path.ismount(target):
+        raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
+    if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+        return target
+    if not target.is_dir():
+        raise ArtifactError(f"{folder}: got a file, expected a new folder, or an artifact")
+    try:
+        old, digest = read_manifest(target)
+    except ArtifactError as error:
+        message = f"got a folder that is no artifact, expected a new or empty one: {error}"
+        raise ArtifactError(f"{folder}: {message}") from error
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    if strangers := sorted(found - old.files.keys() - {MANIFEST}):
+        raise ArtifactError(
+            f"{folder}: got an artifact with files that are not its own, which would be lost "
+            f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
+        )
+    same = old.name == name and old.tasks.keys() == set(tasks)
+    if not (same or replace or digest == made_from):
+        raise ArtifactError(
+            f"{folder}: got another artifact there, {old.name} {old.version} with tasks "
+            f"{', '.join(old.tasks)}; expected {name} with tasks {', '.join(tasks)}, or another "
+            "folder, or --replace"
+        )
+    return target
+
+
+def save_artifact(
+    folder: Path,
+    manifest: Manifest,
+    backbone: Network,
+    experts: Mapping[str, Member],
+    card: str = "",
+    replace: bool = False,
+    made_from: str | None = None,
+) -> Manifest:
+    """Write an artifact: a reader sees the old folder or the new one, never a mixture.
+
+    It is written beside the folder, read back, and every task has to answer, before anything is
+    replaced. If that fails, what was there stays, and nothing else.
+
+    Args:
+        folder: where, see `check_output`.
         manifest: without checksums.
         backbone: the merged one (its own BatchNorm statistics are not used and stay as they are).
         experts: by task, in the order of the manifest.
         card: text of `README.md`, the model card; none if empty.
+        replace, made_from: which artifacts may be replaced, see `check_output`.
 
     Returns:
         The manifest as written.
+
+    Raises:
+        ArtifactError: it may not be written there, cannot be written, or cannot be used.
     """
     if tuple(experts) != tuple(manifest.tasks):
         raise ArtifactError(f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}")
+    try:  # again: a copy with changed fields was never checked
+        manifest = Manifest.model_validate(manifest.model_dump())
+    except ValidationError as error:
+        raise ArtifactError(f"{folder}: not written, not a manifest: {error}") from error
     contents = {BACKBONE: _serialise(backbone), **{_task_file(task): _serialise(expert) for task, expert in experts.items()}}
     if card:
         contents[CARD] = card.encode()
     manifest = manifest.model_copy(update={"files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (folder.with_name(f".{folder.name}.{kind}.{os.getpid()}") for kind in ("new", "old"))
+    target = check_output(folder, manifest.name, manifest.tasks, replace, made_from)
+    temporary = temporary_beside(target)
     try:
-        for name, data in contents.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_bytes(data)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
+        _write(temporary, contents)
+        _read_back(temporary)
+        # Again: what is there may have changed since.
+        check_output(folder, manifest.name, manifest.tasks, replace, made_from)
+        replace_folder(temporary, target)
+    except ArtifactError as error:
+        message = str(error).replace(str(temporary), str(target))
+        raise ArtifactError(f"not written: {message}") from error
+    except OSError as error:
+        raise ArtifactError(f"{folder}: could not be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return manifest
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, data in contents.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        sync(path)
+    for parent in {(folder / name).parent for name in contents}:
+        sync(parent)
+
+
+def _read_back(folder: Path) -> None:
+    """Raises ArtifactError: what was written cannot be loaded, or a task does not answer."""
+    parts = load_parts(folder)
+    try:
+        try_tasks(parts.backbone, parts.experts, parts.manifest.input)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
 
 
 def load_artifact(folder: Path, device: torch.device | str = "cpu", tasks: Sequence[str] | None = None) -> Artifact:
     """Load and verify an artifact or some of its tasks, ready to answer; the router then mixes these. Raises as `load_parts`."""
-    parts = load_parts(folder, tasks)
+    return assemble(load_parts(folder, tasks), device)
+
+
+def assemble(parts: ArtifactParts, device: torch.device | str = "cpu") -> Artifact:
+    """The parts put together, ready to answer."""
+    model: UnifiedModel | MergedForceField
     if isinstance(parts.backbone, ForceField):
-        _check_elements(parts, folder)
-        return Artifact(parts.manifest, MergedForceField(parts.backbone, parts.experts).to(device), parts.digest)
-    return Artifact(parts.manifest, UnifiedModel(parts.backbone, parts.experts, parts.manifest.router).to(device), parts.digest)
+        model = MergedForceField(parts.backbone, parts.experts)
+    else:
+        model = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
+    return Artifact(parts.manifest, model.to(device), parts.digest)
 
 
 def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactParts:
@@ -214,8 +322,9 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
 
     Raises:
         UnknownTaskError: the manifest has no such task.
-        ArtifactError: a file is missing, altered or unexpected, the format version is not this one, or a tensor is missing, extra, misshapen or not
-            finite; the message names it.
+        ArtifactError: a file is missing, altered or unexpected, the format version is not this one,
+            a tensor is missing, extra, misshapen, not finite or a negative variance, or no adapter
+            of a task does anything; the message names file and tensor.
     """
     manifest, digest = read_manifest(folder)
     names, _ = select_tasks(tuple(manifest.tasks), tasks)
@@ -226,7 +335,27 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
     experts = {task: _member(manifest, task) for task in names}
     for task, expert in experts.items():
         _fill(expert, contents[_task_file(task)], folder / _task_file(task))
-    return ArtifactParts(manifest, backbone.eval(), experts, digest)
+        _check_expert(expert, folder / _task_file(task))
+    parts = ArtifactParts(manifest, backbone.eval(), experts, digest)
+    if isinstance(backbone, ForceField):
+        _check_elements(parts, folder)
+    return parts
+
+
+def _check_expert(expert: Member, origin: Path) -> None:
+    """Raises ArtifactError: a variance is negative, or no adapter subtracts anything.
+
+    A single adapter may be idle: which ones are trained is a setting (`alignment.sites`).
+    """
+    if not isinstance(expert, Expert):
+        return
+    if bool((expert.adapters.norm_var < 0).any()):
+        raise ArtifactError(f"{origin}: adapters.norm_var is negative, expected variances")
+    if expert.adapters.rank and not expert.adapters.active_sites:
+        raise ArtifactError(
+            f"{origin}: adapters.sites.*.up or .down are zero at all {len(expert.adapters.sites)} "
+            f"sites, expected adapters of rank {expert.adapters.rank} that do something"
+        )
 
 
 def _check_elements(parts: ArtifactParts, folder: Path) -> None:

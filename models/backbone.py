@@ -247,7 +247,7 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> 
     for key in sorted(expected.keys() & tensors.keys()):
         if tensors[key].shape != expected[key].shape:
             problems.append(f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(expected[key].shape)}")
-        elif not bool(tensors[key].isfinite().all()):
+        elif not bool(tensors[key].to(expected[key].dtype).isfinite().all()):  # as it is stored
             problems.append(f"{key} is not finite")
     if problems:
         raise CheckpointError(f"{origin} does not fit {type(module).__name__}: " + "; ".join(sorted(problems)))

@@ -5,6 +5,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from models.names import check_labels
+
 Level = Literal["graph", "node"]
 Target = Literal["multilabel", "multiclass", "regression", "energy_and_forces"]
 """`multilabel`: a probability for each label by itself. `multiclass`: probabilities of classes, which sum to 1. `regression`: numbers as they are.
@@ -30,8 +32,7 @@ class TaskInfo(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("got a label name twice, expected each once (an answer is a table by label name)")
+        check_labels(self.labels)
         if self.target == "energy_and_forces" and (self.level != "graph" or self.labels != ("energy",)):
             raise ValueError(f"got labels {self.labels} at level {self.level!r}, expected ('energy',) at level 'graph' for energy_and_forces")
         return self

@@ -94,7 +94,10 @@ class UnifiedModel(nn.Module):
         self.site_names = (*(f"layer_{k}" for k in range(backbone.config.num_layers)), "graph")
         self.bank = AdapterBank([expert.adapters for expert in experts.values()])
         self.heads = nn.ModuleList(expert.head for expert in experts.values())
-        self.encoders = nn.ModuleDict({task: expert.encoder for task, expert in experts.items() if expert.encoder is not None})
+        encoders = {task: own.encoder for task, own in experts.items() if own.encoder is not None}
+        self._encoder_of = {task: k for k, task in enumerate(encoders)}
+        # By number: a ModuleDict refuses names with a dot, and a task called "train".
+        self.encoders = nn.ModuleList(encoders.values())
         self.levels = {task: expert.level for task, expert in experts.items()}
         self.targets = {task: expert.target for task, expert in experts.items()}
         self.requires_grad_(False).eval()
@@ -139,9 +142,10 @@ class UnifiedModel(nn.Module):
 
     def _encoded(self, batch: GraphBatch, tasks: Sequence[str]) -> GraphBatch:
         """The batch with a stream of node features for each task (N, T, F), where there are encoders."""
-        if not self.encoders:
+        if not self._encoder_of:
             return batch
-        streams = [self.encoders[task](batch.x) if task in self.encoders else batch.x for task in tasks]
+        places = [self._encoder_of.get(task) for task in tasks]
+        streams = [batch.x if k is None else self.encoders[k](batch.x) for k in places]
         return replace(batch, x=torch.stack(streams, dim=1))
 
 

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.artifact import Artifact, ArtifactParts, load_artifact, load_parts, read_manifest
+from models.artifact import Artifact, ArtifactParts, assemble, load_parts
 from models.atoms import join
 from models.compiled import CompiledModel, fastest
 from models.device import DeviceChoice, choose_device
-from models.errors import ConfigError, GMergingError
+from models.errors import ArtifactError, ConfigError, GMergingError
 from models.force_field import ForceFieldConfig, MergedForceField
 from models.graph import GraphBatch, MolGraph, collate
 from models.inputs import AtomsInput, FeatureGraph, FeatureInput, InputSchema, MoleculeInput, collate_features
@@ -233,9 +233,13 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
     """
     torch.set_num_threads(settings.threads)
     device = _device(settings.device)
-    screened = is_screened(read_manifest(artifact)[0])
-    engine = ArtifactEngine(load_parts(artifact) if screened else load_artifact(artifact, device), device)
-    warm_up(engine, engine.info.tasks[:1] if screened else None)
+    parts = load_parts(artifact)  # once: the folder may be replaced at any time
+    screened = is_screened(parts.manifest)
+    engine = ArtifactEngine(parts if screened else assemble(parts, device), device)
+    try:
+        warm_up(engine, engine.info.tasks[:1] if screened else None)
+    except FloatingPointError as error:
+        raise ArtifactError(f"{artifact}: {error} in the warm-up, expected finite ones") from error
     return engine
 
 

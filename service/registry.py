@@ -155,23 +155,38 @@ class ModelRegistry:
         return {self._default: self._artifact, **self._children()}
 
     def _children(self) -> dict[str, Path]:
-        """The folder's artifacts; the default one may lie among them."""
+        """The folder's artifacts; the default one may lie among them.
+
+        Hidden folders are left out: an artifact that is being written is one until it is read back.
+        """
         folders = [] if self._folder is None else sorted(self._folder.iterdir())
-        return {each.name: each for each in folders if (each / MANIFEST).is_file() and each.resolve() != self._artifact.resolve()}
+        default = self._artifact.resolve()
+        shown = [path for path in folders if not path.name.startswith(".")]
+        artifacts = [path for path in shown if (path / MANIFEST).is_file()]
+        return {path.name: path for path in artifacts if path.resolve() != default}
 
     async def _replace(self, name: str) -> Engine:
         async with self._changing:
             sources = self._sources()
             if name not in sources:
                 raise UnknownModelError(name, list(sources))
-            self._seen[name] = _state(sources[name])
             try:
-                engine = await asyncio.to_thread(self._load, sources[name])
+                engine = await self._load_settled(name, sources[name])
             except Exception:
                 self._metrics.model_refused()
                 raise
             self._install(name, engine)
             return engine
+
+    async def _load_settled(self, name: str, path: Path) -> Engine:
+        """Load a model; again if its artifact was replaced while it was read."""
+        while True:
+            state = self._seen[name] = _state(path)
+            try:
+                return await asyncio.to_thread(self._load, path)
+            except GMergingError:
+                if _state(path) == state:
+                    raise
 
     def _install(self, name: str, engine: Engine) -> None:
         old = self._engines.get(name)

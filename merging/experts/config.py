@@ -9,6 +9,7 @@ from merging.config import CONFIG_FOLDER, Count, Rate, Weight, read_config
 from merging.datasets import MOLECULENET
 from merging.graphs.datasets import CLASS_NAMES
 from models.graph_network import GraphNetworkConfig
+from models.names import Name
 
 EXPERTS_CONFIG_FOLDER = CONFIG_FOLDER / "experts"
 
@@ -64,7 +65,7 @@ class ExpertsConfig(_Section):
         variants: of training, by name.
     """
 
-    setting: str
+    setting: Name
     description: str
     domains: Annotated[tuple[str, ...], Field(min_length=4)]
     network: GraphNetworkConfig
@@ -72,7 +73,7 @@ class ExpertsConfig(_Section):
     piece_nodes: Count = 256
     top_k: Count = 3
     training: TrainingConfig = TrainingConfig()
-    variants: Annotated[dict[str, VariantConfig], Field(min_length=1)]
+    variants: Annotated[dict[Name, VariantConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -19,6 +19,7 @@ from merging.experts.probe import probe
 from merging.experts.summary import summarise
 from merging.experts.training import train_bank
 from merging.files import read_json, write_json, write_tensors
+from merging.pieces import made_once
 from merging.results import environment
 from models.graph import GraphBatch
 from models.inputs import collate_features
@@ -46,10 +47,13 @@ class Study:
         path = self._path("bank", variant, seed, "safetensors")
         bank = ExpertBank(self.config.network, self.config.domains, seed)
         if not path.is_file():
-            checkpoint = path.with_suffix(".resume.pt")
-            bank = train_bank(self.domains, self.config, self.config.variants[variant], seed, checkpoint)
-            write_tensors(path, bank.state_dict())
-            checkpoint.unlink(missing_ok=True)
+            with made_once(path):
+                if not path.is_file():
+                    checkpoint = path.with_suffix(".resume.pt")
+                    settings = self.config.variants[variant]
+                    bank = train_bank(self.domains, self.config, settings, seed, checkpoint)
+                    write_tensors(path, bank.state_dict())
+                    checkpoint.unlink(missing_ok=True)
         bank.load_state_dict(load_file(path))
         return bank.eval().requires_grad_(False)
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from merging.config import CONFIG_FOLDER, read_config
 from merging.mergers.ties import TiesOptions
 from models.force_field import ForceFieldConfig
+from models.names import Name, check_distinct
 
 FORCE_FIELD_CONFIGS = CONFIG_FOLDER / "force_fields"
 Count = Annotated[int, Field(ge=1)]
@@ -73,7 +74,7 @@ class ForceFieldStudyConfig(_Section):
     """
 
     source: Literal["md17", "lips20"]
-    tasks: tuple[str, ...]
+    tasks: tuple[Name, ...]
     beginnings: tuple[Beginning, ...] = ("shared", "different")
     network: ForceFieldConfig
     frames: FramesConfig
@@ -85,6 +86,7 @@ class ForceFieldStudyConfig(_Section):
     def _several_tasks(self) -> Self:
         if len(self.tasks) < 2 or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks: got {list(self.tasks)}, expected two or more, each once")
+        check_distinct(self.tasks)
         return self
 
 

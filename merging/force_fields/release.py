@@ -6,40 +6,49 @@ from merging.force_fields.pieces import Study
 from merging.force_fields.study import release_force_field
 from merging.report import markdown_table
 from merging.results import environment
-from models.artifact import Manifest, make_manifest, save_artifact
+from models.artifact import Manifest, check_output, make_manifest, save_artifact
 from models.inputs import AtomsInput
 from models.router import RouterConfig
 from models.task import TaskInfo
 
 
-def release_atoms(study: Study, folder: Path) -> Manifest:
+def release_atoms(study: Study, folder: Path, replace: bool = False) -> Manifest:
     """Train what is not trained yet, merge it (closed form with slopes, own heads, heads tuned), and write the artifact.
 
     Args:
         study: configuration, seed, data folder and work folder.
-        folder: the artifact's folder; an older artifact there is replaced in one step.
+        folder: of the artifact; an older version of it there is replaced in one step.
+        replace: an artifact of another name or of other tasks may be replaced too.
 
     Raises:
+        ArtifactError: the artifact may not be written there (`models.artifact.check_output`).
         DataError: see `merging.force_fields.datasets.load_frames`.
     """
     source = study.config.source
+    called = f"{source}-schnet"
+    check_output(folder, called, study.config.tasks, replace)
     shape, network, experts, record = release_force_field(study)
-    tasks = {name: name.lower().replace("-", "_") for name in experts}
+    about = f"potential energy and forces of {{}}, {source}"
+    elements = {task: expert.elements.nonzero().flatten() for task, expert in experts.items()}
     manifest = make_manifest(
-        name=f"{source}-schnet",
+        name=called,
         version="0.1.0",
         backbone=shape,
         rank=0,
         router=RouterConfig(),
         tasks={
-            tasks[name]: TaskInfo(labels=("energy",), description=f"potential energy and forces of {name}, {source}", target="energy_and_forces")
-            for name in experts
+            task: TaskInfo(
+                labels=("energy",),
+                description=about.format(task),
+                target="energy_and_forces",
+            )
+            for task in experts
         },
-        input=AtomsInput(elements={tasks[name]: tuple(expert.elements.nonzero().flatten().tolist()) for name, expert in experts.items()}),
+        input=AtomsInput(elements={task: tuple(known.tolist()) for task, known in elements.items()}),
         provenance={**record, "environment": environment()},
-        metrics={tasks[name]: errors for name, errors in record["test"].items()},
+        metrics=dict(record["test"]),
     )
-    return save_artifact(folder, manifest, network, {tasks[name]: expert for name, expert in experts.items()}, model_card(manifest))
+    return save_artifact(folder, manifest, network, experts, model_card(manifest), replace)
 
 
 def model_card(manifest: Manifest) -> str:

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from merging.config import Count, MergeConfig, Rate, ReleaseConfig, Weight, read_config
 from merging.graphs.datasets import CLASS_NAMES, PlanetoidName
 from models.graph_network import GraphNetworkConfig
+from models.names import Name, check_distinct, check_labels
 
 GRAPHS_CONFIG_FOLDER = Path(__file__).parents[1] / "configs" / "graphs"
-TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
 class _Section(BaseModel):
@@ -58,6 +58,11 @@ class FileSpec(_Section):
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
     about: str = ""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_labels(self.labels)
+        return self
+
 
 class LinkSpec(_Section):
     """Which nodes of Cora or Citeseer are linked. It can be trained, merged and measured, but no artifact answers it.
@@ -103,15 +108,20 @@ class GraphRunConfig(_Section):
         initialisation: whether all tasks start from the same random weights, or each from its own.
     """
 
-    setting: str
+    setting: Name
     description: str = ""
     network: GraphNetworkConfig
     encoder: Literal["none", "svd"] = "none"
-    tasks: Annotated[dict[TaskName, TaskSpec], Field(min_length=1)]
+    tasks: Annotated[dict[Name, TaskSpec], Field(min_length=1)]
     initialisation: Literal["shared", "different"] = "shared"
     training: GraphTrainingConfig = GraphTrainingConfig()
     merge: MergeConfig = MergeConfig(method="weight_average")
-    release: ReleaseConfig
+    release: ReleaseConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_distinct(self.tasks)
+        return self
 
 
 def load_graph_config(path: Path) -> GraphRunConfig:

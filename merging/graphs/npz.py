@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merging.datasets import Split
-from merging.files import write_atomically
 from models.errors import DataError, InvalidInputError
+from models.files import write_atomically
 from models.inputs import FeatureGraph
 
 _NEEDED = ("x", "edge_index", "node_counts", "edge_counts", "labels")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from merging.config import release_of
 from merging.graphs.config import LinkSpec
 from merging.graphs.evaluation import Metric
 from merging.graphs.pipeline import GraphRun, head, measure_merged, measure_separate, merged, metrics
@@ -10,7 +11,7 @@ from merging.graphs.tasks import AnswerTask
 from merging.registry import MERGERS
 from merging.report import markdown_table
 from merging.results import environment
-from models.artifact import Manifest, make_manifest, save_artifact
+from models.artifact import Manifest, check_output, make_manifest, save_artifact
 from models.backbone import load_tensors
 from models.errors import ConfigError
 from models.graph_network import GraphNetwork
@@ -21,19 +22,24 @@ from models.unified import Expert
 METRIC_TITLES: dict[Metric, str] = {"accuracy": "accuracy", "roc_auc": "ROC-AUC", "mae": "mean absolute error"}
 
 
-def release_graphs(run: GraphRun, folder: Path) -> Manifest:
+def release_graphs(run: GraphRun, folder: Path, replace: bool = False) -> Manifest:
     """Train, merge and measure what is not done yet, and write the artifact; it has no adapters (rank 0).
 
     Args:
         run: the run.
-        folder: the artifact's folder; an older artifact there is replaced in one step.
+        folder: of the artifact; an older version of it there is replaced in one step.
+        replace: an artifact of another name or of other tasks may be replaced too.
 
     Raises:
-        ConfigError: a task cannot be served, or the merger gives each task its own network.
+        ConfigError: a task cannot be served, the merger gives each task its own network, or the
+            configuration has no `release`.
+        ArtifactError: the artifact may not be written there (`models.artifact.check_output`).
         DataError: see `merging.graphs.tasks.load_task`.
     """
     if unserved := [task for task, spec in run.config.tasks.items() if isinstance(spec, LinkSpec)]:
         raise ConfigError(f"tasks: got {', '.join(unserved)} of kind 'link', which no artifact answers, expected tasks on nodes or graphs")
+    called = release_of(run.config)
+    check_output(folder, called.name, run.config.tasks, replace)
     result = merged(run)
     if result.by_task:
         method = run.config.merge.method
@@ -42,8 +48,8 @@ def release_graphs(run: GraphRun, folder: Path) -> Manifest:
     load_tensors(network, result.backbone, "merged network")
     tasks = {task: _served(run, task) for task in run.config.tasks}
     manifest = make_manifest(
-        name=run.config.release.name,
-        version=run.config.release.version,
+        name=called.name,
+        version=called.version,
         backbone=run.config.network,
         rank=0,
         router=RouterConfig(),
@@ -53,7 +59,7 @@ def release_graphs(run: GraphRun, folder: Path) -> Manifest:
         metrics={"metric": metrics(run), "separate": measure_separate(run), "merged": measure_merged(run)},
     )
     experts = {task: _expert(run, task, data, head(run, task, result)) for task, data in tasks.items()}
-    return save_artifact(folder, manifest, network, experts, model_card(manifest))
+    return save_artifact(folder, manifest, network, experts, model_card(manifest), replace)
 
 
 def _served(run: GraphRun, task: str) -> AnswerTask:

@@ -267,10 +267,15 @@ def planned_runs(run: Run, plan: Plan) -> dict[str, Run]:
 
 def group_run(run: Run, tasks: tuple[str, ...], merge: MergeConfig, name: str) -> Run:
     """The run of some of the tasks, merged in some way; data that was read is shared."""
+    release = run.config.release
     own: Mapping[str, Any] = {
         "tasks": [task for task in run.config.tasks if task in tasks],
         "merge": merge.model_dump(),
         "setting": f"{run.config.setting}-{name}",
-        "release": run.config.release.model_dump() | {"name": f"{run.config.release.name}-{name}"},
+        "release": release and release.model_dump() | {"name": f"{release.name}-{name}"},
     }
-    return replace(run, config=RunConfig.model_validate({**only_tasks(run.config.model_dump(mode="json"), list(tasks)), **own}))
+    values = {**only_tasks(run.config.model_dump(mode="json"), list(tasks)), **own}
+    try:
+        return replace(run, config=RunConfig.model_validate(values))
+    except ValidationError as error:
+        raise ConfigError(f"group {name}: {_problems(error)}") from error

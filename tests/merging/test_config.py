@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from merging.config import CONFIG_FOLDER, RunConfig, fingerprint, load_config
+from merging.config import CONFIG_FOLDER, RunConfig, fingerprint, load_config, release_of
 from models.errors import ConfigError
 
 
@@ -30,7 +30,16 @@ def test_settings_by_task_inherit_the_common_ones(pico: RunConfig) -> None:
         ("alignment_by_task", {"other": {"rank": 5}}, r"got ranks \[4, 5\], expected one rank"),
         ("tasks", ["nitrogen", "other", "other"], "expected each task once"),
         ("tasks", ["nitrogen", "other", "unheard"], r"got \['unheard'\]"),
-        ("tasks", [], "tasks"),
+        ("tasks", [], "tasks: got none, expected at least one"),
+        ("tasks", ["nitrogen", "CYP/3A4"], r"tasks.1: .*'CYP/3A4', expected .*, for example 'CYP_3A4'"),
+        ("tasks", ["nitrogen", "../evil"], r"tasks.1: .*'\.\./evil', expected .*, for example 'evil'"),
+        ("tasks", ["nitrogen", "a b"], r"tasks.1: .*'a b', expected .*, for example 'a_b'"),
+        ("tasks", ["hiv", "bbbp", ""], r"tasks.2: .*got name ''"),
+        ("tasks", ["hiv", "h" * 65], r"tasks.1: .*got name 'hhh"),
+        ("setting", "../results", r"setting: .*'\.\./results', expected"),
+        ("datasets", {"nitrogen": {"file": "x.csv", "label_columns": ["a", "b", "a"]}}, "label_columns: .*label name twice: 'a'"),
+        ("release", {"name": "my/model"}, r"release.name: .*'my/model', expected .*, for example 'my_model'"),
+        ("release", {"name": "m", "version": "1/2"}, "release.version: String should match"),
         ("router", {"temperature": -1}, "router.temperature"),
         ("merge", {"method": "magic"}, "merge: .*'magic', expected one of"),
         ("merge", {"method": "ties", "options": {"desnity": 0.2}}, "options of ties: desnity"),
@@ -54,7 +63,7 @@ def test_a_file_extends_another_section_by_section(pico_config_file: Path, pico:
     assert config.alignment_for("other").rank == 2
     assert (config.compare.multitask, config.compare.mergers) == (None, pico.compare.mergers)
     child.write_text("extends: gcn_contextpred.yaml\ndescription: of a bundled one\n")
-    assert load_config(child).setting == "gcn_contextpred"
+    assert load_config(child).pretrained.weights.endswith("gcn_contextpred.pth")
     child.write_text("extends: pico.yaml\ntasks: [nitrogen]\n")
     config = load_config(child)
     assert (config.tasks, config.alignment_by_task, config.compare.ablation_tasks) == (("nitrogen",), {}, ())
@@ -93,3 +102,69 @@ def test_fingerprint_changes_with_every_part(pico: RunConfig) -> None:
     base = fingerprint(pico.finetune, "task", 0)
     assert base == fingerprint(pico.finetune.model_copy(), "task", 0)
     assert len({base, fingerprint(pico.finetune, "task", 1), fingerprint(pico.finetune, "other", 0), fingerprint(pico.alignment, "task", 0)}) == 4
+
+
+def test_names_of_the_field_are_allowed_and_may_not_differ_in_case_alone(
+    pico_config_file: Path,
+) -> None:
+    names = ["hERG", "CYP3A4", "Tox21_NR-AR", "ames.v2"]
+    content = yaml.safe_load(pico_config_file.read_text())
+    content |= {"finetune_by_task": {}, "alignment_by_task": {}, "compare": {}, "tasks": names}
+    content["datasets"] = {name: {"file": "x.csv"} for name in [*names, "HERG"]}
+    pico_config_file.write_text(yaml.safe_dump(content))
+    assert load_config(pico_config_file).tasks == tuple(names)
+    pico_config_file.write_text(yaml.safe_dump(content | {"tasks": [*names, "HERG"]}))
+    with pytest.raises(ConfigError, match="got names 'hERG' and 'HERG', expected names that differ"):
+        load_config(pico_config_file)
+
+
+def test_what_is_extended_does_not_hand_on_who_it_is(pico_config_file: Path) -> None:
+    child = pico_config_file.with_name("mine.yaml")
+    child.write_text("extends: pico.yaml\n")
+    config = load_config(child)
+    assert (config.setting, config.description, config.release) == ("mine", "extends pico", None)
+    with pytest.raises(ConfigError, match=r"release: got none in configuration 'mine', .*write `release: \{name: mine, version: 1\.0\.0\}`"):
+        release_of(config)
+    assert config.varied({"alignment": {"rank": 2}}).release is None
+    child.write_text("extends: pico.yaml\nsetting: own\nrelease: {name: own}\n")
+    config = load_config(child)
+    assert config.setting == "own"
+    assert release_of(config).model_dump() == {"name": "own", "version": "0.1.0"}  # not the other's version
+    grandchild = pico_config_file.with_name("grand.yaml")
+    grandchild.write_text("extends: mine.yaml\n")
+    config = load_config(grandchild)
+    assert (config.setting, config.description, config.release) == ("grand", "extends own", None)
+    unusable = pico_config_file.with_name("my config.yaml")
+    unusable.write_text("extends: pico.yaml\n")
+    with pytest.raises(ConfigError, match=r"setting: .*got name 'my config', expected .*'my_config'"):
+        load_config(unusable)
+
+
+def test_a_file_with_the_name_of_the_setting_that_it_extends_needs_one_of_its_own(
+    pico_config_file: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "more").mkdir()
+    child = tmp_path / "more" / "Pico.yaml"
+    child.write_text(f"extends: {pico_config_file}\n")
+    with pytest.raises(ConfigError, match="expected `setting:` with another name"):
+        load_config(child)
+
+
+def test_no_two_bundled_configurations_write_the_same_results_or_artifact() -> None:
+    configs = [load_config(Path(path.name)) for path in CONFIG_FOLDER.glob("*.yaml")]
+    names = [(release_of(config).name, release_of(config).version) for config in configs]
+    assert len(set(names)) == len({config.setting for config in configs}) == len(configs)
+
+
+def test_the_example_of_the_readme_has_a_name_of_its_own(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (tmp_path / "mine.yaml").write_text(readme.split("```yaml\n# mine.yaml\n")[1].split("```")[0])
+    config, parent = (
+        load_config(tmp_path / "mine.yaml"),
+        load_config(Path("gcn_supervised_contextpred_rank10.yaml")),
+    )
+    assert config.tasks == ("solubility", "hERG")
+    assert release_of(config).name not in (release_of(parent).name, "moleculenet-gcn")
+    assert config.setting != parent.setting
+    assert config.alignment.rank == parent.alignment.rank  # the README adds these tasks to it

@@ -83,6 +83,13 @@ def test_what_does_not_fit_is_named(spec: DatasetSpec, message: str, pico: RunCo
         load_dataset("nitrogen", spec, tmp_path / "data", tmp_path / "cache")
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Before anything is trained: an answer is a table by label name."""
+    write_csv(tmp_path / "x.csv", "smiles", ("a", "b", "a"), [("CCO", "1", "0", "1")])
+    with pytest.raises(DataError, match=r"x\.csv: got label name twice: 'a', expected each once"):
+        load_dataset("x", DatasetSpec(file="x.csv"), tmp_path, tmp_path / "cache")
+
+
 def test_absent_published_set_is_fetched_by_the_maintained_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch_geometric.data
 

@@ -1,41 +1,60 @@
 """Adding a task to a finished artifact, and taking one out."""
 
+import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from merging.cli import main
 from merging.extension import remove_tasks
-from models.artifact import load_artifact, make_manifest, save_artifact
+from merging.release import calibrate
+from merging.run import Run
+from models.artifact import load_artifact, load_parts, make_manifest, read_manifest, save_artifact
+from models.backbone import Backbone
 from models.graph import GraphBatch
 from models.router import RouterConfig
 from models.screening import is_screened
 from models.task import TaskInfo
+from models.unified import Expert
 from tests.conftest import pico_config, random_backbone, random_experts
-from tests.merging.conftest import molecules, tail_has, write_csv
+from tests.merging.conftest import molecules, tail_has, write_csv, write_pico
 from tests.merging.test_pipeline import command
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of two tasks in `artifact`, and the same with a third in `extended`."""
+    folder = tmp_path_factory.mktemp("made")
+    config = write_pico(folder)
+    assert command(folder, "release", "--output", str(folder / "artifact")) == 0
+    rows = list(zip(molecules(), tail_has("C(=O)"), strict=True))
+    write_csv(folder / "data/carbonyl.csv", "smiles", ("has_co",), rows)
+    content = yaml.safe_load(config.read_text())
+    content |= {"tasks": ["carbonyl"], "alignment_by_task": {}, "compare": {}}
+    content |= {"datasets": {"carbonyl": {"file": "carbonyl.csv", "about": "has a carbonyl"}}}
+    content |= {"release": {"name": "pico", "version": "1.3.0"}}
+    (folder / "more.yaml").write_text(yaml.safe_dump(content))
+    assert add(folder, "artifact", "extended") == 0
+    return folder
 
 
 @pytest.fixture
-def extended(pico_config_file: Path, tmp_path: Path) -> Path:
-    """An artifact of two tasks in `artifact`, and the same with a third in `extended`."""
-    assert command(tmp_path, "release", "--output", str(tmp_path / "artifact")) == 0
-    write_csv(tmp_path / "data/carbonyl.csv", "smiles", ("has_co",), list(zip(molecules(), tail_has("C(=O)"), strict=True)))
-    content = yaml.safe_load(pico_config_file.read_text())
-    content |= {"tasks": ["carbonyl"], "datasets": {"carbonyl": {"file": "carbonyl.csv", "about": "has a carbonyl"}}, "alignment_by_task": {}}
-    content |= {"release": {"name": "pico", "version": "1.3.0"}, "compare": {}}
-    (tmp_path / "more.yaml").write_text(yaml.safe_dump(content))
-    assert add(tmp_path, "artifact", "extended") == 0
-    return tmp_path
+def extended(made: Path, tmp_path: Path) -> Path:
+    """A copy of `made` for one test; finished pieces are found again, the weights stay where they are."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
-def add(tmp_path: Path, artifact: str, output: str) -> int:
+def add(tmp_path: Path, artifact: str, output: str, *options: str) -> int:
     folders = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--device", "cpu", "--threads", "1"]
     config = ["--config", str(tmp_path / "more.yaml"), "--artifact", str(tmp_path / artifact), "--output", str(tmp_path / output)]
-    return main(["add-task", *config, *folders])
+    return main(["add-task", *config, *folders, *options])
 
 
 def test_old_answers_stay_to_the_last_bit_and_the_new_task_answers(extended: Path, molecules: GraphBatch) -> None:
@@ -67,7 +86,10 @@ def test_adding_and_removing_gives_back_the_answers(extended: Path, molecules: G
 def test_what_does_not_fit_is_refused(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert add(extended, "extended", "again") == 1
     assert "got carbonyl, which the artifact has, expected new ones" in capsys.readouterr().err
-    save_file(random_backbone(pico_config(), seed=9).state_dict(), extended / "weights.safetensors")
+    save_file(random_backbone(pico_config(), seed=9).state_dict(), extended / "others.safetensors")
+    content = yaml.safe_load((extended / "more.yaml").read_text())
+    content["pretrained"]["weights"] = str(extended / "others.safetensors")
+    (extended / "more.yaml").write_text(yaml.safe_dump(content))
     assert add(extended, "artifact", "again") == 1
     assert "pretrained.weights, sha256" in capsys.readouterr().err
     folders = ["--artifact", str(extended / "artifact"), "--output", str(extended / "again")]
@@ -102,3 +124,112 @@ def test_screened_artifact_names_the_nearest_and_is_checked(extended: Path, caps
     (extended / "molecules.smi").write_text("no molecule")
     assert main(["screen", "--candidates", "1", *options]) == 1
     assert "got no readable SMILES" in capsys.readouterr().err
+
+
+def test_an_artifact_may_be_extended_in_place(
+    extended: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    beside = {path.name for path in extended.iterdir()}
+    assert add(extended, "artifact", "artifact") == 0
+    assert read_manifest(extended / "artifact")[0].files == read_manifest(extended / "extended")[0].files
+    folders = ["--artifact", str(extended / "artifact"), "--output", f"{extended}/./artifact/"]
+    (extended / "molecules.smi").write_text("CCO\nCCN\n")
+    assert main(["screen", "--candidates", "1", "--molecules", str(extended / "molecules.smi"), *folders]) == 0
+    assert is_screened(load_artifact(extended / "artifact").manifest)
+    assert main(["remove-task", "--tasks", "carbonyl", *folders]) == 0
+    assert load_artifact(extended / "artifact").model.tasks == ("nitrogen", "other")
+    assert {path.name for path in extended.iterdir()} == beside | {"molecules.smi"}
+
+
+def test_another_artifact_is_not_replaced_unless_told_to(
+    extended: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = ["--artifact", str(extended / "extended"), "--output", str(extended / "artifact")]
+    before = read_manifest(extended / "artifact")
+    assert main(["remove-task", "--tasks", "nitrogen", *folders]) == 1
+    assert "got another artifact there, pico 1.2.3 with tasks nitrogen, other" in capsys.readouterr().err
+    assert command(extended, "release", "--output", str(extended / "extended")) == 1
+    assert "with tasks nitrogen, other, carbonyl; expected pico with tasks nitrogen, other, or another" in capsys.readouterr().err
+    assert read_manifest(extended / "artifact") == before
+    assert main(["remove-task", "--tasks", "nitrogen", "--replace", *folders]) == 0
+    assert load_artifact(extended / "artifact").model.tasks == ("other", "carbonyl")
+
+
+def test_a_failed_extension_in_place_loses_nothing(
+    extended: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What was made is not finite: that is found when it is read back."""
+    before, beside = read_manifest(extended / "artifact"), {path.name for path in extended.iterdir()}
+
+    def broken(
+        run: Run,
+        backbone: Backbone,
+        made: dict[str, Expert],
+    ) -> dict[str, dict[str, float]]:
+        scores = calibrate(run, backbone, made)
+        made["carbonyl"].head.bias.data.fill_(torch.nan)
+        return scores
+
+    monkeypatch.setattr("merging.extension.calibrate", broken)
+    assert add(extended, "artifact", "artifact") == 1
+    assert "carbonyl.safetensors: " in capsys.readouterr().err
+    assert read_manifest(extended / "artifact") == before
+    assert {path.name for path in extended.iterdir()} == beside
+
+
+def test_added_tasks_are_calibrated(extended: Path) -> None:
+    """Labels by the toss of a coin, and a head that is far too sure of them."""
+    toss = random.Random(0)
+    labels = [str(toss.randrange(2)) for _ in molecules()]
+    write_csv(extended / "data/carbonyl.csv", "smiles", ("has_co",), list(zip(molecules(), labels, strict=True)))
+    known = set((extended / "work/pieces/finetuned").glob("carbonyl-*.safetensors"))
+    assert add(extended, "artifact", "extended") == 0
+    (piece,) = set((extended / "work/pieces/finetuned").glob("carbonyl-*.safetensors")) - known
+    tensors = load_file(piece)
+    record = safe_open(piece, "pt").metadata()
+    sure = {key: 100 * value if key.startswith("head.") else value for key, value in tensors.items()}
+    save_file(sure, piece, record)
+    assert add(extended, "artifact", "extended") == 0
+    head = load_parts(extended / "extended").experts["carbonyl"].head
+    scale = (head.weight / sure["head.weight"]).flatten()
+    assert bool((scale < 0.5).all())
+    torch.testing.assert_close(scale, scale[:1].expand_as(scale))
+    torch.testing.assert_close(head.bias, scale[:1] * sure["head.bias"])
+    measured = read_manifest(extended / "extended")[0].metrics["added"]["carbonyl"]["calibration"]
+    assert measured["ece_after"] < measured["ece_before"]
+    assert measured["brier_after"] < measured["brier_before"]
+    card = (extended / "extended/README.md").read_text()
+    assert f"| carbonyl | {measured['ece_before']:.3f} | {measured['ece_after']:.3f} |" in card.split("## Added later")[1]
+
+
+@pytest.mark.parametrize("tasks", [["CARBONYL2"], ["Nitrogen"]])
+def test_new_tasks_may_not_differ_from_old_ones_in_case_alone(
+    extended: Path,
+    capsys: pytest.CaptureFixture[str],
+    tasks: list[str],
+) -> None:
+    content = yaml.safe_load((extended / "more.yaml").read_text()) | {"tasks": tasks}
+    content["datasets"] = {task: {"file": "carbonyl.csv"} for task in tasks}
+    (extended / "more.yaml").write_text(yaml.safe_dump(content))
+    assert add(extended, "artifact", "again") == (1 if tasks == ["Nitrogen"] else 0)
+    assert ("got names 'nitrogen' and 'Nitrogen'" in capsys.readouterr().err) == (tasks == ["Nitrogen"])
+
+
+def test_tasks_that_extend_another_configuration_need_a_name_before_anything_is_trained(
+    pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's example without its `release`: it may not take the other's name."""
+    (tmp_path / "mine.yaml").write_text("extends: pico.yaml\ntasks: [nitrogen]\n")
+    folders = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--device", "cpu", "--threads", "1"]
+    config = ["--config", str(tmp_path / "mine.yaml"), *folders]
+    assert main(["release", "--output", str(tmp_path / "out"), *config]) == 1
+    assert "write `release: {name: mine, version: 1.0.0}` into it" in capsys.readouterr().err
+    save = ["--artifact", str(GOLDEN / "artifact"), "--output", str(tmp_path / "out")]
+    assert main(["add-task", *save, *config]) == 1
+    assert "write `release: {name: mine, version: 1.0.0}` into it" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+    assert main(["finetune", *config]) == 0

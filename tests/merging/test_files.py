@@ -1,10 +1,15 @@
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from merging.files import read_json, write_atomically, write_json, write_tensors
+from merging.files import read_json, write_json, write_tensors
+from models.files import temporary_beside, write_atomically
 
 
 def test_round_trips(tmp_path: Path) -> None:
@@ -27,3 +32,36 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
         write_atomically(path, half)
     assert read_json(path) == 1
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_writers_with_one_process_id_do_not_share_a_temporary_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in two containers on one volume: both write, and then both move their file into place."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    monkeypatch.setattr(socket, "gethostname", lambda: "service")
+    half, whole = threading.Barrier(2, timeout=20), threading.Barrier(2, timeout=20)
+
+    def write(letter: str) -> None:
+        def fill(temporary: Path) -> None:
+            with temporary.open("w") as stream:
+                stream.write(letter * 5000)
+                stream.flush()
+                half.wait()
+                stream.write(letter * 5000)
+            whole.wait()
+
+        write_atomically(tmp_path / "piece", fill)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, "ab"))
+    assert (tmp_path / "piece").read_text() in ("a" * 10000, "b" * 10000)
+    assert [path.name for path in tmp_path.iterdir()] == ["piece"]
+
+
+def test_a_temporary_name_says_whose_it_is_and_is_never_too_long(tmp_path: Path) -> None:
+    path = temporary_beside(tmp_path / "x.json")
+    assert path.parent == tmp_path
+    assert path.name.startswith(f".x.json.{socket.gethostname()[:32]}-{os.getpid()}-")
+    temporary_beside(tmp_path / ("n" * 255)).write_text("fits")

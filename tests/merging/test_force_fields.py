@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.files import write_atomically
 from merging.force_fields import mergers, study, table
 from merging.force_fields.config import FORCE_FIELD_CONFIGS, FitConfig, ForceFieldStudyConfig, FramesConfig, load_force_field_config
 from merging.force_fields.datasets import load_frames, read_lips20, read_md17
 from merging.force_fields.mergers import Heads, Teacher
 from merging.force_fields.pieces import Study
+from merging.force_fields.release import release_atoms
 from merging.force_fields.training import composition, energies_of_elements, evaluate, fit
 from merging.mergers.ties import TiesOptions
+from models.artifact import load_artifact
 from models.atoms import Atoms, AtomsBatch, collate_atoms
-from models.errors import ConfigError, DataError
+from models.errors import ArtifactError, ConfigError, DataError
+from models.files import write_atomically
 from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField, energy_and_forces, potential
 
 ROOT = Path(__file__).parents[2]
@@ -97,11 +99,12 @@ def test_the_configurations_that_come_with_the_package() -> None:
     assert found["lips20"].source == "lips20"
 
 
-@pytest.mark.parametrize("tasks", [["a"], ["a", "a"]])
+@pytest.mark.parametrize("tasks", [["a"], ["a", "a"], ["a", "A"], ["a", "../b"]])
 def test_a_study_has_several_tasks_each_once(tmp_path: Path, tasks: list[str]) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(CONFIG.model_dump(mode="json") | {"tasks": tasks}))
-    with pytest.raises(ConfigError, match="two or more, each once"):
+    expected = r"two or more, each once|differ in more than case|got name '\.\./b'"
+    with pytest.raises(ConfigError, match=expected):
         load_force_field_config(path)
 
 
@@ -362,6 +365,11 @@ def test_a_study_from_data_to_table(data: Path, tmp_path: Path, monkeypatch: pyt
     assert (config, model.tasks) == (NETWORK, CONFIG.tasks)
     released = next(row for row in entry["rows"] if row["method"] == record["method"] and row["beginning"] == "shared")
     assert record["test"] == released["by_seed"][0]
+    manifest = release_atoms(Study(CONFIG, 0, data, tmp_path / "work"), tmp_path / "artifact")
+    assert (tuple(manifest.tasks), manifest.metrics) == (CONFIG.tasks, record["test"])
+    assert load_artifact(tmp_path / "artifact").model.tasks == CONFIG.tasks
+    with pytest.raises(ArtifactError, match="no artifact"):  # before anything is trained
+        release_atoms(Study(CONFIG, 0, Path("nowhere"), tmp_path / "none"), tmp_path / "work")
 
 
 def test_the_page_shows_the_results() -> None:

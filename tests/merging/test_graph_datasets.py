@@ -289,7 +289,7 @@ def test_bundled_configurations_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("tasks: {A: {kind: link, graph: cora}}", "tasks.A"),
+        ("tasks: {a/b: {kind: link, graph: cora}}", "tasks.a/b"),
         ("tasks: {a: {kind: planetoid, graph: cora, classes: [7, 1]}}", "classes"),
         ("tasks: {a: {kind: planetoid, graph: cora, classes: [1]}}", "classes"),
         ("tasks: {a: {kind: planetoid, graph: pubmed}}", "graph"),

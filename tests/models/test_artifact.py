@@ -1,20 +1,28 @@
 import hashlib
 import json
+import os
 import shutil
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models import artifact as artifact_module
 from models.artifact import FORMAT_VERSION, load_artifact, load_parts, make_manifest, read_manifest, save_artifact
 from models.atoms import Atoms, collate_atoms
-from models.errors import ArtifactError, UnknownTaskError
+from models.errors import ArtifactError, InvalidInputError, UnknownTaskError
 from models.featurize import READING_RULE, featurize
 from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
 from models.graph import GraphBatch, collate
 from models.graph_network import GraphNetwork, GraphNetworkConfig
 from models.inputs import AtomsInput, FeatureGraph, FeatureInput, MoleculeInput, collate_features
+from models.names import check_name, nearest_name
 from models.router import RouterConfig
 from models.task import TaskInfo
 from models.unified import Expert, Routing, UnifiedModel
@@ -66,7 +74,6 @@ def test_saved_again_every_tensor_file_is_the_same(tmp_path: Path) -> None:
 
 
 def test_saving_replaces_the_whole_folder_and_leaves_nothing_beside_it(copy: Path) -> None:
-    (copy / "left-over.txt").write_text("old")
     artifact = load_artifact(copy)
     save_artifact(copy, artifact.manifest, artifact.model.backbone, random_experts(pico_config()), card="# card")
     assert {path.name for path in copy.iterdir()} == {"manifest.json", "backbone.safetensors", "tasks", "README.md"}
@@ -80,7 +87,7 @@ def test_a_failed_save_keeps_the_old_artifact(copy: Path, monkeypatch: pytest.Mo
         raise OSError("no space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ArtifactError, match="could not be written: no space"):
         save_artifact(copy, artifact.manifest, artifact.model.backbone, random_experts(pico_config()))
     monkeypatch.undo()
     assert load_artifact(copy).digest == artifact.digest
@@ -123,7 +130,13 @@ def test_missing_pieces_are_named(copy: Path) -> None:
         ({"files": {}}, r"no checksum of backbone\.safetensors"),
         ({"files": {**FILES, "../secret": "0"}}, r"got a checksum of '\.\./secret', expected only"),
         ({"tasks": {"twice": {"labels": ["x", "x"]}}}, "label name twice"),
-        ({"tasks": {"../../etc/passwd": {"labels": ["x"]}}}, "expected lower-case letters"),
+        (
+            {"tasks": {"../../etc/passwd": {"labels": ["x"]}}},
+            r"got name '\.\./\.\./etc/passwd', expected 1 to 64 letters.*, for example 'etc_passwd'",
+        ),
+        ({"tasks": {"CYP/3A4": {"labels": ["x"]}}}, r"got name 'CYP/3A4'.*, for example 'CYP_3A4'"),
+        ({"tasks": {"a": {"labels": ["x"]}, "A": {"labels": ["x"]}}}, "differ in more than case"),
+        ({"name": "a b"}, r"got name 'a b'.*, for example 'a_b'"),
         ({"tasks": {}}, "tasks"),
         ({"nearest": {"alpha": ["beta"]}}, "nearest: got entries for"),
         ({"nearest": {"alpha": [], "beta": [], "gamma": [], "delta": []}}, "nearest: got entries for"),
@@ -281,3 +294,305 @@ def test_a_newer_rule_of_reading_is_refused(copy: Path) -> None:
     edit_manifest(copy, input={"kind": "molecule", "reading_rule": READING_RULE + 1})
     with pytest.raises(ArtifactError, match=f"reading_rule: got {READING_RULE + 1}, expected at most {READING_RULE}"):
         load_artifact(copy)
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", ["hERG", "CYP3A4", "Tox21_NR-AR", "ames.v2", "5HT1A", "bbbp", "a" * 64])
+def test_names_of_the_field_are_allowed(name: str, tmp_path: Path) -> None:
+    assert check_name(name) == name
+    config, expert = pico_config(), random_experts(pico_config())["alpha"]
+    tasks = {name: TaskInfo(labels=expert.label_names)}
+    manifest = make_manifest(name, "1", config, 4, RouterConfig(), tasks)
+    save_artifact(tmp_path / "x", manifest, random_backbone(config), {name: expert})
+    assert load_artifact(tmp_path / "x").model.tasks == (name,)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("CYP/3A4", "CYP_3A4"),
+        ("../evil", "evil"),
+        ("a..b", "a.b"),
+        (".hidden", "hidden"),
+        ("a b", "a_b"),
+        ("-x", "x"),
+        ("naïve", "naive"),
+        ("a\n", "a"),
+        ("a" * 65, "a" * 64),
+        ("", ""),
+        ("..", ""),
+        ("\x00", ""),
+    ],
+)
+def test_other_names_are_refused_with_the_nearest_one(name: str, nearest: str) -> None:
+    assert nearest_name(name) == nearest
+    hint = f", for example {nearest!r}" if nearest else ""
+    with pytest.raises(InvalidInputError, match="expected 1 to 64 letters") as refused:
+        check_name(name)
+    assert str(refused.value).endswith(f"no '..'{hint}")
+    if nearest:
+        assert check_name(nearest) == nearest
+
+
+def test_a_manifest_that_was_changed_after_its_making_writes_nothing(tmp_path: Path) -> None:
+    config, experts = pico_config(), random_experts(pico_config())
+    infos = {task: TaskInfo(labels=each.label_names) for task, each in experts.items()}
+    manifest = make_manifest("pico", "1", config, 4, RouterConfig(), infos)
+    evil = {"../evil": experts["alpha"]}
+    manifest = manifest.model_copy(update={"tasks": {"../evil": infos["alpha"]}})
+    with pytest.raises(ArtifactError, match="not a manifest"):
+        save_artifact(tmp_path / "folder" / "x", manifest, random_backbone(config), evil)
+    assert not list(tmp_path.iterdir())
+
+
+# --- what may be replaced ---
+
+
+def save_again(
+    folder: Path,
+    name: str = "golden",
+    tasks: Sequence[str] = ("alpha", "beta", "gamma"),
+    **options: Any,
+) -> None:
+    artifact = load_artifact(GOLDEN / "artifact")
+    experts = {task: expert for task, expert in random_experts(pico_config()).items() if task in tasks}
+    infos = {task: artifact.manifest.tasks[task] for task in experts}
+    manifest = artifact.manifest.model_copy(update={"name": name, "version": "7", "tasks": infos})
+    save_artifact(folder, manifest, artifact.model.backbone, experts, **options)
+
+
+def test_a_new_version_replaces_the_old_one_however_the_folder_is_called(
+    copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = read_manifest(copy)[0].name
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    copy = copy.rename(tmp_path / "elsewhere" / "artifact")
+    (tmp_path / "link").symlink_to(copy)
+    (tmp_path / "empty").mkdir()
+    for folder in (Path("elsewhere/artifact"), Path("elsewhere/artifact/"), Path("link"), Path("elsewhere/../link")):
+        shutil.rmtree(copy)
+        shutil.copytree(GOLDEN / "artifact", copy)
+        save_again(folder, name)
+        assert load_artifact(copy).manifest.version == "7"
+        assert (tmp_path / "link").is_symlink()
+    save_again(Path("empty"), name)
+    save_again(Path("new/deep"), name)
+    (tmp_path / "dangling").symlink_to(tmp_path / "target")
+    save_again(Path("dangling"), name)
+    assert all(load_artifact(tmp_path / each).manifest.version == "7" for each in ("empty", "new/deep", "target"))
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_another_artifact_is_replaced_only_when_told_to(copy: Path) -> None:
+    name, digest = read_manifest(copy)[0].name, read_manifest(copy)[1]
+    for changes in ({"name": "other"}, {"name": name, "tasks": ["alpha", "beta"]}):
+        with pytest.raises(ArtifactError, match=f"got another artifact there, {name} .* or --replace"):
+            save_again(copy, **changes)
+        with pytest.raises(ArtifactError, match="got another artifact there"):
+            save_again(copy, made_from="0" * 64, **changes)
+        assert read_manifest(copy)[1] == digest
+        save_again(copy, made_from=digest, **changes)
+        shutil.rmtree(copy)
+        shutil.copytree(GOLDEN / "artifact", copy)
+        save_again(copy, replace=True, **changes)
+        shutil.rmtree(copy)
+        shutil.copytree(GOLDEN / "artifact", copy)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_is_no_artifact_is_never_replaced(copy: Path, tmp_path: Path, replace: bool) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "other.json").mkdir()
+    (tmp_path / "other.json/manifest.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for folder, message in {
+        "notes": "no artifact",
+        "file": "got a file",
+        "file/x": "expected a folder that can be written to",
+        "other.json": "no artifact",
+        "artifact/tasks/x": "inside the artifact",
+        "artifact/tasks": "inside the artifact",
+        ".": "no artifact",
+    }.items():
+        with pytest.raises(ArtifactError, match=message):
+            save_again(tmp_path / folder, read_manifest(copy)[0].name, replace=replace)
+    (copy / "tasks/notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"would be lost \('tasks/notes.txt'\)"):
+        save_again(copy, read_manifest(copy)[0].name, replace=replace)
+    (copy / "tasks/notes.txt").unlink()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_where_folders_cannot_be_exchanged_a_failure_gives_the_old_one_back(
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There the old folder is moved away first."""
+    digest, name = read_manifest(copy)[1], read_manifest(copy)[0].name
+    rename, failures = Path.rename, [True]
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == copy and failures and failures.pop():
+            raise OSError("pulled out")
+        return rename(self, target)
+
+    monkeypatch.setattr("models.files._exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(ArtifactError, match="could not be written: pulled out"):
+        save_again(copy, name)
+    assert load_artifact(copy).digest == digest
+    assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
+    save_again(copy, name)
+    assert read_manifest(copy)[0].version == "7"
+    assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders in one step")
+def test_a_reader_always_finds_an_artifact(copy: Path) -> None:
+    name, stop, failures, reads = read_manifest(copy)[0].name, threading.Event(), [], 0
+
+    def read() -> None:
+        nonlocal reads
+        while not stop.is_set():
+            try:
+                read_manifest(copy)
+                reads += 1
+            except ArtifactError as error:
+                failures.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        save_again(copy, name)
+    stop.set()
+    reader.join()
+    assert reads
+    assert not failures
+
+
+def test_writers_with_one_process_id_do_not_share_a_temporary_folder(
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in two containers on one volume: both have written all before either replaces anything."""
+    name, read_back, both = read_manifest(copy)[0].name, artifact_module._read_back, threading.Barrier(2, timeout=20)
+
+    def together(folder: Path) -> None:
+        both.wait()
+        read_back(folder)
+
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    monkeypatch.setattr(artifact_module, "_read_back", together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: save_again(copy, name), range(2)))
+    assert load_artifact(copy).manifest.version == "7"
+    assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
+
+
+# --- what is read back, and refused when loading ---
+
+
+def damage(folder: Path, file: str, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the tensors of a file and put its right checksum into the manifest."""
+    tensors = load_file(folder / file)
+    change(tensors)
+    save_file(tensors, folder / file)
+    sha256 = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    edit_manifest(folder, files={**json.loads((folder / "manifest.json").read_text())["files"], file: sha256})
+
+
+def zero(part: str, sites: Sequence[int] = range(4)) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: [tensors[f"adapters.sites.{site}.{part}"].zero_() for site in sites] and None
+
+
+def halves_that_never_meet(tensors: dict[str, torch.Tensor]) -> None:
+    for site in range(4):
+        tensors[f"adapters.sites.{site}.down"][:, :2] = 0
+        tensors[f"adapters.sites.{site}.up"][2:] = 0
+
+
+DAMAGES: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "up": ("tasks/beta", zero("up"), r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites"),
+    "down": ("tasks/beta", zero("down"), r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites"),
+    "halves": ("tasks/beta", halves_that_never_meet, r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites"),
+    "missing": ("tasks/beta", lambda t: t.pop("head.bias"), r"tasks/beta\.safetensors.*missing head\.bias"),
+    "unused": ("tasks/beta", lambda t: t.update(spare=torch.ones(1)), r"tasks/beta\.safetensors.*extra spare"),
+    "shape": ("tasks/beta", lambda t: t.update({"head.bias": torch.ones(4)}), r"head\.bias has shape \(4,\), expected \(3,\)"),
+    "inf": ("tasks/beta", lambda t: t["head.bias"].fill_(torch.inf), r"tasks/beta\.safetensors.*head\.bias is not finite"),
+    "float64": (
+        "tasks/beta",
+        lambda t: t.update({"head.bias": torch.full((3,), 1e300, dtype=torch.float64)}),
+        r"head\.bias is not finite",
+    ),
+    "variance": ("tasks/beta", lambda t: t["adapters.norm_var"].neg_(), r"tasks/beta\.safetensors: adapters\.norm_var is negative"),
+    "backbone": ("backbone", lambda t: t["x_embedding1.weight"].fill_(torch.nan), r"backbone\.safetensors.*x_embedding1\.weight is not finite"),
+    "backbone unused": ("backbone", lambda t: t.update(spare=torch.ones(1)), r"backbone\.safetensors.*extra spare"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_tensor_is_refused_when_loading(copy: Path, kind: str) -> None:
+    file, change, message = DAMAGES[kind]
+    damage(copy, f"{file}.safetensors", change)
+    for read in (load_artifact, load_parts):
+        with pytest.raises(ArtifactError, match=message):
+            read(copy)
+
+
+@pytest.mark.parametrize("sites", [(0, 1, 2), (3,), (1,)])
+def test_some_adapters_may_be_idle(copy: Path, sites: tuple[int, ...]) -> None:
+    """`alignment.sites` trains the node adapters alone, or the graph adapter alone."""
+    damage(copy, "tasks/beta.safetensors", zero("up", sites))
+    assert load_artifact(copy).model.tasks == ("alpha", "beta", "gamma")
+
+
+@pytest.mark.parametrize("kind", ["idle", "nan", "overflow", "rank", "labels"])
+def test_what_cannot_be_used_is_not_written(copy: Path, kind: str) -> None:
+    artifact, experts = load_artifact(copy), random_experts(pico_config())
+    backbone, manifest, head = artifact.model.backbone, artifact.manifest, experts["beta"].head
+    with torch.no_grad():
+        if kind == "idle":
+            for site in experts["beta"].adapters.sites:
+                site.up.zero_()  # type: ignore[union-attr, operator]
+        elif kind == "nan":
+            head.bias.fill_(torch.nan)
+        elif kind == "overflow":  # finite numbers, and answers that are not
+            head.weight.fill_(3e38)
+        elif kind == "labels":
+            experts["beta"] = random_experts(pico_config())["alpha"]
+        else:
+            manifest = manifest.model_copy(update={"rank": 3})
+    with pytest.raises(ArtifactError, match="not written: ") as refused:
+        save_artifact(copy, manifest, backbone, experts)
+    assert str(copy) in str(refused.value)
+    assert load_artifact(copy).digest == artifact.digest
+    assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
+
+
+@pytest.mark.parametrize("released", sorted(path.name for path in RELEASED.parent.iterdir()))
+def test_every_released_artifact_would_be_written(released: str, tmp_path: Path) -> None:
+    parts = load_parts(RELEASED.parent / released)
+    card = (RELEASED.parent / released / "README.md").read_text()
+    written = save_artifact(tmp_path / "again", parts.manifest, parts.backbone, parts.experts, card)
+    assert written.files == parts.manifest.files
+
+
+def test_a_task_may_be_called_as_anything_is_called_in_torch(tmp_path: Path) -> None:
+    """An encoder of a task "train" or "v1.2" is a module; its name must not become the module's."""
+    config = GraphNetworkConfig(kind="pyg_gcn", in_dim=6, hidden_dim=8)
+    widths = {"train": 4, "v1.2": 3, "keys": 6}
+    infos = {task: TaskInfo(labels=("y",), target="regression") for task in widths}
+    experts = {task: Expert(config, 0, ("y",), "graph", "regression", width) for task, width in widths.items()}
+    manifest = make_manifest("g", "1", config, 0, RouterConfig(), infos, input=FeatureInput(num_features=widths))
+    save_artifact(tmp_path / "g", manifest, GraphNetwork(config).eval(), experts)
+    model = load_artifact(tmp_path / "g").model
+    for task, width in widths.items():
+        batch = collate_features([FeatureGraph(torch.rand(3, width), torch.tensor([[0, 1], [1, 0]]))])
+        assert model(batch, [task]).logits[task].isfinite().all()

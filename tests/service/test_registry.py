@@ -92,6 +92,23 @@ async def test_reload_and_refusal(folder: Path) -> None:
         assert registry.get("a").info.version == "2"
 
 
+async def test_an_artifact_that_is_replaced_while_it_is_read_is_read_again(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with registry_of(folder) as registry:
+        states = ["3", "4"]
+
+        def replaced_meanwhile(path: Path) -> Engine:
+            if states:
+                write(path, states.pop(0))
+                raise ArtifactError("got other contents than the manifest's sha256 says")
+            return load(path)
+
+        monkeypatch.setattr(registry, "_load", replaced_meanwhile)
+        assert (await registry.load("a")).info.version == "4"
+
+
 async def test_load_and_unload(folder: Path) -> None:
     async with registry_of(folder) as registry:
         write(folder / "more" / "b", "7")

@@ -202,6 +202,8 @@ async def test_molecules_may_have_answers_for_each_atom_and_of_classes(tmp_path:
     }
     torch.manual_seed(3)
     experts = {task: Expert(config, 2, info.labels, info.level, info.target) for task, info in tasks.items()}
+    for site in [site for expert in experts.values() for site in expert.adapters.sites]:
+        torch.nn.init.normal_(site.up)  # zero by default: an adapter that does nothing
     save_artifact(tmp_path / "atoms", make_manifest("atoms", "1.0.0", config, 2, RouterConfig(), tasks), Backbone(config), experts)
     engine = load_engine(tmp_path / "atoms", settings_of(device="cpu"))
     expected = load_artifact(tmp_path / "atoms").model(collate([MolGraph.from_lists(**ETHANOL_GRAPH)])).probabilities

@@ -1,0 +1,79 @@
+"""Files and folders that are written whole or not at all, by any number of writers."""
+
+import ctypes
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in the folder of `path`: hidden, with host, process id and a random part.
+
+    The process id alone is not enough: two containers that share a volume have the same ones.
+    """
+    host = socket.gethostname()[:32].replace(os.sep, "_")
+    return path.with_name(f".{path.name[:128]}.{host}-{os.getpid()}-{secrets.token_hex(8)}")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`; once it is on disk, move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        write(temporary)
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot sync a folder; they need not be told to
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`, which may be there, and remove what was there.
+
+    In one step where the system can exchange two folders. Elsewhere (NFS, macOS) there is a moment
+    without `folder`; what was there then lies beside it, and comes back if the step fails.
+    """
+    if not folder.exists():
+        new.rename(folder)
+    elif _exchange(new, folder):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        old = temporary_beside(folder)
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    sync(folder.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two paths in one step (Linux's renameat2); False where that cannot be done."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    path, number = ctypes.c_char_p, ctypes.c_int
+    rename.argtypes = (number, path, number, path, ctypes.c_uint)
+    arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return bool(rename(*arguments) == 0)

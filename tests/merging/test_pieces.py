@@ -1,0 +1,93 @@
+"""A piece is made by one run at a time, and by the next one if that was killed."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from merging.pieces import Piece, PieceStore
+from merging.training import ResumableTraining
+
+EPOCHS = 5
+
+
+def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> Piece:
+    """Counts its epochs in one weight; kills its own process in epoch `stop_at`."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    training = ResumableTraining(model, torch.optim.SGD(model.parameters()), checkpoint, 0, torch.device("cpu"))
+    for epoch in training.epochs(EPOCHS, "test"):
+        seen.append(epoch)
+        if epoch == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with torch.no_grad():
+            model.weight += 1
+        training.history.append(0.0)
+    return Piece({"weight": model.weight.detach()}, {"epochs": len(training.history)})
+
+
+def test_two_runs_of_one_piece_make_it_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, seen = PieceStore(tmp_path, 0), []
+    inside, go_on = threading.Event(), threading.Event()
+
+    def make(checkpoint: Path) -> Piece:
+        inside.set()
+        assert go_on.wait(20)
+        return train(checkpoint, seen)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(store.piece, "a/b", "key", make)
+        assert inside.wait(20)
+        second = pool.submit(store.piece, "a/b", "key", make)
+        other = store.piece("a/c", "key", lambda checkpoint: train(checkpoint, []))  # nobody waits for another's piece
+        with pytest.raises(Timeout):  # the second run has the lock no more than we do
+            FileLock(tmp_path / "a/b-seed0-key.safetensors.lock").acquire(timeout=0.5)
+        assert not second.done()
+        go_on.set()
+        assert first.result(20).tensors["weight"] == second.result(20).tensors["weight"] == EPOCHS == other.tensors["weight"]
+    assert seen == [1, 2, 3, 4, 5]
+    assert "waiting for another run that makes" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "a").iterdir() if path.suffix != ".lock"} == {"b-seed0-key.safetensors", "c-seed0-key.safetensors"}
+
+
+def _killed(folder: Path, started: Event) -> None:
+    started.set()
+    PieceStore(folder, 0).piece("a", "key", lambda checkpoint: train(checkpoint, [], stop_at=4))
+
+
+def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    killed = context.Process(target=_killed, args=(tmp_path, started))
+    killed.start()
+    killed.join(60)
+    assert started.is_set()
+    assert killed.exitcode == -signal.SIGKILL
+    assert (tmp_path / "a-seed0-key.resume.pt").is_file()
+    seen: list[int] = []
+    piece = PieceStore(tmp_path, 0).piece("a", "key", lambda checkpoint: train(checkpoint, seen))
+    assert seen == [4, 5]
+    assert piece.tensors["weight"] == EPOCHS
+    assert not (tmp_path / "a-seed0-key.resume.pt").exists()
+
+
+def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
+    store = PieceStore(tmp_path, 0)
+
+    def broken(checkpoint: Path) -> Piece:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        store.piece("a", "key", broken)
+    assert store.piece("a", "key", lambda checkpoint: train(checkpoint, [])).record == {"epochs": EPOCHS}
