@@ -58,8 +58,9 @@ class DataError(GMergingError, OSError):
     code = "data_unavailable"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a sentence on an unknown name: `, did you mean 'tasks'?`, or nothing if no known
-    name is like it."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    name is like it. All names begin with `prefix`, which says nothing."""
+    ends = [other.removeprefix(prefix) for other in known]
+    near = difflib.get_close_matches(name.removeprefix(prefix), ends, n=1)
+    return f", did you mean {prefix + near[0]!r}?" if near else ""

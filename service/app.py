@@ -31,6 +31,7 @@ from service.middleware import Authenticate, BodyLimit, InflateBody, LimitBody, 
 from service.parsing import LOSSES
 from service.pipeline import Pipeline
 from service.problems import MEDIA_TYPE, install_handlers
+from service.rates import Rates
 from service.reading import ITEM_CODES
 from service.registry import ModelRegistry
 from service.routes import documentation, files, inference_protocol, models, operation, predictions
@@ -91,11 +92,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     """
     chosen = load_settings() if settings is None else settings
     metrics = Metrics(ITEM_CODES, LOSSES)
-    keys = KeyRing(chosen.api_keys, chosen.api_keys_file, chosen.workers)
+    shared = Path(os.environ[MULTIPROCESS_FOLDER]) if MULTIPROCESS_FOLDER in os.environ else None
+    keys = KeyRing(chosen.api_keys, chosen.api_keys_file, Rates(shared / "rates.json" if shared else None))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _running(chosen, metrics, keys, app.state.engine) as services:
+        async with _running(chosen, metrics, keys, shared, app.state.engine) as services:
             app.state.services = services
             with _draining(services.pipeline, chosen.drain_seconds):
                 yield
@@ -129,12 +131,11 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
 
 @asynccontextmanager
-async def _running(settings: Settings, metrics: Metrics, keys: KeyRing, engine: Engine | None) -> AsyncIterator[Services]:
-    """The parts of the application, started; stopped at the end, with all requests answered."""
+async def _running(settings: Settings, metrics: Metrics, keys: KeyRing, shared: Path | None, engine: Engine | None) -> AsyncIterator[Services]:
+    """The parts of the application, started; stopped at the end, with all requests answered. `shared` is the folder of several workers."""
     keep_flat()
     if settings.tracing:
         start_tracing()
-    shared = Path(os.environ[MULTIPROCESS_FOLDER]) if MULTIPROCESS_FOLDER in os.environ else None
     registry = ModelRegistry(
         partial(load_engine, settings=settings),
         metrics,

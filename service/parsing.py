@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import resource
 import signal
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -163,7 +165,7 @@ class Parser:
         self._pool.join()
 
     def _new_pool(self) -> ProcessPool:
-        with _safe_path():
+        with _our_path():
             forkserver.ensure_running()
         return ProcessPool(self._processes, initializer=_prepare, context=self._context)
 
@@ -231,18 +233,26 @@ class Parser:
 
 
 @contextmanager
-def _safe_path() -> Iterator[None]:
-    """While this holds, a Python that is started does not have the current folder in front of its path: a `models.py` of the user's that lies there
-    would be taken for ours."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+def _our_path() -> Iterator[None]:
+    """While this holds, a Python that is started finds the packages that this one has.
+
+    By itself it has the current folder in front of its path, where a `models.py` of the user's
+    would be taken for ours; and where ours are not installed, it would not find them.
+    """
+    root = str(Path(__file__).parents[1])
+    ours = {"PYTHONSAFEPATH": "1"}
+    if root != sysconfig.get_path("purelib"):  # which is on the path anyway, after the standard library
+        ours["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _prepare() -> None:

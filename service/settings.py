@@ -112,7 +112,7 @@ def _is_unknown(name: str) -> bool:
 
 
 def _unknown(name: str) -> str:
-    return f"got {name}, which is no setting{did_you_mean(name.upper(), variables())}"
+    return f"got {name}, which is no setting{did_you_mean(name.upper(), variables(), PREFIX)}"
 
 
 def _describe(location: tuple[int | str, ...], message: str, value: object) -> str:
