@@ -2,6 +2,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -146,6 +147,39 @@ async def test_who_may_do_what() -> None:
         assert (refused.status_code, refused.json()["code"], refused.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
         assert (await client.get("/v2")).json()["error"]
         assert (await client.post("/predict", json={"smiles": "C"}, headers=bearer(LAB))).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_refusals_are_counted_under_their_route() -> None:
+    def counted(text: str) -> dict[tuple[str, str], float]:
+        found = re.findall(r'gmerging_requests_total{method="\w+",route="([^"]*)",status="(4\d\d)"} (\S+)', text)
+        return {(route, status): float(value) for route, status, value in found}
+
+    async with serving(api_keys=KEYS, max_body_bytes=1024) as client:
+        await client.post("/predict", json={"smiles": "C"})
+        await client.get("/jobs/a1", headers=bearer("wrong"))
+        await client.post("/v2/models/dummy/versions/1/infer", json={})
+        await client.get("/admin/models", headers=bearer(LAB))
+        await client.get("/admin/nothing", headers=bearer(LAB))
+        await client.get("/nothing/at/all")
+        await client.post("/predict", content=b" " * 2000, headers={**bearer(LAB), "content-type": "application/json"})
+        await client.post("/predict", content=b"x", headers={**bearer(LAB), "content-encoding": "br"})
+        for _ in range(2):
+            await client.post("/predict", json={"smiles": ["C"] * 10}, headers=bearer(LAB))
+        await client.get("/predict", headers=bearer(LAB))
+        text = (await client.get("/metrics")).text
+    assert counted(text) == {
+        ("/predict", "401"): 1,
+        ("/jobs/{job_id}", "401"): 1,
+        ("/v2/models/{name}/versions/{version}/infer", "401"): 1,
+        ("/admin/models", "403"): 1,
+        ("unmatched", "403"): 1,
+        ("unmatched", "401"): 1,
+        ("/predict", "413"): 1,
+        ("/predict", "415"): 1,
+        ("/predict", "429"): 1,
+        ("/predict", "405"): 1,
+    }
 
 
 @pytest.mark.anyio
