@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 
 ENCODINGS = ("gzip", "deflate")
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_READ_BYTES = 4 * 1024
 _PIECE_BYTES = 64 * 1024
 
 
@@ -59,13 +60,21 @@ class Inflater:
         Raises:
             BrokenEncodingError: it is not of the encoding, or ends too early.
         """
+        # In short pieces: what is left over is copied each time, and of files that follow each other
+        # that is all behind the first one.
+        for begin in range(0, len(data), _READ_BYTES):
+            yield from self._inflated(data[begin : begin + _READ_BYTES])
+        if last and not self._inflate.eof and not self._empty:
+            raise BrokenEncodingError(f"the body's {self._encoding} ends too early")
+
+    def _inflated(self, data: bytes) -> Iterator[bytes]:
+        self._empty = False
         full = False  # then there may be more in it, though all bytes are taken
         while data or full:
             if self._inflate.eof:  # gzip files may follow each other
                 if self._encoding != "gzip":
-                    raise BrokenEncodingError(f"got {len(data)} bytes after the end of the body's {self._encoding}")
+                    raise BrokenEncodingError(f"got bytes after the end of the body's {self._encoding}")
                 self._inflate = zlib.decompressobj(_WINDOW_BITS[self._encoding])
-            self._empty = False
             try:
                 piece = self._inflate.decompress(data, _PIECE_BYTES)
             except zlib.error as error:
@@ -75,5 +84,3 @@ class Inflater:
             full = len(piece) == _PIECE_BYTES and not self._inflate.eof
             if piece:
                 yield piece
-        if last and not self._inflate.eof and not self._empty:
-            raise BrokenEncodingError(f"the body's {self._encoding} ends too early")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -40,6 +41,12 @@ def test_gzip_files_may_follow_each_other() -> None:
     assert b"".join(inflate("gzip", gzip.compress(b"a") + gzip.compress(b""), gzip.compress(b"b"))) == b"ab"
 
 
+def test_thousands_of_empty_files_are_soon_done() -> None:
+    started = time.process_time()
+    assert inflate("gzip", gzip.compress(b"") * 10_000) == []
+    assert time.process_time() - started < 2
+
+
 def test_nothing_at_all_is_an_empty_body() -> None:
     assert inflate("gzip", b"") == []
 
@@ -47,7 +54,7 @@ def test_nothing_at_all_is_an_empty_body() -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_what_cannot_be_inflated(encoding: str) -> None:
     good = COMPRESS[encoding](b"content" * 100)
-    behind = "is not gzip" if encoding == "gzip" else "got 9 bytes after the end"
+    behind = "is not gzip" if encoding == "gzip" else "got bytes after the end"
     for wrong, said in ((b"not at all", f"is not {encoding}"), (good[:-5], "ends too early"), (good + b"behind it", behind)):
         with pytest.raises(BrokenEncodingError, match=said):
             inflate(encoding, wrong)
@@ -116,7 +123,7 @@ async def test_malformed_gzip_is_a_400_in_words(path: str, is_gzip: bool) -> Non
 async def test_bomb_is_refused_before_it_takes_memory(path: str, encoding: str) -> None:
     head = b"" if path != "/predict/file" else b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.smi"\r\n\r\n'
     kind = "multipart/form-data; boundary=b" if path == "/predict/file" else "application/json"
-    bomb = COMPRESS[encoding](head + b" " * (200 * 1024**2))
+    bomb = COMPRESS[encoding](head + b" " * (50 * 1024**2))
     async with serving(max_body_bytes=1024**2, max_file_bytes=1024**2) as client:
         tracemalloc.start()
         response = await client.post(path, content=bomb, headers={"content-type": kind, "content-encoding": encoding})
@@ -145,7 +152,7 @@ async def test_stream_inflates_as_it_comes_and_says_where_it_broke() -> None:
 
 
 async def test_line_without_end_in_a_stream_takes_no_memory() -> None:
-    bomb = gzip.compress(b" " * (100 * 1024**2) + b'\n"C"\n')
+    bomb = gzip.compress(b" " * (50 * 1024**2) + b'\n"C"\n')
     async with serving(max_body_bytes=1024**2) as client:
         tracemalloc.start()
         response = await client.post("/predict/stream", content=bomb, headers={"content-encoding": "gzip"})
