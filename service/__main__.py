@@ -126,7 +126,7 @@ def _serve_metrics(settings: Settings, registry: "CollectorRegistry") -> None:
 
 def _say_where(sockets: list[socket.socket]) -> None:
     for listening in sockets:
-        log.info("running on %s", address_of(listening))
+        log.info("running on %s (press Ctrl-C to quit)", address_of(listening))
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:
