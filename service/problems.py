@@ -68,7 +68,7 @@ async def _on_http_exception(_: Request, error: HTTPException) -> Response:
 
 
 async def _on_broken_encoding(_: Request, error: BrokenEncodingError) -> Response:
-    return problem(400, "invalid_encoding", error.detail)
+    return problem(400, "bad_request", error.detail)
 
 
 async def _on_queue_full(_: Request, error: QueueFullError) -> Response:

@@ -241,7 +241,7 @@ async def ndjson_answers(
     except QueueClosedError:
         yield _last_line("not_ready", f"the service is stopping; {index} lines were answered, send the others again")
     except BrokenEncodingError as error:
-        yield _last_line("invalid_encoding", f"{error.detail}; {index} lines were answered")
+        yield _last_line("bad_request", f"{error.detail}; {index} lines were answered")
     except StalledError:
         yield _last_line("stalled", f"nothing came for {STALL_SECONDS:g} s; {index} lines were answered")
 

@@ -114,7 +114,7 @@ async def test_malformed_gzip_is_a_400_in_words(path: str, is_gzip: bool) -> Non
         kind, content = (form.headers["content-type"], form.read()) if path == "/predict/file" else ("application/json", PREDICT)
         sent = gzip.compress(content)[:-3] if is_gzip else content
         response = await client.post(path, content=sent, headers={"content-type": kind, "content-encoding": "gzip"})
-    assert (response.status_code, response.json()["code"]) == (400, "invalid_encoding")
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
     assert ("ends too early" if is_gzip else "the body is not gzip") in response.json()["detail"]
 
 
@@ -147,7 +147,7 @@ async def test_stream_inflates_as_it_comes_and_says_where_it_broke() -> None:
         response = await client.post("/predict/stream", content=broken(), headers={"content-encoding": "gzip"})
     *answered, last = [json.loads(line) for line in response.text.splitlines()]
     assert [item["smiles"] for item in answered] == ["C", "CC"]
-    assert last["error"]["code"] == "invalid_encoding"
+    assert last["error"]["code"] == "bad_request"
     assert "2 lines were answered" in last["error"]["message"]
 
 
