@@ -4,13 +4,19 @@ more than the service is installed with."""
 import sys
 from collections.abc import Sequence
 
-EXTRA = {"matplotlib": "matplotlib", "ot": "pot", "sklearn": "scikit-learn", "tqdm": "tqdm", "yaml": "pyyaml"}
+EXTRA = {
+    "matplotlib": "matplotlib",
+    "ot": "pot",
+    "sklearn": "scikit-learn",
+    "tqdm": "tqdm",
+    "yaml": "pyyaml",
+}
 """The packages of the extra `merging`, by the name that is imported."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """As `merging.cli.main`; 1, and a line that says what to install, where the extra `merging` is not
-    installed."""
+    """As `merging.cli.main`; where the extra `merging` is not installed, 1 and a line that says what
+    to install."""
     try:
         from merging.cli import main as run
 

@@ -55,7 +55,8 @@ def _serve(settings: Settings) -> None:
     # uvicorn repeats the signal that stopped it once it is done; by default that would make a clean stop look like a death by signal.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
-    # Python has the current folder in front of the path of every process that it starts for us, as of `python -c`; this one should not.
+    # Or every process that Python starts for us, as `python -c`, has the current folder in front of
+    # its path, and takes what lies there for ours.
     os.environ["PYTHONSAFEPATH"] = "1"
     options = {
         "log_config": None,
@@ -94,7 +95,11 @@ def _serve_alone(settings: Settings, sockets: list[socket.socket], options: dict
         sys.exit(STARTUP_FAILURE)
 
 
-def _serve_together(settings: Settings, sockets: list[socket.socket], options: dict[str, Any]) -> None:
+def _serve_together(
+    settings: Settings,
+    sockets: list[socket.socket],
+    options: dict[str, Any],
+) -> None:
     from models.artifact import load_parts
 
     with tempfile.TemporaryDirectory(prefix="gmerging-") as folder:
@@ -104,8 +109,8 @@ def _serve_together(settings: Settings, sockets: list[socket.socket], options: d
 
         _serve_metrics(settings, shared_registry())
         load_parts(settings.artifact)
-        config = uvicorn.Config("service.app:worker_app", factory=True, workers=settings.workers, **options)
-        supervisor = Supervisor(config, sockets)
+        options |= {"factory": True, "workers": settings.workers}
+        supervisor = Supervisor(uvicorn.Config("service.app:worker_app", **options), sockets)
         _say_where(sockets)
         supervisor.run()
     if supervisor.failed:

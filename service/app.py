@@ -87,13 +87,15 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
     Args:
         settings: from the environment if None.
-        engine: answers requests that name no model; loaded from the settings' artifact at start-up if None, and if `app.state.engine` is
-            not set until then. Start-up fails if a model cannot be used.
+        engine: answers requests that name no model; loaded from the settings' artifact at
+            start-up if None, and if `app.state.engine` is not set until then. Start-up fails if a
+            model cannot be used.
     """
     chosen = load_settings() if settings is None else settings
     metrics = Metrics(ITEM_CODES, LOSSES)
     shared = Path(os.environ[MULTIPROCESS_FOLDER]) if MULTIPROCESS_FOLDER in os.environ else None
-    keys = KeyRing(chosen.api_keys, chosen.api_keys_file, Rates(shared / "rates.json" if shared else None))
+    rates = Rates(shared / "rates.json" if shared else None)
+    keys = KeyRing(chosen.api_keys, chosen.api_keys_file, rates)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -111,8 +113,16 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         redirect_slashes=False,
     )
     app.state.metrics, app.state.services, app.state.engine = metrics, None, engine
-    open_routers = [operation.router, inference_protocol.health_router, *([operation.metrics_router] if chosen.metrics_port is None else [])]
-    keyed_routers = [predictions.router, files.router, models.router, models.admin_router, inference_protocol.router]
+    open_routers = [operation.router, inference_protocol.health_router]
+    if chosen.metrics_port is None:
+        open_routers.append(operation.metrics_router)
+    keyed_routers = [
+        predictions.router,
+        files.router,
+        models.router,
+        models.admin_router,
+        inference_protocol.router,
+    ]
     for router in open_routers:
         app.include_router(router)
     app.include_router(documentation.router, dependencies=[Depends(closed_query)])
@@ -125,14 +135,24 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.add_middleware(Authenticate, keys=keys)
     if chosen.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
-    routes = [route for router in (*open_routers, documentation.router, *keyed_routers) for route in router.routes]
+    routers = [*open_routers, documentation.router, *keyed_routers]
+    routes = [route for router in routers for route in router.routes]
     app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
     return app
 
 
 @asynccontextmanager
-async def _running(settings: Settings, metrics: Metrics, keys: KeyRing, shared: Path | None, engine: Engine | None) -> AsyncIterator[Services]:
-    """The parts of the application, started; stopped at the end, with all requests answered. `shared` is the folder of several workers."""
+async def _running(
+    settings: Settings,
+    metrics: Metrics,
+    keys: KeyRing,
+    shared: Path | None,
+    engine: Engine | None,
+) -> AsyncIterator[Services]:
+    """The parts of the application, started; stopped at the end, with all requests answered.
+
+    `shared` is the folder of several workers.
+    """
     keep_flat()
     if settings.tracing:
         start_tracing()

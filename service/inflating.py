@@ -1,5 +1,5 @@
-"""Bodies that come compressed (`Content-Encoding`), inflated piece by piece: however far a few bytes
-would go, no more than a piece of it is in memory."""
+"""Bodies that come compressed (`Content-Encoding`), inflated piece by piece: however far a few
+bytes would go, no more than a piece of it is in memory."""
 
 import zlib
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ class UnknownEncodingError(Exception):
 
 
 class BrokenEncodingError(HTTPException):
-    """A body cannot be inflated; an HTTPException, so that FastAPI lets it pass wherever it is raised."""
+    """A body cannot be inflated; an HTTPException, so that FastAPI lets it pass wherever it is
+    raised."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(400, detail)
@@ -37,7 +38,8 @@ def inflater_of(encoding: str) -> "Inflater | None":
     if name == "identity":
         return None
     if name not in ENCODINGS:
-        raise UnknownEncodingError(f"got content encoding {encoding[:64]!a}, expected {' or '.join(ENCODINGS)}, or none")
+        expected = f"{' or '.join(ENCODINGS)}, or none"
+        raise UnknownEncodingError(f"got content encoding {encoding[:64]!a}, expected {expected}")
     return Inflater(name)
 
 
@@ -60,12 +62,12 @@ class Inflater:
         Raises:
             BrokenEncodingError: it is not of the encoding, or ends too early.
         """
-        # In short pieces: what is left over is copied each time, and of files that follow each other
-        # that is all behind the first one.
+        # In short pieces: what is left over is copied each time, and of files that follow each
+        # other that is all behind the first one.
         for begin in range(0, len(data), _READ_BYTES):
             yield from self._inflated(data[begin : begin + _READ_BYTES])
         if last and not self._inflate.eof and not self._empty:
-            raise BrokenEncodingError(f"the body's {self._encoding} ends too early")
+            raise BrokenEncodingError(f"got {self._encoding} that ends too early")
 
     def _inflated(self, data: bytes) -> Iterator[bytes]:
         self._empty = False
@@ -73,13 +75,13 @@ class Inflater:
         while data or full:
             if self._inflate.eof:  # gzip files may follow each other
                 if self._encoding != "gzip":
-                    raise BrokenEncodingError(f"got bytes after the end of the body's {self._encoding}")
+                    raise BrokenEncodingError(f"got bytes after the end of the {self._encoding}")
                 self._inflate = zlib.decompressobj(_WINDOW_BITS[self._encoding])
             try:
                 piece = self._inflate.decompress(data, _PIECE_BYTES)
             except zlib.error as error:
-                reason = str(error).rpartition(": ")[2]
-                raise BrokenEncodingError(f"the body is not {self._encoding}, as its content encoding says: {reason}") from None
+                detail = f"got a body that is not {self._encoding}, as its content encoding says"
+                raise BrokenEncodingError(f"{detail}: {str(error).rpartition(': ')[2]}") from None
             data = self._inflate.unused_data or self._inflate.unconsumed_tail
             full = len(piece) == _PIECE_BYTES and not self._inflate.eof
             if piece:

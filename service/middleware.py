@@ -95,8 +95,11 @@ class ObserveRequests:
             request_id.reset(token)
 
     def _route_of(self, scope: Scope) -> str:
-        """The pattern that the path is one of: a bounded label, where the path is not. Looked up before routing: a request may be refused on the way
-        there, and counts under its route all the same."""
+        """The pattern that the path is one of: a bounded label, where the path is not.
+
+        Looked up before routing: a request that is refused on the way there counts under its route
+        all the same.
+        """
         matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
         return getattr(next(matching, None), "path", "unmatched")
 
@@ -121,7 +124,7 @@ class Authenticate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http" or scope["path"] in self._OPEN or scope["path"].startswith("/docs/"):
+        if scope["type"] != "http" or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         admin = scope["path"] == "/admin" or scope["path"].startswith("/admin/")
@@ -130,6 +133,9 @@ class Authenticate:
         scope["client_of_key"] = client
         refusal = self._refusal(admin, key, client)
         await (self._app if refusal is None else as_protocol(scope["path"], refusal))(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._OPEN or path.startswith("/docs/")
 
     def _refusal(self, admin: bool, key: str | None, client: Client | None) -> Response | None:
         if self._keys.is_empty:
@@ -148,7 +154,8 @@ def _key(headers: Headers) -> str | None:
 
 
 class InflateBody:
-    """Inflates a body that comes compressed, a piece at a time; what is inside of this sees it as if it had come as it is, limits included."""
+    """Inflates a body that comes compressed, a piece at a time. What is inside of this sees it as
+    if it had come as it is, limits included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -162,14 +169,14 @@ class InflateBody:
         try:
             inflater = inflater_of(", ".join(headers.getlist("content-encoding")))
         except UnknownEncodingError as error:
-            refusal = problem(415, "unsupported_encoding", str(error), {"Accept-Encoding": ", ".join(ENCODINGS)})
+            understood = {"Accept-Encoding": ", ".join(ENCODINGS)}
+            refusal = problem(415, "unsupported_encoding", str(error), understood)
             await as_protocol(scope["path"], refusal)(scope, receive, send)
             return
         if inflater is None:
             await self._app(scope, receive, send)
             return
-        for name in ("content-encoding", "content-length"):  # of what came, and not of what is handed on
-            del headers[name]
+        del headers["content-encoding"], headers["content-length"]  # of what came
         pieces: Iterator[bytes] = iter(())
         complete = handed_on = False
 
@@ -177,7 +184,7 @@ class InflateBody:
             nonlocal pieces, complete, handed_on
             while True:
                 if (piece := next(pieces, None)) is not None:
-                    await asyncio.sleep(0)  # others get their turn: there may be a thousand pieces in what came at once
+                    await asyncio.sleep(0)  # others' turn: there may be a thousand pieces
                     return {"type": "http.request", "body": piece, "more_body": True}
                 if complete and not handed_on:
                     handed_on = True

@@ -38,7 +38,7 @@ _LOOK_SECONDS = 0.05
 _START_SECONDS = 300.0  # of all processes together: the first one of a busy machine imports torch
 _HOLD_SECONDS = 0.02
 _FIRST = "C"
-_NO_START = f"the processes that read molecules do not work: got {{}} for {_FIRST}, expected it read"
+_NO_START = "the processes that read molecules do not work: got {} for C, expected it read"
 _MOST_MEMORY_BYTES = 6 * 1024**3  # addresses, of which torch's libraries take most: a molecule that wants gigabytes gets an error
 
 # What crosses between processes: canonical SMILES, the graph's class and arrays (tensors would each take a file descriptor), or what is wrong.
@@ -131,15 +131,18 @@ class Parser:
         seen: set[int] = set()
         deadline = time.monotonic() + _START_SECONDS
         while len(seen) < self._processes:
-            # As many at a time as there are processes; each is held for a moment, so that others get theirs.
+            # As many at a time as there are processes; each is held for a moment, so that the
+            # others get theirs.
             futures = [self._pool.schedule(_read_first, args=[self._limits]) for _ in range(self._processes)]
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
             except TimeoutError:
-                raise ParserStartError(_NO_START.format(f"nothing after {_START_SECONDS:g} s")) from None
+                late = f"nothing after {_START_SECONDS:g} s"
+                raise ParserStartError(_NO_START.format(late)) from None
             except Exception as error:
-                raise ParserStartError(_NO_START.format(f"{type(error).__name__}: {error}")) from error
+                lost = f"{type(error).__name__}: {error}"
+                raise ParserStartError(_NO_START.format(lost)) from error
             for pid, smiles in answers:
                 if smiles != _FIRST:
                     raise ParserStartError(_NO_START.format(smiles))
@@ -241,7 +244,7 @@ def _our_path() -> Iterator[None]:
     """
     root = str(Path(__file__).parents[1])
     ours = {"PYTHONSAFEPATH": "1"}
-    if root != sysconfig.get_path("purelib"):  # which is on the path anyway, after the standard library
+    if root != sysconfig.get_path("purelib"):  # which is on the path anyway
         ours["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)

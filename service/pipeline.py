@@ -106,7 +106,8 @@ class Pipeline:
         )
 
     async def start(self) -> None:
-        """Start the processes that read molecules, then accept requests. Raises ParserStartError."""
+        """Start the processes that read molecules, then accept requests. Raises
+        ParserStartError."""
         await self._parser.start()
         self._batcher.start()
         self._loop = asyncio.get_running_loop()

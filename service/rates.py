@@ -1,5 +1,5 @@
-"""How many molecules each client asked for within the last minute, in one process or in all workers of
-a service."""
+"""How many molecules each client asked for within the last minute, in one process or in all
+workers of a service."""
 
 import fcntl
 import math
@@ -17,8 +17,8 @@ _Counts = dict[str, tuple[int, int, int]]  # by client: which minute, its count,
 
 
 class Rates:
-    """Sliding windows: the count of the minute before goes into the last minute's by the share of it
-    that the last minute still covers."""
+    """Sliding windows: the count of the minute before goes into the last minute's by the share of
+    it that the last minute still covers."""
 
     def __init__(self, file: Path | None = None) -> None:
         """Begin with nothing counted.

@@ -58,4 +58,4 @@ def _reason(error: OSError | None) -> str:
 def address_of(listening: socket.socket) -> str:
     """As a URL."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

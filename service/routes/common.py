@@ -64,7 +64,8 @@ async def _client(request: Request) -> Client | None:
 
 
 async def closed_query(request: Request) -> None:
-    """Refuses a query parameter that the request's route does not declare, and one that is given twice and taken once.
+    """Refuses a query parameter that the request's route does not declare, and one that is given
+    twice and taken once.
 
     Raises:
         ProblemError: names it, and the known one whose name is nearest.
@@ -72,17 +73,20 @@ async def closed_query(request: Request) -> None:
     given = [name for name, _ in request.query_params.multi_items()]
     if not given:
         return
-    takes_many = {field.alias: _takes_many(field.field_info.annotation) for field in request.scope["route"].dependant.query_params}
+    declared = request.scope["route"].dependant.query_params
+    takes_many = {field.alias: _takes_many(field.field_info.annotation) for field in declared}
     for name in given:
         if name not in takes_many:
             expected = f"one of {', '.join(takes_many)}" if takes_many else "none"
-            detail = f"got an unknown parameter {name[:64]!a}, expected {expected}{did_you_mean(name, takes_many)}"
+            detail = f"got an unknown parameter {name[:64]!a}, expected {expected}"
+            detail += did_you_mean(name, takes_many)
         elif given.count(name) > 1 and not takes_many[name]:
             detail = f"got it {given.count(name)} times, expected it once"
         else:
             continue
         pointer = clean(f"query {name[:64]}")
-        raise ProblemError(422, "invalid_request", f"{pointer}: {detail}", errors=[{"pointer": pointer, "detail": detail}])
+        errors = [{"pointer": pointer, "detail": detail}]
+        raise ProblemError(422, "invalid_request", f"{pointer}: {detail}", errors=errors)
 
 
 def _takes_many(annotation: Any) -> bool:
@@ -151,7 +155,8 @@ class Body:
         self._reading = asyncio.create_task(self._read(receive), name="read body")
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """As they come. Raises ClientDisconnect, or BrokenEncodingError after all that could be read."""
+        """As they come. Raises ClientDisconnect, or BrokenEncodingError after all that could be
+        read."""
         while True:
             while self._parts:
                 part = self._parts.popleft()

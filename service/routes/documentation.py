@@ -1,4 +1,5 @@
-"""The OpenAPI document, and the page that shows it: all from here, so that it works without the internet."""
+"""The OpenAPI document, and the page that shows it: all from here, so that it works without the
+internet."""
 
 from pathlib import Path as FilePath
 from typing import Annotated
@@ -16,8 +17,8 @@ _TYPES = {".css": "text/css", ".js": "text/javascript"}
 _FILES = {path.name: path for path in FOLDER.iterdir() if path.suffix in _TYPES}
 # Swagger UI has its pictures in its style sheet.
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -44,6 +45,7 @@ async def docs() -> FileResponse:
 async def docs_file(name: Annotated[str, Path(max_length=64)]) -> FileResponse:
     """A script or style of that page."""
     if name not in _FILES:
-        raise ProblemError(404, "not_found", f"got {name!a}, expected one of {', '.join(sorted(_FILES))}")
-    path = _FILES[name]
-    return FileResponse(path, headers={"Cache-Control": "max-age=3600"}, media_type=_TYPES[path.suffix])
+        expected = f"one of {', '.join(sorted(_FILES))}"
+        raise ProblemError(404, "not_found", f"got {name!a}, expected {expected}")
+    path, headers = _FILES[name], {"Cache-Control": "max-age=3600"}
+    return FileResponse(path, headers=headers, media_type=_TYPES[path.suffix])

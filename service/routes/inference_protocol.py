@@ -146,7 +146,8 @@ async def _read(request: Request) -> tuple[InferRequest, list[str]]:
 
 
 def _engine(services: Services, name: str, version: str | None = None) -> Engine:
-    """In this protocol the model, and its version where one is named, are part of the address: what is not there is a 404."""
+    """In this protocol the model, and its version where one is named, are part of the address: what
+    is not there is a 404."""
     try:
         engine = services.models.get(name)
     except UnknownModelError as error:
@@ -158,4 +159,5 @@ def _engine(services: Services, name: str, version: str | None = None) -> Engine
 def _check_version(name: str, version: str | None, engine: Engine) -> None:
     there = engine.info.version
     if version is not None and version != there:
-        raise ProblemError(404, "unknown_version", f"got version {version[:64]!a} of {name}, expected the one that there is, {there!a}")
+        detail = f"got version {version[:64]!a} of {name}, expected the one that there is, {there!a}"
+        raise ProblemError(404, "unknown_version", detail)

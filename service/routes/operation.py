@@ -1,4 +1,5 @@
-"""Probes and metrics. They alone do not mind query parameters: those who probe add some of their own, to pass by caches."""
+"""Probes and metrics. They alone do not mind query parameters: those who probe add some of their
+own, to pass by caches."""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse

@@ -54,7 +54,7 @@ def test_nothing_at_all_is_an_empty_body() -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_what_cannot_be_inflated(encoding: str) -> None:
     good = COMPRESS[encoding](b"content" * 100)
-    behind = "is not gzip" if encoding == "gzip" else "got bytes after the end"
+    behind = "is not gzip" if encoding == "gzip" else "got bytes after the end of the deflate"
     for wrong, said in ((b"not at all", f"is not {encoding}"), (good[:-5], "ends too early"), (good + b"behind it", behind)):
         with pytest.raises(BrokenEncodingError, match=said):
             inflate(encoding, wrong)
@@ -115,7 +115,7 @@ async def test_malformed_gzip_is_a_400_in_words(path: str, is_gzip: bool) -> Non
         sent = gzip.compress(content)[:-3] if is_gzip else content
         response = await client.post(path, content=sent, headers={"content-type": kind, "content-encoding": "gzip"})
     assert (response.status_code, response.json()["code"]) == (400, "bad_request")
-    assert ("ends too early" if is_gzip else "the body is not gzip") in response.json()["detail"]
+    assert ("ends too early" if is_gzip else "got a body that is not gzip") in response.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/dummy/infer", "/predict/file"])
