@@ -1,18 +1,30 @@
 """`python -m service`, or `gmerging-serve`: the service under uvicorn."""
 
 import argparse
+import contextlib
+import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
-from models.errors import GMergingError
+from models.errors import ConfigError, GMergingError
 from service.logs import configure_logging
 from service.settings import Settings, load_settings
+from service.sockets import address_of, listen, not_free
+from service.supervisor import HANGS_SECONDS, Supervisor
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,47 +55,83 @@ def _serve(settings: Settings) -> None:
     # uvicorn repeats the signal that stopped it once it is done; by default that would make a clean stop look like a death by signal.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
+    # Or every process that Python starts for us, as `python -c`, has the current folder in front of
+    # its path, and takes what lies there for ours.
+    os.environ["PYTHONSAFEPATH"] = "1"
     options = {
-        "host": settings.host,
-        "port": settings.port,
         "log_config": None,
         "access_log": False,  # the middleware's has the request's id and the route
         "server_header": False,
         "timeout_graceful_shutdown": settings.shutdown_seconds,
+        "timeout_worker_healthcheck": HANGS_SECONDS,
     }
-    if settings.workers == 1:
-        _serve_alone(settings, options)
-    else:
-        _serve_together(settings, options)
+    serve = _serve_alone if settings.workers == 1 else _serve_together
+    with contextlib.ExitStack() as taken:
+        sockets = listen(settings.host, settings.port)
+        for listening in sockets:
+            taken.enter_context(listening)
+        serve(settings, sockets, options)
 
 
-def _serve_alone(settings: Settings, options: dict[str, object]) -> None:
-    from prometheus_client import start_http_server
+class _Server(uvicorn.Server):
+    """Says where it answers; uvicorn does so only for sockets of its own."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        _say_where(sockets or [])
+
+
+def _serve_alone(settings: Settings, sockets: list[socket.socket], options: dict[str, Any]) -> None:
     from service.app import create_app
     from service.engine import load_engine
 
+    app = create_app(settings)
+    _serve_metrics(settings, app.state.metrics.registry)
     # Loaded here and not by the application, so that an artifact that cannot be used is one line and not a traceback.
-    app = create_app(settings, load_engine(settings.artifact, settings))
-    if settings.metrics_port is not None:
-        start_http_server(settings.metrics_port, settings.host, app.state.metrics.registry)
-    uvicorn.Server(uvicorn.Config(app, **options)).run()  # type: ignore[arg-type]
+    app.state.engine = load_engine(settings.artifact, settings)
+    server = _Server(uvicorn.Config(app, **options))
+    server.run(sockets)
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
-def _serve_together(settings: Settings, options: dict[str, object]) -> None:
+def _serve_together(
+    settings: Settings,
+    sockets: list[socket.socket],
+    options: dict[str, Any],
+) -> None:
     from models.artifact import load_parts
 
-    load_parts(settings.artifact)
     with tempfile.TemporaryDirectory(prefix="gmerging-") as folder:
         # Workers inherit it, and prometheus-client reads it when it is imported: not before here.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        if settings.metrics_port is not None:
-            from prometheus_client import start_http_server
+        from service.metrics import shared_registry
 
-            from service.metrics import shared_registry
+        _serve_metrics(settings, shared_registry())
+        load_parts(settings.artifact)
+        options |= {"factory": True, "workers": settings.workers}
+        supervisor = Supervisor(uvicorn.Config("service.app:worker_app", **options), sockets)
+        _say_where(sockets)
+        supervisor.run()
+    if supervisor.failed:
+        sys.exit(STARTUP_FAILURE)
 
-            start_http_server(settings.metrics_port, settings.host, shared_registry())
-        uvicorn.run("service.app:worker_app", factory=True, workers=settings.workers, **options)  # type: ignore[arg-type]
+
+def _serve_metrics(settings: Settings, registry: "CollectorRegistry") -> None:
+    from prometheus_client import start_http_server
+
+    if settings.metrics_port is None:
+        return
+    try:
+        start_http_server(settings.metrics_port, settings.host, registry)
+    except OSError as error:
+        sentence = not_free("METRICS_PORT", settings.host, settings.metrics_port, error)
+        raise ConfigError(sentence) from None
+
+
+def _say_where(sockets: list[socket.socket]) -> None:
+    for listening in sockets:
+        log.info("running on %s (press Ctrl-C to quit)", address_of(listening))
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:

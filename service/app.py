@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fastapi import FastAPI, Security
+from fastapi import Depends, FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client.multiprocess import mark_process_dead
 from pydantic import BaseModel
@@ -27,13 +27,15 @@ from service.jobs import JobStore
 from service.logs import configure_logging
 from service.memory import keep_flat, settled
 from service.metrics import MULTIPROCESS_FOLDER, Metrics
-from service.middleware import Authenticate, BodyLimit, LimitBody, ObserveRequests
+from service.middleware import Authenticate, BodyLimit, InflateBody, LimitBody, ObserveRequests
 from service.parsing import LOSSES
 from service.pipeline import Pipeline
 from service.problems import MEDIA_TYPE, install_handlers
+from service.rates import Rates
 from service.reading import ITEM_CODES
 from service.registry import ModelRegistry
-from service.routes import files, inference_protocol, models, operation, predictions
+from service.routes import documentation, files, inference_protocol, models, operation, predictions
+from service.routes.common import closed_query
 from service.schemas import StreamLine
 from service.security import KeyRing
 from service.services import Services
@@ -85,46 +87,75 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
     Args:
         settings: from the environment if None.
-        engine: answers requests that name no model; loaded from the settings' artifact at start-up if None. Start-up fails if a model cannot be used.
+        engine: answers requests that name no model; loaded from the settings' artifact at
+            start-up if None, and if `app.state.engine` is not set until then. Start-up fails if a
+            model cannot be used.
     """
     chosen = load_settings() if settings is None else settings
     metrics = Metrics(ITEM_CODES, LOSSES)
-    keys = KeyRing(chosen.api_keys, chosen.api_keys_file, chosen.workers)
+    shared = Path(os.environ[MULTIPROCESS_FOLDER]) if MULTIPROCESS_FOLDER in os.environ else None
+    rates = Rates(shared / "rates.json" if shared else None)
+    keys = KeyRing(chosen.api_keys, chosen.api_keys_file, rates)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _running(chosen, metrics, keys, engine) as services:
+        async with _running(chosen, metrics, keys, shared, app.state.engine) as services:
             app.state.services = services
             with _draining(services.pipeline, chosen.drain_seconds):
                 yield
 
     app = Application(
-        title="G-Merging", version=version("g-merging"), description=DESCRIPTION, lifespan=lifespan, redoc_url=None, redirect_slashes=False
+        title="G-Merging",
+        version=version("g-merging"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url=None,  # ours is `documentation.router`
+        redirect_slashes=False,
     )
-    app.state.metrics, app.state.services = metrics, None
-    app.include_router(operation.router)
+    app.state.metrics, app.state.services, app.state.engine = metrics, None, engine
+    open_routers = [operation.router, inference_protocol.health_router]
     if chosen.metrics_port is None:
-        app.include_router(operation.metrics_router)
-    app.include_router(inference_protocol.health_router)
-    for router in (predictions.router, files.router, models.router, models.admin_router, inference_protocol.router):
-        app.include_router(router, dependencies=_KEYS)
+        open_routers.append(operation.metrics_router)
+    keyed_routers = [
+        predictions.router,
+        files.router,
+        models.router,
+        models.admin_router,
+        inference_protocol.router,
+    ]
+    for router in open_routers:
+        app.include_router(router)
+    app.include_router(documentation.router, dependencies=[Depends(closed_query)])
+    for router in keyed_routers:
+        app.include_router(router, dependencies=[Depends(closed_query), *_KEYS])
     install_handlers(app)
     # Each is added around what is there: the last one is the outermost.
     app.add_middleware(LimitBody, limits=partial(_body_limit, chosen))
+    app.add_middleware(InflateBody)
     app.add_middleware(Authenticate, keys=keys)
     if chosen.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
-    app.add_middleware(ObserveRequests, metrics=metrics)
+    routers = [*open_routers, documentation.router, *keyed_routers]
+    routes = [route for router in routers for route in router.routes]
+    app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
     return app
 
 
 @asynccontextmanager
-async def _running(settings: Settings, metrics: Metrics, keys: KeyRing, engine: Engine | None) -> AsyncIterator[Services]:
-    """The parts of the application, started; stopped at the end, with all requests answered."""
+async def _running(
+    settings: Settings,
+    metrics: Metrics,
+    keys: KeyRing,
+    shared: Path | None,
+    engine: Engine | None,
+) -> AsyncIterator[Services]:
+    """The parts of the application, started; stopped at the end, with all requests answered.
+
+    `shared` is the folder of several workers.
+    """
     keep_flat()
     if settings.tracing:
         start_tracing()
-    shared = Path(os.environ[MULTIPROCESS_FOLDER]) if MULTIPROCESS_FOLDER in os.environ else None
     registry = ModelRegistry(
         partial(load_engine, settings=settings),
         metrics,

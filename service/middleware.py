@@ -5,13 +5,15 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.inflating import ENCODINGS, UnknownEncodingError, inflater_of
 from service.logs import request_id
 from service.metrics import Metrics
 from service.problems import CLIENT_CLOSED_REQUEST, as_protocol, problem, too_large, too_slow
@@ -30,19 +32,14 @@ _SECURITY_HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-# The interactive documentation loads its scripts and styles from where FastAPI says; its page holds one script of its own.
-_DOCUMENTATION_POLICY = (
-    "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; img-src 'self' data: https://fastapi.tiangolo.com; "
-    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net"
-)
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 
 class ObserveRequests:
     """Outermost: gives every request an id, counts, times, logs and traces it, and turns an error that nobody foresaw into a problem."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:
+        self._app, self._metrics, self._routes = app, metrics, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -51,7 +48,7 @@ class ObserveRequests:
             return
         started = scope["arrived"] = time.perf_counter()
         headers = Headers(scope=scope)
-        identity = _request_id(headers)
+        identity, route = _request_id(headers), self._route_of(scope)
         token = request_id.set(identity)
         status: int | None = None
 
@@ -59,13 +56,11 @@ class ObserveRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]  # counted before it leaves: who has the answer finds it in the metrics
-                self._metrics.request_answered(_route(scope), scope["method"], message["status"])
+                self._metrics.request_answered(route, scope["method"], message["status"])
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID] = identity
                 for name, value in _SECURITY_HEADERS.items():
                     answer.setdefault(name, value)
-                if scope["path"] == "/docs":
-                    answer["content-security-policy"] = _DOCUMENTATION_POLICY
             await send(message)
 
         try:
@@ -73,7 +68,7 @@ class ObserveRequests:
                 try:
                     await self._app(scope, receive, send_and_count)
                 except Exception:
-                    log.exception("request failed: %s %s", scope["method"], _route(scope))
+                    log.exception("request failed: %s %s", scope["method"], route)
                     if status is not None:
                         raise
                     await problem(500, "internal", "the service failed; its log says more under this request id")(scope, receive, send_and_count)
@@ -83,15 +78,15 @@ class ObserveRequests:
             seconds = time.perf_counter() - started
             if status is None:
                 status = CLIENT_CLOSED_REQUEST
-                self._metrics.request_answered(_route(scope), scope["method"], status)
-            self._metrics.request_ended(_route(scope), seconds)
-            if _route(scope) not in _QUIET:
+                self._metrics.request_answered(route, scope["method"], status)
+            self._metrics.request_ended(route, seconds)
+            if route not in _QUIET:
                 client = scope.get("client_of_key")
                 access_log.info(
                     "request",
                     extra={
                         "method": scope["method"],
-                        "route": _route(scope),
+                        "route": route,
                         "status": status,
                         "seconds": round(seconds, 6),
                         "client": client.name if client is not None else None,
@@ -99,16 +94,20 @@ class ObserveRequests:
                 )
             request_id.reset(token)
 
+    def _route_of(self, scope: Scope) -> str:
+        """The pattern that the path is one of: a bounded label, where the path is not.
+
+        Looked up before routing: a request that is refused on the way there counts under its route
+        all the same.
+        """
+        matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+        return getattr(next(matching, None), "path", "unmatched")
+
 
 def _request_id(headers: Headers) -> str:
     """The client's own id if it is harmless in a log, otherwise a new one."""
     given = headers.get(REQUEST_ID, "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _route(scope: Scope) -> str:
-    """The matched route's pattern: a bounded label, where the path is not."""
-    return getattr(scope.get("route"), "path", "unmatched")
 
 
 class Authenticate:
@@ -125,7 +124,7 @@ class Authenticate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http" or scope["path"] in self._OPEN:
+        if scope["type"] != "http" or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         admin = scope["path"] == "/admin" or scope["path"].startswith("/admin/")
@@ -134,6 +133,9 @@ class Authenticate:
         scope["client_of_key"] = client
         refusal = self._refusal(admin, key, client)
         await (self._app if refusal is None else as_protocol(scope["path"], refusal))(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._OPEN or path.startswith("/docs/")
 
     def _refusal(self, admin: bool, key: str | None, client: Client | None) -> Response | None:
         if self._keys.is_empty:
@@ -149,6 +151,51 @@ def _key(headers: Headers) -> str | None:
         return given
     kind, _, value = headers.get("authorization", "").partition(" ")
     return value.strip() if kind.lower() == "bearer" else None
+
+
+class InflateBody:
+    """Inflates a body that comes compressed, a piece at a time. What is inside of this sees it as
+    if it had come as it is, limits included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        try:
+            inflater = inflater_of(", ".join(headers.getlist("content-encoding")))
+        except UnknownEncodingError as error:
+            understood = {"Accept-Encoding": ", ".join(ENCODINGS)}
+            refusal = problem(415, "unsupported_encoding", str(error), understood)
+            await as_protocol(scope["path"], refusal)(scope, receive, send)
+            return
+        if inflater is None:
+            await self._app(scope, receive, send)
+            return
+        del headers["content-encoding"], headers["content-length"]  # of what came
+        pieces: Iterator[bytes] = iter(())
+        complete = handed_on = False
+
+        async def receive_piece() -> Message:
+            nonlocal pieces, complete, handed_on
+            while True:
+                if (piece := next(pieces, None)) is not None:
+                    await asyncio.sleep(0)  # others' turn: there may be a thousand pieces
+                    return {"type": "http.request", "body": piece, "more_body": True}
+                if complete and not handed_on:
+                    handed_on = True
+                    return {"type": "http.request", "body": b"", "more_body": False}
+                message = await receive()
+                if message["type"] != "http.request":
+                    return message
+                complete = not message.get("more_body", False)
+                pieces = inflater.pieces(message.get("body", b""), last=complete)
+
+        await self._app({**scope, "headers": headers.raw}, receive_piece, send)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,23 @@
 
 import asyncio
 import multiprocessing
+import os
 import resource
 import signal
+import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from models.errors import GMergingError
 from service.graphs import Graph, MoleculeLimits, Wanted, tensors_of
 from service.reading import MOLECULES, Parsed, Source, Unreadable, read, read_all, refused
 
@@ -29,6 +35,10 @@ LOSSES: tuple[Loss, ...] = ("timeout", "died")
 _CHUNK = 16  # about ten milliseconds of work, against half a millisecond for the way there and back
 _MOST_TIMEOUTS = 3
 _LOOK_SECONDS = 0.05
+_START_SECONDS = 300.0  # of all processes together: the first one of a busy machine imports torch
+_HOLD_SECONDS = 0.02
+_FIRST = "C"
+_NO_START = "the processes that read molecules do not work: got {} for C, expected it read"
 _MOST_MEMORY_BYTES = 6 * 1024**3  # addresses, of which torch's libraries take most: a molecule that wants gigabytes gets an error
 
 # What crosses between processes: canonical SMILES, the graph's class and arrays (tensors would each take a file descriptor), or what is wrong.
@@ -37,6 +47,12 @@ _Wire = tuple[str | None, type[Graph], list[NDArray[Any]]] | Unreadable
 
 class ProcessLostError(Exception):
     """The process that read a chunk is gone, and the chunk's molecules are as they were."""
+
+
+class ParserStartError(GMergingError):
+    """The processes that read molecules do not read one."""
+
+    code = "parser_failed"
 
 
 @dataclass
@@ -106,6 +122,32 @@ class Parser:
         self._context.set_forkserver_preload([read.__module__])
         self._pool = self._new_pool()
 
+    async def start(self) -> None:
+        """Have every process read a molecule.
+
+        Raises:
+            ParserStartError: one of them cannot, with the reason.
+        """
+        seen: set[int] = set()
+        deadline = time.monotonic() + _START_SECONDS
+        while len(seen) < self._processes:
+            # As many at a time as there are processes; each is held for a moment, so that the
+            # others get theirs.
+            futures = [self._pool.schedule(_read_first, args=[self._limits]) for _ in range(self._processes)]
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            except TimeoutError:
+                late = f"nothing after {_START_SECONDS:g} s"
+                raise ParserStartError(_NO_START.format(late)) from None
+            except Exception as error:
+                lost = f"{type(error).__name__}: {error}"
+                raise ParserStartError(_NO_START.format(lost)) from error
+            for pid, smiles in answers:
+                if smiles != _FIRST:
+                    raise ParserStartError(_NO_START.format(smiles))
+                seen.add(pid)
+
     async def parse(self, sources: Sequence[Source], wanted: Wanted = MOLECULES) -> list[Parsed | Unreadable]:
         """Read molecules or graphs, in their order, as the asked tasks of a model take them."""
         request = _Request(wanted, asyncio.Semaphore(self._window))
@@ -126,6 +168,8 @@ class Parser:
         self._pool.join()
 
     def _new_pool(self) -> ProcessPool:
+        with _our_path():
+            forkserver.ensure_running()
         return ProcessPool(self._processes, initializer=_prepare, context=self._context)
 
     async def _read_chunk(self, chunk: Sequence[Source], request: _Request) -> list[Parsed | Unreadable]:
@@ -191,6 +235,29 @@ class Parser:
                     self._on_loss("timeout")
 
 
+@contextmanager
+def _our_path() -> Iterator[None]:
+    """While this holds, a Python that is started finds the packages that this one has.
+
+    By itself it has the current folder in front of its path, where a `models.py` of the user's
+    would be taken for ours; and where ours are not installed, it would not find them.
+    """
+    root = str(Path(__file__).parents[1])
+    ours = {"PYTHONSAFEPATH": "1"}
+    if root != sysconfig.get_path("purelib"):  # which is on the path anyway
+        ours["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _prepare() -> None:
     """A process of the pool ends when the pool says so, and then at once (a handler of Python's would wait until the molecule is read); but not when
     someone presses Ctrl-C at the terminal of the service."""
@@ -198,6 +265,13 @@ def _prepare() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY_BYTES, _MOST_MEMORY_BYTES))
     torch.set_num_threads(1)
+
+
+def _read_first(limits: MoleculeLimits) -> tuple[int, str | None]:
+    """This process, and what it makes of a molecule."""
+    (molecule,) = read_all([_FIRST], limits, MOLECULES)
+    time.sleep(_HOLD_SECONDS)
+    return os.getpid(), molecule.message if isinstance(molecule, Unreadable) else molecule.smiles
 
 
 def _read_all(sources: Sequence[Source], limits: MoleculeLimits, wanted: Wanted) -> list[_Wire]:

@@ -106,8 +106,9 @@ class Pipeline:
         )
 
     async def start(self) -> None:
-        """Start the processes that read molecules, then accept requests."""
-        await self._parser.parse(["C"])
+        """Start the processes that read molecules, then accept requests. Raises
+        ParserStartError."""
+        await self._parser.start()
         self._batcher.start()
         self._loop = asyncio.get_running_loop()
         self._accepts = self._ready = True

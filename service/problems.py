@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
 from service.engine import UnsupportedInputError
+from service.inflating import BrokenEncodingError
 from service.registry import UnknownModelError
 from service.security import RateLimitedError
 from service.streams import TooManyStreamsError
@@ -66,6 +67,10 @@ async def _on_http_exception(_: Request, error: HTTPException) -> Response:
     return problem(error.status_code, code, error.detail, error.headers)
 
 
+async def _on_broken_encoding(_: Request, error: BrokenEncodingError) -> Response:
+    return problem(400, "bad_request", error.detail)
+
+
 async def _on_queue_full(_: Request, error: QueueFullError) -> Response:
     return problem(429, "queue_full", str(error), {"Retry-After": str(error.retry_after_seconds)})
 
@@ -116,6 +121,7 @@ def _pointer(location: tuple[int | str, ...]) -> str:
 # Any: Starlette types every handler as one of all exceptions.
 _HANDLERS: dict[type[Exception], Any] = {
     HTTPException: _on_http_exception,
+    BrokenEncodingError: _on_broken_encoding,
     RequestValidationError: _on_invalid_request,
     QueueFullError: _on_queue_full,
     QueueClosedError: _on_queue_closed,

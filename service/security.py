@@ -11,19 +11,16 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import math
 import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from models.errors import ConfigError
+from service.rates import Rates
 
 log = logging.getLogger(__name__)
 
@@ -62,22 +59,21 @@ class RateLimitedError(Exception):
 class KeyRing:
     """The keys that open the service."""
 
-    def __init__(self, text: str | None = None, file: Path | None = None, workers: int = 1) -> None:
+    def __init__(self, text: str | None = None, file: Path | None = None, rates: Rates | None = None) -> None:
         """Read the keys.
 
         Args:
             text: JSON.
             file: of the same; read again when it changes.
-            workers: among which each rate is shared out.
+            rates: what was asked for; of this process alone if None.
 
         Raises:
             ConfigError: the file cannot be read, or the keys are not as expected.
         """
-        self._file, self._workers = file, workers
+        self._file, self._rates = file, Rates() if rates is None else rates
         self._state = _state(file)
         self._looked = time.monotonic()
         self._clients = _read(text, file)
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     @property
     def is_empty(self) -> bool:
@@ -111,11 +107,9 @@ class KeyRing:
         """Seconds until it can be tried again; 0 if it is done."""
         if client is None or client.molecules_per_minute is None:
             return 0
-        limit = RateLimitItemPerMinute(max(1, client.molecules_per_minute // self._workers))
+        most = client.molecules_per_minute
         # More at once than a minute allows is let in when a whole minute's worth is there, or it could never be.
-        if self._limiter.hit(limit, client.name, cost=min(molecules, limit.amount)):
-            return 0
-        return max(1, math.ceil(self._limiter.get_window_stats(limit, client.name).reset_time - time.time()))
+        return self._rates.spend(client.name, min(molecules, most), most)
 
     def _look_again(self) -> None:
         if self._file is None or time.monotonic() - self._looked < _LOOK_AGAIN_SECONDS:

@@ -1,5 +1,6 @@
 """Settings of the service, read from the environment once, at start."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,10 +9,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
 from models.device import DeviceChoice
-from models.errors import ConfigError
+from models.errors import ConfigError, did_you_mean
 
 PREFIX = "GMERGING_"
 RELEASED_ARTIFACT = Path(models.__file__).parent / "releases" / "moleculenet-gcn"
+ELSEWHERE = frozenset({"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT"})
+"""Variables of the same prefix that are no settings: the first two are read by the command
+`gmerging`, the third by docker-compose.yml."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -31,7 +35,7 @@ class Settings(BaseSettings):
     models: Path | None = Field(None, description="folder of further artifacts, one folder in it for each; a folder's name is the model's")
     watch_seconds: float = Field(0, ge=0, description="how often to look for changed, new and removed artifacts; 0: only when an admin asks")
     device: DeviceChoice = Field("auto", description="auto takes a GPU where there is one")
-    workers: int = Field(1, ge=1, le=256, description="processes that answer, each with its own models, queue, cache and share of the rates")
+    workers: int = Field(1, ge=1, le=256, description="processes that answer, each with its own models, queue and cache")
     # More threads help one large request on idle cores and hurt on busy ones (measured: 1.7 to 2.7 times slower with two on two busy cores).
     threads: int = Field(1, ge=1, le=1024, description="torch threads of one model pass")
     parsers: int = Field(2, ge=1, le=256, description="processes that read molecules, for each worker")
@@ -85,12 +89,30 @@ def load_settings() -> Settings:
     """Settings from the environment.
 
     Raises:
-        ConfigError: names every variable that is wrong, with what it holds.
+        ConfigError: names every variable that is wrong, with what it holds, and every one of the
+            prefix that is no setting, with the setting whose name is nearest.
     """
+    wrong = [_unknown(name) for name in os.environ if _is_unknown(name.upper())]
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(item["loc"], item["msg"], item["input"]) for item in error.errors())) from None
+        wrong += [_describe(item["loc"], item["msg"], item["input"]) for item in error.errors()]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    return settings
+
+
+def variables() -> list[str]:
+    """The names of the variables of all settings."""
+    return [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+
+
+def _is_unknown(name: str) -> bool:
+    return name.startswith(PREFIX) and name not in ELSEWHERE and name not in variables()
+
+
+def _unknown(name: str) -> str:
+    return f"got {name}, which is no setting{did_you_mean(name.upper(), variables(), PREFIX)}"
 
 
 def _describe(location: tuple[int | str, ...], message: str, value: object) -> str:

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.answers import item, model
 from service.batcher import QueueClosedError
+from service.inflating import BrokenEncodingError
 from service.pipeline import Pipeline, Question, Result
 from service.reading import InChI, MolBlock, Source, Unreadable
 from service.schemas import StreamLine
@@ -244,6 +245,8 @@ async def ndjson_answers(
                 yield b"\n".join(lines) + b"\n"
     except QueueClosedError:
         yield _last_line("not_ready", f"the service is stopping; {index} lines were answered, send the others again")
+    except BrokenEncodingError as error:
+        yield _last_line("bad_request", f"{error.detail}; {index} lines were answered")
     except StalledError:
         yield _last_line("stalled", f"nothing came for {STALL_SECONDS:g} s; {index} lines were answered")
 

@@ -4,15 +4,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from models.errors import did_you_mean
 from models.unified import Routing
+from service.inflating import BrokenEncodingError
 from service.pipeline import Question
-from service.problems import ProblemError, not_ready
+from service.problems import ProblemError, clean, not_ready
 from service.registry import ModelRegistry
 from service.schemas import Problem
 from service.security import Client
@@ -59,6 +61,36 @@ async def _accepting(services: Annotated[Services, Depends(_services)]) -> Servi
 async def _client(request: Request) -> Client | None:
     client: Client | None = request.scope.get("client_of_key")
     return client
+
+
+async def closed_query(request: Request) -> None:
+    """Refuses a query parameter that the request's route does not declare, and one that is given
+    twice and taken once.
+
+    Raises:
+        ProblemError: names it, and the known one whose name is nearest.
+    """
+    given = [name for name, _ in request.query_params.multi_items()]
+    if not given:
+        return
+    declared = request.scope["route"].dependant.query_params
+    takes_many = {field.alias: _takes_many(field.field_info.annotation) for field in declared}
+    for name in given:
+        if name not in takes_many:
+            expected = f"one of {', '.join(takes_many)}" if takes_many else "none"
+            detail = f"got an unknown parameter {name[:64]!a}, expected {expected}"
+            detail += did_you_mean(name, takes_many)
+        elif given.count(name) > 1 and not takes_many[name]:
+            detail = f"got it {given.count(name)} times, expected it once"
+        else:
+            continue
+        pointer = clean(f"query {name[:64]}")
+        errors = [{"pointer": pointer, "detail": detail}]
+        raise ProblemError(422, "invalid_request", f"{pointer}: {detail}", errors=errors)
+
+
+def _takes_many(annotation: Any) -> bool:
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
@@ -116,13 +148,15 @@ class Body:
 
     def __init__(self, receive: Receive) -> None:
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._broken: BrokenEncodingError | None = None
         self._parts: deque[bytes] = deque()
         self._complete = False
         self._changed = asyncio.Event()
         self._reading = asyncio.create_task(self._read(receive), name="read body")
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """As they come. Raises ClientDisconnect."""
+        """As they come. Raises ClientDisconnect, or BrokenEncodingError after all that could be
+        read."""
         while True:
             while self._parts:
                 part = self._parts.popleft()
@@ -130,6 +164,8 @@ class Body:
                 yield part
             if self.gone.done():
                 raise ClientDisconnect
+            if self._broken is not None:
+                raise self._broken
             if self._complete:
                 return
             self._changed.clear()
@@ -144,7 +180,12 @@ class Body:
             while sum(map(len, self._parts)) > _READ_AHEAD_BYTES:
                 self._changed.clear()
                 await self._changed.wait()
-            message = await receive()
+            try:
+                message = await receive()
+            except BrokenEncodingError as error:
+                self._broken = error
+                self._changed.set()
+                return
             if message["type"] == "http.disconnect":
                 self.gone.set_result(None)
             else:

@@ -49,7 +49,10 @@ from service.streams import Answerer, StreamedResponse, in_order, model_headers,
 
 router = APIRouter()
 
-_Tasks = Annotated[list[str] | None, Query(max_length=1000, description="tasks to answer, by name, each once; all of them if left out")]
+_Tasks = Annotated[
+    list[str] | None,
+    Query(max_length=1000, description="tasks to answer, by name, each once, also with commas between them; all of them if left out"),
+]
 _Model = Annotated[str | None, Query(max_length=128, description="name of a model; the default one if left out")]
 _Routing = Annotated[Routing, Query(description="`own`, `moe` or `merged`, as of `/predict`")]
 _Explain = Annotated[bool, Query(description="add routing weights to each answer")]
@@ -57,6 +60,8 @@ _JobId = Annotated[str, Path(max_length=64)]
 
 
 def _question(services: Services, model: str | None, tasks: list[str] | None, routing: Routing) -> Question:
+    if tasks is not None:
+        tasks = [name.strip() for names in tasks for name in names.split(",")]  # which no task's name holds
     if tasks is not None and len(set(tasks)) != len(tasks):
         raise ProblemError(422, "invalid_request", "got a task twice in tasks, expected each once")
     return question_of(services.models, model, tasks, routing)

@@ -1,7 +1,8 @@
-"""Probes and metrics."""
+"""Probes and metrics. They alone do not mind query parameters: those who probe add some of their
+own, to pass by caches."""
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.metrics import Metrics
@@ -25,12 +26,6 @@ async def readyz(services: ServicesDep) -> HealthResponse:
     if not services.pipeline.ready:
         raise not_ready()
     return HealthResponse(status="ready")
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """To the interactive documentation."""
-    return RedirectResponse("/docs")
 
 
 @metrics_router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)

@@ -1,6 +1,7 @@
 """Dashboards and alerts ask for what the service has, and the files agree with each other."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,12 +23,12 @@ from service.app import create_app
 from service.metrics import Metrics
 from service.parsing import LOSSES
 from service.reading import ITEM_CODES
-from service.settings import PREFIX, Settings
+from service.settings import ELSEWHERE, PREFIX, Settings, variables
 from tests.service.doubles import settings_of
 
 ROOT = Path(__file__).parents[2]
 PROMTOOL = shutil.which("promtool")
-PREDICTIONS = {"/predict", "/predict/stream", "/predict/file", "/v2/models/{name}/infer"}
+PREDICTIONS = {"/predict", "/predict/stream", "/predict/file", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"}
 
 
 def load(path: str) -> Any:
@@ -204,7 +205,7 @@ def test_jobs_of_compose_lie_in_a_volume_that_the_service_may_write() -> None:
     service = compose["services"]["service"]
     ((volume, folder),) = [mount.split(":") for mount in service["volumes"]]
     assert volume in compose["volumes"]
-    assert Path(service["environment"]["GMERGING_JOBS"]).parent == Path(folder)
+    assert Path(compose_environment()["GMERGING_JOBS"]).parent == Path(folder)
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert f"install --directory --owner=10001 --group=10001 {folder}\n" in dockerfile
     assert "\nUSER 10001:10001\n" in dockerfile
@@ -224,8 +225,48 @@ def kubernetes_environment() -> dict[str, str]:
 
 
 def compose_environment() -> dict[str, str]:
+    """What the service gets where nobody sets anything."""
+    service = load("docker-compose.yml")["services"]["service"]["environment"]
+    gpu = load("docker-compose.gpu.yml")["services"]["service"]["environment"]
+    values = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in {**gpu, **service}.items()}
+    return {name: value for name, value in values.items() if value}
+
+
+def test_compose_hands_on_every_setting() -> None:
+    """From the shell and from `.env`; but for the address, which is the container's own."""
     service = load("docker-compose.yml")["services"]["service"]
-    return {**load("docker-compose.gpu.yml")["services"]["service"]["environment"], **service["environment"]}
+    own = {"GMERGING_HOST": "0.0.0.0", "GMERGING_PORT": "8000"}
+    defaults = {"GMERGING_JOBS": "/var/lib/gmerging/jobs"}
+    handed_on = {name: f"${{{name}:-{defaults.get(name, '')}}}" for name in variables()}
+    assert service["environment"] == {**handed_on, **own}
+    assert service["env_file"] == [{"path": ".env", "required": False}]  # where a slip of a name stops the start
+    (port,) = service["ports"]
+    assert port.endswith(f":{own['GMERGING_PORT']}")
+    assert set(re.findall(r"GMERGING_\w+", port)) <= {*variables(), *ELSEWHERE}
+
+
+def has_compose() -> bool:
+    """Whether there is Compose, version 2, as the plugin of Docker's client."""
+    command = ["docker", "compose", "version"]
+    return shutil.which("docker") is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not has_compose(), reason="there is no `docker compose`")
+def test_compose_reads_the_file_of_variables(tmp_path: Path) -> None:
+    for name in ("docker-compose.yml", "docker-compose.gpu.yml"):
+        shutil.copy(ROOT / name, tmp_path)
+    keys = '[{"name": "lab", "sha256": "00"}]'
+    given = {"GMERGING_API_KEYS": keys, "GMERGING_MAX_MOLECULES": "7", "GMERGING_TYPO": "1", "GMERGING_PORT": "9000"}
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in given.items()))
+    environment = {**os.environ, "GMERGING_WORKERS": "3"}
+    for files in ([], ["-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml"]):
+        command = ["docker", "compose", *files, "config", "--format", "json"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        service = json.loads(done.stdout)["services"]["service"]
+        expected = {**given, "GMERGING_WORKERS": "3", "GMERGING_HOST": "0.0.0.0", "GMERGING_PORT": "8000"}
+        assert {name: service["environment"][name] for name in expected} == expected
+        assert [(port["published"], port["target"]) for port in service["ports"]] == [("9000", 8000)]
 
 
 @pytest.mark.parametrize("environment", [compose_environment(), kubernetes_environment()], ids=["compose", "kubernetes"])
@@ -239,7 +280,7 @@ def seconds_to_stop(environment: dict[str, str]) -> float:
 
 
 def test_the_service_has_time_to_stop() -> None:
-    assert int(load("docker-compose.yml")["services"]["service"]["stop_grace_period"].rstrip("s")) > seconds_to_stop(compose_environment())
+    assert 60 * int(load("docker-compose.yml")["services"]["service"]["stop_grace_period"].rstrip("m")) > seconds_to_stop(compose_environment())
     assert kubernetes()[0]["spec"]["terminationGracePeriodSeconds"] > seconds_to_stop(kubernetes_environment()) > 30
 
 

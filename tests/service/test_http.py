@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from rdkit import Chem
 
 from models.inputs import MoleculeInput
+from service import parsing
 from service.app import create_app
 from service.schemas import ETHANOL_GRAPH, PREDICT_EXAMPLES, ModelResponse, PredictResponse, Problem, TasksResponse
 from tests.service.doubles import LABELS, DummyEngine, client_of, metric, serving, settings_of
@@ -355,3 +357,10 @@ async def test_documentation_is_true() -> None:
     for status in set(answers) - {"200"}:
         assert list(answers[status]["content"]) == ["application/problem+json"]
     assert list(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
+
+
+async def test_processes_that_cannot_read_keep_the_service_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing, "_read_first", os.abort)
+    with pytest.raises(parsing.ParserStartError, match="the processes that read molecules do not work"):
+        async with serving():
+            pytest.fail("it started")

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from rdkit import Chem
 
 from models.errors import InvalidInputError
 from models.featurize import featurize
+from service.app import create_app
 from service.engine import ArtifactEngine, load_engine
 from service.inference_protocol import read_request
-from tests.service.doubles import LABELS, serving, settings_of, stacked
+from tests.service.doubles import LABELS, DummyEngine, client_of, serving, settings_of, stacked
 from tests.service.test_server import SMILES, process
 
 INFER = "/v2/models/dummy/infer"
@@ -124,6 +125,8 @@ async def test_metadata_and_health() -> None:
         (INFER, body(*["C"] * 6), 422, "too_many_molecules"),
         (INFER, {}, 400, "invalid_request"),
         ("/v2/models/nope/infer", body("C"), 404, "unknown_model"),
+        ("/v2/models/nope/versions/1/infer", body("C"), 404, "unknown_model"),
+        ("/v2/models/dummy/versions/2/infer", body("C"), 404, "unknown_version"),
     ],
 )
 async def test_refusals_say_why_in_both_ways(path: str, content: Any, status: int, code: str) -> None:
@@ -133,6 +136,34 @@ async def test_refusals_say_why_in_both_ways(path: str, content: Any, status: in
     assert response.json()["error"] == response.json()["detail"]
     if code == "smiles_syntax":
         assert "smiles[1]" in response.json()["error"]
+
+
+@pytest.mark.anyio
+async def test_version_is_the_artifacts_or_a_404() -> None:
+    async with serving() as client:
+        for end in ("", "/ready"):
+            named = await client.get(f"/v2/models/dummy/versions/1{end}")
+            assert (named.status_code, named.json()) == (200, (await client.get(f"/v2/models/dummy{end}")).json())
+            other = await client.get(f"/v2/models/dummy/versions/0.9{end}")
+            assert (other.status_code, other.json()["code"]) == (404, "unknown_version")
+            assert other.json()["error"] == "got version '0.9' of dummy, expected the one that there is, '1'"
+        assert (await client.get("/v2/models/dummy")).json()["versions"] == ["1"]
+        answer = await client.post("/v2/models/dummy/versions/1/infer", json=body("C"))
+        assert answer.json() == (await client.post(INFER, json=body("C"))).json()
+
+
+@pytest.mark.anyio
+async def test_model_that_is_replaced_while_the_body_comes_does_not_answer_for_its_version() -> None:
+    app = create_app(settings_of(), DummyEngine())
+
+    async def slow() -> AsyncIterator[bytes]:
+        registry = app.state.services.models
+        registry._install("dummy", DummyEngine(version="2"))
+        yield json.dumps(body("C")).encode()
+
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        response = await client.post("/v2/models/dummy/versions/1/infer", content=slow())
+    assert (response.status_code, response.json()["code"]) == (404, "unknown_version")
 
 
 # --- with NVIDIA's client ---
@@ -171,6 +202,32 @@ def test_tritonclient(server: tuple[str, ArtifactEngine], as_binary: bool) -> No
         client.infer("pico", [smiles])
     with pytest.raises(triton.InferenceServerException, match="unknown model 'nope'"):
         client.infer("nope", [smiles])
+    client.close()
+
+
+@pytest.mark.parametrize("algorithm", [None, "gzip", "deflate"])
+def test_tritonclient_with_a_version_and_compression(server: tuple[str, ArtifactEngine], algorithm: str | None) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    url, engine = server
+    client, version = triton.InferenceServerClient(url), engine.info.version
+    assert client.is_model_ready("pico", version)
+    assert not client.is_model_ready("pico", "9")
+    assert client.get_model_metadata("pico", version)["versions"] == [version]
+    smiles = triton.InferInput("smiles", [len(SMILES)], "BYTES")
+    smiles.set_data_from_numpy(np.array(SMILES, dtype=np.object_))
+    result = client.infer(
+        "pico",
+        [smiles],
+        model_version=version,
+        request_compression_algorithm=algorithm,
+        response_compression_algorithm=algorithm,
+    )
+    offline = engine.run([featurize(text).graph for text in SMILES], engine.info.tasks, "own")
+    for task in engine.info.tasks:
+        np.testing.assert_allclose(result.as_numpy(task), stacked(offline, task), atol=1e-5)
+    assert result.get_response()["model_version"] == version
+    with pytest.raises(triton.InferenceServerException, match=f"expected the one that there is, '{version}'"):
+        client.infer("pico", [smiles], model_version="9")
     client.close()
 
 

@@ -1,13 +1,74 @@
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from models.errors import ConfigError
+from service import engine
 from service.__main__ import main
+from service.sockets import address_of, listen
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port on which somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("PORT", "high"), ("DEVICE", "tpu"), ("ARTIFACT", "/nowhere/at/all")])
 def test_wrong_setting_stops_the_start_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which is set from there on, and here taken back
+    monkeypatch.setenv("GMERGING_PORT", "0")
     monkeypatch.setenv(f"GMERGING_{name}", value)
     with pytest.raises(SystemExit, match=value) as stop:
         main([])
     assert isinstance(stop.value.code, str)  # the interpreter prints it and exits with 1
     assert stop.value.code.startswith("gmerging-serve: ")
     assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("name", ["PORT", "METRICS_PORT"])
+def test_port_that_is_taken_is_said_before_anything_is_loaded(
+    name: str, workers: str, taken: int, pico_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("the model was loaded first")
+
+    monkeypatch.setattr(engine, "load_engine", load)
+    monkeypatch.setattr("models.artifact.load_parts", load)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as above
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
+    monkeypatch.setenv("GMERGING_ARTIFACT", str(pico_artifact))
+    monkeypatch.setenv("GMERGING_WORKERS", workers)
+    monkeypatch.setenv("GMERGING_PORT", "0")
+    monkeypatch.setenv(f"GMERGING_{name}", str(taken))
+    expected = f"gmerging-serve: GMERGING_{name}: got {taken} on 127.0.0.1: Address already in use"
+    with pytest.raises(SystemExit, match=expected):
+        main([])
+
+
+@pytest.mark.parametrize(("host", "found"), [("localhost", "http://"), ("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://0.0.0.0:")])
+def test_listens_on_every_address_of_a_host_and_on_one_port(host: str, found: str) -> None:
+    sockets = listen(host, 0)
+    assert len({listening.getsockname()[1] for listening in sockets}) == 1
+    with pytest.raises(ConfigError, match="Address already in use"):  # held from here on
+        listen(host, sockets[0].getsockname()[1])
+    for listening in sockets:
+        assert address_of(listening).startswith(found)
+        listening.close()
+
+
+def test_address_of_another_machine() -> None:
+    with pytest.raises(ConfigError, match=r"GMERGING_HOST: got '192\.0\.2\.1': Cannot assign"):
+        listen("192.0.2.1", 0)
+
+
+def test_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setenv("GMERGING_HOST", "no.such.host.invalid")
+    with pytest.raises(SystemExit, match=r"GMERGING_HOST: got 'no\.such\.host\.invalid'"):
+        main([])

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from models.featurize import featurize
-from service.parsing import Loss, Parser
+from service import parsing
+from service.parsing import Loss, Parser, ParserStartError
 from service.reading import MoleculeLimits, Parsed, Source, Unreadable
 
 SMILES = ["CCO", "c1ccccc1", "OC(=O)C", "[Na+].[Cl-]", "C[C@H](N)C(=O)O", "C/C=C/C", "[nH]1cccc1", "C"]
@@ -153,3 +154,29 @@ def test_processes_end_with_the_parser() -> None:
     assert pids
     parser.close()
     assert not any(Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids)
+
+
+def test_all_processes_read_a_molecule_at_the_start(losses: Losses) -> None:
+    parser = Parser(LIMITS, 3, 0.5, losses.append)
+    asyncio.run(parser.start())
+    pids = workers(parser)
+    assert len(pids) == 3
+    assert shown(asyncio.run(parser.parse(["C"]))) == ["C"]
+    assert workers(parser) == pids
+    parser.close()
+    assert losses == []
+
+
+def test_processes_that_cannot_read_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = Parser(MoleculeLimits(max_atoms=0, max_smiles_length=10), 2)
+    with pytest.raises(ParserStartError, match=r"do not work: got .* for C, expected it read"):
+        asyncio.run(parser.start())
+    parser.close()
+
+
+def test_processes_that_die_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing, "_read_first", os.abort)  # by its name, which the process resolves
+    parser = Parser(LIMITS, 2)
+    with pytest.raises(ParserStartError, match="do not work: got "):
+        asyncio.run(parser.start())
+    parser.close()

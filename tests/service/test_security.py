@@ -2,6 +2,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import httpx
 import pytest
 
 from models.errors import ConfigError
+from service.rates import Rates
 from service.security import Client, KeyRing, RateLimitedError, new_key
 from tests.service.doubles import serving
 
@@ -87,11 +89,13 @@ def test_rate_counts_molecules_and_says_when_to_come_back() -> None:
     ring.spend(None, 10**6)
 
 
-def test_rate_is_shared_out_among_workers() -> None:
-    ring = KeyRing(KEYS, workers=2)
-    ring.spend(ring.client_of(LAB), 5)
-    with pytest.raises(RateLimitedError):
-        ring.spend(ring.client_of(LAB), 1)
+def test_rate_holds_over_all_workers(tmp_path: Path) -> None:
+    first, second = [KeyRing(KEYS, rates=Rates(tmp_path / "rates.json")) for _ in range(2)]
+    first.spend(first.client_of(LAB), 5)
+    second.spend(second.client_of(LAB), 5)
+    for ring in (first, second):
+        with pytest.raises(RateLimitedError):
+            ring.spend(ring.client_of(LAB), 1)
 
 
 def test_more_than_a_minutes_worth_is_let_in_once() -> None:
@@ -126,6 +130,8 @@ async def test_who_may_do_what() -> None:
         "/readyz": (200, 200, 200, 200),
         "/metrics": (200, 200, 200, 200),
         "/openapi.json": (200, 200, 200, 200),
+        "/docs": (200, 200, 200, 200),
+        "/docs/start.js": (200, 200, 200, 200),
         "/v2/health/ready": (200, 200, 200, 200),
         "/tasks": (401, 401, 200, 200),
         "/v2": (401, 401, 200, 200),
@@ -141,6 +147,39 @@ async def test_who_may_do_what() -> None:
         assert (refused.status_code, refused.json()["code"], refused.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
         assert (await client.get("/v2")).json()["error"]
         assert (await client.post("/predict", json={"smiles": "C"}, headers=bearer(LAB))).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_refusals_are_counted_under_their_route() -> None:
+    def counted(text: str) -> dict[tuple[str, str], float]:
+        found = re.findall(r'gmerging_requests_total{method="\w+",route="([^"]*)",status="(4\d\d)"} (\S+)', text)
+        return {(route, status): float(value) for route, status, value in found}
+
+    async with serving(api_keys=KEYS, max_body_bytes=1024) as client:
+        await client.post("/predict", json={"smiles": "C"})
+        await client.get("/jobs/a1", headers=bearer("wrong"))
+        await client.post("/v2/models/dummy/versions/1/infer", json={})
+        await client.get("/admin/models", headers=bearer(LAB))
+        await client.get("/admin/nothing", headers=bearer(LAB))
+        await client.get("/nothing/at/all")
+        await client.post("/predict", content=b" " * 2000, headers={**bearer(LAB), "content-type": "application/json"})
+        await client.post("/predict", content=b"x", headers={**bearer(LAB), "content-encoding": "br"})
+        for _ in range(2):
+            await client.post("/predict", json={"smiles": ["C"] * 10}, headers=bearer(LAB))
+        await client.get("/predict", headers=bearer(LAB))
+        text = (await client.get("/metrics")).text
+    assert counted(text) == {
+        ("/predict", "401"): 1,
+        ("/jobs/{job_id}", "401"): 1,
+        ("/v2/models/{name}/versions/{version}/infer", "401"): 1,
+        ("/admin/models", "403"): 1,
+        ("unmatched", "403"): 1,
+        ("unmatched", "401"): 1,
+        ("/predict", "413"): 1,
+        ("/predict", "415"): 1,
+        ("/predict", "429"): 1,
+        ("/predict", "405"): 1,
+    }
 
 
 @pytest.mark.anyio
@@ -172,7 +211,7 @@ async def test_headers_and_no_cors_unless_asked_for() -> None:
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["x-frame-options"] == "DENY"
         assert response.headers["content-security-policy"].startswith("default-src 'none'")
-        assert "script-src" in (await client.get("/docs")).headers["content-security-policy"]
+        assert "script-src 'self';" in (await client.get("/docs")).headers["content-security-policy"]
         assert not [name for name in response.headers if name.startswith("access-control")]
     async with serving(cors_origins="https://lab.example, https://other.example", api_keys=KEYS) as client:
         preflight = await client.options("/predict", headers=origin)  # browsers send it without a key

@@ -44,6 +44,9 @@ SMILES = [
 ]
 
 
+ROOT = Path(__file__).parents[2]
+
+
 @dataclass(frozen=True)
 class Server:
     """A running service and the same model offline."""
@@ -75,10 +78,13 @@ class Server:
 
 
 @contextmanager
-def process(**settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`python -m service` on a free port, and its address; stopped at the end."""
+def process(folder: Path | None = None, **settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`python -m service`, started in a folder, on a free port, and its address; stopped at the end."""
     environment = {**os.environ, **{f"GMERGING_{name.upper()}": str(value) for name, value in settings.items()}}
-    with subprocess.Popen([sys.executable, "-m", "service"], env=environment, stderr=subprocess.PIPE, text=True) as running:
+    if folder is not None:  # where this checkout need not be the one that is installed
+        environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-m", "service"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         try:
             lines = []
@@ -238,6 +244,66 @@ def test_stream_ends_with_a_reason_when_the_service_stops(pico_artifact: Path) -
     assert "1 lines were answered" in received[-1]["error"]["message"]
 
 
+def hostile(folder: Path) -> Path:
+    """A folder with modules of a user's own, by the names of ours, of a library and of Python's."""
+    (folder / "merging").mkdir()
+    for name in ("models", "merging/__init__", "torch", "rdkit", "signal", "struct"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a module of the user was taken for another')\n")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_it_starts_in_a_folder_with_other_modules_of_the_same_names(pico_artifact: Path, tmp_path: Path, workers: int) -> None:
+    with process(hostile(tmp_path), port=0, artifact=pico_artifact, device="cpu", workers=workers) as (running, url):
+        until(lambda: get(f"{url}/readyz") == 200)
+        answer = httpx.post(f"{url}/predict", json={"smiles": ["CCO", "c1ccccc1"]}, timeout=30)
+        assert [item["smiles"] for item in answer.json()["predictions"]] == ["CCO", "c1ccccc1"]
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0
+
+
+def workers_of(running: subprocess.Popen[str]) -> list[int]:
+    children = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    return [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.slow
+def test_worker_that_starts_slowly_is_waited_for(pico_artifact: Path) -> None:
+    """Longer than uvicorn would by default: the process stands still before it can have imported anything."""
+    with process(port=0, artifact=pico_artifact, device="cpu", workers=2) as (running, url):
+        until(lambda: len(workers_of(running)) == 2)
+        before = workers_of(running)
+        os.kill(before[0], signal.SIGSTOP)
+        time.sleep(7)
+        os.kill(before[0], signal.SIGCONT)
+        until(lambda: metric(httpx.get(f"{url}/metrics", timeout=30).text, "gmerging_ready") == 1)
+        assert workers_of(running) == before
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0
+
+
+def test_rates_hold_over_all_workers(pico_artifact: Path) -> None:
+    key, entry = new_key("lab")
+    keys = json.dumps([{**entry.model_dump(), "molecules_per_minute": 20}])
+    with process(port=0, artifact=pico_artifact, device="cpu", workers=2, api_keys=keys) as (_, url):
+
+        def ask() -> int:  # a connection of its own each
+            return httpx.post(f"{url}/predict", json={"smiles": "CCO"}, headers={"x-api-key": key}, timeout=30).status_code
+
+        until(lambda: get(f"{url}/readyz") == 200)
+        assert [ask() for _ in range(20)] == [200] * 20
+        assert {ask() for _ in range(10)} == {429}
+
+
+def test_several_workers_that_cannot_start_end_with_an_error(pico_artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(pico_artifact, tmp_path / "broken")
+    (tmp_path / "broken" / "manifest.json").write_text("{}")
+    settings = {"port": 0, "artifact": pico_artifact, "models": tmp_path, "device": "cpu", "workers": 2}
+    environment = {**os.environ, **{f"GMERGING_{name.upper()}": str(value) for name, value in settings.items()}}
+    done = subprocess.run([sys.executable, "-m", "service"], env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 3
+
+
 def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) -> None:
     """Shared metrics, shared orders, a worker that dies and is replaced, and a clean end."""
     shutil.copytree(pico_artifact, tmp_path / "second")
@@ -263,8 +329,7 @@ def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) ->
         time.sleep(2.5)
         assert {tuple(models()) for _ in range(12)} == {("pico",)}
 
-        children = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
-        workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        workers = workers_of(running)
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
         time.sleep(1)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from models.errors import ConfigError
-from service.settings import RELEASED_ARTIFACT, Settings, load_settings
+from service.settings import ELSEWHERE, RELEASED_ARTIFACT, Settings, load_settings, variables
 
 
 def test_defaults_listen_on_loopback_and_answer_from_the_release() -> None:
@@ -61,3 +61,33 @@ def test_settings_are_frozen_and_refuse_surprises() -> None:
         Settings().port = 1  # type: ignore[misc]
     with pytest.raises(ValidationError):
         Settings.model_validate({"prot": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("GMERGING_API_KEY", "GMERGING_API_KEYS"),
+        ("GMERGING_WORKER", "GMERGING_WORKERS"),
+        ("gmerging_max_molecule", "GMERGING_MAX_MOLECULES"),
+    ],
+)
+def test_variable_that_is_no_setting_is_named_with_the_nearest(name: str, nearest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "secret")
+    with pytest.raises(ConfigError, match=f"got {name}, .* did you mean '{nearest}'") as error:
+        load_settings()
+    assert "secret" not in str(error.value)
+
+
+def test_unknown_and_wrong_variables_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMERGING_XQZ", "")
+    monkeypatch.setenv("GMERGING_PORT", "x")
+    with pytest.raises(ConfigError, match=r"got GMERGING_XQZ, which is no setting; GMERGING_PORT"):
+        load_settings()
+
+
+def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ELSEWHERE:
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("GMERGINGS", "x")  # not of the prefix
+    assert load_settings() == Settings()
+    assert not ELSEWHERE & set(variables())

@@ -1,0 +1,63 @@
+"""The supervisor's patience, with time in the test's hands; with real processes in test_server.py."""
+
+import multiprocessing
+
+import pytest
+from uvicorn import Config
+from uvicorn.supervisors import multiprocess
+
+from service.supervisor import PatientProcess, Supervisor
+
+
+class Alive:
+    """Stands for the operating system's process."""
+
+    alive = True
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+
+@pytest.fixture
+def worker() -> PatientProcess:
+    worker = PatientProcess(Config("x:y", log_config=None), [])
+    worker.process = Alive()  # type: ignore[assignment]
+    return worker
+
+
+def answer(worker: PatientProcess, started: bool) -> None:
+    assert worker.child_conn.poll()
+    worker.child_conn.recv()
+    assert not worker.child_conn.poll()  # one question at a time
+    worker.child_conn.send(started)
+
+
+def test_worker_that_has_not_answered_is_waited_for_without_waiting(worker: PatientProcess) -> None:
+    assert all(worker.is_alive(0) for _ in range(1000))
+    answer(worker, started=False)
+    assert all(worker.is_alive(0) for _ in range(1000))
+    answer(worker, started=True)
+    assert worker.is_alive(0)
+
+
+def test_worker_that_has_started_must_answer(worker: PatientProcess) -> None:
+    worker.is_alive(0)
+    answer(worker, started=True)
+    assert worker.is_alive(0)
+    assert not worker.is_alive(0.01)
+
+
+def test_worker_whose_process_ends_is_replaced_at_once(worker: PatientProcess) -> None:
+    assert worker.is_alive(0)
+    worker.process.alive = False  # type: ignore[attr-defined]
+    assert not worker.is_alive(0)
+
+
+def test_supervisor_makes_patient_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocess, "Process", multiprocess.Process)
+    monkeypatch.setattr(PatientProcess, "start", lambda self: None)
+    monkeypatch.setattr(multiprocess.signal, "signal", lambda *_: None)
+    supervisor = Supervisor(Config("x:y", workers=2, log_config=None), [])
+    supervisor.init_processes()
+    assert [type(process) for process in supervisor.processes] == [PatientProcess] * 2
+    assert multiprocessing.active_children() == []
