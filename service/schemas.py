@@ -1,5 +1,6 @@
 """What goes over the wire: requests are validated by these models, answers are documented by them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -10,12 +11,15 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from models.errors import did_you_mean
 from models.inputs import InputSchema
 from models.task import Level, Target
 from models.unified import DEFAULT_ROUTING, Routing
@@ -91,11 +95,21 @@ class _Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_number_of_fields(cls, data: Any) -> Any:
-        """Every unknown field is an error of its own; this bounds how many."""
-        if isinstance(data, dict) and len(data) > len(cls.model_fields) + _MOST_UNKNOWN_FIELDS:
+    def _check_names(cls, data: Any) -> Any:
+        """Every unknown field is an error of its own, which names the nearest known one; up to a bound."""
+        unknown = [name for name in data if name not in cls.model_fields] if isinstance(data, dict) else []
+        if len(unknown) > _MOST_UNKNOWN_FIELDS:
             raise ValueError(f"got {len(data)} fields, expected some of {', '.join(cls.model_fields)}")
+        if unknown:
+            raise ValidationError.from_exception_data(cls.__name__, [_unknown_field(name, data[name], cls.model_fields) for name in unknown])
         return data
+
+
+def _unknown_field(name: str, value: object, known: Iterable[str]) -> InitErrorDetails:
+    sentence = f"got an unknown field, expected some of {', '.join(known)}{did_you_mean(name, known)}"
+    # Braces would be read as names of a context.
+    kind = PydanticCustomError("extra_forbidden", "{sentence}", {"sentence": sentence})
+    return InitErrorDetails(type=kind, loc=(name,), input=value)
 
 
 class GraphIn(_Request):
