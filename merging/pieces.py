@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from merging.files import read_json, write_json, write_tensors
+from models.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ def made_once(path: Path) -> Iterator[None]:
     """Hold the lock of the file that is about to be made; wait while another run makes it.
 
     Who gets it looks first whether the file is there by now. The lock's own file stays.
+
+    Raises:
+        DataError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f"{path.name}.lock"))
@@ -97,6 +101,9 @@ def made_once(path: Path) -> Iterator[None]:
     except Timeout:
         tqdm.write(f"waiting for another run that makes {path}", file=sys.stderr)
         lock.acquire(poll_interval=0.2)
+    except OSError as error:
+        expected = "expected a work folder on a file system with locks"
+        raise DataError(f"got no lock on {path}.lock ({error}), {expected}") from error
     try:
         yield
     finally:

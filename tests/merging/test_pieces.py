@@ -1,5 +1,6 @@
 """A piece is made by one run at a time, and by the next one if that was killed."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from torch import nn
 
 from merging.pieces import Piece, PieceStore
 from merging.training import ResumableTraining
+from models.errors import DataError
 
 EPOCHS = 5
 
@@ -91,3 +93,12 @@ def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="broken"):
         store.piece("a", "key", broken)
     assert store.piece("a", "key", lambda checkpoint: train(checkpoint, [])).record == {"epochs": EPOCHS}
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", without)
+    with pytest.raises(DataError, match=r"got no lock on .*No locks available\), expected a work"):
+        PieceStore(tmp_path, 0).piece("a", "key", lambda checkpoint: train(checkpoint, []))
