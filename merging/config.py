@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from merging.datasets import MOLECULENET, DatasetSpec
+from merging.datasets import MOLECULENET
+from merging.molecule_tables import DatasetSpec
 from merging.registry import merger_spec
+from merging.validation import problems_of
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
 from models.router import RouterConfig
@@ -200,6 +202,18 @@ class RunConfig(_Section):
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which a key that stands twice in one section is an error, where PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises yaml.constructor.ConstructorError: a key is there twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({key for key in keys if keys.count(key) > 1 and key != "<<"}):
+            problem = f"got {', '.join(twice)} twice in one section, expected each key once"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path) -> RunConfig:
     """The configuration of a run, see `read_config`."""
     return read_config(path, RunConfig, CONFIG_FOLDER)
@@ -218,8 +232,7 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
-        raise ConfigError(f"{path}: {problems}") from error
+        raise ConfigError(f"{path}: {problems_of(error, model)}") from error
 
 
 def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> Any:
@@ -230,7 +243,7 @@ def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> An
     if file in extended_by:
         raise ConfigError(f"{file}: extends itself, expected another file")
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.load(file.read_text(), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or "extends" not in values:

@@ -1,19 +1,21 @@
 """Adding tasks to a finished artifact and taking them out: the merged backbone and the other tasks' files stay as they are, to the last bit."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from merging.config import fingerprint
 from merging.files import sha256
+from merging.molecule_files import read_molecules
 from merging.pieces import Piece
 from merging.pipeline import adapters_from, aligned, alone, bare, expert, finetune_key, finetuned_alone
-from merging.report import markdown_table, percent
+from merging.report import data_table, markdown_table, percent
 from merging.results import measure_task
 from merging.run import Run
 from models.artifact import BACKBONE, CARD, ArtifactParts, Manifest, load_parts, save_artifact
 from models.backbone import Backbone, make_backbone
-from models.errors import ConfigError
+from models.errors import ConfigError, MoleculeError
 from models.featurize import read_graphs
 from models.graph import MolGraph
 from models.screening import nearest_experts
@@ -21,6 +23,7 @@ from models.task import TaskInfo
 from models.unified import Expert
 
 _SCREENED_WITH = 300  # molecules
+_LOOKED_AT = 10 * _SCREENED_WITH
 
 
 def add_tasks(run: Run, artifact: Path, output: Path) -> Manifest:
@@ -53,7 +56,7 @@ def add_tasks(run: Run, artifact: Path, output: Path) -> Manifest:
             "metrics": parts.manifest.metrics | {"added": parts.manifest.metrics.get("added", {}) | gains},
         }
     )
-    return save_artifact(output, manifest, parts.backbone, parts.experts | made, _card(artifact) + _card_section(gains))
+    return save_artifact(output, manifest, parts.backbone, parts.experts | made, _card(artifact) + _card_section(gains) + _data_section(run))
 
 
 def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path) -> Manifest:
@@ -83,25 +86,47 @@ def screen(artifact: Path, molecules: Path, candidates: int, output: Path) -> Ma
 
     Args:
         artifact: with more tasks than candidates + 1.
-        molecules: a text file, one SMILES a line, of which the first few hundred that can be read are taken.
+        molecules: a file of molecules (`merging.molecule_files`), of which the first few hundred that can be read are taken.
         candidates: how many experts beside the own one.
         output: the folder of the new artifact; it may be the same.
 
     Raises:
         ConfigError: too many candidates, or no molecule can be read.
+        DataError: no file of molecules.
         ArtifactError: the artifact is damaged.
     """
     parts = load_parts(artifact)
     if not 1 <= candidates < len(parts.experts) - 1:
         raise ConfigError(f"--candidates: got {candidates}, expected 1 to {len(parts.experts) - 2}, fewer than there are other tasks")
-    lines = molecules.read_text().split("\n")[: 10 * _SCREENED_WITH] if molecules.is_file() else []
-    graphs = [graph for graph in read_graphs([line for line in lines if line.strip()]) if isinstance(graph, MolGraph)][:_SCREENED_WITH]
-    if not graphs:
-        raise ConfigError(f"--molecules: got no readable SMILES in {molecules}, expected one a line")
+    graphs, unreadable = _readable(molecules)
     nearest = nearest_experts(parts.molecular_backbone, parts.experts, parts.manifest.router, graphs, candidates)
     router = parts.manifest.router.model_copy(update={"candidates": candidates})
-    manifest = parts.manifest.model_copy(update={"nearest": nearest, "router": router})
+    screened = {"molecules": len(graphs), "unreadable": unreadable, "sha256": sha256(molecules)}
+    provenance = parts.manifest.provenance | {"screened": screened}
+    update = {"nearest": nearest, "router": router, "provenance": provenance}
+    manifest = parts.manifest.model_copy(update=update)
     return save_artifact(output, manifest, parts.backbone, parts.experts, _card(artifact))
+
+
+def _readable(path: Path) -> tuple[list[MolGraph], int]:
+    """The first few hundred molecules of a file that can be read, and how many cannot before that.
+
+    Raises:
+        DataError: no such file.
+        ConfigError: no molecule among the first few thousand.
+    """
+    graphs, unreadable = list[MolGraph](), list[MoleculeError]()
+    molecules = islice(read_molecules(path), _LOOKED_AT)
+    while len(graphs) < _SCREENED_WITH and (group := list(islice(molecules, _SCREENED_WITH - len(graphs)))):
+        for graph in read_graphs(group):
+            if isinstance(graph, MoleculeError):
+                unreadable.append(graph)
+            else:
+                graphs.append(graph)
+    if not graphs:
+        first = f" (the first of {len(unreadable)}: {unreadable[0]})" if unreadable else ""
+        raise ConfigError(f"--molecules: got no readable SMILES in {path}{first}, expected one a line")
+    return graphs, len(unreadable)
 
 
 def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:
@@ -139,6 +164,7 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
 def _provenance(run: Run, parts: ArtifactParts) -> list[dict[str, Any]]:
     data = {task: run.dataset(task).source_sha256 for task in run.config.tasks}
     added = {"config": run.config.model_dump(mode="json"), "seed": run.seed, "data_sha256": data, "to": parts.digest}
+    added["data"] = {task: run.dataset(task).record for task in run.config.tasks}
     return [*parts.manifest.provenance.get("added", ()), added]
 
 
@@ -151,3 +177,7 @@ def _card_section(gains: dict[str, dict[str, Any]]) -> str:
     head = ["task", "fine-tuned", "backbone without adapters", "with adapters", "share of the gain"]
     rows = [[task, *(percent(each[name]) for name in ("finetuned", "bare", "with_adapters")), str(each["share"])] for task, each in gains.items()]
     return f"\n## Added later\n\nTest ROC-AUC in percent; all else in the artifact is unchanged.\n\n{markdown_table(head, rows)}\n"
+
+
+def _data_section(run: Run) -> str:
+    return f"\n{data_table({task: run.dataset(task).record for task in run.config.tasks})}\n"

@@ -16,6 +16,7 @@ from merging.mergers.gnnmerge import ClosedFormOptions, IterativeOptions, gnnmer
 from merging.mergers.rebasin import GitRebasinOptions, git_rebasin
 from merging.mergers.regmean import RegMeanOptions, regmean
 from merging.mergers.ties import TiesOptions, ties
+from merging.validation import problems_of
 from models.errors import ConfigError, InvalidInputError
 
 
@@ -44,7 +45,7 @@ class MergerSpec:
         try:
             return self.options.model_validate(dict(options))
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            problems = problems_of(error, self.options, "all")
             raise ConfigError(f"options of {self.name}: {problems}; expected among {sorted(self.options.model_fields)}") from error
 
 

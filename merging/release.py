@@ -8,7 +8,7 @@ from merging.calibration import brier_score, expected_calibration_error, fit_sca
 from merging.comparison import Row, gmerging_rows, merger_row, reference_rows
 from merging.files import sha256
 from merging.pipeline import experts, shared_backbone
-from merging.report import markdown_table, percent
+from merging.report import data_table, markdown_table, percent
 from merging.results import AUTHORS_BATCH_SIZE, environment, recovery, task_logits
 from merging.run import Run
 from models.artifact import Manifest, make_manifest, save_artifact
@@ -91,6 +91,7 @@ def _provenance(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "pretrained_sha256": sha256(run.pretrained_path()),
         "data_sha256": {task: run.dataset(task).source_sha256 for task in run.config.tasks},
+        "data": {task: run.dataset(task).record for task in run.config.tasks},
         "environment": environment(),
     }
 
@@ -131,7 +132,11 @@ with adapters of rank {manifest.rank} at {shape.num_layers + 1} sites for each t
 
 An answer is the probability that a label is 1, as the data set defines it. Without another wish it is given with routing `{DEFAULT_ROUTING}`.
 
-## Test ROC-AUC (percent), scaffold split 0.8 / 0.1 / 0.1, seed {manifest.provenance["seed"]}
+## Data
+
+{data_table(manifest.provenance["data"])}
+
+## Test ROC-AUC (percent), seed {manifest.provenance["seed"]}
 
 BatchNorm with stored statistics, as the service answers:
 

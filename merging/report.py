@@ -1,6 +1,6 @@
 """The comparison as files: `seed<N>.json`, `summary.json`, `ablations.json`, a Markdown table. `merging.figures` draws from these."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -25,6 +25,7 @@ from merging.run import Run
 
 RunJobs = Callable[[str, list[Job]], None]
 """Does independent jobs, maybe several at a time; the text says what they are."""
+_SHOWN_LABELS = 5
 
 
 def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
@@ -171,6 +172,22 @@ def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells as they are, without a final newline."""
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each task was trained on, from `MoleculeDataset.record` by task."""
+    head = ["task", "file", "molecules", "rows dropped", "split", "train / valid / test", "labels"]
+    return markdown_table(head, [_data_row(task, record) for task, record in records.items()])
+
+
+def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
+    names, words = record["labels"], record["words"]
+    labels = [f"{name} ({words[name][0]} = 1, {words[name][1]} = 0)" if name in words else name for name in names[:_SHOWN_LABELS]]
+    more = [f"{len(names) - _SHOWN_LABELS} more"] if len(names) > _SHOWN_LABELS else []
+    lacking = [f"{len(found)} not measured in {part}" for part, found in record["not_measured"].items() if found]
+    counts = [str(record[name]) for name in ("molecules", "dropped")]
+    sizes = " / ".join(str(size) for size in record["parts"].values())
+    return [task, record["file"], *counts, record["split"], sizes, ", ".join([*labels, *more, *lacking])]
 
 
 def percent(mean: float, std: float | None = None) -> str:

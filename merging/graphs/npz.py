@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merging.datasets import Split
 from merging.files import write_atomically
+from merging.splits import Split
 from models.errors import DataError, InvalidInputError
 from models.inputs import FeatureGraph
 

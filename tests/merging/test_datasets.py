@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from merging.config import RunConfig
-from merging.datasets import MOLECULENET, DatasetSpec, find_source, load_dataset, scaffold_split
+from merging.datasets import MOLECULENET, find_source, load_dataset
+from merging.molecule_tables import DatasetSpec
+from merging.splits import scaffold_split
 from models.errors import DataError
 from models.featurize import featurize
 from tests.merging.conftest import molecules, write_csv

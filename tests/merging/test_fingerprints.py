@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from merging.config import RunConfig
-from merging.datasets import DatasetSpec, MoleculeDataset, load_dataset, load_smiles
+from merging.datasets import MoleculeDataset, load_dataset, load_smiles
 from merging.evaluation import roc_auc
 from merging.fingerprints import ecfp4, fit_predict, neutral
+from merging.molecule_tables import DatasetSpec
 from merging.run import Run
 from models.errors import DataError, InvalidInputError
 from models.featurize import featurize

@@ -1,0 +1,61 @@
+"""What pydantic found wrong, in words; an unknown key is answered with the nearest known one."""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+Location = Sequence[str | int]
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "file") -> str:
+    """Every problem in one line, each with the place where it is.
+
+    Args:
+        error: what validation raised.
+        model: the class that was validated.
+        whole: what a problem of no single place is called.
+    """
+    found = []
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"])) or whole
+        message = problem["msg"]
+        if problem["type"] == "extra_forbidden":
+            message = f"got an unknown key, expected {_expected(model, problem['loc'])}"
+        found.append(f"{place}: {message}")
+    return "; ".join(found)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """For an error: the known name that is nearest to an unknown one, or all of them."""
+    close = get_close_matches(name.casefold(), [each.casefold() for each in known], n=1, cutoff=0.6)
+    if close:
+        return next(repr(each) for each in known if each.casefold() == close[0])
+    return f"one of {', '.join(known)}"
+
+
+def _expected(model: type[BaseModel], location: Location) -> str:
+    known = [name for section in sections_at(model, location[:-1]) for name in section.model_fields]
+    return nearest(str(location[-1]), list(dict.fromkeys(known))) if known else "none"
+
+
+def sections_at(model: type[BaseModel], location: Location) -> list[type[BaseModel]]:
+    """The sections that may stand at a place of a model; several for a union, none where there are plain values.
+
+    What is no field of a section is a name in a mapping, a number in a list or the tag of a union:
+    the sections there are those of the whole mapping, list or union.
+    """
+    sections = [model]
+    for step in location:
+        fields = [section.model_fields[step] for section in sections if isinstance(step, str) and step in section.model_fields]
+        if fields:
+            sections = [section for field in fields for section in _sections_of(field.annotation)]
+    return sections
+
+
+def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections_of(argument)
