@@ -2,8 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from models.graph import MolGraph, PackedGraphs, pack
 
 _CACHE_VERSION = "1"
 _SHOWN = 5
+_SEEDS_TRIED = 100
 
 
 def _published(smiles: str, labels: tuple[str, ...] | None, molecules: int, columns: int, about: str) -> DatasetSpec:
@@ -167,7 +169,7 @@ def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int
     split, how = _split(spec, table, kept, [scaffold for _, scaffold in molecules])
     lacking = lacking_classes(split, labels, names)
     if spec not in MOLECULENET.values():  # those are taken as they are published
-        _check_parts(file, spec, split, lacking, names)
+        _check_parts(file, spec, split, labels, names)
     record = {
         "file": file.name,
         "rows": len(kept) + len(dropped),
@@ -212,7 +214,7 @@ def _write_dropped(dropped: Sequence[DroppedRow], path: Path) -> None:
 def _check_dropped(file: Path, dropped: Sequence[DroppedRow], rows: int, spec: DatasetSpec, listed: Path) -> None:
     if len(dropped) <= spec.max_dropped * rows:
         return
-    shown = "; ".join(f"line {row.line}: got {row.molecule[:80]!r}, {row.reason}" for row in dropped[:_SHOWN])
+    shown = "; ".join(f"line {row.line}: {row.reason}" for row in dropped[:_SHOWN])
     more = f"; all are listed in {listed}" if len(dropped) > _SHOWN else ""
     raise DataError(
         f"{file}: got {len(dropped)} of {rows} rows that cannot be read, expected at most {100 * spec.max_dropped:g} % (`max_dropped`): {shown}{more}"
@@ -240,19 +242,25 @@ def _drawn(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: flo
     return random_split(len(scaffolds), spec.split_seed, train, valid)
 
 
-def _check_parts(
-    file: Path,
-    spec: DatasetSpec,
-    split: Split,
-    lacking: Mapping[str, Mapping[str, str]],
-    names: Sequence[str],
-) -> None:
+def _check_parts(file: Path, spec: DatasetSpec, split: Split, labels: Tensor, names: Sequence[str]) -> None:
     try:
-        check_parts(split, lacking, names)
+        check_parts(split, lacking_classes(split, labels, names), names)
     except DataError as error:
-        other = "`split: random`" if spec.split == "scaffold" else "another `split_seed`"
-        remedies = f"try {other}, a `split_column` of your own, or more rows"
-        raise DataError(f"{file}, split {spec.split_column or spec.split}: {error}; {remedies}") from error
+        how = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
+        other = "another column" if spec.split_column else "a `split_column` of your own"
+        seed = _working_seed(labels, names)
+        random = "" if seed is None else f"`split: random` with `split_seed: {seed}`, "
+        raise DataError(f"{file}, {how}: {error}; try {random}{other}, or more rows") from error
+
+
+def _working_seed(labels: Tensor, names: Sequence[str]) -> int | None:
+    """The first seed of a random split that can be trained on and measured, if there soon is one."""
+    for seed in range(_SEEDS_TRIED):
+        split = random_split(len(labels), seed)
+        with suppress(DataError):
+            check_parts(split, lacking_classes(split, labels, names), names)
+            return seed
+    return None
 
 
 def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[tuple[MolGraph, str] | None]:

@@ -1,12 +1,11 @@
-"""Files of a run: what it reads, plain or gzip, and what it writes, whole or not at all."""
+"""Files of a run: what it writes, whole or not at all, and reads back."""
 
-import gzip
 import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,11 +16,6 @@ from models.errors import DataError
 def sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def open_text(path: Path) -> TextIO:
-    """Open a text file, plain or gzip, for reading; line ends stay as they are."""
-    return gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -3,18 +3,21 @@
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from models.errors import DataError, InvalidInputError
-from models.tables import SAMPLE, has_header, molecule_column, open_stream, open_table, read_smiles_lines
+from models.tables import SAMPLE, is_header, molecule_column, open_stream, open_table, read_smiles_lines
+
+_TABLES = (".csv", ".tsv")
 
 
 def read_molecules(path: Path, column: str | None = None) -> Iterator[str]:
     """The molecules of a file as they are written, one by one; a row that cannot be taken is "".
 
     Args:
-        path: a table, if its first line names a column of molecules among others; otherwise every
-            line begins with a SMILES, a name or other things may follow it, and a first line
-            `smiles ...` is a header.
+        path: a table, if its name ends in `.csv` or `.tsv` (`.gz` may follow), or if its first line
+            names columns, one of SMILES or the like. Otherwise every line begins with a SMILES; a
+            name or other things may follow it, and a first line `smiles ...` is a header.
         column: the file is a table, and this column holds the molecules.
 
     Raises:
@@ -22,7 +25,7 @@ def read_molecules(path: Path, column: str | None = None) -> Iterator[str]:
     """
     try:
         with open_stream(path) as stream:
-            if column is None and not (has_header(stream) and len(open_table(stream).columns) > 1):
+            if column is None and not _is_table(path, stream):
                 yield from (smiles for _, smiles, _ in read_smiles_lines(stream))
                 return
             table = open_table(stream)
@@ -30,5 +33,16 @@ def read_molecules(path: Path, column: str | None = None) -> Iterator[str]:
             at = molecule_column(table.columns, sample, column)
             for rows in (sample, table.rows):
                 yield from ("" if row.problem else row.cells[at] for row in rows)
+    except FileNotFoundError:
+        raise DataError(f"got no file {path}, expected molecules") from None
     except (OSError, InvalidInputError) as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _is_table(path: Path, stream: BinaryIO) -> bool:
+    if any(ending in _TABLES for ending in path.suffixes[-2:]):
+        return True
+    try:
+        return is_header(open_table(stream).columns)
+    except InvalidInputError:  # an empty file
+        return False

@@ -116,15 +116,15 @@ def check_parts(split: Split, lacking: Mapping[str, Mapping[str, str]], names: S
         DataError: a part is empty, a label lacks a class in the training part, or no label has both
             classes in the validation or the test part.
     """
-    sizes = ", ".join(f"{len(rows)} in {part}" for part, rows in vars(split).items())
+    sizes = "molecules: " + ", ".join(f"{len(rows)} in {part}" for part, rows in vars(split).items())
     if empty := [part for part, rows in vars(split).items() if not len(rows)]:
-        raise DataError(f"got {sizes}, expected some in each, also in {' and '.join(empty)}")
+        raise DataError(f"got {sizes}, expected some in {' and '.join(empty)} too")
     for part, counts in lacking.items():
         if counts and (part == "train" or len(counts) == len(names)):
             shown = "; ".join(f"{name}: {count}" for name, count in list(counts.items())[:_SHOWN])
             more = f"; and {len(counts) - _SHOWN} labels more" if len(counts) > _SHOWN else ""
             whom = "of every label" if part == "train" else "of at least one label"
-            found = f"got {sizes}, and in {part} {shown}{more}"
+            found = f"got {sizes}; and in {part} {shown}{more}"
             raise DataError(f"{found}, expected both classes {whom}")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,7 +29,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "fi
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """For an error: the known name that is nearest to an unknown one, or all of them."""
-    close = get_close_matches(name.casefold(), [each.casefold() for each in known], n=1, cutoff=0.6)
+    close = get_close_matches(name.casefold(), [each.casefold() for each in known], n=1, cutoff=0.65)
     if close:
         return next(repr(each) for each in known if each.casefold() == close[0])
     return f"one of {', '.join(known)}"
@@ -41,17 +41,25 @@ def _expected(model: type[BaseModel], location: Location) -> str:
 
 
 def sections_at(model: type[BaseModel], location: Location) -> list[type[BaseModel]]:
-    """The sections that may stand at a place of a model; several for a union, none where there are plain values.
+    """The sections that may stand at a place of a model: several for a union, none for a value.
 
-    What is no field of a section is a name in a mapping, a number in a list or the tag of a union:
-    the sections there are those of the whole mapping, list or union.
+    A step that is no field of a section is the tag of a union, which chooses among the sections, or
+    a name in a mapping or a number in a list, which changes nothing.
     """
     sections = [model]
     for step in location:
-        fields = [section.model_fields[step] for section in sections if isinstance(step, str) and step in section.model_fields]
+        fields = [section.model_fields[str(step)] for section in sections if step in section.model_fields]
+        tagged = [section for section in sections if _has_tag(section, step)]
         if fields:
             sections = [section for field in fields for section in _sections_of(field.annotation)]
+        elif tagged:
+            sections = tagged
     return sections
+
+
+def _has_tag(section: type[BaseModel], tag: str | int) -> bool:
+    annotations = [field.annotation for field in section.model_fields.values()]
+    return any(tag in get_args(each) for each in annotations if get_origin(each) is Literal)
 
 
 def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:

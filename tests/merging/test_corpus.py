@@ -126,5 +126,5 @@ def test_absent_and_wrong_files(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got 0 unreadable lines"):
         load_corpus(config(files=("empty.txt",)), data, tmp_path / "cache")
     write_csv(data / "moleculenet/bbbp.csv", "structure", (), [("CCO",)])
-    with pytest.raises(DataError, match=r"got columns \['structure'\], expected also 'smiles'"):
+    with pytest.raises(DataError, match=r"got columns 'structure', expected 'smiles'"):
         load_corpus(config(), data, tmp_path / "cache")
