@@ -160,9 +160,10 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        unknown = {*self.finetune_by_task, *self.alignment_by_task, *self.compare.ablation_tasks} - set(self.tasks)
+        named = {*self.finetune_by_task, *self.alignment_by_task, *self.compare.ablation_tasks, *self.datasets}
+        unknown = named - set(self.tasks)
         if unknown:
-            raise ValueError(f"settings by task name {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
+            raise ValueError(f"settings by task: got names {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
         without_data = [task for task in self.tasks if task not in self.datasets and task not in MOLECULENET]
         if without_data:
             raise ValueError(f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described under `datasets`")
@@ -263,7 +264,7 @@ def _over(base: Any, own: Any) -> Any:
 def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
     """A configuration without what it says of other tasks than these. What has another form than expected stays, for the validation to name."""
     kept = dict(values)
-    for section in ("finetune_by_task", "alignment_by_task"):
+    for section in ("datasets", "finetune_by_task", "alignment_by_task"):
         if isinstance(values.get(section), dict):
             kept[section] = {task: own for task, own in values[section].items() if task in tasks}
     compare = values.get("compare")

@@ -90,6 +90,7 @@ def load_dataset(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: 
     if cache.is_file():
         cached = _read_cache(task, cache, origin)
         if cached is not None:
+            _write_dropped(cached.dropped, dropped_path(task, cache_folder))
             return cached
     dataset = read_csv(task, spec, file, digest, workers, dropped_path(task, cache_folder))
     _write_cache(dataset, cache, origin)

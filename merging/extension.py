@@ -98,7 +98,7 @@ def screen(artifact: Path, molecules: Path, candidates: int, output: Path) -> Ma
     parts = load_parts(artifact)
     if not 1 <= candidates < len(parts.experts) - 1:
         raise ConfigError(f"--candidates: got {candidates}, expected 1 to {len(parts.experts) - 2}, fewer than there are other tasks")
-    graphs, unreadable = _readable(molecules)
+    graphs, unreadable = readable_graphs(molecules)
     nearest = nearest_experts(parts.molecular_backbone, parts.experts, parts.manifest.router, graphs, candidates)
     router = parts.manifest.router.model_copy(update={"candidates": candidates})
     screened = {"molecules": len(graphs), "unreadable": unreadable, "sha256": sha256(molecules)}
@@ -108,7 +108,7 @@ def screen(artifact: Path, molecules: Path, candidates: int, output: Path) -> Ma
     return save_artifact(output, manifest, parts.backbone, parts.experts, _card(artifact))
 
 
-def _readable(path: Path) -> tuple[list[MolGraph], int]:
+def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
     """The first few hundred molecules of a file that can be read, and how many cannot before that.
 
     Raises:

@@ -38,6 +38,7 @@ _NUMBERS = (
     "regression and more than two classes are not there yet for molecules: bring a column of 0 and 1, for instance of what is above a threshold"
 )
 _SHOWN = 4
+_LONGEST = 60  # characters
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _one_class(values: Mapping[str, _Value], cells: Sequence[str], key_of: Mappi
     other = {"0.0": "0 x 1", "1.0": "0 x 0"}.get(key, "no other")
     missing = {cell for cell in cells if key_of[cell] is None}
     spelt = f" (got as {', '.join(map(repr, sorted(missing)[:_SHOWN]))})" if missing else ""
-    counts = f"{value.count} x {value.spelling} and {other}, {len(cells) - value.count} missing{spelt}"
+    counts = f"{value.count} x {value.spelling[:_LONGEST]} and {other}, {len(cells) - value.count} missing{spelt}"
     return f"got {counts}, expected two classes"
 
 
@@ -193,16 +194,16 @@ def _no_classes(values: Mapping[str, _Value], lines: Sequence[int], pair: tuple[
     """Why more or other values than two known classes are none."""
     if len(values) == 2:
         last = list(values.values())[1].spelling
-        return f"got two values, {_some(values)}, expected to know which is class 1: say `positive: {last!r}`, or the other"
+        return f"got two values, {_some(values)}, expected to know which is class 1: say `positive: {quoted(last)}`, or the other"
     classes = pair or tuple(key for key in values if key in ("0.0", "1.0"))
     numeric = all(_is_numeric(values[key].spelling) for key in classes)
     if not classes and not _is_numeric(next(iter(values.values())).spelling):
         classes, numeric = tuple(values)[:2], False
     wrong = next(value for key, value in values.items() if key not in classes)
-    found = f"line {lines[wrong.row]}: got {wrong.spelling!r}"
+    found = f"line {lines[wrong.row]}: got {quoted(wrong.spelling)}"
     if numeric and _is_numeric(wrong.spelling):
         return f"{found}, {_EXPECTED}; {_NUMBERS}"
-    beside = " and ".join(repr(values[key].spelling) for key in classes)
+    beside = " and ".join(quoted(values[key].spelling) for key in classes)
     count = f"{len(values)} different values in all"
     return f"{found} beside {beside}, {count}, expected two classes; leave a cell empty where the class is not known"
 
@@ -212,6 +213,11 @@ def _is_numeric(text: str) -> bool:
     return _number(text.lstrip(_QUALIFIERS + " ")) is not None
 
 
+def quoted(cell: str) -> str:
+    """A cell for an error, in quotes; a long one is cut."""
+    return repr(cell if len(cell) <= _LONGEST else f"{cell[:_LONGEST]}...")
+
+
 def _some(values: Mapping[str, _Value]) -> str:
-    shown = [repr(value.spelling) for value in values.values()][:_SHOWN]
+    shown = [quoted(value.spelling) for value in values.values()][:_SHOWN]
     return ", ".join(shown) + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")

@@ -16,7 +16,7 @@ from merging.mergers.gnnmerge import ClosedFormOptions, IterativeOptions, gnnmer
 from merging.mergers.rebasin import GitRebasinOptions, git_rebasin
 from merging.mergers.regmean import RegMeanOptions, regmean
 from merging.mergers.ties import TiesOptions, ties
-from merging.validation import problems_of
+from merging.validation import nearest, problems_of
 from models.errors import ConfigError, InvalidInputError
 
 
@@ -121,7 +121,7 @@ MERGERS = {
 def merger_spec(method: str) -> MergerSpec:
     """The row of that name. Raises ConfigError."""
     if method not in MERGERS:
-        raise ConfigError(f"got merge method {method!r}, expected one of {', '.join(MERGERS)}")
+        raise ConfigError(f"got merge method {method!r}, expected {nearest(method, tuple(MERGERS))}")
     return MERGERS[method]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from merging.labels import quoted
 from models.errors import DataError
 
 TRAIN, VALID = 0.8, 0.1
@@ -84,7 +85,7 @@ def named_parts(cells: Sequence[str], lines: Sequence[int], folds: Mapping[str, 
     for text, cell, line in zip(texts, cells, lines, strict=True):
         if text not in part_of:
             remedy = "; where these are folds, say which are which: `folds: {valid: 0, test: 1}`"
-            raise DataError(f"line {line}: got {cell!r}, expected train, valid or test{remedy}")
+            raise DataError(f"line {line}: got {quoted(cell)}, expected train, valid or test{remedy}")
     return [part_of[text] for text in texts]
 
 

@@ -20,7 +20,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "fi
     found = []
     for problem in error.errors():
         place = ".".join(map(str, problem["loc"])) or whole
-        message = problem["msg"]
+        message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"got an unknown key, expected {_expected(model, problem['loc'])}"
         found.append(f"{place}: {message}")
@@ -28,10 +28,12 @@ def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "fi
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """For an error: the known name that is nearest to an unknown one, or all of them."""
-    close = get_close_matches(name.casefold(), [each.casefold() for each in known], n=1, cutoff=0.65)
+    """For an error: the known name or two that are nearest to an unknown one, or all of them."""
+    lower = {each.casefold(): each for each in known}
+    begun = [each for each in lower if each.startswith(name.casefold())] if name else []
+    close = begun[:1] or get_close_matches(name.casefold(), lower, n=2, cutoff=0.62)
     if close:
-        return next(repr(each) for each in known if each.casefold() == close[0])
+        return " or ".join(repr(lower[each]) for each in close)
     return f"one of {', '.join(known)}"
 
 

@@ -79,6 +79,13 @@ def test_the_first_file_is_in_the_mix_whatever_the_limit(data: Path, tmp_path: P
     assert graphs(corpus) == Counter(text(featurize(each).graph) for each in (*STEREO, *molecules()[:10]))
 
 
+def test_names_and_headers_are_no_molecules(data: Path, tmp_path: Path) -> None:
+    (data / "named.smi").write_text("smiles name\n" + "".join(f"{smiles} mol {k}\n" for k, smiles in enumerate(STEREO)))
+    corpus = load_corpus(config(files=("named.smi",), exclude_benchmarks=False), data, tmp_path / "cache")
+    assert graphs(corpus) == Counter(text(featurize(smiles).graph) for smiles in STEREO)
+    assert corpus.record["unreadable"] == 0
+
+
 def test_shards_mix_the_files(data: Path, tmp_path: Path) -> None:
     corpus = load_corpus(config(exclude_benchmarks=False), data, tmp_path / "cache")
     rings = {len(corpus.shard(0).select(torch.tensor([row])).x) for row in range(corpus.sizes[0])}

@@ -130,3 +130,10 @@ def test_a_column_is_read_as_0_1_and_missing_or_refused(cells: list[str]) -> Non
 def test_columns_that_nobody_named(name: str, cells: list[str], reason: str | None) -> None:
     found = why_no_label(name, cells)
     assert reason in str(found) if reason else found is None
+
+
+def test_a_long_cell_is_cut_in_the_error() -> None:
+    with pytest.raises(DataError) as refused:
+        read(["a", "b" * 9, "text " * 1000])
+    assert "got 'text text" in str(refused.value)
+    assert len(str(refused.value)) < 300
