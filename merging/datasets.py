@@ -117,7 +117,7 @@ def describe_dataset(dataset: MoleculeDataset) -> str:
             f"{dataset.task}: {record['molecules']} molecules of {source}, {dropped}",
             f"{len(labels)} label{'s' if len(labels) > 1 else ''}: {shown}",
             f"split {record['split']}: {parts}",
-            *(f"{count} labels lack a class in {part}" for part, count in unmeasured.items()),
+            *(f"not measured in {part}: {count} of them" for part, count in unmeasured.items()),
         )
     )
 
