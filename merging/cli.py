@@ -103,12 +103,8 @@ def _add_artifact_options(add: argparse.ArgumentParser, remove: argparse.Argumen
         each.add_argument("--artifact", type=Path, required=True, help="folder of the finished artifact")
         each.add_argument("--output", type=Path, required=True, help="folder of the new artifact")
     remove.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to take out")
-    screen.add_argument(
-        "--molecules",
-        type=Path,
-        required=True,
-        help="some molecules like those that will be asked about: SMILES, one a line, or a table; plain or gzip",
-    )
+    about = "some molecules like those that will be asked about: lines of SMILES, or a table"
+    screen.add_argument("--molecules", type=Path, required=True, help=about)
     screen.add_argument("--candidates", type=int, default=32, help="how many other experts each task's mixture looks at")
 
 
@@ -159,7 +155,8 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     given = ("metric", "variant", "restarts", "group_size")
-    settings, run = plan_settings(**{name: getattr(arguments, name) for name in given}), _run(arguments)
+    settings = plan_settings(**{name: getattr(arguments, name) for name in given})
+    run = _run(arguments)
     _check_data(run, run.config.tasks)
     plan = make_plan(run, settings)
     write_plan(plan, arguments.output)
@@ -247,9 +244,11 @@ def _remove_task(arguments: argparse.Namespace) -> None:
 
 
 def _screen(arguments: argparse.Namespace) -> None:
-    manifest = screen(arguments.artifact, arguments.molecules, arguments.candidates, arguments.output)
+    options = arguments.candidates, arguments.output
+    manifest = screen(arguments.artifact, arguments.molecules, *options)
     counts = manifest.provenance["screened"]
-    print(f"screened with {counts['molecules']} molecules, {counts['unreadable']} could not be read")
+    unreadable = f"{counts['unreadable']} could not be read"
+    print(f"screened with {counts['molecules']} molecules, {unreadable}")
     say_artifact(manifest, arguments.output)
 
 

@@ -160,10 +160,12 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        named = {*self.finetune_by_task, *self.alignment_by_task, *self.compare.ablation_tasks, *self.datasets}
-        unknown = named - set(self.tasks)
+        by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
+        named = {name for section in by_task for name in section} | {*self.compare.ablation_tasks}
+        unknown = sorted(named - set(self.tasks))
         if unknown:
-            raise ValueError(f"settings by task: got names {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
+            expected = f"expected names among tasks {list(self.tasks)}"
+            raise ValueError(f"settings by task: got names {unknown}, {expected}")
         without_data = [task for task in self.tasks if task not in self.datasets and task not in MOLECULENET]
         if without_data:
             raise ValueError(f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described under `datasets`")
@@ -204,7 +206,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key that stands twice in one section is an error, where PyYAML takes the last one."""
+    """Plain YAML in which a key that stands twice in one section is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of a node. Raises yaml.constructor.ConstructorError: a key is there twice."""

@@ -36,8 +36,10 @@ class CorpusConfig(BaseModel):
     """Which molecules to pre-train on.
 
     Attributes:
-        files: paths in the data folder, see `merging.molecule_files`. Earlier files come first, so that all of a small file is in the mix.
-        max_molecules: only so many different molecules are taken, in the order of the files; None takes all.
+        files: paths in the data folder, see `merging.molecule_files`. Earlier files come first, so
+            that all of a small file is in the mix.
+        max_molecules: only so many different molecules are taken, in the order of the files; None
+            takes all.
         exclude_benchmarks: leave out every molecule whose canonical SMILES occurs in a MoleculeNet file of the data folder.
     """
 
@@ -116,7 +118,8 @@ def _benchmark_tables(data_folder: Path) -> dict[str, Path]:
 
 def _canonical_smiles(tables: dict[str, Path], workers: int) -> frozenset[str]:
     """Canonical SMILES of all rows that can be read in tolerant mode, as the data sets are."""
-    smiles = list({smiles for task, file in tables.items() for smiles in read_molecules(file, MOLECULENET[task].smiles_column)})
+    rows = [read_molecules(file, MOLECULENET[task].smiles_column) for task, file in tables.items()]
+    smiles = list({molecule for column in rows for molecule in column})
     if not smiles:
         return frozenset()
     with ProcessPoolExecutor(workers) as pool:

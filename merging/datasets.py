@@ -1,8 +1,8 @@
-"""Molecules with labels: the eight MoleculeNet sets of the paper and tables of one's own; read, featurised, split, cached."""
+"""Molecules with labels, of MoleculeNet and one's own: read, featurised, split, cached."""
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
@@ -20,7 +20,16 @@ from tqdm import tqdm
 
 from merging.files import sha256, write_atomically, write_tensors
 from merging.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
-from merging.splits import PARTS, TRAIN, VALID, Split, check_parts, lacking_classes, random_split, scaffold_split
+from merging.splits import (
+    PARTS,
+    TRAIN,
+    VALID,
+    Split,
+    check_parts,
+    lacking_classes,
+    random_split,
+    scaffold_split,
+)
 from models.errors import DataError, MoleculeError
 from models.featurize import read_graph, read_smiles
 from models.graph import MolGraph, PackedGraphs, pack
@@ -104,10 +113,8 @@ def dropped_path(task: str, cache_folder: Path) -> Path:
 
 def describe_dataset(dataset: MoleculeDataset) -> str:
     """A line for people: what was read as what."""
-    record = dataset.record
-    words = record["words"]
-    labels = [name + (f" ({words[name][0]} = 1, {words[name][1]} = 0)" if name in words else "") for name in dataset.label_names]
-    shown = ", ".join(labels[:_SHOWN]) + (f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else "")
+    record, labels = dataset.record, said_labels(dataset.record)
+    count = len(record["labels"])
     parts = ", ".join(f"{count} {part}" for part, count in record["parts"].items())
     unmeasured = {part: len(names) for part, names in record["not_measured"].items() if names}
     source = f"{record['file']}, column {record['smiles_column']!r}"
@@ -115,11 +122,22 @@ def describe_dataset(dataset: MoleculeDataset) -> str:
     return "; ".join(
         (
             f"{dataset.task}: {record['molecules']} molecules of {source}, {dropped}",
-            f"{len(labels)} label{'s' if len(labels) > 1 else ''}: {shown}",
+            f"{count} label{'s' if count > 1 else ''}: {labels}",
             f"split {record['split']}: {parts}",
             *(f"not measured in {part}: {count} of them" for part, count in unmeasured.items()),
         )
     )
+
+
+def said_labels(record: Mapping[str, Any]) -> str:
+    """The first few labels of a `MoleculeDataset.record`, with the cells that are 1 and 0."""
+    names, words = record["labels"], record["words"]
+    shown = []
+    for name in names[:_SHOWN]:
+        one, zero = words.get(name, ("", ""))
+        shown.append(f"{name} ({one} = 1, {zero} = 0)" if name in words else name)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(shown) + more
 
 
 def load_smiles(dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> list[str]:
@@ -132,7 +150,8 @@ def load_smiles(dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, 
     if sha256(file) != dataset.source_sha256:
         raise DataError(f"{file}: got another file than the one that data set {dataset.task!r} was read from, expected it unchanged")
     table, dropped = read_molecule_table(file, spec), {row.line for row in dataset.dropped}
-    return [molecule for molecule, line in zip(table.molecules, table.lines, strict=True) if line not in dropped]
+    rows = zip(table.molecules, table.lines, strict=True)
+    return [molecule for molecule, line in rows if line not in dropped]
 
 
 def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> Path:
@@ -153,8 +172,15 @@ def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: P
         raise DataError(f"got no {task} data in {data_folder} (set GMERGING_DATA), and it could not be fetched: {error}") from error
 
 
-def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int, dropped_file: Path) -> MoleculeDataset:
-    """Read, featurise and split a table, see `load_dataset`. Labels are checked before any molecule is read."""
+def read_csv(
+    task: str,
+    spec: DatasetSpec,
+    file: Path,
+    digest: str,
+    workers: int,
+    dropped_file: Path,
+) -> MoleculeDataset:
+    """Read, featurise and split a table (`load_dataset`). Labels are checked before molecules."""
     table = read_molecule_table(file, spec)
     parsed = list(_parse(table.molecules, workers, task))
     kept = [k for k, molecule in enumerate(parsed) if molecule is not None]
@@ -165,7 +191,7 @@ def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int
         if expected is not None and got != expected:
             raise DataError(f"{file}: got {got} {what}, expected the published {expected}")
     _write_dropped(dropped, dropped_file)
-    _check_dropped(file, dropped, len(kept) + len(dropped), spec, dropped_file)
+    _check_dropped(file, dropped, len(kept) + len(dropped), spec.max_dropped, dropped_file)
     labels = torch.tensor([label.values for label in table.labels]).T[kept].contiguous()
     split, how = _split(spec, table, kept, [scaffold for _, scaffold in molecules])
     lacking = lacking_classes(split, labels, names)
@@ -183,11 +209,13 @@ def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int
         "parts": {part: len(rows) for part, rows in vars(split).items()},
         "not_measured": {part: list(lacking[part]) for part in ("valid", "test")},
     }
-    return MoleculeDataset(task, names, pack([graph for graph, _ in molecules]), labels, split, digest, dropped, record)
+    graphs = pack([graph for graph, _ in molecules])
+    return MoleculeDataset(task, names, graphs, labels, split, digest, dropped, record)
 
 
 def _dropped(table: MoleculeTable, unreadable: Sequence[int]) -> tuple[DroppedRow, ...]:
-    rows = [DroppedRow(table.lines[k], table.molecules[k], _reason(table.molecules[k])) for k in unreadable]
+    written = [(table.lines[k], table.molecules[k]) for k in unreadable]
+    rows = [DroppedRow(line, molecule, _reason(molecule)) for line, molecule in written]
     return tuple(sorted((*table.dropped, *rows), key=lambda row: row.line))
 
 
@@ -207,34 +235,50 @@ def _write_dropped(dropped: Sequence[DroppedRow], path: Path) -> None:
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows((("line", "smiles", "reason"), *(astuple(row) for row in dropped)))
+            rows = csv.writer(stream)
+            rows.writerow(("line", "smiles", "reason"))
+            rows.writerows(astuple(row) for row in dropped)
 
     write_atomically(path, write)
 
 
-def _check_dropped(file: Path, dropped: Sequence[DroppedRow], rows: int, spec: DatasetSpec, listed: Path) -> None:
-    if len(dropped) <= spec.max_dropped * rows:
+def _check_dropped(
+    file: Path,
+    dropped: Sequence[DroppedRow],
+    rows: int,
+    most: float,
+    listed: Path,
+) -> None:
+    if len(dropped) <= most * rows:
         return
     shown = "; ".join(f"line {row.line}: {row.reason}" for row in dropped[:_SHOWN])
     more = f"; all are listed in {listed}" if len(dropped) > _SHOWN else ""
-    raise DataError(
-        f"{file}: got {len(dropped)} of {rows} rows that cannot be read, expected at most {100 * spec.max_dropped:g} % (`max_dropped`): {shown}{more}"
-    )
+    found = f"{len(dropped)} of {rows} rows that cannot be read"
+    expected = f"at most {100 * most:g} % (`max_dropped`)"
+    raise DataError(f"{file}: got {found}, expected {expected}: {shown}{more}")
 
 
-def _split(spec: DatasetSpec, table: MoleculeTable, kept: Sequence[int], scaffolds: Sequence[str]) -> tuple[Split, str]:
-    """The split that a description asks for, over the kept rows, and what it is in words."""
+def _split(
+    spec: DatasetSpec,
+    table: MoleculeTable,
+    kept: Sequence[int],
+    scaffolds: Sequence[str],
+) -> tuple[Split, str]:
+    """The split of the kept rows that a description asks for, and what it is in words."""
     how = "scaffold" if spec.split == "scaffold" else f"random, seed {spec.split_seed}"
     if table.parts is None:
         return _drawn(spec, scaffolds, TRAIN, VALID), how
     given = [table.parts[k] for k in kept]
-    train, valid, test = (torch.tensor([k for k, part in enumerate(given) if part == name], dtype=torch.int64) for name in PARTS)
+    rows_of = {part: [k for k, own in enumerate(given) if own == part] for part in PARTS}
+    train, valid, test = (torch.tensor(rows, dtype=torch.int64) for rows in rows_of.values())
     words = f"by column {spec.split_column!r}"
     if len(valid) or not len(train):
         return Split(train, valid, test), words
     drawn = _drawn(spec, [scaffolds[k] for k in train], 8 / 9, 1 / 9)
-    valid = torch.cat([drawn.valid, drawn.test]).sort().values  # what fits nowhere in a scaffold split goes to its last part
-    return Split(train[drawn.train], train[valid], test), f"{words}, validation drawn from its training rows, {how}"
+    # Groups of scaffolds that fit into neither share are in the third part.
+    valid = train[torch.cat([drawn.valid, drawn.test]).sort().values]
+    words += f", validation drawn from its training rows, {how}"
+    return Split(train[drawn.train], valid, test), words
 
 
 def _drawn(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: float) -> Split:
@@ -243,7 +287,13 @@ def _drawn(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: flo
     return random_split(len(scaffolds), spec.split_seed, train, valid)
 
 
-def _check_parts(file: Path, spec: DatasetSpec, split: Split, labels: Tensor, names: Sequence[str]) -> None:
+def _check_parts(
+    file: Path,
+    spec: DatasetSpec,
+    split: Split,
+    labels: Tensor,
+    names: Sequence[str],
+) -> None:
     try:
         check_parts(split, lacking_classes(split, labels, names), names)
     except DataError as error:
@@ -255,7 +305,7 @@ def _check_parts(file: Path, spec: DatasetSpec, split: Split, labels: Tensor, na
 
 
 def _working_seed(labels: Tensor, names: Sequence[str]) -> int | None:
-    """The first seed of a random split that can be trained on and measured, if there soon is one."""
+    """The first seed of a random split that can be trained on and measured."""
     for seed in range(_SEEDS_TRIED):
         split = random_split(len(labels), seed)
         with suppress(DataError):

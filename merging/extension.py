@@ -56,7 +56,8 @@ def add_tasks(run: Run, artifact: Path, output: Path) -> Manifest:
             "metrics": parts.manifest.metrics | {"added": parts.manifest.metrics.get("added", {}) | gains},
         }
     )
-    return save_artifact(output, manifest, parts.backbone, parts.experts | made, _card(artifact) + _card_section(gains) + _data_section(run))
+    card = _card(artifact) + _card_section(gains) + _data_section(run)
+    return save_artifact(output, manifest, parts.backbone, parts.experts | made, card)
 
 
 def remove_tasks(artifact: Path, tasks: Sequence[str], output: Path) -> Manifest:
@@ -86,7 +87,8 @@ def screen(artifact: Path, molecules: Path, candidates: int, output: Path) -> Ma
 
     Args:
         artifact: with more tasks than candidates + 1.
-        molecules: a file of molecules (`merging.molecule_files`), of which the first few hundred that can be read are taken.
+        molecules: a file of molecules (`merging.molecule_files`), of which the first few hundred
+            that can be read are taken.
         candidates: how many experts beside the own one.
         output: the folder of the new artifact; it may be the same.
 
@@ -117,7 +119,7 @@ def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
     """
     graphs, unreadable = list[MolGraph](), list[MoleculeError]()
     molecules = islice(read_molecules(path), _LOOKED_AT)
-    while len(graphs) < _SCREENED_WITH and (group := list(islice(molecules, _SCREENED_WITH - len(graphs)))):
+    while group := list(islice(molecules, _SCREENED_WITH - len(graphs))):
         for graph in read_graphs(group):
             if isinstance(graph, MoleculeError):
                 unreadable.append(graph)
@@ -125,7 +127,8 @@ def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
                 graphs.append(graph)
     if not graphs:
         first = f" (the first of {len(unreadable)}: {unreadable[0]})" if unreadable else ""
-        raise ConfigError(f"--molecules: got no readable SMILES in {path}{first}, expected one a line")
+        found = f"got no readable SMILES in {path}{first}"
+        raise ConfigError(f"--molecules: {found}, expected one a line")
     return graphs, len(unreadable)
 
 

@@ -1,4 +1,4 @@
-"""Labels of a table of molecules: a column's cells become 0, 1 or missing, decided from all of them."""
+"""Labels of a table of molecules: the cells of a column become 0, 1 or missing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,22 @@ from models.errors import DataError
 MISSING = frozenset(
     (
         *("", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nan", "-nan", "null", "none", "nil"),
-        *("?", "-", "--", ".", "nd", "n.d.", "not determined", "nt", "n.t.", "not tested", "missing"),
+        *(
+            "?",
+            "-",
+            "--",
+            ".",
+            "nd",
+            "n.d.",
+            "not determined",
+            "nt",
+            "n.t.",
+            "not tested",
+            "missing",
+        ),
     )
 )
-"""Cells that say that a label is not known, in lower case. Where a column also holds `+`, `-` is a class."""
+"""Cells that say that a label is not known, in lower case; `-` is a class where `+` is one."""
 
 _OPPOSITES = {
     "yes": "no",
@@ -34,9 +46,8 @@ _NO_LABELS = frozenset(
 )
 _QUALIFIERS = "<>=~≤≥±"
 _EXPECTED = "expected 0, 1 or a missing value"
-_NUMBERS = (
-    "regression and more than two classes are not there yet for molecules: bring a column of 0 and 1, for instance of what is above a threshold"
-)
+_NOT_YET = "regression and more than two classes are not there yet for molecules"
+_REMEDY = "bring a column of 0 and 1, for instance of what is above a threshold"
 _SHOWN = 4
 _LONGEST = 60  # characters
 
@@ -71,7 +82,12 @@ class _Value:
     row: int
 
 
-def read_label(name: str, cells: Sequence[str], lines: Sequence[int], positive: str | None = None) -> Label:
+def read_label(
+    name: str,
+    cells: Sequence[str],
+    lines: Sequence[int],
+    positive: str | None = None,
+) -> Label:
     """Read a column as 0, 1 and missing.
 
     Two classes are 0 and 1; -1 and 1; two words of which one is known to be the positive one
@@ -91,7 +107,8 @@ def read_label(name: str, cells: Sequence[str], lines: Sequence[int], positive: 
     key_of = _keys(cells)
     values = _values(cells, key_of)
     if not values:
-        raise DataError(f"got {len(cells)} missing values and no other, expected 0 and 1 in some rows")
+        counts = f"{len(cells)} missing values and no other"
+        raise DataError(f"got {counts}, expected 0 and 1 in some rows")
     pair = _pair(values, positive)
     if len(values) == 1:
         raise DataError(_one_class(values, cells, key_of))
@@ -99,11 +116,15 @@ def read_label(name: str, cells: Sequence[str], lines: Sequence[int], positive: 
         raise DataError(_no_classes(values, lines, pair))
     one, zero = pair
     number = {cell: math.nan if key is None else float(key == one) for cell, key in key_of.items()}
-    return Label(name, tuple(number[cell] for cell in cells), values[one].spelling, values[zero].spelling)
+    numbers = tuple(number[cell] for cell in cells)
+    return Label(name, numbers, values[one].spelling, values[zero].spelling)
 
 
 def why_no_label(name: str, cells: Sequence[str]) -> str | None:
-    """Why a column that nobody named as a label is none, by its name or as it numbers the rows; None where nothing says so."""
+    """Why a column that nobody named as a label is none, by its name or as it numbers the rows.
+
+    None where nothing says so: its cells decide (`read_label`).
+    """
     if not name.strip() or name.startswith("Unnamed:"):
         return "it has no name, as an index of rows"
     if name.strip().casefold() in _NO_LABELS:
@@ -117,14 +138,14 @@ def why_no_label(name: str, cells: Sequence[str]) -> str | None:
 
 
 def _keys(cells: Sequence[str]) -> dict[str, str | None]:
-    """By cell as it is written, what it says: a number's value, a word in lower case, or None where it is missing."""
+    """By cell as it is written, what it says (`normalised`), or None where it is missing."""
     texts = {cell: " ".join(cell.split()).casefold() for cell in set(cells)}
     missing = MISSING - {"-"} if "+" in texts.values() else MISSING
     return {cell: None if text in missing else normalised(text) for cell, text in texts.items()}
 
 
 def normalised(text: str) -> str:
-    """What a cell says: a number's value, or a word in lower case; two cells that say the same are one value."""
+    """What a cell says: the value of a number, or a text in lower case."""
     number = _number(text)
     return " ".join(text.split()).casefold() if number is None else repr(number + 0.0)  # no -0.0
 
@@ -156,7 +177,7 @@ def _values(cells: Sequence[str], key_of: Mapping[str, str | None]) -> dict[str,
 
 
 def _pair(values: Mapping[str, _Value], positive: str | None) -> tuple[str, str] | None:
-    """The keys of class 1 and class 0, if it is known which they are; there may be other values beside them."""
+    """The keys of class 1 and class 0 among the values, if it is known which they are."""
     if positive is not None:
         one = normalised(positive)
         if one not in values:
@@ -181,20 +202,28 @@ def _opposites(word: str) -> list[str]:
     return [*named, *negated, *([word[:-1] + "-"] if word.endswith("+") else [])]
 
 
-def _one_class(values: Mapping[str, _Value], cells: Sequence[str], key_of: Mapping[str, str | None]) -> str:
+def _one_class(
+    values: Mapping[str, _Value],
+    cells: Sequence[str],
+    key_of: Mapping[str, str | None],
+) -> str:
     ((key, value),) = values.items()
     other = {"0.0": "0 x 1", "1.0": "0 x 0"}.get(key, "no other")
     missing = {cell for cell in cells if key_of[cell] is None}
     spelt = f" (got as {', '.join(map(repr, sorted(missing)[:_SHOWN]))})" if missing else ""
-    counts = f"{value.count} x {value.spelling[:_LONGEST]} and {other}, {len(cells) - value.count} missing{spelt}"
-    return f"got {counts}, expected two classes"
+    found = f"{value.count} x {value.spelling[:_LONGEST]} and {other}"
+    return f"got {found}, {len(cells) - value.count} missing{spelt}, expected two classes"
 
 
-def _no_classes(values: Mapping[str, _Value], lines: Sequence[int], pair: tuple[str, str] | None) -> str:
+def _no_classes(
+    values: Mapping[str, _Value],
+    lines: Sequence[int],
+    pair: tuple[str, str] | None,
+) -> str:
     """Why more or other values than two known classes are none."""
     if len(values) == 2:
-        last = list(values.values())[1].spelling
-        return f"got two values, {_some(values)}, expected to know which is class 1: say `positive: {quoted(last)}`, or the other"
+        remedy = f"say `positive: {quoted(list(values.values())[1].spelling)}`, or the other"
+        return f"got two values, {_some(values)}, expected to know which is class 1: {remedy}"
     classes = pair or tuple(key for key in values if key in ("0.0", "1.0"))
     numeric = all(_is_numeric(values[key].spelling) for key in classes)
     if not classes and not _is_numeric(next(iter(values.values())).spelling):
@@ -202,10 +231,11 @@ def _no_classes(values: Mapping[str, _Value], lines: Sequence[int], pair: tuple[
     wrong = next(value for key, value in values.items() if key not in classes)
     found = f"line {lines[wrong.row]}: got {quoted(wrong.spelling)}"
     if numeric and _is_numeric(wrong.spelling):
-        return f"{found}, {_EXPECTED}; {_NUMBERS}"
+        return f"{found}, {_EXPECTED}; {_NOT_YET}: {_REMEDY}"
     beside = " and ".join(quoted(values[key].spelling) for key in classes)
     count = f"{len(values)} different values in all"
-    return f"{found} beside {beside}, {count}, expected two classes; leave a cell empty where the class is not known"
+    remedy = "leave a cell empty where the class is not known"
+    return f"{found} beside {beside}, {count}, expected two classes; {remedy}"
 
 
 def _is_numeric(text: str) -> bool:

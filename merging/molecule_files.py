@@ -1,4 +1,4 @@
-"""Files of molecules without labels: lines of SMILES, maybe with names, or tables; plain or gzip."""
+"""Files of molecules without labels: lines of SMILES or tables, plain or gzip."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from models.errors import DataError, InvalidInputError
-from models.tables import SAMPLE, is_header, molecule_column, open_stream, open_table, read_smiles_lines
+from models.tables import (
+    SAMPLE,
+    is_header,
+    molecule_column,
+    open_stream,
+    open_table,
+    read_smiles_lines,
+)
 
 _TABLES = (".csv", ".tsv")
 

@@ -19,7 +19,8 @@ _SHOWN = 5
 
 def _as_word(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError(f"got {str(value).lower()}, which is what YAML makes of yes, no, on, off, true and false, expected the word in quotes")
+        made = f"{str(value).lower()}, which is what YAML makes of yes, no, on, off, true and false"
+        raise ValueError(f"got {made}, expected the word in quotes")
     return str(value) if isinstance(value, int | float) else value
 
 
@@ -53,7 +54,7 @@ class Folds(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """A table (CSV and its relatives, plain or gzip) with a column of molecules and columns of labels.
+    """A table (CSV and its relatives, plain or gzip) of molecules and labels.
 
     Attributes:
         smiles_column: the column of the molecules; None chooses it by name and content.
@@ -69,8 +70,10 @@ class DatasetSpec(BaseModel):
             training rows is taken for it, as `split` says.
         folds: which folds of that column are which.
         max_dropped: the largest share of rows that may be left out because they cannot be read.
-        file: path in the data folder; None for MoleculeNet's own names and, where they are not there, PyG's loader.
-        num_molecules, num_labels: the published size; a file of another size is an error. None does not check.
+        file: path in the data folder; None for MoleculeNet's own names and, where they are not
+            there, PyG's loader.
+        num_molecules, num_labels: the published size; a file of another size is an error. None does
+            not check.
         about: one line for people.
     """
 
@@ -97,9 +100,10 @@ class DatasetSpec(BaseModel):
         if not all(name.strip() for name in labels):
             raise ValueError("label_columns: got an empty name, expected the names of columns")
         if taken := sorted({*labels} & {self.smiles_column, self.split_column}):
-            raise ValueError(f"label_columns: got {', '.join(map(str, taken))}, which is said to be something else")
+            names = ", ".join(map(str, taken))
+            raise ValueError(f"label_columns: got {names}, which is said to be something else")
         if self.folds and self.split_column is None:
-            raise ValueError("folds: got them without `split_column`, expected the column that they stand in")
+            raise ValueError("folds: got them without `split_column`, expected their column")
         return self
 
 
@@ -155,19 +159,19 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
     if at in labels_at:
         raise DataError(f"{file}: got {columns[at]!r} as label, expected it to hold the molecules")
     others = [k for k in range(len(columns)) if k not in (at, split_at) and columns[k] != _IGNORED]
-    cells = {k: [row.cells[k] for row in good] for k in (*others, at)}
+    cells = {k: [row.cells[k] for row in good] for k in range(len(columns))}
     lines = [row.line for row in good]
+    dropped = [DroppedRow(row.line, row.cells[at], row.problem) for row in rows if row.problem]
     parts = None
     if split_at is not None:
-        given = vars(spec.folds) if spec.folds else {}
-        parts = _named_parts(file, columns[split_at], [row.cells[split_at] for row in good], lines, given)
+        parts = _named_parts(file, spec, cells[split_at], lines)
     return MoleculeTable(
         molecule_column=columns[at],
         lines=tuple(lines),
         molecules=tuple(cells[at]),
         labels=_labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines),
         parts=parts,
-        dropped=tuple(DroppedRow(row.line, row.cells[at], row.problem) for row in rows if row.problem),
+        dropped=tuple(dropped),
     )
 
 
@@ -178,15 +182,29 @@ def _column(name: str, columns: Sequence[str]) -> int:
     return at
 
 
-def _named_parts(file: Path, column: str, cells: Sequence[str], lines: Sequence[int], folds: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def _named_parts(
+    file: Path,
+    spec: DatasetSpec,
+    cells: Sequence[str],
+    lines: Sequence[int],
+) -> tuple[str, ...]:
     try:
-        return tuple(named_parts(cells, lines, folds))
+        return tuple(named_parts(cells, lines, vars(spec.folds) if spec.folds else {}))
     except DataError as error:
-        raise DataError(f"{file}, column {column!r}: {error}") from error
+        raise DataError(f"{file}, column {spec.split_column!r}: {error}") from error
 
 
-def _labels(file: Path, spec: DatasetSpec, columns: Mapping[int, tuple[str, Sequence[str]]], lines: Sequence[int]) -> tuple[Label, ...]:
-    """The labels of the given columns, by position: name and cells. Every column that is none is named in the error."""
+def _labels(
+    file: Path,
+    spec: DatasetSpec,
+    columns: Mapping[int, tuple[str, Sequence[str]]],
+    lines: Sequence[int],
+) -> tuple[Label, ...]:
+    """The labels of the given columns, by position: name and cells.
+
+    Raises:
+        DataError: it names every column that holds none.
+    """
     if not columns:
         raise DataError(f"{file}: got no column beside the molecules, expected labels")
     positive = _positive(file, spec, columns.values())
@@ -201,23 +219,30 @@ def _labels(file: Path, spec: DatasetSpec, columns: Mapping[int, tuple[str, Sequ
         except DataError as error:
             problems[k] = f"column {name!r}" + ("" if name else f" (number {k + 1})") + f": {error}"
     if problems:
-        raise DataError(_no_labels(file, list(problems.values()), [label.name for label in read], named))
+        labels = [label.name for label in read]
+        raise DataError(_no_labels(file, list(problems.values()), labels, named))
     return tuple(read)
 
 
-def _positive(file: Path, spec: DatasetSpec, columns: Collection[tuple[str, Sequence[str]]]) -> dict[str, str]:
+def _positive(
+    file: Path,
+    spec: DatasetSpec,
+    columns: Collection[tuple[str, Sequence[str]]],
+) -> dict[str, str]:
     """By label the word that is class 1, where it is said; every word must be of some use."""
     names = [name for name, _ in columns]
     if isinstance(spec.positive, dict):
         if unknown := [name for name in spec.positive if name not in names]:
-            raise DataError(f"{file}: positive: got label {unknown[0]!r}, expected {nearest(unknown[0], names)}")
+            expected = nearest(unknown[0], names)
+            raise DataError(f"{file}: positive: got label {unknown[0]!r}, expected {expected}")
         return spec.positive
     if spec.positive is None:
         return {}
     said = normalised(spec.positive)
     found = {name: spec.positive for name, cells in columns if said in map(normalised, set(cells))}
     if not found:
-        raise DataError(f"{file}: positive: got {spec.positive!r}, which no label holds, expected one of a label's two words")
+        wrong = f"got {spec.positive!r}, which no label holds"
+        raise DataError(f"{file}: positive: {wrong}, expected one of a label's two words")
     return found
 
 
@@ -227,4 +252,5 @@ def _no_labels(file: Path, problems: Sequence[str], labels: Sequence[str], named
     if named or not labels:
         return f"{file}, {shown}{more}"
     remedy = f"name the labels, as in `label_columns: [{', '.join(labels[:_SHOWN])}]`"
-    return f"{file}: got columns that are no labels, {shown}{more}. Expected only labels beside the molecules: {remedy}"
+    expected = f"expected only labels beside the molecules: {remedy}"
+    return f"{file}: got columns that are no labels ({shown}{more}), {expected}"

@@ -121,7 +121,8 @@ MERGERS = {
 def merger_spec(method: str) -> MergerSpec:
     """The row of that name. Raises ConfigError."""
     if method not in MERGERS:
-        raise ConfigError(f"got merge method {method!r}, expected {nearest(method, tuple(MERGERS))}")
+        expected = nearest(method, tuple(MERGERS))
+        raise ConfigError(f"got merge method {method!r}, expected {expected}")
     return MERGERS[method]
 
 

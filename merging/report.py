@@ -17,6 +17,7 @@ from merging.comparison import (
     swap_jobs,
     table_rows,
 )
+from merging.datasets import said_labels
 from merging.files import read_seeds, write_json
 from merging.jobs import Job
 from merging.pipeline import finetuned, merged, trained_adapters
@@ -25,7 +26,6 @@ from merging.run import Run
 
 RunJobs = Callable[[str, list[Job]], None]
 """Does independent jobs, maybe several at a time; the text says what they are."""
-_SHOWN_LABELS = 5
 
 
 def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
@@ -181,13 +181,12 @@ def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
-    names, words = record["labels"], record["words"]
-    labels = [f"{name} ({words[name][0]} = 1, {words[name][1]} = 0)" if name in words else name for name in names[:_SHOWN_LABELS]]
-    more = [f"{len(names) - _SHOWN_LABELS} more"] if len(names) > _SHOWN_LABELS else []
-    lacking = [f"{len(found)} not measured in {part}" for part, found in record["not_measured"].items() if found]
+    lacking = {part: len(names) for part, names in record["not_measured"].items() if names}
+    labels = [said_labels(record)]
+    labels += [f"{count} not measured in {part}" for part, count in lacking.items()]
     counts = [str(record[name]) for name in ("molecules", "dropped")]
     sizes = " / ".join(str(size) for size in record["parts"].values())
-    return [task, record["file"], *counts, record["split"], sizes, ", ".join([*labels, *more, *lacking])]
+    return [task, record["file"], *counts, record["split"], sizes, "; ".join(labels)]
 
 
 def percent(mean: float, std: float | None = None) -> str:

@@ -11,7 +11,7 @@ from merging.labels import quoted
 from models.errors import DataError
 
 TRAIN, VALID = 0.8, 0.1
-"""Shares of the training and validation part, where nothing else is said; the rest is the test part."""
+"""Shares of the training and validation part; the rest is the test part."""
 _SHOWN = 4
 PARTS = ("train", "valid", "test")
 PART_NAMES = {
@@ -53,13 +53,22 @@ def scaffold_split(scaffolds: Sequence[str], train: float = TRAIN, valid: float 
 
 
 def random_split(rows: int, seed: int, train: float = TRAIN, valid: float = VALID) -> Split:
-    """Rows in random order, by the seed alone: the first `train` of them, the next `valid`, and the rest."""
+    """Rows in random order, by the seed alone.
+
+    The first `train` of them, a share, are trained on, the next `valid` validated on, and the rest
+    tested on.
+    """
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     first, second = round(train * rows), round((train + valid) * rows)
-    return Split(order[:first].sort().values, order[first:second].sort().values, order[second:].sort().values)
+    drawn = order[:first], order[first:second], order[second:]
+    return Split(*(numbers.sort().values for numbers in drawn))
 
 
-def named_parts(cells: Sequence[str], lines: Sequence[int], folds: Mapping[str, Sequence[str]]) -> list[str]:
+def named_parts(
+    cells: Sequence[str],
+    lines: Sequence[int],
+    folds: Mapping[str, Sequence[str]],
+) -> list[str]:
     """The part of each row, "train", "valid" or "test", from a column that says it.
 
     Args:
@@ -84,17 +93,22 @@ def named_parts(cells: Sequence[str], lines: Sequence[int], folds: Mapping[str, 
     part_of = {name: part for part, names in PART_NAMES.items() for name in names}
     for text, cell, line in zip(texts, cells, lines, strict=True):
         if text not in part_of:
-            remedy = "; where these are folds, say which are which: `folds: {valid: 0, test: 1}`"
-            raise DataError(f"line {line}: got {quoted(cell)}, expected train, valid or test{remedy}")
+            remedy = "where these are folds, say which are which: `folds: {valid: 0, test: 1}`"
+            found = f"line {line}: got {quoted(cell)}"
+            raise DataError(f"{found}, expected train, valid or test; {remedy}")
     return [part_of[text] for text in texts]
 
 
 def _text(cell: str) -> str:
-    """A cell without white space around it and case; a whole number without the `.0` that pandas adds."""
+    """A cell without white space around it and case; without the `.0` that pandas adds."""
     return cell.strip().casefold().removesuffix(".0")
 
 
-def lacking_classes(split: Split, labels: Tensor, names: Sequence[str]) -> dict[str, dict[str, str]]:
+def lacking_classes(
+    split: Split,
+    labels: Tensor,
+    names: Sequence[str],
+) -> dict[str, dict[str, str]]:
     """By part the labels that do not have both classes there, with their counts.
 
     Args:
@@ -105,7 +119,11 @@ def lacking_classes(split: Split, labels: Tensor, names: Sequence[str]) -> dict[
     return {part: _lacking(labels[rows], names) for part, rows in vars(split).items()}
 
 
-def check_parts(split: Split, lacking: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> None:
+def check_parts(
+    split: Split,
+    lacking: Mapping[str, Mapping[str, str]],
+    names: Sequence[str],
+) -> None:
     """Check that a split can be trained on and measured.
 
     Args:
@@ -117,7 +135,8 @@ def check_parts(split: Split, lacking: Mapping[str, Mapping[str, str]], names: S
         DataError: a part is empty, a label lacks a class in the training part, or no label has both
             classes in the validation or the test part.
     """
-    sizes = "molecules: " + ", ".join(f"{len(rows)} in {part}" for part, rows in vars(split).items())
+    sizes_of = [f"{len(rows)} in {part}" for part, rows in vars(split).items()]
+    sizes = f"molecules: {', '.join(sizes_of)}"
     if empty := [part for part, rows in vars(split).items() if not len(rows)]:
         raise DataError(f"got {sizes}, expected some in {' and '.join(empty)} too")
     for part, counts in lacking.items():

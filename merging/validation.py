@@ -50,7 +50,8 @@ def sections_at(model: type[BaseModel], location: Location) -> list[type[BaseMod
     """
     sections = [model]
     for step in location:
-        fields = [section.model_fields[str(step)] for section in sections if step in section.model_fields]
+        known = [section for section in sections if step in section.model_fields]
+        fields = [section.model_fields[str(step)] for section in known]
         tagged = [section for section in sections if _has_tag(section, step)]
         if fields:
             sections = [section for field in fields for section in _sections_of(field.annotation)]

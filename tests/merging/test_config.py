@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,11 @@ def test_fingerprint_changes_with_every_part(pico: RunConfig) -> None:
     base = fingerprint(pico.finetune, "task", 0)
     assert base == fingerprint(pico.finetune.model_copy(), "task", 0)
     assert len({base, fingerprint(pico.finetune, "task", 1), fingerprint(pico.finetune, "other", 0), fingerprint(pico.alignment, "task", 0)}) == 4
+
+
+def test_the_configuration_of_the_readme_is_valid(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (block,) = [found for found in blocks if "label_columns" in found]
+    (tmp_path / "mine.yaml").write_text(block)
+    assert set(load_config(tmp_path / "mine.yaml").datasets) == {"solubility", "herg", "ames"}

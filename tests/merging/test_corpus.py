@@ -80,8 +80,10 @@ def test_the_first_file_is_in_the_mix_whatever_the_limit(data: Path, tmp_path: P
 
 
 def test_names_and_headers_are_no_molecules(data: Path, tmp_path: Path) -> None:
-    (data / "named.smi").write_text("smiles name\n" + "".join(f"{smiles} mol {k}\n" for k, smiles in enumerate(STEREO)))
-    corpus = load_corpus(config(files=("named.smi",), exclude_benchmarks=False), data, tmp_path / "cache")
+    named = [f"{smiles} mol {k}" for k, smiles in enumerate(STEREO)]
+    (data / "named.smi").write_text("\n".join(["smiles name", *named]))
+    settings = config(files=("named.smi",), exclude_benchmarks=False)
+    corpus = load_corpus(settings, data, tmp_path / "cache")
     assert graphs(corpus) == Counter(text(featurize(smiles).graph) for smiles in STEREO)
     assert corpus.record["unreadable"] == 0
 

@@ -32,7 +32,8 @@ def test_cache_gives_the_same_and_is_renewed_with_the_file(pico: RunConfig, tmp_
     assert (tmp_path / "cache/nitrogen.safetensors").is_file()
     assert torch.equal(load(), first)
     inverted = [str(1 - int(label)) for label in tail_has("N")]
-    write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), list(zip(molecules(), inverted, strict=True)))
+    rows = list(zip(molecules(), inverted, strict=True))
+    write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), rows)
     assert torch.equal(load(), 1 - first)
 
 

@@ -55,7 +55,8 @@ def test_old_answers_stay_to_the_last_bit_and_the_new_task_answers(extended: Pat
     assert "| carbonyl |" in (extended / "extended/README.md").read_text()
     assert new.manifest.provenance["added"][0]["to"] == old.digest
     assert new.manifest.provenance["added"][0]["data"]["carbonyl"]["labels"] == ["has_co"]
-    assert "| carbonyl | carbonyl.csv | 80 | 0 | scaffold |" in (extended / "extended/README.md").read_text()
+    card = (extended / "extended/README.md").read_text()
+    assert "| carbonyl | carbonyl.csv | 80 | 0 | scaffold |" in card
 
 
 def test_adding_and_removing_gives_back_the_answers(extended: Path, molecules: GraphBatch) -> None:
@@ -109,7 +110,7 @@ def test_screened_artifact_names_the_nearest_and_is_checked(extended: Path, caps
     assert "got no readable SMILES" in capsys.readouterr().err
 
 
-NAMED = "".join(f"{smiles}\tmol{k}\n" for k, smiles in enumerate(("CCO", "c1ccccc1", "C1CC", "CCN")))
+NAMED = "CCO\tmol0\nc1ccccc1\tmol1\nC1CC\tmol2\nCCN\tmol3\n"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,11 @@ NAMED = "".join(f"{smiles}\tmol{k}\n" for k, smiles in enumerate(("CCO", "c1cccc
     ],
     ids=["names", "spaces", "header", "table", "csv", "gzip", "bom", "utf-16", "cp1252"],
 )
-def test_molecules_to_screen_with_may_have_names(name: str, content: str | bytes, tmp_path: Path) -> None:
+def test_molecules_to_screen_with_may_have_names(
+    name: str,
+    content: str | bytes,
+    tmp_path: Path,
+) -> None:
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     graphs, unreadable = readable_graphs(tmp_path / name)
     assert [graph.num_nodes for graph in graphs] == [3, 6, 3]

@@ -100,7 +100,8 @@ def test_smiles_must_be_one_per_graph(pico_run: Run) -> None:
 def test_smiles_of_the_kept_rows_are_read_again(tmp_path: Path) -> None:
     spec, kept = DatasetSpec(file="own.csv"), [*molecules(), "CN(C)(C)(C)C"]
     rows = [*kept[:40], "", "C1CC", *kept[40:], "not a molecule"]
-    write_csv(tmp_path / "own.csv", "smiles", ("y",), [(smiles, str(k % 2)) for k, smiles in enumerate(rows)])
+    labelled = [(smiles, str(k % 2)) for k, smiles in enumerate(rows)]
+    write_csv(tmp_path / "own.csv", "smiles", ("y",), labelled)
     dataset = load_dataset("own", spec, tmp_path, tmp_path / "cache")
     smiles = load_smiles(dataset, spec, tmp_path, tmp_path / "cache")
     assert smiles == kept

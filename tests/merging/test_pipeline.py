@@ -55,15 +55,21 @@ def test_release_writes_artifact_and_card(released: Path, capsys: pytest.Capture
     assert "rank 4, 2 experts, 1,024 parameters" in said
 
 
-def test_what_was_read_as_what_is_said_before_training_and_kept(pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_read_as_what_is_said_before_training_and_kept(
+    pico_config_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = [{"1": "Active", "0": "inactive"}[label] for label in tail_has("N")]
     rows = [*zip(molecules(), words, strict=True), ("not_a_smiles", "Active")]
     write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), rows)
     assert command(tmp_path, "release", "--output", str(tmp_path / "artifact")) == 0
     said = capsys.readouterr().out
-    assert "nitrogen: 80 molecules of nitrogen.csv, column 'smiles', 1 of 81 rows dropped; 1 label: has_n (Active = 1, inactive = 0)" in said
+    assert "nitrogen: 80 molecules of nitrogen.csv, column 'smiles', 1 of 81 rows dropped" in said
+    assert "1 label: has_n (Active = 1, inactive = 0); split scaffold: 60 train" in said
     card = (tmp_path / "artifact/README.md").read_text()
-    assert "| nitrogen | nitrogen.csv | 80 | 1 | scaffold | 60 / 10 / 10 | has_n (Active = 1, inactive = 0) |" in card
+    assert "| nitrogen | nitrogen.csv | 80 | 1 | scaffold | 60 / 10 / 10 |" in card
+    assert "| has_n (Active = 1, inactive = 0) |" in card
     assert "not_a_smiles" in (tmp_path / "work/data/nitrogen.dropped.csv").read_text()
     record = load_artifact(tmp_path / "artifact").manifest.provenance["data"]["nitrogen"]
     assert record["words"] == {"has_n": ["Active", "inactive"]}
@@ -72,8 +78,13 @@ def test_what_was_read_as_what_is_said_before_training_and_kept(pico_config_file
         assert json.loads(stream.metadata()["record"])["data"] == record
 
 
-def test_a_second_task_that_cannot_be_trained_stops_the_first(pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_csv(tmp_path / "data/other.csv", "mol", ("y",), [(smiles, f"{k}.5") for k, smiles in enumerate(molecules())])
+def test_a_second_task_that_cannot_be_trained_stops_the_first(
+    pico_config_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    numbers = [(smiles, f"{k}.5") for k, smiles in enumerate(molecules())]
+    write_csv(tmp_path / "data/other.csv", "mol", ("y",), numbers)
     assert command(tmp_path, "finetune") == 1
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert error.startswith("gmerging: ")

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from merging.splits import Split, check_parts, lacking_classes, named_parts, random_split, scaffold_split
+from merging.splits import (
+    Split,
+    check_parts,
+    lacking_classes,
+    named_parts,
+    random_split,
+    scaffold_split,
+)
 from models.errors import DataError
 
 NAN = torch.nan
@@ -71,10 +78,22 @@ def test_a_split_that_can_be_measured_passes() -> None:
 @pytest.mark.parametrize(
     ("split", "labels", "message"),
     [
-        (split_of(4, 2, 0), [[0, 1, 0, 1, 0, 1]], "4 in train, 2 in valid, 0 in test, expected some in test too"),
+        (
+            split_of(4, 2, 0),
+            [[0, 1, 0, 1, 0, 1]],
+            "4 in train, 2 in valid, 0 in test, expected some in test too",
+        ),
         (split_of(6, 0, 0), [[0, 1, 0, 1, 0, 1]], "expected some in valid and test too"),
-        (split_of(2, 2, 2), [[0, 1, 0, 0, 0, 1]], "in valid y0: 2 x 0, 0 x 1, expected both classes of at least one label"),
-        (split_of(2, 2, 2), [[0, 1, 0, 1, 1, NAN]], "in test y0: 0 x 0, 1 x 1, expected both classes of at least one"),
+        (
+            split_of(2, 2, 2),
+            [[0, 1, 0, 0, 0, 1]],
+            "in valid y0: 2 x 0, 0 x 1, expected both classes of at least one label",
+        ),
+        (
+            split_of(2, 2, 2),
+            [[0, 1, 0, 1, 1, NAN]],
+            "in test y0: 0 x 0, 1 x 1, expected both classes of at least one",
+        ),
         (
             split_of(2, 2, 2),
             [[0, 1, 0, 1, 0, 1], [1, 1, 0, 1, 0, 1]],
@@ -82,7 +101,7 @@ def test_a_split_that_can_be_measured_passes() -> None:
         ),
     ],
 )
-def test_a_split_that_cannot_is_refused_with_counts(split: Split, labels: list[list[float]], message: str) -> None:
+def test_another_is_refused(split: Split, labels: list[list[float]], message: str) -> None:
     with pytest.raises(DataError) as refused:
         check(split, labels)
     assert message in str(refused.value)

@@ -1,4 +1,4 @@
-"""Configurations are closed: whatever is unknown in a YAML file is an error that names the nearest known key."""
+"""Configurations are closed: an unknown key is an error that names the nearest known one."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,15 +42,18 @@ def test_every_section_is_closed(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_misspelt_key_is_answered_with_the_nearest_in_every_section(kind: str, tmp_path: Path) -> None:
+def test_a_misspelt_key_is_answered_with_the_nearest(kind: str, tmp_path: Path) -> None:
     model, load, bundled = KINDS[kind]
     whole = yaml.safe_load((CONFIG_FOLDER / bundled).read_text())
-    named = [name for name, field in model.model_fields.items() if isinstance(field.annotation, type) and name in whole]
-    for section in ["", *(name for name in named if isinstance(whole[name], dict))]:
+    fields = model.model_fields
+    mappings = [name for name, values in whole.items() if isinstance(values, dict)]
+    sections = [name for name in mappings if isinstance(fields[name].annotation, type)]
+    for section in ["", *sections]:
         values = whole[section] if section else whole
         key = max((key for key in values), key=len)
         wrong = {**values, key[:-1]: values[key]}
-        (tmp_path / "own.yaml").write_text(yaml.safe_dump({**whole, section: wrong} if section else wrong))
+        content = {**whole, section: wrong} if section else wrong
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
         with pytest.raises(ConfigError) as refused:
             load(tmp_path / "own.yaml")
         place = f"{section}.{key[:-1]}" if section else key[:-1]
@@ -60,24 +63,58 @@ def test_a_misspelt_key_is_answered_with_the_nearest_in_every_section(kind: str,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("datasets: {nitrogen: {file: a.csv, smile_column: s}}", "datasets.nitrogen.smile_column: got an unknown key, expected 'smiles_column'"),
-        ("datasets: {nitrogen: {file: a.csv, label: [y]}}", "datasets.nitrogen.label: got an unknown key, expected 'label_columns'"),
-        ("datasets: {nitrogen: {file: a.csv, split_column: f, folds: {tset: 1}}}", "folds.tset: got an unknown key, expected 'test'"),
-        ("datasets: {nitrogen: {file: a.csv, positive: yes}}", "got true, which is what YAML makes of yes"),
+        (
+            "datasets: {nitrogen: {file: a.csv, smile_column: s}}",
+            "datasets.nitrogen.smile_column: got an unknown key, expected 'smiles_column'",
+        ),
+        (
+            "datasets: {nitrogen: {file: a.csv, label: [y]}}",
+            "datasets.nitrogen.label: got an unknown key, expected 'label_columns'",
+        ),
+        (
+            "datasets: {nitrogen: {file: a.csv, split_column: f, folds: {tset: 1}}}",
+            "folds.tset: got an unknown key, expected 'test'",
+        ),
+        (
+            "datasets: {nitrogen: {file: a.csv, positive: yes}}",
+            "got true, which is what YAML makes of yes",
+        ),
         ("datasets: {nitrogne: {file: a.csv}}", "got names ['nitrogne']"),
-        ("pretrained: {backbone: {kind: gcn, hiden_dim: 16}, weights: w}", "backbone.hiden_dim: got an unknown key, expected 'hidden_dim'"),
-        ("router: {temprature: 1}", "router.temprature: got an unknown key, expected 'temperature'"),
-        ("compare: {forest_tree: 1}", "compare.forest_tree: got an unknown key, expected 'forest_trees'"),
-        ("finetune_by_task: {nitrogen: {epoch: 1}}", "finetune_by_task.nitrogen.epoch: got an unknown key, expected 'epochs'"),
-        ("merge: {method: ties, options: {desnity: 0.2}}", "options of ties: desnity: got an unknown key, expected 'density'"),
+        (
+            "pretrained: {backbone: {kind: gcn, hiden_dim: 16}, weights: w}",
+            "backbone.hiden_dim: got an unknown key, expected 'hidden_dim'",
+        ),
+        (
+            "router: {temprature: 1}",
+            "router.temprature: got an unknown key, expected 'temperature'",
+        ),
+        (
+            "compare: {forest_tree: 1}",
+            "compare.forest_tree: got an unknown key, expected 'forest_trees'",
+        ),
+        (
+            "finetune_by_task: {nitrogen: {epoch: 1}}",
+            "finetune_by_task.nitrogen.epoch: got an unknown key, expected 'epochs'",
+        ),
+        (
+            "merge: {method: ties, options: {desnity: 0.2}}",
+            "options of ties: desnity: got an unknown key, expected 'density'",
+        ),
         ("merge: {method: tise}", "got merge method 'tise', expected 'ties'"),
         ("alignement: {rank: 2}", "alignement: got an unknown key, expected 'alignment'"),
         ("zzz: 1", "zzz: got an unknown key, expected one of setting, description"),
-        ("finetune: {epochs: 1, epochs: 2}", "got epochs twice in one section, expected each key once"),
+        (
+            "finetune: {epochs: 1, epochs: 2}",
+            "got epochs twice in one section, expected each key once",
+        ),
         ("finetune: {epochs: 1}\nfinetune: {dropout: 0.1}", "got finetune twice in one section"),
     ],
 )
-def test_what_is_unknown_or_said_twice_is_refused(text: str, message: str, pico_config_file: Path) -> None:
+def test_what_is_unknown_or_said_twice_is_refused(
+    text: str,
+    message: str,
+    pico_config_file: Path,
+) -> None:
     child = pico_config_file.with_name("child.yaml")
     child.write_text(f"extends: pico.yaml\nsetting: child\n{text}\n")
     with pytest.raises(ConfigError) as refused:
@@ -87,9 +124,9 @@ def test_what_is_unknown_or_said_twice_is_refused(text: str, message: str, pico_
 
 def test_an_anchor_may_be_merged_and_overridden(pico_config_file: Path) -> None:
     child = pico_config_file.with_name("child.yaml")
-    child.write_text(
-        "extends: pico.yaml\nsetting: child\nfinetune_by_task:\n  nitrogen: &n {epochs: 7, dropout: 0.2}\n  other: {<<: *n, epochs: 8}\n"
-    )
+    own, inherited = "&n {epochs: 7, dropout: 0.2}", "{<<: *n, epochs: 8}"
+    by_task = f"finetune_by_task:\n  nitrogen: {own}\n  other: {inherited}\n"
+    child.write_text(f"extends: pico.yaml\nsetting: child\n{by_task}")
     config = load_config(child)
     assert config.finetune_for("other").epochs == 8
     assert config.finetune_for("other").dropout == 0.2
