@@ -1,5 +1,8 @@
 """The project's one family of errors. Every message says what was got and what was expected."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class GMergingError(Exception):
     """Base of all errors that G-Merging raises on purpose.
@@ -53,3 +56,11 @@ class DataError(GMergingError, OSError):
     """A data file is absent or does not have the published form."""
 
     code = "data_unavailable"
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a sentence on an unknown name: `, did you mean 'tasks'?`, or nothing if no known
+    name is like it. All names begin with `prefix`, which says nothing."""
+    ends = [other.removeprefix(prefix) for other in known]
+    near = difflib.get_close_matches(name.removeprefix(prefix), ends, n=1)
+    return f", did you mean {prefix + near[0]!r}?" if near else ""

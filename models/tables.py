@@ -36,6 +36,7 @@ LONGEST_LINE = 128 * 1024
 """Characters of one line."""
 LONGEST_RECORD = 256 * 1024
 """Characters of one record, whose quoted cells may go over many lines."""
+MOST_COLUMNS = 10_000
 SAMPLE = 50
 """Records that are enough to choose a delimiter or a column by."""
 
@@ -97,7 +98,7 @@ def open_table(stream: BinaryIO, delimiter: str | None = None) -> Table:
         delimiter: None chooses.
 
     Raises:
-        InvalidInputError: no header, or no text at all.
+        InvalidInputError: no header, no text at all, or more than `MOST_COLUMNS` columns.
     """
     encoding = encoding_of(stream)
     sample = list(islice(_bounded(TextLines(stream, encoding)), 10 * SAMPLE))
@@ -112,25 +113,30 @@ def open_table(stream: BinaryIO, delimiter: str | None = None) -> Table:
     if problem is not None:
         raise InvalidInputError(f"line {line}: {problem}, expected a header that names the columns")
     columns = tuple(name.strip() for name in header)
+    if len(columns) > MOST_COLUMNS:
+        raise InvalidInputError(f"got {len(columns)} columns, expected at most {MOST_COLUMNS}")
     return Table(columns, _rows(records, len(columns)), encoding, delimiter)
 
 
 def unique_names(columns: Sequence[str]) -> tuple[str, ...]:
     """Names that differ, for a mapping: "a", "a.1", ... for columns of one name."""
-    given, taken, names = set(columns), set[str](), []
+    taken, names = set(columns), []
+    counts: dict[str, int] = {}
     for column in columns:
-        name, count = column, 0
-        while name in taken or (count and name in given):
-            count += 1
-            name = f"{column}.{count}"
-        taken.add(name)
+        name = column
+        if column in counts:
+            while name in taken:
+                counts[column] += 1
+                name = f"{column}.{counts[column]}"
+            taken.add(name)
+        counts.setdefault(column, 0)
         names.append(name)
     return tuple(names)
 
 
 def is_header(columns: Sequence[str]) -> bool:
-    """Whether a first record names columns, one of SMILES or the like, and is no molecule."""
-    named = any(_rank(name) in (0, 1) for name in columns)
+    """Whether a first record names columns, one of them of molecules, and is no molecule."""
+    named = any(_rank(name) is not None for name in columns)
     return len(columns) > 1 and named and not _is_molecule(columns[0])
 
 
@@ -431,7 +437,7 @@ def column_called(wanted: str, columns: Sequence[str]) -> int:
     for names in (tuple(columns), unique_names(columns)):
         if wanted in names:
             return names.index(wanted)
-    lower = {name.lower(): name for name in reversed(columns)}
+    lower = {name[:_LONGEST_SHOWN].lower(): name for name in columns[:1000][::-1]}
     near = difflib.get_close_matches(wanted.lower(), lower, 1, 0.0)
     hint = f" (did you mean {lower[near[0]][:80]!a}?)" if near else ""
     shown = ", ".join(columns)[:_LONGEST_SHOWN]
@@ -518,16 +524,23 @@ def _is_molecule(text: str) -> bool:
 _EXTENSION = re.compile(r"(\|.*?\|)(?:\s+(.*))?$", re.DOTALL)
 
 
-def read_smiles_lines(stream: BinaryIO) -> Iterator[tuple[int, str, str]]:
+def read_smiles_lines(
+    stream: BinaryIO,
+    encoding: Encoding | None = None,
+) -> Iterator[tuple[int, str, str]]:
     """Lines of a `.smi` file: a SMILES, a CXSMILES extension `|...|` or none, and a name or none.
 
     A first line `smiles name`, or the like, is a header and left out; blank lines are too. A line
     of more than `LONGEST_LINE` characters is cut, which makes its SMILES too long for every limit.
 
+    Args:
+        stream: seekable; it stays open.
+        encoding: None reads all of the stream to learn it.
+
     Yields:
         Number of the line in the file, from 1; SMILES with its extension, if any; name, or "".
     """
-    lines = TextLines(stream, encoding_of(stream))
+    lines = TextLines(stream, encoding or encoding_of(stream))
     texts = ((lines.number, line.split(maxsplit=1)) for line in lines if line.strip())
     for k, (number, (smiles, *rest)) in enumerate(texts):
         if k == 0 and _rank(smiles) == 0:

@@ -1,44 +1,73 @@
-"""Files of molecules, in and out: CSV, SMI and SDF in, CSV and NDJSON out. Reading blocks, and takes no more memory than a few records.
+"""Files of molecules, in and out: tables, lines of SMILES and SDF in, CSV and NDJSON out.
 
 Every record of a file gets its row of the answer: one that cannot be read has an error in it.
+Reading blocks, and takes no more memory than a few records.
 """
 
 import asyncio
+import contextlib
 import csv
 import io
+import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from gzip import BadGzipFile, GzipFile
+from itertools import chain, islice
 from pathlib import PurePath
-from typing import BinaryIO, Literal
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, Literal, cast
 
 import orjson
 
 from models.errors import InvalidInputError
+from models.tables import (
+    GZIP_MAGIC,
+    SAMPLE,
+    Encoding,
+    Row,
+    Table,
+    TextLines,
+    column_called,
+    encoding_of,
+    is_header,
+    molecule_column,
+    open_table,
+    read_smiles_lines,
+    unique_names,
+)
 from service.answers import item, written
 from service.engine import EngineInfo
 from service.pipeline import Result
-from service.reading import MolBlock, Source, Unreadable
+from service.reading import Unreadable
+from service.sdf import SdfRecord, field_names, read_sdf
 from service.streams import GROUP, Record
 
 FileKind = Literal["csv", "tsv", "smi", "sdf"]
 OutputKind = Literal["csv", "ndjson"]
-MEDIA_TYPES: dict[OutputKind, str] = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
+MEDIA_TYPES: dict[OutputKind, str] = {
+    "csv": "text/csv; charset=utf-8",
+    "ndjson": "application/x-ndjson",
+}
 
 _KINDS: dict[str, FileKind] = {
     ".csv": "csv",
     ".tsv": "tsv",
+    ".tab": "tsv",
     ".smi": "smi",
     ".smiles": "smi",
+    ".cxsmiles": "smi",
     ".txt": "smi",
     ".sdf": "sdf",
     ".sd": "sdf",
     ".mol": "sdf",
 }
-_LONGEST_LINE = 128 * 1024
-_LONGEST_BLOCK_LINES = 20_000
-_SMILES_COLUMNS = ("smiles", "canonical_smiles", "mol", "structure", "molecule")
-_TOO_LONG = "\ufffd"  # what stands for a line that is too long: nothing that could be read as something
+_LINE_COLUMNS = ("smiles", "name")
+_IN_MEMORY_BYTES = 1024**2
+_GROUP_CHARACTERS = 1024**2
+
+
+class FileTooLargeError(Exception):
+    """A file is larger than it may be, once it is unpacked."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +76,53 @@ class FileFormat:
 
     Attributes:
         kind: of the file.
-        smiles_column: of a table; None takes the first column that is called smiles, or the like.
+        smiles_column: of a table; None chooses the column by its name and by what it holds.
+        id_field: the column, or data field of an SDF, that holds the record's id; None: there is
+            none.
     """
 
     kind: FileKind
     smiles_column: str | None = None
+    id_field: str | None = None
 
 
 def kind_of(name: str) -> FileKind:
-    """By the file's name. Raises InvalidInputError."""
-    ending = PurePath(name).suffix.lower()
+    """By the file's name, without `.gz`. Raises InvalidInputError."""
+    ending = PurePath(name.lower().removesuffix(".gz")).suffix
     if ending not in _KINDS:
-        raise InvalidInputError(f"got a file called {name[:80]!a}, expected an ending of {', '.join(_KINDS)}, or `format`")
+        known = f"{', '.join(_KINDS)} (also with .gz), or `format`"
+        raise InvalidInputError(f"got a file called {name[:80]!a}, expected an ending of {known}")
     return _KINDS[ending]
+
+
+def unpacked(stream: BinaryIO, max_bytes: int) -> BinaryIO:
+    """A file as it is, or if its first bytes are those of gzip, what is packed in it, as a file of
+    its own in its place: the packed one is closed.
+
+    Raises:
+        FileTooLargeError: that is more than `max_bytes`; no more is read, in memory or on disk.
+        InvalidInputError: it is damaged.
+    """
+    stream.seek(0)
+    packed = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    stream.seek(0)
+    if not packed:
+        return stream
+    plain = cast("BinaryIO", SpooledTemporaryFile(_IN_MEMORY_BYTES))  # noqa: SIM115
+    with contextlib.ExitStack() as unless_done:
+        unless_done.callback(plain.close)
+        try:
+            with GzipFile(fileobj=stream, mode="rb") as source:
+                while block := source.read(_IN_MEMORY_BYTES):
+                    if plain.tell() + len(block) > max_bytes:
+                        raise FileTooLargeError
+                    plain.write(block)
+        except (EOFError, zlib.error, BadGzipFile) as error:
+            shown = f"got a damaged gzip file ({error}), expected a whole one"
+            raise InvalidInputError(shown) from None
+        unless_done.pop_all()
+    stream.close()
+    return plain
 
 
 @dataclass(frozen=True)
@@ -67,108 +130,113 @@ class MoleculeFile:
     """A file that is being read, from its beginning.
 
     Attributes:
-        columns: names of what a record has beside the molecule; a record's `own` are their values.
+        columns: names of what a record has beside the molecule, as in the file; a record's `own`
+            are their values, None where an SDF record does not have a field.
         records: one by one.
+        encoding: of the text.
+        smiles_column: the one that is read, by its name among `unique_names`; None for SDF.
+        id_column: number of the column that holds the ids; None if none was asked for.
     """
 
     columns: tuple[str, ...]
     records: Iterator[Record]
+    encoding: Encoding
+    smiles_column: str | None
+    id_column: int | None
 
 
 def open_file(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
-    """Read a file. Raises InvalidInputError if a table has no column of SMILES."""
-    stream.seek(0)
-    lines = _lines(stream)
-    if file_format.kind == "smi":
-        return MoleculeFile(("smiles", "name"), _read_smi(lines))
+    """Read a file.
+
+    Raises:
+        InvalidInputError: no header, no column of molecules, a column that is not there.
+    """
     if file_format.kind == "sdf":
-        return MoleculeFile(("name",), _read_sdf(lines))
-    return _read_table(lines, file_format)
+        return _open_sdf(stream, file_format)
+    if file_format.kind == "smi":
+        return _open_lines(stream, file_format)
+    table = open_table(stream, "\t" if file_format.kind == "tsv" else None)
+    return _open_table(table, file_format)
 
 
-def _lines(stream: BinaryIO) -> Iterator[str]:
-    """Lines without their ends; of one that is too long nothing is kept."""
-    first = True
-    while raw := stream.readline(_LONGEST_LINE):
-        too_long = len(raw) == _LONGEST_LINE and not raw.endswith(b"\n")
-        while too_long and (rest := stream.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
-            pass
-        text = _TOO_LONG if too_long else raw.decode("utf-8-sig" if first else "utf-8", "replace").rstrip("\r\n")
-        yield from text.split("\r")
-        first = False
+def _open_table(table: Table, file_format: FileFormat) -> MoleculeFile:
+    sample = list(islice(table.rows, SAMPLE))
+    column = molecule_column(table.columns, sample, file_format.smiles_column)
+    return MoleculeFile(
+        table.columns,
+        (_row_record(row, column) for row in chain(sample, table.rows)),
+        table.encoding,
+        unique_names(table.columns)[column],
+        _id_column(file_format, table.columns),
+    )
 
 
-def _read_smi(lines: Iterator[str]) -> Iterator[Record]:
-    """A SMILES and a name on each line."""
-    for line in lines:
-        if line.strip():
-            smiles, *name = line.split(maxsplit=1)
-            yield Record(smiles, (smiles, name[0] if name else ""))
+def _row_record(row: Row, column: int) -> Record:
+    if row.problem is not None:
+        return Record(Unreadable("invalid_row", f"line {row.line}: {row.problem}"), row.cells)
+    return Record(row.cells[column], row.cells)
 
 
-def _read_sdf(lines: Iterator[str]) -> Iterator[Record]:
-    """Mol blocks, each with its data fields (which are not kept) before a line `$$$$`."""
-    block: list[str] = []
-    complete = False
-    for line in lines:
-        if line.startswith("$$$$"):
-            yield _sdf_record(block)
-            block, complete = [], False
-        elif not complete and len(block) <= _LONGEST_BLOCK_LINES:
-            block.append(line)
-            complete = line.startswith("M  END")
-    if any(line.strip() for line in block):
-        yield _sdf_record(block)
-
-
-def _sdf_record(block: list[str]) -> Record:
-    name = (block[0].strip() if block else "",)
-    if len(block) > _LONGEST_BLOCK_LINES:
-        return Record(Unreadable("mol_block_syntax", f"got a mol block of more than {_LONGEST_BLOCK_LINES} lines"), name)
-    return Record(MolBlock("\n".join(block) + "\n"), name)
-
-
-def _read_table(lines: Iterator[str], file_format: FileFormat) -> MoleculeFile:
-    header = next((line for line in lines if line.strip()), "")
-    delimiter = "\t" if file_format.kind == "tsv" else max(",;\t", key=header.count)
+def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
+    """A SMILES and a name on each line; or a table, if the first line names columns."""
+    wanted = file_format.smiles_column
     try:
-        columns = tuple(name.strip() for name in next(csv.reader([header], delimiter=delimiter), []))
-    except csv.Error as error:
-        raise InvalidInputError(f"got a first line that cannot be read ({error}), expected names of columns") from None
+        table = open_table(stream)
+        if is_header(table.columns) or (wanted is not None and wanted in table.columns):
+            return _open_table(table, file_format)
+        encoding = table.encoding
+    except InvalidInputError:
+        encoding = encoding_of(stream)  # an empty file
+    if wanted not in (None, "smiles"):
+        raise InvalidInputError(
+            f"got smiles_column {wanted!a} for lines of SMILES, expected it for tables only",
+        )
+    lines = read_smiles_lines(stream, encoding)
+    records = (Record(smiles, (smiles, name)) for _, smiles, name in lines)
+    id_column = _id_column(file_format, _LINE_COLUMNS)
+    return MoleculeFile(_LINE_COLUMNS, records, encoding, "smiles", id_column)
+
+
+def _open_sdf(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     if file_format.smiles_column is not None:
-        candidates = [k for k, name in enumerate(columns) if name == file_format.smiles_column]
-    else:
-        lower = [name.lower() for name in columns]
-        candidates = [lower.index(name) for name in _SMILES_COLUMNS if name in lower]
-    if not candidates:
-        wanted = repr(file_format.smiles_column) if file_format.smiles_column is not None else f"one of {', '.join(_SMILES_COLUMNS)}"
-        shown = ", ".join(columns)[:200]
-        raise InvalidInputError(f"got columns {shown!a}, expected {wanted} (`smiles_column` names another)")
-    return MoleculeFile(columns, _rows(lines, delimiter, columns, candidates[0]))
+        shown = f"got smiles_column {file_format.smiles_column!a} for an SDF file"
+        raise InvalidInputError(f"{shown}, expected it for tables only")
+    encoding = encoding_of(stream)
+    names = field_names(TextLines(stream, encoding))
+    columns = ("name", *names)
+    records = (_sdf_record(record, names) for record in read_sdf(TextLines(stream, encoding)))
+    return MoleculeFile(columns, records, encoding, None, _id_column(file_format, columns))
 
 
-def _rows(lines: Iterator[str], delimiter: str, columns: tuple[str, ...], smiles: int) -> Iterator[Record]:
-    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Record(Unreadable("invalid_row", f"the row cannot be read: {error}"), ("",) * len(columns))
-            continue
-        if not row or row == [""]:
-            continue
-        source: Source | Unreadable = row[smiles] if smiles < len(row) else ""
-        if len(row) != len(columns):
-            source = Unreadable("invalid_row", f"got {len(row)} columns, expected {len(columns)}")
-        yield Record(source, tuple((row + [""] * len(columns))[: len(columns)]))
+def _sdf_record(record: SdfRecord, names: Sequence[str]) -> Record:
+    return Record(record.source, (record.name, *map(record.fields.get, names)))
+
+
+def _id_column(file_format: FileFormat, columns: Sequence[str]) -> int | None:
+    if file_format.id_field is None:
+        return None
+    try:
+        return column_called(file_format.id_field, columns)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"id_field: {error}") from None
 
 
 async def file_groups(file: MoleculeFile) -> AsyncIterator[list[Record]]:
     """The records of a file in groups, read off the event loop."""
-    while group := await asyncio.to_thread(lambda: list(islice(file.records, GROUP))):
+    while group := await asyncio.to_thread(_group, file.records):
         yield group
+
+
+def _group(records: Iterator[Record]) -> list[Record]:
+    """Up to `GROUP` records, fewer of long ones: a group's memory stays the same."""
+    group: list[Record] = []
+    characters = 0
+    for record in islice(records, GROUP):
+        group.append(record)
+        characters += sum(len(value or "") for value in record.own)
+        if characters > _GROUP_CHARACTERS:
+            break
+    return group
 
 
 # --- answers ---
@@ -179,47 +247,63 @@ class ResultWriter:
     """Makes the answer for a file, group by group.
 
     Attributes:
-        output: its form. CSV has the file's own columns, then canonical SMILES, error, and a probability per label; NDJSON has items as of
-            `/predict`, with the file's own columns as `row`.
-        columns: of the file.
+        output: its form. CSV has the record's id if there is one, the file's own columns, then
+            canonical SMILES, error, and a probability per label; NDJSON has items as of `/predict`,
+            with the id and with the file's own columns as `row`, by names that differ.
+        file: that is answered.
         info, tasks: of the model that answers.
         answered, failed: how many records have been written, and how many of them with an error.
     """
 
     output: OutputKind
-    columns: tuple[str, ...]
+    file: MoleculeFile
     info: EngineInfo
     tasks: tuple[str, ...]
     answered: int = 0
     failed: int = 0
+
+    def __post_init__(self) -> None:
+        self._names = unique_names(self.file.columns)
 
     def header(self) -> bytes:
         """What comes first."""
         if self.output == "ndjson":
             return b""
         ours = [f"{task}.{label}" for task in self.tasks for label in self.info.labels[task]]
-        return _csv([[*self.columns, "gmerging_smiles", "gmerging_error", *ours]])
+        own = [*([] if self.file.id_column is None else ["id"]), *self.file.columns]
+        return _csv([[*own, "gmerging_smiles", "gmerging_error", *ours]])
 
     def rows(self, answered: Sequence[tuple[Record, Result]]) -> bytes:
         """One row or line for each record."""
         if self.output == "csv":
-            text = _csv(self._row(*each) for each in answered)
+            text = _csv(self._row(record, result) for record, result in answered)
         else:
-            text = b"".join(self._line(k, *each) for k, each in enumerate(answered, self.answered))
+            lines = enumerate(answered, self.answered)
+            text = b"".join(self._line(k, record, result) for k, (record, result) in lines)
         self.answered += len(answered)
         self.failed += sum(isinstance(result, Unreadable) for _, result in answered)
         return text
 
+    def _own_id(self, record: Record) -> list[object]:
+        return [] if self.file.id_column is None else [record.own[self.file.id_column] or ""]
+
     def _row(self, record: Record, result: Result) -> list[object]:
+        own = [*self._own_id(record), *record.own]
         if isinstance(result, Unreadable):
             labels = sum(len(self.info.labels[task]) for task in self.tasks)
-            return [*record.own, "", f"{result.code}: {result.message}", *[""] * labels]
-        values = [value for task in self.tasks for value in written(result.tasks[task].values, self.info.task_infos[task].target)]
-        return [*record.own, result.smiles or "", "", *values]
+            return [*own, "", f"{result.code}: {result.message}", *[""] * labels]
+        values: list[object] = []
+        for task in self.tasks:
+            target = self.info.task_infos[task].target
+            values += written(result.tasks[task].values, target)
+        return [*own, result.smiles or "", "", *values]
 
     def _line(self, index: int, record: Record, result: Result) -> bytes:
-        own = dict(zip(self.columns, record.own, strict=True))
-        return orjson.dumps({**item(index, result, self.info, self.tasks, False), "row": own}) + b"\n"
+        own = zip(self._names, record.own, strict=True)
+        row = {name: value for name, value in own if value is not None}
+        ids = dict(zip(("id",), self._own_id(record), strict=False))
+        shown = item(index, result, self.info, self.tasks, False)
+        return orjson.dumps({"index": index, **ids, **shown, "row": row}) + b"\n"
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:

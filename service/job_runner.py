@@ -82,13 +82,14 @@ class JobRunner:
 
     async def _answer(self, job: Job, answerer: Answerer) -> None:
         """Go through the file from where it was left, and note every second how far that is."""
-        info, file_format = answerer.question.engine.info, FileFormat(job.kind, job.smiles_column)
+        info = answerer.question.engine.info
+        file_format = FileFormat(job.kind, job.smiles_column, job.id_field)
         again = info.digest != job.digest  # never the answers of two models in one file
         with self._store.input_path(job).open("rb") as content, self._store.result_path(job).open("wb" if again else "r+b") as result:
             if again:
                 total = await asyncio.to_thread(lambda: sum(1 for _ in open_file(content, file_format).records))
             file = await asyncio.to_thread(open_file, content, file_format)
-            writer = ResultWriter(job.output, file.columns, info, job.tasks)
+            writer = ResultWriter(job.output, file, info, job.tasks)
             if again:
                 result.write(writer.header())
                 await self._save(job, result, writer, digest=info.digest, total=total)

@@ -35,7 +35,8 @@ class Job:
         client: whose it is, by name of the key; empty without keys.
         state: see `JobState`.
         created, finished: seconds since 1970; `finished` is 0 until then.
-        kind, smiles_column: how to read what was sent.
+        kind, smiles_column, id_field: how to read what was sent, by the column that was chosen.
+        encoding: of what was sent; None for a job of an older version.
         model, tasks, routing, output: what is asked, and in what form.
         digest: of the artifact that answers; empty until it has begun.
         total, answered, failed: records; `total` is 0 until they are counted.
@@ -50,6 +51,8 @@ class Job:
     finished: float
     kind: FileKind
     smiles_column: str | None
+    id_field: str | None
+    encoding: str | None
     model: str
     tasks: tuple[str, ...]
     routing: Routing
@@ -68,6 +71,20 @@ class Job:
 
 
 _COLUMNS = tuple(each.name for each in fields(Job))
+
+
+_NEW_COLUMNS = ("id_field", "encoding")  # that folders of older versions do not have
+
+
+def _add_missing_columns(table: sqlite3.Connection) -> None:
+    """A job that an older version began starts again: it wrote other columns."""
+    table.execute("BEGIN IMMEDIATE")  # of several workers, one
+    known = {row[1] for row in table.execute("PRAGMA table_info(jobs)")}
+    missing = [name for name in _NEW_COLUMNS if name not in known]
+    for name in missing:
+        table.execute(f"ALTER TABLE jobs ADD COLUMN {name} TEXT")
+    if missing:
+        table.execute("UPDATE jobs SET digest = '' WHERE finished = 0")
 
 
 class JobStore:
@@ -89,6 +106,7 @@ class JobStore:
                 "smiles_column TEXT, model TEXT, tasks TEXT, routing TEXT, output TEXT, digest TEXT, total INTEGER, answered INTEGER, "
                 "failed INTEGER, result_bytes INTEGER, error TEXT, holder TEXT DEFAULT '', lease REAL DEFAULT 0)"
             )
+            _add_missing_columns(table)
 
     def input_path(self, job: Job) -> Path:
         """What was sent."""
@@ -98,8 +116,16 @@ class JobStore:
         """What is answered."""
         return self._folder / f"{job.id}.result"
 
-    def create(self, content: BinaryIO, client: str, file_format: FileFormat, question: Question, output: OutputKind) -> Job:
-        """Keep a file as a new job."""
+    def create(
+        self,
+        content: BinaryIO,
+        client: str,
+        file_format: FileFormat,
+        question: Question,
+        output: OutputKind,
+        encoding: str | None = None,
+    ) -> Job:
+        """Keep a file, unpacked, as a new job."""
         job = Job(
             id=uuid.uuid4().hex,
             client=client,
@@ -108,6 +134,8 @@ class JobStore:
             finished=0.0,
             kind=file_format.kind,
             smiles_column=file_format.smiles_column,
+            id_field=file_format.id_field,
+            encoding=encoding,
             model=question.model,
             tasks=question.tasks,
             routing=question.routing,

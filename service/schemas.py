@@ -285,6 +285,8 @@ class JobOut(BaseModel):
     failed: int = Field(description="how many of them could not be read")
     progress: float = Field(ge=0, le=1)
     digest: str | None = Field(description="of the artifact that answers")
+    encoding: str | None = Field(description="of the file: utf-8, utf-16 or cp1252")
+    smiles_column: str | None = Field(description="the column that is read; null for an SDF")
     error: str | None = Field(description="why it failed")
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import csv
+import gzip
 import io
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,64 @@ async def test_job_of_a_model_that_takes_no_molecules_any_more_says_so(tmp_path:
     async with keeping(tmp_path, engine) as client:
         failed = await until(client, {"id": job.id}, "failed")
         assert "for a table of molecules" in failed["error"]
+
+
+@pytest.mark.parametrize("output", ["csv", "ndjson"])
+async def test_restart_reads_the_file_as_it_was_read(tmp_path: Path, output: str) -> None:
+    """Packed, in Windows-1252, with a column chosen by content, ids and names that repeat."""
+    header = "Säure;Struktur;n;n\n"
+    table = header + "".join(f"ä{k};{smiles};{k};x\n" for k, smiles in enumerate(SMILES))
+    sent = {"file": ("m.csv.gz", gzip.compress(table.encode("cp1252")))}
+    query = f"/predict/file?tasks=bbbp&output={output}&id_field=S%C3%A4ure"
+    async with keeping(tmp_path) as client:
+        whole = (await client.post(query, files=sent)).text
+    async with keeping(tmp_path, max_batch_cost=300) as client:
+        job = (await client.post(query, files=sent, headers=ASYNC)).json()
+        assert (job["encoding"], job["smiles_column"]) == ("cp1252", "Struktur")
+        while (await client.get(f"/jobs/{job['id']}")).json()["answered"] < 100:
+            await asyncio.sleep(0)
+    async with keeping(tmp_path) as client:
+        done = await until(client, job, "done")
+        got = await client.get(f"/jobs/{job['id']}/result")
+    assert (done["total"], done["answered"]) == (500, 500)
+    assert got.text == whole
+    assert got.headers["x-file-encoding"] == "cp1252"
+    assert got.headers["x-smiles-column"] == "Struktur"
+    assert whole.splitlines()[-1].count("ä499") == 2
+
+
+async def test_what_is_stored_is_unpacked_within_the_limit(tmp_path: Path) -> None:
+    bomb = gzip.compress(b"C\n" * 5_000_000)
+    async with keeping(tmp_path, max_file_bytes=100_000) as client:
+        answer = await client.post("/predict/file", files={"file": ("m.smi.gz", bomb)})
+        assert answer.json()["limit"] == {"max_file_bytes": 100_000}
+        assert (await client.get("/jobs")).json() == {"jobs": []}
+    assert not list((tmp_path / "jobs").glob("*.input"))
+
+
+async def test_packed_file_that_is_long_unpacked_becomes_a_job(tmp_path: Path) -> None:
+    sent = {"file": ("m.csv.gz", gzip.compress(TABLE.encode()))}
+    async with keeping(tmp_path, direct_file_bytes=len(TABLE) - 1) as client:
+        assert (await client.post("/predict/file", files=sent)).status_code == 202
+
+
+async def test_folder_of_an_older_version(tmp_path: Path) -> None:
+    """Its jobs are kept; one that was begun starts again, for it wrote other columns."""
+    JobStore(tmp_path / "jobs", 3600)
+    with closing(sqlite3.connect(tmp_path / "jobs" / "jobs.sqlite")) as table, table:
+        for name in ("id_field", "encoding"):
+            table.execute(f"ALTER TABLE jobs DROP COLUMN {name}")
+        table.execute(
+            "INSERT INTO jobs (id, client, state, created, finished, kind, smiles_column, model, "
+            "tasks, routing, output, digest, total, answered, failed, result_bytes, error) "
+            "VALUES ('a', '', 'queued', 1, 0, 'csv', NULL, 'dummy', "
+            "'[\"bbbp\"]', 'own', 'csv', ?, 2, 1, 0, 9, '')",
+            ("0" * 64,),
+        )
+    (tmp_path / "jobs" / "a.input").write_bytes(b"smiles\nC\nCC\n")
+    (tmp_path / "jobs" / "a.result").write_bytes(b"old,text\n")
+    async with keeping(tmp_path) as client:
+        done = await until(client, {"id": "a"}, "done")
+        assert (done["answered"], done["total"], done["encoding"]) == (2, 2, None)
+        lines = (await client.get("/jobs/a/result")).text.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["smiles", "C", "CC"]
