@@ -115,8 +115,8 @@ def describe_dataset(dataset: MoleculeDataset) -> str:
     """A line for people: what was read as what."""
     record, labels = dataset.record, said_labels(dataset.record)
     count = len(record["labels"])
-    parts = ", ".join(f"{count} {part}" for part, count in record["parts"].items())
-    unmeasured = {part: len(names) for part, names in record["not_measured"].items() if names}
+    parts = ", ".join(f"{count} {subset}" for subset, count in record["parts"].items())
+    unmeasured = {subset: len(names) for subset, names in record["not_measured"].items() if names}
     source = f"{record['file']}, column {record['smiles_column']!r}"
     dropped = f"{record['dropped']} of {record['rows']} rows dropped"
     return "; ".join(
@@ -124,7 +124,7 @@ def describe_dataset(dataset: MoleculeDataset) -> str:
             f"{dataset.task}: {record['molecules']} molecules of {source}, {dropped}",
             f"{count} label{'s' if count > 1 else ''}: {labels}",
             f"split {record['split']}: {parts}",
-            *(f"not measured in {part}: {count} of them" for part, count in unmeasured.items()),
+            *(f"not measured in {subset}: {count} of them" for subset, count in unmeasured.items()),
         )
     )
 
@@ -206,8 +206,8 @@ def read_csv(
         "labels": list(names),
         "words": {label.name: [label.one, label.zero] for label in table.labels if not label.plain},
         "split": how,
-        "parts": {part: len(rows) for part, rows in vars(split).items()},
-        "not_measured": {part: list(lacking[part]) for part in ("valid", "test")},
+        "parts": {subset: len(rows) for subset, rows in vars(split).items()},
+        "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
     }
     graphs = pack([graph for graph, _ in molecules])
     return MoleculeDataset(task, names, graphs, labels, split, digest, dropped, record)
@@ -269,7 +269,7 @@ def _split(
     if table.parts is None:
         return _drawn(spec, scaffolds, TRAIN, VALID), how
     given = [table.parts[k] for k in kept]
-    rows_of = {part: [k for k, own in enumerate(given) if own == part] for part in PARTS}
+    rows_of = {subset: [k for k, own in enumerate(given) if own == subset] for subset in PARTS}
     train, valid, test = (torch.tensor(rows, dtype=torch.int64) for rows in rows_of.values())
     words = f"by column {spec.split_column!r}"
     if len(valid) or not len(train):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from merging.labels import Label, normalised, read_label, why_no_label
 from merging.splits import named_parts
-from merging.validation import nearest
+from merging.validation import one_of
 from models.errors import DataError, InvalidInputError
 from models.tables import SAMPLE, column_called, molecule_column, open_stream, open_table
 
@@ -233,7 +233,7 @@ def _positive(
     names = [name for name, _ in columns]
     if isinstance(spec.positive, dict):
         if unknown := [name for name in spec.positive if name not in names]:
-            expected = nearest(unknown[0], names)
+            expected = one_of(unknown[0], names)
             raise DataError(f"{file}: positive: got label {unknown[0]!r}, expected {expected}")
         return spec.positive
     if spec.positive is None:

@@ -181,12 +181,13 @@ def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
-    lacking = {part: len(names) for part, names in record["not_measured"].items() if names}
+    lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
     labels = [said_labels(record)]
-    labels += [f"{count} not measured in {part}" for part, count in lacking.items()]
+    labels += [f"{count} not measured in {subset}" for subset, count in lacking.items()]
     counts = [str(record[name]) for name in ("molecules", "dropped")]
     sizes = " / ".join(str(size) for size in record["parts"].values())
-    return [task, record["file"], *counts, record["split"], sizes, "; ".join(labels)]
+    cells = [task, record["file"], *counts, record["split"], sizes, "; ".join(labels)]
+    return [cell.replace("|", "\\|") for cell in cells]
 
 
 def percent(mean: float, std: float | None = None) -> str:

@@ -82,21 +82,21 @@ def named_parts(
     """
     texts = [_text(cell) for cell in cells]
     if folds:
-        part_of = {_text(name): part for part, names in folds.items() for name in names}
-        if absent := [name for name in part_of if name not in texts]:
+        subset_of = {_text(name): subset for subset, names in folds.items() for name in names}
+        if absent := [name for name in subset_of if name not in texts]:
             found = ", ".join(dict.fromkeys(texts))
             raise DataError(f"got folds {found}, expected also {', '.join(absent)} (`folds`)")
         for text, line in zip(texts, lines, strict=True):
             if not text:
                 raise DataError(f"line {line}: got an empty cell, expected a fold")
-        return [part_of.get(text, "train") for text in texts]
-    part_of = {name: part for part, names in PART_NAMES.items() for name in names}
+        return [subset_of.get(text, "train") for text in texts]
+    subset_of = {name: subset for subset, names in PART_NAMES.items() for name in names}
     for text, cell, line in zip(texts, cells, lines, strict=True):
-        if text not in part_of:
+        if text not in subset_of:
             remedy = "where these are folds, say which are which: `folds: {valid: 0, test: 1}`"
             found = f"line {line}: got {quoted(cell)}"
             raise DataError(f"{found}, expected train, valid or test; {remedy}")
-    return [part_of[text] for text in texts]
+    return [subset_of[text] for text in texts]
 
 
 def _text(cell: str) -> str:
@@ -116,7 +116,7 @@ def lacking_classes(
         labels: (G, C), 0 or 1, NaN where missing.
         names: of the C labels.
     """
-    return {part: _lacking(labels[rows], names) for part, rows in vars(split).items()}
+    return {subset: _lacking(labels[rows], names) for subset, rows in vars(split).items()}
 
 
 def check_parts(
@@ -135,16 +135,16 @@ def check_parts(
         DataError: a part is empty, a label lacks a class in the training part, or no label has both
             classes in the validation or the test part.
     """
-    sizes_of = [f"{len(rows)} in {part}" for part, rows in vars(split).items()]
+    sizes_of = [f"{len(rows)} in {subset}" for subset, rows in vars(split).items()]
     sizes = f"molecules: {', '.join(sizes_of)}"
-    if empty := [part for part, rows in vars(split).items() if not len(rows)]:
+    if empty := [subset for subset, rows in vars(split).items() if not len(rows)]:
         raise DataError(f"got {sizes}, expected some in {' and '.join(empty)} too")
-    for part, counts in lacking.items():
-        if counts and (part == "train" or len(counts) == len(names)):
+    for subset, counts in lacking.items():
+        if counts and (subset == "train" or len(counts) == len(names)):
             shown = "; ".join(f"{name}: {count}" for name, count in list(counts.items())[:_SHOWN])
             more = f"; and {len(counts) - _SHOWN} labels more" if len(counts) > _SHOWN else ""
-            whom = "of every label" if part == "train" else "of at least one label"
-            found = f"got {sizes}; and in {part} {shown}{more}"
+            whom = "of every label" if subset == "train" else "of at least one label"
+            found = f"got {sizes}; and in {subset} {shown}{more}"
             raise DataError(f"{found}, expected both classes {whom}")
 
 

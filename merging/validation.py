@@ -1,10 +1,11 @@
 """What pydantic found wrong, in words; an unknown key is answered with the nearest known one."""
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+
+from models.errors import did_you_mean
 
 Location = Sequence[str | int]
 
@@ -27,19 +28,14 @@ def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "fi
     return "; ".join(found)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """For an error: the known name or two that are nearest to an unknown one, or all of them."""
-    lower = {each.casefold(): each for each in known}
-    begun = [each for each in lower if each.startswith(name.casefold())] if name else []
-    close = begun[:1] or get_close_matches(name.casefold(), lower, n=2, cutoff=0.62)
-    if close:
-        return " or ".join(repr(lower[each]) for each in close)
-    return f"one of {', '.join(known)}"
+def one_of(name: str, known: Sequence[str]) -> str:
+    """For an error about an unknown name: the known ones, and the nearest of them."""
+    return f"one of {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def _expected(model: type[BaseModel], location: Location) -> str:
     known = [name for section in sections_at(model, location[:-1]) for name in section.model_fields]
-    return nearest(str(location[-1]), list(dict.fromkeys(known))) if known else "none"
+    return one_of(str(location[-1]), list(dict.fromkeys(known))) if known else "none"
 
 
 def sections_at(model: type[BaseModel], location: Location) -> list[type[BaseModel]]:
@@ -62,7 +58,7 @@ def sections_at(model: type[BaseModel], location: Location) -> list[type[BaseMod
 
 def _has_tag(section: type[BaseModel], tag: str | int) -> bool:
     annotations = [field.annotation for field in section.model_fields.values()]
-    return any(tag in get_args(each) for each in annotations if get_origin(each) is Literal)
+    return any(get_origin(known) is Literal and tag in get_args(known) for known in annotations)
 
 
 def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -126,7 +126,7 @@ def test_words_are_read_and_said(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path, content, positive="hit").labels, dataset.labels)
     assert "'hti', which no label holds" in refused(tmp_path, content, positive="hti")
     message = refused(tmp_path, content, positive={"sceen": "hit"})
-    assert "positive: got label 'sceen', expected 'screen'" in message
+    assert "positive: got label 'sceen', expected one of assay, screen, did you mean 'screen'?" in message
 
 
 def test_missing_values_are_missing(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_random_split_has_a_seed_of_its_own(tmp_path: Path) -> None:
 
 def test_a_column_says_the_split_and_is_no_label(tmp_path: Path) -> None:
     given = [("train", "Val", "TEST", "train")[k % 4] for k in range(80)]
-    rows = [(*row, part) for row, part in zip(ROWS, given, strict=True)]
+    rows = [(*row, subset) for row, subset in zip(ROWS, given, strict=True)]
     rows.insert(5, ("C1CC", "1", "test"))
     dataset = load(tmp_path, table(rows, ("smiles", "has_n", "set")), split_column="set")
     assert dataset.label_names == ("has_n",)

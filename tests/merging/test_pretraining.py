@@ -150,7 +150,7 @@ def test_bundled_configurations_are_those_of_hu_et_al(name: str) -> None:
         ({"objective": {**CONTEXT, "outer_hops": 2}}, "got inner_hops 2, expected less than outer_hops 2 and than backbone.num_layers 3"),
         ({"objective": {**CONTEXT, "inner_hops": 3}}, "got inner_hops 3, expected less than outer_hops 4 and than backbone.num_layers 3"),
         ({"corpus": {"files": []}}, "corpus.files"),
-        ({"corpus": {"files": ["a"], "max": 3}}, "corpus.max: .* expected 'max_molecules'"),
+        ({"corpus": {"files": ["a"], "max": 3}}, "corpus.max: .* expected one of files, max_molecules"),
         ({"epochs": 0}, "epochs: Input should be greater than or equal to 1"),
         ({"batch_size": 1}, "batch_size: Input should be greater than or equal to 2"),
     ],

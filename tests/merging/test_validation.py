@@ -1,5 +1,6 @@
 """Configurations are closed: an unknown key is an error that names the nearest known one."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from merging.force_fields.config import ForceFieldStudyConfig, load_force_field_
 from merging.graphs.config import GraphRunConfig, load_graph_config
 from merging.pretraining import PretrainConfig, load_pretrain_config
 from merging.registry import MERGERS
-from merging.validation import nearest, sections_at
+from merging.validation import sections_at
 from models.errors import ConfigError
 
 KINDS: dict[str, tuple[type[BaseModel], Callable[[Path], Any], str]] = {
@@ -57,69 +58,56 @@ def test_a_misspelt_key_is_answered_with_the_nearest(kind: str, tmp_path: Path) 
         with pytest.raises(ConfigError) as refused:
             load(tmp_path / "own.yaml")
         place = f"{section}.{key[:-1]}" if section else key[:-1]
-        assert f"{place}: got an unknown key, expected '{key}'" in str(refused.value)
+        assert f"{place}: got an unknown key, expected one of " in str(refused.value)
+        assert f", did you mean '{key}'?" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "meant"),
+    [
+        ("datasets: {nitrogen: {smile_column: s}}", "datasets.nitrogen.smile_column", "smiles_column"),
+        ("datasets: {nitrogen: {label_column: [y]}}", "nitrogen.label_column", "label_columns"),
+        ("datasets: {nitrogen: {split_column: f, folds: {tset: 1}}}", "folds.tset", "test"),
+        ("pretrained: {backbone: {hiden_dim: 16}}", "pretrained.backbone.hiden_dim", "hidden_dim"),
+        ("router: {temprature: 1}", "router.temprature", "temperature"),
+        ("compare: {forest_tree: 1}", "compare.forest_tree", "forest_trees"),
+        ("finetune_by_task: {nitrogen: {epoch: 1}}", "nitrogen.epoch", "epochs"),
+        ("merge: {method: ties, options: {desnity: 0.2}}", "options of ties: desnity", "density"),
+        ("alignement: {rank: 2}", "alignement", "alignment"),
+    ],
+)
+def test_an_unknown_key_is_refused_at_any_depth(
+    text: str,
+    place: str,
+    meant: str,
+    pico_config_file: Path,
+) -> None:
+    said = refused_child(pico_config_file, text)
+    assert re.search(rf"{place}: got an unknown key, expected one of .*, did you mean '{meant}'\?", said)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "datasets: {nitrogen: {file: a.csv, smile_column: s}}",
-            "datasets.nitrogen.smile_column: got an unknown key, expected 'smiles_column'",
-        ),
-        (
-            "datasets: {nitrogen: {file: a.csv, label: [y]}}",
-            "datasets.nitrogen.label: got an unknown key, expected 'label_columns'",
-        ),
-        (
-            "datasets: {nitrogen: {file: a.csv, split_column: f, folds: {tset: 1}}}",
-            "folds.tset: got an unknown key, expected 'test'",
-        ),
-        (
-            "datasets: {nitrogen: {file: a.csv, positive: yes}}",
-            "got true, which is what YAML makes of yes",
-        ),
-        ("datasets: {nitrogne: {file: a.csv}}", "got names ['nitrogne']"),
-        (
-            "pretrained: {backbone: {kind: gcn, hiden_dim: 16}, weights: w}",
-            "backbone.hiden_dim: got an unknown key, expected 'hidden_dim'",
-        ),
-        (
-            "router: {temprature: 1}",
-            "router.temprature: got an unknown key, expected 'temperature'",
-        ),
-        (
-            "compare: {forest_tree: 1}",
-            "compare.forest_tree: got an unknown key, expected 'forest_trees'",
-        ),
-        (
-            "finetune_by_task: {nitrogen: {epoch: 1}}",
-            "finetune_by_task.nitrogen.epoch: got an unknown key, expected 'epochs'",
-        ),
-        (
-            "merge: {method: ties, options: {desnity: 0.2}}",
-            "options of ties: desnity: got an unknown key, expected 'density'",
-        ),
-        ("merge: {method: tise}", "got merge method 'tise', expected 'ties'"),
-        ("alignement: {rank: 2}", "alignement: got an unknown key, expected 'alignment'"),
-        ("zzz: 1", "zzz: got an unknown key, expected one of setting, description"),
-        (
-            "finetune: {epochs: 1, epochs: 2}",
-            "got epochs twice in one section, expected each key once",
-        ),
+        ("datasets: {nitrogen: {positive: yes}}", "got true, which is what YAML makes of yes"),
+        ("datasets: {nitrogne: {file: a.csv}}", "got names ['nitrogne'], expected names among tasks"),
+        ("merge: {method: tise}", "got merge method 'tise', expected one of pretrained"),
+        ("merge: {method: tise}", "did you mean 'ties'?"),
+        ("zzz: 1", "zzz: got an unknown key, expected one of setting, description, pretrained"),
+        ("finetune: {epochs: 1, epochs: 2}", "got epochs twice in one section, expected each key once"),
         ("finetune: {epochs: 1}\nfinetune: {dropout: 0.1}", "got finetune twice in one section"),
     ],
 )
-def test_what_is_unknown_or_said_twice_is_refused(
-    text: str,
-    message: str,
-    pico_config_file: Path,
-) -> None:
-    child = pico_config_file.with_name("child.yaml")
-    child.write_text(f"extends: pico.yaml\nsetting: child\n{text}\n")
+def test_what_fits_nowhere_is_refused(text: str, message: str, pico_config_file: Path) -> None:
+    assert message in refused_child(pico_config_file, text)
+
+
+def refused_child(parent: Path, text: str) -> str:
+    child = parent.with_name("child.yaml")
+    child.write_text(f"extends: {parent.name}\nsetting: child\n{text}\n")
     with pytest.raises(ConfigError) as refused:
         load_config(child)
-    assert message in str(refused.value)
+    return str(refused.value)
 
 
 def test_an_anchor_may_be_merged_and_overridden(pico_config_file: Path) -> None:
@@ -136,8 +124,3 @@ def test_data_of_other_tasks_are_not_handed_on(pico_config_file: Path) -> None:
     child = pico_config_file.with_name("child.yaml")
     child.write_text("extends: pico.yaml\nsetting: child\ntasks: [nitrogen]\n")
     assert list(load_config(child).datasets) == ["nitrogen"]
-
-
-def test_nearest() -> None:
-    assert nearest("Smiles", ["smiles", "name"]) == "'smiles'"
-    assert nearest("quux", ["smiles", "name"]) == "one of smiles, name"
