@@ -3,13 +3,12 @@
 python -m benchmarks.molecules [count] > work/molecules.txt
 """
 
-import csv
 import random
 import sys
 from pathlib import Path
 
 from merging.datasets import MOLECULENET, find_source
-from merging.files import open_text
+from merging.molecule_files import read_molecules
 from models.errors import DataError, MoleculeError
 from models.featurize import featurize
 
@@ -17,8 +16,8 @@ from models.featurize import featurize
 def fixed_molecules(count: int = 2000, data: Path = Path("../shared/data"), work: Path = Path("work")) -> list[str]:
     """Different SMILES, as they stand in the HIV set; fewer are the first of more. Raises DataError: the set does not have so many."""
     spec = MOLECULENET["hiv"]
-    with open_text(find_source("hiv", spec, data, work / "data")) as stream:
-        smiles = list(dict.fromkeys(row[spec.smiles_column] for row in csv.DictReader(stream)))
+    source = find_source("hiv", spec, data, work / "data")
+    smiles = list(dict.fromkeys(read_molecules(source, spec.smiles_column)))
     random.Random(0).shuffle(smiles)
     readable = (each for each in smiles if _is_readable(each))
     drawn = [each for each, _ in zip(readable, range(count), strict=False)]

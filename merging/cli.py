@@ -10,7 +10,8 @@ from typing import get_args
 from merging.cli_neighbours import add_neighbours
 from merging.cli_options import add_replace_option, add_run_options, say_artifact, set_up
 from merging.config import CONFIG_FOLDER, load_config, release_of
-from merging.extension import add_tasks, remove_tasks, screen
+from merging.datasets import describe_dataset
+from merging.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.figures import draw_figures
 from merging.inspection import describe
 from merging.jobs import Job, run_jobs
@@ -105,7 +106,8 @@ def _add_artifact_options(add: argparse.ArgumentParser, remove: argparse.Argumen
         about = "folder of the new artifact; may be the same"
         each.add_argument("--output", type=Path, required=True, help=about)
     remove.add_argument("--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to take out")
-    screen.add_argument("--molecules", type=Path, required=True, help="text file with a SMILES a line: some like those that will be asked about")
+    about = "some molecules like those that will be asked about: lines of SMILES, or a table"
+    screen.add_argument("--molecules", type=Path, required=True, help=about)
     screen.add_argument("--candidates", type=int, default=32, help="how many other experts each task's mixture looks at")
 
 
@@ -119,6 +121,12 @@ def _runs(arguments: argparse.Namespace) -> dict[str, Run]:
     """The run; with a plan, by group a run of its tasks."""
     run = _run(arguments)
     return planned_runs(run, read_plan(arguments.plan)) if arguments.plan else {"": run}
+
+
+def _check_data(run: Run, tasks: Sequence[str]) -> None:
+    """Read the data of all tasks before anything is trained, and tell what was read as what."""
+    for task in tasks:
+        print(describe_dataset(run.dataset(task)))
 
 
 def _do(arguments: argparse.Namespace, description: str, jobs: list[Job]) -> None:
@@ -141,6 +149,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 def _finetune(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
     tasks = _tasks(arguments, run)
+    _check_data(run, tasks)
     _do(arguments, "fine-tuning", [partial(finetuned, run, task) for task in tasks])
     for task in tasks:
         record = finetuned(run, task).record
@@ -149,7 +158,10 @@ def _finetune(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     given = ("metric", "variant", "restarts", "group_size")
-    plan = make_plan(_run(arguments), plan_settings(**{name: getattr(arguments, name) for name in given}))
+    settings = plan_settings(**{name: getattr(arguments, name) for name in given})
+    run = _run(arguments)
+    _check_data(run, run.config.tasks)
+    plan = make_plan(run, settings)
     write_plan(plan, arguments.output)
     for name, group in plan.groups.items():
         print(f"{name}: {', '.join(group)}")
@@ -159,6 +171,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _merge(arguments: argparse.Namespace) -> None:
     for run in _runs(arguments).values():
+        _check_data(run, run.config.tasks)
         record = merged(run).record
         tasks, method = f"{len(record['tasks'])} models", record["method"]
         print(f"merged {tasks} by {method} ({MERGERS[method].paper}), {record['options'] or 'as published'}: {', '.join(record['tasks'])}")
@@ -168,6 +181,7 @@ def _train_adapters(arguments: argparse.Namespace) -> None:
     tasks, runs = _tasks(arguments, _run(arguments)), _runs(arguments)
     of_task = {task: run for run in runs.values() for task in run.config.tasks if task in tasks}
     for run in runs.values():
+        _check_data(run, run.config.tasks)
         merged(run)
     _do(arguments, "training adapters", [partial(trained_adapters, run, task) for task, run in of_task.items()])
     for task, run in of_task.items():
@@ -181,6 +195,8 @@ def _release(arguments: argparse.Namespace) -> None:
     for group, run in runs.items():
         check_release(run, folders[group], arguments.replace)
     pairs = [(run, task) for run in runs.values() for task in run.config.tasks]
+    for run in runs.values():
+        _check_data(run, run.config.tasks)
     _do(arguments, "fine-tuning", [partial(finetuned, run, task) for run, task in pairs])
     for run in runs.values():
         shared_backbone(run)  # before hours of training: what cannot be served is refused
@@ -197,6 +213,7 @@ def _release_folder(arguments: argparse.Namespace, group: str, run: Run) -> Path
 
 def _compare(arguments: argparse.Namespace) -> None:
     runs = [_run(arguments, seed) for seed in dict.fromkeys(arguments.seeds)]
+    _check_data(runs[0], runs[0].config.tasks)
     summary = compare(runs, arguments.results, partial(_do, arguments))
     _draw(arguments.results / summary["setting"])
     print(f"test ROC-AUC in percent, stored statistics, seeds {summary['seeds']}\n{summary_table(summary)}")
@@ -204,6 +221,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _ablate(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
+    _check_data(run, run.config.tasks)
     content = ablate(run, arguments.results, partial(_do, arguments))
     if (arguments.results / run.config.setting / "summary.json").is_file():
         _draw(arguments.results / run.config.setting)
@@ -227,8 +245,11 @@ def _draw(folder: Path) -> None:
 
 
 def _add_task(arguments: argparse.Namespace) -> None:
-    made = add_tasks(_run(arguments), arguments.artifact, arguments.output, arguments.replace)
-    say_artifact(made, arguments.output)
+    run = _run(arguments)
+    options = arguments.artifact, arguments.output, arguments.replace
+    check_addition(run, *options)
+    _check_data(run, run.config.tasks)
+    say_artifact(add_tasks(run, *options), arguments.output)
 
 
 def _remove_task(arguments: argparse.Namespace) -> None:
@@ -238,7 +259,11 @@ def _remove_task(arguments: argparse.Namespace) -> None:
 
 def _screen(arguments: argparse.Namespace) -> None:
     options = arguments.candidates, arguments.output, arguments.replace
-    say_artifact(screen(arguments.artifact, arguments.molecules, *options), arguments.output)
+    manifest = screen(arguments.artifact, arguments.molecules, *options)
+    counts = manifest.provenance["screened"]
+    unreadable = f"{counts['unreadable']} could not be read"
+    print(f"screened with {counts['molecules']} molecules, {unreadable}")
+    say_artifact(manifest, arguments.output)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
-from merging.datasets import MOLECULENET, DatasetSpec
+from merging.datasets import MOLECULENET
+from merging.molecule_tables import DatasetSpec
 from merging.registry import merger_spec
+from merging.validation import problems_of
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
 from models.names import MAX_NAME, Name, check_distinct
@@ -182,9 +183,12 @@ class RunConfig(_Section):
     def _check(self) -> Self:
         if not self.tasks:
             raise ValueError("tasks: got none, expected at least one")
-        unknown = {*self.finetune_by_task, *self.alignment_by_task, *self.compare.ablation_tasks} - set(self.tasks)
+        by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
+        named = {name for section in by_task for name in section} | {*self.compare.ablation_tasks}
+        unknown = sorted(named - set(self.tasks))
         if unknown:
-            raise ValueError(f"settings by task name {sorted(unknown)}, expected names among tasks {list(self.tasks)}")
+            expected = f"expected names among tasks {list(self.tasks)}"
+            raise ValueError(f"settings by task: got names {unknown}, {expected}")
         without_data = [task for task in self.tasks if task not in self.datasets and task not in MOLECULENET]
         if without_data:
             raise ValueError(f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described under `datasets`")
@@ -225,6 +229,18 @@ class RunConfig(_Section):
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which a key that stands twice in one section is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises yaml.constructor.ConstructorError: a key is there twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({key for key in keys if keys.count(key) > 1 and key != "<<"}):
+            problem = f"got {', '.join(twice)} twice in one section, expected each key once"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path) -> RunConfig:
     """The configuration of a run, see `read_config`."""
     return read_config(path, RunConfig, CONFIG_FOLDER)
@@ -244,13 +260,7 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(map(_problem, error.errors()))
-        raise ConfigError(f"{path}: {problems}") from error
-
-
-def _problem(error: ErrorDetails) -> str:
-    where = ".".join(map(str, error["loc"])) or "file"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+        raise ConfigError(f"{path}: {problems_of(error, model)}") from error
 
 
 def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> Any:
@@ -261,7 +271,7 @@ def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> An
     if file in extended_by:
         raise ConfigError(f"{file}: extends itself, expected another file")
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.load(file.read_text(), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or "extends" not in values:
@@ -297,7 +307,7 @@ def _over(base: Any, own: Any) -> Any:
 def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
     """A configuration without what it says of other tasks than these. What has another form than expected stays, for the validation to name."""
     kept = dict(values)
-    for section in ("finetune_by_task", "alignment_by_task"):
+    for section in ("datasets", "finetune_by_task", "alignment_by_task"):
         if isinstance(values.get(section), dict):
             kept[section] = {task: own for task, own in values[section].items() if task in tasks}
     compare = values.get("compare")

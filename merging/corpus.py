@@ -1,10 +1,9 @@
 """The SMILES corpus for pre-training: files of one SMILES a line, freed of benchmark molecules and featurised once into shards."""
 
-import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from tqdm import tqdm
 
 from merging.config import Count, fingerprint
 from merging.datasets import MOLECULENET
-from merging.files import open_text, read_json, sha256, write_json, write_tensors
+from merging.files import read_json, sha256, write_json, write_tensors
+from merging.molecule_files import read_molecules
 from models.errors import DataError, MoleculeError
 from models.featurize import featurize_all, read_smiles
 from models.graph import PackedGraphs, pack
@@ -36,8 +36,10 @@ class CorpusConfig(BaseModel):
     """Which molecules to pre-train on.
 
     Attributes:
-        files: paths in the data folder, plain or gzip, one SMILES a line. Earlier files come first, so that all of a small file is in the mix.
-        max_molecules: only so many different lines are taken, in the order of the files; None takes all.
+        files: paths in the data folder, see `merging.molecule_files`. Earlier files come first, so
+            that all of a small file is in the mix.
+        max_molecules: only so many different molecules are taken, in the order of the files; None
+            takes all.
         exclude_benchmarks: leave out every molecule whose canonical SMILES occurs in a MoleculeNet file of the data folder.
     """
 
@@ -98,15 +100,13 @@ def load_corpus(config: CorpusConfig, data_folder: Path, cache_folder: Path, wor
 
 
 def _read_lines(files: Sequence[Path], limit: int | None) -> list[str]:
-    """Different lines that are not blank, in the order of the files."""
+    """Different molecules as they are written, in the order of the files."""
     found: dict[str, None] = {}
     for file in files:
-        with open_text(file) as stream:
-            for line in stream:
-                if len(found) == limit:
-                    return list(found)
-                if text := line.strip():
-                    found[text] = None
+        for smiles in read_molecules(file):
+            if len(found) == limit:
+                return list(found)
+            found[smiles] = None
     return list(found)
 
 
@@ -118,20 +118,13 @@ def _benchmark_tables(data_folder: Path) -> dict[str, Path]:
 
 def _canonical_smiles(tables: dict[str, Path], workers: int) -> frozenset[str]:
     """Canonical SMILES of all rows that can be read in tolerant mode, as the data sets are."""
-    smiles = list({row for task, file in tables.items() for row in _column(file, MOLECULENET[task].smiles_column)})
+    rows = [read_molecules(file, MOLECULENET[task].smiles_column) for task, file in tables.items()]
+    smiles = list({molecule for column in rows for molecule in column})
     if not smiles:
         return frozenset()
     with ProcessPoolExecutor(workers) as pool:
         read = pool.map(_canonical, smiles, chunksize=_CHUNK)
         return frozenset(each for each in tqdm(read, total=len(smiles), desc="benchmark molecules", unit="mol") if each)
-
-
-def _column(file: Path, name: str) -> Iterator[str]:
-    with open_text(file) as stream:
-        for row in csv.DictReader(stream):
-            if name not in row:
-                raise DataError(f"{file}: got columns {list(row)[:8]}, expected also {name!r}")
-            yield row[name]
 
 
 def _canonical(smiles: str) -> str | None:

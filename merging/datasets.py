@@ -1,57 +1,43 @@
-"""The eight MoleculeNet sets of the paper: read, featurised, split by scaffold, cached."""
+"""Molecules with labels, of MoleculeNet and one's own: read, featurised, split, cached."""
 
 import csv
-import math
-from collections import defaultdict
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, field_validator
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
 from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from merging.files import open_text, sha256, write_tensors
-from models.errors import DataError, InvalidInputError, MoleculeError
+from merging.files import sha256, write_tensors
+from merging.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
+from merging.splits import (
+    PARTS,
+    TRAIN,
+    VALID,
+    Split,
+    check_parts,
+    lacking_classes,
+    random_split,
+    scaffold_split,
+)
+from models.errors import DataError, MoleculeError
 from models.featurize import READING_RULE, read_graph, read_smiles
+from models.files import write_atomically
 from models.graph import MolGraph, PackedGraphs, pack
-from models.names import check_labels
 
 _CACHE_VERSION = f"1, reading rule {READING_RULE}"
-
-
-class DatasetSpec(BaseModel):
-    """A CSV file (plain or gzip) with a column of SMILES and columns of labels 0, 1 or empty.
-
-    Attributes:
-        smiles_column: the column of the SMILES.
-        label_columns: the columns of the labels; None means all but the SMILES and `mol_id`.
-        file: path in the data folder; None for MoleculeNet's own names and, where they are not there, PyG's loader.
-        num_molecules, num_labels: the published size; a file of another size is an error. None does not check.
-        about: one line for people.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    smiles_column: str = "smiles"
-    label_columns: tuple[str, ...] | None = None
-    file: str | None = None
-    num_molecules: int | None = None
-    num_labels: int | None = None
-    about: str = ""
-
-    @field_validator("label_columns")
-    @classmethod
-    def _distinct(cls, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        check_labels(columns or ())
-        return columns
+_SHOWN = 5
+_SEEDS_TRIED = 100
 
 
 def _published(smiles: str, labels: tuple[str, ...] | None, molecules: int, columns: int, about: str) -> DatasetSpec:
@@ -71,15 +57,6 @@ MOLECULENET = {
 
 
 @dataclass(frozen=True)
-class Split:
-    """Row numbers of the three parts, each (n,) int64."""
-
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-
-
-@dataclass(frozen=True)
 class MoleculeDataset:
     """One task's molecules.
 
@@ -88,8 +65,13 @@ class MoleculeDataset:
         label_names: C names.
         graphs: G molecules.
         labels: (G, C) float32, 0 or 1, NaN where missing.
-        split: scaffold split 0.8 / 0.1 / 0.1.
+        split: what is trained, validated and tested on.
         source_sha256: of the file it was read from.
+        dropped: rows of the file that were left out.
+        record: how the file was read, plain values for records and cards: `file`, `rows`,
+            `molecules`, `dropped`; `smiles_column`, `labels`; `words`, by label the cells that are
+            1 and 0 where the file does not say 0 and 1; `split`, in words; `parts`, the molecules
+            in each; `not_measured`, by part the labels that lack a class there.
     """
 
     task: str
@@ -98,13 +80,18 @@ class MoleculeDataset:
     labels: Tensor
     split: Split
     source_sha256: str
+    dropped: tuple[DroppedRow, ...]
+    record: dict[str, Any]
 
 
 def load_dataset(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path, workers: int = 1) -> MoleculeDataset:
     """A data set from the cache, or read, featurised and split (a minute or two for the large ones), and then cached.
 
+    Rows that are left out are listed in `<task>.dropped.csv` in the cache folder.
+
     Raises:
-        DataError: no file, or a file that does not have the expected columns or size.
+        DataError: no file, one that does not have the expected columns or size, labels that are no
+            two classes, too many rows that cannot be read, or a split that cannot be trained on.
     """
     cache = cache_folder / f"{task}.safetensors"
     file = find_source(task, spec, data_folder, cache_folder)
@@ -113,14 +100,49 @@ def load_dataset(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: 
     if cache.is_file():
         cached = _read_cache(task, cache, origin)
         if cached is not None:
+            _write_dropped(cached.dropped, dropped_path(task, cache_folder))
             return cached
-    dataset = read_csv(task, spec, file, digest, workers)
+    dataset = read_csv(task, spec, file, digest, workers, dropped_path(task, cache_folder))
     _write_cache(dataset, cache, origin)
     return dataset
 
 
+def dropped_path(task: str, cache_folder: Path) -> Path:
+    """Where the rows of a task's file that were left out are listed."""
+    return cache_folder / f"{task}.dropped.csv"
+
+
+def describe_dataset(dataset: MoleculeDataset) -> str:
+    """A line for people: what was read as what."""
+    record, labels = dataset.record, said_labels(dataset.record)
+    count = len(record["labels"])
+    parts = ", ".join(f"{count} {subset}" for subset, count in record["parts"].items())
+    unmeasured = {subset: len(names) for subset, names in record["not_measured"].items() if names}
+    source = f"{record['file']}, column {record['smiles_column']!r}"
+    dropped = f"{record['dropped']} of {record['rows']} rows dropped"
+    return "; ".join(
+        (
+            f"{dataset.task}: {record['molecules']} molecules of {source}, {dropped}",
+            f"{count} label{'s' if count > 1 else ''}: {labels}",
+            f"split {record['split']}: {parts}",
+            *(f"not measured in {subset}: {count} of them" for subset, count in unmeasured.items()),
+        )
+    )
+
+
+def said_labels(record: Mapping[str, Any]) -> str:
+    """The first few labels of a `MoleculeDataset.record`, with the cells that are 1 and 0."""
+    names, words = record["labels"], record["words"]
+    shown = []
+    for name in names[:_SHOWN]:
+        one, zero = words.get(name, ("", ""))
+        shown.append(f"{name} ({one} = 1, {zero} = 0)" if name in words else name)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(shown) + more
+
+
 def load_smiles(dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> list[str]:
-    """The SMILES of a data set's molecules as they stand in its source, one for each of `dataset.graphs`.
+    """The molecules of a data set as they stand in its source, one for each of `dataset.graphs`.
 
     Raises:
         DataError: no source, or one that is not the file that the data set was read from.
@@ -128,12 +150,9 @@ def load_smiles(dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, 
     file = find_source(dataset.task, spec, data_folder, cache_folder)
     if sha256(file) != dataset.source_sha256:
         raise DataError(f"{file}: got another file than the one that data set {dataset.task!r} was read from, expected it unchanged")
-    header, rows = _read_table(file, spec)
-    at = header.index(spec.smiles_column)
-    smiles = [row[at] for row in rows]
-    if len(smiles) == len(dataset.graphs):  # none was left out: no need to read each, which takes a minute for MUV
-        return smiles
-    return [each for each in smiles if _is_readable(each)]
+    table, dropped = read_molecule_table(file, spec), {row.line for row in dataset.dropped}
+    rows = zip(table.molecules, table.lines, strict=True)
+    return [molecule for molecule, line in rows if line not in dropped]
 
 
 def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> Path:
@@ -154,56 +173,149 @@ def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: P
         raise DataError(f"got no {task} data in {data_folder} (set GMERGING_DATA), and it could not be fetched: {error}") from error
 
 
-def read_csv(task: str, spec: DatasetSpec, file: Path, digest: str, workers: int = 1) -> MoleculeDataset:
-    """Read, featurise and split a CSV (plain or gzip). Rows whose molecule cannot be read even in tolerant mode are left out."""
-    header, rows = _read_table(file, spec)
-    names = spec.label_columns or tuple(name for name in header if name not in (spec.smiles_column, "mol_id"))
-    try:
-        check_labels(names)
-    except InvalidInputError as error:
-        raise DataError(f"{file}: {error}") from error
-    smiles_at, labels_at = header.index(spec.smiles_column), [header.index(name) for name in names]
-    parsed = list(_parse([row[smiles_at] for row in rows], workers, task))
-    kept = [k for k, each in enumerate(parsed) if each is not None]
+def read_csv(
+    task: str,
+    spec: DatasetSpec,
+    file: Path,
+    digest: str,
+    workers: int,
+    dropped_file: Path,
+) -> MoleculeDataset:
+    """Read, featurise and split a table (`load_dataset`). Labels are checked before molecules."""
+    table = read_molecule_table(file, spec)
+    parsed = list(_parse(table.molecules, workers, task))
+    kept = [k for k, molecule in enumerate(parsed) if molecule is not None]
+    molecules = [molecule for molecule in parsed if molecule is not None]
+    dropped = _dropped(table, [k for k, molecule in enumerate(parsed) if molecule is None])
+    names = tuple(label.name for label in table.labels)
     for what, got, expected in (("readable molecules", len(kept), spec.num_molecules), ("labels", len(names), spec.num_labels)):
         if expected is not None and got != expected:
             raise DataError(f"{file}: got {got} {what}, expected the published {expected}")
-    labels = torch.tensor([[float(rows[k][c]) if rows[k][c] else math.nan for c in labels_at] for k in kept])
-    molecules = [each for each in parsed if each is not None]
-    split = scaffold_split([scaffold for _, scaffold in molecules])
-    return MoleculeDataset(task, names, pack([graph for graph, _ in molecules]), labels, split, digest)
+    _write_dropped(dropped, dropped_file)
+    _check_dropped(file, dropped, len(kept) + len(dropped), spec.max_dropped, dropped_file)
+    labels = torch.tensor([label.values for label in table.labels]).T[kept].contiguous()
+    split, how = _split(spec, table, kept, [scaffold for _, scaffold in molecules])
+    lacking = lacking_classes(split, labels, names)
+    if spec not in MOLECULENET.values():  # those are taken as they are published
+        _check_parts(file, spec, split, labels, names)
+    record = {
+        "file": file.name,
+        "rows": len(kept) + len(dropped),
+        "molecules": len(kept),
+        "dropped": len(dropped),
+        "smiles_column": table.molecule_column,
+        "labels": list(names),
+        "words": {label.name: [label.one, label.zero] for label in table.labels if not label.plain},
+        "split": how,
+        "parts": {subset: len(rows) for subset, rows in vars(split).items()},
+        "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
+    }
+    graphs = pack([graph for graph, _ in molecules])
+    return MoleculeDataset(task, names, graphs, labels, split, digest, dropped, record)
 
 
-def scaffold_split(scaffolds: list[str], train: float = 0.8, valid: float = 0.1) -> Split:
-    """Split by Bemis-Murcko scaffold, deterministically: groups from the largest, ties by their first molecule from the last (Hu et al. 2020).
-
-    A group goes to the training part while it fits there, then to the validation part while it fits, else to the test part.
-    """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for k, scaffold in enumerate(scaffolds):
-        groups[scaffold].append(k)
-    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for group in sorted(groups.values(), key=lambda rows: (len(rows), rows[0]), reverse=True):
-        if len(parts[0]) + len(group) <= train * len(scaffolds):
-            parts[0].extend(group)
-        elif len(parts[0]) + len(parts[1]) + len(group) <= (train + valid) * len(scaffolds):
-            parts[1].extend(group)
-        else:
-            parts[2].extend(group)
-    return Split(*(torch.tensor(part, dtype=torch.int64) for part in parts))
+def _dropped(table: MoleculeTable, unreadable: Sequence[int]) -> tuple[DroppedRow, ...]:
+    written = [(table.lines[k], table.molecules[k]) for k in unreadable]
+    rows = [DroppedRow(line, molecule, _reason(molecule)) for line, molecule in written]
+    return tuple(sorted((*table.dropped, *rows), key=lambda row: row.line))
 
 
-def _read_table(file: Path, spec: DatasetSpec) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, with the columns that the description names."""
-    with open_text(file) as stream:
-        header, *rows = csv.reader(stream)
-    missing = {spec.smiles_column, *(spec.label_columns or ())} - set(header)
-    if missing:
-        raise DataError(f"{file}: got columns {header[:8]}, expected also {sorted(missing)}")
-    return header, rows
+def _reason(smiles: str) -> str:
+    try:
+        read_graph(smiles, strict=False)
+    except MoleculeError as error:
+        return str(error)
+    return "unreadable"
 
 
-def _parse(smiles: list[str], workers: int, task: str) -> Iterator[tuple[MolGraph, str] | None]:
+def _write_dropped(dropped: Sequence[DroppedRow], path: Path) -> None:
+    """List what was left out, for a spreadsheet; nothing left out, no file."""
+    if not dropped:
+        path.unlink(missing_ok=True)
+        return
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(("line", "smiles", "reason"))
+            rows.writerows(astuple(row) for row in dropped)
+
+    write_atomically(path, write)
+
+
+def _check_dropped(
+    file: Path,
+    dropped: Sequence[DroppedRow],
+    rows: int,
+    most: float,
+    listed: Path,
+) -> None:
+    if len(dropped) <= most * rows:
+        return
+    shown = "; ".join(f"line {row.line}: {row.reason}" for row in dropped[:_SHOWN])
+    more = f"; all are listed in {listed}" if len(dropped) > _SHOWN else ""
+    found = f"{len(dropped)} of {rows} rows that cannot be read"
+    expected = f"at most {100 * most:g} % (`max_dropped`)"
+    raise DataError(f"{file}: got {found}, expected {expected}: {shown}{more}")
+
+
+def _split(
+    spec: DatasetSpec,
+    table: MoleculeTable,
+    kept: Sequence[int],
+    scaffolds: Sequence[str],
+) -> tuple[Split, str]:
+    """The split of the kept rows that a description asks for, and what it is in words."""
+    how = "scaffold" if spec.split == "scaffold" else f"random, seed {spec.split_seed}"
+    if table.parts is None:
+        return _drawn(spec, scaffolds, TRAIN, VALID), how
+    given = [table.parts[k] for k in kept]
+    rows_of = {subset: [k for k, own in enumerate(given) if own == subset] for subset in PARTS}
+    train, valid, test = (torch.tensor(rows, dtype=torch.int64) for rows in rows_of.values())
+    words = f"by column {spec.split_column!r}"
+    if len(valid) or not len(train):
+        return Split(train, valid, test), words
+    drawn = _drawn(spec, [scaffolds[k] for k in train], 8 / 9, 1 / 9)
+    # Groups of scaffolds that fit into neither share are in the third part.
+    valid = train[torch.cat([drawn.valid, drawn.test]).sort().values]
+    words += f", validation drawn from its training rows, {how}"
+    return Split(train[drawn.train], valid, test), words
+
+
+def _drawn(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: float) -> Split:
+    if spec.split == "scaffold":
+        return scaffold_split(scaffolds, train, valid)
+    return random_split(len(scaffolds), spec.split_seed, train, valid)
+
+
+def _check_parts(
+    file: Path,
+    spec: DatasetSpec,
+    split: Split,
+    labels: Tensor,
+    names: Sequence[str],
+) -> None:
+    try:
+        check_parts(split, lacking_classes(split, labels, names), names)
+    except DataError as error:
+        how = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
+        other = "another column" if spec.split_column else "a `split_column` of your own"
+        seed = _working_seed(labels, names)
+        random = "" if seed is None else f"`split: random` with `split_seed: {seed}`, "
+        raise DataError(f"{file}, {how}: {error}; try {random}{other}, or more rows") from error
+
+
+def _working_seed(labels: Tensor, names: Sequence[str]) -> int | None:
+    """The first seed of a random split that can be trained on and measured."""
+    for seed in range(_SEEDS_TRIED):
+        split = random_split(len(labels), seed)
+        with suppress(DataError):
+            check_parts(split, lacking_classes(split, labels, names), names)
+            return seed
+    return None
+
+
+def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[tuple[MolGraph, str] | None]:
     with ProcessPoolExecutor(workers) as pool:
         parsed = pool.map(_parse_one, smiles, chunksize=256)
         for each in tqdm(parsed, total=len(smiles), desc=f"{task}: molecules", unit="mol"):
@@ -227,19 +339,12 @@ def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str] | None:
             return graph, Chem.MolToSmiles(mol)
 
 
-def _is_readable(smiles: str) -> bool:
-    """Whether `_parse_one` keeps a molecule."""
-    try:
-        read_graph(smiles, strict=False)
-    except MoleculeError:
-        return False
-    return True
-
-
 def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) -> None:
     tensors = {f"graphs.{name}": value for name, value in vars(dataset.graphs).items()}
     tensors |= {f"split.{name}": value for name, value in vars(dataset.split).items()}
-    write_tensors(cache, {**tensors, "labels": dataset.labels}, {**origin, "labels": "\n".join(dataset.label_names)})
+    dropped = json.dumps([asdict(row) for row in dataset.dropped])
+    metadata = {**origin, "record": json.dumps(dataset.record), "dropped": dropped}
+    write_tensors(cache, {**tensors, "labels": dataset.labels}, metadata)
 
 
 def _read_cache(task: str, cache: Path, origin: dict[str, str]) -> MoleculeDataset | None:
@@ -250,4 +355,14 @@ def _read_cache(task: str, cache: Path, origin: dict[str, str]) -> MoleculeDatas
             return None
         tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
     graphs, split = ({key.split(".")[1]: value for key, value in tensors.items() if key.startswith(part)} for part in ("graphs.", "split."))
-    return MoleculeDataset(task, tuple(metadata["labels"].split("\n")), PackedGraphs(**graphs), tensors["labels"], Split(**split), origin["sha256"])
+    record = json.loads(metadata["record"])
+    return MoleculeDataset(
+        task=task,
+        label_names=tuple(record["labels"]),
+        graphs=PackedGraphs(**graphs),
+        labels=tensors["labels"],
+        split=Split(**split),
+        source_sha256=origin["sha256"],
+        dropped=tuple(DroppedRow(**row) for row in json.loads(metadata["dropped"])),
+        record=record,
+    )

@@ -1,15 +1,17 @@
 """Adding tasks to a finished artifact and taking them out: the merged backbone and the other tasks' files stay as they are, to the last bit."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from merging.config import fingerprint, release_of
 from merging.files import sha256
+from merging.molecule_files import read_molecules
 from merging.pieces import Piece
 from merging.pipeline import adapters_from, aligned, alone, bare, expert, finetune_key, finetuned_alone
 from merging.release import CALIBRATION, calibrate, calibration_table
-from merging.report import markdown_table, percent
+from merging.report import data_table, markdown_table, percent
 from merging.results import measure_task
 from merging.run import Run
 from models.artifact import (
@@ -22,7 +24,7 @@ from models.artifact import (
     save_artifact,
 )
 from models.backbone import Backbone, make_backbone
-from models.errors import ConfigError, InvalidInputError
+from models.errors import ConfigError, InvalidInputError, MoleculeError
 from models.featurize import read_graphs
 from models.graph import MolGraph
 from models.names import check_distinct
@@ -31,6 +33,7 @@ from models.task import TaskInfo
 from models.unified import Expert
 
 _SCREENED_WITH = 300  # molecules
+_LOOKED_AT = 10 * _SCREENED_WITH
 
 
 def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
@@ -43,15 +46,9 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
         output: the folder of the new one; it may be the same.
         replace: an artifact of another name or of other tasks may be replaced there too.
 
-    Raises:
-        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained
-            weights), a task is there already, or it has no `release`.
-        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
+    Raises: as `check_addition`.
     """
-    parts, called = load_parts(artifact), release_of(run.config)
-    _check_fit(run, parts.manifest)
-    tasks = [*parts.manifest.tasks, *run.config.tasks]
-    check_output(output, called.name, tasks, replace, parts.digest)
+    parts, called = check_addition(run, artifact, output, replace), release_of(run.config)
     backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
     made = {}
     for task in run.config.tasks:
@@ -72,9 +69,24 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
             "metrics": parts.manifest.metrics | {"added": before | added},
         }
     )
-    card = _card(artifact) + _card_section(gains, calibrated)
+    card = _card(artifact) + _card_section(gains, calibrated) + _data_section(run)
     experts = parts.experts | made
     return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
+
+
+def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False) -> ArtifactParts:
+    """The artifact, if the run's tasks may be added to it; before hours of training.
+
+    Raises:
+        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained
+            weights), a task is there already, or it has no `release`.
+        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
+    """
+    called, parts = release_of(run.config), load_parts(artifact)
+    _check_fit(run, parts.manifest)
+    tasks = [*parts.manifest.tasks, *run.config.tasks]
+    check_output(output, called.name, called.version, tasks, replace, parts.digest)
+    return parts
 
 
 def remove_tasks(
@@ -122,28 +134,53 @@ def screen(
 
     Args:
         artifact: with more tasks than candidates + 1.
-        molecules: a text file, one SMILES a line, of which the first few hundred that can be read are taken.
+        molecules: a file of molecules (`merging.molecule_files`), of which the first few hundred
+            that can be read are taken.
         candidates: how many experts beside the own one.
         output: the folder of the new artifact; it may be the same.
         replace: an artifact of another name or of other tasks may be replaced there too.
 
     Raises:
         ConfigError: too many candidates, or no molecule can be read.
+        DataError: no file of molecules.
         ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
     parts = load_parts(artifact)
     if not 1 <= candidates < len(parts.experts) - 1:
         raise ConfigError(f"--candidates: got {candidates}, expected 1 to {len(parts.experts) - 2}, fewer than there are other tasks")
-    lines = molecules.read_text().split("\n")[: 10 * _SCREENED_WITH] if molecules.is_file() else []
-    graphs = [graph for graph in read_graphs([line for line in lines if line.strip()]) if isinstance(graph, MolGraph)][:_SCREENED_WITH]
-    if not graphs:
-        raise ConfigError(f"--molecules: got no readable SMILES in {molecules}, expected one a line")
-    check_output(output, parts.manifest.name, parts.manifest.tasks, replace, parts.digest)
+    graphs, unreadable = readable_graphs(molecules)
+    called = parts.manifest.name, parts.manifest.version
+    check_output(output, *called, parts.manifest.tasks, replace, parts.digest)
     nearest = nearest_experts(parts.molecular_backbone, parts.experts, parts.manifest.router, graphs, candidates)
     router = parts.manifest.router.model_copy(update={"candidates": candidates})
-    manifest = parts.manifest.model_copy(update={"nearest": nearest, "router": router})
+    screened = {"molecules": len(graphs), "unreadable": unreadable, "sha256": sha256(molecules)}
+    provenance = parts.manifest.provenance | {"screened": screened}
+    update = {"nearest": nearest, "router": router, "provenance": provenance}
+    manifest = parts.manifest.model_copy(update=update)
     card, source = _card(artifact), parts.digest
     return save_artifact(output, manifest, parts.backbone, parts.experts, card, replace, source)
+
+
+def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
+    """The first few hundred molecules of a file that can be read, and how many cannot before that.
+
+    Raises:
+        DataError: no such file.
+        ConfigError: no molecule among the first few thousand.
+    """
+    graphs, unreadable = list[MolGraph](), list[MoleculeError]()
+    molecules = islice(read_molecules(path), _LOOKED_AT)
+    while group := list(islice(molecules, _SCREENED_WITH - len(graphs))):
+        for graph in read_graphs(group):
+            if isinstance(graph, MoleculeError):
+                unreadable.append(graph)
+            else:
+                graphs.append(graph)
+    if not graphs:
+        first = f" (the first of {len(unreadable)}: {unreadable[0]})" if unreadable else ""
+        found = f"got no readable SMILES in {path}{first}"
+        raise ConfigError(f"--molecules: {found}, expected one a line")
+    return graphs, len(unreadable)
 
 
 def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:
@@ -186,6 +223,7 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
 def _provenance(run: Run, parts: ArtifactParts) -> list[dict[str, Any]]:
     data = {task: run.dataset(task).source_sha256 for task in run.config.tasks}
     added = {"config": run.config.model_dump(mode="json"), "seed": run.seed, "data_sha256": data, "to": parts.digest}
+    added["data"] = {task: run.dataset(task).record for task in run.config.tasks}
     return [*parts.manifest.provenance.get("added", ()), added]
 
 
@@ -208,3 +246,7 @@ Test ROC-AUC in percent; all else in the artifact is unchanged.
 
 {calibration_table(calibrated)}
 """
+
+
+def _data_section(run: Run) -> str:
+    return f"\n{data_table({task: run.dataset(task).record for task in run.config.tasks})}\n"

@@ -1,10 +1,9 @@
-"""Files of a run: what it reads, plain or gzip, and what it writes, whole or not at all."""
+"""Files of a run: what it writes, whole or not at all, and reads back."""
 
-import gzip
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,11 +15,6 @@ from models.files import write_atomically
 def sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def open_text(path: Path) -> TextIO:
-    """Open a text file, plain or gzip, for reading; line ends stay as they are."""
-    return gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -30,7 +30,8 @@ def finetuned(run: Run, task: str) -> Piece:
 
     def make(checkpoint: Path) -> Piece:
         result = finetune(run.dataset(task), run.pretrained(), run.config.pretrained.backbone, settings, run.seed, checkpoint, run.device)
-        return Piece(result.tensors, {**result.record, "settings": settings.model_dump()})
+        own = {"settings": settings.model_dump(), "data": run.dataset(task).record}
+        return Piece(result.tensors, result.record | own)
 
     return run.piece(f"finetuned/{task}", finetune_key(run, task), make)
 

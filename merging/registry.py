@@ -16,6 +16,7 @@ from merging.mergers.gnnmerge import ClosedFormOptions, IterativeOptions, gnnmer
 from merging.mergers.rebasin import GitRebasinOptions, git_rebasin
 from merging.mergers.regmean import RegMeanOptions, regmean
 from merging.mergers.ties import TiesOptions, ties
+from merging.validation import one_of, problems_of
 from models.errors import ConfigError, InvalidInputError
 
 
@@ -44,8 +45,8 @@ class MergerSpec:
         try:
             return self.options.model_validate(dict(options))
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-            raise ConfigError(f"options of {self.name}: {problems}; expected among {sorted(self.options.model_fields)}") from error
+            problems = problems_of(error, self.options, "all")
+            raise ConfigError(f"options of {self.name}: {problems}") from error
 
 
 MERGERS = {
@@ -120,7 +121,8 @@ MERGERS = {
 def merger_spec(method: str) -> MergerSpec:
     """The row of that name. Raises ConfigError."""
     if method not in MERGERS:
-        raise ConfigError(f"got merge method {method!r}, expected one of {', '.join(MERGERS)}")
+        expected = one_of(method, tuple(MERGERS))
+        raise ConfigError(f"got merge method {method!r}, expected {expected}")
     return MERGERS[method]
 
 

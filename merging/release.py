@@ -9,7 +9,7 @@ from merging.comparison import Row, gmerging_rows, merger_row, reference_rows
 from merging.config import ReleaseConfig, release_of
 from merging.files import sha256
 from merging.pipeline import alone, experts, shared_backbone
-from merging.report import markdown_table, percent
+from merging.report import data_table, markdown_table, percent
 from merging.results import AUTHORS_BATCH_SIZE, environment, recovery, task_logits
 from merging.run import Run
 from models.artifact import Manifest, check_output, make_manifest, save_artifact
@@ -19,8 +19,8 @@ from models.unified import DEFAULT_ROUTING, Expert
 
 CALIBRATION = """\
 Probabilities are calibrated by a temperature per label, fitted on the validation part and folded
-into the heads (ROC-AUC does not change). On the test part, whose scaffolds are others than those of
-the validation part, expected calibration error (15 bins) and Brier score:"""
+into the heads (ROC-AUC does not change). On the test part, expected calibration error (15 bins) and
+Brier score:"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
 def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfig:
     """What the run's artifact is called; before hours of training. Raises as `release`."""
     called = release_of(run.config)
-    check_output(folder, called.name, run.config.tasks, replace)
+    check_output(folder, called.name, called.version, run.config.tasks, replace)
     return called
 
 
@@ -120,6 +120,7 @@ def _provenance(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "pretrained_sha256": sha256(run.pretrained_path()),
         "data_sha256": {task: run.dataset(task).source_sha256 for task in run.config.tasks},
+        "data": {task: run.dataset(task).record for task in run.config.tasks},
         "environment": environment(),
     }
 
@@ -161,7 +162,11 @@ with adapters of rank {manifest.rank} at {shape.num_layers + 1} sites for each t
 
 An answer is the probability that a label is 1, as the data set defines it. Without another wish it is given with routing `{DEFAULT_ROUTING}`.
 
-## Test ROC-AUC (percent), scaffold split 0.8 / 0.1 / 0.1, seed {manifest.provenance["seed"]}
+## Data
+
+{data_table(manifest.provenance["data"])}
+
+## Test ROC-AUC (percent), seed {manifest.provenance["seed"]}
 
 BatchNorm with stored statistics, as the service answers:
 

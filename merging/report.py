@@ -1,6 +1,6 @@
 """The comparison as files: `seed<N>.json`, `summary.json`, `ablations.json`, a Markdown table. `merging.figures` draws from these."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,6 +17,7 @@ from merging.comparison import (
     swap_jobs,
     table_rows,
 )
+from merging.datasets import said_labels
 from merging.files import read_seeds, write_json
 from merging.jobs import Job
 from merging.pipeline import finetuned, merged, trained_adapters
@@ -171,6 +172,22 @@ def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells as they are, without a final newline."""
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each task was trained on, from `MoleculeDataset.record` by task."""
+    head = ["task", "file", "molecules", "rows dropped", "split", "train / valid / test", "labels"]
+    return markdown_table(head, [_data_row(task, record) for task, record in records.items()])
+
+
+def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
+    lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
+    labels = [said_labels(record)]
+    labels += [f"{count} not measured in {subset}" for subset, count in lacking.items()]
+    counts = [str(record[name]) for name in ("molecules", "dropped")]
+    sizes = " / ".join(str(size) for size in record["parts"].values())
+    cells = [task, record["file"], *counts, record["split"], sizes, "; ".join(labels)]
+    return [cell.replace("|", "\\|") for cell in cells]
 
 
 def percent(mean: float, std: float | None = None) -> str:

@@ -6,6 +6,7 @@ The manifest names every file with its sha256, so that an artifact is either loa
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,19 +163,20 @@ def make_manifest(
 def check_output(
     folder: Path,
     name: str,
+    version: str,
     tasks: Iterable[str],
     replace: bool = False,
     made_from: str | None = None,
 ) -> Path:
     """Where an artifact may be written: asked before hours of training, and again after them.
 
-    A folder that is not there, or empty, may be written. An artifact may be replaced by another
-    version of itself: of the same name and tasks. Whatever else is there stays.
+    A folder that is not there, or empty, may be written. An artifact may be replaced by itself in
+    the same or a newer version: of the same name and tasks. Whatever else is there stays.
 
     Args:
         folder: where.
-        name, tasks: of the artifact that is to be written.
-        replace: an artifact of another name or of other tasks may be replaced too.
+        name, version, tasks: of the artifact that is to be written.
+        replace: an artifact of another name, of other tasks or newer may be replaced too.
         made_from: digest of the artifact that the new one is made from, which may be replaced too.
 
     Returns:
@@ -211,14 +213,24 @@ def check_output(
             f"{folder}: got an artifact with files that are not its own, which would be lost "
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
-    same = old.name == name and old.tasks.keys() == set(tasks)
-    if not (same or replace or digest == made_from):
+    if replace or digest == made_from:
+        return target
+    if old.name != name or old.tasks.keys() != set(tasks):
         raise ArtifactError(
             f"{folder}: got another artifact there, {old.name} {old.version} with tasks "
             f"{', '.join(old.tasks)}; expected {name} with tasks {', '.join(tasks)}, or another "
             "folder, or --replace"
         )
+    if _numbers(version) < _numbers(old.version):
+        raise ArtifactError(
+            f"{folder}: got a newer artifact there, {name} {old.version}; expected none newer than {version}, or another folder, or --replace"
+        )
     return target
+
+
+def _numbers(version: str) -> list[int]:
+    """What versions are compared by: 1.10.0 comes after 1.9.0."""
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def save_artifact(
@@ -260,13 +272,13 @@ def save_artifact(
         contents[CARD] = card.encode()
     manifest = manifest.model_copy(update={"files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
-    target = check_output(folder, manifest.name, manifest.tasks, replace, made_from)
+    target = check_output(folder, manifest.name, manifest.version, manifest.tasks, replace, made_from)
     temporary = temporary_beside(target)
     try:
         _write(temporary, contents)
         _read_back(temporary)
         # Again: what is there may have changed since.
-        check_output(folder, manifest.name, manifest.tasks, replace, made_from)
+        check_output(folder, manifest.name, manifest.version, manifest.tasks, replace, made_from)
         replace_folder(temporary, target)
     except ArtifactError as error:
         message = str(error).replace(str(temporary), str(target))

@@ -12,9 +12,10 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 from torch import Tensor
 
-from merging.datasets import MOLECULENET, Split, load_dataset
+from merging.datasets import MOLECULENET, load_dataset
 from merging.experts.config import ExpertsConfig
 from merging.graphs.datasets import CLASS_NAMES, PlanetoidName, load_planetoid
+from merging.splits import Split
 from models.errors import InvalidInputError
 from models.graph import NUM_ATOM_TYPES, NUM_CHIRALITY_TAGS, GraphBatch
 from models.inputs import FeatureGraph, collate_features

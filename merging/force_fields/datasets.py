@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merging.datasets import Split
 from merging.force_fields.config import ForceFieldStudyConfig, FramesConfig
+from merging.splits import Split
 from models.atoms import Atoms, AtomsBatch, Neighbours, join, neighbours
 from models.errors import DataError
 

@@ -25,14 +25,14 @@ def release_atoms(study: Study, folder: Path, replace: bool = False) -> Manifest
         DataError: see `merging.force_fields.datasets.load_frames`.
     """
     source = study.config.source
-    called = f"{source}-schnet"
-    check_output(folder, called, study.config.tasks, replace)
+    called, version = f"{source}-schnet", "0.1.0"
+    check_output(folder, called, version, study.config.tasks, replace)
     shape, network, experts, record = release_force_field(study)
     about = f"potential energy and forces of {{}}, {source}"
     elements = {task: expert.elements.nonzero().flatten() for task, expert in experts.items()}
     manifest = make_manifest(
         name=called,
-        version="0.1.0",
+        version=version,
         backbone=shape,
         rank=0,
         router=RouterConfig(),

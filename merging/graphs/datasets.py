@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from merging.datasets import Split
+from merging.splits import Split
 from models.errors import DataError
 from models.graph import GraphBatch
 

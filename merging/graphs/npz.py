@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from merging.datasets import Split
+from merging.splits import Split
 from models.errors import DataError, InvalidInputError
 from models.files import write_atomically
 from models.inputs import FeatureGraph

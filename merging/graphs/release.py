@@ -39,7 +39,7 @@ def release_graphs(run: GraphRun, folder: Path, replace: bool = False) -> Manife
     if unserved := [task for task, spec in run.config.tasks.items() if isinstance(spec, LinkSpec)]:
         raise ConfigError(f"tasks: got {', '.join(unserved)} of kind 'link', which no artifact answers, expected tasks on nodes or graphs")
     called = release_of(run.config)
-    check_output(folder, called.name, run.config.tasks, replace)
+    check_output(folder, called.name, called.version, run.config.tasks, replace)
     result = merged(run)
     if result.by_task:
         method = run.config.merge.method

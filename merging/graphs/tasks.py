@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from merging.datasets import Split
 from merging.graphs.config import FileSpec, GraphRunConfig, LinkSpec, PlanetoidSpec, TaskSpec
 from merging.graphs.datasets import NodeDataset, load_planetoid
 from merging.graphs.encoder import svd_encoder
 from merging.graphs.npz import read_graphs
+from merging.splits import Split, random_split
 from models.errors import DataError
 from models.graph import GraphBatch
 from models.inputs import FeatureGraph, collate_features
@@ -277,10 +277,3 @@ def _links(spec: LinkSpec, dataset: NodeDataset, seed: int) -> LinkTask:
     others: dict[Part, Tensor] = {"valid": drawn[:, :valid], "test": drawn[:, valid:]}
     seen = FeatureGraph(dataset.x, torch.cat([parts["train"], parts["train"].flip(0)], dim=1))
     return LinkTask((seen,), dataset.x.shape[1], None, spec.dim, parts, others, dataset.edge_index)
-
-
-def random_split(rows: int, seed: int, train: float, valid: float) -> Split:
-    """Rows in random order, by the seed alone: the first `train` of them, the next `valid`, and the rest."""
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    first, second = round(train * rows), round((train + valid) * rows)
-    return Split(order[:first].sort().values, order[first:second].sort().values, order[second:].sort().values)

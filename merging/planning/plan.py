@@ -31,6 +31,7 @@ from merging.planning.distances import (
 from merging.planning.grouping import Grouping, average_linkage
 from merging.run import Run
 from merging.task_vector import TaskVector
+from merging.validation import problems_of
 from models.errors import ConfigError
 
 Metric = Literal["gw", "cka", "cosine"]
@@ -112,7 +113,7 @@ def plan_settings(**values: Any) -> PlanSettings:
     try:
         return PlanSettings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"settings of the plan: {_problems(error)}") from error
+        raise ConfigError(f"settings of the plan: {problems_of(error, PlanSettings)}") from error
 
 
 def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED) -> Plan:
@@ -209,11 +210,7 @@ def read_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate_json(path.read_text())
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_problems(error)}") from error
-
-
-def _problems(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{path}: {problems_of(error, Plan)}") from error
 
 
 def draw_plan(plan: Plan, stem: Path) -> list[Path]:
@@ -278,4 +275,4 @@ def group_run(run: Run, tasks: tuple[str, ...], merge: MergeConfig, name: str) -
     try:
         return replace(run, config=RunConfig.model_validate(values))
     except ValidationError as error:
-        raise ConfigError(f"group {name}: {_problems(error)}") from error
+        raise ConfigError(f"group {name}: {problems_of(error, RunConfig)}") from error

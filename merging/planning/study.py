@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from merging.config import MergeConfig, fingerprint, load_config
-from merging.datasets import MoleculeDataset, Split
+from merging.datasets import MoleculeDataset
 from merging.evaluation import batches
 from merging.files import write_json
 from merging.jobs import Job, run_jobs
@@ -31,6 +31,7 @@ from merging.planning.plan import ALONE, PUBLISHED, PlanSettings, draw_plan, gro
 from merging.report import over_seeds
 from merging.results import environment, measure_task
 from merging.run import Run
+from merging.splits import Split
 from models.backbone import make_backbone
 
 PART_MOLECULES, STATISTICS_MOLECULES, LABELS = 1000, 1024, 100

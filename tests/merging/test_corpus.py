@@ -79,6 +79,15 @@ def test_the_first_file_is_in_the_mix_whatever_the_limit(data: Path, tmp_path: P
     assert graphs(corpus) == Counter(text(featurize(each).graph) for each in (*STEREO, *molecules()[:10]))
 
 
+def test_names_and_headers_are_no_molecules(data: Path, tmp_path: Path) -> None:
+    named = [f"{smiles} mol {k}" for k, smiles in enumerate(STEREO)]
+    (data / "named.smi").write_text("\n".join(["smiles name", *named]))
+    settings = config(files=("named.smi",), exclude_benchmarks=False)
+    corpus = load_corpus(settings, data, tmp_path / "cache")
+    assert graphs(corpus) == Counter(text(featurize(smiles).graph) for smiles in STEREO)
+    assert corpus.record["unreadable"] == 0
+
+
 def test_shards_mix_the_files(data: Path, tmp_path: Path) -> None:
     corpus = load_corpus(config(exclude_benchmarks=False), data, tmp_path / "cache")
     rings = {len(corpus.shard(0).select(torch.tensor([row])).x) for row in range(corpus.sizes[0])}
@@ -126,5 +135,5 @@ def test_absent_and_wrong_files(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="got 0 unreadable lines"):
         load_corpus(config(files=("empty.txt",)), data, tmp_path / "cache")
     write_csv(data / "moleculenet/bbbp.csv", "structure", (), [("CCO",)])
-    with pytest.raises(DataError, match=r"got columns \['structure'\], expected also 'smiles'"):
+    with pytest.raises(DataError, match=r"got columns 'structure', expected 'smiles'"):
         load_corpus(config(), data, tmp_path / "cache")

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from merging.config import RunConfig
-from merging.datasets import MOLECULENET, DatasetSpec, find_source, load_dataset, scaffold_split
+from merging.datasets import MOLECULENET, find_source, load_dataset
+from merging.molecule_tables import DatasetSpec
 from models.errors import DataError
 from models.featurize import featurize
-from tests.merging.conftest import molecules, write_csv
+from tests.merging.conftest import molecules, tail_has, write_csv
 
 
 def test_labels_missing_values_and_graphs(pico: RunConfig, tmp_path: Path) -> None:
@@ -30,8 +31,10 @@ def test_cache_gives_the_same_and_is_renewed_with_the_file(pico: RunConfig, tmp_
     first = load()
     assert (tmp_path / "cache/nitrogen.safetensors").is_file()
     assert torch.equal(load(), first)
-    write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), [(smiles, "1") for smiles in molecules()])
-    assert float(load().mean()) == 1
+    inverted = [str(1 - int(label)) for label in tail_has("N")]
+    rows = list(zip(molecules(), inverted, strict=True))
+    write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), rows)
+    assert torch.equal(load(), 1 - first)
 
 
 def test_cache_is_renewed_with_the_description_of_the_file(pico: RunConfig, tmp_path: Path) -> None:
@@ -47,17 +50,6 @@ def test_gzip_and_worker_processes_give_the_same(pico: RunConfig, tmp_path: Path
     zipped = load_dataset("nitrogen", DatasetSpec(file="nitrogen.csv.gz"), tmp_path / "data", tmp_path / "cache2", workers=2)
     assert torch.equal(plain.graphs.x, zipped.graphs.x)
     assert torch.equal(plain.labels, zipped.labels)
-
-
-def test_scaffold_split_by_hand() -> None:
-    # sizes 4, 3, 2, 1: the largest groups first, a group goes where it still fits
-    scaffolds = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d"]
-    split = scaffold_split(scaffolds, train=0.7, valid=0.2)
-    assert split.train.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert split.valid.tolist() == [7, 8]
-    assert split.test.tolist() == [9]
-    # ties: the group whose first molecule comes later goes first
-    assert scaffold_split(["a", "b", "c"], train=0.34, valid=0.33).train.tolist() == [2]
 
 
 def test_split_parts_are_disjoint_and_share_no_scaffold(pico: RunConfig, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.datasets import Split
 from merging.experts.config import EXPERTS_CONFIG_FOLDER, ExpertsConfig, VariantConfig, load_experts_config
 from merging.experts.domains import Domain, atom_features, graphs_of, load_domain, pieces, reduced, unit_mean_square
 from merging.experts.model import ExpertBank, competence, edge_loss, merge_experts, route
@@ -15,6 +14,7 @@ from merging.experts.probe import probe
 from merging.experts.study import run_study
 from merging.experts.summary import tables
 from merging.experts.training import distillation, pull_together, train_bank
+from merging.splits import Split
 from models.errors import CheckpointError, ConfigError, InvalidInputError
 from models.graph import GraphBatch
 from models.graph_network import GraphNetwork, GraphNetworkConfig

@@ -1,5 +1,6 @@
 """Adding a task to a finished artifact, and taking one out."""
 
+import gzip
 import random
 import shutil
 from pathlib import Path
@@ -11,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from merging.cli import main
-from merging.extension import remove_tasks
+from merging.extension import readable_graphs, remove_tasks
 from merging.release import calibrate
 from merging.run import Run
 from models.artifact import load_artifact, load_parts, make_manifest, read_manifest, save_artifact
 from models.backbone import Backbone
+from models.errors import ConfigError, DataError
 from models.graph import GraphBatch
 from models.router import RouterConfig
 from models.screening import is_screened
@@ -71,6 +73,9 @@ def test_old_answers_stay_to_the_last_bit_and_the_new_task_answers(extended: Pat
     assert 0 <= gains["with_adapters"] <= 1
     assert "| carbonyl |" in (extended / "extended/README.md").read_text()
     assert new.manifest.provenance["added"][0]["to"] == old.digest
+    assert new.manifest.provenance["added"][0]["data"]["carbonyl"]["labels"] == ["has_co"]
+    card = (extended / "extended/README.md").read_text()
+    assert "| carbonyl | carbonyl.csv | 80 | 0 | scaffold |" in card
 
 
 def test_adding_and_removing_gives_back_the_answers(extended: Path, molecules: GraphBatch) -> None:
@@ -115,6 +120,7 @@ def test_screened_artifact_names_the_nearest_and_is_checked(extended: Path, caps
     (extended / "molecules.smi").write_text("\n".join(["CCO", "no molecule", "", "c1ccccc1C(=O)O", "CCN"]))
     options = ["--artifact", str(extended / "extended"), "--molecules", str(extended / "molecules.smi"), "--output", str(extended / "screened")]
     assert main(["screen", "--candidates", "1", *options]) == 0
+    assert "screened with 3 molecules, 1 could not be read" in capsys.readouterr().out
     manifest = load_artifact(extended / "screened").manifest
     assert manifest.router.candidates == 1
     assert {task: len(others) for task, others in manifest.nearest.items()} == {"nitrogen": 1, "other": 1, "carbonyl": 1}
@@ -233,3 +239,43 @@ def test_tasks_that_extend_another_configuration_need_a_name_before_anything_is_
     assert "write `release: {name: mine, version: 1.0.0}` into it" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
     assert main(["finetune", *config]) == 0
+
+
+NAMED = "CCO\tmol0\nc1ccccc1\tmol1\nC1CC\tmol2\nCCN\tmol3\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.smi", NAMED),
+        ("a.smi", NAMED.replace("\t", "  two words ")),
+        ("a.smi", "SMILES Name\n" + NAMED),
+        ("a.txt", "smiles,name\n" + NAMED.replace("\t", ",")),
+        ("a.csv", "structure;name\n" + NAMED.replace("\t", ";")),
+        ("a.smi.gz", gzip.compress(NAMED.encode())),
+        ("a.smi", ("\ufeff" + NAMED).encode()),
+        ("a.smi", NAMED.encode("utf-16")),
+        ("a.smi", NAMED.replace("mol", "mol\u00e9").encode("cp1252")),
+    ],
+    ids=["names", "spaces", "header", "table", "csv", "gzip", "bom", "utf-16", "cp1252"],
+)
+def test_molecules_to_screen_with_may_have_names(
+    name: str,
+    content: str | bytes,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    graphs, unreadable = readable_graphs(tmp_path / name)
+    assert [graph.num_nodes for graph in graphs] == [3, 6, 3]
+    assert unreadable == 1
+
+
+def test_molecules_to_screen_with_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got no file .*absent\.smi, expected molecules"):
+        readable_graphs(tmp_path / "absent.smi")
+    (tmp_path / "empty.smi").write_text("")
+    with pytest.raises(ConfigError, match=r"got no readable SMILES in .*empty"):
+        readable_graphs(tmp_path / "empty.smi")
+    (tmp_path / "book.smi").write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(DataError, match="expected a text file"):
+        readable_graphs(tmp_path / "book.smi")

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from merging.config import RunConfig
-from merging.datasets import DatasetSpec, MoleculeDataset, load_dataset, load_smiles
+from merging.datasets import MoleculeDataset, load_dataset, load_smiles
 from merging.evaluation import roc_auc
 from merging.fingerprints import ecfp4, fit_predict, neutral
+from merging.molecule_tables import DatasetSpec
 from merging.run import Run
 from models.errors import DataError, InvalidInputError
 from models.featurize import featurize
@@ -99,7 +100,8 @@ def test_smiles_must_be_one_per_graph(pico_run: Run) -> None:
 def test_smiles_of_the_kept_rows_are_read_again(tmp_path: Path) -> None:
     spec, kept = DatasetSpec(file="own.csv"), [*molecules(), "CN(C)(C)(C)C"]
     rows = [*kept[:40], "", "C1CC", *kept[40:], "not a molecule"]
-    write_csv(tmp_path / "own.csv", "smiles", ("y",), [(smiles, "1") for smiles in rows])
+    labelled = [(smiles, str(k % 2)) for k, smiles in enumerate(rows)]
+    write_csv(tmp_path / "own.csv", "smiles", ("y",), labelled)
     dataset = load_dataset("own", spec, tmp_path, tmp_path / "cache")
     smiles = load_smiles(dataset, spec, tmp_path, tmp_path / "cache")
     assert smiles == kept

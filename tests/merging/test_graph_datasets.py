@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from merging.datasets import Split
 from merging.graphs.config import GRAPHS_CONFIG_FOLDER, PlanetoidSpec, load_graph_config
 from merging.graphs.datasets import CLASS_NAMES, PlanetoidName, load_planetoid
 from merging.graphs.encoder import svd_encoder
 from merging.graphs.npz import read_graphs, write_graphs
 from merging.graphs.tasks import PARTS, AnswerTask, LinkTask, load_task
+from merging.splits import Split
 from models.errors import ConfigError, DataError
 from tests.merging.graph_files import make_config, ring_graphs, rule, write_rule
 

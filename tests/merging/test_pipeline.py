@@ -1,10 +1,12 @@
 """The whole offline chain on a pico data set, through the command that a user types."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from merging.cli import main
@@ -51,6 +53,44 @@ def test_release_writes_artifact_and_card(released: Path, capsys: pytest.Capture
     said = capsys.readouterr().out
     assert "pico 1.2.3" in said
     assert "rank 4, 2 experts, 1,024 parameters" in said
+
+
+def test_what_was_read_as_what_is_said_before_training_and_kept(
+    pico_config_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [{"1": "Active", "0": "inactive"}[label] for label in tail_has("N")]
+    rows = [*zip(molecules(), words, strict=True), ("not_a_smiles", "Active")]
+    write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), rows)
+    assert command(tmp_path, "release", "--output", str(tmp_path / "artifact")) == 0
+    said = capsys.readouterr().out
+    assert "nitrogen: 80 molecules of nitrogen.csv, column 'smiles', 1 of 81 rows dropped" in said
+    assert "1 label: has_n (Active = 1, inactive = 0); split scaffold: 60 train" in said
+    card = (tmp_path / "artifact/README.md").read_text()
+    assert "| nitrogen | nitrogen.csv | 80 | 1 | scaffold | 60 / 10 / 10 |" in card
+    assert "| has_n (Active = 1, inactive = 0) |" in card
+    assert "not_a_smiles" in (tmp_path / "work/data/nitrogen.dropped.csv").read_text()
+    record = load_artifact(tmp_path / "artifact").manifest.provenance["data"]["nitrogen"]
+    assert record["words"] == {"has_n": ["Active", "inactive"]}
+    (piece,) = (tmp_path / "work/pieces/finetuned").glob("nitrogen*.safetensors")
+    with safe_open(piece, "pt") as stream:
+        assert json.loads(stream.metadata()["record"])["data"] == record
+
+
+def test_a_second_task_that_cannot_be_trained_stops_the_first(
+    pico_config_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    numbers = [(smiles, f"{k}.5") for k, smiles in enumerate(molecules())]
+    write_csv(tmp_path / "data/other.csv", "mol", ("y",), numbers)
+    assert command(tmp_path, "finetune") == 1
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("gmerging: ")
+    assert "other.csv, column 'y': line 2: got '0.5', expected 0, 1 or a missing value" in error
+    assert not list((tmp_path / "work").rglob("*.resume.pt"))
+    assert not pieces(tmp_path, "finetuned")
 
 
 def test_calibration_changes_probabilities_and_no_ranking(released: Path, pico: RunConfig) -> None:
