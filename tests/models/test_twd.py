@@ -39,10 +39,10 @@ class TestCosineCost:
         assert ((cost >= 0) & (cost <= 1)).all()
 
     def test_equal_vectors_cost_nothing_and_opposite_ones_one(self) -> None:
-        h = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+        h = torch.randn(50, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         support = Support.from_graph(torch.zeros(2, 0, dtype=torch.int64), torch.arange(50), 50)
-        torch.testing.assert_close(cosine_cost(h, h, support), torch.zeros(50), rtol=0, atol=1e-7)
-        torch.testing.assert_close(cosine_cost(h, -h, support), torch.ones(50))
+        torch.testing.assert_close(cosine_cost(h, h, support), torch.zeros_like(h[:, 0]), rtol=0, atol=1e-15)
+        torch.testing.assert_close(cosine_cost(h, -h, support), torch.ones_like(h[:, 0]), rtol=0, atol=1e-15)
 
     def test_zero_vectors(self) -> None:
         h = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0], [1e-30, 0.0]], requires_grad=True)
