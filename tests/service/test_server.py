@@ -245,6 +245,7 @@ def test_stream_ends_with_a_reason_when_the_service_stops(pico_artifact: Path) -
     assert "1 lines were answered" in received[-1]["error"]["message"]
 
 
+@pytest.mark.slow
 def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) -> None:
     """Shared metrics, shared orders, a worker that dies and is replaced, and a clean end."""
     shutil.copytree(pico_artifact, tmp_path / "second")
