@@ -84,12 +84,13 @@ def find_checkpoint(weights: str, work: Path, data: Path) -> Path:
     if weights not in PUBLISHED:
         raise CheckpointError(_unknown(weights, candidates))
     digest = PUBLISHED[weights]
+    beside = data.parent / "weights/hu2020" / f"{weights}.pth"
+    if beside.is_file():
+        _check(beside, digest, str(beside))
+        return beside
     cached = Path(pooch.os_cache("gmerging")) / "hu2020" / f"{weights}.pth"
-    for file in (data.parent / "weights/hu2020" / f"{weights}.pth", cached):
-        if file.is_file():
-            _check(file, digest, str(file))
-            return file
-    _fetch(f"{SOURCE}/{published_path(weights)}", cached, digest)
+    if not cached.is_file() or not _is(cached, digest):
+        _fetch(f"{SOURCE}/{published_path(weights)}", cached, digest)
     return cached
 
 
@@ -132,9 +133,13 @@ def _fetch(url: str, file: Path, digest: str) -> None:
 
 
 def _check(file: Path, digest: str, place: str) -> None:
-    got = _digest(file, digest.split(":")[0])
-    if got != digest:
+    if not _is(file, digest):
+        got = _digest(file, digest.split(":")[0])
         raise CheckpointError(f"{place}: got {got}, expected the published file's {digest}")
+
+
+def _is(file: Path, digest: str) -> bool:
+    return _digest(file, digest.split(":")[0]) == digest
 
 
 def _digest(file: Path, algorithm: str) -> str:

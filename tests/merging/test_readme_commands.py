@@ -16,7 +16,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from merging.checkpoints import PUBLISHED
 from merging.cli import _parser, main
+from merging.config import PretrainedConfig
 from merging.datasets import MOLECULENET
 from models.artifact import load_artifact, make_manifest, save_artifact
 from models.backbone import BackboneConfig
@@ -60,6 +62,16 @@ def test_there_are_commands_to_run() -> None:
 @pytest.mark.parametrize("words", [words for page in PAGES for words in commands(page)], ids=" ".join)
 def test_every_command_is_one(words: list[str]) -> None:
     _parser().parse_args(words)
+
+
+def test_the_example_of_other_weights_is_a_configuration() -> None:
+    (block,) = re.findall(r"```yaml\n(pretrained:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert PretrainedConfig.model_validate(yaml.safe_load(block)["pretrained"]).source
+
+
+def test_the_readme_names_every_published_checkpoint() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`{name.split('_', 1)[1]}`" in text and f"`{name.split('_')[0]}_`" in text for name in PUBLISHED)
 
 
 def write(file: str, content: dict[str, Any]) -> None:
