@@ -7,8 +7,9 @@ TORCH_PIP ?=
 TORCH := torch==2.13.0
 THREADS ?= 1
 
-# What tells most in the least time: layers of the code, laws of the networks, mergers, configurations, HTTP.
-FAST := $(addprefix tests/models/test_,$(addsuffix .py,architecture backbone unified twd artifact)) \
+# What tells most in the least time: layers, laws of the networks, mergers, configurations, HTTP.
+FAST := $(addprefix tests/models/test_,\
+	$(addsuffix .py,architecture backbone unified twd artifact)) \
 	$(addprefix tests/merging/test_,$(addsuffix .py,config mergers checkpoints)) \
 	$(addprefix tests/service/test_,$(addsuffix .py,http batcher settings readme))
 

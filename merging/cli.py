@@ -109,7 +109,8 @@ def _add_artifact_options(add: argparse.ArgumentParser, remove: argparse.Argumen
 def _run(arguments: argparse.Namespace, seed: int | None = None) -> Run:
     device = set_up(arguments)
     seed = arguments.seed if seed is None else seed
-    run = Run(load_config(arguments.config), seed, arguments.data, arguments.work, device, workers=arguments.threads)
+    config, workers = load_config(arguments.config), arguments.threads
+    run = Run(config, seed, arguments.data, arguments.work, device, workers)
     run.pretrained_path()  # once, and before any work: what is published is fetched here
     return run
 

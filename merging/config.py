@@ -120,7 +120,7 @@ class PretrainedConfig(_Section):
     Attributes:
         weights: a path, or the name of a published checkpoint (see `merging.checkpoints`).
         source: where another checkpoint came from, in a sentence for manifest and model card;
-            None: what is published is known by its bytes, of all else path and SHA-256 are recorded.
+            None: what is published is known by its bytes, else path and SHA-256 are recorded.
     """
 
     backbone: BackboneConfig

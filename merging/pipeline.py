@@ -172,7 +172,7 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finetune_key(run: Run, task: str) -> str:
-    """What a fine-tuned model depends on: settings, seed, the checkpoint and the data themselves."""
+    """What a fine-tuned model depends on: settings, seed, and checkpoint and data themselves."""
     data = run.config.dataset_for(task), run.dataset(task).source_sha256
     return fingerprint(run.start_key(), run.config.finetune_for(task), task, run.seed, *data)
 

@@ -53,16 +53,20 @@ class Run:
         return self._datasets[task]
 
     def pretrained_path(self) -> Path:
-        """The file of the checkpoint that all experts start from. Raises CheckpointError (see `find_checkpoint`)."""
+        """The file of the checkpoint that all experts start from.
+
+        Raises:
+            CheckpointError: see `find_checkpoint`.
+        """
         return find_checkpoint(self.config.pretrained.weights, self.work, self.data)
 
     def pretrained_source(self) -> str:
-        """Where that checkpoint came from: as the configuration says, else as `merging.checkpoints.origin` finds."""
+        """Where that checkpoint came from, as the configuration says or `origin` finds."""
         given = self.config.pretrained
         return given.source or origin(given.weights, self.pretrained_path())
 
     def start_key(self) -> str:
-        """Tells what all experts start from: the backbone's shape, and the checkpoint by its bytes, not by its name."""
+        """What all experts start from: the backbone's shape, and the checkpoint by its bytes."""
         return fingerprint(self.config.pretrained.backbone, sha256(self.pretrained_path()))
 
     def pretrained(self) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """The commands of the README, as they are written there, on tiny data.
 
-A test runs in a folder of its own that holds tiny files under the names of the configurations that come with
-the package: `--config name.yaml` takes a file of the current folder before the package's. `mine.yaml` is the
-README's own example.
+A test runs in a folder of its own that holds tiny files under the names of the configurations that
+come with the package: `--config name.yaml` takes a file of the current folder before the package's.
+`mine.yaml` is the README's own example.
 """
 
 import gzip
@@ -34,6 +34,7 @@ from tests.merging.test_force_fields import write_md17
 ROOT = Path(__file__).parents[2]
 CHAIN = ("release", "add-task", "remove-task", "screen", "inspect", "plan")
 TASKS = {"bbbp": "N", "bace": "O", "muv": "Cl"}
+NAMED = {"setting": "tiny", "description": "made in a test"}
 EXPERTS = ("bace", "bbbp", "clintox", "sider")
 
 
@@ -47,7 +48,13 @@ def commands(page: Path) -> list[list[str]]:
 
 def example() -> str:
     """The README's configuration of somebody's own tasks."""
-    (found,) = re.findall(r"```yaml\n(extends: .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return yaml_block("extends: ")
+
+
+def yaml_block(start: str) -> str:
+    """The README's one block of YAML that begins so."""
+    text = (ROOT / "README.md").read_text()
+    (found,) = re.findall(rf"```yaml\n({start}.*?)```", text, re.DOTALL)
     return str(found)
 
 
@@ -56,22 +63,26 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 
 
 def test_there_are_commands_to_run() -> None:
-    assert {*CHAIN, "finetune", "merge", "train-adapters", "compare", "pretrain"} <= {words[0] for words in README}
+    named = {words[0] for words in README}
+    assert {*CHAIN, "finetune", "merge", "train-adapters", "compare", "pretrain"} <= named
 
 
-@pytest.mark.parametrize("words", [words for page in PAGES for words in commands(page)], ids=" ".join)
+@pytest.mark.parametrize("words", [each for page in PAGES for each in commands(page)], ids=" ".join)
 def test_every_command_is_one(words: list[str]) -> None:
     _parser().parse_args(words)
 
 
 def test_the_example_of_other_weights_is_a_configuration() -> None:
-    (block,) = re.findall(r"```yaml\n(pretrained:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert PretrainedConfig.model_validate(yaml.safe_load(block)["pretrained"]).source
+    section = yaml.safe_load(yaml_block("pretrained:"))["pretrained"]
+    assert PretrainedConfig.model_validate(section).source
 
 
 def test_the_readme_names_every_published_checkpoint() -> None:
     text = (ROOT / "README.md").read_text()
-    assert all(f"`{name.split('_', 1)[1]}`" in text and f"`{name.split('_')[0]}_`" in text for name in PUBLISHED)
+    for name in PUBLISHED:
+        kind, training = name.split("_", 1)
+        assert f"`{kind}_`" in text
+        assert f"`{training}`" in text
 
 
 def write(file: str, content: dict[str, Any]) -> None:
@@ -102,12 +113,32 @@ def molecule_settings(backbone: BackboneConfig) -> dict[str, Any]:
 
 def write_data(data: Path) -> None:
     for task, element in TASKS.items():
-        write_csv(data / f"{task}.csv", "smiles", ("y",), list(zip(molecules(), tail_has(element), strict=True)))
+        write_csv(
+            data / f"{task}.csv",
+            "smiles",
+            ("y",),
+            list(zip(molecules(), tail_has(element), strict=True)),
+        )
     for task in EXPERTS:  # in MoleculeNet's names and columns
         column = MOLECULENET[task].smiles_column
-        write_csv(data / f"moleculenet/{task}.csv", column, ("y",), list(zip(molecules(), tail_has("O"), strict=True)))
-    write_csv(data / "solubility.csv", "smiles", ("soluble",), list(zip(molecules(), tail_has("O", "N"), strict=True)))
-    write_csv(data / "herg.csv", "structure", ("blocker", "note"), list(zip(molecules(), tail_has("F"), tail_has("S"), strict=True)))
+        write_csv(
+            data / f"moleculenet/{task}.csv",
+            column,
+            ("y",),
+            list(zip(molecules(), tail_has("O"), strict=True)),
+        )
+    write_csv(
+        data / "solubility.csv",
+        "smiles",
+        ("soluble",),
+        list(zip(molecules(), tail_has("O", "N"), strict=True)),
+    )
+    write_csv(
+        data / "herg.csv",
+        "structure",
+        ("blocker", "note"),
+        list(zip(molecules(), tail_has("F"), tail_has("S"), strict=True)),
+    )
     (data / "herg.csv.gz").write_bytes(gzip.compress((data / "herg.csv").read_bytes()))
     for task in FORCE_FIELDS.tasks:
         write_md17(data, task)
@@ -118,7 +149,8 @@ def write_many(folder: Path) -> None:
     config = pico_config()
     experts: dict[str, Expert] = {}
     for seed in range(12):
-        experts |= {f"{task}{seed}": expert for task, expert in random_experts(config, 3, seed).items()}
+        made = random_experts(config, 3, seed)
+        experts |= {f"{task}{seed}": expert for task, expert in made.items()}
     tasks = {task: TaskInfo(labels=expert.label_names) for task, expert in experts.items()}
     manifest = make_manifest("many", "1", config, 3, RouterConfig(), tasks)
     save_artifact(folder, manifest, random_backbone(config), experts)
@@ -131,13 +163,13 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GMERGING_DATA", "data")
     monkeypatch.setenv("GMERGING_WORK", "work")
     for task in EXPERTS:  # tiny data have not the published sizes
-        spec = MOLECULENET[task].model_copy(update={"label_columns": ("y",), "num_molecules": None, "num_labels": None})
-        monkeypatch.setitem(MOLECULENET, task, spec)
+        unchecked = {"label_columns": ("y",), "num_molecules": None, "num_labels": None}
+        monkeypatch.setitem(MOLECULENET, task, MOLECULENET[task].model_copy(update=unchecked))
     data = tmp_path / "data"
     write_data(data)
     save_file(random_backbone(pico_config()).state_dict(), "weights.safetensors")
     write("gcn_supervised_contextpred.yaml", molecule_settings(pico_config()))
-    # as in the package: another rank than the file that it extends, and the released artifact's name
+    # as in the package: another rank than in the file that it extends, and the release's name
     write(
         "gcn_supervised_contextpred_rank10.yaml",
         {
@@ -150,14 +182,31 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (data / "smiles.txt").write_text("\n".join(stereo_corpus()))
     objective = {"kind": "contextpred", "inner_hops": 2, "outer_hops": 4}
     pretraining = {"objective": objective, "corpus": {"files": ["smiles.txt"]}, "batch_size": 32}
-    write("gin_contextpred.yaml", {"setting": "tiny", "description": "", "backbone": pico_config("gin").model_dump()} | pretraining)
-    tasks = {name: write_rule(data / f"{name}.npz", "node", "multiclass", seed=k) for k, name in enumerate("ab")}
+    write(
+        "gin_contextpred.yaml",
+        NAMED | {"backbone": pico_config("gin").model_dump()} | pretraining,
+    )
+    tasks = {name: write_rule(data / f"{name}.npz", "node", "multiclass") for name in "ab"}
     training = TRAINING | {"epochs": 1}
-    write("cora_label_split.yaml", {"setting": "tiny", "network": NETWORK, "tasks": tasks, "training": training, "release": {"name": "tiny"}})
+    write(
+        "cora_label_split.yaml",
+        {
+            "setting": "tiny",
+            "network": NETWORK,
+            "tasks": tasks,
+            "training": training,
+            "release": {"name": "tiny"},
+        },
+    )
     write("md17.yaml", FORCE_FIELDS.model_dump(mode="json"))
     network = {"kind": "pyg_gcn", "in_dim": 64, "num_layers": 2, "hidden_dim": 8}
-    study = {"domains": list(EXPERTS), "network": network, "top_k": 3, "training": {"epochs": 1, "steps_per_epoch": 2}}
-    write("six_domains.yaml", {"setting": "tiny", "description": "", "variants": {"none": {}}} | study)
+    study = {
+        "domains": list(EXPERTS),
+        "network": network,
+        "top_k": 3,
+        "training": {"epochs": 1, "steps_per_epoch": 2},
+    }
+    write("six_domains.yaml", NAMED | {"variants": {"none": {}}} | study)
     Path("some.smi").write_text("\n".join(molecules()))
     write_many(tmp_path / "many")
     return tmp_path
@@ -172,7 +221,8 @@ def run(words: list[str]) -> None:
 def test_the_chain_from_training_to_a_plan_runs_as_written(desk: Path) -> None:
     for words in [words for words in README if words[0] in CHAIN]:
         run(words)
-    released, extended, smaller = (load_artifact(desk / folder).manifest for folder in ("models/releases/moleculenet-gcn", "extended", "smaller"))
+    folders = ("models/releases/moleculenet-gcn", "extended", "smaller")
+    released, extended, smaller = (load_artifact(desk / folder).manifest for folder in folders)
     assert (released.name, list(released.tasks)) == ("moleculenet-gcn", list(TASKS))
     assert list(extended.tasks) == [*TASKS, "solubility", "herg"]
     assert list(smaller.tasks) == ["bbbp", "bace", "solubility", "herg"]

@@ -9,6 +9,7 @@ from models.graph_network import GraphNetwork, GraphNetworkConfig, GraphNetworkK
 from models.inputs import FeatureGraph, collate_features
 from models.router import RouterConfig
 from models.unified import Expert, UnifiedModel
+from tests.conftest import assert_law
 
 KINDS = get_args(GraphNetworkKind)
 
@@ -18,11 +19,12 @@ def config(kind: GraphNetworkKind, **changes: object) -> GraphNetworkConfig:
 
 
 def graph(nodes: int, seed: int, features: int = 5) -> FeatureGraph:
-    """A ring with a chord, both directions of each edge; in float64, so that no law depends on the processor."""
+    """A ring with a chord, both directions of each edge, in float64."""
     generator = torch.Generator().manual_seed(seed)
     ring = torch.arange(nodes)
     half = torch.cat([torch.stack([ring, (ring + 1) % nodes]), torch.tensor([[0], [nodes // 2]])], dim=1)
-    return FeatureGraph(torch.randn(nodes, features, generator=generator, dtype=torch.float64), torch.cat([half, half.flip(0)], dim=1)).validate()
+    x = torch.randn(nodes, features, generator=generator, dtype=torch.float64)
+    return FeatureGraph(x, torch.cat([half, half.flip(0)], dim=1)).validate()
 
 
 def network(kind: GraphNetworkKind, **changes: object) -> GraphNetwork:
@@ -46,14 +48,15 @@ def test_a_batch_gives_what_each_graph_gives_alone(kind: GraphNetworkKind) -> No
     graphs = [graph(6, 0), graph(9, 1), FeatureGraph(single.x.double(), single.edge_index)]
     together = network(kind)(collate_features(graphs))
     alone = torch.cat([network(kind)(collate_features([each])) for each in graphs])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-10)
+    assert_law(together, alone)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_renumbering_the_nodes_renumbers_the_embeddings(kind: GraphNetworkKind) -> None:
     original, order = graph(7, 3), torch.tensor([3, 1, 6, 0, 2, 5, 4])
     renumbered = FeatureGraph(original.x[order], order.argsort()[original.edge_index])
-    torch.testing.assert_close(network(kind)(collate_features([renumbered])), network(kind)(collate_features([original]))[order], rtol=0, atol=1e-10)
+    made = network(kind)
+    assert_law(made(collate_features([renumbered])), made(collate_features([original]))[order])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +67,7 @@ def test_streams_are_passes_of_their_own(kind: GraphNetworkKind) -> None:
     def pass_of(x: Tensor) -> Tensor:
         return network(kind)(type(batch)(x, batch.edge_index, batch.edge_attr, batch.batch, 1))
 
-    torch.testing.assert_close(pass_of(streams), torch.stack([pass_of(each) for each in streams.unbind(1)], dim=1), rtol=0, atol=1e-10)
+    assert_law(pass_of(streams), torch.stack([pass_of(each) for each in streams.unbind(1)], dim=1))
 
 
 def test_gcn_is_the_textbook_equation() -> None:
@@ -75,7 +78,7 @@ def test_gcn_is_the_textbook_equation() -> None:
     scale = adjacency.sum(1).rsqrt().diag()
     layer = made.gnns[0]
     expected = scale @ adjacency @ scale @ one.x @ layer.lin.weight.T + layer.bias  # type: ignore[union-attr, operator]
-    torch.testing.assert_close(made(collate_features([one])), expected, rtol=0, atol=1e-10)
+    assert_law(made(collate_features([one])), expected)
 
 
 def test_row_normalisation_makes_the_scale_of_a_node_of_no_matter() -> None:
@@ -108,7 +111,7 @@ def test_a_unified_model_answers_nodes_and_graphs(kind: GraphNetworkKind, routin
     torch.testing.assert_close(output.probabilities["on_graphs"], output.logits["on_graphs"])
     torch.testing.assert_close(output.routing_weights["on_nodes"].sum(-1), torch.ones(2, 4, dtype=torch.float64))
     alone = torch.cat([model(collate_features([each]), routing=routing).logits["on_nodes"] for each in graphs])
-    torch.testing.assert_close(output.logits["on_nodes"], alone, rtol=0, atol=1e-10)
+    assert_law(output.logits["on_nodes"], alone)
 
 
 def test_own_routing_is_each_tasks_own_adapters() -> None:
@@ -116,19 +119,19 @@ def test_own_routing_is_each_tasks_own_adapters() -> None:
     batch = collate_features([graph(6, 0), graph(9, 1)])
     model = UnifiedModel(network("pyg_gcn"), made, RouterConfig())
     assert shape == model.backbone.config
-    torch.testing.assert_close(model(batch).logits["on_graphs"], made["on_graphs"](network("pyg_gcn"), batch), rtol=0, atol=1e-10)
+    assert_law(model(batch).logits["on_graphs"], made["on_graphs"](network("pyg_gcn"), batch))
 
 
 def test_each_task_has_its_own_encoder() -> None:
     shape = config("pyg_gcn")
     torch.manual_seed(2)
-    made = {"wide": Expert(shape, 0, ["a"], "node", "regression", 7).double(), "wider": Expert(shape, 0, ["a"], "node", "regression", 7).double()}
+    made = {task: Expert(shape, 0, ["a"], "node", "regression", 7).double() for task in ("wide", "wider")}
     model, one = UnifiedModel(network("pyg_gcn"), made, RouterConfig()), graph(6, 0, features=7)
     for task, each in made.items():
         assert each.encoder is not None
         encoded = FeatureGraph(each.encoder(one.x).detach(), one.edge_index)
         expected = each.head(network("pyg_gcn")(collate_features([encoded])))
-        torch.testing.assert_close(model(collate_features([one])).logits[task], expected, rtol=0, atol=1e-10)
+        assert_law(model(collate_features([one])).logits[task], expected)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from models.featurize import featurize
 from models.graph import GraphBatch, collate
 from models.router import RouterConfig
 from models.unified import Expert, Routing, UnifiedModel
-from tests.conftest import KINDS, SMILES, BackboneKind, pico_config, random_backbone, random_experts
+from tests.conftest import KINDS, SMILES, BackboneKind, assert_law, pico_config, random_backbone, random_experts
 
 
 def network(kind: BackboneKind = "gcn") -> tuple[Backbone, dict[str, Expert]]:
@@ -28,7 +28,7 @@ def test_own_equals_each_expert_alone(kind: BackboneKind, molecules: GraphBatch)
     backbone, experts = network(kind)
     output = UnifiedModel(backbone, experts, RouterConfig())(molecules, routing="own")
     for task, expert in experts.items():
-        torch.testing.assert_close(output.logits[task], expert(backbone, molecules), rtol=0, atol=1e-10)
+        assert_law(output.logits[task], expert(backbone, molecules))
 
 
 @pytest.mark.parametrize("routing", ["moe", "merged"])
@@ -36,7 +36,7 @@ def test_cold_router_gives_the_own_answer(routing: Routing, molecules: GraphBatc
     model = pico_model(router=RouterConfig(solver="exact", temperature=1e-6, graph_temperature=1e-6))
     own, mixed = model(molecules, routing="own"), model(molecules, routing=routing)
     for task in model.tasks:
-        torch.testing.assert_close(mixed.logits[task], own.logits[task], rtol=0, atol=1e-10)
+        assert_law(mixed.logits[task], own.logits[task])
 
 
 def test_mixture_equals_the_slow_sum_of_weighted_adapters(molecules: GraphBatch) -> None:
@@ -55,7 +55,7 @@ def test_mixture_equals_the_slow_sum_of_weighted_adapters(molecules: GraphBatch)
             return apply_norm(backbone, layer, h, expert.adapters.norm_mean[layer], expert.adapters.norm_var[layer])  # type: ignore[attr-defined]
 
         expected = expert.head(trace(backbone, molecules, mixed, normalise).graph_embedding)
-        torch.testing.assert_close(output.logits[task], expected, rtol=0, atol=1e-10)
+        assert_law(output.logits[task], expected)
 
 
 @pytest.mark.parametrize("mixed_layers", [None, 1, 0])
@@ -73,7 +73,7 @@ def test_merged_equals_each_graph_with_averaged_parameters(mixed_layers: int | N
                     parts = [float(w) * getattr(other.adapters.sites[site], name) for w, other in zip(weights, experts.values(), strict=True)]
                     getattr(averaged.adapters.sites[site], name).data = sum(parts[1:], parts[0]).detach()
             expected = averaged(backbone, collate([featurize(smiles).graph]))
-            torch.testing.assert_close(output.logits[task][g], expected[0], rtol=0, atol=1e-10)
+            assert_law(output.logits[task][g], expected[0])
 
 
 @pytest.mark.parametrize("mixed_layers", [None, 2, 1, 0])
@@ -82,7 +82,7 @@ def test_merged_takes_the_weights_of_the_first_site_that_mixes(mixed_layers: int
     merged, moe = (model(molecules, routing=routing).routing_weights for routing in ("merged", "moe"))
     first = 3 - (3 if mixed_layers is None else mixed_layers)
     for task, weights in merged.items():
-        torch.testing.assert_close(weights[:, : first + 1], moe[task][:, : first + 1], rtol=0, atol=1e-10)
+        assert_law(weights[:, : first + 1], moe[task][:, : first + 1])
         assert torch.equal(weights[:, first:], weights[:, first : first + 1].expand(-1, 4 - first, -1))
 
 
@@ -96,7 +96,7 @@ def test_all_routings_agree_where_there_is_one_expert(molecules: GraphBatch) -> 
     model = UnifiedModel(backbone, {"beta": experts["beta"]}, RouterConfig())
     own, *others = (model(molecules, routing=routing).logits["beta"] for routing in ("own", "moe", "merged"))
     for logits in others:
-        torch.testing.assert_close(logits, own, rtol=0, atol=1e-10)
+        assert_law(logits, own)
 
 
 def test_all_routings_agree_where_all_adapters_are_the_same(molecules: GraphBatch) -> None:
@@ -107,7 +107,7 @@ def test_all_routings_agree_where_all_adapters_are_the_same(molecules: GraphBatc
     own, *others = (model(molecules, routing=routing).logits for routing in ("own", "moe", "merged"))
     for logits in others:
         for task in model.tasks:
-            torch.testing.assert_close(logits[task], own[task], rtol=0, atol=1e-10)
+            assert_law(logits[task], own[task])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,8 +118,8 @@ def test_an_answer_depends_on_the_molecule_alone(kind: BackboneKind, routing: Ro
     for g, smiles in enumerate(SMILES):
         alone = model(collate([featurize(smiles).graph]), routing=routing)
         for task in model.tasks:
-            torch.testing.assert_close(together.probabilities[task][g], alone.probabilities[task][0], rtol=0, atol=1e-10)
-            torch.testing.assert_close(together.routing_weights[task][g], alone.routing_weights[task][0], rtol=0, atol=1e-10)
+            assert_law(together.probabilities[task][g], alone.probabilities[task][0])
+            assert_law(together.routing_weights[task][g], alone.routing_weights[task][0])
 
 
 @pytest.mark.parametrize("routing", get_args(Routing))
@@ -127,7 +127,7 @@ def test_a_task_depends_on_no_other_task(routing: Routing, molecules: GraphBatch
     model = pico_model()
     everything = model(molecules, routing=routing)
     for task in model.tasks:
-        torch.testing.assert_close(model(molecules, [task], routing).logits[task], everything.logits[task], rtol=0, atol=1e-10)
+        assert_law(model(molecules, [task], routing).logits[task], everything.logits[task])
     assert list(model(molecules, ["gamma", "alpha"]).logits) == ["gamma", "alpha"]
 
 

@@ -79,7 +79,10 @@ def test_graphs_arrive_as_they_were_read(parser: Parser) -> None:
         assert result.graph.edge_attr.equal(expected.edge_attr)
 
 
-def test_molecule_that_takes_too_long_costs_its_sender_an_error_and_nobody_else_anything(strict_parser: Parser, losses: Losses) -> None:
+def test_molecule_that_takes_too_long_costs_its_sender_an_error_and_nobody_else_anything(
+    strict_parser: Parser,
+    losses: Losses,
+) -> None:
     async def both() -> tuple[list[Parsed | Unreadable], int]:
         hostile = asyncio.create_task(strict_parser.parse(["CCO", HOSTILE, "C"]))
         meanwhile = 0
@@ -103,21 +106,24 @@ def test_request_full_of_them_is_given_up(strict_parser: Parser, losses: Losses)
     assert shown(asyncio.run(strict_parser.parse(["C"]))) == ["C"]
 
 
-def test_request_that_is_given_up_does_not_leave_its_molecule_behind(strict_parser: Parser, losses: Losses) -> None:
+def test_request_that_is_given_up_does_not_leave_its_molecule_behind(
+    strict_parser: Parser,
+    losses: Losses,
+) -> None:
     async def give_up() -> None:
         requests = [asyncio.create_task(strict_parser.parse([HOSTILE])) for _ in range(2)]
         await asyncio.sleep(0.1)
         for request in requests:
             request.cancel()
         await asyncio.wait(requests)
-        assert shown(await strict_parser.parse(["C"])) == ["C"]  # both processes were busy with them
+        assert shown(await strict_parser.parse(["C"])) == ["C"]  # both were busy
 
     asyncio.run(give_up())
     assert set(losses) == {"timeout"}
 
 
 def test_clock_on_the_wall_may_jump(parser: Parser, losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a day at each look, against a minute that a chunk may take: who goes by it gives every chunk up."""
+    """By a day at each look, where a chunk may take a minute: who goes by it gives all up."""
     now = itertools.count(time.time(), 86_400)
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     assert set(shown(asyncio.run(parser.parse(["C" * 400] * 64)))) == {"C" * 400}
@@ -127,7 +133,7 @@ def test_clock_on_the_wall_may_jump(parser: Parser, losses: Losses, monkeypatch:
 def test_killed_process_is_replaced_and_nothing_is_lost(parser: Parser) -> None:
     async def while_killing() -> list[list[Parsed | Unreadable]]:
         requests = [asyncio.create_task(parser.parse(SMILES * 8)) for _ in range(4)]
-        for _ in range(2):  # a molecule is read three times at most: with its chunk, and twice alone
+        for _ in range(2):  # a molecule is read three times: with its chunk, and twice alone
             await asyncio.sleep(0.02)
             kill_one(parser)
         return await asyncio.gather(*requests)

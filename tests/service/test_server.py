@@ -298,7 +298,7 @@ def test_metrics_on_their_own_port(pico_artifact: Path, workers: int) -> None:
 
 def until(holds: Callable[[], bool]) -> None:
     started = time.monotonic()
-    while time.monotonic() - started < 120:  # a new process has torch to import, on a machine that may be busy
+    while time.monotonic() - started < 120:  # a new process imports torch, on a busy machine
         with contextlib.suppress(httpx.HTTPError, StopIteration, FileNotFoundError):
             if holds():
                 return
