@@ -74,6 +74,7 @@ def server(weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
             f"git:{hashlib.sha1(b'blob %d' % len(weights) + bytes(1) + weights).hexdigest()}",
         )
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -146,6 +147,7 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         address = f"http://127.0.0.1:{closed.server_port}"
     monkeypatch.setattr(checkpoints, "SOURCE", address)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(
         CheckpointError,
         match=rf"got no connection.* to {address}.*\(ConnectionError\), expected the",
