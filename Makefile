@@ -10,7 +10,13 @@ THREADS ?= 1
 GPU_PYTHON ?= python3
 GPU_CHECK ?=
 
-.PHONY: help serve test check release audit smoke bench-smoke gpu-pack gpu-check clean
+# What tells most in the least time: layers, laws of the networks, mergers, configurations, HTTP.
+FAST := $(addprefix tests/models/test_,\
+	$(addsuffix .py,architecture backbone unified twd artifact)) \
+	$(addprefix tests/merging/test_,$(addsuffix .py,config mergers checkpoints)) \
+	$(addprefix tests/service/test_,$(addsuffix .py,http batcher settings readme))
+
+.PHONY: help serve test test-all check check-fast release audit smoke bench-smoke gpu-pack gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,7 +40,15 @@ check: $(VENV)/.dev ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check ## style, types and all tests
+check-fast: $(VENV)/.dev ## style and the most telling tests, in less than a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest $(FAST)
+
+test: check ## style, types, and all tests but the slow ones and those that need a browser
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -m "not slow and not browser"
+
+test-all: check ## style, types and every test
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest
 
 release: $(VENV)/.dev ## the offline chain with real data: fine-tune, merge, train adapters, evaluate, write the artifact (about two hours)

@@ -114,7 +114,10 @@ def _add_artifact_options(add: argparse.ArgumentParser, remove: argparse.Argumen
 def _run(arguments: argparse.Namespace, seed: int | None = None) -> Run:
     device = set_up(arguments)
     seed = arguments.seed if seed is None else seed
-    return Run(load_config(arguments.config), seed, arguments.data, arguments.work, device, workers=arguments.threads)
+    config, workers = load_config(arguments.config), arguments.threads
+    run = Run(config, seed, arguments.data, arguments.work, device, workers)
+    run.pretrained_path()  # once, and before any work: what is published is fetched here
+    return run
 
 
 def _runs(arguments: argparse.Namespace) -> dict[str, Run]:

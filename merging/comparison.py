@@ -255,7 +255,7 @@ def _multitask_key(run: Run, task: str) -> str:
     settings = run.config.compare.multitask
     assert settings is not None  # as above
     data = [part for each in run.config.tasks for part in (each, run.config.dataset_for(each), run.dataset(each).source_sha256)]
-    return fingerprint(settings, run.config.pretrained, run.seed, *data)
+    return fingerprint(settings, run.start_key(), run.seed, *data)
 
 
 def _forest_key(run: Run, task: str) -> str:

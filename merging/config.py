@@ -118,10 +118,17 @@ class CompareConfig(_Section):
 
 
 class PretrainedConfig(_Section):
-    """The checkpoint that all experts start from."""
+    """The checkpoint that all experts start from.
+
+    Attributes:
+        weights: a path, or the name of a published checkpoint (see `merging.checkpoints`).
+        source: where another checkpoint came from, in a sentence for manifest and model card;
+            None: what is published is known by its bytes, else path and SHA-256 are recorded.
+    """
 
     backbone: BackboneConfig
     weights: str
+    source: str | None = None
 
 
 _VERSION = rf"^[A-Za-z0-9][A-Za-z0-9.+_-]{{0,{MAX_NAME - 1}}}$"

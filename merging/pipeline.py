@@ -173,9 +173,9 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finetune_key(run: Run, task: str) -> str:
-    """What a fine-tuned model depends on: settings, seed, and the data itself."""
+    """What a fine-tuned model depends on: settings, seed, and checkpoint and data themselves."""
     data = run.config.dataset_for(task), run.dataset(task).source_sha256
-    return fingerprint(run.config.pretrained, run.config.finetune_for(task), task, run.seed, *data)
+    return fingerprint(run.start_key(), run.config.finetune_for(task), task, run.seed, *data)
 
 
 def merge_key(run: Run) -> str:

@@ -119,6 +119,7 @@ def _provenance(run: Run) -> dict[str, Any]:
         "config": run.config.model_dump(mode="json"),
         "seed": run.seed,
         "pretrained_sha256": sha256(run.pretrained_path()),
+        "pretrained_source": run.pretrained_source(),
         "data_sha256": {task: run.dataset(task).source_sha256 for task in run.config.tasks},
         "data": {task: run.dataset(task).record for task in run.config.tasks},
         "environment": environment(),
@@ -194,6 +195,7 @@ The whole configuration, library versions and checksums of weights and data are 
 ## Limits
 
 Trained on drug-like molecules and environmental chemicals; answers for other chemistry (polymers, metals, very large molecules) are extrapolations.
-Pre-trained weights: Hu et al. 2020 (MIT). Data: MoleculeNet; SIDER's terms are share-alike and non-commercial.
+Pre-trained weights: {manifest.provenance["pretrained_source"]}.
+Data: MoleculeNet; SIDER's terms are share-alike and non-commercial.
 For research: no answer of this model is a statement on the safety of a substance.
 """

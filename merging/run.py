@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.config import RunConfig
+from merging.checkpoints import find_checkpoint, origin
+from merging.config import RunConfig, fingerprint
 from merging.datasets import MoleculeDataset, load_dataset
+from merging.files import sha256
 from merging.pieces import Piece, PieceStore
 from models.backbone import load_backbone
-from models.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,21 @@ class Run:
         return self._datasets[task]
 
     def pretrained_path(self) -> Path:
-        """The file of the checkpoint that all experts start from: as given, in the work folder, or beside the data folder.
+        """The file of the checkpoint that all experts start from.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: see `find_checkpoint`.
         """
-        weights = Path(self.config.pretrained.weights)
-        candidates = (weights, self.work / weights, self.data.parent / weights)
-        for path in candidates:
-            if path.is_file():
-                return path
-        raise CheckpointError(f"got no pre-trained weights at {' or '.join(map(str, candidates))}, expected Hu et al.'s {weights.name}")
+        return find_checkpoint(self.config.pretrained.weights, self.work, self.data)
+
+    def pretrained_source(self) -> str:
+        """Where that checkpoint came from, as the configuration says or `origin` finds."""
+        given = self.config.pretrained
+        return given.source or origin(given.weights, self.pretrained_path())
+
+    def start_key(self) -> str:
+        """What all experts start from: the backbone's shape, and the checkpoint by its bytes."""
+        return fingerprint(self.config.pretrained.backbone, sha256(self.pretrained_path()))
 
     def pretrained(self) -> dict[str, Tensor]:
         """The checkpoint that all experts start from, checked against the backbone's shape."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.backbone import Backbone, BackboneConfig, BackboneKind
 from models.featurize import featurize
@@ -43,6 +44,12 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def molecules() -> GraphBatch:
     return collate([featurize(smiles).graph for smiles in SMILES])
+
+
+def assert_law(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    """The same in float64: how a processor rounds in float32 is not for a law to depend on."""
+    assert actual.dtype == torch.float64
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 def pico_config(kind: BackboneKind = "gcn") -> BackboneConfig:

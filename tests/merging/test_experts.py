@@ -1,6 +1,7 @@
 """Expert merging: routing, merging, KDEM and PPEM, the domains, and the page that reports them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from models.errors import CheckpointError, ConfigError, InvalidInputError
 from models.graph import GraphBatch
 from models.graph_network import GraphNetwork, GraphNetworkConfig
 from models.inputs import FeatureGraph, collate_features
+from tests.conftest import assert_law
 
 ROOT = Path(__file__).parents[2]
 NETWORK = GraphNetworkConfig(kind="pyg_gcn", in_dim=5, num_layers=2, hidden_dim=8)
@@ -123,14 +125,15 @@ def test_merging_is_the_weighted_sum_and_refuses_what_does_not_fit() -> None:
 
 
 def test_competence_is_of_the_graph_alone() -> None:
-    expert, graphs = random_bank().experts[0], [ring(6, 1), ring(17, 2), ring(4, 3)]
+    expert = random_bank().experts[0].double()
+    graphs = [replace(graph, x=graph.x.double()) for graph in (ring(6, 1), ring(17, 2), ring(4, 3))]
     alone = torch.cat([competence(expert, collate_features([graph])) for graph in graphs])
     torch.manual_seed(5)
     together = competence(expert, collate_features(graphs[::-1])).flip(0)
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    assert_law(together, alone, 1e-12)
     order = torch.randperm(17)
     turned = FeatureGraph(graphs[1].x[order], order.argsort()[graphs[1].edge_index])
-    torch.testing.assert_close(competence(expert, collate_features([turned])), alone[1:2], rtol=1e-5, atol=1e-6)
+    assert_law(competence(expert, collate_features([turned])), alone[1:2], 1e-12)
 
 
 def test_edge_loss_is_the_cross_entropy_written_out() -> None:

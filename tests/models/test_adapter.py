@@ -14,8 +14,8 @@ def test_starts_at_subtracting_nothing(molecules: GraphBatch) -> None:
 
 
 def test_adapter_is_subtracted_after_the_convolution_and_after_the_readout(molecules: GraphBatch) -> None:
-    backbone = random_backbone(pico_config())
-    adapters = next(iter(random_experts(pico_config()).values())).adapters
+    backbone = random_backbone(pico_config()).double()
+    adapters = next(iter(random_experts(pico_config()).values())).adapters.double()
     seen: dict[int, torch.Tensor] = {}
 
     def by_hand(site: int, h: torch.Tensor) -> torch.Tensor:

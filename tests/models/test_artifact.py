@@ -165,7 +165,8 @@ def test_some_tasks_are_loaded_without_the_files_of_the_others(copy: Path, molec
     assert some.model.tasks == ("gamma", "alpha")
     assert (some.manifest, some.digest) == (whole.manifest, whole.digest)
     answers, expected = some.model(molecules, routing="own"), whole.model(molecules, routing="own")
-    assert all(torch.equal(answers.logits[task], expected.logits[task]) for task in some.model.tasks)
+    for task in some.model.tasks:  # products of another size may round otherwise
+        torch.testing.assert_close(answers.logits[task], expected.logits[task], rtol=1e-4, atol=1e-4)
     with pytest.raises(ArtifactError, match=r"no readable tasks/beta\.safetensors"):
         load_parts(copy, ["beta"])
     with pytest.raises(UnknownTaskError, match="'delta', expected one of alpha, beta, gamma"):

@@ -49,7 +49,7 @@ def assert_same(found: list[tuple[int, int, float]], expected: list[tuple[int, i
     assert [each[2] for each in found] == pytest.approx([each[2] for each in expected], abs=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 1000), size=st.floats(1.5, 4.0), cutoff=st.floats(1.0, 4.0))
 def test_neighbours_in_small_skewed_cells_are_those_of_the_loop(seed: int, size: float, cutoff: float) -> None:
     atoms = crystal(seed, size)

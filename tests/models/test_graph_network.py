@@ -9,6 +9,7 @@ from models.graph_network import GraphNetwork, GraphNetworkConfig, GraphNetworkK
 from models.inputs import FeatureGraph, collate_features
 from models.router import RouterConfig
 from models.unified import Expert, UnifiedModel
+from tests.conftest import assert_law
 
 KINDS = get_args(GraphNetworkKind)
 
@@ -18,16 +19,17 @@ def config(kind: GraphNetworkKind, **changes: object) -> GraphNetworkConfig:
 
 
 def graph(nodes: int, seed: int, features: int = 5) -> FeatureGraph:
-    """A ring with a chord, both directions of each edge."""
+    """A ring with a chord, both directions of each edge, in float64."""
     generator = torch.Generator().manual_seed(seed)
     ring = torch.arange(nodes)
     half = torch.cat([torch.stack([ring, (ring + 1) % nodes]), torch.tensor([[0], [nodes // 2]])], dim=1)
-    return FeatureGraph(torch.randn(nodes, features, generator=generator), torch.cat([half, half.flip(0)], dim=1)).validate()
+    x = torch.randn(nodes, features, generator=generator, dtype=torch.float64)
+    return FeatureGraph(x, torch.cat([half, half.flip(0)], dim=1)).validate()
 
 
 def network(kind: GraphNetworkKind, **changes: object) -> GraphNetwork:
     torch.manual_seed(0)
-    return GraphNetwork(config(kind, **changes)).eval()
+    return GraphNetwork(config(kind, **changes)).eval().double()
 
 
 def experts(shape: GraphNetworkConfig, rank: int = 2) -> dict[str, Expert]:
@@ -37,44 +39,46 @@ def experts(shape: GraphNetworkConfig, rank: int = 2) -> dict[str, Expert]:
     for each in made.values():
         for site in each.adapters.sites:
             site.up.data.normal_()  # type: ignore[union-attr, operator]
-    return made
+    return {task: each.double() for task, each in made.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_gives_what_each_graph_gives_alone(kind: GraphNetworkKind) -> None:
-    graphs = [graph(6, 0), graph(9, 1), FeatureGraph.from_lists([[1.0, 0, 0, 0, 2]], [[], []])]
+    single = FeatureGraph.from_lists([[1.0, 0, 0, 0, 2]], [[], []])
+    graphs = [graph(6, 0), graph(9, 1), FeatureGraph(single.x.double(), single.edge_index)]
     together = network(kind)(collate_features(graphs))
     alone = torch.cat([network(kind)(collate_features([each])) for each in graphs])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    assert_law(together, alone)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_renumbering_the_nodes_renumbers_the_embeddings(kind: GraphNetworkKind) -> None:
     original, order = graph(7, 3), torch.tensor([3, 1, 6, 0, 2, 5, 4])
     renumbered = FeatureGraph(original.x[order], order.argsort()[original.edge_index])
-    torch.testing.assert_close(network(kind)(collate_features([renumbered])), network(kind)(collate_features([original]))[order], rtol=0, atol=1e-5)
+    made = network(kind)
+    assert_law(made(collate_features([renumbered])), made(collate_features([original]))[order])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_streams_are_passes_of_their_own(kind: GraphNetworkKind) -> None:
     batch = collate_features([graph(6, 0)])
-    streams = torch.randn(6, 3, 5)
+    streams = torch.randn(6, 3, 5, dtype=torch.float64)
 
     def pass_of(x: Tensor) -> Tensor:
         return network(kind)(type(batch)(x, batch.edge_index, batch.edge_attr, batch.batch, 1))
 
-    torch.testing.assert_close(pass_of(streams), torch.stack([pass_of(each) for each in streams.unbind(1)], dim=1), rtol=0, atol=1e-5)
+    assert_law(pass_of(streams), torch.stack([pass_of(each) for each in streams.unbind(1)], dim=1))
 
 
 def test_gcn_is_the_textbook_equation() -> None:
     """H' = D^-1/2 (A + I) D^-1/2 H W + b (Kipf and Welling 2017), written with a dense matrix."""
     made, one = network("pyg_gcn", num_layers=1), graph(6, 0)
-    adjacency = torch.eye(6)
+    adjacency = torch.eye(6, dtype=torch.float64)
     adjacency[one.edge_index[1], one.edge_index[0]] = 1
     scale = adjacency.sum(1).rsqrt().diag()
     layer = made.gnns[0]
     expected = scale @ adjacency @ scale @ one.x @ layer.lin.weight.T + layer.bias  # type: ignore[union-attr, operator]
-    torch.testing.assert_close(made(collate_features([one])), expected, rtol=0, atol=1e-5)
+    assert_law(made(collate_features([one])), expected)
 
 
 def test_row_normalisation_makes_the_scale_of_a_node_of_no_matter() -> None:
@@ -82,7 +86,7 @@ def test_row_normalisation_makes_the_scale_of_a_node_of_no_matter() -> None:
     louder = FeatureGraph(one.x * torch.arange(1.0, 7.0)[:, None], one.edge_index)
     made = network("pyg_gcn", row_normalise=True)
     torch.testing.assert_close(made(collate_features([louder])), made(collate_features([one])))
-    empty = FeatureGraph(torch.zeros(2, 5), torch.empty((2, 0), dtype=torch.int64))
+    empty = FeatureGraph(torch.zeros(2, 5, dtype=torch.float64), torch.empty((2, 0), dtype=torch.int64))
     assert bool(made(collate_features([empty])).isfinite().all())
 
 
@@ -103,11 +107,11 @@ def test_a_unified_model_answers_nodes_and_graphs(kind: GraphNetworkKind, routin
     graphs = [graph(6, 0), graph(9, 1)]
     output = model(collate_features(graphs), routing=routing)
     assert output.probabilities["on_nodes"].shape == (15, 2)
-    torch.testing.assert_close(output.probabilities["on_nodes"].sum(1), torch.ones(15))
+    torch.testing.assert_close(output.probabilities["on_nodes"].sum(1), torch.ones(15, dtype=torch.float64))
     torch.testing.assert_close(output.probabilities["on_graphs"], output.logits["on_graphs"])
-    torch.testing.assert_close(output.routing_weights["on_nodes"].sum(-1), torch.ones(2, 4))
+    torch.testing.assert_close(output.routing_weights["on_nodes"].sum(-1), torch.ones(2, 4, dtype=torch.float64))
     alone = torch.cat([model(collate_features([each]), routing=routing).logits["on_nodes"] for each in graphs])
-    torch.testing.assert_close(output.logits["on_nodes"], alone, rtol=0, atol=1e-5)
+    assert_law(output.logits["on_nodes"], alone)
 
 
 def test_own_routing_is_each_tasks_own_adapters() -> None:
@@ -115,19 +119,19 @@ def test_own_routing_is_each_tasks_own_adapters() -> None:
     batch = collate_features([graph(6, 0), graph(9, 1)])
     model = UnifiedModel(network("pyg_gcn"), made, RouterConfig())
     assert shape == model.backbone.config
-    torch.testing.assert_close(model(batch).logits["on_graphs"], made["on_graphs"](network("pyg_gcn"), batch), rtol=0, atol=1e-5)
+    assert_law(model(batch).logits["on_graphs"], made["on_graphs"](network("pyg_gcn"), batch))
 
 
 def test_each_task_has_its_own_encoder() -> None:
     shape = config("pyg_gcn")
     torch.manual_seed(2)
-    made = {"wide": Expert(shape, 0, ["a"], "node", "regression", 7), "wider": Expert(shape, 0, ["a"], "node", "regression", 7)}
+    made = {task: Expert(shape, 0, ["a"], "node", "regression", 7).double() for task in ("wide", "wider")}
     model, one = UnifiedModel(network("pyg_gcn"), made, RouterConfig()), graph(6, 0, features=7)
     for task, each in made.items():
         assert each.encoder is not None
         encoded = FeatureGraph(each.encoder(one.x).detach(), one.edge_index)
         expected = each.head(network("pyg_gcn")(collate_features([encoded])))
-        torch.testing.assert_close(model(collate_features([one])).logits[task], expected, rtol=0, atol=1e-5)
+        assert_law(model(collate_features([one])).logits[task], expected)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def assert_same(parts: ArtifactParts, batch: GraphBatch, routing: Routing, tasks
     for task, logits in expected.logits.items():
         left_out = [k for k, each in enumerate(parts.experts) if each not in looked_at(parts.manifest, task)]
         clear = (expected.routing_weights[task][..., left_out] == 0).all(-1).all(-1)
+        # compiled models are float32 only: 3e-5 was seen with AVX2 and with AVX-512
         torch.testing.assert_close(got.logits[task][clear], logits[clear], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(got.routing_weights[task][clear], expected.routing_weights[task][clear], rtol=0, atol=2e-5)
         covered.append(clear.float().mean())

@@ -31,12 +31,24 @@ def losses() -> Losses:
     return Losses()
 
 
-@pytest.fixture
-def parser(losses: Losses) -> Iterator[Parser]:
-    parser = Parser(LIMITS, 2, 0.5, losses.append)
+def started(losses: Losses, timeout_seconds: float) -> Iterator[Parser]:
+    parser = Parser(LIMITS, 2, timeout_seconds, losses.append)
     asyncio.run(parser.parse(["C"]))
+    losses.clear()
     yield parser
     parser.close()
+
+
+@pytest.fixture
+def parser(losses: Losses) -> Iterator[Parser]:
+    """Patient: on a busy machine nothing here takes too long."""
+    yield from started(losses, 60)
+
+
+@pytest.fixture
+def strict_parser(losses: Losses) -> Iterator[Parser]:
+    """Gives a molecule half of the time that HOSTILE takes."""
+    yield from started(losses, 1)
 
 
 def shown(results: list[Parsed | Unreadable]) -> list[str | None]:
@@ -68,45 +80,51 @@ def test_graphs_arrive_as_they_were_read(parser: Parser) -> None:
         assert result.graph.edge_attr.equal(expected.edge_attr)
 
 
-def test_molecule_that_takes_too_long_costs_its_sender_an_error_and_nobody_else_anything(parser: Parser, losses: Losses) -> None:
-    async def both() -> tuple[list[Parsed | Unreadable], list[float]]:
-        hostile = asyncio.create_task(parser.parse(["CCO", HOSTILE, "C"]))
-        await asyncio.sleep(0.05)
-        waits = []
+def test_molecule_that_takes_too_long_costs_its_sender_an_error_and_nobody_else_anything(
+    strict_parser: Parser,
+    losses: Losses,
+) -> None:
+    async def both() -> tuple[list[Parsed | Unreadable], int]:
+        hostile = asyncio.create_task(strict_parser.parse(["CCO", HOSTILE, "C"]))
+        meanwhile = 0
         while not hostile.done():
-            started = time.perf_counter()
-            assert shown(await parser.parse(["OCC"])) == ["CCO"]
-            waits.append(time.perf_counter() - started)
-        return await hostile, waits
+            assert shown(await strict_parser.parse(["OCC"])) == ["CCO"]
+            meanwhile += not hostile.done()
+        return await hostile, meanwhile
 
-    results, waits = asyncio.run(both())
+    results, meanwhile = asyncio.run(both())
     assert shown(results) == ["CCO", "parse_timeout", "C"]
     assert losses == ["timeout", "timeout"]  # with its chunk, and alone
-    assert len(waits) > 3  # the others went on meanwhile
+    assert meanwhile > 0  # the others went on
 
 
-def test_request_full_of_them_is_given_up(parser: Parser, losses: Losses) -> None:
-    results = asyncio.run(parser.parse([HOSTILE] * 20 + ["C"]))
+def test_request_full_of_them_is_given_up(strict_parser: Parser, losses: Losses) -> None:
+    results = asyncio.run(strict_parser.parse([HOSTILE] * 20 + ["C"]))
     assert set(shown(results)) == {"parse_timeout"}
-    assert "not tried" in results[19].message if isinstance(results[19], Unreadable) else False
-    assert len(losses) == 4
-    assert shown(asyncio.run(parser.parse(["C"]))) == ["C"]
+    assert isinstance(results[19], Unreadable)
+    assert "not tried" in results[19].message
+    assert losses == ["timeout"] * 4
+    assert shown(asyncio.run(strict_parser.parse(["C"]))) == ["C"]
 
 
-def test_request_that_is_given_up_does_not_leave_its_molecule_behind(parser: Parser, losses: Losses) -> None:
+def test_request_that_is_given_up_does_not_leave_its_molecule_behind(
+    strict_parser: Parser,
+    losses: Losses,
+) -> None:
     async def give_up() -> None:
-        requests = [asyncio.create_task(parser.parse([HOSTILE])) for _ in range(2)]
+        requests = [asyncio.create_task(strict_parser.parse([HOSTILE])) for _ in range(2)]
         await asyncio.sleep(0.1)
         for request in requests:
             request.cancel()
         await asyncio.wait(requests)
-        assert shown(await parser.parse(["C"])) == ["C"]  # both processes were busy with them
+        assert shown(await strict_parser.parse(["C"])) == ["C"]  # both were busy
 
     asyncio.run(give_up())
     assert set(losses) == {"timeout"}
 
 
 def test_clock_on_the_wall_may_jump(parser: Parser, losses: Losses, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a day at each look, where a chunk may take a minute: who goes by it gives all up."""
     now = itertools.count(time.time(), 86_400)
     monkeypatch.setattr(time, "time", lambda: float(next(now)))
     assert set(shown(asyncio.run(parser.parse(["C" * 400] * 64)))) == {"C" * 400}
@@ -116,7 +134,7 @@ def test_clock_on_the_wall_may_jump(parser: Parser, losses: Losses, monkeypatch:
 def test_killed_process_is_replaced_and_nothing_is_lost(parser: Parser) -> None:
     async def while_killing() -> list[list[Parsed | Unreadable]]:
         requests = [asyncio.create_task(parser.parse(SMILES * 8)) for _ in range(4)]
-        for _ in range(3):
+        for _ in range(2):  # a molecule is read three times: with its chunk, and twice alone
             await asyncio.sleep(0.02)
             kill_one(parser)
         return await asyncio.gather(*requests)

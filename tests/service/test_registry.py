@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -125,18 +125,22 @@ async def test_load_and_unload(folder: Path) -> None:
                 await registry.load(name)
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
 async def test_folder_is_watched(folder: Path) -> None:
     async with registry_of(folder, watch_seconds=0.01) as registry:
         write(folder / "more" / "b", "1")
         write(folder / "main", "2")
         write(folder / "more" / "a", "bad")
-        while "b" not in registry.names or registry.get().info.version != "2":
-            await asyncio.sleep(0.01)
+        await until(lambda: "b" in registry.names and registry.get().info.version == "2")
         assert registry.get("a").info.version == "1"
         write(folder / "more" / "a", "3")
         shutil.rmtree(folder / "more" / "b")
-        while "b" in registry.names or registry.get("a").info.version != "3":
-            await asyncio.sleep(0.01)
+        await until(lambda: "b" not in registry.names and registry.get("a").info.version == "3")
 
 
 async def test_what_one_worker_is_told_all_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +151,9 @@ async def test_what_one_worker_is_told_all_do(folder: Path, monkeypatch: pytest.
         write(folder / "more" / "b", "1")
         await told.load("a")
         await told.load("b")
-        while other.names != ["main", "a", "b"] or other.get("a").info.version != "2":
-            await asyncio.sleep(0.01)
+        await until(lambda: other.names == ["main", "a", "b"] and other.get("a").info.version == "2")
         await other.unload("b")
-        while "b" in told.names:
-            await asyncio.sleep(0.01)
+        await until(lambda: "b" not in told.names)
         async with registry_of(folder, orders=orders) as late:  # a worker that was started anew
             assert late.names == ["main", "a"]
 

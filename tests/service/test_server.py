@@ -205,21 +205,28 @@ def test_chunked_body_over_the_limit_is_refused(server: Server) -> None:
         assert client.get("/healthz").status_code == 200
 
 
+def is_ready(url: str) -> bool:
+    try:
+        return get(f"{url}/readyz") == 200
+    except httpx.ConnectError:
+        return False
+
+
 def get(url: str) -> int:
     return httpx.get(url, timeout=30).status_code
 
 
 def test_draining_says_no_first_and_still_answers(pico_artifact: Path) -> None:
-    with process(port=0, artifact=pico_artifact, device="cpu", drain_seconds=1.5) as (running, url):
+    with process(port=0, artifact=pico_artifact, device="cpu", drain_seconds=4) as (running, url):
         assert get(f"{url}/readyz") == 200
         running.send_signal(signal.SIGTERM)
         started = time.monotonic()
-        while get(f"{url}/readyz") == 200:
-            assert time.monotonic() - started < 1
+        while get(f"{url}/readyz") == 200:  # once it has drained nobody answers, and this fails
+            pass
         assert (get(f"{url}/v2/health/ready"), get(f"{url}/healthz")) == (503, 200)
         assert httpx.post(f"{url}/predict", json={"smiles": "CCO"}, timeout=30).status_code == 200
         assert running.wait(30) == 0
-        assert time.monotonic() - started >= 1.4
+        assert time.monotonic() - started >= 3.9
 
 
 def test_stream_ends_with_a_reason_when_the_service_stops(pico_artifact: Path) -> None:
@@ -228,8 +235,8 @@ def test_stream_ends_with_a_reason_when_the_service_stops(pico_artifact: Path) -
 
         def lines() -> Iterator[bytes]:
             yield b'"CCO"\n'
-            told.wait(30)
-            time.sleep(0.2)
+            assert told.wait(60)
+            until(lambda: not is_ready(url))
             yield b'"C"\n'
 
         with httpx.Client(timeout=30) as client, ThreadPoolExecutor(1) as pool:
@@ -304,6 +311,7 @@ def test_several_workers_that_cannot_start_end_with_an_error(pico_artifact: Path
     assert done.returncode == 3
 
 
+@pytest.mark.slow
 def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) -> None:
     """Shared metrics, shared orders, a worker that dies and is replaced, and a clean end."""
     shutil.copytree(pico_artifact, tmp_path / "second")
@@ -326,13 +334,12 @@ def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) ->
             return list(httpx.get(f"{url}/model", headers=headers, timeout=30).json()["models"])
 
         assert httpx.post(f"{url}/admin/models/second", json={"action": "unload"}, headers=headers, timeout=30).status_code == 200
-        time.sleep(2.5)
-        assert {tuple(models()) for _ in range(12)} == {("pico",)}
+        until(lambda: {tuple(models()) for _ in range(12)} == {("pico",)})
 
-        workers = workers_of(running)
-        assert len(workers) == 2
-        os.kill(workers[0], signal.SIGKILL)
-        time.sleep(1)
+        before = workers_of(running)
+        assert len(before) == 2
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: len(set(workers_of(running)) - {before[0]}) == 2)
         until(lambda: {ask().status_code for _ in range(8)} == {200})
         assert metric(text(), 'gmerging_molecules_total{outcome="ok"}') >= 28  # nothing that was counted is forgotten
         until(lambda: {tuple(models()) for _ in range(8)} == {("pico",)})  # nor what the new worker's predecessor was told
@@ -351,8 +358,9 @@ def test_metrics_on_their_own_port(pico_artifact: Path, workers: int) -> None:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    for _ in range(300):
-        with contextlib.suppress(httpx.HTTPError, StopIteration):
+    started = time.monotonic()
+    while time.monotonic() - started < 120:  # a new process imports torch, on a busy machine
+        with contextlib.suppress(httpx.HTTPError, StopIteration, FileNotFoundError):
             if holds():
                 return
         time.sleep(0.1)
@@ -360,7 +368,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def test_sigterm_finishes_what_is_in_flight(pico_artifact: Path) -> None:
-    smiles = SMILES * 60
+    smiles = SMILES * 100
     with (
         process(port=0, artifact=pico_artifact, device="cpu") as (running, url),
         httpx.Client(base_url=url, timeout=60) as client,
