@@ -1,7 +1,5 @@
 """The supervisor's patience, with time in the test's hands; with real processes in test_server.py."""
 
-import multiprocessing
-
 import pytest
 from uvicorn import Config
 from uvicorn.supervisors import multiprocess
@@ -60,4 +58,3 @@ def test_supervisor_makes_patient_processes(monkeypatch: pytest.MonkeyPatch) -> 
     supervisor = Supervisor(Config("x:y", workers=2, log_config=None), [])
     supervisor.init_processes()
     assert [type(process) for process in supervisor.processes] == [PatientProcess] * 2
-    assert multiprocessing.active_children() == []
