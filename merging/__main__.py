@@ -5,8 +5,11 @@ import sys
 from collections.abc import Sequence
 
 EXTRA = {
+    "filelock": "filelock",
     "matplotlib": "matplotlib",
     "ot": "pot",
+    "pooch": "pooch",
+    "requests": "requests",
     "sklearn": "scikit-learn",
     "tqdm": "tqdm",
     "yaml": "pyyaml",

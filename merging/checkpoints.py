@@ -1,6 +1,5 @@
 """Where the pre-trained weights are: a published checkpoint by name, fetched, or a file by path."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -10,8 +9,9 @@ import pooch
 import requests
 from safetensors import safe_open
 
-from merging.files import sha256, write_atomically
-from models.errors import CheckpointError
+from merging.files import sha256
+from models.errors import CheckpointError, did_you_mean
+from models.files import write_atomically
 
 REPOSITORY = "https://github.com/snap-stanford/pretrain-gnns"
 _COMMIT = "8b20528a83b8869ce16451305b32c827258d19a3"
@@ -158,6 +158,5 @@ def _unknown(weights: str, candidates: list[Path]) -> str:
     places = f"got no pre-trained weights at {' or '.join(map(str, candidates))}"
     if Path(weights).stem in PUBLISHED:
         return f"{places}, expected a file, or the name {Path(weights).stem}, which is fetched"
-    near = difflib.get_close_matches(weights, PUBLISHED, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    hint = did_you_mean(weights, PUBLISHED)
     return f"{places}, expected a file, or one of the names {', '.join(PUBLISHED)}{hint}"
