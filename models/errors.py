@@ -60,7 +60,13 @@ class DataError(GMergingError, OSError):
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a sentence on an unknown name: `, did you mean 'tasks'?`, or nothing if no known
-    name is like it. All names begin with `prefix`, which says nothing."""
-    ends = [other.removeprefix(prefix) for other in known]
-    near = difflib.get_close_matches(name.removeprefix(prefix), ends, n=1)
-    return f", did you mean {prefix + near[0]!r}?" if near else ""
+    name is like it, in capital letters or small ones.
+
+    Args:
+        name: that is not known.
+        known: names.
+        prefix: with which all of them begin, and which therefore says nothing.
+    """
+    ends = {other.removeprefix(prefix).lower(): other for other in known}
+    near = difflib.get_close_matches(name.removeprefix(prefix).lower(), ends, n=1)
+    return f", did you mean {ends[near[0]]!r}?" if near else ""

@@ -15,7 +15,6 @@ Memory stays the same however long a file, a line or a cell is.
 
 import codecs
 import csv
-import difflib
 import gzip
 import io
 import re
@@ -28,7 +27,7 @@ from typing import BinaryIO, Literal, cast
 
 from rdkit import Chem, rdBase
 
-from models.errors import InvalidInputError
+from models.errors import InvalidInputError, did_you_mean
 
 Encoding = Literal["utf-8", "utf-16", "cp1252"]
 GZIP_MAGIC = b"\x1f\x8b"
@@ -437,9 +436,7 @@ def column_called(wanted: str, columns: Sequence[str]) -> int:
     for names in (tuple(columns), unique_names(columns)):
         if wanted in names:
             return names.index(wanted)
-    lower = {name[:_LONGEST_SHOWN].lower(): name for name in columns[:1000][::-1]}
-    near = difflib.get_close_matches(wanted.lower(), lower, 1, 0.0)
-    hint = f" (did you mean {lower[near[0]][:80]!a}?)" if near else ""
+    hint = did_you_mean(wanted, (name[:80] for name in columns[:1000][::-1]))
     shown = ", ".join(columns)[:_LONGEST_SHOWN]
     raise InvalidInputError(f"got columns {shown!a}, expected {wanted[:80]!a}{hint}")
 

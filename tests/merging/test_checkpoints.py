@@ -195,7 +195,7 @@ def test_a_path_comes_before_a_name(server: Files, tmp_path: Path) -> None:
 def test_what_is_neither_path_nor_name(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError,
-        match=r"no pre-trained weights at .*, expected .*did you mean gcn_contextpred",
+        match=r"no pre-trained weights at .*, expected .*did you mean 'gcn_contextpred'",
     ):
         find(tmp_path, "gcn_contextpredict")
     with pytest.raises(CheckpointError, match=r"or the name gat_contextpred, which is fetched"):

@@ -367,7 +367,7 @@ async def test_id_of_a_table_and_of_lines() -> None:
         ("m.sdf", "> <x>\n", "id_field=nam", "id_field: got columns 'name, x', .*mean 'name'"),
         ("m.sdf", "", "smiles_column=x", "got smiles_column 'x' for an SDF file"),
         ("m.smi", "C\n", "smiles_column=x", "got smiles_column 'x' for lines of SMILES"),
-        ("m.csv", "smiles\n", "smiles_column=Smiles", "expected 'Smiles' .did you mean 'smiles'"),
+        ("m.csv", "smiles\n", "smiles_column=Smiles", "expected 'Smiles', did you mean 'smiles'"),
         ("m.csv", b"PK\x03\x04", "", "got an archive or an Excel workbook"),
         ("m.csv.gz", gzip.compress(b"smiles\nC\n")[:-3], "", "got a damaged gzip file"),
         ("m.xlsx.gz", b"", "", "got a file called 'm.xlsx.gz'"),
