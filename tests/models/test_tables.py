@@ -384,7 +384,7 @@ def test_molecule_column_as_wanted() -> None:
     columns = ("smiles", "Product", "Product")
     assert molecule_column(columns, rows_of(("C", "CC", "CCC")), "Product") == 1
     assert molecule_column(columns, [], "Product.1") == 2
-    message = "got columns 'smiles, Product, Product', expected 'product' .*mean 'Product'"
+    message = "got columns 'smiles, Product, Product', expected 'product', did you mean 'Product'"
     with pytest.raises(InvalidInputError, match=message):
         molecule_column(columns, [], "product")
 
