@@ -17,6 +17,7 @@ from merging.run import Run
 from models.adapter import TaskAdapters
 from models.backbone import Backbone, load_tensors, make_backbone
 from models.errors import ConfigError
+from models.featurize import READING_RULE
 from models.router import RouterConfig
 from models.unified import Expert, UnifiedModel
 
@@ -172,8 +173,8 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finetune_key(run: Run, task: str) -> str:
-    """What a fine-tuned model depends on: settings, seed, and the data itself."""
-    data = run.config.dataset_for(task), run.dataset(task).source_sha256
+    """What a fine-tuned model depends on: settings, seed, the data itself, and how its molecules are read."""
+    data = run.config.dataset_for(task), run.dataset(task).source_sha256, READING_RULE
     return fingerprint(run.config.pretrained, run.config.finetune_for(task), task, run.seed, *data)
 
 
