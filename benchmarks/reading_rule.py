@@ -1,9 +1,11 @@
-"""What the second reading rule (`models.featurize.READING_RULE`) changes for the released model: graphs, splits and scores.
+"""What the second reading rule (`models.featurize.READING_RULE`) changes for the released model:
+graphs, splits and scores.
 
     python -m benchmarks.reading_rule --data ../shared/data
 
-The released model was trained and measured on molecules read by the first rule. Here it answers the validation and test molecules of the split that
-it was trained on, read by the first and by the second. Writes `results/reading_rule.json`.
+The released model was trained and measured on molecules read by the first rule. Here it answers
+the validation and test molecules of the split that it was trained on, read by the first and by the
+second. Writes `results/reading_rule.json`.
 """
 
 import argparse
@@ -68,7 +70,8 @@ def _first_rule_molecule(smiles: str) -> Chem.Mol | None:
 
 
 def first_rule_graph(smiles: str) -> MolGraph:
-    """The graph by rule 1: features of RDKit's canonical SMILES, or of the first in the alphabet of those that take turns."""
+    """The graph by rule 1: features of RDKit's canonical SMILES, or of the first in the alphabet
+    of those that take turns."""
     mol, seen = _first_rule_molecule(smiles), dict[str, Chem.Mol]()
     canonical = str(Chem.MolToSmiles(mol))
     if any(mark in canonical for mark in _ORDER_MATTERS):
@@ -82,7 +85,8 @@ def first_rule_graph(smiles: str) -> MolGraph:
 
 
 def scaffold(mol: Chem.Mol) -> str:
-    """Bemis-Murcko with chirality, as the data sets are split; where RDKit refuses, the molecule itself."""
+    """Bemis-Murcko with chirality, as the data sets are split; where RDKit refuses, the molecule
+    itself."""
     try:
         return str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True))
     except ValueError:
@@ -95,7 +99,8 @@ def changed_rows(smiles: list[str], first: list[MolGraph], second: list[MolGraph
 
 
 def coloured(graph: MolGraph) -> list[int]:
-    """Colours of all atoms after refinement by their neighbourhoods, sorted: equal for graphs that differ in the order of atoms alone."""
+    """Colours of all atoms after refinement by their neighbourhoods, sorted: equal for graphs that
+    differ in the order of atoms alone."""
     colours = [hash(tuple(row)) for row in graph.x.tolist()]
     edges = [(*pair, tuple(attr)) for pair, attr in zip(graph.edge_index.T.tolist(), graph.edge_attr.tolist(), strict=True)]
     for _ in range(12):
@@ -109,7 +114,10 @@ def coloured(graph: MolGraph) -> list[int]:
 def measure(model: CompiledModel, task: str, data: Path) -> dict[str, Any]:
     """Counts, and scores by both rules, of one task."""
     rows = read_rows(task, data)
-    first, second = [first_rule_graph(each) for each in rows.smiles], [_second_rule_graph(each) for each in rows.smiles]
+    first, second = (
+        [first_rule_graph(each) for each in rows.smiles],
+        [_second_rule_graph(each) for each in rows.smiles],
+    )
     rewritten = [k for k in range(len(first)) if not _equal(first[k], second[k])]
     changed = [rewritten[k] for k in changed_rows(rewritten, [first[k] for k in rewritten], [second[k] for k in rewritten])]  # type: ignore[arg-type]
     split, moved = _splits(rows.smiles)
@@ -144,7 +152,8 @@ def _equal(left: MolGraph, right: MolGraph) -> bool:
 
 
 def _splits(smiles: list[str]) -> tuple[Split, int]:
-    """The split by rule 1, which the model was trained on, and how many rows are in another part by rule 2."""
+    """The split by rule 1, which the model was trained on, and how many rows are in another part
+    by rule 2."""
     old = [scaffold(_first_rule_molecule(each)) for each in smiles]
     new = [scaffold(featurize.read_smiles(each, strict=False)) if "[" in each else old[k] for k, each in enumerate(smiles)]
     splits = [scaffold_split(old), scaffold_split(new)]
@@ -184,7 +193,11 @@ def main() -> None:
     artifact = load_artifact(RELEASED)
     assert isinstance(artifact.model, UnifiedModel)
     model, path = CompiledModel(artifact.model), RESULTS / "reading_rule.json"
-    found: dict[str, Any] = {"machine": machine(1), "artifact": artifact.manifest.name, "tasks": (read_json(path) or {}).get("tasks", {})}
+    found: dict[str, Any] = {
+        "machine": machine(1),
+        "artifact": artifact.manifest.name,
+        "tasks": (read_json(path) or {}).get("tasks", {}),
+    }
     with rdBase.BlockLogs():
         for task in arguments.tasks or artifact.manifest.tasks:
             found["tasks"][task] = measure(model, task, arguments.data)

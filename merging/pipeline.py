@@ -173,7 +173,8 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finetune_key(run: Run, task: str) -> str:
-    """What a fine-tuned model depends on: settings, seed, the data itself, and how its molecules are read."""
+    """What a fine-tuned model depends on: settings, seed, the data itself, and how its molecules
+    are read."""
     data = run.config.dataset_for(task), run.dataset(task).source_sha256, READING_RULE
     return fingerprint(run.config.pretrained, run.config.finetune_for(task), task, run.seed, *data)
 

@@ -42,7 +42,12 @@ def test_measured_on_a_small_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "moleculenet").mkdir()
     smiles = [f"{'C' * k}{tail}" for k in range(1, 9) for tail in ("O", "N", "c1ccccc1", "C1CCCC1", "c1ccncc1")]
     with gzip.open(tmp_path / "moleculenet/tiny.csv.gz", "wt") as file:
-        csv.writer(file).writerows([["smiles", "active"], *([text, k % 2] for k, text in enumerate([*smiles, MAPPED, BENZAMIDINE]))])
+        csv.writer(file).writerows(
+            [
+                ["smiles", "active"],
+                *([text, k % 2] for k, text in enumerate([*smiles, MAPPED, BENZAMIDINE])),
+            ]
+        )
     config = pico_config()
     model = CompiledModel(UnifiedModel(random_backbone(config), {"tiny": Expert(config, 4, ["active"])}, RouterConfig()))
     found = measure(model, "tiny", tmp_path)
