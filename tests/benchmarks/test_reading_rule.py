@@ -6,7 +6,7 @@ import pytest
 import torch
 from rdkit import Chem
 
-from benchmarks.reading_rule import changed_rows, coloured, first_rule_graph, measure
+from benchmarks.reading_rule import coloured, first_rule_graph, measure
 from merging.datasets import MOLECULENET, DatasetSpec
 from models.compiled import CompiledModel
 from models.featurize import read_graph
@@ -21,8 +21,8 @@ BENZAMIDINE = "[H]/N=C(/N)c1ccccc1"
 def test_the_first_rule_went_by_what_the_network_does_not_see() -> None:
     assert coloured(first_rule_graph(MAPPED)) != coloured(first_rule_graph("C[C@H](N)C(=O)O"))
     assert first_rule_graph(BENZAMIDINE).num_nodes == 10
-    smiles = ["CCO", MAPPED, BENZAMIDINE, "C[C@H](N)C(=O)O"]
-    assert changed_rows(smiles, list(map(first_rule_graph, smiles)), list(map(read_graph, smiles))) == [1, 2]
+    for smiles, changed in (("CCO", False), (MAPPED, True), (BENZAMIDINE, True), ("C[C@H](N)O", False)):
+        assert (coloured(first_rule_graph(smiles)) != coloured(read_graph(smiles))) == changed
 
 
 @pytest.mark.parametrize("smiles", ["CCO", "c1ccccc1", "C[C@H](N)C(=O)O", "F/C=C/F", "[Na+].[Cl-]"])
