@@ -1,9 +1,11 @@
-"""What the second reading rule (`models.featurize.READING_RULE`) changes for the released model: graphs, splits and scores.
+"""What the second reading rule (`models.featurize.READING_RULE`) changes for the released model:
+graphs, splits and scores.
 
     python -m benchmarks.reading_rule --data ../shared/data
 
-The released model was trained and measured on molecules read by the first rule. Here it answers the validation and test molecules of the split that
-it was trained on, read by the first and by the second. Writes `results/reading_rule.json`.
+The released model was trained and measured on molecules read by the first rule. Here it answers
+the validation and test molecules of the split that it was trained on, read by the first and by the
+second. Writes `results/reading_rule.json`.
 """
 
 import argparse
@@ -51,7 +53,8 @@ def read_rows(task: str, data: Path) -> Rows:
     spec = MOLECULENET[task]
     with open_text(data / "moleculenet" / f"{task}.csv.gz") as stream:
         table = list(csv.DictReader(stream))
-    names = spec.label_columns or tuple(name for name in table[0] if name not in (spec.smiles_column, "mol_id"))
+    others = (spec.smiles_column, "mol_id")
+    names = spec.label_columns or tuple(name for name in table[0] if name not in others)
     readable = [row for row in table if _first_rule_molecule(row[spec.smiles_column]) is not None]
     labels = [[float(row[name]) if row[name] else math.nan for name in names] for row in readable]
     return Rows([row[spec.smiles_column] for row in readable], torch.tensor(labels))
@@ -62,13 +65,15 @@ def _first_rule_molecule(smiles: str) -> Chem.Mol | None:
     mol = Chem.MolFromSmiles(smiles)
     if mol is None and (mol := Chem.MolFromSmiles(smiles, sanitize=False)) is not None:
         mol.UpdatePropertyCache(strict=False)
-        if Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True) != Chem.SANITIZE_NONE:
+        steps = Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES
+        if Chem.SanitizeMol(mol, steps, catchErrors=True) != Chem.SANITIZE_NONE:
             return None
     return mol if mol is not None and mol.GetNumAtoms() else None
 
 
 def first_rule_graph(smiles: str) -> MolGraph:
-    """The graph by rule 1: features of RDKit's canonical SMILES, or of the first in the alphabet of those that take turns."""
+    """The graph by rule 1: features of RDKit's canonical SMILES, or of the first in the alphabet
+    of those that take turns."""
     mol, seen = _first_rule_molecule(smiles), dict[str, Chem.Mol]()
     canonical = str(Chem.MolToSmiles(mol))
     if any(mark in canonical for mark in _ORDER_MATTERS):
@@ -82,36 +87,38 @@ def first_rule_graph(smiles: str) -> MolGraph:
 
 
 def scaffold(mol: Chem.Mol) -> str:
-    """Bemis-Murcko with chirality, as the data sets are split; where RDKit refuses, the molecule itself."""
+    """Bemis-Murcko with chirality, as the data sets are split; where RDKit refuses, the molecule
+    itself."""
     try:
         return str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True))
     except ValueError:
         return str(Chem.MolToSmiles(mol))
 
 
-def changed_rows(smiles: list[str], first: list[MolGraph], second: list[MolGraph]) -> list[int]:
-    """Molecules whose graphs differ in more than the order of atoms."""
-    return [k for k in range(len(smiles)) if coloured(first[k]) != coloured(second[k])]
-
-
 def coloured(graph: MolGraph) -> list[int]:
-    """Colours of all atoms after refinement by their neighbourhoods, sorted: equal for graphs that differ in the order of atoms alone."""
+    """Colours of all atoms after refinement by their neighbourhoods, sorted: equal for graphs that
+    differ in the order of atoms alone."""
     colours = [hash(tuple(row)) for row in graph.x.tolist()]
-    edges = [(*pair, tuple(attr)) for pair, attr in zip(graph.edge_index.T.tolist(), graph.edge_attr.tolist(), strict=True)]
+    pairs, attributes = graph.edge_index.T.tolist(), graph.edge_attr.tolist()
+    edges = [(*pair, tuple(attr)) for pair, attr in zip(pairs, attributes, strict=True)]
     for _ in range(12):
         near: list[list[Any]] = [[] for _ in colours]
         for source, target, attr in edges:
             near[target].append((colours[source], attr))
-        colours = [hash((colour, tuple(sorted(around)))) for colour, around in zip(colours, near, strict=True)]
+        around = [tuple(sorted(neighbours)) for neighbours in near]
+        colours = [hash(colour) for colour in zip(colours, around, strict=True)]
     return sorted(colours)
 
 
 def measure(model: CompiledModel, task: str, data: Path) -> dict[str, Any]:
     """Counts, and scores by both rules, of one task."""
     rows = read_rows(task, data)
-    first, second = [first_rule_graph(each) for each in rows.smiles], [_second_rule_graph(each) for each in rows.smiles]
+    first, second = (
+        [first_rule_graph(text) for text in rows.smiles],
+        [_second_rule_graph(text) for text in rows.smiles],
+    )
     rewritten = [k for k in range(len(first)) if not _equal(first[k], second[k])]
-    changed = [rewritten[k] for k in changed_rows(rewritten, [first[k] for k in rewritten], [second[k] for k in rewritten])]  # type: ignore[arg-type]
+    changed = [k for k in rewritten if coloured(first[k]) != coloured(second[k])]
     split, moved = _splits(rows.smiles)
     found: dict[str, Any] = {
         "molecules": len(first),
@@ -123,13 +130,15 @@ def measure(model: CompiledModel, task: str, data: Path) -> dict[str, Any]:
     }
     for routing in ROUTINGS:
         found[routing] = {}
-        for name, part in (("valid", split.valid), ("test", split.test)):
-            scores = logits(model, task, routing, [first[k] for k in part.tolist()])
-            again = [k for k in range(len(part)) if int(part[k]) in set(changed)]
+        for name, chosen in (("valid", split.valid), ("test", split.test)):
+            scores = logits(model, task, routing, [first[k] for k in chosen.tolist()])
+            again = [k for k, row in enumerate(chosen.tolist()) if row in set(changed)]
             by_rule = {"first": scores, "second": scores.clone()}
             if again:
-                by_rule["second"][again] = logits(model, task, routing, [second[int(part[k])] for k in again])
-            found[routing][name] = {rule: quality(rows.labels[part], value) for rule, value in by_rule.items()}
+                graphs = [second[int(chosen[k])] for k in again]
+                by_rule["second"][again] = logits(model, task, routing, graphs)
+            labels = rows.labels[chosen]
+            found[routing][name] = {rule: quality(labels, value) for rule, value in by_rule.items()}
             moves = (by_rule["first"].sigmoid() - by_rule["second"].sigmoid()).abs()
             found[routing][name]["largest_move_of_a_probability"] = round(float(moves.max()), 4)
     return found
@@ -140,20 +149,22 @@ def _second_rule_graph(smiles: str) -> MolGraph:
 
 
 def _equal(left: MolGraph, right: MolGraph) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(vars(left).values(), vars(right).values(), strict=True))
+    return all(map(torch.equal, vars(left).values(), vars(right).values()))
 
 
 def _splits(smiles: list[str]) -> tuple[Split, int]:
-    """The split by rule 1, which the model was trained on, and how many rows are in another part by rule 2."""
-    old = [scaffold(_first_rule_molecule(each)) for each in smiles]
-    new = [scaffold(featurize.read_smiles(each, strict=False)) if "[" in each else old[k] for k, each in enumerate(smiles)]
+    """The split by rule 1, which the model was trained on, and how many rows are in another part
+    by rule 2."""
+    old = [scaffold(_first_rule_molecule(text)) for text in smiles]
+    new = list(old)
+    for k, text in enumerate(smiles):
+        if "[" in text:  # else there is nothing that only rule 2 takes away
+            new[k] = scaffold(featurize.read_smiles(text, strict=False))
     splits = [scaffold_split(old), scaffold_split(new)]
-    parts = []
-    for split in splits:
-        part = torch.zeros(len(smiles), dtype=torch.int64)
-        part[split.valid], part[split.test] = 1, 2
-        parts.append(part)
-    return splits[0], int((parts[0] != parts[1]).sum())
+    places = torch.zeros((2, len(smiles)), dtype=torch.int64)
+    for place, split in zip(places, splits, strict=True):
+        place[split.valid], place[split.test] = 1, 2
+    return splits[0], int((places[0] != places[1]).sum())
 
 
 def logits(model: CompiledModel, task: str, routing: Routing, graphs: list[MolGraph]) -> Tensor:
@@ -176,7 +187,10 @@ def quality(labels: Tensor, scores: Tensor) -> dict[str, float]:
 
 def main() -> None:
     """Measure each task of the released model and write."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     options.add_argument("--data", type=Path, default=Path("../shared/data"))
     options.add_argument("tasks", nargs="*", help="all of the model's if none is named")
     arguments = options.parse_args()
@@ -184,7 +198,11 @@ def main() -> None:
     artifact = load_artifact(RELEASED)
     assert isinstance(artifact.model, UnifiedModel)
     model, path = CompiledModel(artifact.model), RESULTS / "reading_rule.json"
-    found: dict[str, Any] = {"machine": machine(1), "artifact": artifact.manifest.name, "tasks": (read_json(path) or {}).get("tasks", {})}
+    found: dict[str, Any] = {
+        "machine": machine(1),
+        "artifact": artifact.manifest.name,
+        "tasks": (read_json(path) or {}).get("tasks", {}),
+    }
     with rdBase.BlockLogs():
         for task in arguments.tasks or artifact.manifest.tasks:
             found["tasks"][task] = measure(model, task, arguments.data)

@@ -30,6 +30,7 @@ from merging.registry import MERGERS
 from merging.results import both_parts, measure_task, swapped, task_weights
 from merging.run import Run
 from models.classifier import GraphClassifier
+from models.featurize import READING_RULE
 from models.unified import Routing, Statistics, UnifiedModel
 
 Kinds = tuple[Statistics, ...]
@@ -255,11 +256,11 @@ def _multitask_key(run: Run, task: str) -> str:
     settings = run.config.compare.multitask
     assert settings is not None  # as above
     data = [part for each in run.config.tasks for part in (each, run.config.dataset_for(each), run.dataset(each).source_sha256)]
-    return fingerprint(settings, run.start_key(), run.seed, *data)
+    return fingerprint(settings, run.start_key(), run.seed, READING_RULE, *data)
 
 
 def _forest_key(run: Run, task: str) -> str:
-    return fingerprint(_trees(run, task), run.seed, run.dataset(task).source_sha256, run.config.dataset_for(task))
+    return fingerprint(_trees(run, task), run.seed, run.dataset(task).source_sha256, run.config.dataset_for(task), READING_RULE)
 
 
 def _trees(run: Run, task: str) -> int:

@@ -23,7 +23,7 @@ from merging.datasets import MOLECULENET
 from merging.files import read_json, sha256, write_json, write_tensors
 from merging.molecule_files import read_molecules
 from models.errors import DataError, MoleculeError
-from models.featurize import featurize_all, read_smiles
+from models.featurize import READING_RULE, featurize_all, read_smiles
 from models.graph import PackedGraphs, pack
 
 SHARD_SIZE = 32_768
@@ -90,7 +90,7 @@ def load_corpus(config: CorpusConfig, data_folder: Path, cache_folder: Path, wor
         "files": {name: sha256(file) for name, file in files.items()},
         "benchmarks": {task: sha256(file) for task, file in tables.items()},
     }
-    folder = cache_folder / f"corpus-{fingerprint(_VERSION, SHARD_SIZE, config, json.dumps(origin))}"
+    folder = cache_folder / f"corpus-{fingerprint(_VERSION, READING_RULE, SHARD_SIZE, config, json.dumps(origin))}"
     record = read_json(folder / "corpus.json")
     if record is None:
         smiles = _read_lines(list(files.values()), config.max_molecules)

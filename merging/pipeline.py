@@ -17,6 +17,7 @@ from merging.run import Run
 from models.adapter import TaskAdapters
 from models.backbone import Backbone, load_tensors, make_backbone
 from models.errors import ConfigError
+from models.featurize import READING_RULE
 from models.router import RouterConfig
 from models.unified import Expert, UnifiedModel
 
@@ -173,8 +174,9 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finetune_key(run: Run, task: str) -> str:
-    """What a fine-tuned model depends on: settings, seed, and checkpoint and data themselves."""
-    data = run.config.dataset_for(task), run.dataset(task).source_sha256
+    """What a fine-tuned model depends on: settings, seed, checkpoint and data themselves, and how
+    molecules are read."""
+    data = run.config.dataset_for(task), run.dataset(task).source_sha256, READING_RULE
     return fingerprint(run.start_key(), run.config.finetune_for(task), task, run.seed, *data)
 
 

@@ -42,7 +42,11 @@ NetworkConfig = Annotated[BackboneConfig | GraphNetworkConfig | ForceFieldConfig
 Network = Backbone | GraphNetwork | ForceField
 Member = Expert | ForceFieldExpert
 """What a task brings to a network."""
-_TAKES: dict[type[BaseModel], type[BaseModel]] = {MoleculeInput: BackboneConfig, FeatureInput: GraphNetworkConfig, AtomsInput: ForceFieldConfig}
+_TAKES: dict[type[BaseModel], type[BaseModel]] = {
+    MoleculeInput: BackboneConfig,
+    FeatureInput: GraphNetworkConfig,
+    AtomsInput: ForceFieldConfig,
+}
 
 
 class Manifest(BaseModel):

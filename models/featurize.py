@@ -1,4 +1,5 @@
-"""A molecule's text to its graph in the vocabulary of Hu et al. 2020 ("Strategies for Pre-training Graph Neural Networks").
+"""A molecule's text to its graph in the vocabulary of Hu et al. 2020 ("Strategies for Pre-training
+Graph Neural Networks").
 
 What happens at the edges of the vocabulary:
 
@@ -9,14 +10,17 @@ What happens at the edges of the vocabulary:
 - Bond directions: none, up-right, down-right; any other counts as none.
 - A single atom or a graph without bonds is valid.
 
-Chirality tags and bond directions depend on the order in which a molecule is written. Features are therefore those of one SMILES for each molecule,
-and what the network does not see decides neither what is in it nor its order (`READING_RULE`):
+Chirality tags and bond directions depend on the order in which a molecule is written. Features are
+therefore those of one SMILES for each molecule, and what the network does not see decides neither
+what is in it nor its order (`READING_RULE`):
 
-1. Atom-map numbers and isotopes are cleared. Hydrogen atoms are taken away, those with an isotope or a stereo bond too; a molecule of nothing but
-   hydrogen keeps one for each H2, H+ or H-. Stereo that only these made, or the proton of an ammonium ion, is no stereo any more.
+1. Atom-map numbers and isotopes are cleared. Hydrogen atoms are taken away, those with an isotope
+   or a stereo bond too; a molecule of nothing but hydrogen keeps one for each H2, H+ or H-. Stereo
+   that only these made, or the proton of an ammonium ion, is no stereo any more.
 2. What is left has a canonical SMILES: the one that is shown.
-3. Where a tag or a direction is in it, atoms are ranked on a copy without charges, radicals and hydrogen counts, whose dative bonds are single.
-   Written in that order and read again, the molecule has its features.
+3. Where a tag or a direction is in it, atoms are ranked on a copy without charges, radicals and
+   hydrogen counts, whose dative bonds are single. Written in that order and read again, the
+   molecule has its features.
 
 Other texts than SMILES (`models.molecule_text`) are turned into SMILES first.
 """
@@ -38,10 +42,12 @@ from models.molecule_text import TOO_LARGE, plain_smiles, shown, what_it_looks_l
 READING_RULE = 2
 """Version of how a molecule becomes a graph; an artifact's manifest says by which rule it reads.
 
-1: features of RDKit's canonical SMILES, whose order goes by atom-map numbers, isotopes, charges and hydrogen counts too; hydrogen atoms that RDKit's
-reader keeps (isotopes, stereo) are atoms of the graph.
-2: as the module's text says. Molecules without maps, isotopes and kept hydrogens have other features than by rule 1 only where a tag or a direction
-stands beside a charge, a radical or an aromatic NH, and rarely there.
+1: features of RDKit's canonical SMILES, whose order goes by atom-map numbers, isotopes, charges
+and hydrogen counts too; hydrogen atoms that RDKit's reader keeps (isotopes, stereo) are atoms of
+the graph.
+2: as the module's text says. Molecules without maps, isotopes and kept hydrogens have other
+features than by rule 1 only where a tag or a direction stands beside a charge, a radical or an
+aromatic NH, and rarely there.
 """
 
 P = ParamSpec("P")
@@ -69,7 +75,8 @@ class Molecule:
     """A molecule that was read.
 
     Attributes:
-        smiles: canonical SMILES (RDKit) of the molecule as it is read: with charges, without atom maps, isotopes and hydrogen atoms.
+        smiles: canonical SMILES (RDKit) of the molecule as it is read: with charges, without atom
+            maps, isotopes and hydrogen atoms.
         graph: its graph, a function of `smiles`.
     """
 
@@ -81,13 +88,14 @@ def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None)
     """Read a molecule.
 
     Args:
-        smiles: the text, a SMILES or what else `models.molecule_text` knows; white space around it is ignored.
+        smiles: the text, a SMILES or what else `models.molecule_text` knows; white space around it
+            is ignored.
         strict: False reads what MoleculeNet contains: valences are not checked, dummy atoms and odd bonds are mapped (see the module's text).
         max_atoms: more heavy atoms than this are an error.
 
     Raises:
-        MoleculeError: with code `empty_smiles`, `smiles_syntax`, `chemistry`, `too_many_atoms`, `dummy_atom` or `bond_type`, or one of
-            `models.molecule_text.plain_smiles`.
+        MoleculeError: with code `empty_smiles`, `smiles_syntax`, `chemistry`, `too_many_atoms`,
+            `dummy_atom` or `bond_type`, or one of `models.molecule_text.plain_smiles`.
     """
     with rdBase.BlockLogs():
         mol, types = _read(smiles, strict, max_atoms)
@@ -172,7 +180,11 @@ def _read(smiles: str, strict: bool, max_atoms: int | None) -> _Read:
     if max_atoms is not None and mol.GetNumAtoms() > max_atoms:
         raise MoleculeError("too_many_atoms", f"got {mol.GetNumAtoms()} atoms, expected at most {max_atoms}")
     if strict and "~" in text:  # RDKit reads it as a single bond where it closes a ring
-        raise MoleculeError("bond_type", f"got an unspecified bond (~) in {shown(text)}, expected single, double, triple, aromatic or dative")
+        got = f"got an unspecified bond (~) in {shown(text)}"
+        raise MoleculeError(
+            "bond_type",
+            f"{got}, expected single, double, triple, aromatic or dative",
+        )
     return mol, types
 
 
@@ -194,12 +206,14 @@ _ORDER_MATTERS = ("@", "/", "\\", "[H]", "[IH", "->", "<-")
 """In a canonical SMILES: reading it again may give other features, or another canonical SMILES (hydrogens kept for stereo that is none, O=[IH])."""
 
 _ALL_SEEN = re.compile(r"(?:[^\[]|\[C@@?H?\])*+")
-"""A canonical SMILES whose order goes by nothing that the network does not see: hydrogen counts of its atoms follow from bonds and elements."""
+"""A canonical SMILES whose order goes by nothing that the network does not see: hydrogen counts of
+its atoms follow from bonds and elements."""
 
 
 def _canonical(mol: Chem.Mol, strict: bool) -> tuple[Chem.Mol, str]:
-    """The molecule to take features of, and its canonical SMILES. RDKit's is not always its own canonical SMILES: then the one in which repetition
-    ends, and of several that take turns the first in the alphabet, so that each of them gives the same."""
+    """The molecule to take features of, and its canonical SMILES. RDKit's is not always its own
+    canonical SMILES: then the one in which repetition ends, and of several that take turns the
+    first in the alphabet, so that each of them gives the same."""
     smiles = str(Chem.MolToSmiles(mol))
     if not any(mark in smiles for mark in _ORDER_MATTERS):
         return mol, smiles
@@ -209,7 +223,12 @@ def _canonical(mol: Chem.Mol, strict: bool) -> tuple[Chem.Mol, str]:
     return _settled(mol, _in_seen_order(mol), _in_seen_order, strict)[0], smiles
 
 
-def _settled(mol: Chem.Mol, smiles: str, write: Callable[[Chem.Mol], str], strict: bool) -> tuple[Chem.Mol, str]:
+def _settled(
+    mol: Chem.Mol,
+    smiles: str,
+    write: Callable[[Chem.Mol], str],
+    strict: bool,
+) -> tuple[Chem.Mol, str]:
     """A SMILES that `write` gives again when it is read, and its molecule."""
     seen: dict[str, Chem.Mol] = {}
     while smiles not in seen and len(seen) < 8:
@@ -220,13 +239,20 @@ def _settled(mol: Chem.Mol, smiles: str, write: Callable[[Chem.Mol], str], stric
     return seen.get(smiles, mol), smiles
 
 
-_DATIVE = {Chem.BondType.DATIVE, Chem.BondType.DATIVEONE, Chem.BondType.DATIVEL, Chem.BondType.DATIVER}
+_DATIVE = {
+    Chem.BondType.DATIVE,
+    Chem.BondType.DATIVEONE,
+    Chem.BondType.DATIVEL,
+    Chem.BondType.DATIVER,
+}
 
 
 def _in_seen_order(mol: Chem.Mol) -> str:
-    """The SMILES whose order goes by what the network sees. Of a molecule without charges, radicals and aromatic NH it is the canonical one, but for
-    the order of components: each is ranked by itself, as RDKit does."""
-    return ".".join(map(_component_in_seen_order, Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)))
+    """The SMILES whose order goes by what the network sees. Of a molecule without charges,
+    radicals and aromatic NH it is the canonical one, but for the order of components: each is
+    ranked by itself, as RDKit does."""
+    components = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
+    return ".".join(map(_component_in_seen_order, components))
 
 
 def _component_in_seen_order(mol: Chem.Mol) -> str:
@@ -235,7 +261,7 @@ def _component_in_seen_order(mol: Chem.Mol) -> str:
         atom.SetFormalCharge(0)
         atom.SetNumRadicalElectrons(0)
         atom.SetNumExplicitHs(0)
-        atom.SetNoImplicit(False)  # as many as the valence leaves: that follows from bonds and elements
+        atom.SetNoImplicit(False)  # as many as the valence leaves, which bonds and elements say
     for bond in bare.GetBonds():
         if bond.GetBondType() in _DATIVE:
             bond.SetBondType(Chem.BondType.SINGLE)
@@ -246,7 +272,8 @@ def _component_in_seen_order(mol: Chem.Mol) -> str:
 
 
 def read_smiles(smiles: str, strict: bool = True) -> Chem.Mol:
-    """The sanitised molecule of a text, as it is read: without atom maps, isotopes and hydrogen atoms. `strict` and errors as of `featurize`."""
+    """The sanitised molecule of a text, as it is read: without atom maps, isotopes and hydrogen
+    atoms. `strict` and errors as of `featurize`."""
     return _read_any(plain_smiles(smiles), strict)
 
 
@@ -259,13 +286,14 @@ def _read_any(text: str, strict: bool) -> Chem.Mol:
         raise _wrong_characters(text)
     mol = Chem.MolFromSmiles(text)
     if mol is not None and TOO_LARGE.search(text):
-        raise MoleculeError(
-            "chemistry", f"got {shown(text)}, which is not a possible molecule: a charge, isotope or number of hydrogens is too large"
-        )
+        problem = "a charge, isotope or number of hydrogens is too large"
+        message = f"got {shown(text)}, which is not a possible molecule: {problem}"
+        raise MoleculeError("chemistry", message)
     if mol is None:
         mol = _read_unsanitized(text, strict)
     if mol.GetNumAtoms() == 0:
-        raise MoleculeError("empty_smiles", f"got {shown(text)}, which has no atoms, expected a molecule such as 'CCO'")
+        message = f"got {shown(text)}, which has no atoms, expected a molecule such as 'CCO'"
+        raise MoleculeError("empty_smiles", message)
     if _UNSEEN.search(text):
         mol = _without_unseen(text, strict)
     return _without_stereo_of_protons(mol) if _STEREO_OF_A_PROTON.search(text) else mol
@@ -275,8 +303,10 @@ _STEREO_OF_A_PROTON = re.compile(r"\[\d*N@@?H")
 
 
 def _without_stereo_of_protons(mol: Chem.Mol) -> Chem.Mol:
-    """The molecule whose nitrogen atoms are stereo centres only where they would be without a proton: in small rings and bridgeheads."""
-    protonated = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 7 and atom.GetChiralTag() and atom.GetTotalNumHs()]
+    """The molecule whose nitrogen atoms are stereo centres only where they would be without a
+    proton: in small rings and bridgeheads."""
+    nitrogens = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 7]
+    protonated = [atom for atom in nitrogens if atom.GetChiralTag() and atom.GetTotalNumHs()]
     bare = Chem.RWMol(mol)
     for atom in protonated:
         nitrogen = bare.GetAtomWithIdx(atom.GetIdx())
@@ -299,8 +329,9 @@ _UNSEEN = re.compile(r"\[(?:\d|H[]H\d:+-]|#1\D|[^]]*:)")
 def _without_unseen(text: str, strict: bool) -> Chem.Mol:
     """The molecule of a SMILES that can be read, without atom maps, isotopes and hydrogen atoms.
 
-    Labels are cleared before RDKit looks for stereo, and hydrogens taken away after it: RDKit's reader, which takes them away first, has been seen to
-    turn double bonds over where hydrogens carry their directions.
+    Labels are cleared before RDKit looks for stereo, and hydrogens taken away after it: RDKit's
+    reader, which takes them away first, has been seen to turn double bonds over where hydrogens
+    carry their directions.
     """
     mol = Chem.MolFromSmiles(text, sanitize=False)
     for atom in mol.GetAtoms():
@@ -323,20 +354,31 @@ def _without_hydrogens(mol: Chem.Mol) -> Chem.Mol:
     for bond in mol.GetBonds():
         bond.SetBondDir(Chem.BondDir.NONE)
         if bond.GetStereo() in _SIDES:
-            by_hydrogen = any(mol.GetAtomWithIdx(k).GetAtomicNum() == 1 for k in bond.GetStereoAtoms())
-            bond.SetStereo(Chem.BondStereo.STEREONONE if by_hydrogen else _SIDES[bond.GetStereo()])
+            ends = [mol.GetAtomWithIdx(k).GetAtomicNum() for k in bond.GetStereoAtoms()]
+            bond.SetStereo(Chem.BondStereo.STEREONONE if 1 in ends else _SIDES[bond.GetStereo()])
     mol = Chem.RemoveHs(mol, _HYDROGENS, sanitize=False)
     Chem.SetDoubleBondNeighborDirections(mol)
     return mol
 
 
-_SIDES = {Chem.BondStereo.STEREOE: Chem.BondStereo.STEREOTRANS, Chem.BondStereo.STEREOZ: Chem.BondStereo.STEREOCIS}
+_SIDES = {
+    Chem.BondStereo.STEREOE: Chem.BondStereo.STEREOTRANS,
+    Chem.BondStereo.STEREOZ: Chem.BondStereo.STEREOCIS,
+}
 
 
 def _hydrogens() -> Chem.RemoveHsParameters:
     """All but those that hold other atoms together, which only the tolerant mode reads."""
     parameters = Chem.RemoveHsParameters()
-    for kind in ("DefiningBondStereo", "DegreeZero", "DummyNeighbors", "Hydrides", "Isotopes", "NontetrahedralNeighbors", "OnlyHNeighbors"):
+    for kind in (
+        "DefiningBondStereo",
+        "DegreeZero",
+        "DummyNeighbors",
+        "Hydrides",
+        "Isotopes",
+        "NontetrahedralNeighbors",
+        "OnlyHNeighbors",
+    ):
         setattr(parameters, f"remove{kind}", True)
     return parameters
 
@@ -366,7 +408,8 @@ def _read_unsanitized(text: str, strict: bool) -> Chem.Mol:
     mol = Chem.MolFromSmiles(text, sanitize=False)
     if mol is None:
         hint = what_it_looks_like(text)
-        raise MoleculeError("smiles_syntax", f"got {shown(text)}, which is not valid SMILES syntax, expected a SMILES such as 'CCO'{hint}")
+        got = f"got {shown(text)}, which is not valid SMILES syntax"
+        raise MoleculeError("smiles_syntax", f"{got}, expected a SMILES such as 'CCO'{hint}")
     if not strict:
         mol.UpdatePropertyCache(strict=False)
         if Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True) == Chem.SANITIZE_NONE:

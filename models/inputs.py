@@ -19,11 +19,13 @@ class _Schema(BaseModel):
 
 
 class MoleculeInput(_Schema):
-    """Molecules, as text or as graphs in the vocabulary of Hu et al. 2020 (`models.graph.MolGraph`).
+    """Molecules, as text or as graphs in the vocabulary of Hu et al. 2020
+    (`models.graph.MolGraph`).
 
     Attributes:
-        reading_rule: by which molecules were read when its scores were measured (`models.featurize.READING_RULE`); 1 where a manifest does not say.
-            Whatever it is, molecules are read by today's rule.
+        reading_rule: by which molecules were read when its scores were measured
+            (`models.featurize.READING_RULE`); 1 where a manifest does not say. Whatever it is,
+            molecules are read by today's rule.
     """
 
     kind: Literal["molecule"] = "molecule"
@@ -32,7 +34,8 @@ class MoleculeInput(_Schema):
     @model_validator(mode="after")
     def _check_rule(self) -> Self:
         if self.reading_rule > READING_RULE:
-            raise ValueError(f"reading_rule: got {self.reading_rule}, expected at most {READING_RULE}: a newer version of G-Merging reads it")
+            got = f"reading_rule: got {self.reading_rule}, expected at most {READING_RULE}"
+            raise ValueError(f"{got}: a newer version of G-Merging reads it")
         return self
 
 

@@ -8,7 +8,7 @@ from rdkit import rdBase
 
 from models.errors import InvalidInputError, MoleculeError
 from models.featurize import Molecule, featurize, featurize_all
-from models.molecule_text import atoms_at_most, smiles_of_inchi, smiles_of_mol_block, text_kind
+from models.molecule_text import TextKind, atoms_at_most, smiles_of_inchi, smiles_of_mol_block, text_kind
 from service.graphs import Graph, MoleculeLimits, Wanted, check_graph, estimated_cost, read_graph
 from service.schemas import GraphIn, NoText
 
@@ -43,7 +43,8 @@ _LIMIT_NAMES = {
 }
 _LONGEST_MESSAGE = 300
 _INCHI_LENGTH = 4  # times that of a SMILES: it names every atom by a number, and hydrogens beside
-_BLOCK_LENGTH = 2000  # characters for an atom: its lines and those of its bonds and hydrogens, with room for S-groups and data
+# Characters for an atom: its lines and those of its bonds and hydrogens, with room for S-groups.
+_BLOCK_LENGTH = 2000
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class MolBlock:
-    """A mol block, such as a record of an SDF file; data fields behind its `M  END` are passed over."""
+    """A mol block, such as a record of an SDF file; data fields behind its `M  END` are passed
+    over."""
 
     text: str
 
@@ -169,10 +171,13 @@ def _read_text(source: str | MolBlock | InChI | NoText, limits: MoleculeLimits) 
     return Parsed(molecule.smiles, molecule.graph)
 
 
+_FIELDS: dict[type[MolBlock | InChI], TextKind] = {MolBlock: "mol_block", InChI: "inchi"}
+
+
 def _check_length(source: str | MolBlock | InChI, limits: MoleculeLimits) -> None:
     """Raises MoleculeError."""
     text = _text(source)
-    kind = text_kind(text) if isinstance(source, str) else "mol_block" if isinstance(source, MolBlock) else "inchi"
+    kind = text_kind(text) if isinstance(source, str) else _FIELDS[type(source)]
     most = limits.max_smiles_length * (_INCHI_LENGTH if kind == "inchi" else 1)
     name = f"{_INCHI_LENGTH} * max_smiles_length" if kind == "inchi" else "max_smiles_length"
     if kind == "mol_block":

@@ -58,7 +58,8 @@ _MOST_UNKNOWN_FIELDS = 10
 
 @dataclass(frozen=True)
 class NoText:
-    """What stands in a list of molecules in place of a text: an error of that item, and of no other.
+    """What stands in a list of molecules in place of a text: an error of that item, and of no
+    other.
 
     Attributes:
         got: what it is, in words of JSON.
@@ -67,26 +68,43 @@ class NoText:
     got: str
 
 
-_NO_TEXT = {bool: NoText("true or false"), int: NoText("a number"), float: NoText("a number"), list: NoText("a list"), type(None): NoText("null")}
+_NO_TEXT = {
+    bool: NoText("true or false"),
+    int: NoText("a number"),
+    float: NoText("a number"),
+    list: NoText("a list"),
+    type(None): NoText("null"),
+}
 _OBJECT = NoText("an object")
 
 
+def _text_or_kind(item: Any) -> str | NoText:
+    return item if isinstance(item, str) else _NO_TEXT.get(type(item), _OBJECT)
+
+
 def _listed(value: Any) -> Any:
-    """One is a list of one. Of what is no text only the kind is kept: a million of them cost no more than the list that they came in."""
+    """One is a list of one. Of what is no text only the kind is kept: a million of them cost no
+    more than the list that they came in."""
     if isinstance(value, list):
-        return [item if isinstance(item, str) else _NO_TEXT.get(type(item), _OBJECT) for item in value]
+        return list(map(_text_or_kind, value))
     return [value] if isinstance(value, str) else value
 
 
-_TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": ["string", "null"]}, "minItems": 1}]}
-_Texts = Annotated[list[str | NoText], Field(min_length=1, fail_fast=True), BeforeValidator(_listed), WithJsonSchema(_TEXT_OR_TEXTS)]
+_TEXTS = {"type": "array", "items": {"type": ["string", "null"]}, "minItems": 1}
+_Texts = Annotated[
+    list[str | NoText],
+    Field(min_length=1, fail_fast=True),
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS]}),
+]
 
 
 def _exactly_one(fields: dict[str, Any]) -> str:
     """The name of the one that is given. Raises ValueError."""
     given = [name for name, value in fields.items() if value is not None]
     if len(given) != 1:
-        raise ValueError(f"got {' and '.join(given) or 'none'} of {', '.join(fields)}, expected exactly one")
+        got = " and ".join(given) or "none"
+        raise ValueError(f"got {got} of {', '.join(fields)}, expected exactly one")
     return given[0]
 
 
@@ -138,10 +156,17 @@ class PredictRequest(_Request):
     """Molecules as text, or graphs, and what to answer about them."""
 
     smiles: _Texts | None = Field(
-        None, description="one SMILES or a list of them; CXSMILES, InChI and mol blocks are known by their look. What is no text is an item's error"
+        None,
+        description="one or a list; CXSMILES, InChI and mol blocks are known by their look",
     )
-    inchi: _Texts | None = Field(None, description="one InChI or a list of them, in place of `smiles`")
-    mol_block: _Texts | None = Field(None, description="one mol block (V2000 or V3000) or a list of them, in place of `smiles`")
+    inchi: _Texts | None = Field(
+        None,
+        description="one InChI or a list of them, in place of `smiles`",
+    )
+    mol_block: _Texts | None = Field(
+        None,
+        description="one mol block (V2000 or V3000) or a list of them, in place of `smiles`",
+    )
     graphs: Annotated[list[GraphIn], Field(min_length=1, fail_fast=True)] | None = Field(None, description="graphs, in place of `smiles`")
     tasks: Annotated[list[_TaskName], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="tasks to answer, by name (see `GET /tasks`); all of them if left out"
@@ -157,7 +182,8 @@ class PredictRequest(_Request):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _exactly_one({name: getattr(self, name) for name in ("smiles", "inchi", "mol_block", "graphs")})
+        names = ("smiles", "inchi", "mol_block", "graphs")
+        _exactly_one({name: getattr(self, name) for name in names})
         if self.tasks is not None and len(set(self.tasks)) != len(self.tasks):
             raise ValueError("got a task twice in tasks, expected each once")
         return self
@@ -166,15 +192,22 @@ class PredictRequest(_Request):
 class StreamLine(_Request):
     """One line of a stream: an object as this, or a molecule as a JSON string."""
 
-    smiles: str | None = Field(None, description="the molecule; CXSMILES, InChI and mol blocks are known by their look")
+    smiles: str | None = Field(
+        None,
+        description="the molecule; CXSMILES, InChI and mol blocks are known by their look",
+    )
     inchi: str | None = Field(None, description="an InChI, in place of `smiles`")
-    mol_block: str | None = Field(None, description="a mol block (V2000 or V3000), in place of `smiles`")
+    mol_block: str | None = Field(
+        None,
+        description="a mol block (V2000 or V3000), in place of `smiles`",
+    )
     graph: GraphIn | None = Field(None, description="a graph, in place of `smiles`")
     id: Annotated[str, StringConstraints(max_length=256)] | _Integer | None = Field(None, description="comes back with the answer")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _exactly_one({name: getattr(self, name) for name in ("smiles", "inchi", "mol_block", "graph")})
+        names = ("smiles", "inchi", "mol_block", "graph")
+        _exactly_one({name: getattr(self, name) for name in names})
         return self
 
 
@@ -231,8 +264,8 @@ class PredictionItem(BaseModel):
 
     index: int = Field(ge=0, description="position in the request")
     smiles: str | None = Field(
-        description="canonical SMILES of the molecule as it was read, without atom maps, isotopes and hydrogen atoms; null for a graph and for a "
-        "molecule that could not be read",
+        description="canonical SMILES of the molecule as it was read, without atom maps, isotopes "
+        "and hydrogen atoms; null for a graph and for a molecule that could not be read",
         examples=["CCO"],
     )
     tasks: dict[str, dict[str, float] | NodesOut | EnergyAndForcesOut] | None = Field(

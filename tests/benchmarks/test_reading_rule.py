@@ -6,7 +6,7 @@ import pytest
 import torch
 from rdkit import Chem
 
-from benchmarks.reading_rule import changed_rows, coloured, first_rule_graph, measure
+from benchmarks.reading_rule import coloured, first_rule_graph, measure
 from merging.datasets import MOLECULENET, DatasetSpec
 from models.compiled import CompiledModel
 from models.featurize import read_graph
@@ -21,8 +21,8 @@ BENZAMIDINE = "[H]/N=C(/N)c1ccccc1"
 def test_the_first_rule_went_by_what_the_network_does_not_see() -> None:
     assert coloured(first_rule_graph(MAPPED)) != coloured(first_rule_graph("C[C@H](N)C(=O)O"))
     assert first_rule_graph(BENZAMIDINE).num_nodes == 10
-    smiles = ["CCO", MAPPED, BENZAMIDINE, "C[C@H](N)C(=O)O"]
-    assert changed_rows(smiles, list(map(first_rule_graph, smiles)), list(map(read_graph, smiles))) == [1, 2]
+    for smiles, changed in (("CCO", False), (MAPPED, True), (BENZAMIDINE, True), ("C[C@H](N)O", False)):
+        assert (coloured(first_rule_graph(smiles)) != coloured(read_graph(smiles))) == changed
 
 
 @pytest.mark.parametrize("smiles", ["CCO", "c1ccccc1", "C[C@H](N)C(=O)O", "F/C=C/F", "[Na+].[Cl-]"])
@@ -42,7 +42,12 @@ def test_measured_on_a_small_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "moleculenet").mkdir()
     smiles = [f"{'C' * k}{tail}" for k in range(1, 9) for tail in ("O", "N", "c1ccccc1", "C1CCCC1", "c1ccncc1")]
     with gzip.open(tmp_path / "moleculenet/tiny.csv.gz", "wt") as file:
-        csv.writer(file).writerows([["smiles", "active"], *([text, k % 2] for k, text in enumerate([*smiles, MAPPED, BENZAMIDINE]))])
+        csv.writer(file).writerows(
+            [
+                ["smiles", "active"],
+                *([text, k % 2] for k, text in enumerate([*smiles, MAPPED, BENZAMIDINE])),
+            ]
+        )
     config = pico_config()
     model = CompiledModel(UnifiedModel(random_backbone(config), {"tiny": Expert(config, 4, ["active"])}, RouterConfig()))
     found = measure(model, "tiny", tmp_path)

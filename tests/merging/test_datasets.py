@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from merging import datasets
 from merging.config import RunConfig
 from merging.datasets import MOLECULENET, find_source, load_dataset
 from merging.molecule_tables import DatasetSpec
 from models.errors import DataError
-from models.featurize import featurize
+from models.featurize import READING_RULE, featurize
 from tests.merging.conftest import molecules, tail_has, write_csv
 
 
@@ -103,3 +104,23 @@ def test_published_sizes_and_split(task: str, shared: Path, tmp_path: Path) -> N
     assert len(dataset.graphs) == MOLECULENET[task].num_molecules
     sizes = [len(part) for part in vars(dataset.split).values()]
     assert sizes == {"bbbp": [1631, 204, 204], "clintox": [1182, 148, 148]}[task]
+
+
+def test_what_was_read_by_another_rule_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.csv").write_text("smiles,a\n" + "".join(f"{'C' * k}O,{k % 2}\n" for k in range(1, 11)))
+    spec = DatasetSpec(file="own.csv")
+    load_dataset("own", spec, tmp_path, tmp_path / "cache")
+    cached = (tmp_path / "cache/own.safetensors").stat().st_mtime_ns
+    load_dataset("own", spec, tmp_path, tmp_path / "cache")
+    assert (tmp_path / "cache/own.safetensors").stat().st_mtime_ns == cached
+    monkeypatch.setattr(datasets, "_CACHE_VERSION", datasets._CACHE_VERSION.replace(str(READING_RULE), str(READING_RULE + 1)))
+    load_dataset("own", spec, tmp_path, tmp_path / "cache")
+    assert (tmp_path / "cache/own.safetensors").stat().st_mtime_ns > cached
+
+
+def test_maps_isotopes_and_hydrogens_are_gone_from_graphs_and_scaffolds() -> None:
+    plain, labelled = datasets._parse_one("C[C@H](N)Cc1ccccc1"), datasets._parse_one("[2H]C[C@:1]([H])(N)Cc1cc[13cH]cc1")
+    assert plain is not None
+    assert labelled is not None
+    assert plain[1] == labelled[1] == "c1ccccc1"
+    assert len(plain[0][0]) == len(labelled[0][0]) == 10

@@ -7,7 +7,13 @@ from rdkit.Chem import rdDepictor
 
 from models.errors import MoleculeError
 from models.featurize import featurize, read_smiles
-from models.molecule_text import atoms_at_most, plain_smiles, smiles_of_inchi, smiles_of_mol_block, text_kind
+from models.molecule_text import (
+    atoms_at_most,
+    plain_smiles,
+    smiles_of_inchi,
+    smiles_of_mol_block,
+    text_kind,
+)
 
 ETHANOL = """ethanol
   -ours-  2D
@@ -103,8 +109,23 @@ def test_other_texts_than_smiles(text: str, smiles: str) -> None:
         (with_line("M  STY  1   1 SRU\nM  SAL   1  9  77"), "polymer"),
         (with_line("M  STY  1   1 FOR"), "polymer"),
         (with_line("M  LIN  1   2   4   1   3"), "polymer"),
-        (v3000_with("BEGIN SGROUP", "1 SRU 1 ATOMS=(1 2) XBONDS=(2 1 2) CONNECT=HT LABEL=n", "END SGROUP"), "polymer"),
-        (v3000_with("BEGIN SGROUP", "1 DAT 1 ATOMS=(1 2) FIELDNAME=a", "2 MON 2 ATOMS=(1 2)", "END SGROUP"), "polymer"),
+        (
+            v3000_with(
+                "BEGIN SGROUP",
+                "1 SRU 1 ATOMS=(1 2) XBONDS=(2 1 2) CONNECT=HT LABEL=n",
+                "END SGROUP",
+            ),
+            "polymer",
+        ),
+        (
+            v3000_with(
+                "BEGIN SGROUP",
+                "1 DAT 1 ATOMS=(1 2) FIELDNAME=a",
+                "2 MON 2 ATOMS=(1 2)",
+                "END SGROUP",
+            ),
+            "polymer",
+        ),
         (block("CCO", v3000=True).replace("M  V30 1 C", "M  V30 1 *"), "dummy_atom"),
         ("CCO |$;;COOH$|", "dummy_atom"),
         ("CCO |$_R1;;$|", "dummy_atom"),
@@ -140,7 +161,11 @@ def test_what_is_refused(text: str, code: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "hint"),
-    [("LFQSCWFLJHTTHZ-UHFFFAOYSA-N", "InChIKey"), ("64-17-5", "CAS number"), ("aspirin", "expected a SMILES")],
+    [
+        ("LFQSCWFLJHTTHZ-UHFFFAOYSA-N", "InChIKey"),
+        ("64-17-5", "CAS number"),
+        ("aspirin", "expected a SMILES"),
+    ],
 )
 def test_names_and_numbers_are_refused_in_words(text: str, hint: str) -> None:
     with pytest.raises(MoleculeError, match=hint) as caught:

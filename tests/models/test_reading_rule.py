@@ -1,4 +1,5 @@
-"""One molecule, one answer: whatever the network does not see decides neither about features nor about their order."""
+"""One molecule, one answer: whatever the network does not see decides neither about features nor
+about their order."""
 
 import csv
 import gzip
@@ -20,10 +21,34 @@ from models.unified import UnifiedModel
 from tests.conftest import pico_config, random_backbone, random_experts
 
 OURS = (
-    *("C[C@H](N)C(=O)O", "CC(C)[C@@H]1CC[C@@H](C)C[C@H]1O", "N=C(N)c1ccccc1", "F/C=C/Cl", "C/C=C/C=C\\C(=O)O", "N[C@@H](Cc1c[nH]cn1)C(=O)O"),
-    *("C[N@@+]1(CC)CC[C@H](O)C1.[Cl-]", "CC[C@@H](C)[C@H](N)C(=O)NCC(=O)O", "CN1[C@H]2CC[C@@H]1[C@@H](C(=O)OC)[C@@H](OC(=O)c1ccccc1)C2"),
-    *("C[S@](=O)c1ccccc1", "O=[N+]([O-])c1ccc([C@@H](O)CN)cc1", "C1C[C@@H]2CC[C@H]1C2", "C/C(=N\\O)c1ccccc1", "[Na+].C[C@H](O)C([O-])=O"),
-    *("C[C@H](F)Cl.C[C@@H](F)Cl", "OC[C@@H](O)[C@H](O)C", "C[P@](=O)(O)c1ccccc1", "C[Si@](F)(Cl)CC", "CC(C)(C)OC(=O)N[C@@H](C)C(=O)O", "c1ccccc1"),
+    *(
+        "C[C@H](N)C(=O)O",
+        "CC(C)[C@@H]1CC[C@@H](C)C[C@H]1O",
+        "N=C(N)c1ccccc1",
+        "F/C=C/Cl",
+        "C/C=C/C=C\\C(=O)O",
+        "N[C@@H](Cc1c[nH]cn1)C(=O)O",
+    ),
+    *(
+        "C[N@@+]1(CC)CC[C@H](O)C1.[Cl-]",
+        "CC[C@@H](C)[C@H](N)C(=O)NCC(=O)O",
+        "CN1[C@H]2CC[C@@H]1[C@@H](C(=O)OC)[C@@H](OC(=O)c1ccccc1)C2",
+    ),
+    *(
+        "C[S@](=O)c1ccccc1",
+        "O=[N+]([O-])c1ccc([C@@H](O)CN)cc1",
+        "C1C[C@@H]2CC[C@H]1C2",
+        "C/C(=N\\O)c1ccccc1",
+        "[Na+].C[C@H](O)C([O-])=O",
+    ),
+    *(
+        "C[C@H](F)Cl.C[C@@H](F)Cl",
+        "OC[C@@H](O)[C@H](O)C",
+        "C[P@](=O)(O)c1ccccc1",
+        "C[Si@](F)(Cl)CC",
+        "CC(C)(C)OC(=O)N[C@@H](C)C(=O)O",
+        "c1ccccc1",
+    ),
 )
 """With stereo of every kind, charges, salts, rings, aromatic NH."""
 
@@ -99,7 +124,8 @@ def spelled(smiles: str, writer: Writer, seed: int) -> str:
 
 
 def check_spellings(smiles: str, seed: int) -> list[Molecule]:
-    """Every spelling has the graph of the first, to the order of atoms, and its canonical SMILES but for charges; both ways of reading agree."""
+    """Every spelling has the graph of the first, to the order of atoms, and its canonical SMILES
+    but for charges; both ways of reading agree."""
     molecule = featurize(smiles)
     expected, found = coloured(molecule.graph), [molecule]
     for name, writer in {"canonical": None, **WRITERS}.items():
@@ -107,7 +133,11 @@ def check_spellings(smiles: str, seed: int) -> list[Molecule]:
         other = featurize(text)
         assert coloured(other.graph) == expected, (smiles, name, text)
         assert name == "charged" or other.smiles == molecule.smiles, (smiles, name, text)
-        assert all(map(torch.equal, vars(read_graph(text)).values(), vars(other.graph).values())), (smiles, name, text)
+        assert all(map(torch.equal, vars(read_graph(text)).values(), vars(other.graph).values())), (
+            smiles,
+            name,
+            text,
+        )
         found.append(other)
     return found
 
@@ -126,7 +156,16 @@ def test_every_spelling_has_one_graph_and_one_answer(smiles: str, model: Compile
         assert (values.amax(0) - values.amin(0)).max() <= 1e-6
 
 
-@pytest.mark.parametrize(("task", "column"), [("bbbp", "smiles"), ("sider", "smiles"), ("bace", "mol"), ("clintox", "smiles"), ("tox21", "smiles")])
+@pytest.mark.parametrize(
+    ("task", "column"),
+    [
+        ("bbbp", "smiles"),
+        ("sider", "smiles"),
+        ("bace", "mol"),
+        ("clintox", "smiles"),
+        ("tox21", "smiles"),
+    ],
+)
 def test_every_spelling_of_real_molecules_has_one_graph(task: str, column: str, shared: Path) -> None:
     """100 of each set, so 500: with stereo, charges, salts, metals, isotopes."""
     with gzip.open(shared / f"data/moleculenet/{task}.csv.gz", "rt") as file:
@@ -187,13 +226,30 @@ def test_charges_hydrogens_and_radicals_are_not_seen(one: str, other: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O"), ("F/C=C/F", "F/C=C\\F"), ("C[S@](=O)CC", "C[S@@](=O)CC"), ("C/C=N/O", "C/C=N\\O")]
+    ("one", "other"),
+    [
+        ("C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O"),
+        ("F/C=C/F", "F/C=C\\F"),
+        ("C[S@](=O)CC", "C[S@@](=O)CC"),
+        ("C/C=N/O", "C/C=N\\O"),
+    ],
 )
 def test_stereo_is_seen(one: str, other: str) -> None:
     assert coloured(featurize(one).graph) != coloured(featurize(other).graph)
 
 
-@pytest.mark.parametrize(("smiles", "atoms"), [("[H+]", 1), ("[2H+]", 1), ("[H-]", 1), ("[H]", 1), ("[3H][3H]", 1), ("[H+].[H-]", 2), ("[2H].Cl", 1)])
+@pytest.mark.parametrize(
+    ("smiles", "atoms"),
+    [
+        ("[H+]", 1),
+        ("[2H+]", 1),
+        ("[H-]", 1),
+        ("[H]", 1),
+        ("[3H][3H]", 1),
+        ("[H+].[H-]", 2),
+        ("[2H].Cl", 1),
+    ],
+)
 def test_a_molecule_keeps_an_atom(smiles: str, atoms: int) -> None:
     graph = featurize(smiles).graph
     assert graph.num_nodes == atoms
@@ -206,7 +262,8 @@ def test_hydrogens_that_hold_atoms_together_stay() -> None:
 
 
 def test_double_bonds_are_not_turned_over_with_their_hydrogens() -> None:
-    """RDKit's own reader gives another isomer for this polyene whose hydrogens carry the directions."""
+    """RDKit's own reader gives another isomer for this polyene whose hydrogens carry the
+    directions."""
     smiles = "C/C=C/C=C/CC/C=C/C=C/C"
     for seed in range(30):
         assert featurize(spelled(smiles, with_all_hydrogens, seed)).smiles == smiles
