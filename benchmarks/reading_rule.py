@@ -9,8 +9,6 @@ second. Writes `results/reading_rule.json`.
 """
 
 import argparse
-import csv
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,11 @@ from torch import Tensor
 
 from benchmarks.measuring import RELEASED, RESULTS, machine
 from merging.calibration import brier_score, expected_calibration_error
-from merging.datasets import MOLECULENET, Split, scaffold_split
+from merging.datasets import MOLECULENET
 from merging.evaluation import predict, roc_auc
-from merging.files import open_text, read_json, write_json
+from merging.files import read_json, write_json
+from merging.molecule_tables import read_molecule_table
+from merging.splits import Split, scaffold_split
 from models import featurize
 from models.artifact import load_artifact
 from models.compiled import CompiledModel
@@ -50,14 +50,10 @@ class Rows:
 
 def read_rows(task: str, data: Path) -> Rows:
     """The published rows of a set."""
-    spec = MOLECULENET[task]
-    with open_text(data / "moleculenet" / f"{task}.csv.gz") as stream:
-        table = list(csv.DictReader(stream))
-    others = (spec.smiles_column, "mol_id")
-    names = spec.label_columns or tuple(name for name in table[0] if name not in others)
-    readable = [row for row in table if _first_rule_molecule(row[spec.smiles_column]) is not None]
-    labels = [[float(row[name]) if row[name] else math.nan for name in names] for row in readable]
-    return Rows([row[spec.smiles_column] for row in readable], torch.tensor(labels))
+    table = read_molecule_table(data / "moleculenet" / f"{task}.csv.gz", MOLECULENET[task])
+    kept = [k for k, text in enumerate(table.molecules) if _first_rule_molecule(text) is not None]
+    labels = torch.tensor([label.values for label in table.labels]).T[kept]
+    return Rows([table.molecules[k] for k in kept], labels)
 
 
 def _first_rule_molecule(smiles: str) -> Chem.Mol | None:
