@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.common import by_task
-from merging.config import RunConfig
+from merging.config import RunConfig, only_tasks
 from merging.extension import gain, new_adapters
 from merging.pipeline import adapters_from, expert, merge_key, merged_backbone
 from merging.run import Run
@@ -18,12 +18,9 @@ from merging.run import Run
 
 def without(config: RunConfig, task: str) -> RunConfig:
     """The same configuration with one task less."""
-    values = config.model_dump()
-    values["tasks"] = [each for each in config.tasks if each != task]
-    values["compare"] = {}
-    for section in ("finetune_by_task", "alignment_by_task"):
-        values[section].pop(task, None)
-    return RunConfig.model_validate(values)
+    others = [name for name in config.tasks if name != task]
+    values = config.model_dump() | {"tasks": others, "compare": {}}
+    return RunConfig.model_validate(only_tasks(values, others))
 
 
 def added(run: Run, task: str) -> dict[str, Any]:
