@@ -107,8 +107,8 @@ def test_published_sizes_and_split(task: str, shared: Path, tmp_path: Path) -> N
 
 
 def test_what_was_read_by_another_rule_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own.csv").write_text("smiles,a\n" + "".join(f"{'C' * k}O,{k % 2}\n" for k in range(1, 11)))
-    spec = DatasetSpec(file="own.csv")
+    (tmp_path / "own.csv").write_text("smiles,a\n" + "".join(f"{'C' * k}O,{k % 2}\n" for k in range(1, 41)))
+    spec = DatasetSpec(file="own.csv", split="random")
     load_dataset("own", spec, tmp_path, tmp_path / "cache")
     cached = (tmp_path / "cache/own.safetensors").stat().st_mtime_ns
     load_dataset("own", spec, tmp_path, tmp_path / "cache")

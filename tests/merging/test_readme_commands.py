@@ -48,7 +48,7 @@ def commands(page: Path) -> list[list[str]]:
 
 def example() -> str:
     """The README's configuration of somebody's own tasks."""
-    return yaml_block("extends: ")
+    return yaml_block("# mine.yaml\n")
 
 
 def yaml_block(start: str) -> str:
@@ -137,7 +137,14 @@ def write_data(data: Path) -> None:
         data / "herg.csv",
         "structure",
         ("blocker", "note"),
-        list(zip(molecules(), tail_has("F"), tail_has("S"), strict=True)),
+        [(smiles, "strong" if one == "1" else "weak", note) for smiles, one, note in zip(molecules(), tail_has("F"), tail_has("S"), strict=True)],
+    )
+    folds = [str(k % 6) for k, _ in enumerate(molecules())]
+    write_csv(
+        data / "ames.csv",
+        "smiles",
+        ("TA98", "TA100", "fold"),
+        list(zip(molecules(), tail_has("N"), tail_has("O"), folds, strict=True)),
     )
     (data / "herg.csv.gz").write_bytes(gzip.compress((data / "herg.csv").read_bytes()))
     for task in FORCE_FIELDS.tasks:
