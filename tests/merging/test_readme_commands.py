@@ -231,8 +231,8 @@ def test_the_chain_from_training_to_a_plan_runs_as_written(desk: Path) -> None:
     folders = ("models/releases/moleculenet-gcn", "extended", "smaller")
     released, extended, smaller = (load_artifact(desk / folder).manifest for folder in folders)
     assert (released.name, list(released.tasks)) == ("moleculenet-gcn", list(TASKS))
-    assert list(extended.tasks) == [*TASKS, "solubility", "herg"]
-    assert list(smaller.tasks) == ["bbbp", "bace", "solubility", "herg"]
+    assert list(extended.tasks) == [*TASKS, "solubility", "hERG", "ames"]
+    assert list(smaller.tasks) == ["bbbp", "bace", "solubility", "hERG", "ames"]
     assert load_artifact(desk / "screened").manifest.router.candidates == 32
     assert (desk / "plan.json").is_file()
 
