@@ -13,22 +13,18 @@ run that is cut off leaves what it had. The exit code is 1 where a section faile
 """
 
 import argparse
-import http.client
 import json
 import logging
 import os
 import platform
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +34,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import RELEASED, RESULTS, machine
+from benchmarks.own_service import get, loaded, post, served, timed_posts
 from models.artifact import load_artifact
 from models.backbone import Backbone, load_backbone
 from models.featurize import featurize_all
@@ -257,92 +254,6 @@ def service(bench: Bench) -> dict[str, Any]:
     }
     good = gap <= TOLERANCE and log["exit_code"] == 0 and all(name.startswith(bench.device.type) for name in device)
     return found if good and device else {**found, "failed": True, "log": log["tail"]}
-
-
-@contextmanager
-def served(device: str, environment: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A ready service on a free port of this machine; afterwards its exit code and the end of its log are in the dictionary."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log: dict[str, Any] = {}
-    with tempfile.TemporaryFile() as output:
-        variables = os.environ | environment | {"GMERGING_DEVICE": device, "GMERGING_PORT": str(port)}
-        process = subprocess.Popen([sys.executable, "-m", "service"], env=variables, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            end = time.monotonic() + 150
-            while True:
-                try:
-                    get(port, "/readyz")
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > end:
-                        raise RuntimeError("the service did not become ready") from None
-                    time.sleep(0.2)
-            yield port, log
-        finally:
-            process.terminate()
-            try:
-                log["exit_code"] = process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                log["exit_code"] = "killed"
-            output.seek(0)
-            log["tail"] = output.read()[-3000:].decode("utf-8", "replace")
-            if log["exit_code"] != 0:
-                print(log["tail"], file=sys.stderr)
-
-
-def get(port: int, path: str) -> str:
-    """A page of the service. Raises OSError unless it answers 200."""
-    return _ask(port, "GET", path, None)
-
-
-def post(port: int, body: dict[str, Any]) -> Any:
-    """The answer of `/predict`. Raises OSError unless it is 200."""
-    return json.loads(_ask(port, "POST", "/predict", json.dumps(body)))
-
-
-def _ask(port: int, method: str, path: str, body: str | None) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request(method, path, body, {"content-type": "application/json"})
-        response = connection.getresponse()
-        text = response.read().decode()
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise OSError(f"got {response.status} from {path}: {text[:300]}")
-    return text
-
-
-def timed_posts(port: int, body: dict[str, Any], count: int) -> Iterator[float]:
-    """Wall seconds of requests one after the other; the first three are not counted."""
-    for k in range(count + 3):
-        started = time.perf_counter()
-        post(port, body)
-        if k >= 3:
-            yield time.perf_counter() - started
-
-
-def loaded(port: int, smiles: Sequence[str], seconds: float) -> float:
-    """Molecules answered per second, all tasks, 16 clients with 100 molecules a request."""
-    answered, end = [0] * 16, time.perf_counter() + seconds
-    parts = [list(smiles[begin : begin + 100]) for begin in range(0, len(smiles) - 99, 100)]
-
-    def client(k: int) -> None:
-        turn = k
-        while time.perf_counter() < end:
-            answered[k] += len(post(port, {"smiles": parts[turn % len(parts)]})["predictions"])
-            turn += 16
-
-    threads = [threading.Thread(target=client, args=(k,)) for k in range(16)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(answered) / (time.perf_counter() - started)
 
 
 def memory(bench: Bench) -> dict[str, Any]:

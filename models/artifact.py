@@ -189,19 +189,7 @@ def check_output(
     Raises:
         ArtifactError: it may not; the message says why.
     """
-    try:
-        target = folder.resolve()
-    except (OSError, RuntimeError) as error:
-        raise ArtifactError(f"{folder}: got a path that leads nowhere: {error}") from error
-    for parent in target.parents:
-        if (parent / MANIFEST).is_file() and (parent / BACKBONE).is_file():
-            message = f"got a folder inside the artifact {parent}, expected one outside"
-            raise ArtifactError(f"{folder}: {message}")
-    there = next(parent for parent in target.parents if os.path.lexists(parent))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ArtifactError(f"{folder}: got {there}, expected a folder that can be written to")
-    if os.path.ismount(target):
-        raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
+    target = _writable(folder)
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return target
     if not target.is_dir():
@@ -229,6 +217,24 @@ def check_output(
         raise ArtifactError(
             f"{folder}: got a newer artifact there, {name} {old.version}; expected none newer than {version}, or another folder, or --replace"
         )
+    return target
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, absolute and without symbolic links, if something may be written there at all."""
+    try:
+        target = folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(f"{folder}: got a path that leads nowhere: {error}") from error
+    for parent in target.parents:
+        if (parent / MANIFEST).is_file() and (parent / BACKBONE).is_file():
+            message = f"got a folder inside the artifact {parent}, expected one outside"
+            raise ArtifactError(f"{folder}: {message}")
+    there = next(parent for parent in target.parents if os.path.lexists(parent))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{folder}: got {there}, expected a folder that can be written to")
+    if os.path.ismount(target):
+        raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
     return target
 
 
