@@ -137,7 +137,10 @@ def write_data(data: Path) -> None:
         data / "herg.csv",
         "structure",
         ("blocker", "note"),
-        [(smiles, "strong" if one == "1" else "weak", note) for smiles, one, note in zip(molecules(), tail_has("F", "O"), tail_has("S"), strict=True)],
+        [
+            (smiles, "strong" if one == "1" else "weak", note)
+            for smiles, one, note in zip(molecules(), tail_has("F", "O"), tail_has("S"), strict=True)
+        ],
     )
     folds = [str(k % 6) for k, _ in enumerate(molecules())]
     write_csv(
