@@ -37,7 +37,8 @@ def test_published_checkpoints_give_the_published_network_on_real_molecules(kind
     graphs = [featurize(each, strict=False).graph for each in smiles]
     expected = torch.cat([by_oracle(double, graph) for graph in graphs])
     largest = float(expected.detach().abs().max())
-    torch.testing.assert_close(double(collate(graphs)), expected, rtol=0, atol=1e-11 * largest)
+    # GAT's scores are so large here that the last digit of one moves its weight by 1e-7 (MKL, AVX2).
+    torch.testing.assert_close(double(collate(graphs)), expected, rtol=0, atol=1e-6 * largest)
     # float32 loses digits in the network itself: some BatchNorm channels of these files divide by a
     # variance of 1e-5. How many is a matter of the processor: 8e-5 of the largest with AVX2.
     torch.testing.assert_close(single(collate(graphs)).double(), expected, rtol=0, atol=1e-3 * largest)
