@@ -190,7 +190,7 @@ def seconds_of(study: Study) -> dict[str, float]:
             if name.endswith(OWN) or name == RELEASED:
                 start = time.perf_counter()
                 make()
-                stored[name] = round(time.perf_counter() - start, 2)
+                stored[name] = round(time.perf_counter() - start, 6)
         write_json(path, stored)
     return stored
 
