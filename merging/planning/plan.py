@@ -173,7 +173,7 @@ def measured(run: Run, name: str, first: str, second: str, space: Callable[[str]
         a, b, start = space(first), space(second), time.process_time()
         generator = np.random.default_rng([run.seed, zlib.crc32(f"{first}/{second}".encode())])
         found = gromov_wasserstein(a, b, settings.variant, settings.restarts, generator)
-        return {**asdict(found), "seconds": round(time.process_time() - start, 3)}
+        return {**asdict(found), "seconds": round(time.process_time() - start, 6)}
 
     key = fingerprint(finetune_key(run, first), finetune_key(run, second), settings.variant, settings.restarts)
     return run.record(f"planning/{name}/{first}-{second}", key, make)

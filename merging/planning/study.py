@@ -152,7 +152,7 @@ def _sizes(run: Run) -> dict[str, Any]:
         for variant in VARIANT_STARTS:
             start = time.process_time()
             found = gromov_wasserstein(spaces[0], spaces[1], variant, 1, np.random.default_rng(run.seed))
-            table[str(count)][variant] = {"distance": round(found.distance, 5), "seconds": round(time.process_time() - start, 3)}
+            table[str(count)][variant] = {"distance": round(found.distance, 5), "seconds": round(time.process_time() - start, 6)}
     return table
 
 
