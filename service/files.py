@@ -39,7 +39,7 @@ from service.answers import item, written
 from service.engine import EngineInfo
 from service.pipeline import Result
 from service.reading import Unreadable
-from service.sdf import SdfRecord, field_names, read_sdf
+from service.sdf import HEADER_LINES, SdfRecord, field_names, is_counts, read_sdf
 from service.streams import GROUP, Record
 
 FileKind = Literal["csv", "tsv", "smi", "sdf"]
@@ -156,6 +156,8 @@ def open_file(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     if file_format.kind == "smi":
         return _open_lines(stream, file_format)
     table = open_table(stream, "\t" if file_format.kind == "tsv" else None)
+    if file_format.kind == "tsv" and len(table.columns) == 1:  # a CSV by another name
+        table = open_table(stream)
     return _open_table(table, file_format)
 
 
@@ -178,7 +180,8 @@ def _row_record(row: Row, column: int) -> Record:
 
 
 def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
-    """A SMILES and a name on each line; or a table, if the first line names columns."""
+    """A SMILES and a name on each line; or a table, if the first line names columns; or an SDF, if
+    it begins as one."""
     wanted = file_format.smiles_column
     try:
         table = open_table(stream)
@@ -187,6 +190,9 @@ def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
         encoding = table.encoding
     except InvalidInputError:
         encoding = encoding_of(stream)  # an empty file
+    beginning = islice(TextLines(stream, encoding), HEADER_LINES + 1)
+    if any(is_counts(line.rstrip("\r\n")) for line in beginning):
+        return _open_sdf(stream, file_format)
     if wanted not in (None, "smiles"):
         raise InvalidInputError(
             f"got smiles_column {wanted!a} for lines of SMILES, expected it for tables only",

@@ -177,6 +177,8 @@ async def _form_fields(
         if (count := names.count(name)) > 1 and name != "tasks":
             what = f"got {count} files" if name == "file" else f"got it {count} times"
             raise _bad_field(name, f"{what}, expected one")
+        if name == "file" and isinstance(value, str):
+            raise _bad_field(name, "got a field of text, expected a file, with its name")
         if value == "":
             raise _bad_field(name, "got an empty field, expected a value")
     return _FormFields(format, smiles_column, id_field, output, model, tasks, routing)

@@ -38,6 +38,18 @@ def with_line(line: str) -> str:
     return ETHANOL.replace("M  END", line + "\nM  END")
 
 
+def multiplied(times: int) -> str:
+    """Ethanol, whose carbons are in a multiple group of one atom and so many."""
+    display = "".join(f"M  SDI   1  4{x:>10}{0.1:>10}{x:>10}{0.9:>10}\n" for x in (0.1, 0.9))
+    group = "M  STY  1   1 MUL\nM  SAL   1  2   1   2\nM  SPA   1  1   1\nM  SMT   1 "
+    return with_line(f"{group}{times}\n{display}".rstrip("\n"))
+
+
+def abbreviated(label: str) -> str:
+    """Ethanol, whose oxygen is an abbreviation."""
+    return with_line(f"M  STY  1   1 SUP\nM  SAL   1  1   3\nM  SMT   1 {label}")
+
+
 def v3000_with(*lines: str) -> str:
     return block("CCO", v3000=True).replace("M  V30 END CTAB", "\n".join([*(f"M  V30 {line}" for line in lines), "M  V30 END CTAB"]))
 
@@ -84,6 +96,7 @@ def code_of(text: str, max_atoms: int | None = None) -> str:
         (with_line("V    3 0.45"), "CCO"),
         (with_line("M  STY  1   1 DAT"), "CCO"),
         (with_line("M  STY  1   1 SUP\nM  SAL   1  1   3\nM  SMT   1 OH"), "CCO"),
+        (multiplied(2), "CCO"),
         (block("C[C@H](N)C(=O)O"), "C[C@H](N)C(=O)O"),
         (block("C[C@H](N)C(=O)O", v3000=True), "C[C@H](N)C(=O)O"),
         (block("F/C=C\\F", v3000=True), "F/C=C\\F"),
@@ -104,6 +117,11 @@ def test_other_texts_than_smiles(text: str, smiles: str) -> None:
         (with_line("A    2\nMe"), "dummy_atom"),
         (with_line("A    1\nR1"), "dummy_atom"),
         (with_line("M  APO  1   1   1"), "dummy_atom"),
+        (with_line("M  RGP  1   3   1"), "dummy_atom"),
+        (with_line("M  MRV SMA   3 [O,N]"), "dummy_atom"),
+        (abbreviated("COOH"), "dummy_atom"),
+        (multiplied(3), "polymer"),
+        ("none\n\n\n  0  0  0     0  0            999 V2000\nM  END\n", "empty_smiles"),
         (with_line("M  STY  1   1 SRU\nM  SAL   1  1   3\nM  SMT   1 n"), "polymer"),
         (with_line("M  STY  2   1 DAT   2 COP"), "polymer"),
         (with_line("M  STY  1   1 SRU\nM  SAL   1  9  77"), "polymer"),

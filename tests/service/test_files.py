@@ -51,6 +51,22 @@ def test_table(separator: str, kind: FileKind) -> None:
     assert records[1].own == ("b", "C", "x, y")
 
 
+@pytest.mark.parametrize("content", ["smiles,name\nCCO,a\n", "name;smiles\na;CCO\n", "smiles\nCCO\n"])
+def test_tsv_without_tabs(content: str) -> None:
+    assert shown(opened(content, "tsv")[1]) == ["CCO"]
+    assert opened("smiles\ta,b\nCCO\t1,2\n", "tsv")[1][0].own == ("CCO", "1,2")
+
+
+@pytest.mark.parametrize("header", ["one\n  -ours-\n\n", "one\n", ""])
+def test_sdf_by_another_name(header: str) -> None:
+    lines = named("").split("\n", 3)[3]
+    columns, records = opened(f"{header}{lines}> <ID>\nZ1\n\n$$$$\n" + named("two"), "smi")
+    assert columns == ("name", "ID")
+    assert [isinstance(record.source, MolBlock) for record in records] == [True, True]
+    table = f'id,structure\na,"{named("one")}"\n'
+    assert opened(table, "smi")[0] == ("id", "structure")
+
+
 def test_column_by_name() -> None:
     assert shown(opened("smiles,product\nC,CC\n", "csv", "product")[1]) == ["CC"]
     with pytest.raises(InvalidInputError, match="expected 'nope'"):
@@ -458,6 +474,42 @@ def test_fields_without_blank_lines_and_twice() -> None:
     assert (columns, record.own) == (("name", "A", "B"), ("one", "1\n4", "2\n\n3"))
 
 
+def test_only_the_line_of_four_dollars_ends_a_record() -> None:
+    content = named("$$$$weird") + "> <PRICE>\n$$$$ high\n\n$$$$  \n" + named("two")
+    columns, records = opened(content, "sdf")
+    assert columns == ("name", "PRICE")
+    assert [record.own for record in records] == [("$$$$weird", "$$$$ high"), ("two", None)]
+
+
+def test_headers_of_fields() -> None:
+    fields = "> 25 (MD-1) <A> DT1\n> see <ref>\n  \n\n> DT12\nx\n\n> <>\ny\n \n> (an) odd <B>\nz\n"
+    columns, (record,) = opened(named("one") + fields + "$$$$\n", "sdf")
+    assert columns == ("name", "A", "DT12", "", "B")
+    assert record.own == ("one", "> see <ref>", "x", "y", "z")
+
+
+def test_a_record_of_fields_alone() -> None:
+    columns, records = opened("> <A>\n1\n\n$$$$\n\n$$$$\n" + named("two"), "sdf")
+    assert columns == ("name", "A")
+    assert shown(records)[:2] == ["mol_block_syntax"] * 2
+    assert [record.own for record in records] == [("", "1"), ("", None), ("two", None)]
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("\n\none\n  -ours-  01112713572D\n\n", "one"),
+        ("one\n  -ours-  01112713572D\n", "one"),
+        ("  -ours-  01112713572D\n\n", ""),
+        ("     RDKit          2D\n\n", ""),
+        ("", ""),
+    ],
+)
+def test_name_in_a_header_with_more_or_fewer_lines(header: str, name: str) -> None:
+    lines = named("").split("\n", 3)[3]
+    assert titles(f"{header}{lines}$$$$\n{header}{lines}") == [(name, True)] * 2
+
+
 def test_too_many_and_too_long_fields() -> None:
     many = named("one") + "".join(f"> <F{k}>\n1\n\n" for k in range(1001)) + "$$$$\n"
     with pytest.raises(InvalidInputError, match="data fields of more than 1000 names"):
@@ -563,6 +615,8 @@ async def test_one_file_at_a_time() -> None:
     async with serving() as client:
         twice = await client.post("/predict/file", files=two)
         wrong = await client.post("/predict/file", files=other)
+        text = await client.post("/predict/file", data={"file": "C"})
+    assert "#/file: got a field of text, expected a file" in text.json()["detail"]
     assert (twice.status_code, wrong.status_code) == (422, 422)
     assert "#/file: got 2 files, expected one" in twice.json()["detail"]
     assert "did you mean 'file'" in wrong.json()["detail"]
