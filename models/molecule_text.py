@@ -110,17 +110,40 @@ def shown(text: str) -> str:
 def _smiles_of_cxsmiles(smiles: str, extension: str) -> str:
     if TOO_LARGE.search(smiles) or Chem.MolFromSmiles(smiles) is None:
         return smiles  # reading it says what is wrong
-    parameters = Chem.SmilesParserParams()
-    parameters.parseName = False  # type: ignore[assignment]  # the stubs have another class's type
-    mol = Chem.MolFromSmiles(f"{smiles} {extension}", parameters)
+    mol = _read_cxsmiles(smiles, extension)
     if mol is None:
         raise MoleculeError(
             "smiles_syntax",
             f"got the extension {shown(extension)}, which is not valid CXSMILES, expected none",
         )
+    if ("/" in smiles or "\\" in smiles) and _WEDGES.search(extension):
+        mol = _with_double_bonds(mol, smiles, extension)
     _check_atoms(mol)
     _check_sgroups(group.GetProp("TYPE") for group in Chem.GetMolSubstanceGroups(mol))
     return str(Chem.MolToSmiles(mol))
+
+
+def _read_cxsmiles(smiles: str, extension: str) -> Chem.Mol | None:
+    parameters = Chem.SmilesParserParams()
+    parameters.parseName = False  # type: ignore[assignment]  # the stubs have another class's type
+    return Chem.MolFromSmiles(f"{smiles} {extension}", parameters)
+
+
+_WEDGE = r"w[UD]:\d+\.\d+(?:,\d+\.\d+)*"
+_WEDGES = re.compile(rf"(?<=\|)(?:{_WEDGE},?)+|(?:,{_WEDGE})+(?=[,|])")
+
+
+def _with_double_bonds(mol: Chem.Mol, smiles: str, extension: str) -> Chem.Mol:
+    """The molecule with the double bonds of its SMILES: where a wedge lies on a bond that has a
+    direction (`/`), RDKit forgets the direction."""
+    without = _read_cxsmiles(smiles, _WEDGES.sub("", extension))
+    if without is None:
+        return mol
+    for atom, wedged in zip(without.GetAtoms(), mol.GetAtoms(), strict=True):
+        if atom.GetChiralTag() == Chem.ChiralType.CHI_UNSPECIFIED:
+            atom.SetChiralTag(wedged.GetChiralTag())
+    Chem.AssignStereochemistry(without, cleanIt=True, force=True)
+    return without
 
 
 # --- InChI ---

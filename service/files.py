@@ -211,7 +211,10 @@ def _open_sdf(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     names = field_names(TextLines(stream, encoding))
     columns = ("name", *names)
     records = (_sdf_record(record, names) for record in read_sdf(TextLines(stream, encoding)))
-    return MoleculeFile(columns, records, encoding, None, _id_column(file_format, columns))
+    id_column = _id_column(file_format, columns)
+    if file_format.id_field in names:  # a data field that is called `name` too
+        id_column = 1 + names.index(file_format.id_field)
+    return MoleculeFile(columns, records, encoding, None, id_column)
 
 
 def _sdf_record(record: SdfRecord, names: Sequence[str]) -> Record:
@@ -314,5 +317,10 @@ class ResultWriter:
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        # Which by itself quotes no line end but its own.
+        returns = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (quoting if returns else writer).writerow(row)
     return text.getvalue().encode("utf-8", "replace")

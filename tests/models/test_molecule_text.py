@@ -28,6 +28,9 @@ M  END
 """
 
 
+DRAWN = "(0,0,;1,1,;2,0,;3,1,;4,0,;3,2,)"
+
+
 def block(smiles: str, *, v3000: bool = False) -> str:
     mol = Chem.MolFromSmiles(smiles)
     rdDepictor.Compute2DCoords(mol)
@@ -70,6 +73,12 @@ def code_of(text: str, max_atoms: int | None = None) -> str:
         ("CCO |$Me;2;O3$|", "CCO"),
         ("CCO |$_AV:;;7$|", "CCO"),
         ("CC=CC |c:1|", "C/C=C\\C"),
+        (f"C/C=C/[C@H](O)N |{DRAWN},wU:3.2|", "C/C=C/[C@@H](N)O"),
+        (f"C/C=C/[C@H](O)N |wU:3.2,{DRAWN}|", "C/C=C/[C@@H](N)O"),
+        (f"C/C=C/C(O)N |{DRAWN},wU:3.3|", "C/C=C/[C@@H](N)O"),
+        (f"C/C=C/C(O)N |wD:3.3,{DRAWN},c:1|", "C/C=C/[C@H](N)O"),
+        (f"C/C=C/C(O)N |{DRAWN},wU:3.3,ctu:1|", "CC=C[C@@H](N)O"),
+        ("C/C=C/C(O)N |wD:3.3,wU:3.2|", "C/C=C/C(N)O"),
         ("CCO |SgD:1:name:value::::|", "CCO"),
         ("[13CH3]CO |$;;$|", "CCO"),
         ("InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3", "CCO"),

@@ -171,6 +171,15 @@ async def test_csv_in_csv_out() -> None:
 
 
 @pytest.mark.anyio
+async def test_cells_with_line_ends_of_any_kind_come_back() -> None:
+    content = 'smiles,note\nC,"a\rb"\nC,"a\nb"\nC,"a\r\nb"\nC,ab\n'
+    answer = await ask("m.csv", content, "tasks=bbbp")
+    assert [row[1] for row in answer.rows[1:]] == ["a\rb", "a\nb", "a\r\nb", "ab"]
+    assert len(list(csv.reader(io.StringIO(answer.text, newline="")))) == 5
+    assert "C,ab,C" in answer.text
+
+
+@pytest.mark.anyio
 async def test_sdf_in_ndjson_out() -> None:
     async with serving() as client:
         response = await client.post("/predict/file?tasks=bbbp&output=ndjson", files={"file": ("m.sdf", sdf("CCO", "C"))})
@@ -486,6 +495,14 @@ def test_headers_of_fields() -> None:
     columns, (record,) = opened(named("one") + fields + "$$$$\n", "sdf")
     assert columns == ("name", "A", "DT12", "", "B")
     assert record.own == ("one", "> see <ref>", "x", "y", "z")
+
+
+def test_id_field_is_a_data_field_before_it_is_the_title() -> None:
+    content = named("title") + "> <ID>\nZ1\n\n> <name>\nfield\n\n$$$$\n"
+    file = open_file(io.BytesIO(content.encode()), FileFormat("sdf", id_field="name"))
+    assert (file.columns, file.id_column) == (("name", "ID", "name"), 2)
+    file = open_file(io.BytesIO(named("title").encode()), FileFormat("sdf", id_field="name"))
+    assert file.id_column == 0
 
 
 def test_a_record_of_fields_alone() -> None:
