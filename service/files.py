@@ -191,7 +191,7 @@ def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     except InvalidInputError:
         encoding = encoding_of(stream)  # an empty file
     beginning = islice(TextLines(stream, encoding), HEADER_LINES + 1)
-    if any(is_counts(line.rstrip("\r\n")) for line in beginning):
+    if any(is_counts(line) for line in beginning):
         return _open_sdf(stream, file_format)
     if wanted not in (None, "smiles"):
         raise InvalidInputError(

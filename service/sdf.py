@@ -64,16 +64,27 @@ def read_sdf(lines: TextLines) -> Iterator[SdfRecord]:
 
 
 def field_names(lines: TextLines) -> tuple[str, ...]:
-    """Names of all data fields of a file, as they first come. Raises InvalidInputError."""
+    """Names of all data fields of a file, as they first come.
+
+    Raises:
+        InvalidInputError: there are too many, or the file has text and nothing of an SDF.
+    """
     names: dict[str, None] = {}
     before = ""
+    is_sdf, has_text = False, False
     for line in lines:
+        is_sdf = is_sdf or line.startswith((_END, _SEPARATOR)) or is_counts(line)
+        has_text = has_text or not line.isspace()
         if (name := _field_name(line, before)) is not None:
             names[name] = None
+            is_sdf = True
             if len(names) > MOST_FIELDS:
                 shown = f"got data fields of more than {MOST_FIELDS} names"
                 raise InvalidInputError(f"{shown}, expected at most that many")
         before = line
+    if has_text and not is_sdf:
+        got = "got no counts line (V2000 or V3000), no M  END, no data field and no $$$$"
+        raise InvalidInputError(f"{got}, expected an SDF or a mol file")
     return tuple(names)
 
 
@@ -130,8 +141,7 @@ class _Record:
 
     def _add_data(self, text: str) -> list[str] | None:
         if is_counts(text) and not self._inside_value:
-            before = self._data[-HEADER_LINES - 1 : -HEADER_LINES]
-            if not (before and _FIELD.match(before[0])):
+            if not _opens_value(self._data[-HEADER_LINES - 1 :]):
                 return [*_taken_off(self._data), text]
             self._inside_value = True
         elif text.startswith(_END):
@@ -168,14 +178,27 @@ class _Record:
 
 
 def is_counts(text: str) -> bool:
-    """Whether a line, without its end, is the one that comes after the header of a mol block."""
+    """Whether a line is the one that comes after the header of a mol block."""
     return text.startswith(_COUNTS_BEGIN) and text.rstrip().endswith(_COUNTS_END)
 
 
+def _opens_value(lines: list[str]) -> bool:
+    """Whether lines are the beginning of a data field and the header of a mol block in it. A line
+    and a blank one are a short value, after which a block has lost some of its header."""
+    if len(lines) <= HEADER_LINES or not _FIELD.match(lines[0]):
+        return False
+    return not lines[1].strip() or bool(lines[2].strip())
+
+
 def _taken_off(lines: list[str]) -> list[str]:
-    """The last lines, which are the header of another block."""
-    header = lines[-HEADER_LINES:]
-    del lines[-HEADER_LINES:]
+    """The last lines, which are the header of another block; not those of a field's value."""
+    begin = max(0, len(lines) - HEADER_LINES)
+    fields = [k for k in range(len(lines)) if _PLAIN_FIELD.match(lines[k])]
+    if fields:
+        values = range(fields[-1], len(lines))
+        begin = max(begin, next((k + 1 for k in values if not lines[k].strip()), begin))
+    header = lines[begin:]
+    del lines[begin:]
     return header
 
 

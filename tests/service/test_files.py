@@ -497,6 +497,20 @@ def test_headers_of_fields() -> None:
     assert record.own == ("one", "> see <ref>", "x", "y", "z")
 
 
+def test_values_before_a_block_without_its_header() -> None:
+    lines = named("").split("\n", 3)[3]
+    columns, records = opened(named("one") + "> <A>\n1\n\n" + lines + "> <A>\n2\n\nx\n" + lines, "sdf")
+    assert columns == ("name", "A")
+    assert [record.own for record in records] == [("one", "1"), ("", "2"), ("x", None)]
+    assert all(isinstance(record.source, MolBlock) for record in records)
+
+
+@pytest.mark.parametrize("content", ["smiles,n\nCCO,1\nCC,2\n", "<html>\n"])
+def test_what_is_no_sdf(content: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"got no counts line .* expected an SDF"):
+        opened(content, "sdf")
+
+
 def test_id_field_is_a_data_field_before_it_is_the_title() -> None:
     content = named("title") + "> <ID>\nZ1\n\n> <name>\nfield\n\n$$$$\n"
     file = open_file(io.BytesIO(content.encode()), FileFormat("sdf", id_field="name"))
