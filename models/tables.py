@@ -44,7 +44,8 @@ SAMPLE = 50
 _DELIMITERS = (",", ";", "\t", "|")
 _NO_TEXT = (
     *(GZIP_MAGIC, b"PK\x03\x04", b"PK\x05\x06", b"\xd0\xcf\x11\xe0"),
-    *(b"\xfd7zX", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd", *(b"BZh%d" % k for k in range(1, 10))),
+    *(b"\xfd7zX", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd"),
+    *(b"BZh%d" % k for k in range(1, 10)),
 )
 """First bytes of archives, compressed files and what Excel writes."""
 _BLOCK_BYTES = 1024**2

@@ -99,7 +99,9 @@ def _field_name(line: str, before: str) -> str | None:
         return None
     fresh = not before.strip() or before.startswith(_END)
     match = (_FIELD if fresh else _PLAIN_FIELD).match(line)
-    return None if match is None else next(name.strip() for name in match.groups() if name is not None)
+    if match is None:
+        return None
+    return next(name.strip() for name in match.groups() if name is not None)
 
 
 class _Record:
