@@ -158,7 +158,9 @@ def read_request(body: bytes, header_length: str | None) -> tuple[InferRequest, 
         request = InferRequest.model_validate_json(body[:length])
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise InvalidInputError(f"{'/'.join(map(str, first['loc'])) or 'body'}: {first['msg'].removeprefix('Value error, ')}") from None
+        where = "/".join(map(str, first["loc"])) or "body"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidInputError(f"{where}: {message}") from None
     smiles = _elements(request.inputs[0], body[length:])
     shape = request.inputs[0].shape
     if shape[1:] not in ([], [1]) or shape[0] != len(smiles) or not smiles:

@@ -175,7 +175,11 @@ class Answerer:
 
 async def ndjson_groups(body: AsyncIterator[bytes], max_line_bytes: int) -> AsyncIterator[list[Record]]:
     """Records of a body of lines, in groups of what has come, up to `GROUP`. Blank lines are no
-    records, and a byte order mark in front of the first is none of its text. Raises StalledError."""
+    records, and a byte order mark in front of the first is none of its text.
+
+    Raises:
+        StalledError: nothing came for too long.
+    """
     first = True
     async for lines in _lines(body, max_line_bytes):
         if first and lines[0] is not None:

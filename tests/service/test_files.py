@@ -51,7 +51,10 @@ def test_table(separator: str, kind: FileKind) -> None:
     assert records[1].own == ("b", "C", "x, y")
 
 
-@pytest.mark.parametrize("content", ["smiles,name\nCCO,a\n", "name;smiles\na;CCO\n", "smiles\nCCO\n"])
+@pytest.mark.parametrize(
+    "content",
+    ["smiles,name\nCCO,a\n", "name;smiles\na;CCO\n", "smiles\nCCO\n"],
+)
 def test_tsv_without_tabs(content: str) -> None:
     assert shown(opened(content, "tsv")[1]) == ["CCO"]
     assert opened("smiles\ta,b\nCCO\t1,2\n", "tsv")[1][0].own == ("CCO", "1,2")
@@ -499,7 +502,8 @@ def test_headers_of_fields() -> None:
 
 def test_values_before_a_block_without_its_header() -> None:
     lines = named("").split("\n", 3)[3]
-    columns, records = opened(named("one") + "> <A>\n1\n\n" + lines + "> <A>\n2\n\nx\n" + lines, "sdf")
+    content = named("one") + "> <A>\n1\n\n" + lines + "> <A>\n2\n\nx\n" + lines
+    columns, records = opened(content, "sdf")
     assert columns == ("name", "A")
     assert [record.own for record in records] == [("one", "1"), ("", "2"), ("x", None)]
     assert all(isinstance(record.source, MolBlock) for record in records)
