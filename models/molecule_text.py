@@ -51,6 +51,11 @@ def text_kind(text: str) -> TextKind:
     return "mol_block" if "\n" in several_lines and _MOL_BLOCK.search(several_lines) else "smiles"
 
 
+def has_extension(text: str) -> bool:
+    """Whether a text that is no InChI and no mol block is CXSMILES."""
+    return _CXSMILES.fullmatch(text.strip()) is not None
+
+
 def atoms_at_most(text: str) -> int:
     """At least the number of heavy atoms that a text says, without reading it."""
     kind = text_kind(text)
@@ -105,17 +110,40 @@ def shown(text: str) -> str:
 def _smiles_of_cxsmiles(smiles: str, extension: str) -> str:
     if TOO_LARGE.search(smiles) or Chem.MolFromSmiles(smiles) is None:
         return smiles  # reading it says what is wrong
-    parameters = Chem.SmilesParserParams()
-    parameters.parseName = False  # type: ignore[assignment]  # the stubs have another class's type
-    mol = Chem.MolFromSmiles(f"{smiles} {extension}", parameters)
+    mol = _read_cxsmiles(smiles, extension)
     if mol is None:
         raise MoleculeError(
             "smiles_syntax",
             f"got the extension {shown(extension)}, which is not valid CXSMILES, expected none",
         )
+    if ("/" in smiles or "\\" in smiles) and _WEDGES.search(extension):
+        mol = _with_double_bonds(mol, smiles, extension)
     _check_atoms(mol)
     _check_sgroups(group.GetProp("TYPE") for group in Chem.GetMolSubstanceGroups(mol))
     return str(Chem.MolToSmiles(mol))
+
+
+def _read_cxsmiles(smiles: str, extension: str) -> Chem.Mol | None:
+    parameters = Chem.SmilesParserParams()
+    parameters.parseName = False  # type: ignore[assignment]  # the stubs have another class's type
+    return Chem.MolFromSmiles(f"{smiles} {extension}", parameters)
+
+
+_WEDGE = r"w[UD]:\d+\.\d+(?:,\d+\.\d+)*"
+_WEDGES = re.compile(rf"(?<=\|)(?:{_WEDGE},?)+|(?:,{_WEDGE})+(?=[,|])")
+
+
+def _with_double_bonds(mol: Chem.Mol, smiles: str, extension: str) -> Chem.Mol:
+    """The molecule with the double bonds of its SMILES: where a wedge lies on a bond that has a
+    direction (`/`), RDKit forgets the direction."""
+    without = _read_cxsmiles(smiles, _WEDGES.sub("", extension))
+    if without is None:
+        return mol
+    for atom, wedged in zip(without.GetAtoms(), mol.GetAtoms(), strict=True):
+        if atom.GetChiralTag() == Chem.ChiralType.CHI_UNSPECIFIED:
+            atom.SetChiralTag(wedged.GetChiralTag())
+    Chem.AssignStereochemistry(without, cleanIt=True, force=True)
+    return without
 
 
 # --- InChI ---
@@ -178,6 +206,8 @@ def smiles_of_mol_block(text: str, max_atoms: int | None = None) -> str:
             "mol_block_syntax",
             "got a mol block that cannot be read, expected one in MDL format, V2000 or V3000",
         )
+    if mol.GetNumAtoms() == 0:
+        raise MoleculeError("empty_smiles", "got a mol block without atoms, expected a molecule")
     _check_atoms(mol)
     return str(Chem.MolToSmiles(mol))
 
@@ -246,26 +276,51 @@ def _check_atoms(mol: Chem.Mol) -> None:
             "got a link node (a unit that is repeated), expected one molecule, drawn in full",
         )
     for atom in mol.GetAtoms():
-        if atom.HasProp("molAttchpt"):
-            raise MoleculeError(
-                "dummy_atom",
-                f"got a point of attachment, atom {atom.GetIdx() + 1}, expected a whole molecule",
-            )
-        for name in ("molFileAlias", "atomLabel"):
-            label = _label(atom, name)
-            # An atom `*` is refused where it is read.
-            if label and atom.GetAtomicNum() and not _repeats(label, atom):
-                place = f"atom {atom.GetIdx() + 1}, which is {atom.GetSymbol()}"
-                got = f"got the label {shown(label)} on {place}"
+        for name, what in _PLACEHOLDERS.items():
+            if atom.HasProp(name):
                 raise MoleculeError(
                     "dummy_atom",
-                    f"{got}, expected a complete molecule, its groups drawn atom by atom",
+                    f"got {what}, atom {atom.GetIdx() + 1}, expected a whole molecule",
                 )
+        for name in ("molFileAlias", "atomLabel"):
+            _check_label(_label(atom, name), atom)
+    for group in Chem.GetMolSubstanceGroups(mol):
+        _check_group(group, mol)
 
 
-def _label(atom: Chem.Atom, name: str) -> str:
+_PLACEHOLDERS = {
+    "molAttchpt": "a point of attachment",
+    "_MolFileRLabel": "an R group",
+    "MRV SMA": "a query (M  MRV SMA)",
+}
+
+
+def _check_label(label: str, atom: Chem.Atom) -> None:
+    """That a label says no more than its atom. An atom `*` is refused where it is read."""
+    if label and atom.GetAtomicNum() and not _repeats(label, atom):
+        place = f"atom {atom.GetIdx() + 1}, which is {atom.GetSymbol()}"
+        got = f"got the label {shown(label)} on {place}"
+        expected = "expected a complete molecule, its groups drawn atom by atom"
+        raise MoleculeError("dummy_atom", f"{got}, {expected}")
+
+
+def _check_group(group: Chem.SubstanceGroup, mol: Chem.Mol) -> None:
+    """That the atoms of an abbreviation, and all repetitions of a unit, are drawn."""
+    kind, label = group.GetProp("TYPE"), _label(group, "LABEL")
+    atoms = [mol.GetAtomWithIdx(k) for k in group.GetAtoms()]
+    heavy = [atom for atom in atoms if atom.GetAtomicNum() != 1]
+    if kind == "SUP" and len(heavy) == 1:
+        _check_label(label, heavy[0])
+    unit, times = len(group.GetParentAtoms()), _label(group, "MULT")
+    if kind == "MUL" and unit and times.isdecimal() and len(atoms) != unit * int(times[:9]):
+        got = f"got {len(atoms)} atoms in an S-group of type 'MUL'"
+        expected = f"expected its unit of {unit} atoms drawn {times[:9]} times"
+        raise MoleculeError("polymer", f"{got}, {expected}")
+
+
+def _label(owner: Chem.Atom | Chem.SubstanceGroup, name: str) -> str:
     """A property as text, which RDKit would turn into a number where it looks like one."""
-    properties = atom.GetPropsAsDict(autoConvertStrings=False) if atom.HasProp(name) else {}
+    properties = owner.GetPropsAsDict(autoConvertStrings=False) if owner.HasProp(name) else {}
     return str(properties.get(name, "")).strip()
 
 

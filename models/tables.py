@@ -1,12 +1,14 @@
 """The one reader of tables of molecules: CSV and its relatives, and lines of SMILES.
 
-Encoding: a byte order mark decides (UTF-8, UTF-16); otherwise UTF-8 if the whole file is valid
-UTF-8, and else Windows-1252, in which every byte has a character. `Table.encoding` says which.
+Encoding: a byte order mark decides (UTF-8, UTF-16); without one, UTF-16 if every second of the
+first bytes is zero, otherwise UTF-8 if the whole file is valid UTF-8, and else Windows-1252, in
+which every byte has a character. `Table.encoding` says which.
 
 Delimiter: a first line `sep=;`, as Excel writes it, decides; otherwise it is chosen among
 `,` `;` tab and `|` by reading the first records with each.
 
-Records: those of Python's csv module. A quoted cell may hold line breaks, in the header too. A
+Records: those of Python's csv module. A quoted cell may hold line breaks, in the header too.
+Where the header has blanks before a quote (`id, "smiles"`), cells begin after their blanks. A
 blank line is no record and a quoted empty cell (`""`) is one, as `pandas.read_csv` counts them. A
 quote that is not closed spoils the row in which it opens; the lines after it are read as rows.
 
@@ -40,7 +42,12 @@ SAMPLE = 50
 """Records that are enough to choose a delimiter or a column by."""
 
 _DELIMITERS = (",", ";", "\t", "|")
-_ZIP_MAGIC = b"PK\x03\x04"
+_NO_TEXT = (
+    *(GZIP_MAGIC, b"PK\x03\x04", b"PK\x05\x06", b"\xd0\xcf\x11\xe0"),
+    *(b"\xfd7zX", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd"),
+    *(b"BZh%d" % k for k in range(1, 10)),
+)
+"""First bytes of archives, compressed files and what Excel writes."""
 _BLOCK_BYTES = 1024**2
 _LONGEST_SHOWN = 200
 _CUT = "\ufffd\n"  # stands for a line that is too long; recognised by identity
@@ -107,7 +114,9 @@ def open_table(stream: BinaryIO, delimiter: str | None = None) -> Table:
     lines = TextLines(stream, encoding)
     if separator:
         next(lines)
-    records = _records(lines, delimiter)
+    blanks = re.compile(re.escape(delimiter) + ' +"')
+    skip_blanks = any(map(blanks.search, sample[bool(separator) :][:1]))
+    records = _records(lines, delimiter, skip_blanks)
     line, header, problem = next(records, (1, [], "got no text"))
     if problem is not None:
         raise InvalidInputError(f"line {line}: {problem}, expected a header that names the columns")
@@ -147,9 +156,13 @@ def encoding_of(stream: BinaryIO) -> Encoding:
     try:
         stream.seek(0)
         start = stream.read(4)
-        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        zeros = tuple(byte == 0 for byte in start)
+        if zeros[2:] == (True, True) or zeros[:2] == (True, True):
+            if start.strip(b"\0"):
+                raise InvalidInputError("got UTF-32, expected UTF-8, UTF-16 or Windows-1252")
+        elif start.startswith(_UTF16_MARKS) or zeros in _UTF16_ZEROS:
             return "utf-16"
-        if start.startswith((_ZIP_MAGIC, GZIP_MAGIC)):
+        if start.startswith(_NO_TEXT):
             raise InvalidInputError("got an archive or an Excel workbook, expected a text file")
         decoder, block = codecs.getincrementaldecoder("utf-8")(), start
         while block:
@@ -162,6 +175,10 @@ def encoding_of(stream: BinaryIO) -> Encoding:
         shown = f"got a damaged gzip file ({error}), expected a whole one"
         raise InvalidInputError(shown) from None
     return "utf-8"
+
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UTF16_ZEROS = ((False, True) * 2, (True, False) * 2)
 
 
 class TextLines:
@@ -178,7 +195,12 @@ class TextLines:
         # What has a mark of UTF-8 and is none: the mark is no text.
         if encoding == "cp1252" and stream.read(3) != codecs.BOM_UTF8:
             stream.seek(0)
-        codec = "utf-8-sig" if encoding == "utf-8" else encoding
+        codec: str = "utf-8-sig" if encoding == "utf-8" else encoding
+        if encoding == "utf-16":  # the codec takes the mark off, and wants one
+            start = stream.read(2)
+            stream.seek(0)
+            if start not in _UTF16_MARKS:
+                codec = "utf-16-be" if start[:1] == b"\0" else "utf-16-le"
         errors = _C1_CONTROLS if encoding == "cp1252" else "replace"
         kept_open = cast("BinaryIO", _KeptOpen(stream))
         self._text = io.TextIOWrapper(kept_open, codec, errors, newline="")
@@ -269,12 +291,22 @@ class _RecordLines:
         return line
 
 
-def _records(lines: Iterator[str], delimiter: str) -> Iterator[_Record]:
-    """Records of lines, whose number and cells are those of a file if it is `TextLines`."""
+def _records(
+    lines: Iterator[str],
+    delimiter: str,
+    skip_blanks: bool = False,
+) -> Iterator[_Record]:
+    """Records of lines, whose number and cells are those of a file if it is `TextLines`.
+
+    Args:
+        lines: with their ends.
+        delimiter: between cells.
+        skip_blanks: whether those after a delimiter are no text of the cell.
+    """
     if csv.field_size_limit() < LONGEST_RECORD:
         csv.field_size_limit(LONGEST_RECORD)  # csv knows one limit, for the whole process
     source = _RecordLines(lines)
-    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=skip_blanks)
     line = 1 + getattr(lines, "number", 0)
     while True:
         source.begin()
@@ -284,7 +316,7 @@ def _records(lines: Iterator[str], delimiter: str) -> Iterator[_Record]:
             return
         except (csv.Error, _RecordTooLongError):
             # A quote inside a cell, or one that is not closed: each line is a record of its own.
-            records = [_one_line(text, delimiter) for text in source.taken]
+            records = [_one_line(text, delimiter, skip_blanks) for text in source.taken]
         else:
             if len(source.taken) == 1:
                 cut = source.taken[0] is _CUT
@@ -299,7 +331,7 @@ def _records(lines: Iterator[str], delimiter: str) -> Iterator[_Record]:
         line += len(source.taken)
 
 
-def _one_line(text: str, delimiter: str) -> tuple[list[str], str | None]:
+def _one_line(text: str, delimiter: str, skip_blanks: bool) -> tuple[list[str], str | None]:
     """Cells of a line that is a record of its own, and what is wrong with it."""
     if text is _CUT:
         return [], _TOO_LONG
@@ -310,7 +342,7 @@ def _one_line(text: str, delimiter: str) -> tuple[list[str], str | None]:
         yield text
         closed = False  # the reader asks for more: it is inside a quoted cell
 
-    cells = next(csv.reader(once(), delimiter=delimiter))
+    cells = next(csv.reader(once(), delimiter=delimiter, skipinitialspace=skip_blanks))
     if closed:
         return cells, None
     return [*cells[:-1], cells[-1].rstrip("\r\n")], _NOT_CLOSED
@@ -372,6 +404,11 @@ _GENERIC_NAMES = (
     *("drug", "compound", "ligand", "substance", "chemical"),
 )
 _EXPECTED = "one of smiles, canonical_smiles, inchi, molblock, mol, structure, molecule or the like"
+_SECOND_CHOICE = re.compile(
+    r"scaffold|murcko|framework|\bcore\b|fragment|linker|warhead"
+    r"|reaction|\brxn\b|reactant|reagent|solvent|catalyst"
+)
+_IDS = re.compile(r"\b(?:ids?|codes?|names?|no|nr|numbers?|cas|labels?|formula|series|batch|lot)\b")
 _NO_MOLECULES = re.compile(r"key|error|valid|length|count|num|has|source|hash")
 _LONGEST_TRIED = 500
 _SOME, _ENOUGH, _NEARLY_ALL = 1e-9, 0.5, 0.8
@@ -384,9 +421,11 @@ def molecule_column(
 ) -> int:
     """Which column holds the molecules: by its name, checked by what it holds.
 
-    A column that says so (SMILES, InChI, mol block) is taken if it holds any molecule, then one
-    called molecule, drug or the like that mostly holds molecules, then any that nearly always does.
-    Where none of them holds molecules, the best name is taken: its rows then say what is wrong.
+    A column that says so (SMILES, InChI, mol block) is taken if it holds any molecule, first one in
+    which at least half of the rows do. Then comes one called molecule, drug or the like that mostly
+    holds molecules, unless another holds more and longer ones (`C1` and `CN` may be names), then
+    any that nearly always does. Where none of them holds molecules, the best name is taken: its
+    rows then say what is wrong.
 
     Args:
         columns: of the table.
@@ -402,22 +441,21 @@ def molecule_column(
     shares = _Shares(sample)
     explicit = [k for k, rank in enumerate(ranks) if rank in (0, 1)]
     explicit.sort(key=lambda k: _preference(columns[k]))
-    for least in (_ENOUGH, _SOME):
+    for share, least in ((shares.of_rows, _ENOUGH), (shares.of, _SOME)):
         for k in explicit:
-            if shares.of(k) >= least or (len(explicit) == 1 and shares.is_empty(k)):
+            if share(k) >= least or (len(explicit) == 1 and shares.is_empty(k)):
                 return k
     generic = [k for k, rank in enumerate(ranks) if rank == 2]
     generic.sort(key=lambda k: _GENERIC_NAMES.index(_plain(columns[k])))
+    other = _other_column(columns, [k for k, rank in enumerate(ranks) if rank is None], shares)
     for k in generic:
         if shares.of(k) >= _ENOUGH:
-            return k
-    # A column of elements (C, N, O) is no column of molecules.
-    long = [k for k, rank in enumerate(ranks) if rank is None and shares.mean_length(k) >= 3]
-    others = [k for k in long if shares.of(k) >= _NEARLY_ALL]
-    if others:
-        best = max(others, key=lambda k: (shares.of(k), shares.mean_length(k)))
-        if not _is_molecule(columns[best]):  # a first row that is one of the molecules
-            return best
+            better = other is not None and shares.of(other) > shares.of(k)
+            if other is None or not better or shares.mean_length(other) <= shares.mean_length(k):
+                return k
+            return other
+    if other is not None:
+        return other
     if explicit or generic:
         return (explicit + generic)[0]
     shown = ", ".join(columns)[:_LONGEST_SHOWN]
@@ -429,6 +467,23 @@ def molecule_column(
         )
     none = "none of which holds molecules"
     raise InvalidInputError(f"got columns {shown!a}, {none}, expected {_EXPECTED}")
+
+
+def _other_column(
+    columns: Sequence[str],
+    candidates: Sequence[int],
+    shares: "_Shares",
+) -> int | None:
+    """Of columns whose names say nothing, the one that holds molecules."""
+    # A column of elements (C, N, O) is none, nor a first row that is one of the molecules.
+    long = [k for k in candidates if shares.mean_length(k) >= 3 and not _is_molecule(columns[k])]
+    full = [k for k in long if shares.of(k) >= _NEARLY_ALL]
+
+    def fitness(k: int) -> tuple[bool, float, float]:
+        ids = _IDS.search(_plain(columns[k]))
+        return ids is None, shares.of(k), shares.mean_length(k)
+
+    return max(full, key=fitness, default=None)
 
 
 def column_called(wanted: str, columns: Sequence[str]) -> int:
@@ -450,7 +505,7 @@ def _plain(name: str) -> str:
 def _rank(name: str) -> int | None:
     """0: says that it holds SMILES; 1: another text of molecules; 2: something of a molecule."""
     plain = _plain(name)
-    if _NO_MOLECULES.search(plain):
+    if _NO_MOLECULES.search(plain) or "{" in name:  # a line of JSON is no name
         return None
     if "smiles" in plain or "smi" in plain.split():
         return 0
@@ -459,10 +514,10 @@ def _rank(name: str) -> int | None:
     return 2 if plain in _GENERIC_NAMES else None
 
 
-def _preference(name: str) -> tuple[int, int]:
+def _preference(name: str) -> tuple[bool, int, int]:
     plain = _plain(name)
     first = _FIRST_NAMES.index(plain) if plain in _FIRST_NAMES else len(_FIRST_NAMES)
-    return (_rank(name) or 0, first)
+    return _SECOND_CHOICE.search(plain) is not None, _rank(name) or 0, first
 
 
 class _Shares:
@@ -478,6 +533,10 @@ class _Shares:
             texts = self._texts(column)
             self._known[column] = sum(map(_is_molecule, texts)) / max(1, len(texts))
         return self._known[column]
+
+    def of_rows(self, column: int) -> float:
+        """Share of all cells, empty ones too."""
+        return self.of(column) * len(self._texts(column)) / max(1, len(self._rows))
 
     def is_empty(self, column: int) -> bool:
         """Whether there is nothing to judge by."""
@@ -540,7 +599,7 @@ def read_smiles_lines(
     lines = TextLines(stream, encoding or encoding_of(stream))
     texts = ((lines.number, line.split(maxsplit=1)) for line in lines if line.strip())
     for k, (number, (smiles, *rest)) in enumerate(texts):
-        if k == 0 and _rank(smiles) == 0:
+        if k == 0 and _rank(smiles) is not None and not _is_molecule(smiles):
             continue
         name = rest[0].strip() if rest else ""
         if extension := _EXTENSION.match(name):

@@ -39,7 +39,7 @@ from service.answers import item, written
 from service.engine import EngineInfo
 from service.pipeline import Result
 from service.reading import Unreadable
-from service.sdf import SdfRecord, field_names, read_sdf
+from service.sdf import HEADER_LINES, SdfRecord, field_names, is_counts, read_sdf
 from service.streams import GROUP, Record
 
 FileKind = Literal["csv", "tsv", "smi", "sdf"]
@@ -156,6 +156,8 @@ def open_file(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     if file_format.kind == "smi":
         return _open_lines(stream, file_format)
     table = open_table(stream, "\t" if file_format.kind == "tsv" else None)
+    if file_format.kind == "tsv" and len(table.columns) == 1:  # a CSV by another name
+        table = open_table(stream)
     return _open_table(table, file_format)
 
 
@@ -178,7 +180,8 @@ def _row_record(row: Row, column: int) -> Record:
 
 
 def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
-    """A SMILES and a name on each line; or a table, if the first line names columns."""
+    """A SMILES and a name on each line; or a table, if the first line names columns; or an SDF, if
+    it begins as one."""
     wanted = file_format.smiles_column
     try:
         table = open_table(stream)
@@ -187,6 +190,9 @@ def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
         encoding = table.encoding
     except InvalidInputError:
         encoding = encoding_of(stream)  # an empty file
+    beginning = islice(TextLines(stream, encoding), HEADER_LINES + 1)
+    if any(is_counts(line) for line in beginning):
+        return _open_sdf(stream, file_format)
     if wanted not in (None, "smiles"):
         raise InvalidInputError(
             f"got smiles_column {wanted!a} for lines of SMILES, expected it for tables only",
@@ -205,7 +211,10 @@ def _open_sdf(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     names = field_names(TextLines(stream, encoding))
     columns = ("name", *names)
     records = (_sdf_record(record, names) for record in read_sdf(TextLines(stream, encoding)))
-    return MoleculeFile(columns, records, encoding, None, _id_column(file_format, columns))
+    id_column = _id_column(file_format, columns)
+    if file_format.id_field in names:  # a data field that is called `name` too
+        id_column = 1 + names.index(file_format.id_field)
+    return MoleculeFile(columns, records, encoding, None, id_column)
 
 
 def _sdf_record(record: SdfRecord, names: Sequence[str]) -> Record:
@@ -308,5 +317,10 @@ class ResultWriter:
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        # Which by itself quotes no line end but its own.
+        returns = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (quoting if returns else writer).writerow(row)
     return text.getvalue().encode("utf-8", "replace")

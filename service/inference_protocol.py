@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.errors import InvalidInputError
+from models.errors import InvalidInputError, did_you_mean
 from models.unified import DEFAULT_ROUTING, Routing
 from service.answers import written
 from service.engine import EngineInfo
@@ -65,6 +65,15 @@ class InferParameters(_Part):
 
     routing: Routing = DEFAULT_ROUTING
     binary_data_output: bool = Field(False, description="all outputs as bytes behind the JSON, where `outputs` does not say")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, given: Any) -> Any:
+        """The protocol knows other parameters, but none that is nearly `routing`."""
+        for name in given if isinstance(given, dict) else ():
+            if name != "routing" and (hint := did_you_mean(name, ["routing"])):
+                raise ValueError(f"got an unknown parameter {name[:64]!a}{hint}")
+        return given
 
 
 class InferRequest(_Part):
@@ -149,7 +158,9 @@ def read_request(body: bytes, header_length: str | None) -> tuple[InferRequest, 
         request = InferRequest.model_validate_json(body[:length])
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise InvalidInputError(f"{'/'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
+        where = "/".join(map(str, first["loc"])) or "body"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidInputError(f"{where}: {message}") from None
     smiles = _elements(request.inputs[0], body[length:])
     shape = request.inputs[0].shape
     if shape[1:] not in ([], [1]) or shape[0] != len(smiles) or not smiles:

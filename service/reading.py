@@ -8,7 +8,14 @@ from rdkit import rdBase
 
 from models.errors import InvalidInputError, MoleculeError
 from models.featurize import Molecule, featurize, featurize_all
-from models.molecule_text import TextKind, atoms_at_most, smiles_of_inchi, smiles_of_mol_block, text_kind
+from models.molecule_text import (
+    TextKind,
+    atoms_at_most,
+    has_extension,
+    smiles_of_inchi,
+    smiles_of_mol_block,
+    text_kind,
+)
 from service.graphs import Graph, MoleculeLimits, Wanted, check_graph, estimated_cost, read_graph
 from service.schemas import GraphIn, NoText
 
@@ -43,6 +50,7 @@ _LIMIT_NAMES = {
 }
 _LONGEST_MESSAGE = 300
 _INCHI_LENGTH = 4  # times that of a SMILES: it names every atom by a number, and hydrogens beside
+_EXTENDED_LENGTH = 20  # times that of a SMILES: a CXSMILES has coordinates of every atom
 # Characters for an atom: its lines and those of its bonds and hydrogens, with room for S-groups.
 _BLOCK_LENGTH = 2000
 
@@ -182,6 +190,10 @@ def _check_length(source: str | MolBlock | InChI, limits: MoleculeLimits) -> Non
     name = f"{_INCHI_LENGTH} * max_smiles_length" if kind == "inchi" else "max_smiles_length"
     if kind == "mol_block":
         most, name = _BLOCK_LENGTH * limits.max_atoms, f"{_BLOCK_LENGTH} * max_atoms"
+    if kind == "smiles" and len(text) > most and has_extension(text):
+        smiles = text.split(maxsplit=1)[0]
+        if len(smiles) <= most:
+            most, name = _EXTENDED_LENGTH * most, f"{_EXTENDED_LENGTH} * max_smiles_length"
     if len(text) > most:
         code = "mol_block_syntax" if kind == "mol_block" else "smiles_too_long"
         raise MoleculeError(code, f"got {len(text)} characters, expected at most {most} ({name})")

@@ -78,8 +78,13 @@ _NO_TEXT = {
 _OBJECT = NoText("an object")
 
 
+def no_text(item: Any) -> NoText:
+    """What a value of JSON is that is no text."""
+    return _NO_TEXT.get(type(item), _OBJECT)
+
+
 def _text_or_kind(item: Any) -> str | NoText:
-    return item if isinstance(item, str) else _NO_TEXT.get(type(item), _OBJECT)
+    return item if isinstance(item, str) else no_text(item)
 
 
 def _listed(value: Any) -> Any:

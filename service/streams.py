@@ -4,6 +4,7 @@ Reading stops while enough groups are under way or the other side does not take 
 """
 
 import asyncio
+import codecs
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -22,7 +23,7 @@ from service.batcher import QueueClosedError
 from service.inflating import BrokenEncodingError
 from service.pipeline import Pipeline, Question, Result
 from service.reading import InChI, MolBlock, Source, Unreadable
-from service.schemas import StreamLine
+from service.schemas import StreamLine, no_text
 from service.security import Client, KeyRing
 
 log = logging.getLogger(__name__)
@@ -173,8 +174,17 @@ class Answerer:
 
 
 async def ndjson_groups(body: AsyncIterator[bytes], max_line_bytes: int) -> AsyncIterator[list[Record]]:
-    """Records of a body of lines, in groups of what has come, up to `GROUP`. Blank lines are no records. Raises StalledError."""
+    """Records of a body of lines, in groups of what has come, up to `GROUP`. Blank lines are no
+    records, and a byte order mark in front of the first is none of its text.
+
+    Raises:
+        StalledError: nothing came for too long.
+    """
+    first = True
     async for lines in _lines(body, max_line_bytes):
+        if first and lines[0] is not None:
+            lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
+        first = False
         records = [_record(line, max_line_bytes) for line in lines if line is None or line.strip()]
         for begin in range(0, len(records), GROUP):
             yield records[begin : begin + GROUP]
@@ -211,6 +221,9 @@ def _record(line: bytes | None, limit: int) -> Record:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return Record(Unreadable("invalid_line", f"the line is not JSON: {error}"))
+    if not isinstance(value, str | dict):
+        expected = "expected a molecule as a JSON string, or an object"
+        return Record(Unreadable("invalid_line", f"the line: got {no_text(value).got}, {expected}"))
     try:
         read = StreamLine(smiles=value) if isinstance(value, str) else _LINE.validate_python(value)
     except ValidationError as error:

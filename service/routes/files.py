@@ -177,6 +177,8 @@ async def _form_fields(
         if (count := names.count(name)) > 1 and name != "tasks":
             what = f"got {count} files" if name == "file" else f"got it {count} times"
             raise _bad_field(name, f"{what}, expected one")
+        if name == "file" and isinstance(value, str):
+            raise _bad_field(name, "got a field of text, expected a file, with its name")
         if value == "":
             raise _bad_field(name, "got an empty field, expected a value")
     return _FormFields(format, smiles_column, id_field, output, model, tasks, routing)
@@ -218,7 +220,7 @@ async def predict_file(
     where the service keeps jobs.
 
     A table has a header. Its delimiter (comma, semicolon, tab, `|`, or what a line `sep=` says),
-    its encoding (UTF-8, UTF-16 with a byte order mark, else Windows-1252) and the column of the
+    its encoding (UTF-8, UTF-16, else Windows-1252) and the column of the
     molecules (SMILES, CXSMILES, InChI or mol blocks) are found out; the headers `X-File-Encoding`
     and `X-Smiles-Column` (percent-encoded) say which. A short row is filled up; a blank line is no
     record, a quoted empty cell is one. Lines of SMILES may have a CXSMILES extension, a name, and a

@@ -28,6 +28,9 @@ M  END
 """
 
 
+DRAWN = "(0,0,;1,1,;2,0,;3,1,;4,0,;3,2,)"
+
+
 def block(smiles: str, *, v3000: bool = False) -> str:
     mol = Chem.MolFromSmiles(smiles)
     rdDepictor.Compute2DCoords(mol)
@@ -36,6 +39,18 @@ def block(smiles: str, *, v3000: bool = False) -> str:
 
 def with_line(line: str) -> str:
     return ETHANOL.replace("M  END", line + "\nM  END")
+
+
+def multiplied(times: int) -> str:
+    """Ethanol, whose carbons are in a multiple group of one atom and so many."""
+    display = "".join(f"M  SDI   1  4{x:>10}{0.1:>10}{x:>10}{0.9:>10}\n" for x in (0.1, 0.9))
+    group = "M  STY  1   1 MUL\nM  SAL   1  2   1   2\nM  SPA   1  1   1\nM  SMT   1 "
+    return with_line(f"{group}{times}\n{display}".rstrip("\n"))
+
+
+def abbreviated(label: str) -> str:
+    """Ethanol, whose oxygen is an abbreviation."""
+    return with_line(f"M  STY  1   1 SUP\nM  SAL   1  1   3\nM  SMT   1 {label}")
 
 
 def v3000_with(*lines: str) -> str:
@@ -58,6 +73,12 @@ def code_of(text: str, max_atoms: int | None = None) -> str:
         ("CCO |$Me;2;O3$|", "CCO"),
         ("CCO |$_AV:;;7$|", "CCO"),
         ("CC=CC |c:1|", "C/C=C\\C"),
+        (f"C/C=C/[C@H](O)N |{DRAWN},wU:3.2|", "C/C=C/[C@@H](N)O"),
+        (f"C/C=C/[C@H](O)N |wU:3.2,{DRAWN}|", "C/C=C/[C@@H](N)O"),
+        (f"C/C=C/C(O)N |{DRAWN},wU:3.3|", "C/C=C/[C@@H](N)O"),
+        (f"C/C=C/C(O)N |wD:3.3,{DRAWN},c:1|", "C/C=C/[C@H](N)O"),
+        (f"C/C=C/C(O)N |{DRAWN},wU:3.3,ctu:1|", "CC=C[C@@H](N)O"),
+        ("C/C=C/C(O)N |wD:3.3,wU:3.2|", "C/C=C/C(N)O"),
         ("CCO |SgD:1:name:value::::|", "CCO"),
         ("[13CH3]CO |$;;$|", "CCO"),
         ("InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3", "CCO"),
@@ -84,6 +105,7 @@ def code_of(text: str, max_atoms: int | None = None) -> str:
         (with_line("V    3 0.45"), "CCO"),
         (with_line("M  STY  1   1 DAT"), "CCO"),
         (with_line("M  STY  1   1 SUP\nM  SAL   1  1   3\nM  SMT   1 OH"), "CCO"),
+        (multiplied(2), "CCO"),
         (block("C[C@H](N)C(=O)O"), "C[C@H](N)C(=O)O"),
         (block("C[C@H](N)C(=O)O", v3000=True), "C[C@H](N)C(=O)O"),
         (block("F/C=C\\F", v3000=True), "F/C=C\\F"),
@@ -104,6 +126,11 @@ def test_other_texts_than_smiles(text: str, smiles: str) -> None:
         (with_line("A    2\nMe"), "dummy_atom"),
         (with_line("A    1\nR1"), "dummy_atom"),
         (with_line("M  APO  1   1   1"), "dummy_atom"),
+        (with_line("M  RGP  1   3   1"), "dummy_atom"),
+        (with_line("M  MRV SMA   3 [O,N]"), "dummy_atom"),
+        (abbreviated("COOH"), "dummy_atom"),
+        (multiplied(3), "polymer"),
+        ("none\n\n\n  0  0  0     0  0            999 V2000\nM  END\n", "empty_smiles"),
         (with_line("M  STY  1   1 SRU\nM  SAL   1  1   3\nM  SMT   1 n"), "polymer"),
         (with_line("M  STY  2   1 DAT   2 COP"), "polymer"),
         (with_line("M  STY  1   1 SRU\nM  SAL   1  9  77"), "polymer"),

@@ -91,6 +91,16 @@ def test_header_with_quotes_and_line_breaks() -> None:
     assert (row.number, row.line, row.cells) == (1, 4, ("A-1", "CCO", "1"))
 
 
+def test_blanks_before_quotes() -> None:
+    text = 'id,  "smiles", "a, b"\n1, "CCO", "x, ""y""" \n2,CCN, z"\n3, "C\n4,C,d\n'
+    read = table(text)
+    assert read.columns == ("id", "smiles", "a, b")
+    rows = list(read.rows)
+    assert [row.cells for row in rows[:2]] == [("1", "CCO", 'x, "y" '), ("2", "CCN", 'z"')]
+    assert [row.problem is None for row in rows] == [True, True, False, True]
+    assert table("id, smiles\n1, CCO\n").rows.__next__().cells == ("1", " CCO")
+
+
 def test_cells_over_many_lines() -> None:
     text = f'id,structure\r\na,"{CELL}"\r\nb,"{CELL}"\r\nc,x\r\n'
     found = list(table(text).rows)
@@ -172,6 +182,12 @@ def test_header_only() -> None:
     assert (read.columns, list(read.rows)) == (("smiles", "n"), [])
 
 
+@pytest.mark.parametrize("magic", [b"PK\x05\x06", b"BZh91AY", b"\xfd7zXZ\0", b"\xd0\xcf\x11\xe0"])
+def test_archives_of_other_kinds(magic: bytes) -> None:
+    with pytest.raises(InvalidInputError, match="got an archive or an Excel workbook"):
+        table(magic + b"\nsmiles\nC\n")
+
+
 def test_archive() -> None:
     with pytest.raises(InvalidInputError, match="got an archive or an Excel workbook"):
         table(b"PK\x03\x04 and so on")
@@ -234,6 +250,19 @@ def test_encodings(encoding: str, shown: str) -> None:
 def test_both_orders_of_utf_16(order: str) -> None:
     content = "\ufeffsmiles\tid\nCCO\ta\n".encode(f"utf-16-{order}")
     assert cells(content) == [("CCO", "a")]
+
+
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark(order: str) -> None:
+    read = table("sm,\u00b5\nC,\u2028\n".encode(order))
+    assert (read.encoding, read.columns) == ("utf-16", ("sm", "\u00b5"))
+    assert [row.cells for row in read.rows] == [("C", "\u2028")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-32-be"])
+def test_utf_32(encoding: str) -> None:
+    with pytest.raises(InvalidInputError, match="got UTF-32, expected UTF-8, UTF-16"):
+        table("smiles\nC\n".encode(encoding))
 
 
 def test_no_byte_is_lost() -> None:
@@ -370,6 +399,12 @@ def test_names_of_the_molecule_column(name: str) -> None:
         (("smiles", "name"), ("", "CCO"), 0),
         (("smiles", "element"), ("nonsense", "C"), 0),
         (("Compound", "Name"), ("aspirin", "Aspirin"), 0),
+        (("Code", "Str"), ("CNS", "CCO"), 1),
+        (("Series", "Formula", "Str"), ("COCC", "CCOCC", "CCO"), 2),
+        (("Name", "n"), ("CCO", "1"), 0),
+        (("Murcko_SMILES", "Compound SMILES"), ("c1ccccc1", "Cc1ccccc1"), 1),
+        (("reactant smiles", "InChI"), ("C", "InChI=1S/CH4/h1H4"), 1),
+        (("fragment_smiles", "n"), ("CC", "1"), 0),
     ],
 )
 def test_molecule_column_by_content(
@@ -378,6 +413,32 @@ def test_molecule_column_by_content(
     expected: int,
 ) -> None:
     assert molecule_column(columns, rows_of(row)) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "expected"),
+    [
+        (("Compound", "Struct"), [("C1", "CCO"), ("CN", "CCN"), ("CO", "CCC")], 1),
+        (("Compound", "Type"), [("CCOCC", "CNS"), ("CCO", "CNS"), ("nonsense", "CNS")], 0),
+        (("SMILES", "canonical_smiles"), [("CCO", "CCO"), ("", "CCN"), ("", "CCC")], 1),
+        (("SMILES", "canonical_smiles"), [("", ""), ("CCO", ""), ("", "C")], 0),
+        (("SMILES", "name"), [("CCO", "CCO"), ("", "CCN"), ("", "CCC")], 0),
+    ],
+)
+def test_molecule_column_by_content_of_many_rows(
+    columns: tuple[str, ...],
+    rows: list[tuple[str, ...]],
+    expected: int,
+) -> None:
+    assert molecule_column(columns, rows_of(*rows)) == expected
+
+
+def test_a_line_of_json_is_no_header() -> None:
+    content = '{"smiles": "CCO"}\n{"smiles": "CCN"}\n'
+    with pytest.raises(InvalidInputError, match="none of which holds molecules"):
+        molecule_column(table(content).columns, [])
+    lines = read_smiles_lines(io.BytesIO(content.encode()))
+    assert [number for number, _, _ in lines] == [1, 2]
 
 
 def test_molecule_column_as_wanted() -> None:
@@ -417,7 +478,10 @@ def test_lines_of_smiles() -> None:
     ]
 
 
-@pytest.mark.parametrize("header", ["smiles name", "SMILES\tID", "canonical_smiles", "Smiles;x y"])
+@pytest.mark.parametrize(
+    "header",
+    ["smiles name", "SMILES\tID", "canonical_smiles", "Smiles;x y", "Structure Name", "InChI ID"],
+)
 def test_header_of_lines_of_smiles(header: str) -> None:
     content = f"{header}\nCCO a\n".encode("utf-16")
     assert list(read_smiles_lines(io.BytesIO(content))) == [(2, "CCO", "a")]

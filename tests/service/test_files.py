@@ -51,6 +51,25 @@ def test_table(separator: str, kind: FileKind) -> None:
     assert records[1].own == ("b", "C", "x, y")
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["smiles,name\nCCO,a\n", "name;smiles\na;CCO\n", "smiles\nCCO\n"],
+)
+def test_tsv_without_tabs(content: str) -> None:
+    assert shown(opened(content, "tsv")[1]) == ["CCO"]
+    assert opened("smiles\ta,b\nCCO\t1,2\n", "tsv")[1][0].own == ("CCO", "1,2")
+
+
+@pytest.mark.parametrize("header", ["one\n  -ours-\n\n", "one\n", ""])
+def test_sdf_by_another_name(header: str) -> None:
+    lines = named("").split("\n", 3)[3]
+    columns, records = opened(f"{header}{lines}> <ID>\nZ1\n\n$$$$\n" + named("two"), "smi")
+    assert columns == ("name", "ID")
+    assert [isinstance(record.source, MolBlock) for record in records] == [True, True]
+    table = f'id,structure\na,"{named("one")}"\n'
+    assert opened(table, "smi")[0] == ("id", "structure")
+
+
 def test_column_by_name() -> None:
     assert shown(opened("smiles,product\nC,CC\n", "csv", "product")[1]) == ["CC"]
     with pytest.raises(InvalidInputError, match="expected 'nope'"):
@@ -152,6 +171,15 @@ async def test_csv_in_csv_out() -> None:
     assert [row["gmerging_error"].split(":")[0] for row in rows] == ["", "smiles_syntax", "", "empty_smiles"]
     assert response.headers["x-file-encoding"] == "utf-8"
     assert response.headers["x-smiles-column"] == "smiles"
+
+
+@pytest.mark.anyio
+async def test_cells_with_line_ends_of_any_kind_come_back() -> None:
+    content = 'smiles,note\nC,"a\rb"\nC,"a\nb"\nC,"a\r\nb"\nC,ab\n'
+    answer = await ask("m.csv", content, "tasks=bbbp")
+    assert [row[1] for row in answer.rows[1:]] == ["a\rb", "a\nb", "a\r\nb", "ab"]
+    assert len(list(csv.reader(io.StringIO(answer.text, newline="")))) == 5
+    assert "C,ab,C" in answer.text
 
 
 @pytest.mark.anyio
@@ -458,6 +486,65 @@ def test_fields_without_blank_lines_and_twice() -> None:
     assert (columns, record.own) == (("name", "A", "B"), ("one", "1\n4", "2\n\n3"))
 
 
+def test_only_the_line_of_four_dollars_ends_a_record() -> None:
+    content = named("$$$$weird") + "> <PRICE>\n$$$$ high\n\n$$$$  \n" + named("two")
+    columns, records = opened(content, "sdf")
+    assert columns == ("name", "PRICE")
+    assert [record.own for record in records] == [("$$$$weird", "$$$$ high"), ("two", None)]
+
+
+def test_headers_of_fields() -> None:
+    fields = "> 25 (MD-1) <A> DT1\n> see <ref>\n  \n\n> DT12\nx\n\n> <>\ny\n \n> (an) odd <B>\nz\n"
+    columns, (record,) = opened(named("one") + fields + "$$$$\n", "sdf")
+    assert columns == ("name", "A", "DT12", "", "B")
+    assert record.own == ("one", "> see <ref>", "x", "y", "z")
+
+
+def test_values_before_a_block_without_its_header() -> None:
+    lines = named("").split("\n", 3)[3]
+    content = named("one") + "> <A>\n1\n\n" + lines + "> <A>\n2\n\nx\n" + lines
+    columns, records = opened(content, "sdf")
+    assert columns == ("name", "A")
+    assert [record.own for record in records] == [("one", "1"), ("", "2"), ("x", None)]
+    assert all(isinstance(record.source, MolBlock) for record in records)
+
+
+@pytest.mark.parametrize("content", ["smiles,n\nCCO,1\nCC,2\n", "<html>\n"])
+def test_what_is_no_sdf(content: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"got no counts line .* expected an SDF"):
+        opened(content, "sdf")
+
+
+def test_id_field_is_a_data_field_before_it_is_the_title() -> None:
+    content = named("title") + "> <ID>\nZ1\n\n> <name>\nfield\n\n$$$$\n"
+    file = open_file(io.BytesIO(content.encode()), FileFormat("sdf", id_field="name"))
+    assert (file.columns, file.id_column) == (("name", "ID", "name"), 2)
+    file = open_file(io.BytesIO(named("title").encode()), FileFormat("sdf", id_field="name"))
+    assert file.id_column == 0
+
+
+def test_a_record_of_fields_alone() -> None:
+    columns, records = opened("> <A>\n1\n\n$$$$\n\n$$$$\n" + named("two"), "sdf")
+    assert columns == ("name", "A")
+    assert shown(records)[:2] == ["mol_block_syntax"] * 2
+    assert [record.own for record in records] == [("", "1"), ("", None), ("two", None)]
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("\n\none\n  -ours-  01112713572D\n\n", "one"),
+        ("one\n  -ours-  01112713572D\n", "one"),
+        ("  -ours-  01112713572D\n\n", ""),
+        ("     RDKit          2D\n\n", ""),
+        ("", ""),
+    ],
+)
+def test_name_in_a_header_with_more_or_fewer_lines(header: str, name: str) -> None:
+    lines = named("").split("\n", 3)[3]
+    assert titles(f"{header}{lines}$$$$\n{header}{lines}") == [(name, True)] * 2
+
+
 def test_too_many_and_too_long_fields() -> None:
     many = named("one") + "".join(f"> <F{k}>\n1\n\n" for k in range(1001)) + "$$$$\n"
     with pytest.raises(InvalidInputError, match="data fields of more than 1000 names"):
@@ -563,6 +650,8 @@ async def test_one_file_at_a_time() -> None:
     async with serving() as client:
         twice = await client.post("/predict/file", files=two)
         wrong = await client.post("/predict/file", files=other)
+        text = await client.post("/predict/file", data={"file": "C"})
+    assert "#/file: got a field of text, expected a file" in text.json()["detail"]
     assert (twice.status_code, wrong.status_code) == (422, 422)
     assert "#/file: got 2 files, expected one" in twice.json()["detail"]
     assert "did you mean 'file'" in wrong.json()["detail"]

@@ -60,6 +60,16 @@ def test_binary_input() -> None:
     assert read_request(*with_binary(binary(b"C", "Cé".encode(), b""), [3]))[1] == ["C", "Cé", ""]
 
 
+def test_parameters_that_the_protocol_knows_are_passed_over_and_slips_are_not() -> None:
+    known = {"sequence_id": 1, "priority": 2, "timeout": 3, "routing": "moe"}
+    request, _ = read_request(json.dumps(body("C", parameters=known)).encode(), None)
+    assert request.parameters.routing == "moe"
+    slip = json.dumps(body("C", parameters={"routng": "moe"})).encode()
+    message = "parameters: got an unknown parameter 'routng', did you mean 'routing'"
+    with pytest.raises(InvalidInputError, match=message):
+        read_request(slip, None)
+
+
 @pytest.mark.parametrize(
     ("content", "length"),
     [

@@ -138,7 +138,11 @@ ETHANOL_INCHI = "InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"
 
 
 @pytest.mark.parametrize(
-    "source", ["CCO", "CCO |$;;HO$|", ETHANOL_INCHI, InChI(ETHANOL_INCHI), mol_block("CCO").text, mol_block("CCO"), "[CH3:1][13CH2]O[2H]"]
+    "source",
+    [
+        *("CCO", "CCO |$;;HO$|", "CCO |(0.00,0.00,;1.30,0.75,;2.60,0.00,)|", "[CH3:1][13CH2]O[2H]"),
+        *(ETHANOL_INCHI, InChI(ETHANOL_INCHI), mol_block("CCO").text, mol_block("CCO")),
+    ],
 )
 def test_a_molecule_in_every_writing(source: Source) -> None:
     found = read(source, LIMITS)
@@ -164,7 +168,8 @@ def test_a_molecule_in_every_writing(source: Source) -> None:
         (MolBlock(mol_block("CCO").text.replace("M  END", "A    3\nCOOH\nM  END")), "dummy_atom"),
         (mol_block("CCO").text.replace("M  END", "M  STY  1   1 SRU\nM  END"), "polymer"),
         (mol_block("CCO").text + "x" * 20_000, "mol_block_syntax"),
-        ("CCO |" + "r" * 40 + "|", "smiles_too_long"),
+        ("CCO |" + "r" * 800 + "|", "smiles_too_long"),
+        ("C" * 41 + " |r|", "smiles_too_long"),
     ],
 )
 def test_unreadable_other_texts(source: Source, code: str) -> None:

@@ -1,6 +1,7 @@
 """Streams: in order, with little in memory, and with an end that says why."""
 
 import asyncio
+import codecs
 import json
 from collections.abc import AsyncIterator, Sequence
 
@@ -150,6 +151,23 @@ async def test_lines_that_are_no_molecule() -> None:
     lines = [b"{", b"7", b"null", b"[]", b"{}", b'{"smiles": 7}', b'{"smiles": "C", "x": 1}', b'{"smiles": "C", "graph": {}}', b"\xff", b'"C"']
     records = await records_of(b"\n".join(lines))
     assert codes(records) == ["invalid_line"] * 9 + ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("line", "got"),
+    [(b"null", "null"), (b"7", "a number"), (b"[]", "a list"), (b"true", "true or false")],
+)
+async def test_lines_that_are_no_molecule_are_named(line: bytes, got: str) -> None:
+    (record,) = await records_of(line)
+    assert isinstance(record.source, Unreadable)
+    expected = "expected a molecule as a JSON string, or an object"
+    assert record.source.message == f"the line: got {got}, {expected}"
+
+
+async def test_byte_order_mark_is_no_text() -> None:
+    records = await records_of(codecs.BOM_UTF8 + b'"C"\n"CC"\n')
+    assert [record.source for record in records] == ["C", "CC"]
+    assert codes(await records_of(b'"C"\n' + codecs.BOM_UTF8 + b'"C"\n')) == ["ok", "invalid_line"]
 
 
 async def test_lines_in_other_writings() -> None:
