@@ -301,8 +301,10 @@ def _check_parts(
         how = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
         other = "another column" if spec.split_column else "a `split_column` of your own"
         seed = _working_seed(labels, names)
-        random = "" if seed is None else f"`split: random` with `split_seed: {seed}`, "
-        raise DataError(f"{file}, {how}: {error}; try {random}{other}, or more rows") from error
+        instead = " and no `split_column`" if spec.split_column else ""
+        random = f"`split: random` with `split_seed: {seed}`{instead}, "
+        remedy = f"try {'' if seed is None else random}{other}, or more rows"
+        raise DataError(f"{file}, {how}: {error}; {remedy}") from error
 
 
 def _working_seed(labels: Tensor, names: Sequence[str]) -> int | None:

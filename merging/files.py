@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from models.errors import DataError
@@ -20,7 +20,8 @@ def sha256(path: Path) -> str:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+    content = save(contiguous, metadata)  # a full disk is then an OSError
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -31,7 +31,7 @@ from merging.planning.distances import (
 from merging.planning.grouping import Grouping, average_linkage
 from merging.run import Run
 from merging.task_vector import TaskVector
-from merging.validation import problems_of
+from models.validation import problems_of
 from models.errors import ConfigError
 
 Metric = Literal["gw", "cka", "cosine"]

@@ -25,7 +25,7 @@ def test_settings_by_task_inherit_the_common_ones(pico: RunConfig) -> None:
     [
         ("surplus", 1, "surplus: got an unknown key, expected one of setting, "),
         ("finetune", {"epoch": 3}, "finetune.epoch: got an unknown key, .* did you mean 'epochs'"),
-        ("finetune", {"epochs": 0}, "finetune.epochs: Input should be greater than or equal to 1"),
+        ("finetune", {"epochs": 0}, "finetune.epochs: got 0, expected greater than or equal to 1"),
         ("finetune_by_task", {"muv": {"epochs": 1}}, r"settings by task: got names \['muv'\]"),
         ("alignment_by_task", {"other": {"rank": 5}}, r"got ranks \[4, 5\], expected one rank"),
         ("tasks", ["nitrogen", "other", "other"], "expected each task once"),

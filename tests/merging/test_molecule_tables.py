@@ -100,7 +100,7 @@ def test_text_of_windows_and_short_rows(tmp_path: Path) -> None:
     [
         ("", "expected a header"),
         ("smiles,y\n", "got no row below the header"),
-        ("smiles\nCCO\n", "got no column beside the molecules, expected labels"),
+        ("smiles\nCCO\n", "got no column of labels beside 'smiles', expected some"),
         ("name,y\naspirin oxide,1\nibuprofen lysine,0\n", "none of which holds molecules"),
     ],
 )

@@ -318,6 +318,7 @@ def test_names_of_the_field_are_allowed(name: str, tmp_path: Path) -> None:
         ("a..b", "a.b"),
         (".hidden", "hidden"),
         ("a b", "a_b"),
+        ("trailing.", "trailing"),
         ("-x", "x"),
         ("naïve", "naive"),
         ("a\n", "a"),
@@ -332,9 +333,16 @@ def test_other_names_are_refused_with_the_nearest_one(name: str, nearest: str) -
     hint = f", for example {nearest!r}" if nearest else ""
     with pytest.raises(InvalidInputError, match="expected 1 to 64 letters") as refused:
         check_name(name)
-    assert str(refused.value).endswith(f"no '..'{hint}")
+    assert str(refused.value).endswith(f"no '.' at the end{hint}")
     if nearest:
         assert check_name(nearest) == nearest
+
+
+@pytest.mark.parametrize("name", ["con", "AUX", "nul.txt", "LPT1", "com9.v2"])
+def test_what_is_a_device_on_windows_is_no_name(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"got name '{name}', which no file can have"):
+        check_name(name)
+    assert check_name(f"{name}_task".replace(".", "_"))
 
 
 def test_a_manifest_that_was_changed_after_its_making_writes_nothing(tmp_path: Path) -> None:
