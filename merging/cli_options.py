@@ -26,13 +26,13 @@ def add_run_options(command: argparse.ArgumentParser, folder: Path, config: str,
     command.add_argument(
         "--data",
         type=Path,
-        default=Path(os.environ.get("GMERGING_DATA", "../shared/data")),
+        default=Path(os.environ.get("GMERGING_DATA") or "../shared/data"),
         help="data folder, also by GMERGING_DATA; sets that are not there are fetched",
     )
     command.add_argument(
         "--work",
         type=Path,
-        default=Path(os.environ.get("GMERGING_WORK", "work")),
+        default=Path(os.environ.get("GMERGING_WORK") or "work"),
         help="work folder, also by GMERGING_WORK: finished pieces are kept there and found again, and what was stopped goes on",
     )
 

@@ -19,12 +19,12 @@ from pydantic import (
 from merging.datasets import MOLECULENET
 from merging.molecule_tables import DatasetSpec
 from merging.registry import merger_spec
-from models.validation import problems_of
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
 from models.names import MAX_NAME, Name, check_distinct
 from models.router import RouterConfig
 from models.sinkhorn import Solver
+from models.validation import problems_of
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -270,22 +270,21 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_config(path: Path) -> RunConfig:
-    """The configuration of a run, see `read_config`; its ablations and sweeps are tried too."""
+    """The configuration of a run, see `read_config`; its ablations and sweeps are checked too."""
     config = read_config(path, RunConfig, CONFIG_FOLDER)
     compare = config.compare
-    changes = {"compare.ablation_base": {}} | {
-        f"compare.{group}.{name}": change
-        for group, variants in (
-            ("ablations", compare.ablations),
-            *((f"sweeps.{sweep}", variants) for sweep, variants in compare.sweeps.items()),
-        )
-        for name, change in variants.items()
-    }
-    for place, change in changes.items():
+    groups = {f"sweeps.{sweep}": variants for sweep, variants in compare.sweeps.items()}
+    places = [("ablation_base", compare.ablation_base)]
+    for group, variants in {"ablations": compare.ablations, **groups}.items():
+        places += [(f"{group}.{name}", change) for name, change in variants.items()]
+    base = config
+    for place, change in places:
         try:
-            config.varied(compare.ablation_base).varied(change)
+            varied = base.varied(change)
         except ValidationError as error:
-            raise ConfigError(f"{path}: {place}: {problems_of(error, RunConfig)}") from error
+            problems = problems_of(error, RunConfig)
+            raise ConfigError(f"{path}: compare.{place}: {problems}") from error
+        base = varied if place == "ablation_base" else base
     return config
 
 

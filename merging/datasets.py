@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +35,7 @@ from models.featurize import READING_RULE, read_graph, read_smiles
 from models.files import write_atomically
 from models.graph import MolGraph, PackedGraphs, pack
 
-_CACHE_VERSION = f"1, reading rule {READING_RULE}"
+_CACHE_VERSION = f"2, reading rule {READING_RULE}"
 _SHOWN = 5
 _SEEDS_TRIED = 100
 
@@ -71,7 +71,8 @@ class MoleculeDataset:
         record: how the file was read, plain values for records and cards: `file`, `rows`,
             `molecules`, `dropped`; `smiles_column`, `labels`; `words`, by label the cells that are
             1 and 0 where the file does not say 0 and 1; `split`, in words; `parts`, the molecules
-            in each; `not_measured`, by part the labels that lack a class there.
+            in each; `not_measured`, by part the labels that lack a class there; `repeated`, see
+            `_repeated`.
     """
 
     task: str
@@ -126,8 +127,18 @@ def describe_dataset(dataset: MoleculeDataset) -> str:
             f"{count} label{'s' if count > 1 else ''}: {labels}",
             f"split {record['split']}: {parts}",
             *(f"not measured in {subset}: {count} of them" for subset, count in unmeasured.items()),
+            *_said_repeated(record["repeated"]),
         )
     )
+
+
+def _said_repeated(repeated: Mapping[str, int]) -> list[str]:
+    if not repeated["molecules"]:
+        return []
+    found = f"{repeated['molecules']} molecules are in several rows"
+    known = {"contradictory": "with 0 and 1 for one label", "across_parts": "in several parts"}
+    more = [f"{repeated[name]} {what}" for name, what in known.items() if repeated[name]]
+    return [", ".join([found, *more])]
 
 
 def said_labels(record: Mapping[str, Any]) -> str:
@@ -209,9 +220,28 @@ def read_csv(
         "split": how,
         "parts": {subset: len(rows) for subset, rows in vars(split).items()},
         "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
+        "repeated": _repeated([graph for graph, _ in molecules], labels, split),
     }
     graphs = pack([graph for graph, _ in molecules])
     return MoleculeDataset(task, names, graphs, labels, split, digest, dropped, record)
+
+
+def _repeated(graphs: Sequence[MolGraph], labels: Tensor, split: Split) -> dict[str, int]:
+    """How many molecules stand in several rows, however they are written: `molecules`; of these
+    `contradictory`, with 0 and 1 for one label, and `across_parts`, trained on and measured with."""
+    rows_of: dict[bytes, list[int]] = {}
+    for k, graph in enumerate(graphs):
+        key = b"".join(tensor.numpy().tobytes() for tensor in vars(graph).values())
+        rows_of.setdefault(key, []).append(k)
+    part_of = {row: subset for subset, rows in vars(split).items() for row in rows.tolist()}
+    several = [rows for rows in rows_of.values() if len(rows) > 1]
+    contradictory = [bool(((labels[rows] == 0).any(0) & (labels[rows] == 1).any(0)).any()) for rows in several]
+    across = [len({part_of[row] for row in rows}) > 1 for rows in several]
+    return {
+        "molecules": len(several),
+        "contradictory": sum(contradictory),
+        "across_parts": sum(across),
+    }
 
 
 def _dropped(table: MoleculeTable, unreadable: Sequence[int]) -> tuple[DroppedRow, ...]:
@@ -350,12 +380,17 @@ def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) 
 
 
 def _read_cache(task: str, cache: Path, origin: dict[str, str]) -> MoleculeDataset | None:
-    """The cached set, or None if it was made from another file, for another description of it, or by another version."""
-    with safe_open(cache, "pt") as stream:
-        metadata = stream.metadata()
-        if not origin.items() <= metadata.items():
-            return None
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
+    """The cached set, or None if it was made from another file, for another description of it, or by
+    another version, or is damaged."""
+    try:
+        with safe_open(cache, "pt") as stream:
+            metadata = stream.metadata()
+            if not origin.items() <= metadata.items():
+                return None
+            names = stream.keys()
+            tensors = {key: stream.get_tensor(key) for key in names}
+    except SafetensorError:
+        return None
     graphs, split = ({key.split(".")[1]: value for key, value in tensors.items() if key.startswith(part)} for part in ("graphs.", "split."))
     record = json.loads(metadata["record"])
     return MoleculeDataset(

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -30,8 +33,30 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; None if there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """Read JSON; None if there is no such file. Raises DataError: it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise damaged(path, error) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around the reading of tensors that a run wrote. Raises DataError: the file is damaged."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> DataError:
+    """The error of a file that a run wrote and that cannot be read any more."""
+    remedy = "delete it, and it is made anew"
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    found = f"got a damaged file ({reason})"
+    return DataError(f"{path}: {found}, expected what a run wrote; {remedy}")
 
 
 def read_seeds(folder: Path) -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from merging.labels import Label, normalised, read_label, why_no_label
 from merging.splits import named_parts, part_text
-from models.validation import one_of
 from models.errors import DataError, InvalidInputError
 from models.names import check_labels
 from models.tables import SAMPLE, column_called, molecule_column, open_stream, open_table
+from models.validation import one_of
 
 _IGNORED = "mol_id"  # MoleculeNet's names of molecules
 _SHOWN = 5

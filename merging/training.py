@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from merging.files import damaged
 from models.errors import TrainingError
 from models.files import write_atomically
 
@@ -32,7 +33,10 @@ class ResumableTraining:
         self.shown: dict[str, object] = {}
         self.seconds = 0.0
         if checkpoint.is_file():
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            try:
+                state = torch.load(checkpoint, map_location=device, weights_only=True)
+            except Exception as error:  # whatever torch makes of other bytes
+                raise damaged(checkpoint, error) from error
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             self.history, self.kept, self.seconds = state["history"], state["kept"], state["seconds"]
@@ -52,7 +56,7 @@ class ResumableTraining:
             yield epoch
             self.seconds += time.perf_counter() - start
             progress.set_postfix(self.shown)
-            self._check_finite(f"{description.partition(':')[0]}: epoch {epoch}")
+            self._check_finite(epoch)
             self._save()
 
     def keep_best(self, epoch: int, score: float) -> None:
@@ -65,12 +69,11 @@ class ResumableTraining:
             self.kept |= {"best": {key: value.cpu().clone() for key, value in self._model.state_dict().items()}, "best_epoch": epoch}
         self.history.append(score)
 
-    def _check_finite(self, place: str) -> None:
+    def _check_finite(self, epoch: int) -> None:
         for name, tensor in self._model.state_dict().items():
             if not bool(tensor.isfinite().all()):
-                found = f"got {name} that is not finite, expected finite numbers"
-                remedy = "a smaller `learning_rate` may help"
-                raise TrainingError(f"{place}: {found}; {remedy}")
+                found = f"epoch {epoch}: got {name} that is not finite, expected finite numbers"
+                raise TrainingError(f"{found}; a smaller `learning_rate` may help")
 
     def _save(self) -> None:
         state = {

@@ -196,8 +196,8 @@ def check_output(
         with suppress(FileNotFoundError, NotADirectoryError):
             target.lstat()
     except (OSError, RuntimeError, ValueError) as error:
-        found = f"got a path that leads nowhere: {error}"
-        raise ArtifactError(f"{str(folder)!a}: {found}, expected a folder") from error
+        got = f"got a path that leads nowhere: {error}"
+        raise ArtifactError(f"{str(folder)!a}: {got}, expected a folder") from error
     if os.path.ismount(target):
         raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
     for parent in target.parents:
@@ -210,8 +210,8 @@ def check_output(
         trial.mkdir()
         trial.rmdir()
     except OSError as error:
-        found = f"got {there} ({error.strerror})"
-        raise ArtifactError(f"{folder}: {found}, expected a folder that can be written to") from error
+        got = f"got {there} ({error.strerror})"
+        raise ArtifactError(f"{folder}: {got}, expected a folder that can be written to") from error
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return target
     if not target.is_dir():
