@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -135,7 +135,7 @@ def describe_dataset(dataset: MoleculeDataset) -> str:
 def _said_repeated(repeated: Mapping[str, int]) -> list[str]:
     if not repeated["molecules"]:
         return []
-    found = f"{repeated['molecules']} molecules are in several rows"
+    found = f"molecules in several rows: {repeated['molecules']}"
     known = {"contradictory": "with 0 and 1 for one label", "across_parts": "in several parts"}
     more = [f"{repeated[name]} {what}" for name, what in known.items() if repeated[name]]
     return [", ".join([found, *more])]
@@ -205,7 +205,7 @@ def read_csv(
     _write_dropped(dropped, dropped_file)
     _check_dropped(file, dropped, len(kept) + len(dropped), spec.max_dropped, dropped_file)
     labels = torch.tensor([label.values for label in table.labels]).T[kept].contiguous()
-    split, how = _split(spec, table, kept, [scaffold for _, scaffold in molecules])
+    split, how = _split(spec, table, kept, [molecule.scaffold for molecule in molecules])
     lacking = lacking_classes(split, labels, names)
     if spec not in MOLECULENET.values():  # those are taken as they are published
         _check_parts(file, spec, split, labels, names)
@@ -220,27 +220,25 @@ def read_csv(
         "split": how,
         "parts": {subset: len(rows) for subset, rows in vars(split).items()},
         "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
-        "repeated": _repeated([graph for graph, _ in molecules], labels, split),
+        "repeated": _repeated([molecule.smiles for molecule in molecules], labels, split),
     }
-    graphs = pack([graph for graph, _ in molecules])
+    graphs = pack([molecule.graph for molecule in molecules])
     return MoleculeDataset(task, names, graphs, labels, split, digest, dropped, record)
 
 
-def _repeated(graphs: Sequence[MolGraph], labels: Tensor, split: Split) -> dict[str, int]:
+def _repeated(smiles: Sequence[str], labels: Tensor, split: Split) -> dict[str, int]:
     """How many molecules stand in several rows, however they are written: `molecules`; of these
-    `contradictory`, with 0 and 1 for one label, and `across_parts`, trained on and measured with."""
-    rows_of: dict[bytes, list[int]] = {}
-    for k, graph in enumerate(graphs):
-        key = b"".join(tensor.numpy().tobytes() for tensor in vars(graph).values())
-        rows_of.setdefault(key, []).append(k)
-    part_of = {row: subset for subset, rows in vars(split).items() for row in rows.tolist()}
+    `contradictory`, with 0 and 1 for one label, and `across_parts`, in several parts of the split."""
+    rows_of: dict[str, list[int]] = {}
+    for k, canonical in enumerate(smiles):
+        rows_of.setdefault(canonical, []).append(k)
     several = [rows for rows in rows_of.values() if len(rows) > 1]
-    contradictory = [bool(((labels[rows] == 0).any(0) & (labels[rows] == 1).any(0)).any()) for rows in several]
-    across = [len({part_of[row] for row in rows}) > 1 for rows in several]
+    part_of = {row: subset for subset, rows in vars(split).items() for row in rows.tolist()}
+    both = [(labels[rows] == 0).any(0) & (labels[rows] == 1).any(0) for rows in several]
     return {
         "molecules": len(several),
-        "contradictory": sum(contradictory),
-        "across_parts": sum(across),
+        "contradictory": sum(bool(either.any()) for either in both),
+        "across_parts": sum(len({part_of[row] for row in rows}) > 1 for rows in several),
     }
 
 
@@ -347,15 +345,23 @@ def _working_seed(labels: Tensor, names: Sequence[str]) -> int | None:
     return None
 
 
-def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[tuple[MolGraph, str] | None]:
+class _Parsed(NamedTuple):
+    """A molecule's graph, its scaffold with chirality, and its canonical SMILES."""
+
+    graph: MolGraph
+    scaffold: str
+    smiles: str
+
+
+def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[_Parsed | None]:
     with ProcessPoolExecutor(workers) as pool:
         parsed = pool.map(_parse_one, smiles, chunksize=256)
         for each in tqdm(parsed, total=len(smiles), desc=f"{task}: molecules", unit="mol"):
-            yield each and (MolGraph(*map(torch.from_numpy, each[0])), each[1])
+            yield each and _Parsed(MolGraph(*map(torch.from_numpy, each[0])), *each[1:])
 
 
-def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str] | None:
-    """Graph and scaffold with chirality, or None where RDKit cannot read the molecule at all.
+def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str, str] | None:
+    """What `_Parsed` holds, or None where RDKit cannot read the molecule at all.
 
     The graph as arrays: tensors would each hold a file descriptor on their way to the parent process.
     """
@@ -365,10 +371,12 @@ def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str] | None:
         return None
     with rdBase.BlockLogs():
         mol = read_smiles(smiles, strict=False)
+        canonical = Chem.MolToSmiles(mol)
         try:
-            return graph, MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True)
+            scaffold = MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True)
         except ValueError:  # RDKit checks valences here: the 15 molecules that fail are scaffolds of their own
-            return graph, Chem.MolToSmiles(mol)
+            scaffold = canonical
+        return graph, scaffold, canonical
 
 
 def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) -> None:
