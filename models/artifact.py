@@ -177,7 +177,8 @@ def check_output(
     """Where an artifact may be written: asked before hours of training, and again after them.
 
     A folder that is not there, or empty, may be written. An artifact may be replaced by itself in
-    the same or a newer version: of the same name and tasks. Whatever else is there stays.
+    the same or a newer version: of the same name and tasks. Whatever else is there stays, and so
+    does an artifact that is read-only.
 
     Args:
         folder: where.
@@ -227,6 +228,8 @@ def check_output(
             f"{folder}: got an artifact with files that are not its own, which would be lost "
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
+    if any(own.exists() and not _may_change(own) for own in (target, target / "tasks")):
+        raise ArtifactError(f"{folder}: got a read-only artifact, expected one that may be replaced")
     if replace or digest == made_from:
         return target
     if old.name != name or old.tasks.keys() != set(tasks):
@@ -240,6 +243,10 @@ def check_output(
             f"{folder}: got a newer artifact there, {name} {old.version}; expected none newer than {version}, or another folder, or --replace"
         )
     return target
+
+
+def _may_change(folder: Path) -> bool:
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _numbers(version: str) -> list[int]:
