@@ -103,6 +103,12 @@ class MultitaskConfig(FinetuneConfig):
     cap: Count = 4000
 
 
+_FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
+"""Figures that are no sweep's (`merging.figures`)."""
+BASE_VARIANT = "full"
+"""Row of every group of variants: the configuration with `ablation_base` and no other change."""
+
+
 class CompareConfig(_Section):
     """What `gmerging compare` puts beside G-Merging.
 
@@ -122,10 +128,16 @@ class CompareConfig(_Section):
     ablation_base: dict[str, dict[str, Any]] = {}
     ablation_tasks: tuple[str, ...] = ()
     ablations: dict[str, dict[str, dict[str, Any]]] = {}
-    sweeps: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    sweeps: dict[Name, dict[str, dict[str, dict[str, Any]]]] = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if taken := [name for name in self.sweeps if name.casefold() in _FIGURES]:
+            raise ValueError(f"sweeps: got {taken[0]!r}, the name of another figure, expected another")
+        check_distinct(self.sweeps)
+        for variants in (self.ablations, *self.sweeps.values()):
+            if BASE_VARIANT in variants:
+                raise ValueError(f"got a variant {BASE_VARIANT!r}, which is the base, expected another name")
         for method, candidates in self.mergers.items():
             if not candidates:
                 raise ValueError(f"compare.mergers.{method}: got no option set, expected at least one ({{}} is the defaults)")

@@ -141,6 +141,12 @@ def test_a_file_may_be_utf_16(pico_config_file: Path, pico: RunConfig) -> None:
         ),
         ({"sweeps": {"a": {"b": {"tasks": {"c": 1}}}}}, r"compare\.sweeps\.a\.b: tasks: got"),
         ({"ablation_base": {"merge": {"method": "tis"}}}, r"compare\.ablation_base: .*'tis'"),
+        ({"sweeps": {"../evil": {}}}, r"compare\.sweeps\.\.\./evil: got name '\.\./evil', expected"),
+        ({"sweeps": {"Recovery": {}}}, "compare: sweeps: got 'Recovery', the name of another figure"),
+        ({"sweeps": {"ablations": {}}}, "compare: sweeps: got 'ablations', the name of another fig"),
+        ({"sweeps": {"rank": {}, "Rank": {}}}, "compare: got names 'Rank' and 'rank', expected"),
+        ({"ablations": {"full": {}}}, "compare: got a variant 'full', which is the base"),
+        ({"sweeps": {"rank": {"full": {}}}}, "compare: got a variant 'full', which is the base"),
         ({"forest_trees_by_task": {"nitrogn": 3}}, r"got names \['nitrogn'\]"),
     ],
 )
