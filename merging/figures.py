@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from merging.config import BASE_VARIANT
-from merging.files import read_json, read_seeds
+from merging.files import check_results, read_json, read_seeds
 from models.errors import DataError
 from models.files import write_atomically
 
@@ -20,11 +20,12 @@ def draw_figures(folder: Path) -> list[Path]:
     """Draw what the files in `results/<setting>` allow: recovery bars, expert weights, backbone swaps, ablations, sweeps.
 
     Raises:
-        DataError: the folder has no `summary.json`.
+        DataError: the folder has no `summary.json`, or results that are none of `compare`.
     """
     summary = read_json(folder / "summary.json")
     if summary is None:
         raise DataError(f"got no summary.json in {folder}, expected the results of `gmerging compare`")
+    check_results(folder / "summary.json", summary)
     seeds = read_seeds(folder)
     figures = {
         "recovery": _recovery_bars(summary),

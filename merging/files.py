@@ -63,6 +63,12 @@ def read_seeds(folder: Path) -> list[dict[str, Any]]:
     """The contents of a setting's `seed<N>.json`. Raises DataError: one is not of `compare`."""
     seeds = {path: read_json(path) for path in sorted(folder.glob("seed*.json"))}
     for path, content in seeds.items():
-        if "methods" not in content:
-            raise DataError(f"got {path} without `methods`, expected results of `gmerging compare`; delete it or write it anew")
+        check_results(path, content)
     return list(seeds.values())
+
+
+def check_results(path: Path, content: Any) -> None:
+    """Raises DataError: what was read from a file of results is none of `compare`."""
+    if not isinstance(content, dict) or "methods" not in content:
+        found, remedy = f"got {path} without `methods`", "delete it or write it anew"
+        raise DataError(f"{found}, expected results of `gmerging compare`; {remedy}")
