@@ -192,27 +192,7 @@ def check_output(
     Raises:
         ArtifactError: it may not; the message says why.
     """
-    try:
-        target = folder.resolve()
-        with suppress(FileNotFoundError, NotADirectoryError):
-            target.lstat()
-    except (OSError, RuntimeError, ValueError) as error:
-        got = f"got a path that leads nowhere: {error}"
-        raise ArtifactError(f"{str(folder)!a}: {got}, expected a folder") from error
-    if os.path.ismount(target):
-        raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
-    for parent in target.parents:
-        if (parent / MANIFEST).is_file() and (parent / BACKBONE).is_file():
-            message = f"got a folder inside the artifact {parent}, expected one outside"
-            raise ArtifactError(f"{folder}: {message}")
-    there = next(parent for parent in target.parents if os.path.lexists(parent))
-    trial = temporary_beside(there / target.name)
-    try:  # rights alone do not tell: a file system may be read-only or of another kind
-        trial.mkdir()
-        trial.rmdir()
-    except OSError as error:
-        got = f"got {there} ({error.strerror})"
-        raise ArtifactError(f"{folder}: {got}, expected a folder that can be written to") from error
+    target = _writable(folder)
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
         return target
     if not target.is_dir():
@@ -242,6 +222,32 @@ def check_output(
         raise ArtifactError(
             f"{folder}: got a newer artifact there, {name} {old.version}; expected none newer than {version}, or another folder, or --replace"
         )
+    return target
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, absolute and without symbolic links, if something may be written there at all."""
+    try:
+        target = folder.resolve()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            target.lstat()
+    except (OSError, RuntimeError, ValueError) as error:
+        got = f"got a path that leads nowhere: {error}"
+        raise ArtifactError(f"{str(folder)!a}: {got}, expected a folder") from error
+    if os.path.ismount(target):
+        raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
+    for parent in target.parents:
+        if (parent / MANIFEST).is_file() and (parent / BACKBONE).is_file():
+            message = f"got a folder inside the artifact {parent}, expected one outside"
+            raise ArtifactError(f"{folder}: {message}")
+    there = next(parent for parent in target.parents if os.path.lexists(parent))
+    trial = temporary_beside(there / target.name)
+    try:  # rights alone do not tell: a file system may be read-only or of another kind
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        got = f"got {there} ({error.strerror})"
+        raise ArtifactError(f"{folder}: {got}, expected a folder that can be written to") from error
     return target
 
 
