@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -30,12 +31,18 @@ DEFAULT_CONFIG = "gcn_supervised_contextpred.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 1 for an error that is the project's own, 2 for wrong arguments."""
+    """Entry point; returns the exit status: 0, 1 for an error that is the project's own or of a
+    file, 2 for wrong arguments, 130 for one that was stopped."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)
-    except GMergingError as error:
+    except (GMergingError, OSError) as error:
         print(f"gmerging: {error}", file=sys.stderr)
+        return 1
+    except (BrokenProcessPool, MemoryError) as error:
+        found = f"a process died or got no memory ({error})"
+        remedy = "try fewer --processes or --threads; the same command goes on where it was"
+        print(f"gmerging: {found}; {remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("gmerging: stopped; the same command goes on where it was", file=sys.stderr)

@@ -11,6 +11,7 @@ from models.artifact import Manifest
 from models.device import choose_device
 from models.errors import ConfigError
 
+_SEEDS = 2**31
 AddCommand = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
 """Adds a command: its name, what does it, and a line about it."""
 
@@ -25,13 +26,13 @@ def add_run_options(command: argparse.ArgumentParser, folder: Path, config: str,
     command.add_argument(
         "--data",
         type=Path,
-        default=Path(os.environ.get("GMERGING_DATA", "../shared/data")),
+        default=Path(os.environ.get("GMERGING_DATA") or "../shared/data"),
         help="data folder, also by GMERGING_DATA; sets that are not there are fetched",
     )
     command.add_argument(
         "--work",
         type=Path,
-        default=Path(os.environ.get("GMERGING_WORK", "work")),
+        default=Path(os.environ.get("GMERGING_WORK") or "work"),
         help="work folder, also by GMERGING_WORK: finished pieces are kept there and found again, and what was stopped goes on",
     )
 
@@ -46,10 +47,14 @@ def add_replace_option(command: argparse.ArgumentParser) -> None:
 
 
 def set_up(arguments: argparse.Namespace) -> torch.device:
-    """Give torch its threads; returns the device. Raises ConfigError: a number below 1, or no such device."""
+    """Give torch its threads; returns the device. Raises ConfigError: a number out of
+    range, or no such device."""
     for name in ("threads", "processes"):
         if getattr(arguments, name, 1) < 1:
             raise ConfigError(f"--{name}: got {getattr(arguments, name)}, expected at least 1")
+    seeds = getattr(arguments, "seeds", [getattr(arguments, "seed", 0)])
+    if wrong := [seed for seed in seeds if not 0 <= seed < _SEEDS]:
+        raise ConfigError(f"--seed: got {wrong[0]}, expected 0 to {_SEEDS - 1}")
     torch.set_num_threads(arguments.threads)
     return choose_device(getattr(arguments, "device", "cpu"))
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from merging.config import fingerprint
+from merging.config import BASE_VARIANT, fingerprint
 from merging.datasets import load_smiles
 from merging.evaluation import predict
 from merging.fingerprints import fit_predict, neutral
@@ -161,7 +161,7 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
     """With each task's own adapters; in a group that varies the router, routed."""
     row, name = (routed_row, "gmerging_moe") if any("router" in change for change in changes.values()) else (adapted_row, "gmerging_own")
     only = base.config.compare.ablation_tasks
-    return [replace(row(base.varied(**change), name, title), only=only) for title, change in {"full": {}, **changes}.items()]
+    return [replace(row(base.varied(**change), name, title), only=only) for title, change in {BASE_VARIANT: {}, **changes}.items()]
 
 
 # --- work to be done before rows are measured, in an order in which no two pieces are made twice ---

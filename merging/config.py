@@ -7,22 +7,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from merging.datasets import MOLECULENET
 from merging.molecule_tables import DatasetSpec
 from merging.registry import merger_spec
-from merging.validation import problems_of
 from models.backbone import BackboneConfig
 from models.errors import ConfigError
 from models.names import MAX_NAME, Name, check_distinct
 from models.router import RouterConfig
 from models.sinkhorn import Solver
+from models.validation import problems_of
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
-Rate = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0)]
+
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        word = str(value).lower()
+        raise ValueError(f"got {word}, which YAML also makes of yes and no, expected a number")
+    return value
+
+
+_Number = BeforeValidator(_no_truth_value)
+Rate = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, _Number, Field(ge=1)]
+Weight = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -86,6 +103,12 @@ class MultitaskConfig(FinetuneConfig):
     cap: Count = 4000
 
 
+_FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
+"""Figures that are no sweep's (`merging.figures`)."""
+BASE_VARIANT = "full"
+"""Row of every group of variants: the configuration with `ablation_base` and no other change."""
+
+
 class CompareConfig(_Section):
     """What `gmerging compare` puts beside G-Merging.
 
@@ -105,10 +128,16 @@ class CompareConfig(_Section):
     ablation_base: dict[str, dict[str, Any]] = {}
     ablation_tasks: tuple[str, ...] = ()
     ablations: dict[str, dict[str, dict[str, Any]]] = {}
-    sweeps: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    sweeps: dict[Name, dict[str, dict[str, dict[str, Any]]]] = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if taken := [name for name in self.sweeps if name.casefold() in _FIGURES]:
+            raise ValueError(f"sweeps: got {taken[0]!r}, the name of another figure, expected another")
+        check_distinct(self.sweeps)
+        for variants in (self.ablations, *self.sweeps.values()):
+            if BASE_VARIANT in variants:
+                raise ValueError(f"got a variant {BASE_VARIANT!r}, which is the base, expected another name")
         for method, candidates in self.mergers.items():
             if not candidates:
                 raise ValueError(f"compare.mergers.{method}: got no option set, expected at least one ({{}} is the defaults)")
@@ -177,8 +206,10 @@ class RunConfig(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _inherit(cls, values: dict[str, object]) -> dict[str, object]:
+    def _inherit(cls, values: Any) -> Any:
         """Sections by task need only name what differs from the common section."""
+        if not isinstance(values, dict):
+            return values
         values = dict(values)
         for section in ("finetune", "alignment"):
             common, by_task = values.get(section, {}), values.get(f"{section}_by_task", {})
@@ -191,7 +222,8 @@ class RunConfig(_Section):
         if not self.tasks:
             raise ValueError("tasks: got none, expected at least one")
         by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
-        named = {name for section in by_task for name in section} | {*self.compare.ablation_tasks}
+        named = {name for section in by_task for name in section}
+        named |= {*self.compare.ablation_tasks, *self.compare.forest_trees_by_task}
         unknown = sorted(named - set(self.tasks))
         if unknown:
             expected = f"expected names among tasks {list(self.tasks)}"
@@ -211,11 +243,12 @@ class RunConfig(_Section):
         """The same configuration with changes by section: `{"alignment": {"rank": 10}}`, for every task alike. A change of `merge` replaces it.
 
         Raises:
-            pydantic.ValidationError: the result does not fit.
+            pydantic.ValidationError: the result does not fit, or there is no such section.
         """
         values = self.model_dump()
         for section, changed in changes.items():
-            values[section] = dict(changed) if section == "merge" else values[section] | changed
+            own = None if section == "merge" else values.get(section)
+            values[section] = {**own, **changed} if isinstance(own, dict) else dict(changed)
             for task, own in values.get(f"{section}_by_task", {}).items():
                 values[f"{section}_by_task"][task] = own | changed
         return RunConfig.model_validate(values)
@@ -249,8 +282,22 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_config(path: Path) -> RunConfig:
-    """The configuration of a run, see `read_config`."""
-    return read_config(path, RunConfig, CONFIG_FOLDER)
+    """The configuration of a run, see `read_config`; its ablations and sweeps are checked too."""
+    config = read_config(path, RunConfig, CONFIG_FOLDER)
+    compare = config.compare
+    groups = {f"sweeps.{sweep}": variants for sweep, variants in compare.sweeps.items()}
+    places = [("ablation_base", compare.ablation_base)]
+    for group, variants in {"ablations": compare.ablations, **groups}.items():
+        places += [(f"{group}.{name}", change) for name, change in variants.items()]
+    base = config
+    for place, change in places:
+        try:
+            varied = base.varied(change)
+        except ValidationError as error:
+            problems = problems_of(error, RunConfig)
+            raise ConfigError(f"{path}: compare.{place}: {problems}") from error
+        base = varied if place == "ablation_base" else base
+    return config
 
 
 def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
@@ -264,6 +311,9 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
         ConfigError: the file is absent, is not YAML, extends itself, or does not fit; every problem is named.
     """
     values = _read_values(path, bundled, ())
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else "no sections"
+        raise ConfigError(f"{path}: got {found}, expected sections, as in `setting: mine`")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -274,16 +324,21 @@ def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> An
     file = path if path.is_file() else bundled / path.name
     if not file.is_file():
         known = ", ".join(sorted(each.name for each in bundled.glob("*.yaml")))
-        raise ConfigError(f"got no configuration at {path}, expected a YAML file or one of: {known}")
+        where = f"{extended_by[-1]}: extends: " if extended_by else ""
+        found = f"got no configuration at {path}, expected a YAML file or one of: {known}"
+        raise ConfigError(where + found)
     if file in extended_by:
         raise ConfigError(f"{file}: extends itself, expected another file")
     try:
-        values = yaml.load(file.read_text(), _Loader)
-    except yaml.YAMLError as error:
+        values = yaml.load(file.read_bytes(), _Loader)  # bytes: UTF-8 or, by its mark, UTF-16
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     if not isinstance(values, dict) or "extends" not in values:
         return values
-    base = _read_values(file.parent / str(values.pop("extends")), bundled, (*extended_by, file))
+    name = values.pop("extends")
+    if not (isinstance(name, str) and name):
+        raise ConfigError(f"{file}: extends: got {name!r}, expected the name of a YAML file")
+    base = _read_values(file.parent / name, bundled, (*extended_by, file))
     if not isinstance(base, dict):
         raise ConfigError(f"{file}: extends a file of {type(base).__name__}, expected a configuration")
     if isinstance(values.get("tasks"), list):
@@ -318,8 +373,12 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
         if isinstance(values.get(section), dict):
             kept[section] = {task: own for task, own in values[section].items() if task in tasks}
     compare = values.get("compare")
-    if isinstance(compare, dict) and isinstance(compare.get("ablation_tasks"), list):
-        kept["compare"] = {**compare, "ablation_tasks": [task for task in compare["ablation_tasks"] if task in tasks]}
+    if isinstance(compare, dict):
+        kept["compare"] = own = dict(compare)
+        if isinstance(named := compare.get("ablation_tasks"), list | tuple):
+            own["ablation_tasks"] = [task for task in named if task in tasks]
+        if isinstance(trees := compare.get("forest_trees_by_task"), dict):
+            own["forest_trees_by_task"] = {task: own for task, own in trees.items() if task in tasks}
     return kept
 
 

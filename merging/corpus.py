@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from merging.config import Count, fingerprint
 from merging.datasets import MOLECULENET
-from merging.files import read_json, sha256, write_json, write_tensors
+from merging.files import read_json, reading, sha256, write_json, write_tensors
 from merging.molecule_files import read_molecules
 from models.errors import DataError, MoleculeError
 from models.featurize import READING_RULE, featurize_all, read_smiles
@@ -70,7 +70,9 @@ class Corpus:
 
     def shard(self, k: int) -> PackedGraphs:
         """The molecules of a shard, read from its file."""
-        return PackedGraphs(**load_file(_shard_path(self.folder, k)))
+        path = _shard_path(self.folder, k)
+        with reading(path):
+            return PackedGraphs(**load_file(path))
 
 
 def load_corpus(config: CorpusConfig, data_folder: Path, cache_folder: Path, workers: int = 1) -> Corpus:
@@ -191,5 +193,5 @@ def _write_shard(path: Path, chunks: list[tuple[_Arrays | None, Counter[str]]]) 
 
 
 def _read_counts(path: Path) -> dict[str, int]:
-    with safe_open(path, "pt") as stream:
+    with reading(path), safe_open(path, "pt") as stream:
         return {name: int(value) for name, value in stream.metadata().items()}

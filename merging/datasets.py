@@ -7,14 +7,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 from rdkit.Chem.Scaffolds import MurckoScaffold
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,7 +35,7 @@ from models.featurize import READING_RULE, read_graph, read_smiles
 from models.files import write_atomically
 from models.graph import MolGraph, PackedGraphs, pack
 
-_CACHE_VERSION = f"1, reading rule {READING_RULE}"
+_CACHE_VERSION = f"2, reading rule {READING_RULE}"
 _SHOWN = 5
 _SEEDS_TRIED = 100
 
@@ -71,7 +71,8 @@ class MoleculeDataset:
         record: how the file was read, plain values for records and cards: `file`, `rows`,
             `molecules`, `dropped`; `smiles_column`, `labels`; `words`, by label the cells that are
             1 and 0 where the file does not say 0 and 1; `split`, in words; `parts`, the molecules
-            in each; `not_measured`, by part the labels that lack a class there.
+            in each; `not_measured`, by part the labels that lack a class there; `repeated`, see
+            `_repeated`.
     """
 
     task: str
@@ -126,8 +127,18 @@ def describe_dataset(dataset: MoleculeDataset) -> str:
             f"{count} label{'s' if count > 1 else ''}: {labels}",
             f"split {record['split']}: {parts}",
             *(f"not measured in {subset}: {count} of them" for subset, count in unmeasured.items()),
+            *_said_repeated(record["repeated"]),
         )
     )
+
+
+def _said_repeated(repeated: Mapping[str, int]) -> list[str]:
+    if not repeated["molecules"]:
+        return []
+    found = f"molecules in several rows: {repeated['molecules']}"
+    known = {"contradictory": "with 0 and 1 for one label", "across_parts": "in several parts"}
+    more = [f"{repeated[name]} {what}" for name, what in known.items() if repeated[name]]
+    return [", ".join([found, *more])]
 
 
 def said_labels(record: Mapping[str, Any]) -> str:
@@ -194,7 +205,7 @@ def read_csv(
     _write_dropped(dropped, dropped_file)
     _check_dropped(file, dropped, len(kept) + len(dropped), spec.max_dropped, dropped_file)
     labels = torch.tensor([label.values for label in table.labels]).T[kept].contiguous()
-    split, how = _split(spec, table, kept, [scaffold for _, scaffold in molecules])
+    split, how = _split(spec, table, kept, [molecule.scaffold for molecule in molecules])
     lacking = lacking_classes(split, labels, names)
     if spec not in MOLECULENET.values():  # those are taken as they are published
         _check_parts(file, spec, split, labels, names)
@@ -209,9 +220,26 @@ def read_csv(
         "split": how,
         "parts": {subset: len(rows) for subset, rows in vars(split).items()},
         "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
+        "repeated": _repeated([molecule.smiles for molecule in molecules], labels, split),
     }
-    graphs = pack([graph for graph, _ in molecules])
+    graphs = pack([molecule.graph for molecule in molecules])
     return MoleculeDataset(task, names, graphs, labels, split, digest, dropped, record)
+
+
+def _repeated(smiles: Sequence[str], labels: Tensor, split: Split) -> dict[str, int]:
+    """How many molecules stand in several rows, however they are written: `molecules`; of these
+    `contradictory`, with 0 and 1 for one label, and `across_parts`, in several parts of the split."""
+    rows_of: dict[str, list[int]] = {}
+    for k, canonical in enumerate(smiles):
+        rows_of.setdefault(canonical, []).append(k)
+    several = [rows for rows in rows_of.values() if len(rows) > 1]
+    part_of = {row: subset for subset, rows in vars(split).items() for row in rows.tolist()}
+    both = [(labels[rows] == 0).any(0) & (labels[rows] == 1).any(0) for rows in several]
+    return {
+        "molecules": len(several),
+        "contradictory": sum(bool(either.any()) for either in both),
+        "across_parts": sum(len({part_of[row] for row in rows}) > 1 for rows in several),
+    }
 
 
 def _dropped(table: MoleculeTable, unreadable: Sequence[int]) -> tuple[DroppedRow, ...]:
@@ -301,8 +329,10 @@ def _check_parts(
         how = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
         other = "another column" if spec.split_column else "a `split_column` of your own"
         seed = _working_seed(labels, names)
-        random = "" if seed is None else f"`split: random` with `split_seed: {seed}`, "
-        raise DataError(f"{file}, {how}: {error}; try {random}{other}, or more rows") from error
+        instead = " and no `split_column`" if spec.split_column else ""
+        random = f"`split: random` with `split_seed: {seed}`{instead}, "
+        remedy = f"try {'' if seed is None else random}{other}, or more rows"
+        raise DataError(f"{file}, {how}: {error}; {remedy}") from error
 
 
 def _working_seed(labels: Tensor, names: Sequence[str]) -> int | None:
@@ -315,15 +345,23 @@ def _working_seed(labels: Tensor, names: Sequence[str]) -> int | None:
     return None
 
 
-def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[tuple[MolGraph, str] | None]:
+class _Parsed(NamedTuple):
+    """A molecule's graph, its scaffold with chirality, and its canonical SMILES."""
+
+    graph: MolGraph
+    scaffold: str
+    smiles: str
+
+
+def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[_Parsed | None]:
     with ProcessPoolExecutor(workers) as pool:
         parsed = pool.map(_parse_one, smiles, chunksize=256)
         for each in tqdm(parsed, total=len(smiles), desc=f"{task}: molecules", unit="mol"):
-            yield each and (MolGraph(*map(torch.from_numpy, each[0])), each[1])
+            yield each and _Parsed(MolGraph(*map(torch.from_numpy, each[0])), *each[1:])
 
 
-def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str] | None:
-    """Graph and scaffold with chirality, or None where RDKit cannot read the molecule at all.
+def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str, str] | None:
+    """What `_Parsed` holds, or None where RDKit cannot read the molecule at all.
 
     The graph as arrays: tensors would each hold a file descriptor on their way to the parent process.
     """
@@ -333,10 +371,12 @@ def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str] | None:
         return None
     with rdBase.BlockLogs():
         mol = read_smiles(smiles, strict=False)
+        canonical = Chem.MolToSmiles(mol)
         try:
-            return graph, MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True)
+            scaffold = MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True)
         except ValueError:  # RDKit checks valences here: the 15 molecules that fail are scaffolds of their own
-            return graph, Chem.MolToSmiles(mol)
+            scaffold = canonical
+        return graph, scaffold, canonical
 
 
 def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) -> None:
@@ -348,12 +388,17 @@ def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) 
 
 
 def _read_cache(task: str, cache: Path, origin: dict[str, str]) -> MoleculeDataset | None:
-    """The cached set, or None if it was made from another file, for another description of it, or by another version."""
-    with safe_open(cache, "pt") as stream:
-        metadata = stream.metadata()
-        if not origin.items() <= metadata.items():
-            return None
-        tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a dict
+    """The cached set, or None if it was made from another file, for another description of it, or by
+    another version, or is damaged."""
+    try:
+        with safe_open(cache, "pt") as stream:
+            metadata = stream.metadata()
+            if not origin.items() <= metadata.items():
+                return None
+            names = stream.keys()
+            tensors = {key: stream.get_tensor(key) for key in names}
+    except SafetensorError:
+        return None
     graphs, split = ({key.split(".")[1]: value for key, value in tensors.items() if key.startswith(part)} for part in ("graphs.", "split."))
     record = json.loads(metadata["record"])
     return MoleculeDataset(

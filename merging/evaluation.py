@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from models.errors import TrainingError
 from models.graph import GraphBatch, PackedGraphs
 
 
@@ -30,7 +31,13 @@ def roc_auc(labels: Tensor, scores: Tensor) -> RocAuc:
     Args:
         labels: (G, C), 0 or 1, NaN where missing.
         scores: (G, C), any monotone score.
+
+    Raises:
+        TrainingError: a score is not finite.
     """
+    if not bool(scores.isfinite().all()):
+        remedy = "a smaller `learning_rate` may help"
+        raise TrainingError(f"got answers that are not finite, expected finite ones; {remedy}")
     per_label = []
     for column, score in zip(labels.T, scores.T, strict=True):
         known = ~column.isnan()

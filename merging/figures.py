@@ -7,7 +7,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from merging.files import read_json, read_seeds
+from merging.config import BASE_VARIANT
+from merging.files import check_results, read_json, read_seeds
 from models.errors import DataError
 from models.files import write_atomically
 
@@ -19,11 +20,12 @@ def draw_figures(folder: Path) -> list[Path]:
     """Draw what the files in `results/<setting>` allow: recovery bars, expert weights, backbone swaps, ablations, sweeps.
 
     Raises:
-        DataError: the folder has no `summary.json`.
+        DataError: the folder has no `summary.json`, or results that are none of `compare`.
     """
     summary = read_json(folder / "summary.json")
     if summary is None:
         raise DataError(f"got no summary.json in {folder}, expected the results of `gmerging compare`")
+    check_results(folder / "summary.json", summary)
     seeds = read_seeds(folder)
     figures = {
         "recovery": _recovery_bars(summary),
@@ -109,7 +111,7 @@ def _ablation_bars(rows: dict[str, Any]) -> Figure:
 
 def _sweep_line(group: str, rows: dict[str, Any]) -> Figure:
     """Averages along a sweep, in the order of the configuration; the base is not part of the line."""
-    variants = {name: each["stored"] for name, each in rows.items() if name != "full"}
+    variants = {name: each["stored"] for name, each in rows.items() if name != BASE_VARIANT}
     figure, axes = new_axes(4.2, 2.8)
     for part, title, color in (("average", "test", OURS), ("valid_average", "validation", OTHERS)):
         axes.plot(range(len(variants)), [100 * each[part] for each in variants.values()], marker="o", color=color, label=title)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models.artifact import ArtifactParts, load_parts
+from models.artifact import MANIFEST, ArtifactParts, load_parts
 from models.force_field import ForceFieldConfig
 from models.unified import DEFAULT_ROUTING
 
@@ -17,6 +17,9 @@ def describe(folder: Path) -> str:
     adapters = sum(count for key, count in brought.items() if key.startswith("adapters.sites."))
     own = sum(brought.values()) - adapters
     merged, separate = backbone + adapters + own, len(parts.experts) * backbone + own
+    own_files = {MANIFEST, *manifest.files}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    strangers = ", ".join(map(ascii, sorted(found - own_files)))
     scores = manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}).get("roc_auc", {})
     rows = []
     for task, info in manifest.tasks.items():
@@ -31,6 +34,7 @@ def describe(folder: Path) -> str:
             f"heads, statistics and whatever is a task's own {own:,}; all {merged:,}, {merged / separate:.2f} of {separate:,} for separate models",
             "tasks:",
             *rows,
+            *([f"files that are not its own, which nothing reads: {strangers}"] if strangers else []),
         ]
     )
 

@@ -8,11 +8,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from merging.labels import Label, normalised, read_label, why_no_label
-from merging.splits import named_parts
-from merging.validation import one_of
+from merging.splits import named_parts, part_text
 from models.errors import DataError, InvalidInputError
 from models.names import check_labels
 from models.tables import SAMPLE, column_called, molecule_column, open_stream, open_table
+from models.validation import one_of
 
 _IGNORED = "mol_id"  # MoleculeNet's names of molecules
 _SHOWN = 5
@@ -49,7 +49,7 @@ class Folds(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if both := sorted({*self.valid} & {*self.test}):
+        if both := sorted({*map(part_text, self.valid)} & {*map(part_text, self.test)}):
             raise ValueError(f"got fold {', '.join(both)} as valid and test, expected it once")
         return self
 
@@ -160,10 +160,15 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
     except (InvalidInputError, DataError) as error:
         raise DataError(f"{file}: {error}") from error
     if not good:
-        raise DataError(f"{file}: got no row below the header, expected molecules with labels")
+        first = f" that can be taken (line {rows[0].line}: {rows[0].problem})" if rows else ""
+        found = f"got no row below the header{first}"
+        raise DataError(f"{file}: {found}, expected molecules with labels")
     if at in labels_at:
         raise DataError(f"{file}: got {columns[at]!r} as label, expected it to hold the molecules")
     others = [k for k in range(len(columns)) if k not in (at, split_at) and columns[k] != _IGNORED]
+    if not (labels_at or others):
+        found = f"got no column of labels beside {', '.join(map(repr, columns))}"
+        raise DataError(f"{file}: {found}, expected some (cells apart by comma, semicolon or tab)")
     cells = {k: [row.cells[k] for row in good] for k in range(len(columns))}
     lines = [row.line for row in good]
     dropped = [DroppedRow(row.line, row.cells[at], row.problem) for row in rows if row.problem]
@@ -210,8 +215,6 @@ def _labels(
     Raises:
         DataError: it names every column that holds none.
     """
-    if not columns:
-        raise DataError(f"{file}: got no column beside the molecules, expected labels")
     try:
         check_labels(name for name, _ in columns.values())
     except InvalidInputError as error:

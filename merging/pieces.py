@@ -19,8 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from merging.files import read_json, write_json, write_tensors
-from models.errors import DataError
+from merging.files import read_json, reading, write_json, write_tensors
+from models.errors import DataError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class PieceStore:
         """The piece `name` that was made from the settings `key` stands for; made now and kept if it is not there.
 
         `make` gets a path for its resumable state, which is removed once the piece is stored.
+
+        Raises:
+            DataError: the piece, or the state, is there and is damaged.
+            TrainingError: the training diverged; the message begins with the name.
         """
         path = self._path(name, key, "safetensors")
         if path.is_file():
@@ -60,7 +64,10 @@ class PieceStore:
             if path.is_file():
                 return _read(path)
             checkpoint = self._path(name, key, "resume.pt")
-            piece = make(checkpoint)
+            try:
+                piece = make(checkpoint)
+            except TrainingError as error:
+                raise TrainingError(f"{name}: {error}") from error
             write_tensors(path, piece.tensors, {"record": json.dumps(piece.record)})
             checkpoint.unlink(missing_ok=True)
             return piece
@@ -79,7 +86,7 @@ class PieceStore:
 
 
 def _read(path: Path) -> Piece:
-    with safe_open(path, "pt") as stream:
+    with reading(path), safe_open(path, "pt") as stream:
         names = stream.keys()
         tensors = {name: stream.get_tensor(name) for name in names}
         return Piece(tensors, json.loads(stream.metadata()["record"]))

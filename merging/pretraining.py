@@ -14,7 +14,7 @@ from tqdm import tqdm
 from merging.config import CONFIG_FOLDER, Count, Rate, fingerprint, read_config
 from merging.corpus import Corpus, CorpusConfig, load_corpus
 from merging.evaluation import batches
-from merging.files import write_tensors
+from merging.files import reading, write_tensors
 from merging.objectives import ContextPredictionConfig, EdgePredictionConfig, Objective, PairScores, make_objective
 from merging.pieces import made_once
 from merging.training import ResumableTraining
@@ -100,7 +100,7 @@ def pretrain(config: PretrainConfig, data_folder: Path, work_folder: Path, seed:
 def _is_finished(path: Path, key: str) -> bool:
     if not path.is_file():
         return False
-    with safe_open(path, "pt") as stream:
+    with reading(path), safe_open(path, "pt") as stream:
         metadata = stream.metadata()
     return bool(metadata["key"] == key and json.loads(metadata["record"])["finished"])
 

@@ -16,8 +16,8 @@ from merging.mergers.gnnmerge import ClosedFormOptions, IterativeOptions, gnnmer
 from merging.mergers.rebasin import GitRebasinOptions, git_rebasin
 from merging.mergers.regmean import RegMeanOptions, regmean
 from merging.mergers.ties import TiesOptions, ties
-from merging.validation import one_of, problems_of
 from models.errors import ConfigError, InvalidInputError
+from models.validation import one_of, problems_of
 
 
 @dataclass(frozen=True)

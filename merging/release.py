@@ -22,6 +22,11 @@ Probabilities are calibrated by a temperature per label, fitted on the validatio
 into the heads (ROC-AUC does not change). On the test part, expected calibration error (15 bins) and
 Brier score:"""
 
+_CHEMISTRY = (
+    "Trained on drug-like molecules and environmental chemicals; answers for other chemistry "
+    "(polymers, metals, very large molecules) are extrapolations."
+)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -145,9 +150,24 @@ def calibration_table(scores: dict[str, dict[str, float]]) -> str:
     return markdown_table(["task", "ECE before", "after", "Brier score before", "after"], rows)
 
 
+def _limits(manifest: Manifest) -> str:
+    """What the tasks' data allow to say: those of MoleculeNet are known, others are their owner's."""
+    described = manifest.provenance["config"]["datasets"]
+    own = [task for task in manifest.tasks if described.get(task, {}).get("file")]
+    published = [task for task in manifest.tasks if task not in own]
+    lines = []
+    if published:
+        terms = "; SIDER's terms are share-alike and non-commercial" if "sider" in published else ""
+        lines = [_CHEMISTRY, f"Data of {', '.join(published)}: MoleculeNet{terms}."]
+    if own:
+        lines += [f"Data of {', '.join(own)}: the files in the table above, under their owner's terms."]
+        lines += ["Answers for molecules that are unlike those of the files are extrapolations."]
+    return "\n".join(lines)
+
+
 def model_card(manifest: Manifest, measured: Measured) -> str:
     """The README.md of an artifact."""
-    tasks = "\n".join(f"| `{task}` | {info.description} | {len(info.labels)} |" for task, info in manifest.tasks.items())
+    rows = [[f"`{task}`", info.description, str(len(info.labels))] for task, info in manifest.tasks.items()]
     ours = {name: method["title"] for name, method in measured.methods.items() if name.startswith("gmerging")}
     recovered = ", ".join(f"{title} {manifest.metrics['recovery'][name]}" for name, title in ours.items())
     config, shape = manifest.provenance["config"], manifest.backbone
@@ -157,9 +177,7 @@ def model_card(manifest: Manifest, measured: Measured) -> str:
 One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim}) merged from {len(manifest.tasks)} fine-tuned models,
 with adapters of rank {manifest.rank} at {shape.num_layers + 1} sites for each task.
 
-| task | what | labels |
-|---|---|---|
-{tasks}
+{markdown_table(["task", "what", "labels"], rows)}
 
 An answer is the probability that a label is 1, as the data set defines it. Without another wish it is given with routing `{DEFAULT_ROUTING}`.
 
@@ -194,8 +212,7 @@ The whole configuration, library versions and checksums of weights and data are 
 
 ## Limits
 
-Trained on drug-like molecules and environmental chemicals; answers for other chemistry (polymers, metals, very large molecules) are extrapolations.
+{_limits(manifest)}
 Pre-trained weights: {manifest.provenance["pretrained_source"]}.
-Data: MoleculeNet; SIDER's terms are share-alike and non-commercial.
 For research: no answer of this model is a statement on the safety of a substance.
 """

@@ -170,8 +170,10 @@ def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells as they are, without a final newline."""
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
+    """Without a final newline; a bar or a line break in a cell stays in its cell."""
+    lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    first, *others = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([first, "|---" * len(head) + "|", *others])
 
 
 def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -186,8 +188,7 @@ def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
     labels += [f"{count} not measured in {subset}" for subset, count in lacking.items()]
     counts = [str(record[name]) for name in ("molecules", "dropped")]
     sizes = " / ".join(str(size) for size in record["parts"].values())
-    cells = [task, record["file"], *counts, record["split"], sizes, "; ".join(labels)]
-    return [cell.replace("|", "\\|") for cell in cells]
+    return [task, record["file"], *counts, record["split"], sizes, "; ".join(labels)]
 
 
 def percent(mean: float, std: float | None = None) -> str:

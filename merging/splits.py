@@ -80,9 +80,9 @@ def named_parts(
     Raises:
         DataError: a cell names no part, or a fold that is nowhere. The message names the line.
     """
-    texts = [_text(cell) for cell in cells]
+    texts = [part_text(cell) for cell in cells]
     if folds:
-        subset_of = {_text(name): subset for subset, names in folds.items() for name in names}
+        subset_of = {part_text(name): subset for subset, names in folds.items() for name in names}
         if absent := [name for name in subset_of if name not in texts]:
             found = ", ".join(dict.fromkeys(texts))
             raise DataError(f"got folds {found}, expected also {', '.join(absent)} (`folds`)")
@@ -99,7 +99,7 @@ def named_parts(
     return [subset_of[text] for text in texts]
 
 
-def _text(cell: str) -> str:
+def part_text(cell: str) -> str:
     """A cell without white space around it and case; without the `.0` that pandas adds."""
     return cell.strip().casefold().removesuffix(".0")
 

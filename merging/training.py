@@ -1,5 +1,6 @@
 """Epochs of a training that may be stopped at any time: after each, all that it goes on from lies in one file."""
 
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from merging.files import damaged
+from models.errors import TrainingError
 from models.files import write_atomically
 
 
@@ -30,13 +33,21 @@ class ResumableTraining:
         self.shown: dict[str, object] = {}
         self.seconds = 0.0
         if checkpoint.is_file():
-            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            try:
+                state = torch.load(checkpoint, map_location=device, weights_only=True)
+            except Exception as error:  # whatever torch makes of other bytes
+                raise damaged(checkpoint, error) from error
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             self.history, self.kept, self.seconds = state["history"], state["kept"], state["seconds"]
 
     def epochs(self, total: int, description: str) -> Iterator[int]:
-        """The epochs that are left, from 1 to `total`. Each draws from a seed of its own, so that a resumed run is the same run."""
+        """The epochs that are left, from 1 to `total`. Each draws from a seed of its own, so that a
+        resumed run is the same run.
+
+        Raises:
+            TrainingError: after an epoch a tensor of the model is not finite; that is not kept.
+        """
         first = len(self.history) + 1
         progress = tqdm(range(first, total + 1), initial=first - 1, total=total, desc=description, unit="epoch")
         for epoch in progress:
@@ -45,6 +56,7 @@ class ResumableTraining:
             yield epoch
             self.seconds += time.perf_counter() - start
             progress.set_postfix(self.shown)
+            self._check_finite(epoch)
             self._save()
 
     def keep_best(self, epoch: int, score: float) -> None:
@@ -57,6 +69,12 @@ class ResumableTraining:
             self.kept |= {"best": {key: value.cpu().clone() for key, value in self._model.state_dict().items()}, "best_epoch": epoch}
         self.history.append(score)
 
+    def _check_finite(self, epoch: int) -> None:
+        for name, tensor in self._model.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                found = f"epoch {epoch}: got {name} that is not finite, expected finite numbers"
+                raise TrainingError(f"{found}; a smaller `learning_rate` may help")
+
     def _save(self) -> None:
         state = {
             "model": self._model.state_dict(),
@@ -65,4 +83,6 @@ class ResumableTraining:
             "kept": self.kept,
             "seconds": self.seconds,
         }
-        write_atomically(self._checkpoint, lambda path: torch.save(state, path))
+        content = io.BytesIO()  # a full disk is then an OSError
+        torch.save(state, content)
+        write_atomically(self._checkpoint, lambda path: path.write_bytes(content.getbuffer()))

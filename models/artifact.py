@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from models.router import RouterConfig
 from models.task import TaskInfo
 from models.trial import try_tasks
 from models.unified import Expert, UnifiedModel, select_tasks
+from models.validation import problems_of
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -175,7 +177,8 @@ def check_output(
     """Where an artifact may be written: asked before hours of training, and again after them.
 
     A folder that is not there, or empty, may be written. An artifact may be replaced by itself in
-    the same or a newer version: of the same name and tasks. Whatever else is there stays.
+    the same or a newer version: of the same name and tasks. Whatever else is there stays, and so
+    does an artifact that is read-only.
 
     Args:
         folder: where.
@@ -205,6 +208,8 @@ def check_output(
             f"{folder}: got an artifact with files that are not its own, which would be lost "
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
+    if any(own.exists() and not _may_change(own) for own in (target, target / "tasks")):
+        raise ArtifactError(f"{folder}: got a read-only artifact, expected one that may be replaced")
     if replace or digest == made_from:
         return target
     if old.name != name or old.tasks.keys() != set(tasks):
@@ -224,18 +229,30 @@ def _writable(folder: Path) -> Path:
     """The folder, absolute and without symbolic links, if something may be written there at all."""
     try:
         target = folder.resolve()
-    except (OSError, RuntimeError) as error:
-        raise ArtifactError(f"{folder}: got a path that leads nowhere: {error}") from error
+        with suppress(FileNotFoundError, NotADirectoryError):
+            target.lstat()
+    except (OSError, RuntimeError, ValueError) as error:
+        got = f"got a path that leads nowhere: {error}"
+        raise ArtifactError(f"{str(folder)!a}: {got}, expected a folder") from error
+    if os.path.ismount(target):
+        raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
     for parent in target.parents:
         if (parent / MANIFEST).is_file() and (parent / BACKBONE).is_file():
             message = f"got a folder inside the artifact {parent}, expected one outside"
             raise ArtifactError(f"{folder}: {message}")
     there = next(parent for parent in target.parents if os.path.lexists(parent))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ArtifactError(f"{folder}: got {there}, expected a folder that can be written to")
-    if os.path.ismount(target):
-        raise ArtifactError(f"{folder}: got a mount point, expected a folder in it")
+    trial = temporary_beside(there / target.name)
+    try:  # rights alone do not tell: a file system may be read-only or of another kind
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        got = f"got {there} ({error.strerror})"
+        raise ArtifactError(f"{folder}: {got}, expected a folder that can be written to") from error
     return target
+
+
+def _may_change(folder: Path) -> bool:
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _numbers(version: str) -> list[int]:
@@ -276,7 +293,8 @@ def save_artifact(
     try:  # again: a copy with changed fields was never checked
         manifest = Manifest.model_validate(manifest.model_dump())
     except ValidationError as error:
-        raise ArtifactError(f"{folder}: not written, not a manifest: {error}") from error
+        problems = problems_of(error, Manifest)
+        raise ArtifactError(f"{folder}: not written, not a manifest: {problems}") from error
     contents = {BACKBONE: _serialise(backbone), **{_task_file(task): _serialise(expert) for task, expert in experts.items()}}
     if card:
         contents[CARD] = card.encode()
@@ -352,9 +370,13 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
     names, _ = select_tasks(tuple(manifest.tasks), tasks)
     needed = manifest.files if tasks is None else (BACKBONE, *map(_task_file, names))
     contents = {name: _read_verified(folder, name, manifest.files[name]) for name in needed}
-    backbone = _network(manifest.backbone)
+    try:
+        backbone = _network(manifest.backbone)
+        experts = {task: _member(manifest, task) for task in names}
+    except (RuntimeError, MemoryError) as error:
+        found = f"got sizes of a network that cannot be made: {error}"
+        raise ArtifactError(f"{folder / MANIFEST}: {found}, expected those of the tensors") from error
     _fill(backbone, contents[BACKBONE], folder / BACKBONE)
-    experts = {task: _member(manifest, task) for task in names}
     for task, expert in experts.items():
         _fill(expert, contents[_task_file(task)], folder / _task_file(task))
         _check_expert(expert, folder / _task_file(task))
@@ -412,10 +434,13 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     try:
         raw = json.loads(data)
         version = raw.get("format_version") if isinstance(raw, dict) else None
-        if version != FORMAT_VERSION:
+        if version != FORMAT_VERSION or isinstance(version, bool):
             raise ArtifactError(f"{path}: got format version {version!r}, expected {FORMAT_VERSION}")
         manifest = Manifest.model_validate(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+    except ValidationError as error:
+        problems = problems_of(error, Manifest)
+        raise ArtifactError(f"{path}: not a manifest: {problems}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a manifest: {error}") from error
     needed = {BACKBONE, *map(_task_file, manifest.tasks)}
     if wrong := needed - manifest.files.keys():

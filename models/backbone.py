@@ -239,7 +239,8 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> 
     """Copy tensors into a module whose keys and shapes must be exactly theirs.
 
     Raises:
-        CheckpointError: a key is missing, extra, misshapen or holds a value that is not finite; all of them are named.
+        CheckpointError: a key is missing, extra, misshapen, of whole numbers where fractions belong,
+            or holds a value that is not finite; all of them are named.
     """
     expected = module.state_dict()
     problems = [f"missing {key}" for key in expected.keys() - tensors.keys()]
@@ -247,6 +248,8 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> 
     for key in sorted(expected.keys() & tensors.keys()):
         if tensors[key].shape != expected[key].shape:
             problems.append(f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(expected[key].shape)}")
+        elif tensors[key].is_floating_point() != expected[key].is_floating_point():
+            problems.append(f"{key} is {tensors[key].dtype}, expected {expected[key].dtype}")
         elif not bool(tensors[key].to(expected[key].dtype).isfinite().all()):  # as it is stored
             problems.append(f"{key} is not finite")
     if problems:

@@ -52,6 +52,12 @@ class ConfigError(GMergingError, ValueError):
     code = "config_invalid"
 
 
+class TrainingError(GMergingError, ArithmeticError):
+    """A training has left the finite numbers."""
+
+    code = "training_diverged"
+
+
 class DataError(GMergingError, OSError):
     """A data file is absent or does not have the published form."""
 

@@ -14,12 +14,19 @@ from pydantic import AfterValidator
 from models.errors import InvalidInputError
 
 MAX_NAME = 64
-_NAME = re.compile(rf"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
-_RULE = f"1 to {MAX_NAME} letters, digits, '.', '_' and '-', the first a letter or digit, no '..'"
+_NAME = re.compile(rf"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}(?<!\.)")
+_RULE = f"1 to {MAX_NAME} letters, digits, '.', '_' and '-', the first a letter or digit, no '..' and no '.' at the end"
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
+"""What Windows takes for a device, whatever follows the first full stop."""
 
 
 def check_name(name: str) -> str:
     """The name of a task, an artifact or a setting, as it is. Raises InvalidInputError."""
+    if _DEVICE.fullmatch(name):
+        found = f"got name {name!a}, which no file can have on Windows"
+        stem, dot, rest = name.partition(".")
+        other = f"{stem}_task{dot}{rest}".rstrip(".")
+        raise InvalidInputError(f"{found}, expected another, for example {other[:MAX_NAME]!a}")
     if _NAME.fullmatch(name):
         return name
     usable = nearest_name(name)

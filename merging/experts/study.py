@@ -18,7 +18,7 @@ from merging.experts.model import ExpertBank, route
 from merging.experts.probe import probe
 from merging.experts.summary import summarise
 from merging.experts.training import train_bank
-from merging.files import read_json, write_json, write_tensors
+from merging.files import read_json, reading, write_json, write_tensors
 from merging.pieces import made_once
 from merging.results import environment
 from models.graph import GraphBatch
@@ -54,7 +54,8 @@ class Study:
                     bank = train_bank(self.domains, self.config, settings, seed, checkpoint)
                     write_tensors(path, bank.state_dict())
                     checkpoint.unlink(missing_ok=True)
-        bank.load_state_dict(load_file(path))
+        with reading(path):
+            bank.load_state_dict(load_file(path))
         return bank.eval().requires_grad_(False)
 
     def kept(self, what: str, variant: str, seed: int, make: Callable[[], Record]) -> Record:

@@ -31,8 +31,8 @@ from merging.planning.distances import (
 from merging.planning.grouping import Grouping, average_linkage
 from merging.run import Run
 from merging.task_vector import TaskVector
-from merging.validation import problems_of
 from models.errors import ConfigError
+from models.validation import problems_of
 
 Metric = Literal["gw", "cka", "cosine"]
 TITLES: dict[Metric, str] = {"gw": "Gromov-Wasserstein distance", "cka": "1 - CKA", "cosine": "1 - cosine of task vectors"}

@@ -108,6 +108,10 @@ def test_results_of_another_kind_are_named(compared: Path, tmp_path: Path, capsy
     (tmp_path / "results/pico/seed7.json").write_text('{"tasks": {}}')
     assert main(["figures", "--results", str(tmp_path / "results")]) == 1
     assert "seed7.json without `methods`, expected results of `gmerging compare`" in capsys.readouterr().err
+    for content in ("[]", "{}"):
+        (tmp_path / "results/pico/summary.json").write_text(content)
+        assert main(["figures", "--results", str(tmp_path / "results")]) == 1
+        assert "summary.json without `methods`, expected results" in capsys.readouterr().err
 
 
 def test_figures_are_the_same_bytes_when_drawn_again(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,21 @@ def test_settings_by_task_inherit_the_common_ones(pico: RunConfig) -> None:
     [
         ("surplus", 1, "surplus: got an unknown key, expected one of setting, "),
         ("finetune", {"epoch": 3}, "finetune.epoch: got an unknown key, .* did you mean 'epochs'"),
-        ("finetune", {"epochs": 0}, "finetune.epochs: Input should be greater than or equal to 1"),
+        ("finetune", {"epochs": 0}, "finetune.epochs: got 0, expected greater than or equal to 1"),
         ("finetune_by_task", {"muv": {"epochs": 1}}, r"settings by task: got names \['muv'\]"),
         ("alignment_by_task", {"other": {"rank": 5}}, r"got ranks \[4, 5\], expected one rank"),
         ("tasks", ["nitrogen", "other", "other"], "expected each task once"),
         ("tasks", ["nitrogen", "other", "unheard"], r"got \['unheard'\]"),
+        ("finetune", {"epochs": True}, "finetune.epochs: got true, .* expected a number"),
+        ("finetune", {"learning_rate": math.inf}, "learning_rate: got inf, expected a finite"),
+        ("finetune", 3, "finetune: got 3, expected a section of keys$"),
+        ("setting", 3, "setting: got 3 without quotes, expected text"),
+        ("setting", None, "setting: got nothing, expected text"),
+        ("release", {"name": "m", "version": 1.0}, "version: got 1.0 without quotes, expected text"),
+        ("router", {"solver": "sinkhron"}, "router.solver: got 'sinkhron', expected 'sinkhorn' or"),
+        ("tasks", "nitrogen", "tasks: got 'nitrogen', expected a list"),
+        ("datasets", {"nitrogen": {"positive": [1]}}, r"positive: got \[1\], expected text or a sec"),
+        ("datasets", {"nitrogen": {"positive": True}}, "nitrogen.positive: got true, .* in quotes$"),
         ("tasks", [], "tasks: got none, expected at least one"),
         ("tasks", ["nitrogen", "CYP/3A4"], r"tasks.1: .*'CYP/3A4', expected .*, for example 'CYP_3A4'"),
         ("tasks", ["nitrogen", "../evil"], r"tasks.1: .*'\.\./evil', expected .*, for example 'evil'"),
@@ -85,6 +96,78 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got nothing, expected sections"),
+        (b"null", "got nothing, expected sections"),
+        (b"- a", "got no sections, expected sections"),
+        (b"text", "got no sections, expected sections"),
+        (b"7", "got no sections, expected sections"),
+        ("description: gr\u00fcn".encode("latin-1"), "not valid YAML: .*#x00fc"),
+        (b"[" * 5000, "not valid YAML: "),
+        (b"extends:", "extends: got None, expected the name of a YAML file"),
+        (b"extends: [a.yaml]", r"extends: got \['a.yaml'\], expected the name"),
+        (b"extends: nowhere.yaml", r"x.yaml: extends: got no configuration at .*nowhere.yaml"),
+    ],
+)
+def test_a_file_of_anything_else_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_a_file_may_be_utf_16(pico_config_file: Path, pico: RunConfig) -> None:
+    pico_config_file.write_text(pico_config_file.read_text(), "utf-16")
+    assert load_config(pico_config_file) == pico
+
+
+@pytest.mark.parametrize(
+    ("compare", "message"),
+    [
+        (
+            {"ablations": {"x": {"alignment": {"rnk": 1}}}},
+            r"compare\.ablations\.x: alignment\.rnk: got an unknown key, .* did you mean 'rank'",
+        ),
+        (
+            {"sweeps": {"rank": {"2": {"alinment": {"rank": 2}}}}},
+            r"compare\.sweeps\.rank\.2: alinment: got an unknown key, .* did you mean 'alignment'",
+        ),
+        (
+            {"sweeps": {"rank": {"0": {"alignment": {"rank": 0}}}}},
+            r"compare\.sweeps\.rank\.0: alignment\.rank: got 0, expected greater",
+        ),
+        ({"sweeps": {"a": {"b": {"tasks": {"c": 1}}}}}, r"compare\.sweeps\.a\.b: tasks: got"),
+        ({"ablation_base": {"merge": {"method": "tis"}}}, r"compare\.ablation_base: .*'tis'"),
+        ({"sweeps": {"../evil": {}}}, r"compare\.sweeps\.\.\./evil: got name '\.\./evil', expected"),
+        ({"sweeps": {"Recovery": {}}}, "compare: sweeps: got 'Recovery', the name of another figure"),
+        ({"sweeps": {"ablations": {}}}, "compare: sweeps: got 'ablations', the name of another fig"),
+        ({"sweeps": {"rank": {}, "Rank": {}}}, "compare: got names 'Rank' and 'rank', expected"),
+        ({"ablations": {"full": {}}}, "compare: got a variant 'full', which is the base"),
+        ({"sweeps": {"rank": {"full": {}}}}, "compare: got a variant 'full', which is the base"),
+        ({"forest_trees_by_task": {"nitrogn": 3}}, r"got names \['nitrogn'\]"),
+    ],
+)
+def test_what_is_compared_later_is_checked_at_once(
+    compare: dict[str, object],
+    message: str,
+    pico_config_file: Path,
+) -> None:
+    content = yaml.safe_load(pico_config_file.read_text()) | {"compare": compare}
+    pico_config_file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=message):
+        load_config(pico_config_file)
+
+
+def test_forests_of_other_tasks_are_not_handed_on(pico_config_file: Path) -> None:
+    content = yaml.safe_load(pico_config_file.read_text())
+    content["compare"]["forest_trees_by_task"] = {"nitrogen": 3, "other": 4}
+    pico_config_file.write_text(yaml.safe_dump(content))
+    child = pico_config_file.with_name("mine.yaml")
+    child.write_text("extends: pico.yaml\ntasks: [other]\n")
+    assert load_config(child).compare.forest_trees_by_task == {"other": 4}
 
 
 def test_varied_changes_a_section_for_every_task(pico: RunConfig) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from merging.evaluation import predict, roc_auc
 from merging.run import Run
+from models.errors import TrainingError
 from tests import oracles
 from tests.strategies import quick
 
@@ -31,6 +32,12 @@ def test_missing_labels_are_masked_and_one_class_labels_left_out() -> None:
     assert math.isnan(result.per_label[1])
     assert result.per_label[2] == 0.5
     assert result.mean == 0.5
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    scores = torch.tensor([[0.1], [math.nan]])
+    with pytest.raises(TrainingError, match=r"got answers that are not finite, .*learning_rate"):
+        roc_auc(torch.tensor([[0.0], [1.0]]), scores)
 
 
 def test_prediction_keeps_the_order_of_rows(pico_run: Run) -> None:

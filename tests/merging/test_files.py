@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 import threading
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from merging.files import read_json, write_json, write_tensors
+from models.errors import DataError
 from models.files import temporary_beside, write_atomically
 
 
@@ -32,6 +34,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
         write_atomically(path, half)
     assert read_json(path) == 1
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_full_disk_says_whose(tmp_path: Path) -> None:
+    def full(temporary: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*piece'$"):
+        write_atomically(tmp_path / "piece", full)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff"])
+def test_damaged_results_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"summary\.json: got a damaged file \(.+\), expected"):
+        read_json(tmp_path / "summary.json")
 
 
 def test_writers_with_one_process_id_do_not_share_a_temporary_file(

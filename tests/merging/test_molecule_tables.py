@@ -100,7 +100,9 @@ def test_text_of_windows_and_short_rows(tmp_path: Path) -> None:
     [
         ("", "expected a header"),
         ("smiles,y\n", "got no row below the header"),
-        ("smiles\nCCO\n", "got no column beside the molecules, expected labels"),
+        ("smiles\nCCO\n", "got no column of labels beside 'smiles', expected some"),
+        ("smiles y\nCCO 1\n", "got no column of labels beside 'smiles y', expected some"),
+        ("smiles,y\nCCO,1,x\n", "that can be taken (line 2: got 3 cells, expected 2"),
         ("name,y\naspirin oxide,1\nibuprofen lysine,0\n", "none of which holds molecules"),
     ],
 )
@@ -221,6 +223,14 @@ def test_a_label_is_not_the_column_of_the_molecules(tmp_path: Path) -> None:
         (
             {"split_column": "f", "folds": {"valid": [0, 1], "test": 1}},
             "got fold 1 as valid and test",
+        ),
+        (
+            {"split_column": "f", "folds": {"valid": "1.0", "test": [1, 2]}},
+            "got fold 1 as valid and test",
+        ),
+        (
+            {"split_column": "f", "folds": {"valid": "A", "test": "a "}},
+            "got fold a as valid and test",
         ),
         ({"split_column": "f", "folds": {"valid": 1}}, "folds.test\n"),
         ({"split": "stratified"}, "'scaffold' or 'random'"),
@@ -377,3 +387,28 @@ def test_the_remedy_for_few_scaffolds_helps(tmp_path: Path) -> None:
     dataset = load(tmp_path, content, split="random", split_seed=seed)
     assert dataset.record["parts"] == {"train": 34, "valid": 4, "test": 4}
     assert dataset.record["not_measured"] == {"valid": [], "test": []}
+
+
+def test_the_remedy_for_a_column_without_a_test_part_leaves_the_column_out(tmp_path: Path) -> None:
+    content = table([(*row, "train") for row in ROWS], ("smiles", "has_n", "part"))
+    message = refused(tmp_path, content, split_column="part")
+    assert "expected some in test too; try `split: random` with `split_seed: " in message
+    seed = int(message.split("`split_seed: ")[1].split("`")[0])
+    assert f"`split_seed: {seed}` and no `split_column`, another column" in message
+    load(tmp_path, table(ROWS), split="random", split_seed=seed)
+
+
+def test_molecules_in_several_rows_are_counted_however_they_are_written(tmp_path: Path) -> None:
+    """Phenol and aniline again, with an atom map and kept hydrogens; the first with another label."""
+    assert ROWS[:2] == [("c1ccccc1O", "0"), ("c1ccccc1N", "1")]
+    again = [("[OH:3]c1ccccc1", "1"), ("[H]N([H])C1=CC=CC=C1", "1")]
+    dataset = load(tmp_path, table([*ROWS, *again]))
+    assert dataset.record["repeated"] == {"molecules": 2, "contradictory": 1, "across_parts": 0}
+    said = describe_dataset(dataset)
+    assert said.endswith("; molecules in several rows: 2, 1 with 0 and 1 for one label")
+    parts_of = ["train"] * 60 + ["valid"] * 10 + ["test"] * 11 + ["train"]
+    rows = [(*row, part) for row, part in zip([*ROWS, *again], parts_of, strict=True)]
+    dataset = load(tmp_path, table(rows, ("smiles", "has_n", "part")), split_column="part")
+    assert dataset.record["repeated"]["across_parts"] == 1
+    assert describe_dataset(dataset).endswith(", 1 in several parts")
+    assert "several rows" not in describe_dataset(load(tmp_path, table(ROWS)))

@@ -1,6 +1,7 @@
 """A piece is made by one run at a time, and by the next one if that was killed."""
 
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from torch import nn
 
 from merging.pieces import Piece, PieceStore
 from merging.training import ResumableTraining
-from models.errors import DataError
+from models.errors import DataError, TrainingError
 
 EPOCHS = 5
 
@@ -102,3 +103,30 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(FileLock, "acquire", without)
     with pytest.raises(DataError, match=r"got no lock on .*No locks available\), expected a work"):
         PieceStore(tmp_path, 0).piece("a", "key", lambda checkpoint: train(checkpoint, []))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x00" * 100])
+def test_damaged_pieces_and_states_are_named(content: bytes, tmp_path: Path) -> None:
+    store = PieceStore(tmp_path, 0)
+    piece, state = (tmp_path / f"thing-seed0-key.{end}" for end in ("safetensors", "resume.pt"))
+    for path in (state, piece):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{path.name}: got a damaged file .*; delete it, and"):
+            store.piece("thing", "key", lambda checkpoint: train(checkpoint, []))
+        path.unlink()
+    assert store.piece("thing", "key", lambda checkpoint: train(checkpoint, [])).record["epochs"] == 5
+
+
+def test_a_training_that_diverges_is_a_sentence_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    def diverge(checkpoint: Path) -> Piece:
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters())
+        training = ResumableTraining(model, optimizer, checkpoint, 0, torch.device("cpu"))
+        for epoch in training.epochs(EPOCHS, "test"):
+            nn.init.constant_(model.weight, math.inf if epoch == 3 else 1.0)
+            training.history.append(0.0)
+        return Piece({}, {})
+
+    with pytest.raises(TrainingError, match=r"thing: epoch 3: got weight that is not finite, .*rate"):
+        PieceStore(tmp_path, 0).piece("thing", "key", diverge)
+    assert len(torch.load(tmp_path / "thing-seed0-key.resume.pt")["history"]) == 2

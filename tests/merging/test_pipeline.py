@@ -1,17 +1,21 @@
 """The whole offline chain on a pico data set, through the command that a user types."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from merging.cli import main
+from merging.cli import _parser, main
 from merging.config import RunConfig
 from merging.pipeline import adapted, finetuned, finetuned_alone, merged_backbone
+from merging.report import markdown_table
 from merging.results import measure_task
 from merging.run import Run
 from models.artifact import load_artifact
@@ -53,6 +57,12 @@ def test_release_writes_artifact_and_card(released: Path, capsys: pytest.Capture
     said = capsys.readouterr().out
     assert "pico 1.2.3" in said
     assert "rank 4, 2 experts, 1,024 parameters" in said
+    assert "not its own" not in said
+    (released / "artifact/tasks/notes.txt").write_text("mine")
+    assert main(["inspect", str(released / "artifact")]) == 0
+    assert "not its own, which nothing reads: 'tasks/notes.txt'" in capsys.readouterr().out
+    assert "Data of nitrogen, other: the files in the table above, under their owner" in card
+    assert "MoleculeNet" not in card
 
 
 def test_what_was_read_as_what_is_said_before_training_and_kept(
@@ -198,3 +208,53 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert all(name in said for name in ("pretrain", "finetune", "merge", "train-adapters", "compare", "ablate", "figures", "release", "inspect"))
     assert all(name in said for name in ("add-task", "remove-task"))
+
+
+def test_errors_of_files_and_numbers_are_one_sentence(
+    pico_config_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "work").write_text("a file")
+    assert command(tmp_path, "finetune") == 1
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("gmerging: [Errno 20] Not a directory: ")
+    (tmp_path / "work").unlink()
+    for seed in ("-1", str(2**31)):
+        assert command(tmp_path, "finetune", "--seed", seed) == 1
+        assert f"--seed: got {seed}, expected 0 to" in capsys.readouterr().err
+    content = yaml.safe_load(pico_config_file.read_text())
+    content["finetune"]["learning_rate"] = 1e30
+    pico_config_file.write_text(yaml.safe_dump(content))
+    assert command(tmp_path, "finetune") == 1
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("gmerging: finetuned/nitrogen: ")
+    assert error.endswith("a smaller `learning_rate` may help")
+
+
+def test_a_process_that_died_is_one_sentence(
+    pico_config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the kernel kills one where memory is short."""
+    monkeypatch.setattr("merging.datasets._parse_one", _die)
+    assert command(tmp_path, "finetune") == 1
+    assert "gmerging: a process died or got no memory" in capsys.readouterr().err
+
+
+def _die(smiles: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMERGING_DATA", "")
+    monkeypatch.setenv("GMERGING_WORK", "")
+    arguments = _parser().parse_args(["finetune"])
+    assert (arguments.data, arguments.work) == (Path("../shared/data"), Path("work"))
+
+
+def test_a_cell_of_a_table_stays_in_its_cell() -> None:
+    table = markdown_table(["a", "b"], [["x|y", "z\nw"]])
+    assert table.split("\n") == ["| a | b |", "|---|---|", "| x\\|y | z w |"]

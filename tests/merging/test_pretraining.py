@@ -151,8 +151,8 @@ def test_bundled_configurations_are_those_of_hu_et_al(name: str) -> None:
         ({"objective": {**CONTEXT, "inner_hops": 3}}, "got inner_hops 3, expected less than outer_hops 4 and than backbone.num_layers 3"),
         ({"corpus": {"files": []}}, "corpus.files"),
         ({"corpus": {"files": ["a"], "max": 3}}, "corpus.max: .* expected one of files, max_molecules"),
-        ({"epochs": 0}, "epochs: Input should be greater than or equal to 1"),
-        ({"batch_size": 1}, "batch_size: Input should be greater than or equal to 2"),
+        ({"epochs": 0}, "epochs: got 0, expected greater than or equal to 1"),
+        ({"batch_size": 1}, "batch_size: got 1, expected greater than or equal to 2"),
     ],
 )
 def test_wrong_values_are_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:

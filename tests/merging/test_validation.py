@@ -15,8 +15,8 @@ from merging.force_fields.config import ForceFieldStudyConfig, load_force_field_
 from merging.graphs.config import GraphRunConfig, load_graph_config
 from merging.pretraining import PretrainConfig, load_pretrain_config
 from merging.registry import MERGERS
-from merging.validation import sections_at
 from models.errors import ConfigError
+from models.validation import sections_at
 
 KINDS: dict[str, tuple[type[BaseModel], Callable[[Path], Any], str]] = {
     "molecules": (RunConfig, load_config, "gcn_contextpred.yaml"),

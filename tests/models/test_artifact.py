@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import artifact as artifact_module
-from models.artifact import FORMAT_VERSION, load_artifact, load_parts, make_manifest, read_manifest, save_artifact
+from models.artifact import FORMAT_VERSION, check_output, load_artifact, load_parts, make_manifest, read_manifest, save_artifact
 from models.atoms import Atoms, collate_atoms
 from models.errors import ArtifactError, InvalidInputError, UnknownTaskError
 from models.featurize import READING_RULE, featurize
@@ -124,9 +124,11 @@ def test_missing_pieces_are_named(copy: Path) -> None:
     [
         ({"format_version": 2}, "got format version 2, expected 1"),
         ({"format_version": None}, "got format version None"),
+        ({"format_version": True}, "got format version True"),
         ({"rank": 5}, r"down has shape \(16, 4\), expected \(16, 5\)"),
-        ({"rank": -1}, "rank"),
-        ({"surplus": 1}, "surplus"),
+        ({"rank": -1}, "not a manifest: rank: got -1, expected greater than or equal to 0$"),
+        ({"rank": 10**15}, r"manifest\.json: got sizes of a network that cannot be made"),
+        ({"surplus": 1}, "not a manifest: surplus: got an unknown key, expected one of format_ver"),
         ({"files": {}}, r"no checksum of backbone\.safetensors"),
         ({"files": {**FILES, "../secret": "0"}}, r"got a checksum of '\.\./secret', expected only"),
         ({"tasks": {"twice": {"labels": ["x", "x"]}}}, "label name twice"),
@@ -181,7 +183,7 @@ def test_what_is_loaded_in_part_is_verified(copy: Path, file: str) -> None:
         load_parts(copy, ["gamma"])
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "\xff", "[" * 100_000])
 def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
     (copy / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(ArtifactError, match="manifest"):
@@ -318,6 +320,7 @@ def test_names_of_the_field_are_allowed(name: str, tmp_path: Path) -> None:
         ("a..b", "a.b"),
         (".hidden", "hidden"),
         ("a b", "a_b"),
+        ("trailing.", "trailing"),
         ("-x", "x"),
         ("naïve", "naive"),
         ("a\n", "a"),
@@ -332,9 +335,16 @@ def test_other_names_are_refused_with_the_nearest_one(name: str, nearest: str) -
     hint = f", for example {nearest!r}" if nearest else ""
     with pytest.raises(InvalidInputError, match="expected 1 to 64 letters") as refused:
         check_name(name)
-    assert str(refused.value).endswith(f"no '..'{hint}")
+    assert str(refused.value).endswith(f"no '.' at the end{hint}")
     if nearest:
         assert check_name(nearest) == nearest
+
+
+@pytest.mark.parametrize("name", ["con", "AUX", "nul.txt", "LPT1", "com9.v2"])
+def test_what_is_a_device_on_windows_is_no_name(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"got name '{name}', which no file can have"):
+        check_name(name)
+    assert check_name(f"{name}_task".replace(".", "_"))
 
 
 def test_a_manifest_that_was_changed_after_its_making_writes_nothing(tmp_path: Path) -> None:
@@ -429,6 +439,33 @@ def test_what_is_no_artifact_is_never_replaced(copy: Path, tmp_path: Path, repla
         save_again(copy, read_manifest(copy)[0].name, replace=replace)
     (copy / "tasks/notes.txt").unlink()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("/", "got a mount point"),
+        ("/proc/x", r"got /proc \(.*\), expected a folder that can be written to"),
+        ("a\0b", "got a path that leads nowhere"),
+        ("n" * 300, "got a path that leads nowhere: .*File name too long"),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_training(folder: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        check_output(Path(folder), "pico", "1", ["a"])
+
+
+@pytest.mark.parametrize("part", [".", "tasks"])
+def test_a_read_only_artifact_is_not_replaced(
+    part: str,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tests may run as root, to whom nothing is read-only."""
+    closed = (copy / part).resolve()
+    monkeypatch.setattr("models.artifact._may_change", lambda folder: folder != closed)
+    with pytest.raises(ArtifactError, match="got a read-only artifact, expected one that may"):
+        save_again(copy, read_manifest(copy)[0].name, replace=True)
 
 
 def test_where_folders_cannot_be_exchanged_a_failure_gives_the_old_one_back(
@@ -532,6 +569,14 @@ DAMAGES: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = 
         lambda t: t.update({"head.bias": torch.full((3,), 1e300, dtype=torch.float64)}),
         r"head\.bias is not finite",
     ),
+    **{
+        f"{dtype}": (
+            "tasks/beta",
+            lambda t, dtype=dtype: t.update({"head.bias": torch.ones(3, dtype=dtype)}),
+            rf"head\.bias is {dtype}, expected torch\.float32",
+        )
+        for dtype in (torch.int32, torch.int8, torch.bool)
+    },
     "variance": ("tasks/beta", lambda t: t["adapters.norm_var"].neg_(), r"tasks/beta\.safetensors: adapters\.norm_var is negative"),
     "backbone": ("backbone", lambda t: t["x_embedding1.weight"].fill_(torch.nan), r"backbone\.safetensors.*x_embedding1\.weight is not finite"),
     "backbone unused": ("backbone", lambda t: t.update(spare=torch.ones(1)), r"backbone\.safetensors.*extra spare"),

@@ -1,13 +1,25 @@
 """What pydantic found wrong, in words; an unknown key is answered with the nearest known one."""
 
+import re
 from collections.abc import Iterator, Sequence
+from datetime import date
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from models.errors import did_you_mean
 
 Location = Sequence[str | int]
+_LONGEST = 60  # characters
+_SHOULD, _EXPECTED = "Input should be ", ", expected "
+_WORDS = {
+    "a valid string": "text",
+    "a valid dictionary": "a section of keys",
+    "a valid tuple": "a list",
+    "a valid list": "a list",
+}
+_BRANCH = re.compile(r"(function-\w+|dict|tuple|list)\[.*\]|\[key\]")
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "file") -> str:
@@ -18,14 +30,50 @@ def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "fi
         model: the class that was validated.
         whole: what a problem of no single place is called.
     """
-    found = []
+    found: dict[str, list[str]] = {}
     for problem in error.errors():
-        place = ".".join(map(str, problem["loc"])) or whole
+        steps = [str(step) for step in problem["loc"] if not _is_branch(step)]
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"got an unknown key, expected {_expected(model, problem['loc'])}"
-        found.append(f"{place}: {message}")
-    return "; ".join(found)
+        elif problem["type"] == "missing":
+            message = "got nothing, expected it to be given"
+        elif message.startswith(_SHOULD):
+            message = f"got {_shown(problem)}{_EXPECTED}{_wanted(message.removeprefix(_SHOULD))}"
+        found.setdefault(".".join(steps) or whole, []).append(message)
+    return "; ".join(f"{place}: {_together(messages)}" for place, messages in found.items())
+
+
+def _is_branch(step: str | int) -> bool:
+    """Whether a step names a type among several and no place in the file."""
+    return isinstance(step, str) and _BRANCH.fullmatch(step) is not None
+
+
+def _together(messages: Sequence[str]) -> str:
+    """What is said of one place; more than one thing only where it is a union, of its branches."""
+    first, *others = messages
+    head = first.partition(_EXPECTED)[0] + _EXPECTED
+    more = [other.removeprefix(head) for other in others if other.startswith(head)]
+    return " or ".join([first, *more])
+
+
+def _wanted(text: str) -> str:
+    """What pydantic expects, in the words of a file."""
+    for name, word in _WORDS.items():
+        text = text.replace(name, word)
+    return re.sub(r" or instance of \w+", "", text)
+
+
+def _shown(problem: ErrorDetails) -> str:
+    """What was given, for people."""
+    value = problem["input"]
+    if value is None:
+        return "nothing"
+    if not isinstance(value, bool | int | float | date):
+        text = repr(value)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    text = str(value).lower()
+    return f"{text} without quotes" if problem["type"] == "string_type" else text
 
 
 def one_of(name: str, known: Sequence[str]) -> str:
