@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def _serve(settings: Settings) -> None:
     # Or every process that Python starts for us, as `python -c`, has the current folder in front of
     # its path, and takes what lies there for ours.
     os.environ["PYTHONSAFEPATH"] = "1"
+    _leave_folder()
     options = {
         "log_config": None,
         "access_log": False,  # the middleware's has the request's id and the route
@@ -71,6 +73,19 @@ def _serve(settings: Settings) -> None:
         for listening in sockets:
             taken.enter_context(listening)
         serve(settings, sockets, options)
+
+
+def _leave_folder() -> None:
+    """Go to a folder that stays.
+
+    Every process that is started later begins in the current folder, and does not begin at all
+    where that has been removed, as the folder of a release that was replaced.
+    """
+    if path := os.environ.get("PYTHONPATH"):
+        with contextlib.suppress(FileNotFoundError):  # it has been removed already
+            entries = map(os.path.abspath, path.split(os.pathsep))
+            os.environ["PYTHONPATH"] = os.pathsep.join(entries)
+    os.chdir("/")
 
 
 class _Server(uvicorn.Server):
@@ -105,12 +120,14 @@ def _serve_together(
     with tempfile.TemporaryDirectory(prefix="gmerging-") as folder:
         # Workers inherit it, and prometheus-client reads it when it is imported: not before here.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from service.app import worker_app
         from service.metrics import shared_registry
 
         _serve_metrics(settings, shared_registry())
         load_parts(settings.artifact)
         options |= {"factory": True, "workers": settings.workers}
-        supervisor = Supervisor(uvicorn.Config("service.app:worker_app", **options), sockets)
+        config = uvicorn.Config(partial(worker_app, settings), **options)
+        supervisor = Supervisor(config, sockets)
         _say_where(sockets)
         supervisor.run()
     if supervisor.failed:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -75,11 +76,21 @@ def _schemas_of(*kinds: type[BaseModel]) -> dict[str, Any]:
     return schemas
 
 
-def worker_app() -> FastAPI:
-    """The application of one of several worker processes."""
-    settings = load_settings()
+def worker_app(settings: Settings) -> FastAPI:
+    """The application of one of several worker processes; these end when their supervisor does."""
     configure_logging(settings)
+    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     return create_app(settings)
+
+
+def _end_with_parent() -> None:
+    """Or workers whose supervisor was killed would hold the port, with nobody to stop them."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    log.error("the supervisor %s is gone", parent.pid)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:

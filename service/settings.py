@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -19,6 +19,17 @@ ELSEWHERE = frozenset({"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_POR
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise ValueError("the folder that it is relative to, the current one, is gone") from None
+
+
+# The service leaves the folder that it was started in, and workers are started later.
+_Path = Annotated[Path, AfterValidator(_absolute)]
+
+
 class Settings(BaseSettings):
     """Every setting is the environment variable `GMERGING_<NAME>`.
 
@@ -31,9 +42,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="port of `/metrics`, which then is not on the main one")
-    artifact: Path = Field(RELEASED_ARTIFACT, description="folder of the artifact that answers requests which name no model")
-    models: Path | None = Field(None, description="folder of further artifacts, one folder in it for each; a folder's name is the model's")
-    watch_seconds: float = Field(0, ge=0, description="how often to look for changed, new and removed artifacts; 0: only when an admin asks")
+    artifact: _Path = Field(RELEASED_ARTIFACT, description="folder of the artifact that answers requests which name no model")
+    models: _Path | None = Field(None, description="folder of further artifacts, one folder in it for each; a folder's name is the model's")
+    watch_seconds: float = Field(0, ge=0, allow_inf_nan=False, description="how often to look for changed, new and removed artifacts; 0: only when an admin asks")
     device: DeviceChoice = Field("auto", description="auto takes a GPU where there is one")
     workers: int = Field(1, ge=1, le=256, description="processes that answer, each with its own models, queue and cache")
     # More threads help one large request on idle cores and hurt on busy ones (measured: 1.7 to 2.7 times slower with two on two busy cores).
@@ -53,10 +64,10 @@ class Settings(BaseSettings):
     max_pending_cost: int = Field(500_000, ge=1, description="atoms (characters, before it is parsed) times tasks that may wait; more is refused")
     max_streams: int = Field(16, ge=1, description="streams and direct file answers at a time")
     cache_bytes: int = Field(64 * 1024**2, ge=0, description="answers to keep for molecules that are asked for again; 0 keeps none")
-    jobs: Path | None = Field(None, description="folder of jobs and their results; without one there are no jobs")
-    job_hours: float = Field(24, gt=0, description="how long the result of a job is kept")
+    jobs: _Path | None = Field(None, description="folder of jobs and their results; without one there are no jobs")
+    job_hours: float = Field(24, gt=0, allow_inf_nan=False, description="how long the result of a job is kept")
     direct_file_bytes: int = Field(256 * 1024, ge=0, description="a larger file becomes a job, where there is a folder for jobs")
-    api_keys_file: Path | None = Field(None, description="JSON list of keys; read again when it changes")
+    api_keys_file: _Path | None = Field(None, description="JSON list of keys; read again when it changes")
     api_keys: str | None = Field(None, description="the same list, in the variable itself")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="web origins that may call, separated by commas; none by default")
     log_format: Literal["json", "text"] = Field("json", description="json: one object a line")
