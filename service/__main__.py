@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from models.errors import ConfigError, GMergingError
+from service.jobs import JobStore
 from service.logs import configure_logging
 from service.settings import Settings, load_settings
 from service.sockets import address_of, listen, not_free
@@ -67,6 +68,8 @@ def _serve(settings: Settings) -> None:
         "timeout_graceful_shutdown": settings.shutdown_seconds,
         "timeout_worker_healthcheck": HANGS_SECONDS,
     }
+    if settings.jobs is not None:  # before anything that takes time
+        JobStore(settings.jobs, 3600 * settings.job_hours)
     serve = _serve_alone if settings.workers == 1 else _serve_together
     with contextlib.ExitStack() as taken:
         sockets = listen(settings.host, settings.port)

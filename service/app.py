@@ -28,7 +28,7 @@ from service.jobs import JobStore
 from service.logs import configure_logging
 from service.memory import keep_flat, settled
 from service.metrics import MULTIPROCESS_FOLDER, Metrics
-from service.middleware import Authenticate, BodyLimit, InflateBody, LimitBody, ObserveRequests
+from service.middleware import Authenticate, BodyLimit, HeadAsGet, InflateBody, LimitBody, ObserveRequests
 from service.parsing import LOSSES
 from service.pipeline import Pipeline
 from service.problems import MEDIA_TYPE, install_handlers
@@ -141,11 +141,18 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.include_router(router, dependencies=[Depends(closed_query), *_KEYS])
     install_handlers(app)
     # Each is added around what is there: the last one is the outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(LimitBody, limits=partial(_body_limit, chosen))
     app.add_middleware(InflateBody)
     app.add_middleware(Authenticate, keys=keys)
     if chosen.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=chosen.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],  # those that name the model, the job and the request
+        )
     routers = [*open_routers, documentation.router, *keyed_routers]
     routes = [route for router in routers for route in router.routes]
     app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
