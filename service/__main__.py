@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from models.errors import ConfigError, GMergingError
+from service.jobs import JobStore
 from service.logs import configure_logging
 from service.settings import Settings, load_settings
 from service.sockets import address_of, listen, not_free
@@ -58,6 +60,7 @@ def _serve(settings: Settings) -> None:
     # Or every process that Python starts for us, as `python -c`, has the current folder in front of
     # its path, and takes what lies there for ours.
     os.environ["PYTHONSAFEPATH"] = "1"
+    _leave_folder()
     options = {
         "log_config": None,
         "access_log": False,  # the middleware's has the request's id and the route
@@ -65,12 +68,27 @@ def _serve(settings: Settings) -> None:
         "timeout_graceful_shutdown": settings.shutdown_seconds,
         "timeout_worker_healthcheck": HANGS_SECONDS,
     }
+    if settings.jobs is not None:  # before anything that takes time
+        JobStore(settings.jobs, 3600 * settings.job_hours)
     serve = _serve_alone if settings.workers == 1 else _serve_together
     with contextlib.ExitStack() as taken:
         sockets = listen(settings.host, settings.port)
         for listening in sockets:
             taken.enter_context(listening)
         serve(settings, sockets, options)
+
+
+def _leave_folder() -> None:
+    """Go to a folder that stays.
+
+    Every process that is started later begins in the current folder, and does not begin at all
+    where that has been removed, as the folder of a release that was replaced.
+    """
+    if path := os.environ.get("PYTHONPATH"):
+        with contextlib.suppress(FileNotFoundError):  # it has been removed already
+            entries = map(os.path.abspath, path.split(os.pathsep))
+            os.environ["PYTHONPATH"] = os.pathsep.join(entries)
+    os.chdir("/")
 
 
 class _Server(uvicorn.Server):
@@ -105,12 +123,14 @@ def _serve_together(
     with tempfile.TemporaryDirectory(prefix="gmerging-") as folder:
         # Workers inherit it, and prometheus-client reads it when it is imported: not before here.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        from service.app import worker_app
         from service.metrics import shared_registry
 
         _serve_metrics(settings, shared_registry())
         load_parts(settings.artifact)
         options |= {"factory": True, "workers": settings.workers}
-        supervisor = Supervisor(uvicorn.Config("service.app:worker_app", **options), sockets)
+        config = uvicorn.Config(partial(worker_app, settings), **options)
+        supervisor = Supervisor(config, sockets)
         _say_where(sockets)
         supervisor.run()
     if supervisor.failed:

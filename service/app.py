@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -27,7 +28,7 @@ from service.jobs import JobStore
 from service.logs import configure_logging
 from service.memory import keep_flat, settled
 from service.metrics import MULTIPROCESS_FOLDER, Metrics
-from service.middleware import Authenticate, BodyLimit, InflateBody, LimitBody, ObserveRequests
+from service.middleware import Authenticate, BodyLimit, HeadAsGet, InflateBody, LimitBody, ObserveRequests
 from service.parsing import LOSSES
 from service.pipeline import Pipeline
 from service.problems import MEDIA_TYPE, install_handlers
@@ -75,11 +76,21 @@ def _schemas_of(*kinds: type[BaseModel]) -> dict[str, Any]:
     return schemas
 
 
-def worker_app() -> FastAPI:
-    """The application of one of several worker processes."""
-    settings = load_settings()
+def worker_app(settings: Settings) -> FastAPI:
+    """The application of one of several worker processes; these end when their supervisor does."""
     configure_logging(settings)
+    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
     return create_app(settings)
+
+
+def _end_with_parent() -> None:
+    """Or workers whose supervisor was killed would hold the port, with nobody to stop them."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    log.error("the supervisor %s is gone", parent.pid)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
@@ -130,11 +141,18 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.include_router(router, dependencies=[Depends(closed_query), *_KEYS])
     install_handlers(app)
     # Each is added around what is there: the last one is the outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(LimitBody, limits=partial(_body_limit, chosen))
     app.add_middleware(InflateBody)
     app.add_middleware(Authenticate, keys=keys)
     if chosen.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=chosen.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],  # those that name the model, the job and the request
+        )
     routers = [*open_routers, documentation.router, *keyed_routers]
     routes = [route for router in routers for route in router.routes]
     app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)

@@ -17,6 +17,7 @@ from typing import BinaryIO, Literal
 
 import orjson
 
+from models.errors import ConfigError
 from models.unified import Routing
 from service.files import FileFormat, FileKind, OutputKind
 from service.pipeline import Question
@@ -96,9 +97,20 @@ class JobStore:
         Args:
             folder: of the table and the files.
             keep_seconds: how long what is over is kept.
+
+        Raises:
+            ConfigError: the folder cannot be made, or not be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._keep_seconds = folder, keep_seconds
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._make_table()
+        except (OSError, sqlite3.OperationalError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            expected = "expected a folder that can be written"
+            raise ConfigError(f"GMERGING_JOBS: got {str(folder)!r}: {reason}, {expected}") from None
+
+    def _make_table(self) -> None:
         with self._table() as table:
             table.execute("PRAGMA journal_mode = WAL")
             table.execute(

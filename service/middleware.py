@@ -153,6 +153,25 @@ def _key(headers: Headers) -> str | None:
     return value.strip() if kind.lower() == "bearer" else None
 
 
+class HeadAsGet:
+    """Answers HEAD wherever GET is answered, as HTTP wants it: with the same headers and no body.
+    Load balancers probe with it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_no_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_no_body)
+
+
 class InflateBody:
     """Inflates a body that comes compressed, a piece at a time. What is inside of this sees it as
     if it had come as it is, limits included."""

@@ -95,8 +95,14 @@ class ModelRegistry:
             raise UnknownModelError(str(name), self.names) from None
 
     def available(self) -> dict[str, bool]:
-        """All models that are or could be loaded, and whether they are."""
-        return {name: name in self._engines for name in {**self._engines, **self._sources()}}
+        """All models that are or could be loaded, and whether they are; of a folder that cannot be
+        read, those that are."""
+        try:
+            sources = self._sources()
+        except ConfigError as error:
+            log.error("%s", error)
+            sources = {}
+        return {name: name in self._engines for name in {**self._engines, **sources}}
 
     async def start(self, engine: Engine | None = None) -> None:
         """Load all models; any that cannot be loaded is an error. `engine` answers by default if it is given, in place of the artifact's.
@@ -158,8 +164,15 @@ class ModelRegistry:
         """The folder's artifacts; the default one may lie among them.
 
         Hidden folders are left out: an artifact that is being written is one until it is read back.
+
+        Raises:
+            ConfigError: the folder cannot be read; nothing is known of what it holds then.
         """
-        folders = [] if self._folder is None else sorted(self._folder.iterdir())
+        try:
+            folders = [] if self._folder is None else sorted(self._folder.iterdir())
+        except OSError as error:
+            got = f"{self._folder}: {error.strerror}"
+            raise ConfigError(f"{got}, expected a folder of models") from None
         default = self._artifact.resolve()
         shown = [path for path in folders if not path.name.startswith(".")]
         artifacts = [path for path in shown if (path / MANIFEST).is_file()]
@@ -167,7 +180,7 @@ class ModelRegistry:
 
     async def _replace(self, name: str) -> Engine:
         async with self._changing:
-            sources = self._sources()
+            sources = {name: self._artifact} if name == self._default else self._sources()
             if name not in sources:
                 raise UnknownModelError(name, list(sources))
             try:

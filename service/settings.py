@@ -1,10 +1,11 @@
 """Settings of the service, read from the environment once, at start."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -19,6 +20,25 @@ ELSEWHERE = frozenset({"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_POR
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise ValueError("the folder that it is relative to, the current one, is gone") from None
+
+
+def _origin(text: str) -> str:
+    if text not in ("*", "null") and not _ORIGIN.fullmatch(text):
+        raise ValueError("expected scheme://host or scheme://host:port, or *")
+    return text.lower()  # as browsers send it
+
+
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]+)?")
+_Origin = Annotated[str, AfterValidator(_origin)]
+# The service leaves the folder that it was started in, and workers are started later.
+_Path = Annotated[Path, AfterValidator(_absolute)]
+
+
 class Settings(BaseSettings):
     """Every setting is the environment variable `GMERGING_<NAME>`.
 
@@ -31,9 +51,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     metrics_port: int | None = Field(None, ge=1, le=65535, description="port of `/metrics`, which then is not on the main one")
-    artifact: Path = Field(RELEASED_ARTIFACT, description="folder of the artifact that answers requests which name no model")
-    models: Path | None = Field(None, description="folder of further artifacts, one folder in it for each; a folder's name is the model's")
-    watch_seconds: float = Field(0, ge=0, description="how often to look for changed, new and removed artifacts; 0: only when an admin asks")
+    artifact: _Path = Field(RELEASED_ARTIFACT, description="folder of the artifact that answers requests which name no model")
+    models: _Path | None = Field(None, description="folder of further artifacts, one folder in it for each; a folder's name is the model's")
+    watch_seconds: float = Field(
+        0, ge=0, allow_inf_nan=False, description="how often to look for changed, new and removed artifacts; 0: only when an admin asks"
+    )
     device: DeviceChoice = Field("auto", description="auto takes a GPU where there is one")
     workers: int = Field(1, ge=1, le=256, description="processes that answer, each with its own models, queue and cache")
     # More threads help one large request on idle cores and hurt on busy ones (measured: 1.7 to 2.7 times slower with two on two busy cores).
@@ -53,12 +75,12 @@ class Settings(BaseSettings):
     max_pending_cost: int = Field(500_000, ge=1, description="atoms (characters, before it is parsed) times tasks that may wait; more is refused")
     max_streams: int = Field(16, ge=1, description="streams and direct file answers at a time")
     cache_bytes: int = Field(64 * 1024**2, ge=0, description="answers to keep for molecules that are asked for again; 0 keeps none")
-    jobs: Path | None = Field(None, description="folder of jobs and their results; without one there are no jobs")
-    job_hours: float = Field(24, gt=0, description="how long the result of a job is kept")
+    jobs: _Path | None = Field(None, description="folder of jobs and their results; without one there are no jobs")
+    job_hours: float = Field(24, gt=0, allow_inf_nan=False, description="how long the result of a job is kept")
     direct_file_bytes: int = Field(256 * 1024, ge=0, description="a larger file becomes a job, where there is a folder for jobs")
-    api_keys_file: Path | None = Field(None, description="JSON list of keys; read again when it changes")
+    api_keys_file: _Path | None = Field(None, description="JSON list of keys; read again when it changes")
     api_keys: str | None = Field(None, description="the same list, in the variable itself")
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field((), description="web origins that may call, separated by commas; none by default")
+    cors_origins: Annotated[tuple[_Origin, ...], NoDecode] = Field((), description="web origins that may call, separated by commas; none by default")
     log_format: Literal["json", "text"] = Field("json", description="json: one object a line")
     log_level: LogLevel = Field("info", description="info has one line per request, warning only what went wrong")
     tracing: bool = Field(False, description="OpenTelemetry traces, exported as its own `OTEL_*` variables say (needs the extra `tracing`)")
@@ -69,7 +91,10 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, values: dict[str, object]) -> dict[str, object]:
         origins = values.get("cors_origins")
-        return {**values, "cors_origins": tuple(each.strip() for each in origins.split(",") if each.strip())} if isinstance(origins, str) else values
+        if not isinstance(origins, str):
+            return values
+        named = filter(None, map(str.strip, origins.split(",")))
+        return {**values, "cors_origins": tuple(named)}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -89,10 +114,16 @@ def load_settings() -> Settings:
     """Settings from the environment.
 
     Raises:
-        ConfigError: names every variable that is wrong, with what it holds, and every one of the
-            prefix that is no setting, with the setting whose name is nearest.
+        ConfigError: names every variable that is wrong, with what it holds, every one of the
+            prefix that is no setting, with the setting whose name is nearest, and every setting
+            that is given in two spellings.
     """
     wrong = [_unknown(name) for name in os.environ if _is_unknown(name.upper())]
+    wrong += [
+        f"got {name} and {name.upper()}, expected one of them"
+        for name in os.environ
+        if name.upper() in variables() and name != name.upper() and name.upper() in os.environ
+    ]
     try:
         settings = Settings()
     except ValidationError as error:
@@ -118,4 +149,5 @@ def _unknown(name: str) -> str:
 def _describe(location: tuple[int | str, ...], message: str, value: object) -> str:
     if not location:
         return message.removeprefix("Value error, ")
-    return f"{PREFIX}{str(location[0]).upper()}: got {value!r}: {message}"
+    reason = message.removeprefix("Value error, ")
+    return f"{PREFIX}{str(location[0]).upper()}: got {value!r}: {reason}"

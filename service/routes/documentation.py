@@ -25,7 +25,7 @@ _POLICY = (
 @router.get("/")
 async def root() -> RedirectResponse:
     """To the interactive documentation."""
-    return RedirectResponse("/docs")
+    return RedirectResponse("docs")  # relative: a proxy may have put us under a prefix
 
 
 @router.get("/openapi.json")

@@ -312,7 +312,19 @@ async def test_description_of_the_model() -> None:
     assert {task.name: task.labels for task in tasks.tasks} == LABELS
     assert (model.name, model.tasks, model.limits["max_atoms"]) == ("dummy", list(LABELS), 77)
     assert model.input == MoleculeInput(reading_rule=1)
-    assert (root.status_code, root.headers["location"]) == (307, "/docs")
+    assert (root.status_code, root.headers["location"]) == (307, "docs")
+
+
+async def test_head_is_answered_wherever_get_is() -> None:
+    async with serving() as client:
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/tasks", "/docs", "/docs/start.js", "/v2"):
+            got, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            assert head.headers["content-type" if path != "/" else "location"]
+        assert (await client.head("/docs")).headers["content-length"] == str(len((await client.get("/docs")).content))
+        assert (await client.head("/predict")).status_code == 405
+        text = (await client.get("/metrics")).text
+    assert metric(text, 'gmerging_requests_total{method="HEAD",route="/readyz",status="200"}') == 1
 
 
 async def test_metrics_move() -> None:

@@ -10,6 +10,13 @@ from service.__main__ import main
 from service.sockets import address_of, listen
 
 
+@pytest.fixture(autouse=True)
+def _as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the start changes of the process is taken back after each test."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     """A port on which somebody listens."""
@@ -19,7 +26,6 @@ def taken() -> Iterator[int]:
 
 @pytest.mark.parametrize(("name", "value"), [("PORT", "high"), ("DEVICE", "tpu"), ("ARTIFACT", "/nowhere/at/all")])
 def test_wrong_setting_stops_the_start_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which is set from there on, and here taken back
     monkeypatch.setenv("GMERGING_PORT", "0")
     monkeypatch.setenv(f"GMERGING_{name}", value)
     with pytest.raises(SystemExit, match=value) as stop:
@@ -27,6 +33,19 @@ def test_wrong_setting_stops_the_start_in_one_line(name: str, value: str, monkey
     assert isinstance(stop.value.code, str)  # the interpreter prints it and exits with 1
     assert stop.value.code.startswith("gmerging-serve: ")
     assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_folder_of_jobs_that_cannot_be_written_is_said_before_anything_is_loaded(
+    workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GMERGING_PORT", "0")
+    monkeypatch.setenv("GMERGING_WORKERS", workers)
+    monkeypatch.setenv("GMERGING_ARTIFACT", "/nowhere")
+    monkeypatch.setenv("GMERGING_JOBS", "file")
+    with pytest.raises(SystemExit, match=r"GMERGING_JOBS: got '.*/file': File exists, expected a folder that can be written"):
+        main([])
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -39,7 +58,6 @@ def test_port_that_is_taken_is_said_before_anything_is_loaded(
 
     monkeypatch.setattr(engine, "load_engine", load)
     monkeypatch.setattr("models.artifact.load_parts", load)
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as above
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
     monkeypatch.setenv("GMERGING_ARTIFACT", str(pico_artifact))
@@ -68,7 +86,6 @@ def test_address_of_another_machine() -> None:
 
 
 def test_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     monkeypatch.setenv("GMERGING_HOST", "no.such.host.invalid")
     with pytest.raises(SystemExit, match=r"GMERGING_HOST: got 'no\.such\.host\.invalid'"):
         main([])

@@ -143,6 +143,21 @@ async def test_folder_is_watched(folder: Path) -> None:
         await until(lambda: "b" not in registry.names and registry.get("a").info.version == "3")
 
 
+async def test_folder_that_is_away_for_a_while_takes_no_model_away(folder: Path) -> None:
+    async with registry_of(folder, watch_seconds=0.01) as registry:
+        (folder / "more").rename(folder / "away")
+        await asyncio.sleep(0.1)
+        assert registry.available() == {"main": True, "a": True}
+        write(folder / "main", "2")
+        assert (await registry.load("main")).info.version == "2"
+        with pytest.raises(ConfigError, match="more: No such file or directory, expected a folder of models"):
+            await registry.load("a")
+        assert registry.get("a").info.version == "1"
+        write(folder / "away" / "b", "1")
+        (folder / "away").rename(folder / "more")
+        await until(lambda: "b" in registry.names)
+
+
 async def test_what_one_worker_is_told_all_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_module, "_FOLLOW_SECONDS", 0.01)
     orders = folder / "orders.json"

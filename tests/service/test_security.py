@@ -216,6 +216,10 @@ async def test_headers_and_no_cors_unless_asked_for() -> None:
     async with serving(cors_origins="https://lab.example, https://other.example", api_keys=KEYS) as client:
         preflight = await client.options("/predict", headers=origin)  # browsers send it without a key
         assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, "https://lab.example")
+        deletion = await client.options("/jobs/1", headers={**origin, "access-control-request-method": "DELETE"})
+        assert deletion.status_code == 200
+        answer = await client.get("/healthz", headers=origin)
+        assert answer.headers["access-control-expose-headers"] == "*"  # X-Model-*, Location
         stranger = await client.options("/predict", headers={**origin, "origin": "https://evil.example"})
         assert "access-control-allow-origin" not in stranger.headers
 

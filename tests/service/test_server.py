@@ -82,7 +82,7 @@ def process(folder: Path | None = None, **settings: object) -> Iterator[tuple[su
     """`python -m service`, started in a folder, on a free port, and its address; stopped at the end."""
     environment = {**os.environ, **{f"GMERGING_{name.upper()}": str(value) for name, value in settings.items()}}
     if folder is not None:  # where this checkout need not be the one that is installed
-        environment["PYTHONPATH"] = str(ROOT)
+        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}"  # with an empty entry, as often
     command = [sys.executable, "-m", "service"]
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
@@ -263,15 +263,54 @@ def hostile(folder: Path) -> Path:
 def test_it_starts_in_a_folder_with_other_modules_of_the_same_names(pico_artifact: Path, tmp_path: Path, workers: int) -> None:
     with process(hostile(tmp_path), port=0, artifact=pico_artifact, device="cpu", workers=workers) as (running, url):
         until(lambda: get(f"{url}/readyz") == 200)
-        answer = httpx.post(f"{url}/predict", json={"smiles": ["CCO", "c1ccccc1"]}, timeout=30)
-        assert [item["smiles"] for item in answer.json()["predictions"]] == ["CCO", "c1ccccc1"]
+
+        def ask(*smiles: str) -> bool:
+            answer = httpx.post(f"{url}/predict", json={"smiles": smiles}, timeout=30)
+            return [item["smiles"] for item in answer.json()["predictions"] if "error" not in item] == list(smiles)
+
+        assert ask("CCO", "c1ccccc1")
+        shutil.rmtree(tmp_path)  # as a release that is replaced: processes can be started all the same
+        for pid in parsers_of(running.pid):
+            os.kill(pid, signal.SIGKILL)
+        assert ask("CCC", "C=C")
+        if workers > 1:
+            before = workers_of(running)
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: len(set(workers_of(running)) - set(before)) == 2)
+            until(lambda: ask("CCN", "CC#N"))
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 0
 
 
+@pytest.mark.slow
+def test_workers_end_with_a_supervisor_that_was_killed(pico_artifact: Path) -> None:
+    with process(port=0, artifact=pico_artifact, device="cpu", workers=2) as (running, url):
+        until(lambda: metric(httpx.get(f"{url}/metrics", timeout=30).text, "gmerging_ready") == 1)
+        running.kill()
+        running.wait(30)
+        until(lambda: is_free(url))
+
+
+def is_free(url: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
+        return True
+    return False
+
+
+def children_of(pid: int, kind: str) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in children if kind in Path(f"/proc/{child}/cmdline").read_text()]
+
+
 def workers_of(running: subprocess.Popen[str]) -> list[int]:
-    children = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
-    return [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return children_of(running.pid, "spawn_main")
+
+
+def parsers_of(pid: int) -> list[int]:
+    """Of a service, or of all its workers."""
+    servers = [server for parent in (pid, *children_of(pid, "spawn_main")) for server in children_of(parent, "forkserver")]
+    return [parser for server in servers for parser in children_of(server, "forkserver")]
 
 
 @pytest.mark.slow

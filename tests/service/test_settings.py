@@ -35,6 +35,11 @@ def test_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MAX_BODY_BYTES", "10"),
         ("MAX_BATCH_COST", "0"),
         ("SHUTDOWN_SECONDS", "0"),
+        ("WATCH_SECONDS", "inf"),
+        ("JOB_HOURS", "inf"),
+        ("CORS_ORIGINS", "lab.example"),
+        ("CORS_ORIGINS", "https://lab.example/"),
+        ("CORS_ORIGINS", "https://lab.example:x"),
     ],
 )
 def test_wrong_value_names_its_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +96,27 @@ def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("GMERGINGS", "x")  # not of the prefix
     assert load_settings() == Settings()
     assert not ELSEWHERE & set(variables())
+
+
+def test_setting_in_two_spellings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("gmerging_port", "8001")
+    assert load_settings().port == 8001
+    monkeypatch.setenv("GMERGING_PORT", "8002")
+    with pytest.raises(ConfigError, match="got gmerging_port and GMERGING_PORT, expected one of them"):
+        load_settings()
+
+
+def test_origins_are_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GMERGING_CORS_ORIGINS", "https://Lab.example, http://[::1]:80,null,")
+    assert load_settings().cors_origins == ("https://lab.example", "http://[::1]:80", "null")
+
+
+def test_paths_are_those_of_the_folder_that_it_was_started_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setenv("GMERGING_JOBS", "my/jobs")
+    assert load_settings().jobs == gone / "my" / "jobs"
+    gone.rmdir()
+    with pytest.raises(ConfigError, match=r"GMERGING_JOBS: got 'my/jobs': the folder that it is relative to, .* is gone"):
+        load_settings()

@@ -2,6 +2,7 @@
 
 import pytest
 from uvicorn import Config
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import multiprocess
 
 from service.supervisor import PatientProcess, Supervisor
@@ -11,9 +12,19 @@ class Alive:
     """Stands for the operating system's process."""
 
     alive = True
+    exitcode: int | None = None
+    pid = 1
 
     def is_alive(self) -> bool:
         return self.alive
+
+    def end(self, exitcode: int) -> None:
+        self.alive, self.exitcode = False, exitcode
+
+    def start(self) -> None:
+        pass
+
+    kill = join = start
 
 
 @pytest.fixture
@@ -58,3 +69,42 @@ def test_supervisor_makes_patient_processes(monkeypatch: pytest.MonkeyPatch) -> 
     supervisor = Supervisor(Config("x:y", workers=2, log_config=None), [])
     supervisor.init_processes()
     assert [type(process) for process in supervisor.processes] == [PatientProcess] * 2
+
+
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    """A supervisor of two workers."""
+    monkeypatch.setattr(multiprocess, "Process", multiprocess.Process)
+    monkeypatch.setattr(multiprocess, "get_subprocess", lambda *_: Alive())
+    monkeypatch.setattr(multiprocess.signal, "signal", lambda *_: None)
+    supervisor = Supervisor(Config("x:y", workers=2, log_config=None), [])
+    supervisor.init_processes()
+    return supervisor
+
+
+def test_first_worker_that_cannot_start_stops_all(pair: Supervisor) -> None:
+    pair.processes[1].process.end(STARTUP_FAILURE)  # type: ignore[attr-defined]
+    pair.keep_subprocess_alive()
+    assert pair.should_exit.is_set()
+    assert pair.failed
+
+
+def test_later_worker_that_cannot_start_is_tried_again_and_stops_nobody(pair: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = pair.processes
+    pair.keep_subprocess_alive()
+    answer(first, started=True)
+    first.is_alive()
+    first.is_alive = lambda timeout=0: True  # type: ignore[method-assign]
+    second.process.end(-9)  # type: ignore[attr-defined]
+    pair.keep_subprocess_alive()
+    third = pair.processes[1]
+    assert third is not second
+    third.process.end(STARTUP_FAILURE)  # type: ignore[attr-defined]
+    pair.keep_subprocess_alive()
+    assert pair.processes == [first, third]  # not at once
+    third.begun -= 60
+    pair.keep_subprocess_alive()
+    assert pair.processes[0] is first
+    assert pair.processes[1] is not third
+    assert not pair.should_exit.is_set()
+    assert not pair.failed
