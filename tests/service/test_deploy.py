@@ -160,7 +160,7 @@ def prometheus_with(value: str) -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield f"127.0.0.1:{server.server_port}"
         server.shutdown()
 
