@@ -33,6 +33,8 @@ from models.errors import InvalidInputError, did_you_mean
 
 Encoding = Literal["utf-8", "utf-16", "cp1252"]
 GZIP_MAGIC = b"\x1f\x8b"
+DAMAGED_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What reading a gzip file raises where it is damaged."""
 LONGEST_LINE = 128 * 1024
 """Characters of one line."""
 LONGEST_RECORD = 256 * 1024
@@ -52,7 +54,6 @@ _BLOCK_BYTES = 1024**2
 _LONGEST_SHOWN = 200
 _CUT = "\ufffd\n"  # stands for a line that is too long; recognised by identity
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*[\r\n]*', re.IGNORECASE)
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Table:
     rows: Iterator[Row]
     encoding: Encoding
     delimiter: str
+
+
+def damaged_gzip(error: Exception) -> InvalidInputError:
+    """The error for a client, of one of `DAMAGED_GZIP`."""
+    return InvalidInputError(f"got a damaged gzip file ({error}), expected a whole one")
 
 
 def open_stream(path: Path) -> BinaryIO:
@@ -171,9 +177,8 @@ def encoding_of(stream: BinaryIO) -> Encoding:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return "cp1252"
-    except _DAMAGED as error:
-        shown = f"got a damaged gzip file ({error}), expected a whole one"
-        raise InvalidInputError(shown) from None
+    except DAMAGED_GZIP as error:
+        raise damaged_gzip(error) from None
     return "utf-8"
 
 

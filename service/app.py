@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from service.engine import Engine, load_engine
 from service.inference_protocol import InferRequest
@@ -140,7 +141,14 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     for router in keyed_routers:
         app.include_router(router, dependencies=[Depends(closed_query), *_KEYS])
     install_handlers(app)
-    # Each is added around what is there: the last one is the outermost.
+    routers = [*open_routers, documentation.router, *keyed_routers]
+    routes = [route for router in routers for route in router.routes]
+    _add_middleware(app, chosen, metrics, keys, routes)
+    return app
+
+
+def _add_middleware(app: FastAPI, chosen: Settings, metrics: Metrics, keys: KeyRing, routes: Sequence[BaseRoute]) -> None:
+    """Each is added around what is there: the last one is the outermost."""
     app.add_middleware(HeadAsGet)
     app.add_middleware(LimitBody, limits=partial(_body_limit, chosen))
     app.add_middleware(InflateBody)
@@ -153,10 +161,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             allow_headers=["*"],
             expose_headers=["*"],  # those that name the model, the job and the request
         )
-    routers = [*open_routers, documentation.router, *keyed_routers]
-    routes = [route for router in routers for route in router.routes]
     app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
-    return app
 
 
 @asynccontextmanager

@@ -8,10 +8,9 @@ import asyncio
 import contextlib
 import csv
 import io
-import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from gzip import BadGzipFile, GzipFile
+from gzip import GzipFile
 from itertools import chain, islice
 from pathlib import PurePath
 from tempfile import SpooledTemporaryFile
@@ -21,6 +20,7 @@ import orjson
 
 from models.errors import InvalidInputError
 from models.tables import (
+    DAMAGED_GZIP,
     GZIP_MAGIC,
     SAMPLE,
     Encoding,
@@ -28,6 +28,7 @@ from models.tables import (
     Table,
     TextLines,
     column_called,
+    damaged_gzip,
     encoding_of,
     is_header,
     molecule_column,
@@ -117,9 +118,8 @@ def unpacked(stream: BinaryIO, max_bytes: int) -> BinaryIO:
                     if plain.tell() + len(block) > max_bytes:
                         raise FileTooLargeError
                     plain.write(block)
-        except (EOFError, zlib.error, BadGzipFile) as error:
-            shown = f"got a damaged gzip file ({error}), expected a whole one"
-            raise InvalidInputError(shown) from None
+        except DAMAGED_GZIP as error:
+            raise damaged_gzip(error) from None
         unless_done.pop_all()
     stream.close()
     return plain
