@@ -23,7 +23,7 @@ COPY merging merging
 COPY service service
 RUN pip install --no-deps .
 # What numba compiles, so that a container need not (but on a processor of another kind). Not in /src, where the packages would be the sources.
-RUN cd / && NUMBA_CACHE_DIR=/opt/numba python -c "from service.engine import load_engine; from service.settings import Settings; s = Settings(); load_engine(s.artifact, s)"
+RUN cd / && NUMBA_CACHE_DIR=/opt/numba python -c "from service.core.engine import load_engine; from service.settings import Settings; s = Settings(); load_engine(s.artifact, s)"
 
 
 FROM python:3.11-slim-bookworm

@@ -11,10 +11,13 @@ GPU_PYTHON ?= python3
 GPU_CHECK ?=
 
 # What tells most in the least time: layers, laws of the networks, mergers, configurations, HTTP.
-FAST := $(addprefix tests/models/test_,\
-	$(addsuffix .py,architecture backbone unified twd artifact)) \
-	$(addprefix tests/merging/test_,$(addsuffix .py,config mergers checkpoints)) \
-	$(addprefix tests/service/test_,$(addsuffix .py,http batcher settings readme))
+FAST := tests/test_architecture.py \
+	$(addprefix tests/models/,networks/test_hu2020.py experts/test_unified.py \
+		transport/test_twd.py test_artifact.py) \
+	$(addprefix tests/merging/,run/test_config.py mergers/test_mergers.py \
+		data/test_checkpoints.py) \
+	$(addprefix tests/service/,http/test_http.py core/test_batcher.py test_settings.py \
+		test_readme.py)
 
 .PHONY: help serve test test-all check check-fast release audit smoke bench-smoke gpu-pack gpu-check clean
 

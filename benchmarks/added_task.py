@@ -1,19 +1,21 @@
-"""What does a task reach that is added to a finished backbone? For each: the others are merged without it, and its adapters trained on that.
+"""What does a task reach that is added to a finished backbone? For each: the others are merged
+without it, and its adapters trained on that.
 
     python -m benchmarks.added_task bace bbbp clintox sider tox21 --seed 0
 
-Writes `results/<setting>/added_task-seed<N>.json`: test ROC-AUC of the fine-tuned model, of its head on the bare backbone, with the adapters, and the
-share of the gain that the adapters reach.
+Writes `results/<setting>/added_task-seed<N>.json`: test ROC-AUC of the fine-tuned model, of its
+head on the bare backbone, with the adapters, and the share of the gain that the adapters reach.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.common import by_task
-from merging.config import RunConfig, only_tasks
-from merging.extension import gain, new_adapters
-from merging.pipeline import adapters_from, expert, merge_key, merged_backbone
-from merging.run import Run
+from merging.config.reading import only_tasks
+from merging.release.extension import gain, new_adapters
+from merging.run.config import RunConfig
+from merging.run.run import Run
+from merging.run.stages import adapters_from, expert, merge_key, merged_backbone
 
 
 def without(config: RunConfig, task: str) -> RunConfig:

@@ -1,9 +1,11 @@
-"""What would a network gain that sees formal charges and hydrogens, and does it learn chemistry from them, or how a data set was drawn?
+"""What would a network gain that sees formal charges and hydrogens, and does it learn chemistry
+from them, or how a data set was drawn?
 
     python -m benchmarks.atom_features clintox bace --seed 0
 
-Writes `results/<setting>/atom_features-seed<N>.json`: ROC-AUC of both parts for the fine-tuned model with Hu et al.'s atom features, and fine-tuned
-likewise with charges and hydrogens of molecules as they are drawn, and of neutralised ones.
+Writes `results/<setting>/atom_features-seed<N>.json`: ROC-AUC of both parts for the fine-tuned
+model with Hu et al.'s atom features, and fine-tuned likewise with charges and hydrogens of
+molecules as they are drawn, and of neutralised ones.
 """
 
 from collections.abc import Callable
@@ -14,26 +16,30 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import by_task
-from merging.datasets import MoleculeDataset, load_smiles
-from merging.evaluation import predict
-from merging.finetuning import train_epoch
-from merging.fingerprints import neutral
-from merging.pipeline import finetuned_alone
-from merging.results import both_parts, measure_task
-from merging.run import Run
-from models.backbone import Backbone, BackboneConfig
+from merging.data.molecule_dataset import MoleculeDataset, load_smiles
+from merging.run.run import Run
+from merging.run.stages import finetuned_alone
+from merging.studies.forests import neutral
+from merging.studies.results import both_parts, measure_task
+from merging.training.finetuning import train_epoch
+from merging.training.metrics import predict
 from models.classifier import GraphClassifier
-from models.featurize import featurize, read_smiles
-from models.graph import GraphBatch, MolGraph, pack
+from models.data.batch import GraphBatch
+from models.data.molecule import MolGraph, pack
+from models.data.smiles import featurize, read_smiles
+from models.networks.hu2020 import Backbone, BackboneConfig
 
 MAX_CHARGE, MAX_HYDROGENS = 3, 4
 DRAWN: dict[str, Callable[[str], str]] = {"as_drawn": str, "neutralised": neutral}
 
 
 class SeeingBackbone(Backbone):
-    """With tables of charges and hydrogens that start at zero, so that at first it computes what the checkpoint computes."""
+    """With tables of charges and hydrogens that start at zero, so that at first it computes what
+    the checkpoint computes."""
 
-    def __init__(self, config: BackboneConfig, dropout: float, pretrained: dict[str, Tensor]) -> None:
+    def __init__(
+        self, config: BackboneConfig, dropout: float, pretrained: dict[str, Tensor]
+    ) -> None:
         super().__init__(config, dropout)
         self.load_state_dict(pretrained)
         self.charges = nn.Embedding(2 * MAX_CHARGE + 1, config.hidden_dim)
@@ -50,7 +56,13 @@ def graph_of(smiles: str) -> MolGraph:
     """A molecule's graph with two more columns: charge (from -3, counted from 0) and hydrogens."""
     text = featurize(smiles, strict=False).smiles
     graph, atoms = featurize(text, strict=False).graph, read_smiles(text, strict=False).GetAtoms()
-    seen = [(min(max(atom.GetFormalCharge(), -MAX_CHARGE), MAX_CHARGE) + MAX_CHARGE, min(atom.GetTotalNumHs(), MAX_HYDROGENS)) for atom in atoms]
+    seen = [
+        (
+            min(max(atom.GetFormalCharge(), -MAX_CHARGE), MAX_CHARGE) + MAX_CHARGE,
+            min(atom.GetTotalNumHs(), MAX_HYDROGENS),
+        )
+        for atom in atoms
+    ]
     return replace(graph, x=torch.cat([graph.x, torch.tensor(seen)], dim=1))
 
 
@@ -62,7 +74,8 @@ def with_charges(run: Run, task: str, drawn: Callable[[str], str]) -> MoleculeDa
 
 
 def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
-    """Scores at the epoch that is best on validation; settings and seeds of the real fine-tuning."""
+    """Scores at the epoch that is best on validation; settings and seeds of the real
+    fine-tuning."""
     settings, shape = run.config.finetune_for(dataset.task), run.config.pretrained.backbone
     torch.manual_seed(run.seed)
     model = GraphClassifier(shape, len(dataset.label_names), settings.dropout)
@@ -73,7 +86,9 @@ def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
         torch.manual_seed(run.seed * 100_003 + epoch)
         train_epoch(model, optimizer, dataset, settings.batch_size, run.device)
         model.eval()
-        scores = both_parts(dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device))
+        scores = both_parts(
+            dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device)
+        )
         if not best or scores["valid"] > best["valid"]:
             best = {"epoch": epoch, **scores}
     return best
@@ -82,7 +97,10 @@ def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
 def compared(run: Run, task: str) -> dict[str, Any]:
     """The fine-tuned model as it is, and with each way of drawing."""
     as_it_is = measure_task(run, finetuned_alone(run, task), task, "own", "stored")
-    return {"hu2020": as_it_is, **{name: fine_tune(run, with_charges(run, task, drawn)) for name, drawn in DRAWN.items()}}
+    return {
+        "hu2020": as_it_is,
+        **{name: fine_tune(run, with_charges(run, task, drawn)) for name, drawn in DRAWN.items()},
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What the scripts share: their options, the finished run that they stand on, and the file that they add to."""
+"""What the scripts share: their options, the finished run that they stand on, and the file that
+they add to."""
 
 import argparse
 from collections.abc import Callable
@@ -7,14 +8,16 @@ from typing import Any
 
 import torch
 
-from merging.config import load_config
-from merging.files import read_json, write_json
-from merging.run import Run
+from merging.data.files import read_json, write_json
+from merging.run.config import load_config
+from merging.run.run import Run
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the options that all have."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--config", type=Path, default=Path("gcn_supervised_contextpred.yaml"))
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -25,11 +28,20 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def run_of(arguments: argparse.Namespace) -> Run:
     """The run, on one thread of the CPU."""
     torch.set_num_threads(1)
-    return Run(load_config(arguments.config), arguments.seed, arguments.data, arguments.work, torch.device("cpu"))
+    return Run(
+        load_config(arguments.config),
+        arguments.seed,
+        arguments.data,
+        arguments.work,
+        torch.device("cpu"),
+    )
 
 
-def by_task(description: str | None, script: str, measure: Callable[[Run, str], dict[str, Any]]) -> None:
-    """A script's command: measure each task asked for; results of others that are in the file stay."""
+def by_task(
+    description: str | None, script: str, measure: Callable[[Run, str], dict[str, Any]]
+) -> None:
+    """A script's command: measure each task asked for; results of others that are in the file
+    stay."""
     options = parser(description)
     options.add_argument("tasks", nargs="+")
     arguments = options.parse_args()
@@ -41,7 +53,8 @@ def by_task(description: str | None, script: str, measure: Callable[[Run, str], 
 
 
 def store(run: Run, script: str, name: str, found: dict[str, Any]) -> None:
-    """Add to `results/<setting>/<script>-seed<N>.json` under a name; what is there under it is extended."""
+    """Add to `results/<setting>/<script>-seed<N>.json` under a name; what is there under it is
+    extended."""
     path = Path("results") / run.config.setting / f"{script}-seed{run.seed}.json"
     content = read_json(path) or {}
     write_json(path, content | {name: content.get(name, {}) | found})

@@ -1,11 +1,14 @@
-"""Side by side, in one run, with the same molecules and one thread each: ours, ADMET-AI, chemprop, and the eight models that merging replaces.
+"""Side by side, in one run, with the same molecules and one thread each: ours, ADMET-AI, chemprop,
+and the eight models that merging replaces.
 
-    python -m benchmarks.compare                 # both parts; about twenty minutes, the first time ten more to install the peers
-    python -m benchmarks.compare separate        # without the peers
-    python -m benchmarks.compare summary         # only gathers what this and the other scripts have written
+    python -m benchmarks.compare                 # both parts; about twenty minutes, the first time
+    ten more to install the peers python -m benchmarks.compare separate        # without the peers
+    python -m benchmarks.compare summary         # only gathers what this and the other scripts have
+    written
 
-Writes `benchmarks/results/peers.json` and `separate.json`, and `summary.json` with the headline figures of all scripts. Ratios are theirs to
-ours in speed (above 1 is in our favour), but `*_time_ratio` and `memory_ratio` are ours divided by theirs.
+Writes `benchmarks/results/peers.json` and `separate.json`, and `summary.json` with the headline
+figures of all scripts. Ratios are theirs to ours in speed (above 1 is in our favour), but
+`*_time_ratio` and `memory_ratio` are ours divided by theirs.
 """
 
 import argparse
@@ -21,13 +24,14 @@ import torch
 from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
 from benchmarks.peers import PEERS, Peer
-from merging.files import read_json, write_json
+from merging.data.files import read_json, write_json
 from models.artifact import load_artifact, load_parts
-from models.compiled import CompiledModel
-from models.featurize import read_graphs
-from models.graph import MolGraph, collate
-from models.router import RouterConfig
-from models.unified import Expert, Routing, UnifiedModel
+from models.compiled.model import CompiledModel
+from models.data.molecule import MolGraph, collate
+from models.data.smiles import read_graphs
+from models.experts.expert import Expert
+from models.experts.router import RouterConfig
+from models.experts.unified import Routing, UnifiedModel
 
 PARTS = ("peers", "separate", "summary")
 _BATCH = 2000
@@ -38,14 +42,31 @@ def answer(model: CompiledModel, smiles: Sequence[str], routing: Routing) -> int
     """From text to the probabilities of all tasks; how many molecules were answered."""
     answered = 0
     for begin in range(0, len(smiles), _BATCH):
-        batch = collate([graph for graph in read_graphs(smiles[begin : begin + _BATCH]) if isinstance(graph, MolGraph)])
-        answered += int(torch.cat(list(model(batch, routing=routing).probabilities.values()), 1).isfinite().all(1).sum())
+        batch = collate(
+            [
+                graph
+                for graph in read_graphs(smiles[begin : begin + _BATCH])
+                if isinstance(graph, MolGraph)
+            ]
+        )
+        answered += int(
+            torch.cat(list(model(batch, routing=routing).probabilities.values()), 1)
+            .isfinite()
+            .all(1)
+            .sum()
+        )
     return answered
 
 
 def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
     """Molecules per CPU-second in batch and seconds for one molecule, ours and theirs in turns."""
-    model, counts = CompiledModel(load_artifact(RELEASED).model), {"admet-ai": 200, "admet-ai-models": 200}
+    model, counts = (
+        CompiledModel(load_artifact(RELEASED).model),
+        {
+            "admet-ai": 200,
+            "admet-ai-models": 200,
+        },
+    )
     names = [*(f"ours, {routing}" for routing in ROUTINGS), *PEERS]
     rates, walls, singles = ({name: list[float]() for name in names} for _ in range(3))
     with ExitStack() as stack:
@@ -59,7 +80,9 @@ def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
                 if turn:
                     rates[f"ours, {routing}"].append(answered / cpu)
                     walls[f"ours, {routing}"].append(answered / wall)
-                    singles[f"ours, {routing}"] += [_seconds(model, one, routing) for one in smiles[:50]]
+                    singles[f"ours, {routing}"] += [
+                        _seconds(model, one, routing) for one in smiles[:50]
+                    ]
             for name, peer in running.items():
                 timing = peer.batch(list(smiles[: counts.get(name, 1000)]))
                 seconds = peer.single(list(smiles[:20]))
@@ -67,7 +90,12 @@ def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
                     rates[name].append(timing.molecules / timing.cpu_seconds)
                     walls[name].append(timing.molecules / timing.wall_seconds)
                     singles[name] += seconds
-            print("turn", turn, {name: round(values[-1]) for name, values in rates.items() if values}, flush=True)
+            print(
+                "turn",
+                turn,
+                {name: round(values[-1]) for name, values in rates.items() if values},
+                flush=True,
+            )
     found: dict[str, Any] = {"machine": machine(1), "molecules": len(smiles), "peers": information}
     for name in rates:
         found[name] = {
@@ -76,16 +104,22 @@ def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
             "one_molecule_seconds": summary(singles[name], 5),
         }
     ours = {routing: rates[f"ours, {routing}"] for routing in ROUTINGS}
-    found["ratios"] = {name: {routing: ratio(ours[routing], rates[name]) for routing in ROUTINGS} for name in PEERS}
+    found["ratios"] = {
+        name: {routing: ratio(ours[routing], rates[name]) for routing in ROUTINGS} for name in PEERS
+    }
     latency = statistics.median(singles["ours, moe"])
-    found["latency_ratios"] = {name: round(statistics.median(singles[name]) / latency, 2) for name in PEERS}
+    found["latency_ratios"] = {
+        name: round(statistics.median(singles[name]) / latency, 2) for name in PEERS
+    }
     return found
 
 
 def separate_models() -> list[CompiledModel]:
-    """Eight models with a backbone, BatchNorm and head each and no adapters, compiled as ours is: what is deployed without merging.
+    """Eight models with a backbone, BatchNorm and head each and no adapters, compiled as ours is:
+    what is deployed without merging.
 
-    The weights are the merged ones (time does not depend on them), the tensors are each model's own.
+    The weights are the merged ones (time does not depend on them), the tensors are each model's
+    own.
     """
     parts = load_parts(RELEASED)
     models = []
@@ -94,12 +128,15 @@ def separate_models() -> list[CompiledModel]:
         alone.adapters.norm_mean.copy_(expert.adapters.norm_mean)
         alone.adapters.norm_var.copy_(expert.adapters.norm_var)
         alone.head = deepcopy(expert.head)
-        models.append(CompiledModel(UnifiedModel(deepcopy(parts.backbone), {task: alone}, RouterConfig())))
+        models.append(
+            CompiledModel(UnifiedModel(deepcopy(parts.backbone), {task: alone}, RouterConfig()))
+        )
     return models
 
 
 def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Eight models one after the other against one pass of ours, from graphs to probabilities, and their memory."""
+    """Eight models one after the other against one pass of ours, from graphs to probabilities, and
+    their memory."""
     graphs = [graph for graph in read_graphs(smiles) if isinstance(graph, MolGraph)]
     batches = [collate(graphs[begin : begin + _BATCH]) for begin in range(0, len(graphs), _BATCH)]
     ours, theirs = CompiledModel(load_artifact(RELEASED).model), separate_models()
@@ -112,7 +149,10 @@ def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
 
         return each
 
-    seconds = in_turns({"separate": run(theirs, "own"), "own": run([ours], "own"), "moe": run([ours], "moe")}, rounds)
+    seconds = in_turns(
+        {"separate": run(theirs, "own"), "own": run([ours], "own"), "moe": run([ours], "moe")},
+        rounds,
+    )
     memory = {"ours": ours.num_bytes, "separate": sum(model.num_bytes for model in theirs)}
     return {
         "machine": machine(1),
@@ -127,7 +167,10 @@ def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
 
 def gathered() -> dict[str, Any]:
     """The headline figures of what has been measured."""
-    files = {name: read_json(RESULTS / f"{name}.json") or {} for name in ("peers", "separate", "transport", "http", "floor")}
+    files = {
+        name: read_json(RESULTS / f"{name}.json") or {}
+        for name in ("peers", "separate", "transport", "http", "floor")
+    }
 
     def of(name: str, *path: str) -> Any:
         found: Any = files[name]
@@ -136,9 +179,15 @@ def gathered() -> dict[str, Any]:
         return found
 
     # The fastest way to use chemprop is the one that ours is fewest times as fast as.
-    best = min((name for name in PEERS if name.startswith("chemprop")), key=lambda name: of("peers", "ratios", name, "moe", "median") or 0)
+    best = min(
+        (name for name in PEERS if name.startswith("chemprop")),
+        key=lambda name: of("peers", "ratios", name, "moe", "median") or 0,
+    )
     return {
-        "admet_ai": {"batch_ratio": of("peers", "ratios", "admet-ai", "moe", "median"), "latency_ratio": of("peers", "latency_ratios", "admet-ai")},
+        "admet_ai": {
+            "batch_ratio": of("peers", "ratios", "admet-ai", "moe", "median"),
+            "latency_ratio": of("peers", "latency_ratios", "admet-ai"),
+        },
         "chemprop": {
             "batch_ratio": of("peers", "ratios", "chemprop", "moe", "median"),
             "own_batch_ratio": of("peers", "ratios", "chemprop", "own", "median"),
@@ -153,10 +202,15 @@ def gathered() -> dict[str, Any]:
         },
         "twd": {
             "dense_ratio": of("transport", "molecules", "ways", "sinkhorn_dense_log", "times_ours"),
-            "best_dense_ratio": of("transport", "molecules", "ways", "sinkhorn_dense_scaling_by_size", "times_ours"),
+            "best_dense_ratio": of(
+                "transport", "molecules", "ways", "sinkhorn_dense_scaling_by_size", "times_ours"
+            ),
             "pot_ratio": of("transport", "molecules", "ways", "exact_pot", "times_ours"),
         },
-        "http": {name: of("http", "moe", name, "median") for name in ("throughput_share", "overhead_seconds")},
+        "http": {
+            name: of("http", "moe", name, "median")
+            for name in ("throughput_share", "overhead_seconds")
+        },
         # The arithmetic of every node, and what is left of it where nothing is computed twice.
         "floor": {
             "moe_time_ratio": of("floor", "moe", "plain_time_ratio", "median"),
@@ -175,7 +229,9 @@ def _seconds(model: CompiledModel, smiles: str, routing: Routing) -> float:
 
 def main() -> None:
     """Measure what is asked for and gather."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("parts", nargs="*", help=f"of {PARTS}; all if none is named")
     options.add_argument("--molecules", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=5)

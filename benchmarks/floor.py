@@ -1,9 +1,11 @@
-"""How fast could it be? The arithmetic of a pass, counted, at the rates that this machine reaches, beside what a pass takes.
+"""How fast could it be? The arithmetic of a pass, counted, at the rates that this machine reaches,
+beside what a pass takes.
 
     python -m benchmarks.floor
 
-Two counts of each: what the networks ask for, node by node and stream by stream; and what is left once nothing is computed twice (`models.compiled`).
-The time at the machine's own rate for products of those shapes is the floor; the bytes that a layer must read and write are beside it.
+Two counts of each: what the networks ask for, node by node and stream by stream; and what is left
+once nothing is computed twice (`models.compiled.model`). The time at the machine's own rate for
+products of those shapes is the floor; the bytes that a layer must read and write are beside it.
 Writes `benchmarks/results/floor.json`.
 """
 
@@ -16,23 +18,27 @@ from rdkit import Chem
 
 from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
-from merging.files import write_json
+from merging.data.files import write_json
 from models.artifact import load_artifact
-from models.compiled import CompiledModel
-from models.featurize import featurize
-from models.graph import collate
-from models.prepared import PreparedBatch
-from models.router import RouterConfig
-from models.unified import Routing
+from models.compiled.batch import PreparedBatch
+from models.compiled.model import CompiledModel
+from models.data.molecule import collate
+from models.data.smiles import featurize
+from models.experts.router import RouterConfig
+from models.experts.unified import Routing
 
 _ROUTINGS: dict[str, Routing] = {"own": "own", "moe": "moe"}
 _SWEEPS = 5  # of Sinkhorn, of one problem; seen: 2 to 7
 
 
-def count(model: CompiledModel, router: RouterConfig, batch: PreparedBatch, routing: Routing) -> dict[str, float]:
-    """Floating-point operations and bytes for all tasks: `plain_flops` for every node, `flops` for every class, and the bytes of these.
+def count(
+    model: CompiledModel, router: RouterConfig, batch: PreparedBatch, routing: Routing
+) -> dict[str, float]:
+    """Floating-point operations and bytes for all tasks: `plain_flops` for every node, `flops` for
+    every class, and the bytes of these.
 
-    A product of (m, k) with (k, n) is 2 m k n operations. A layer reads and writes each state once, 4 bytes a number.
+    A product of (m, k) with (k, n) is 2 m k n operations. A layer reads and writes each state once,
+    4 bytes a number.
     """
     tasks, layers, (width, rank) = len(model.tasks), len(model.site_names) - 1, model.sizes
     nodes, entries = len(batch.scale), len(batch.scale) + len(batch.edges[1])
@@ -47,18 +53,35 @@ def count(model: CompiledModel, router: RouterConfig, batch: PreparedBatch, rout
         if layer < layers - 1:  # of the last one only what the adapters see is needed for each node
             flops += 2.0 * tasks * (rows[layer] * width * width + rows[layer + 1] * seen)
             state += 4.0 * tasks * width * (rows[layer] + rows[layer + 1])
-    transport = 2.0 * sum(mixes) * tasks * tasks * (nodes * 2 * rank * rank + entries * (rank + 2 * _SWEEPS + 8))
+    transport = (
+        2.0
+        * sum(mixes)
+        * tasks
+        * tasks
+        * (nodes * 2 * rank * rank + entries * (rank + 2 * _SWEEPS + 8))
+    )
     return {"plain_flops": plain + transport, "flops": flops + transport, "bytes": state}
 
 
 def rates(width: int, columns: int) -> dict[str, list[float]]:
-    """GFLOP/s of the products as they are done, GB/s of copies within the cache and of gathered rows."""
-    left, right, out = torch.randn(512, width), torch.randn(width, columns), torch.empty(512, columns)
+    """GFLOP/s of the products as they are done, GB/s of copies within the cache and of gathered
+    rows."""
+    left, right, out = (
+        torch.randn(512, width),
+        torch.randn(width, columns),
+        torch.empty(512, columns),
+    )
     table, rows = torch.randn(6000, width), torch.randint(0, 6000, (6000,))
     cases: dict[str, tuple[float, Callable[[], object]]] = {
-        "product": (2e-9 * 512 * width * columns * 40, lambda: [torch.mm(left, right, out=out) for _ in range(40)]),
+        "product": (
+            2e-9 * 512 * width * columns * 40,
+            lambda: [torch.mm(left, right, out=out) for _ in range(40)],
+        ),
         "copy": (2e-9 * 4 * left.numel() * 200, lambda: [left.clone() for _ in range(200)]),
-        "gather": (2e-9 * 4 * table.numel() * 10, lambda: [table.index_select(0, rows) for _ in range(10)]),
+        "gather": (
+            2e-9 * 4 * table.numel() * 10,
+            lambda: [table.index_select(0, rows) for _ in range(10)],
+        ),
     }
     seconds = in_turns({name: run for name, (_, run) in cases.items()}, 7)
     return {name: [amount / each for each in seconds[name]] for name, (amount, _) in cases.items()}
@@ -66,7 +89,9 @@ def rates(width: int, columns: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Count, measure, write."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--molecules", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=5)
     arguments = options.parse_args()
@@ -76,7 +101,10 @@ def main() -> None:
     artifact = load_artifact(RELEASED)
     model, prepared = CompiledModel(artifact.model), PreparedBatch.from_batch(batch)
     width, rank = model.sizes
-    cases: dict[str, Callable[[], object]] = {"own": lambda: model(batch, routing="own"), "moe": lambda: model(batch, routing="moe")}
+    cases: dict[str, Callable[[], object]] = {
+        "own": lambda: model(batch, routing="own"),
+        "moe": lambda: model(batch, routing="moe"),
+    }
     reading: dict[str, Callable[[], object]] = {
         "rdkit": lambda: [Chem.MolFromSmiles(each) for each in smiles],
         "featurize": lambda: [featurize(each) for each in smiles],
@@ -84,7 +112,11 @@ def main() -> None:
     seconds = in_turns({**cases, **reading}, arguments.rounds)
     reached = rates(width, width + len(model.tasks) * rank)
     best = max(reached["product"])
-    found: dict[str, Any] = {"machine": machine(1), "molecules": len(smiles), "atoms": batch.num_nodes}
+    found: dict[str, Any] = {
+        "machine": machine(1),
+        "molecules": len(smiles),
+        "atoms": batch.num_nodes,
+    }
     found["rates"] = {
         "product_gflops": summary(reached["product"], 1),
         "copy_gb": summary(reached["copy"], 1),
@@ -103,7 +135,9 @@ def main() -> None:
             "plain_time_ratio": ratio(seconds[name], [plain] * len(seconds[name])),
         }
         print(name, found[name], flush=True)
-    found["reading"] = {name: summary([each / len(smiles) for each in seconds[name]], 7) for name in reading}
+    found["reading"] = {
+        name: summary([each / len(smiles) for each in seconds[name]], 7) for name in reading
+    }
     print(found["rates"], found["reading"], flush=True)
     write_json(RESULTS / "floor.json", found)
 

@@ -1,15 +1,16 @@
 """Everything that a GPU should be asked once, in at most eight minutes: `make gpu-check`.
 
-It runs on a bare machine that has torch, PyG and the packages that `make gpu-pack` puts into `.gpu/`.
-The figures go to `benchmarks/results/gpu.json` (or `--output`), again after every section, so that a
-run that is cut off leaves what it had. The exit code is 1 where a section failed.
+It runs on a bare machine that has torch, PyG and the packages that `make gpu-pack` puts into
+`.gpu/`. The figures go to `benchmarks/results/gpu.json` (or `--output`), again after every section,
+so that a run that is cut off leaves what it had. The exit code is 1 where a section failed.
 
 - tests: the device's part of the test suite, on the GPU.
 - equality: the released models' answers against the CPU's, float32, all tasks and routings.
 - reading, throughput: molecules per second, reading apart from the pass, by batch size.
 - training: an epoch of adapter training against two threads of the CPU.
 - service: `GMERGING_DEVICE=cuda` under `python -m service`, answers, rate and memory.
-- memory: a GPU that other work has filled up to a little, and a pass that does not fit into the rest.
+- memory: a GPU that other work has filled up to a little, and a pass that does not fit into the
+  rest.
 """
 
 import argparse
@@ -36,17 +37,21 @@ import torch
 from benchmarks.measuring import RELEASED, RESULTS, machine
 from benchmarks.own_service import get, loaded, post, served, timed_posts
 from models.artifact import load_artifact
-from models.backbone import Backbone, load_backbone
-from models.featurize import featurize_all
-from models.graph import MolGraph, collate, pack
-from models.sinkhorn import Solver
-from models.unified import Routing, UnifiedModel
-from service.engine import ArtifactEngine, PassOutput
+from models.data.molecule import MolGraph, collate, pack
+from models.data.smiles import featurize_all
+from models.experts.unified import Routing, UnifiedModel
+from models.networks.hu2020 import Backbone, load_backbone
+from models.transport.problem import Solver
+from service.core.engine import ArtifactEngine, PassOutput
 
 PACK = Path(".gpu")
 MOLECULES, TEACHER = PACK / "molecules.smi", PACK / "teacher.pth"
 TOLERANCE = 1e-4
-TESTS = ("tests/models/test_on_device.py", "tests/models/test_device.py", "tests/service/test_engine.py")
+TESTS = (
+    "tests/models/test_on_device.py",
+    "tests/models/test_device.py",
+    "tests/service/core/test_engine.py",
+)
 EPOCHS = 4
 BATCHES = (1, 8, 64, 256, 1024, 4096)
 ROUTINGS: tuple[Routing, ...] = get_args(Routing)
@@ -82,7 +87,19 @@ class Bench:
 
 def tests(bench: Bench) -> dict[str, Any]:
     """The device's part of the tests; a failure is listed by name."""
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-rs", "-p", "no:cacheprovider", "-W", "default", *TESTS]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=",
+        "-rs",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        *TESTS,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     except subprocess.TimeoutExpired as error:
@@ -92,7 +109,11 @@ def tests(bench: Bench) -> dict[str, Any]:
     skipped = [line for line in lines if line.startswith("SKIPPED")]
     counts = [line for line in lines if re.search(r"\d+ (passed|failed|error)", line)]
     found = {"summary": counts[-1] if counts else "", "failures": failures, "skipped": skipped}
-    return found if done.returncode == 0 else {**found, "failed": True, "output": (done.stdout + done.stderr)[-3000:]}
+    return (
+        found
+        if done.returncode == 0
+        else {**found, "failed": True, "output": (done.stdout + done.stderr)[-3000:]}
+    )
 
 
 def equality(bench: Bench) -> dict[str, Any]:
@@ -101,9 +122,17 @@ def equality(bench: Bench) -> dict[str, Any]:
     tasks, found = ours.info.tasks, {}
     for routing in ROUTINGS:
         gaps = differences(ours.run(graphs, tasks, routing), theirs.run(graphs, tasks, routing))
-        found[routing] = {"probabilities": float(f"{gaps[0]:.2e}"), "routing_weights": float(f"{gaps[1]:.2e}")}
+        found[routing] = {
+            "probabilities": float(f"{gaps[0]:.2e}"),
+            "routing_weights": float(f"{gaps[1]:.2e}"),
+        }
     worst = max(row["probabilities"] for row in found.values())
-    return {"molecules": len(graphs), "tolerance": TOLERANCE, **found, **({"failed": True} if worst > TOLERANCE else {})}
+    return {
+        "molecules": len(graphs),
+        "tolerance": TOLERANCE,
+        **found,
+        **({"failed": True} if worst > TOLERANCE else {}),
+    }
 
 
 def differences(one: PassOutput, other: PassOutput) -> tuple[float, float]:
@@ -123,7 +152,8 @@ def reading(bench: Bench) -> dict[str, Any]:
 
 
 def throughput(bench: Bench) -> dict[str, Any]:
-    """Molecules per second from graphs to all tasks' answers, by batch; and the CPU's compiled model, one thread, beside it."""
+    """Molecules per second from graphs to all tasks' answers, by batch; and the CPU's compiled
+    model, one thread, beside it."""
     ours, theirs, found = bench.engine(), bench.engine("cpu"), {}
     tasks = ours.info.tasks
     for routing in ROUTINGS:
@@ -133,10 +163,16 @@ def throughput(bench: Bench) -> dict[str, Any]:
                 torch.cuda.reset_peak_memory_stats()
             seconds = [*timed(partial(ours.run, bench.graphs[:size], tasks, routing), bench)]
             middle = statistics.median(seconds)
-            rows[str(size)] = {"molecules_per_second": round(size / middle), "ms_a_pass": round(1000 * middle, 2), "passes": len(seconds)}
+            rows[str(size)] = {
+                "molecules_per_second": round(size / middle),
+                "ms_a_pass": round(1000 * middle, 2),
+                "passes": len(seconds),
+            }
             if bench.device.type == "cuda":
                 rows[str(size)]["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6)
-        on_cpu = statistics.median(timed(partial(theirs.run, bench.graphs[:256], tasks, routing), bench))
+        on_cpu = statistics.median(
+            timed(partial(theirs.run, bench.graphs[:256], tasks, routing), bench)
+        )
         best = max(row["molecules_per_second"] for row in rows.values())
         found[routing] = {
             "by_batch": rows,
@@ -167,11 +203,15 @@ def breakdown(bench: Bench, engine: ArtifactEngine) -> dict[str, float]:
             "back": back,
             "engine_own": lambda: engine.run(graphs, engine.info.tasks, "own"),
         }
-        return {name: round(1000 * statistics.median(timed(step, bench)), 2) for name, step in steps.items()}
+        return {
+            name: round(1000 * statistics.median(timed(step, bench)), 2)
+            for name, step in steps.items()
+        }
 
 
 def timed(work: Callable[[], object], bench: Bench) -> Iterator[float]:
-    """Wall seconds of each call for `bench.seconds`, at least three calls; the first is not counted."""
+    """Wall seconds of each call for `bench.seconds`, at least three calls; the first is not
+    counted."""
     work()
     bench.wait()
     end, calls = time.perf_counter() + bench.seconds, 0
@@ -185,8 +225,8 @@ def timed(work: Callable[[], object], bench: Bench) -> Iterator[float]:
 
 def training(bench: Bench) -> dict[str, Any]:
     """Epochs of adapter training on 512 molecules, here and on two threads of the CPU."""
-    from merging.alignment import align
-    from merging.config import AlignmentConfig
+    from merging.training.alignment import align
+    from merging.training.settings import AlignmentConfig
 
     released = load_artifact(RELEASED).model
     assert isinstance(released, UnifiedModel)
@@ -197,21 +237,36 @@ def training(bench: Bench) -> dict[str, Any]:
         rows: dict[str, Any] = {}
         for name, device in (("device", bench.device), ("cpu_two_threads", torch.device("cpu"))):
             torch.set_num_threads(2 if device.type == "cpu" else 1)
-            config = AlignmentConfig(rank=10, epochs=EPOCHS, batch_size=64, learning_rate=3e-3, solver=solver)
+            config = AlignmentConfig(
+                rank=10, epochs=EPOCHS, batch_size=64, learning_rate=3e-3, solver=solver
+            )
             student = Backbone(released.backbone.config)
             student.load_state_dict(released.backbone.state_dict())
             with tempfile.TemporaryDirectory() as folder:
                 checkpoint = Path(folder) / "resume.pt"
-                result = align(graphs, torch.arange(len(graphs)), teacher(student), student, config, 0, checkpoint, device, "gpu-check")
+                result = align(
+                    graphs,
+                    torch.arange(len(graphs)),
+                    teacher(student),
+                    student,
+                    config,
+                    0,
+                    checkpoint,
+                    device,
+                    "gpu-check",
+                )
             rows[name] = {key: result.record[key] for key in ("seconds", "loss", "transport")}
-        rows["times_as_fast"] = round(rows["cpu_two_threads"]["seconds"] / max(rows["device"]["seconds"], 1e-3), 2)
+        rows["times_as_fast"] = round(
+            rows["cpu_two_threads"]["seconds"] / max(rows["device"]["seconds"], 1e-3), 2
+        )
         found[solver] = rows
     torch.set_num_threads(1)
     return {"molecules": len(graphs), "epochs": EPOCHS, "batch_size": 64, **found}
 
 
 def teacher(student: Backbone) -> Backbone:
-    """Hu et al.'s GCN where it was carried, else the student moved by noise: the same work either way."""
+    """Hu et al.'s GCN where it was carried, else the student moved by noise: the same work either
+    way."""
     if TEACHER.is_file():
         return load_backbone(TEACHER, student.config)
     made = Backbone(student.config)
@@ -224,10 +279,16 @@ def teacher(student: Backbone) -> Backbone:
 
 
 def service(bench: Bench) -> dict[str, Any]:
-    """The service on the device: its answers against the CPU's engine, its rate, its memory, a clean end."""
+    """The service on the device: its answers against the CPU's engine, its rate, its memory, a
+    clean end."""
     tasks, smiles, theirs = ["bbbp", "bace", "tox21"], bench.smiles[:200], bench.engine("cpu")
     expected = theirs.run(bench.graphs[:200], tasks, "own")
-    environment = {"GMERGING_MAX_BATCH_COST": "262144", "GMERGING_MAX_PENDING_COST": "4000000", "GMERGING_PARSERS": "8", "GMERGING_CACHE_BYTES": "0"}
+    environment = {
+        "GMERGING_MAX_BATCH_COST": "262144",
+        "GMERGING_MAX_PENDING_COST": "4000000",
+        "GMERGING_PARSERS": "8",
+        "GMERGING_CACHE_BYTES": "0",
+    }
     started = time.perf_counter()
     with served(bench.device.type, environment) as (port, log):
         ready = time.perf_counter() - started
@@ -235,11 +296,20 @@ def service(bench: Bench) -> dict[str, Any]:
         gap = 0.0
         for item, wanted in zip(answer["predictions"], expected.answers, strict=True):
             for task in tasks:
-                gap = max(gap, float(np.abs(np.array([*item["tasks"][task].values()]) - wanted[task].values).max()))
+                gap = max(
+                    gap,
+                    float(
+                        np.abs(
+                            np.array([*item["tasks"][task].values()]) - wanted[task].values
+                        ).max()
+                    ),
+                )
         alone = statistics.median(timed_posts(port, {"smiles": "CC(=O)Oc1ccccc1C(=O)O"}, 30))
         rate = loaded(port, bench.smiles, 10 * bench.seconds)
         metrics = get(port, "/metrics")
-    memory = [line for line in metrics.splitlines() if line.startswith("gmerging_gpu_memory_bytes ")]
+    memory = [
+        line for line in metrics.splitlines() if line.startswith("gmerging_gpu_memory_bytes ")
+    ]
     device = re.findall(r'gmerging_artifact_info\{[^}]*device="([^"]*)"', metrics)
     found = {
         "ready_seconds": round(ready, 1),
@@ -252,7 +322,11 @@ def service(bench: Bench) -> dict[str, Any]:
         "environment": environment,
         "exit_code": log["exit_code"],
     }
-    good = gap <= TOLERANCE and log["exit_code"] == 0 and all(name.startswith(bench.device.type) for name in device)
+    good = (
+        gap <= TOLERANCE
+        and log["exit_code"] == 0
+        and all(name.startswith(bench.device.type) for name in device)
+    )
     return found if good and device else {**found, "failed": True, "log": log["tail"]}
 
 
@@ -267,12 +341,14 @@ def memory(bench: Bench) -> dict[str, Any]:
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     left = 600 * 1024**2
-    ballast = torch.empty(max(0, torch.cuda.mem_get_info()[0] - left), dtype=torch.uint8, device=bench.device)
-    logging.getLogger("service.engine").addHandler(halves)
+    ballast = torch.empty(
+        max(0, torch.cuda.mem_get_info()[0] - left), dtype=torch.uint8, device=bench.device
+    )
+    logging.getLogger("service.core.engine").addHandler(halves)
     try:
         cut = engine.run(graphs, tasks, "moe")
     finally:
-        logging.getLogger("service.engine").removeHandler(halves)
+        logging.getLogger("service.core.engine").removeHandler(halves)
         del ballast
         torch.cuda.empty_cache()
     gap, _ = differences(whole, cut)
@@ -316,7 +392,11 @@ def check(bench: Bench, sections: Sequence[str], output: Path) -> dict[str, Any]
         try:
             found[name] = SECTIONS[name](bench)
         except Exception as error:
-            found[name] = {"failed": True, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-2000:]}
+            found[name] = {
+                "failed": True,
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc()[-2000:],
+            }
         found[name]["section_seconds"] = round(time.perf_counter() - started, 1)
         print(json.dumps(found[name])[:3000], flush=True)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -331,7 +411,11 @@ def gpu_machine(device: torch.device) -> dict[str, Any]:
     found["platform"] = platform.platform()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        found |= {"gpu": properties.name, "gpu_memory_mb": round(properties.total_memory / 1e6), "cuda": torch.version.cuda}
+        found |= {
+            "gpu": properties.name,
+            "gpu_memory_mb": round(properties.total_memory / 1e6),
+            "cuda": torch.version.cuda,
+        }
     return found
 
 
@@ -346,18 +430,35 @@ def molecules() -> list[str]:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser("gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: try the script out without a GPU")
+    parser = argparse.ArgumentParser(
+        "gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda",
+        choices=("cuda", "cpu"),
+        help="cpu: try the script out without a GPU",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
     parser.add_argument("--molecules", type=int, default=BATCHES[-1], help="how many at most")
     parser.add_argument("--seconds", type=float, default=1.0, help="for which a rate is measured")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some of them; all if left out")
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        help="some of them; all if left out",
+    )
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("gpu-check: torch sees no GPU here (--device cpu tries the script out)")
     torch.set_num_threads(1)
     smiles = molecules()[: arguments.molecules]
-    read = [(text, read) for text, read in zip(smiles, featurize_all(smiles), strict=True) if not isinstance(read, Exception)]
+    read = [
+        (text, read)
+        for text, read in zip(smiles, featurize_all(smiles), strict=True)
+        if not isinstance(read, Exception)
+    ]
     texts, graphs = [text for text, _ in read], [molecule.graph for _, molecule in read]
     bench = Bench(torch.device(arguments.device), texts, graphs, arguments.seconds)
     found = check(bench, arguments.sections, arguments.output)

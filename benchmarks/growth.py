@@ -1,9 +1,10 @@
-"""How the cost of the compiled engine grows: with molecules, atoms, tasks asked, experts and rank, for both routings.
+"""How the cost of the compiled engine grows: with molecules, atoms, tasks asked, experts and rank,
+for both routings.
 
     python -m benchmarks.growth [--quick]
 
-A call gets a batch that is ready: parsing SMILES is not in it. One thread; the points of a figure are measured in turns. Writes `results/growth.json`
-and `results/growth.svg`.
+A call gets a batch that is ready: parsing SMILES is not in it. One thread; the points of a figure
+are measured in turns. Writes `results/growth.json` and `results/growth.svg`.
 """
 
 import argparse
@@ -27,14 +28,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from benchmarks.molecules import fixed_molecules
-from merging.figures import STYLE
-from merging.files import write_json
+from merging.data.files import write_json
+from merging.drawing.figures import STYLE
 from models.artifact import ArtifactParts, load_parts
-from models.compiled import CompiledModel
-from models.featurize import featurize
+from models.compiled.model import CompiledModel
+from models.data.batch import GraphBatch
+from models.data.molecule import MolGraph, collate
+from models.data.smiles import featurize
+from models.experts.expert import Expert
+from models.experts.unified import Routing, UnifiedModel
 from models.files import write_atomically
-from models.graph import GraphBatch, MolGraph, collate
-from models.unified import Expert, Routing, UnifiedModel
 
 RESULTS = Path(__file__).parent / "results"
 RELEASE = Path("models/releases/moleculenet-gcn")
@@ -47,8 +50,11 @@ Series = dict[str, list[tuple[float, Callable[[], Any]]]]
 """By name, what is on the horizontal axis and the call that is timed."""
 
 
-def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int, seconds: float = math.inf) -> dict[str, dict[str, Any]]:
-    """Time every way in turns, without a warm-up: medians and ranges. A slow way has fewer repeats, of `seconds` together, but two at least."""
+def interleaved(
+    ways: Mapping[str, Callable[[], Any]], repeats: int, seconds: float = math.inf
+) -> dict[str, dict[str, Any]]:
+    """Time every way in turns, without a warm-up: medians and ranges. A slow way has fewer repeats,
+    of `seconds` together, but two at least."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats):
         for name, way in ways.items():
@@ -57,26 +63,48 @@ def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int, seconds: fl
                 way()
                 taken[name].append(time.perf_counter() - began)
     return {
-        name: {"median_seconds": statistics.median(each), "range_seconds": [min(each), max(each)], "repeats": len(each)}
+        name: {
+            "median_seconds": statistics.median(each),
+            "range_seconds": [min(each), max(each)],
+            "repeats": len(each),
+        }
         for name, each in taken.items()
     }
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The exponent of y as a power of x, by least squares on logarithms; None of fewer than two points."""
+    """The exponent of y as a power of x, by least squares on logarithms; None of fewer than two
+    points."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
 
 
 def surroundings() -> dict[str, Any]:
     """Machine, threads and versions."""
-    cpus = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "numpy", "numba", "scipy", "pot", "rdkit")}
-    return {"cpu": cpus[0], "cores": len(cpus), "threads": torch.get_num_threads(), "versions": {"python": platform.python_version()} | versions}
+    cpus = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "numpy", "numba", "scipy", "pot", "rdkit")
+    }
+    return {
+        "cpu": cpus[0],
+        "cores": len(cpus),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()} | versions,
+    }
 
 
 def synthetic(parts: ArtifactParts, count: int, rank: int) -> CompiledModel:
-    """The release's backbone with so many random experts of one label, each with the BatchNorm statistics of a released one."""
-    generator, config, released = torch.Generator().manual_seed(0), parts.manifest.backbone, list(parts.experts.values())
+    """The release's backbone with so many random experts of one label, each with the BatchNorm
+    statistics of a released one."""
+    generator, config, released = (
+        torch.Generator().manual_seed(0),
+        parts.manifest.backbone,
+        list(parts.experts.values()),
+    )
     experts = {f"task{k}": Expert(config, rank, ["label"]) for k in range(count)}
     with torch.no_grad():
         for k, expert in enumerate(experts.values()):
@@ -89,33 +117,48 @@ def synthetic(parts: ArtifactParts, count: int, rank: int) -> CompiledModel:
 
 
 def tree(atoms: int, shape: Shape, rng: random.Random) -> MolGraph:
-    """A chain of carbon, in which almost all atoms are alike; or a branched tree of C, N and O, with no more than 3 bonds an atom, where few are."""
+    """A chain of carbon, in which almost all atoms are alike; or a branched tree of C, N and O,
+    with no more than 3 bonds an atom, where few are."""
     degree, bonds = [0] * atoms, []
     for atom in range(1, atoms):
-        parent = atom - 1 if shape == "chain" else rng.choice([k for k in range(max(0, atom - 6), atom) if degree[k] < 3])
+        parent = (
+            atom - 1
+            if shape == "chain"
+            else rng.choice([k for k in range(max(0, atom - 6), atom) if degree[k] < 3])
+        )
         bonds.append((parent, atom, int(shape == "branched" and rng.random() < 0.2)))
         degree[parent] += 1
         degree[atom] += 1
-    elements = [5 if shape == "chain" else rng.choices((5, 6, 7), (70, 15, 15))[0] for _ in range(atoms)]
+    elements = [
+        5 if shape == "chain" else rng.choices((5, 6, 7), (70, 15, 15))[0] for _ in range(atoms)
+    ]
     both = [pair for i, j, _ in bonds for pair in ((i, j), (j, i))]
     return MolGraph(
-        torch.tensor([(element, 0) for element in elements]), torch.tensor(both).T, torch.tensor([(kind, 0) for *_, kind in bonds for _ in "ab"])
+        torch.tensor([(element, 0) for element in elements]),
+        torch.tensor(both).T,
+        torch.tensor([(kind, 0) for *_, kind in bonds for _ in "ab"]),
     )
 
 
 def by_size(graphs: list[MolGraph], edges: Sequence[int]) -> list[list[MolGraph]]:
     """As many real molecules of alike size as a call has, for each bin that has so many."""
-    bins = [[graph for graph in graphs if low <= graph.num_nodes < high] for low, high in itertools.pairwise(edges)]
+    bins = [
+        [graph for graph in graphs if low <= graph.num_nodes < high]
+        for low, high in itertools.pairwise(edges)
+    ]
     return [found[:_BINS] for found in bins if len(found) >= _BINS]
 
 
-def ask(model: CompiledModel, batch: GraphBatch, routing: Routing, tasks: int | None = None) -> None:
+def ask(
+    model: CompiledModel, batch: GraphBatch, routing: Routing, tasks: int | None = None
+) -> None:
     """One call for the first so many tasks."""
     model(batch, None if tasks is None else model.tasks[:tasks], routing)
 
 
 def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series]]:
-    """The small multiples, by what grows; each is built when it is its turn, so that memory is not held."""
+    """The small multiples, by what grows; each is built when it is its turn, so that memory is not
+    held."""
     parts, rng = load_parts(RELEASE), random.Random(0)
     release = CompiledModel(UnifiedModel(parts.backbone, parts.experts, parts.manifest.router))
     some = collate(graphs[:_MOLECULES])
@@ -123,41 +166,66 @@ def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series
     def molecules() -> Series:
         counts = [1, 5, 20] if quick else [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
         batches = [(count, collate(graphs[:count])) for count in counts]
-        return {routing: [(count, partial(ask, release, batch, routing)) for count, batch in batches] for routing in ROUTINGS}
+        return {
+            routing: [(count, partial(ask, release, batch, routing)) for count, batch in batches]
+            for routing in ROUTINGS
+        }
 
     def atoms() -> Series:
         sizes = [10, 30, 100] if quick else [10, 20, 50, 100, 200, 500]
         bins = by_size(graphs, (10, 14, 20, 28, 40, 56, 80, 160))
-        made = {shape: [[tree(size, shape, rng) for _ in range(_BINS)] for size in sizes] for shape in ("branched", "chain")} | {"real": bins}
+        made = {
+            shape: [[tree(size, shape, rng) for _ in range(_BINS)] for size in sizes]
+            for shape in ("branched", "chain")
+        } | {"real": bins}
         found: Series = {}
         for routing in ROUTINGS:
             for name, calls in made.items():
-                points = [(statistics.mean(graph.num_nodes for graph in call), collate(call)) for call in calls]
-                found[f"{routing}, {name}"] = [(size, partial(ask, release, batch, routing)) for size, batch in points]
+                points = [
+                    (statistics.mean(graph.num_nodes for graph in call), collate(call))
+                    for call in calls
+                ]
+                found[f"{routing}, {name}"] = [
+                    (size, partial(ask, release, batch, routing)) for size, batch in points
+                ]
         return found
 
     def tasks() -> Series:
         counts = [1, 4, 8] if quick else range(1, 9)
-        return {routing: [(count, partial(ask, release, some, routing, count)) for count in counts] for routing in ROUTINGS}
+        return {
+            routing: [(count, partial(ask, release, some, routing, count)) for count in counts]
+            for routing in ROUTINGS
+        }
 
     def experts() -> Series:
-        models = [(count, synthetic(parts, count, _RANK)) for count in ([1, 4, 8] if quick else [1, 2, 4, 8, 16, 32, 64])]
+        models = [
+            (count, synthetic(parts, count, _RANK))
+            for count in ([1, 4, 8] if quick else [1, 2, 4, 8, 16, 32, 64])
+        ]
         asked = {"all asked": None, "1 asked": 1}
         return {
-            f"{routing}, {name}": [(count, partial(ask, model, some, routing, tasks)) for count, model in models]
+            f"{routing}, {name}": [
+                (count, partial(ask, model, some, routing, tasks)) for count, model in models
+            ]
             for routing in ROUTINGS
             for name, tasks in asked.items()
         }
 
     def rank() -> Series:
-        models = [(size, synthetic(parts, 8, size)) for size in ([4, 16] if quick else [4, 8, 16, 32, 64])]
-        return {routing: [(size, partial(ask, model, some, routing)) for size, model in models] for routing in ROUTINGS}
+        models = [
+            (size, synthetic(parts, 8, size)) for size in ([4, 16] if quick else [4, 8, 16, 32, 64])
+        ]
+        return {
+            routing: [(size, partial(ask, model, some, routing)) for size, model in models]
+            for routing in ROUTINGS
+        }
 
     return {each.__name__: each for each in (molecules, atoms, tasks, experts, rank)}
 
 
 def measure(series: Series, repeats: int) -> dict[str, Any]:
-    """Time all points of all series in turns, after an uncounted call of each (the first compiles), but where a smaller one took a second."""
+    """Time all points of all series in turns, after an uncounted call of each (the first compiles),
+    but where a smaller one took a second."""
     for points in series.values():
         for _, call in (points[0], *points):
             began = time.perf_counter()
@@ -171,12 +239,17 @@ def measure(series: Series, repeats: int) -> dict[str, Any]:
         rows = [{"x": x} | timings[f"{name} {x}"] for x, _ in points]
         medians, half = [row["median_seconds"] for row in rows], len(rows) // 2
         x = [row["x"] for row in rows]
-        found[name] = {"slope": slope(x, medians), "slope_upper_half": slope(x[half:], medians[half:]), "points": rows}
+        found[name] = {
+            "slope": slope(x, medians),
+            "slope_upper_half": slope(x[half:], medians[half:]),
+            "points": rows,
+        }
     return found
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Small multiples on logarithmic axes, milliseconds of a call; the slope of each series in the legend."""
+    """Small multiples on logarithmic axes, milliseconds of a call; the slope of each series in the
+    legend."""
     titles = {
         "molecules": "molecules a call",
         "atoms": f"atoms a molecule ({_BINS} molecules)",
@@ -189,15 +262,28 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         for place, (name, title) in enumerate(titles.items()):
             axes = figure.add_subplot(2, 3, place + 1)
             _draw_series(axes, found[name])
-            axes.set(xscale="log", yscale="log", xlabel=title, ylabel="ms a call" if place % 3 == 0 else "")
+            axes.set(
+                xscale="log",
+                yscale="log",
+                xlabel=title,
+                ylabel="ms a call" if place % 3 == 0 else "",
+            )
             axes.minorticks_off()
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if name == "atoms" else (1,)) if name in ("molecules", "atoms") else LogLocator(2))
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if name in ("tasks", "rank") else (1,)))
+            axes.xaxis.set_major_locator(
+                LogLocator(subs=(1, 2, 5) if name == "atoms" else (1,))
+                if name in ("molecules", "atoms")
+                else LogLocator(2)
+            )
+            axes.yaxis.set_major_locator(
+                LogLocator(subs=(1, 2, 5) if name in ("tasks", "rank") else (1,))
+            )
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter("{x:g}")
             axes.tick_params(labelsize=8)
             axes.grid(alpha=0.25, linewidth=0.5)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="svg", metadata={"Date": None}))
+        write_atomically(
+            path, lambda temporary: figure.savefig(temporary, format="svg", metadata={"Date": None})
+        )
 
 
 def _draw_series(axes: Axes, found: Mapping[str, Any]) -> None:
@@ -206,16 +292,30 @@ def _draw_series(axes: Axes, found: Mapping[str, Any]) -> None:
         routing, _, kind = name.partition(", ")
         x, y = ([point[key] for point in each["points"]] for key in ("x", "median_seconds"))
         colour = "#1b6ca8" if routing == "own" else "#c2571a"
-        axes.plot(x, [1000 * value for value in y], styles.get(kind, "-"), marker="o", markersize=3, linewidth=1.2, color=colour)
+        axes.plot(
+            x,
+            [1000 * value for value in y],
+            styles.get(kind, "-"),
+            marker="o",
+            markersize=3,
+            linewidth=1.2,
+            color=colour,
+        )
         axes.lines[-1].set_label(f"{name}: {each['slope']:.2f}")
     axes.legend(fontsize=7, title="slope", title_fontsize=7, frameon=False)
 
 
 def main() -> None:
     """Measure everything, write the file and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few repeats, small sizes")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/growth.json, or work/growth.json where quick")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="default: benchmarks/results/growth.json, or work/growth.json where quick",
+    )
     arguments = parser.parse_args()
     output = arguments.output or (Path("work") if arguments.quick else RESULTS) / "growth.json"
     torch.set_num_threads(1)
@@ -224,8 +324,20 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, build in sweeps(graphs, quick).items():
         found[name] = measure(build(), 2 if quick else 7)
-        print(f"{time.perf_counter() - began:.0f} s", name, {each: found[name][each]["slope"] for each in found[name]}, flush=True)
-    write_json(output, surroundings() | {"router": load_parts(RELEASE).manifest.router.model_dump(), "growth": found})
+        print(
+            f"{time.perf_counter() - began:.0f} s",
+            name,
+            {each: found[name][each]["slope"] for each in found[name]},
+            flush=True,
+        )
+    write_json(
+        output,
+        surroundings()
+        | {
+            "router": load_parts(RELEASE).manifest.router.model_dump(),
+            "growth": found,
+        },
+    )
     draw(found, output.with_suffix(".svg"))
 
 

@@ -1,13 +1,16 @@
 """What HTTP costs: the service under `wrk` beside the engine called directly, in turns, in one run.
 
-    python -m benchmarks.http_load            # about twelve minutes; writes benchmarks/results/http.json
-    python -m benchmarks.http_load --quick    # under a minute
+    python -m benchmarks.http_load            # about twelve minutes; writes
+    benchmarks/results/http.json python -m benchmarks.http_load --quick    # under a minute
 
-The service is `python -m service` on the loopback: default settings, one worker, one thread, the released artifact, all tasks, no cache of answers
-(and once with it). No two requests of a run are equal. "Direct" is this process on one thread: molecules are read batch by batch
-(`service.reading.read_all`) and answered (`ArtifactEngine.run`), to arrays in memory. Nothing is bound to a core: the service's event loop and model
-share one process, its two parser processes and wrk run where there is room. So a share of throughput near 1 on two cores still costs more than
-one core's work: `cpu_ratio` has that, in CPU seconds for each molecule, of all the service's processes by those of this one.
+The service is `python -m service` on the loopback: default settings, one worker, one thread, the
+released artifact, all tasks, no cache of answers (and once with it). No two requests of a run are
+equal. "Direct" is this process on one thread: molecules are read batch by batch
+(`service.core.reading.read_all`) and answered (`ArtifactEngine.run`), to arrays in memory. Nothing
+is bound to a core: the service's event loop and model share one process, its two parser processes
+and wrk run where there is room. So a share of throughput near 1 on two cores still costs more than
+one core's work: `cpu_ratio` has that, in CPU seconds for each molecule, of all the service's
+processes by those of this one.
 """
 
 import argparse
@@ -33,10 +36,10 @@ import torch
 
 from benchmarks.measuring import RESULTS, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
-from merging.files import write_json
-from models.unified import Routing
-from service.engine import ArtifactEngine, load_engine
-from service.reading import MoleculeLimits, Parsed, read, read_all
+from merging.data.files import write_json
+from models.experts.unified import Routing
+from service.core.engine import ArtifactEngine, load_engine
+from service.core.reading import MoleculeLimits, Parsed, read, read_all
 from service.settings import RELEASED_ARTIFACT, Settings
 
 SCRIPT = Path(__file__).with_suffix(".lua")
@@ -48,7 +51,8 @@ PACKAGES = ("fastapi", "httptools", "orjson", "pebble", "pydantic", "uvicorn", "
 
 @dataclass(frozen=True)
 class Case:
-    """A load: connections that each send one request after the other, how many molecules a request has, and for how long (in parts of a run's)."""
+    """A load: connections that each send one request after the other, how many molecules a request
+    has, and for how long (in parts of a run's)."""
 
     connections: int
     molecules: int = 1
@@ -71,8 +75,13 @@ class Service:
         self._process, self._url = process, url
 
     def load(self, bodies: Path, case: Case, seconds: int) -> dict[str, float]:
-        """One run of wrk, and what it took: figures by name, of one molecule where they are of molecules."""
-        cpu, passes, own = self._cpu_seconds(), self._passes(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        """One run of wrk, and what it took: figures by name, of one molecule where they are of
+        molecules."""
+        cpu, passes, own = (
+            self._cpu_seconds(),
+            self._passes(),
+            resource.getrusage(resource.RUSAGE_CHILDREN),
+        )
         command = [
             "wrk",
             "-t1",
@@ -84,7 +93,9 @@ class Service:
             str(SCRIPT),
             f"{self._url}/predict",
         ]
-        text = subprocess.run([*command, "--", str(bodies)], check=True, capture_output=True, text=True).stdout
+        text = subprocess.run(
+            [*command, "--", str(bodies)], check=True, capture_output=True, text=True
+        ).stdout
         found: dict[str, float] = json.loads(text.splitlines()[-1])
         if found["refused"] or found["lost"] or found["requests"] > _lines(bodies):
             raise SystemExit(f"got {found}, expected every request answered, and none sent twice")
@@ -95,17 +106,22 @@ class Service:
             "p50_seconds": found["p50"],
             "p99_seconds": found["p99"],
             "cpu_seconds": (self._cpu_seconds() - cpu) / answered,
-            "wrk_cpu_seconds": (after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime) / answered,
+            "wrk_cpu_seconds": (
+                (after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime) / answered
+            ),
             "batch": (passes_after[0] - passes[0]) / max(1.0, passes_after[1] - passes[1]),
         }
 
     def _passes(self) -> tuple[float, float]:
-        """Molecules in model passes, and passes. With nothing under way: wrk leaves when its time is over."""
+        """Molecules in model passes, and passes. With nothing under way: wrk leaves when its time
+        is over."""
         while True:
             lines = httpx.get(f"{self._url}/metrics").text.splitlines()
             values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
             if float(values["gmerging_pending_cost"]) == 0:
-                return float(values["gmerging_batch_graphs_sum"]), float(values["gmerging_batch_graphs_count"])
+                return float(values["gmerging_batch_graphs_sum"]), float(
+                    values["gmerging_batch_graphs_count"]
+                )
             time.sleep(0.1)
 
     def _cpu_seconds(self) -> float:
@@ -122,14 +138,22 @@ class Service:
 
 @contextmanager
 def running(**settings: object) -> Iterator[Service]:
-    """`python -m service` on a free port of the loopback, with some settings that are not the defaults."""
+    """`python -m service` on a free port of the loopback, with some settings that are not the
+    defaults."""
     values = {"port": 0, "device": "cpu", **settings}
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GMERGING_")}
-    environment |= {"OMP_NUM_THREADS": "1", **{f"GMERGING_{name.upper()}": str(value) for name, value in values.items()}}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("GMERGING_")
+    }
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        **{f"GMERGING_{name.upper()}": str(value) for name, value in values.items()},
+    }
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "service.log"
         with log.open("wb") as stream:
-            process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stderr=stream)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service"], env=environment, stderr=stream
+            )
         try:
             yield Service(process, _address(log, process))
         finally:
@@ -153,7 +177,10 @@ class Direct:
 
     def __init__(self, smiles: Sequence[str]) -> None:
         settings = Settings(device="cpu")
-        self._smiles, self._limits = smiles, MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
+        self._smiles, self._limits = (
+            smiles,
+            MoleculeLimits(settings.max_atoms, settings.max_smiles_length),
+        )
         self._engine: ArtifactEngine = load_engine(RELEASED_ARTIFACT, settings)
 
     def batches(self, routing: Routing, size: int) -> dict[str, float]:
@@ -161,7 +188,11 @@ class Direct:
         reading, cpu, started = 0.0, time.process_time(), time.perf_counter()
         for begin in range(0, len(self._smiles), size):
             now = time.perf_counter()
-            graphs = [each.graph for each in read_all(self._smiles[begin : begin + size], self._limits) if isinstance(each, Parsed)]
+            graphs = [
+                each.graph
+                for each in read_all(self._smiles[begin : begin + size], self._limits)
+                if isinstance(each, Parsed)
+            ]
             reading += time.perf_counter() - now
             self._engine.run(graphs, self._engine.info.tasks, routing)
         seconds, count = time.perf_counter() - started, len(self._smiles)
@@ -200,8 +231,14 @@ class Bodies:
         """One request a line, with so many molecules each, and no molecule twice."""
         path = self.folder / f"{routing}-{molecules}"
         if not path.exists():
-            groups = (self.smiles[begin : begin + molecules] for begin in range(0, len(self.smiles), molecules))
-            lines = (json.dumps({"smiles": group[0] if molecules == 1 else group, "routing": routing}) for group in groups)
+            groups = (
+                self.smiles[begin : begin + molecules]
+                for begin in range(0, len(self.smiles), molecules)
+            )
+            lines = (
+                json.dumps({"smiles": group[0] if molecules == 1 else group, "routing": routing})
+                for group in groups
+            )
             path.write_text("\n".join(lines))
         return path
 
@@ -210,10 +247,16 @@ def _lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-def measure(service: Service, direct: Direct, bodies: Bodies, routing: Routing, rounds: int, seconds: int) -> dict[str, Any]:
+def measure(
+    service: Service, direct: Direct, bodies: Bodies, routing: Routing, rounds: int, seconds: int
+) -> dict[str, Any]:
     """Loads and direct calls in turns, after a load to warm up."""
     loads: dict[str, list[dict[str, float]]] = {case.name: [] for case in CASES}
-    calls: dict[str, list[dict[str, float]]] = {"service's batch": [], f"batch {LARGE_BATCH}": [], "alone": []}
+    calls: dict[str, list[dict[str, float]]] = {
+        "service's batch": [],
+        f"batch {LARGE_BATCH}": [],
+        "alone": [],
+    }
     size = max(1, round(service.load(bodies.of(routing, FULL.molecules), FULL, seconds)["batch"]))
     for _ in range(rounds):
         for case in CASES:
@@ -224,9 +267,13 @@ def measure(service: Service, direct: Direct, bodies: Bodies, routing: Routing, 
                 calls["service's batch"].append(direct.batches(routing, size))
                 calls[f"batch {LARGE_BATCH}"].append(direct.batches(routing, LARGE_BATCH))
     full, alone, same = loads[FULL.name], loads[ALONE.name], calls["service's batch"]
-    overheads = [a["p50_seconds"] - b["p50_seconds"] for a, b in zip(alone, calls["alone"], strict=True)]
+    overheads = [
+        a["p50_seconds"] - b["p50_seconds"] for a, b in zip(alone, calls["alone"], strict=True)
+    ]
     shares = {
-        name: ratio(_column(full, "molecules_per_second"), _column(calls[name], "molecules_per_second"))
+        name: ratio(
+            _column(full, "molecules_per_second"), _column(calls[name], "molecules_per_second")
+        )
         for name in ("service's batch", f"batch {LARGE_BATCH}")
     }
     return {
@@ -250,20 +297,38 @@ def _summaries(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure and write."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="short runs: to see that all is well, or a change that is large")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--quick",
+        action="store_true",
+        help="short runs: to see that all is well, or a change that is large",
+    )
     options.add_argument("--routings", nargs="+", choices=ROUTINGS, default=ROUTINGS)
     options.add_argument("--output", type=Path, default=RESULTS / "http.json")
     arguments = options.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed; on Debian: apt-get install wrk")
-    rounds, seconds, count, direct_count = (2, 3, 6000, 250) if arguments.quick else (5, 8, 20_000, 1000)
+    rounds, seconds, count, direct_count = (
+        (2, 3, 6000, 250) if arguments.quick else (5, 8, 20_000, 1000)
+    )
     torch.set_num_threads(1)
     smiles = fixed_molecules(count)
     direct = Direct(smiles[-direct_count:])
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    found: dict[str, Any] = {"machine": machine(1) | versions | {"wrk": _wrk_version()}, "aims": AIMS, "quick": arguments.quick}
-    found |= {"rounds": rounds, "seconds": seconds, "tasks": "all", "workers": 1, "parsers": Settings().parsers}
+    found: dict[str, Any] = {
+        "machine": machine(1) | versions | {"wrk": _wrk_version()},
+        "aims": AIMS,
+        "quick": arguments.quick,
+    }
+    found |= {
+        "rounds": rounds,
+        "seconds": seconds,
+        "tasks": "all",
+        "workers": 1,
+        "parsers": Settings().parsers,
+    }
     with tempfile.TemporaryDirectory() as folder:
         bodies = Bodies(Path(folder), smiles)
         with running(cache_bytes=0) as service:
@@ -280,7 +345,9 @@ def main() -> None:
 
 def _wrk_version() -> str:
     # It prints its version, then how to use it, and ends with 1.
-    return subprocess.run(["wrk", "-v"], check=False, capture_output=True, text=True).stdout.split()[1]
+    return subprocess.run(
+        ["wrk", "-v"], check=False, capture_output=True, text=True
+    ).stdout.split()[1]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What each step of the compiled model gives: the plain model, and the compiled one with one step taken back at a time, in turns in one run.
+"""What each step of the compiled model gives: the plain model, and the compiled one with one step
+taken back at a time, in turns in one run.
 
     python -m benchmarks.ladder
 
-Writes `benchmarks/results/ladder.json`: milliseconds of CPU time per molecule, all tasks, and the ratio to the compiled model as it is.
+Writes `benchmarks/results/ladder.json`: milliseconds of CPU time per molecule, all tasks, and the
+ratio to the compiled model as it is.
 """
 
 import argparse
@@ -16,13 +18,14 @@ from numpy.typing import NDArray
 
 from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
-from merging.files import write_json
-from models import compiled, prepared
+from merging.data.files import write_json
 from models.artifact import load_parts
-from models.compiled import CompiledModel
-from models.featurize import read_graph
-from models.graph import collate
-from models.unified import Routing, UnifiedModel
+from models.compiled import batch as prepared
+from models.compiled import model as compiled
+from models.compiled.model import CompiledModel
+from models.data.molecule import collate
+from models.data.smiles import read_graph
+from models.experts.unified import Routing, UnifiedModel
 
 _NEVER = 10**9
 _Refine = Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]]
@@ -30,8 +33,14 @@ _Refine = Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 @contextmanager
 def without(**steps: Any) -> Iterator[None]:
-    """The compiled model with other constants or kernels, for a while: names of `models.compiled`, or of `models.prepared`."""
-    kept = {name: (module, getattr(module, name)) for name in steps for module in (compiled, prepared) if hasattr(module, name)}
+    """The compiled model with other constants or kernels, for a while: names of
+    `models.compiled.model`, or of `models.compiled.batch`."""
+    kept = {
+        name: (module, getattr(module, name))
+        for name in steps
+        for module in (compiled, prepared)
+        if hasattr(module, name)
+    }
     try:
         for name, (module, _) in kept.items():
             setattr(module, name, steps[name])
@@ -41,25 +50,35 @@ def without(**steps: Any) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def every_node(previous: NDArray[np.int64], *_: object) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def every_node(
+    previous: NDArray[np.int64], *_: object
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """In place of `prepared.refine`: each node a class of its own."""
     return np.arange(len(previous)), np.arange(len(previous))
 
 
 def main() -> None:
     """Measure and write."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--molecules", type=int, default=250)
     options.add_argument("--rounds", type=int, default=5)
     arguments = options.parse_args()
     torch.set_num_threads(1)
     parts = load_parts(RELEASED)
     plain = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
-    everywhere = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router.model_copy(update={"mixed_layers": None}))
+    everywhere = UnifiedModel(
+        parts.backbone,
+        parts.experts,
+        parts.manifest.router.model_copy(update={"mixed_layers": None}),
+    )
     fast, fast_everywhere = CompiledModel(plain), CompiledModel(everywhere)
     batch = collate([read_graph(each) for each in fixed_molecules(arguments.molecules)])
 
-    def model_of(model: UnifiedModel | CompiledModel, routing: Routing, **steps: Any) -> Callable[[], None]:
+    def model_of(
+        model: UnifiedModel | CompiledModel, routing: Routing, **steps: Any
+    ) -> Callable[[], None]:
         def run() -> None:
             with torch.inference_mode(), without(**steps):
                 model(batch, routing=routing)
@@ -89,7 +108,11 @@ def main() -> None:
             }
             for step, values in seconds.items()
         }
-        print(name, {step: values["milliseconds"]["median"] for step, values in found[name].items()}, flush=True)
+        print(
+            name,
+            {step: values["milliseconds"]["median"] for step, values in found[name].items()},
+            flush=True,
+        )
     write_json(RESULTS / "ladder.json", found)
 
 

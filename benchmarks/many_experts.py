@@ -1,9 +1,11 @@
-"""Routing among up to 1024 experts: all of them looked at, or the nearest few only (`models.screening`).
+"""Routing among up to 1024 experts: all of them looked at, or the nearest few only
+(`models.screening`).
 
 .venv/bin/python -m benchmarks.many_experts [--counts 8 64] [--rounds 1]
 
-The experts are synthetic. "families": each of the eight real ones with adapters perturbed by noise of 5, 10, 20 and 50 % of their own spread, so that
-a task has close relatives. "unrelated": random adapters of the same spread, where no expert is near another: the hard case.
+The experts are synthetic. "families": each of the eight real ones with adapters perturbed by noise
+of 5, 10, 20 and 50 % of their own spread, so that a task has close relatives. "unrelated": random
+adapters of the same spread, where no expert is near another: the hard case.
 """
 
 import argparse
@@ -21,18 +23,29 @@ from torch import Tensor
 
 from benchmarks.measuring import RESULTS, in_turns, machine, summary
 from benchmarks.molecules import fixed_molecules
-from merging.files import write_json
-from models.artifact import ArtifactParts, Manifest, load_artifact, load_parts, make_manifest, save_artifact
-from models.compiled import CompiledModel
-from models.featurize import featurize
-from models.graph import GraphBatch, MolGraph, collate
+from merging.data.files import write_json
+from models.artifact import (
+    ArtifactParts,
+    Manifest,
+    load_artifact,
+    load_parts,
+    make_manifest,
+    save_artifact,
+)
+from models.compiled.model import CompiledModel
+from models.data.batch import GraphBatch
+from models.data.molecule import MolGraph, collate
+from models.data.smiles import featurize
+from models.experts.expert import Expert
+from models.experts.unified import UnifiedModel
 from models.screening import ScreenedModel, looked_at, nearest_experts
 from models.task import TaskInfo
-from models.unified import Expert, UnifiedModel
 
 _NOISE = 0.05, 0.1, 0.2, 0.5
 _CANDIDATES = 8, 16, 32, 64, 128
-_ASKED = 0, 9, 34, 27  # an original, and relatives with noise of 10, 5 and 50 %; the first four where there are only originals
+# an original, and relatives with noise of 10, 5 and 50 %; the first four where there are only
+# originals
+_ASKED = 0, 9, 34, 27
 _TOP_K = 4
 _MOLECULES, _SCREENED_WITH = 64, 200
 _PROBABILITY = 1e-3
@@ -41,8 +54,12 @@ _PROBABILITY = 1e-3
 def synthetic(parts: ArtifactParts, count: int, kind: str) -> ArtifactParts:
     """The artifact's backbone with so many experts of one label; see the module."""
     generator, experts = torch.Generator().manual_seed(0), {}
-    for k, (family, original) in zip(range(count), itertools.cycle(parts.experts.items()), strict=False):
-        expert = experts[f"{family}-{k}"] = Expert(parts.manifest.backbone, parts.manifest.rank, ["label"])
+    for k, (family, original) in zip(
+        range(count), itertools.cycle(parts.experts.items()), strict=False
+    ):
+        expert = experts[f"{family}-{k}"] = Expert(
+            parts.manifest.backbone, parts.manifest.rank, ["label"]
+        )
         expert.adapters.load_state_dict(original.adapters.state_dict())
         with torch.no_grad():
             expert.head.weight.copy_(original.head.weight[:1])
@@ -55,19 +72,40 @@ def synthetic(parts: ArtifactParts, count: int, kind: str) -> ArtifactParts:
                     value.add_(noise, alpha=_NOISE[k // len(parts.experts) % len(_NOISE)])
     router = parts.manifest.router.model_copy(update={"top_k": _TOP_K, "candidates": None})
     tasks = {task: TaskInfo(labels=("label",)) for task in experts}
-    manifest = make_manifest("many", "0", parts.manifest.backbone, parts.manifest.rank, router, tasks)
+    manifest = make_manifest(
+        "many", "0", parts.manifest.backbone, parts.manifest.rank, router, tasks
+    )
     return ArtifactParts(manifest, parts.backbone, experts, "")
 
 
-def screened(manifest: Manifest, nearest: Mapping[str, tuple[str, ...]], candidates: int) -> Manifest:
-    """With a table; tasks that are not asked get some names, so that the file is as long as a true one."""
+def screened(
+    manifest: Manifest, nearest: Mapping[str, tuple[str, ...]], candidates: int
+) -> Manifest:
+    """With a table; tasks that are not asked get some names, so that the file is as long as a true
+    one."""
     tasks = tuple(manifest.tasks)
-    others = {task: nearest.get(task, tuple(each for each in tasks[: max(_CANDIDATES) + 1] if each != task)[: max(_CANDIDATES)]) for task in tasks}
-    return manifest.model_copy(update={"nearest": others, "router": manifest.router.model_copy(update={"candidates": candidates})})
+    others = {
+        task: nearest.get(
+            task,
+            tuple(each for each in tasks[: max(_CANDIDATES) + 1] if each != task)[
+                : max(_CANDIDATES)
+            ],
+        )
+        for task in tasks
+    }
+    return manifest.model_copy(
+        update={
+            "nearest": others,
+            "router": manifest.router.model_copy(update={"candidates": candidates}),
+        }
+    )
 
 
-def agreement(full: Mapping[str, tuple[Tensor, Tensor]], model: ScreenedModel, batch: GraphBatch) -> dict[str, Any]:
-    """Shares of (molecule, task): same experts of weight at every site; probability as near as `_PROBABILITY`; and the greatest difference."""
+def agreement(
+    full: Mapping[str, tuple[Tensor, Tensor]], model: ScreenedModel, batch: GraphBatch
+) -> dict[str, Any]:
+    """Shares of (molecule, task): same experts of weight at every site; probability as near as
+    `_PROBABILITY`; and the greatest difference."""
     same, near, most = [], [], 0.0
     for task, (probabilities, weights) in full.items():
         output = model(batch, [task], "moe")
@@ -77,48 +115,78 @@ def agreement(full: Mapping[str, tuple[Tensor, Tensor]], model: ScreenedModel, b
         most = max(most, float(difference.max()))
     shares = [round(float(torch.cat(each).float().mean()), 4) for each in (same, near)]
     by_task = [round(float(each.float().mean()), 4) for each in same]
-    return {"same_experts": shares[0], "by_asked_task": by_task, "same_probability": shares[1], "largest_difference": round(most, 6)}
+    return {
+        "same_experts": shares[0],
+        "by_asked_task": by_task,
+        "same_probability": shares[1],
+        "largest_difference": round(most, 6),
+    }
 
 
-def measure(parts: ArtifactParts, batch: GraphBatch, unlabelled: list[MolGraph], rounds: int) -> dict[str, Any]:
+def measure(
+    parts: ArtifactParts, batch: GraphBatch, unlabelled: list[MolGraph], rounds: int
+) -> dict[str, Any]:
     """One number of experts: seconds per molecule of one asked task, and how the answers agree."""
     manifest, tasks = parts.manifest, tuple(parts.experts)
     asked = [tasks[k] for k in (_ASKED if len(tasks) > max(_ASKED) else range(len(_ASKED)))]
     full = CompiledModel(UnifiedModel(parts.backbone, parts.experts, manifest.router))
     answers = {task: full(batch, [task], "moe") for task in asked}
-    expected = {task: (answer.probabilities[task], answer.routing_weights[task]) for task, answer in answers.items()}
+    expected = {
+        task: (answer.probabilities[task], answer.routing_weights[task])
+        for task, answer in answers.items()
+    }
     began = time.process_time()
-    nearest = nearest_experts(parts.backbone, parts.experts, manifest.router, unlabelled, max(_CANDIDATES), asked)
-    found: dict[str, Any] = {"experts": len(tasks), "screening_cpu_seconds_per_task": round((time.process_time() - began) / len(asked), 4)}
+    nearest = nearest_experts(
+        parts.backbone, parts.experts, manifest.router, unlabelled, max(_CANDIDATES), asked
+    )
+    found: dict[str, Any] = {
+        "experts": len(tasks),
+        "screening_cpu_seconds_per_task": round((time.process_time() - began) / len(asked), 4),
+    }
     few: dict[str, dict[str, Any]] = {}
     cases: dict[str, CompiledModel | ScreenedModel] = {"full": full}
     for candidates in (each for each in _CANDIDATES if len(tasks) > each + 1):
-        model = ScreenedModel(ArtifactParts(screened(manifest, nearest, candidates), parts.backbone, parts.experts, ""))
+        model = ScreenedModel(
+            ArtifactParts(
+                screened(manifest, nearest, candidates), parts.backbone, parts.experts, ""
+            )
+        )
         began = time.process_time()
         model(batch, asked[:1], "moe")
         first = time.process_time() - began
-        few[str(candidates)] = agreement(expected, model, batch) | {"first_call_cpu_seconds": round(first, 4)}
+        few[str(candidates)] = agreement(expected, model, batch) | {
+            "first_call_cpu_seconds": round(first, 4)
+        }
         cases[str(candidates)] = model
-    timings = in_turns({name: partial(model, batch, asked[:1], "moe") for name, model in cases.items()}, rounds)
+    timings = in_turns(
+        {name: partial(model, batch, asked[:1], "moe") for name, model in cases.items()}, rounds
+    )
     for name, seconds in timings.items():
         row = few.setdefault(name, {})
-        row["cpu_ms_per_molecule"] = summary([1000 * each / batch.num_graphs for each in seconds], 4)
+        row["cpu_ms_per_molecule"] = summary(
+            [1000 * each / batch.num_graphs for each in seconds], 4
+        )
     return found | {"full_model_mbytes": round(full.num_bytes / 2**20, 1), "candidates": few}
 
 
 def loading(parts: ArtifactParts, rounds: int) -> dict[str, Any]:
-    """Seconds to load: the experts looked at for one task, all experts, and all of them as one model."""
+    """Seconds to load: the experts looked at for one task, all experts, and all of them as one
+    model."""
     candidates, task = 16, next(iter(parts.experts))
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "many"
-        manifest = save_artifact(folder, screened(parts.manifest, {}, candidates), parts.backbone, parts.experts)
+        manifest = save_artifact(
+            folder, screened(parts.manifest, {}, candidates), parts.backbone, parts.experts
+        )
         cases = {
             "lazily": partial(load_artifact, folder, tasks=looked_at(manifest, task)),
             "all_parts": partial(load_parts, folder),
             "as_a_model": partial(load_artifact, folder),
         }
         timings = in_turns(cases, rounds)
-        return {"experts": len(parts.experts)} | {name: summary(seconds, 4) for name, seconds in timings.items()}
+        return {"experts": len(parts.experts)} | {
+            name: summary(seconds, 4) for name, seconds in timings.items()
+        }
 
 
 def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -126,7 +194,10 @@ def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
     found = {}
     for name in ("full", *map(str, _CANDIDATES)):
         large = [row for row in rows if row["experts"] >= 64 and name in row["candidates"]]
-        points = [(row["experts"], row["candidates"][name]["cpu_ms_per_molecule"]["median"]) for row in large]
+        points = [
+            (row["experts"], row["candidates"][name]["cpu_ms_per_molecule"]["median"])
+            for row in large
+        ]
         if len(points) > 1:
             found[name] = round(float(np.polyfit(*np.log(points).T, 1)[0]), 3)
     return found
@@ -134,9 +205,14 @@ def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def main() -> None:
     """Measure everything and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--artifact", type=Path, default=Path("models/releases/moleculenet-gcn"), help="of rank 10: at rank 30 the tables of 1024 experts take 19 GB"
+        "--artifact",
+        type=Path,
+        default=Path("models/releases/moleculenet-gcn"),
+        help="of rank 10: at rank 30 the tables of 1024 experts take 19 GB",
     )
     parser.add_argument("--counts", type=int, nargs="+", default=[8, 64, 256, 1024])
     parser.add_argument("--rounds", type=int, default=2)
@@ -146,15 +222,26 @@ def main() -> None:
     parts = load_parts(arguments.artifact)
     graphs = [featurize(each).graph for each in fixed_molecules(_MOLECULES + _SCREENED_WITH)]
     batch, unlabelled = collate(graphs[:_MOLECULES]), graphs[_MOLECULES:]
-    content: dict[str, Any] = {"machine": machine(1), "rank": parts.manifest.rank, "top_k": _TOP_K, "molecules": _MOLECULES}
-    content |= {"asked_tasks": len(_ASKED), "molecules_screened_with": _SCREENED_WITH, "near_probability": _PROBABILITY}
+    content: dict[str, Any] = {
+        "machine": machine(1),
+        "rank": parts.manifest.rank,
+        "top_k": _TOP_K,
+        "molecules": _MOLECULES,
+    }
+    content |= {
+        "asked_tasks": len(_ASKED),
+        "molecules_screened_with": _SCREENED_WITH,
+        "near_probability": _PROBABILITY,
+    }
     for kind in ("families", "unrelated"):
         rows = []
         for count in arguments.counts:
             rows.append(measure(synthetic(parts, count, kind), batch, unlabelled, arguments.rounds))
             print(kind, rows[-1], flush=True)
         content[kind] = {"slopes": slopes(rows), "points": rows}
-    content["loading"] = [loading(synthetic(parts, count, "families"), arguments.rounds) for count in arguments.counts]
+    content["loading"] = [
+        loading(synthetic(parts, count, "families"), arguments.rounds) for count in arguments.counts
+    ]
     print(content["loading"])
     write_json(arguments.output, content)
 

@@ -17,10 +17,21 @@ RELEASED = Path("models/releases/moleculenet-gcn")
 def machine(threads: int) -> dict[str, Any]:
     """What was measured on: processor, threads and versions."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    names = (
+        [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if cpuinfo.exists()
+        else []
+    )
     packages = ("torch", "numba", "numpy", "rdkit")
     return {
-        "processor": f"{names[0] if names else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}, {len(names)} cores",
+        "processor": (
+            f"{names[0] if names else platform.processor()},"
+            f" {torch.backends.cpu.get_cpu_capability()}, {len(names)} cores"
+        ),
         "threads": threads,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
@@ -28,7 +39,8 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of this process for each case, once a round, in turns; the first turn of all is not counted."""
+    """CPU seconds of this process for each case, once a round, in turns; the first turn of all is
+    not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(rounds + 1):
         for name, run in cases.items():
@@ -41,7 +53,11 @@ def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
 
 def summary(values: list[float], digits: int = 6) -> dict[str, float]:
     """Median and range."""
-    return {"median": round(statistics.median(values), digits), "low": round(min(values), digits), "high": round(max(values), digits)}
+    return {
+        "median": round(statistics.median(values), digits),
+        "low": round(min(values), digits),
+        "high": round(max(values), digits),
+    }
 
 
 def ratio(above: list[float], below: list[float]) -> dict[str, float]:

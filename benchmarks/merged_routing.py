@@ -1,9 +1,11 @@
-"""What does a request lose, and gain in time, if the experts' parameters are averaged by the router's weights? `merged` beside `own` and `moe`.
+"""What does a request lose, and gain in time, if the experts' parameters are averaged by the
+router's weights? `merged` beside `own` and `moe`.
 
     python -m benchmarks.merged_routing accuracy units gap seconds
 
-It stands on the finished pieces of the release's setting (work folder); each score that is there is not measured again. Writes
-`results/neighbours/merged-routing.json`; `table` makes the tables of `docs/merged-routing.md` from it.
+It stands on the finished pieces of the release's setting (work folder); each score that is there is
+not measured again. Writes `results/neighbours/merged-routing.json`; `table` makes the tables of
+`docs/merged-routing.md` from it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,29 +20,36 @@ from torch import Tensor
 from benchmarks.common import parser, run_of
 from benchmarks.measuring import in_turns, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
-from merging.config import fingerprint
-from merging.evaluation import batches, predict
-from merging.files import read_json, write_json
-from merging.pipeline import unified, unified_key
-from merging.results import both_parts, environment
-from merging.run import Run
-from models import unified as plain
-from models.adapter import AdapterBank
-from models.compiled import CompiledModel
-from models.featurize import read_graph
-from models.graph import GraphBatch, collate
-from models.unified import Routing, UnifiedModel
+from merging.config.base import fingerprint
+from merging.data.files import read_json, write_json
+from merging.run.run import Run
+from merging.run.stages import unified, unified_key
+from merging.studies.results import both_parts, environment
+from merging.training.metrics import batches, predict
+from models.compiled.model import CompiledModel
+from models.data.batch import GraphBatch
+from models.data.molecule import collate
+from models.data.smiles import read_graph
+from models.experts import unified as plain
+from models.experts.bank import AdapterBank
+from models.experts.unified import Routing, UnifiedModel
 
 RESULT = Path("results/neighbours/merged-routing.json")
 LAYERS: dict[str, int | None] = {"last layer": 1, "all layers": None}
 """Which layers mix, besides the graph site: as released, and as published."""
-CASES: dict[str, Routing] = {"own": "own", "moe": "moe", "merged": "merged", "merged, weights of each site": "merged"}
+CASES: dict[str, Routing] = {
+    "own": "own",
+    "moe": "moe",
+    "merged": "merged",
+    "merged, weights of each site": "merged",
+}
 EACH_SITE = "merged, weights of each site"
 MOLECULES = 250
 
 
 class _EachSite(plain._Stream):
-    """Parameters averaged by the weights of the very site, which costs what `moe` costs: what do averaged parameters lose, whatever the weights?"""
+    """Parameters averaged by the weights of the very site, which costs what `moe` costs: what do
+    averaged parameters lose, whatever the weights?"""
 
     def _subtract_fused(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
         left = super()._subtract_fused(site, h, weights)
@@ -49,23 +58,29 @@ class _EachSite(plain._Stream):
 
 
 class _Compared(_EachSite):
-    """How far what the averaged adapter subtracts lies from the average of what the adapters subtract: |f' - f| / |f|, and |f_k - f| / |f| beside."""
+    """How far what the averaged adapter subtracts lies from the average of what the adapters
+    subtract: |f' - f| / |f|, and |f_k - f| / |f| beside."""
 
     found: ClassVar[list[tuple[int, float, float]]] = []
 
     def _subtract_fused(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
         left = super()._subtract_fused(site, h, weights)
         by_row = weights if site == len(self.bank.up) - 1 else weights[self.batch.batch]
-        mixed = self.bank.mix(site, self.bank.project(site, h).expand(-1, len(self.experts), -1, -1), by_row)
+        mixed = self.bank.mix(
+            site, self.bank.project(site, h).expand(-1, len(self.experts), -1, -1), by_row
+        )
         own = self.bank.own(site, h, self.experts)
         size = mixed.norm()
-        self.found.append((site, float((h - left - mixed).norm() / size), float((own - mixed).norm() / size)))
+        self.found.append(
+            (site, float((h - left - mixed).norm() / size), float((own - mixed).norm() / size))
+        )
         return left
 
 
 @contextmanager
 def stream(kind: type[plain._Stream]) -> Iterator[None]:
-    """The plain model with another stream, for a while; with one that weighs at each site, the compiled model does so too."""
+    """The plain model with another stream, for a while; with one that weighs at each site, the
+    compiled model does so too."""
     kept = plain._Stream, CompiledModel._known
     plain._Stream = kind  # type: ignore[misc]
     if issubclass(kind, _EachSite):
@@ -95,7 +110,9 @@ def accuracy(run: Run) -> dict[str, Any]:
                 key = fingerprint(unified_key(varied), task, case)
                 with stream(stream_of(case)):
                     score = partial(scores, varied, compiled, task, routing)
-                    found.setdefault(name, {})[task] = run.record(f"merged_routing/{task}-compiled", key, score)
+                    found.setdefault(name, {})[task] = run.record(
+                        f"merged_routing/{task}-compiled", key, score
+                    )
             print(name, means(found[name]), flush=True)
     return found
 
@@ -112,29 +129,45 @@ def scores(run: Run, model: CompiledModel, task: str, routing: Routing) -> dict[
 
 def means(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Average over the tasks, by part."""
-    return {part: round(sum(each[part] for each in by_task.values()) / len(by_task), 5) for part in ("valid", "test")}
+    return {
+        part: round(sum(each[part] for each in by_task.values()) / len(by_task), 5)
+        for part in ("valid", "test")
+    }
 
 
 def units(run: Run) -> dict[str, Any]:
-    """Are unit j of one task's adapter and unit j of another's the same unit? By site, means over pairs of tasks.
+    """Are unit j of one task's adapter and unit j of another's the same unit? By site, means over
+    pairs of tasks.
 
-    same: cosine of the columns of `down` with the same number; other: with another number; found: share of units whose most similar unit in the other
+    same: cosine of the columns of `down` with the same number; other: with another number; found:
+        share of units whose most similar unit in the other
     adapter has the same number (1 / r by chance).
     """
-    return {name: of_site(unified(run).bank, site) for site, name in enumerate(unified(run).site_names)}
+    return {
+        name: of_site(unified(run).bank, site) for site, name in enumerate(unified(run).site_names)
+    }
 
 
 def of_site(bank: AdapterBank, site: int) -> dict[str, float]:
     """`units` of one site."""
     down = torch.nn.functional.normalize(bank.down[site], dim=0)
-    cosines = torch.einsum("dir,djq->ijrq", down, down)[~torch.eye(down.shape[1], dtype=torch.bool)]  # (pairs, r, r)
+    # (pairs, r, r)
+    cosines = torch.einsum("dir,djq->ijrq", down, down)[~torch.eye(down.shape[1], dtype=torch.bool)]
     same = torch.eye(down.shape[2], dtype=torch.bool).expand_as(cosines)
     hits = cosines.argmax(2) == torch.arange(down.shape[2])
-    return {name: round(float(value.mean()), 4) for name, value in (("same", cosines[same]), ("other", cosines[~same]), ("found", hits.float()))}
+    return {
+        name: round(float(value.mean()), 4)
+        for name, value in (
+            ("same", cosines[same]),
+            ("other", cosines[~same]),
+            ("found", hits.float()),
+        )
+    }
 
 
 def gap(run: Run) -> dict[str, Any]:
-    """By layers and site: how far averaged parameters are from averaged outputs, on the test molecules of all tasks (at most 256 of each)."""
+    """By layers and site: how far averaged parameters are from averaged outputs, on the test
+    molecules of all tasks (at most 256 of each)."""
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
         model = unified(run.varied(router={"mixed_layers": count}))
@@ -149,12 +182,16 @@ def gap(run: Run) -> dict[str, Any]:
             values = torch.tensor([each[1:] for each in _Compared.found if each[0] == site])
             if len(values):
                 merged, own = values.mean(0).tolist()
-                found.setdefault(layers, {})[name] = {"merged": round(merged, 4), "own": round(own, 4)}
+                found.setdefault(layers, {})[name] = {
+                    "merged": round(merged, 4),
+                    "own": round(own, 4),
+                }
     return found
 
 
 def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
-    """CPU milliseconds of a pass over 250 molecules, all tasks, one thread, in turns: the plain model, and the compiled one for context."""
+    """CPU milliseconds of a pass over 250 molecules, all tasks, one thread, in turns: the plain
+    model, and the compiled one for context."""
     batch = collate([read_graph(each) for each in fixed_molecules(MOLECULES, run.data, run.work)])
     found: dict[str, Any] = {"machine": machine(1), "molecules": MOLECULES, "rounds": rounds}
     with torch.inference_mode():
@@ -174,12 +211,20 @@ def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
             }
             for name, values in taken.items()
         }
-        print(layers, {name: (each["milliseconds"]["median"], each["of_moe"]["median"]) for name, each in found[layers].items()}, flush=True)
+        print(
+            layers,
+            {
+                name: (each["milliseconds"]["median"], each["of_moe"]["median"])
+                for name, each in found[layers].items()
+            },
+            flush=True,
+        )
     return found
 
 
 def fusing(bank: AdapterBank, batch: GraphBatch, rounds: int) -> dict[str, Any]:
-    """Averaged parameters applied a molecule at a time, against all rows projected by all experts and weighed then: the same numbers."""
+    """Averaged parameters applied a molecule at a time, against all rows projected by all experts
+    and weighed then: the same numbers."""
     site, (experts, rank, width) = 0, bank.up.shape[1:]
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(batch.num_nodes, experts, width, generator=generator)
@@ -197,11 +242,15 @@ def fusing(bank: AdapterBank, batch: GraphBatch, rounds: int) -> dict[str, Any]:
 
     torch.testing.assert_close(each_molecule(), all_experts(), rtol=1e-4, atol=1e-4)
     taken = in_turns({"each molecule": each_molecule, "all experts": all_experts}, rounds)
-    milliseconds = {name: summary([each * 1000 for each in values], 1) for name, values in taken.items()}
+    milliseconds = {
+        name: summary([each * 1000 for each in values], 1) for name, values in taken.items()
+    }
     return milliseconds | {"ratio": ratio(taken["all experts"], taken["each molecule"])}
 
 
-def one_pass(model: UnifiedModel | CompiledModel, batch: GraphBatch, case: str) -> Callable[[], None]:
+def one_pass(
+    model: UnifiedModel | CompiledModel, batch: GraphBatch, case: str
+) -> Callable[[], None]:
     """A pass of a model over all tasks."""
 
     def run() -> None:
@@ -215,38 +264,72 @@ def table(found: Mapping[str, Any]) -> str:
     """The page's tables, in Markdown, from the results."""
     by_case = found["accuracy"]
     tasks = list(by_case["own"])
-    lines = ["Test ROC-AUC, in percent:", "", f"| | {' | '.join(tasks)} | test average | validation average |", "|---" * (len(tasks) + 3) + "|"]
+    lines = [
+        "Test ROC-AUC, in percent:",
+        "",
+        f"| | {' | '.join(tasks)} | test average | validation average |",
+        "|---" * (len(tasks) + 3) + "|",
+    ]
     for name, by_task in by_case.items():
         average = means(by_task)
-        cells = [f"{100 * by_task[task]['test']:.2f}" for task in tasks] + [f"**{100 * average['test']:.2f}**", f"{100 * average['valid']:.2f}"]
+        cells = [f"{100 * by_task[task]['test']:.2f}" for task in tasks] + [
+            f"**{100 * average['test']:.2f}**",
+            f"{100 * average['valid']:.2f}",
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        "CPU milliseconds of a pass over 250 molecules, all tasks, one thread (median of the rounds; ratios round by round, with their range):",
+        (
+            "CPU milliseconds of a pass over 250 molecules, all tasks, one thread (median of the"
+            " rounds; ratios round by round, with their range):"
+        ),
         "",
     ]
     lines += ["| layers that mix | | milliseconds | of `moe` | of `own` |", "|---|---|---|---|---|"]
     for layers in LAYERS:
         for name, each in found["seconds"][layers].items():
-            of_moe, of_own = (f"{each[of]['median']:.2f} ({each[of]['low']:.2f} to {each[of]['high']:.2f})" for of in ("of_moe", "of_own"))
-            lines.append(f"| {layers} | {name} | {each['milliseconds']['median']:.0f} | {of_moe} | {of_own} |")
-    lines += ["", "How far from the average of what the adapters subtract: averaged parameters, and the own adapter alone (relative L2 norm):", ""]
+            of_moe, of_own = (
+                f"{each[of]['median']:.2f} ({each[of]['low']:.2f} to {each[of]['high']:.2f})"
+                for of in ("of_moe", "of_own")
+            )
+            lines.append(
+                f"| {layers} | {name} | {each['milliseconds']['median']:.0f} | {of_moe} |"
+                f" {of_own} |"
+            )
+    lines += [
+        "",
+        (
+            "How far from the average of what the adapters subtract: averaged parameters, and the"
+            " own adapter alone (relative L2 norm):"
+        ),
+        "",
+    ]
     lines += ["| layers that mix | site | averaged parameters | own adapter |", "|---|---|---|---|"]
     lines += [
-        f"| {layers} | {site} | {each['merged']:.3f} | {each['own']:.3f} |" for layers, sites in found["gap"].items() for site, each in sites.items()
+        f"| {layers} | {site} | {each['merged']:.3f} | {each['own']:.3f} |"
+        for layers, sites in found["gap"].items()
+        for site, each in sites.items()
     ]
     lines += [
         "",
-        "Units of the adapters (columns of `down`), pairs of tasks: cosine of units with the same number, with other numbers, and how often the",
+        (
+            "Units of the adapters (columns of `down`), pairs of tasks: cosine of units with the"
+            " same number, with other numbers, and how often the"
+        ),
         "",
     ]
     lines[-2] += " most similar unit of the other adapter has the same number:"
     lines += ["| site | same number | other number | found |", "|---|---|---|---|"]
-    lines += [f"| {site} | {each['same']:.3f} | {each['other']:.3f} | {each['found']:.3f} |" for site, each in found["units"].items()]
+    lines += [
+        f"| {site} | {each['same']:.3f} | {each['other']:.3f} | {each['found']:.3f} |"
+        for site, each in found["units"].items()
+    ]
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {each.__name__: each for each in (accuracy, units, gap, seconds)}
+PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
+    each.__name__: each for each in (accuracy, units, gap, seconds)
+}
 
 
 def main() -> None:
@@ -258,8 +341,15 @@ def main() -> None:
     run = run_of(arguments)
     found = read_json(RESULT) or {}
     found |= {
-        "what": "routing merged (experts' parameters averaged by the router's weights) beside own and moe, eight MoleculeNet tasks",
-        "settings": {"config": run.config.setting, "router": run.config.router.model_dump(), "layers": LAYERS},
+        "what": (
+            "routing merged (experts' parameters averaged by the router's weights) beside own and"
+            " moe, eight MoleculeNet tasks"
+        ),
+        "settings": {
+            "config": run.config.setting,
+            "router": run.config.router.model_dump(),
+            "layers": LAYERS,
+        },
         "seeds": [run.seed],
         "environment": environment(),
     }

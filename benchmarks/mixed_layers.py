@@ -1,20 +1,22 @@
-"""Which layers should mix? `moe` with the last layers mixing and the others using their own adapters, on validation and on test.
+"""Which layers should mix? `moe` with the last layers mixing and the others using their own
+adapters, on validation and on test.
 
     python -m benchmarks.mixed_layers --seed 0
 
-It stands on the finished pieces of `gmerging compare` (work folder), and writes `results/<setting>/mixed_layers-seed<N>.json`.
+It stands on the finished pieces of `gmerging compare` (work folder), and writes
+`results/<setting>/mixed_layers-seed<N>.json`.
 """
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import parser, run_of, store
-from merging.evaluation import predict, roc_auc
-from merging.pipeline import unified
-from models.compiled import CompiledModel
-from models.graph import GraphBatch
-from models.router import RouterConfig
-from models.unified import DEFAULT_ROUTING, Routing
+from merging.run.stages import unified
+from merging.training.metrics import predict, roc_auc
+from models.compiled.model import CompiledModel
+from models.data.batch import GraphBatch
+from models.experts.router import RouterConfig
+from models.experts.unified import DEFAULT_ROUTING, Routing
 
 _CASES: dict[str, dict[str, float | int | None]] = {
     "own": {},

@@ -1,4 +1,5 @@
-"""The real molecules that speed is measured with: drawn with a fixed seed from the HIV set, each readable by our strict featuriser.
+"""The real molecules that speed is measured with: drawn with a fixed seed from the HIV set, each
+readable by our strict featuriser.
 
 python -m benchmarks.molecules [count] > work/molecules.txt
 """
@@ -7,14 +8,17 @@ import random
 import sys
 from pathlib import Path
 
-from merging.datasets import MOLECULENET, find_source
-from merging.molecule_files import read_molecules
+from merging.data.molecule_dataset import MOLECULENET, find_source
+from merging.data.molecule_files import read_molecules
+from models.data.smiles import featurize
 from models.errors import DataError, MoleculeError
-from models.featurize import featurize
 
 
-def fixed_molecules(count: int = 2000, data: Path = Path("../shared/data"), work: Path = Path("work")) -> list[str]:
-    """Different SMILES, as they stand in the HIV set; fewer are the first of more. Raises DataError: the set does not have so many."""
+def fixed_molecules(
+    count: int = 2000, data: Path = Path("../shared/data"), work: Path = Path("work")
+) -> list[str]:
+    """Different SMILES, as they stand in the HIV set; fewer are the first of more. Raises
+    DataError: the set does not have so many."""
     spec = MOLECULENET["hiv"]
     source = find_source("hiv", spec, data, work / "data")
     smiles = list(dict.fromkeys(read_molecules(source, spec.smiles_column)))

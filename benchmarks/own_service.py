@@ -16,14 +16,22 @@ from typing import Any
 
 @contextmanager
 def served(device: str, environment: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A ready service on a free port of this machine; afterwards its exit code and the end of its log are in the dictionary."""
+    """A ready service on a free port of this machine; afterwards its exit code and the end of its
+    log are in the dictionary."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log: dict[str, Any] = {}
     with tempfile.TemporaryFile() as output:
-        variables = os.environ | environment | {"GMERGING_DEVICE": device, "GMERGING_PORT": str(port)}
-        process = subprocess.Popen([sys.executable, "-m", "service"], env=variables, stdout=output, stderr=subprocess.STDOUT)
+        variables = (
+            os.environ | environment | {"GMERGING_DEVICE": device, "GMERGING_PORT": str(port)}
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
         try:
             end = time.monotonic() + 150
             while True:
@@ -80,8 +88,11 @@ def timed_posts(port: int, body: dict[str, Any], count: int) -> Iterator[float]:
             yield time.perf_counter() - started
 
 
-def loaded(port: int, smiles: Sequence[str], seconds: float, clients: int = 16, size: int = 100) -> float:
-    """Molecules answered per second, all tasks. Raises OSError: a request was not answered with 200."""
+def loaded(
+    port: int, smiles: Sequence[str], seconds: float, clients: int = 16, size: int = 100
+) -> float:
+    """Molecules answered per second, all tasks. Raises OSError: a request was not answered with
+    200."""
     groups = [list(smiles[begin : begin + size]) for begin in range(0, len(smiles), size)]
     started = time.perf_counter()
 

@@ -3,8 +3,9 @@
     python -m benchmarks.molecules > work/molecules.txt
     python -m benchmarks.peers --molecules work/molecules.txt --threads 1
 
-Each lives in an environment of its own, `work/peers/<environment>`, made at first use, and answers there in a process of its own (`peer_runners/`).
-`TORCH_PIP` chooses the build of torch, as for make. The runners import this file where nothing of ours is installed: it needs Python only.
+Each lives in an environment of its own, `work/peers/<environment>`, made at first use, and answers
+there in a process of its own (`peer_runners/`). `TORCH_PIP` chooses the build of torch, as for
+make. The runners import this file where nothing of ours is installed: it needs Python only.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from typing import IO, Any, Self
 
 ROOT = Path(__file__).parents[1]
 TORCH = "torch==2.13.0"
-# cuik_molmaker_pin, chemprop's featuriser in C++, is built for one version of RDKit and asks for it.
+# cuik_molmaker_pin, chemprop's featuriser in C++, is built for one version of RDKit and asks for
+# it.
 SHARED = ("chemprop==2.3.1", "cuik_molmaker_pin==2026.3.6", "lightning==2.6.6", "rdkit==2026.3.6")
 REQUIREMENTS = {"admet_ai": ("admet-ai==2.0.1", *SHARED), "chemprop": SHARED}
 """What an environment holds, beside torch."""
@@ -31,7 +33,8 @@ REQUIREMENTS = {"admet_ai": ("admet-ai==2.0.1", *SHARED), "chemprop": SHARED}
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to use a peer: its environment (also its runner's name), and what the runner is told."""
+    """A way to use a peer: its environment (also its runner's name), and what the runner is
+    told."""
 
     environment: str
     mode: str
@@ -39,17 +42,30 @@ class Variant:
 
 
 PEERS = {
-    "admet-ai": Variant("admet_ai", "full", "ADMETModel.predict as it comes: 2 ensembles of 5, descriptors, DrugBank percentiles"),
-    "admet-ai-models": Variant("admet_ai", "models", "ADMETModel.predict without descriptors and percentiles"),
+    "admet-ai": Variant(
+        "admet_ai",
+        "full",
+        "ADMETModel.predict as it comes: 2 ensembles of 5, descriptors, DrugBank percentiles",
+    ),
+    "admet-ai-models": Variant(
+        "admet_ai", "models", "ADMETModel.predict without descriptors and percentiles"
+    ),
     "chemprop": Variant("chemprop", "rdkit", "Trainer.predict, as `chemprop predict` does"),
-    "chemprop-cuik": Variant("chemprop", "cuik", "Trainer.predict, atoms and bonds by cuik-molmaker"),
-    "chemprop-direct": Variant("chemprop", "direct", "cuik-molmaker and the network's forward, without Trainer and DataLoader"),
+    "chemprop-cuik": Variant(
+        "chemprop", "cuik", "Trainer.predict, atoms and bonds by cuik-molmaker"
+    ),
+    "chemprop-direct": Variant(
+        "chemprop",
+        "direct",
+        "cuik-molmaker and the network's forward, without Trainer and DataLoader",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call: its wall and CPU time (all threads and children), and how many molecules have finite numbers for all outputs."""
+    """Of one call: its wall and CPU time (all threads and children), and how many molecules have
+    finite numbers for all outputs."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -60,13 +76,17 @@ class Peer:
     """A peer that has loaded its model and waits, as a context manager.
 
     Attributes:
-        info: `load_seconds` (imports and model), `model_seconds` (of these, the model), `versions`, `rss_bytes`, `threads`, `outputs`, `batch_size`.
+        info: `load_seconds` (imports and model), `model_seconds` (of these, the model), `versions`,
+            `rss_bytes`, `threads`, `outputs`, `batch_size`.
     """
 
     info: dict[str, Any]
 
-    def __init__(self, name: str, threads: int = 1, work: Path = ROOT / "work", batch_size: int | None = None) -> None:
-        """Args: name: of `PEERS`; threads: of torch and what lies under it; batch_size: None leaves what is best for the peer."""
+    def __init__(
+        self, name: str, threads: int = 1, work: Path = ROOT / "work", batch_size: int | None = None
+    ) -> None:
+        """Args: name: of `PEERS`; threads: of torch and what lies under it; batch_size: None leaves
+        what is best for the peer."""
         self._name, self._threads, self._batch_size = name, threads, batch_size
         self._work = work.resolve() / "peers"
 
@@ -74,11 +94,27 @@ class Peer:
         variant = PEERS[self._name]
         python = environment(variant.environment, self._work)
         threads = str(self._threads)
-        command = [*_runner(python, variant.environment), variant.mode, threads, str(self._work), str(self._batch_size or "")]
-        pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        command = [
+            *_runner(python, variant.environment),
+            variant.mode,
+            threads,
+            str(self._work),
+            str(self._batch_size or ""),
+        ]
+        pools = dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads
+        )
         variables = os.environ | pools | {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
         with (self._work / f"{self._name}.log").open("w") as log:
-            self._process = subprocess.Popen(command, cwd=ROOT, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=variables,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         try:
             self.info = self._answer()
         except BaseException:
@@ -129,7 +165,8 @@ def environment(name: str, folder: Path) -> Path:
     print(f"making {folder / name}", file=sys.stderr, flush=True)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / name)], check=True)
-    subprocess.run([*pip, *shlex.split(os.environ.get("TORCH_PIP", "")), TORCH], check=True)  # first, so that nothing else chooses a build of it
+    # first, so that nothing else chooses a build of it
+    subprocess.run([*pip, *shlex.split(os.environ.get("TORCH_PIP", "")), TORCH], check=True)
     subprocess.run([*pip, TORCH, *REQUIREMENTS[name]], check=True)
     subprocess.run([*_runner(python, name), "prepare", "1", str(folder), ""], check=True, cwd=ROOT)
     made.write_text(pins)
@@ -165,7 +202,8 @@ Load = Callable[[str, Path, int | None], Loaded]
 
 
 def serve(load: Load, prepare: Callable[[Path], object] = lambda folder: None) -> None:
-    """A runner's main: `mode threads folder batch_size`; a line of JSON when the model is loaded, then one for each line of standard input.
+    """A runner's main: `mode threads folder batch_size`; a line of JSON when the model is loaded,
+    then one for each line of standard input.
 
     Mode `prepare` only makes, once for an environment, what `load` will find in the folder.
     """
@@ -181,11 +219,31 @@ def serve(load: Load, prepare: Callable[[Path], object] = lambda folder: None) -
         torch.set_num_threads(int(threads))
         loaded = load(mode, Path(folder), int(batch_size) if batch_size else None)
         load_seconds = time.perf_counter() - began
-        info = {"load_seconds": load_seconds, "model_seconds": loaded.model_seconds, "outputs": loaded.outputs, "batch_size": loaded.batch_size}
-        _write(out, info | {"threads": torch.get_num_threads(), "rss_bytes": _rss_bytes(), "versions": _versions(Path(sys.argv[0]).stem)})
+        info = {
+            "load_seconds": load_seconds,
+            "model_seconds": loaded.model_seconds,
+            "outputs": loaded.outputs,
+            "batch_size": loaded.batch_size,
+        }
+        _write(
+            out,
+            info
+            | {
+                "threads": torch.get_num_threads(),
+                "rss_bytes": _rss_bytes(),
+                "versions": _versions(Path(sys.argv[0]).stem),
+            },
+        )
         for line in sys.stdin:
             asked = json.loads(line)
-            _write(out, asdict(_batch(loaded, asked["smiles"])) if asked["do"] == "batch" else _single(loaded, asked["smiles"]))
+            _write(
+                out,
+                (
+                    asdict(_batch(loaded, asked["smiles"]))
+                    if asked["do"] == "batch"
+                    else _single(loaded, asked["smiles"])
+                ),
+            )
 
 
 def _batch(loaded: Loaded, smiles: list[str]) -> Timing:
@@ -201,7 +259,12 @@ def _single(loaded: Loaded, smiles: list[str]) -> dict[str, Any]:
         began = time.perf_counter()
         loaded.predict_one(each)
         latencies.append(time.perf_counter() - began)
-    return {"wall_seconds": sum(latencies), "cpu_seconds": _cpu_seconds() - cpu, "molecules": len(smiles), "latencies": latencies}
+    return {
+        "wall_seconds": sum(latencies),
+        "cpu_seconds": _cpu_seconds() - cpu,
+        "molecules": len(smiles),
+        "latencies": latencies,
+    }
 
 
 def _cpu_seconds() -> float:
@@ -225,19 +288,31 @@ def _write(out: IO[str], answer: dict[str, Any]) -> None:
 
 def main() -> None:
     """Print what each peer takes for a file of SMILES, one a line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peers", nargs="*", metavar="peer", help=f"of {', '.join(PEERS)}; default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "peers", nargs="*", metavar="peer", help=f"of {', '.join(PEERS)}; default: all"
+    )
     parser.add_argument("--molecules", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--singles", type=int, default=50, help="how many of the molecules are also asked for one at a time")
+    parser.add_argument(
+        "--singles",
+        type=int,
+        default=50,
+        help="how many of the molecules are also asked for one at a time",
+    )
     arguments = parser.parse_args()
     smiles = arguments.molecules.read_text().split()
     for name in arguments.peers or PEERS:
         with Peer(name, arguments.threads, batch_size=arguments.batch_size) as peer:
             peer.batch(smiles[:64])
             timing, latencies = peer.batch(smiles), sorted(peer.single(smiles[: arguments.singles]))
-            found = {"molecules_per_second": timing.molecules / timing.wall_seconds, "median_latency_seconds": latencies[len(latencies) // 2]}
+            found = {
+                "molecules_per_second": timing.molecules / timing.wall_seconds,
+                "median_latency_seconds": latencies[len(latencies) // 2],
+            }
             print(name, json.dumps(peer.info | asdict(timing) | found), flush=True)
 
 

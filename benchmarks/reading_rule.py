@@ -1,4 +1,4 @@
-"""What the second reading rule (`models.featurize.READING_RULE`) changes for the released model:
+"""What the second reading rule (`models.data.smiles.READING_RULE`) changes for the released model:
 graphs, splits and scores.
 
     python -m benchmarks.reading_rule --data ../shared/data
@@ -19,17 +19,18 @@ from rdkit.Chem.Scaffolds import MurckoScaffold
 from torch import Tensor
 
 from benchmarks.measuring import RELEASED, RESULTS, machine
-from merging.calibration import brier_score, expected_calibration_error
-from merging.datasets import MOLECULENET
-from merging.evaluation import predict, roc_auc
-from merging.files import read_json, write_json
-from merging.molecule_tables import read_molecule_table
-from merging.splits import Split, scaffold_split
-from models import featurize
+from merging.data.files import read_json, write_json
+from merging.data.molecule_dataset import MOLECULENET
+from merging.data.molecule_tables import read_molecule_table
+from merging.data.split import Split, scaffold_split
+from merging.release.calibration import brier_score, expected_calibration_error
+from merging.training.metrics import predict, roc_auc
 from models.artifact import load_artifact
-from models.compiled import CompiledModel
-from models.graph import GraphBatch, MolGraph, pack
-from models.unified import Routing, UnifiedModel
+from models.compiled.model import CompiledModel
+from models.data import smiles as featurize
+from models.data.batch import GraphBatch
+from models.data.molecule import MolGraph, pack
+from models.experts.unified import Routing, UnifiedModel
 
 ROUTINGS: tuple[Routing, ...] = ("own", "moe")
 _ORDER_MATTERS = ("@", "/", "\\", "[H]", "[IH", "->", "<-")

@@ -1,10 +1,14 @@
-"""What the service does under load and under faults: every request is counted, and every answer compared with the offline one.
+"""What the service does under load and under faults: every request is counted, and every answer
+compared with the offline one.
 
-    python -m benchmarks.reliability                        # all scenarios, about ten minutes; writes benchmarks/results/reliability.json
-    python -m benchmarks.reliability load --seconds 120     # one of them
+    python -m benchmarks.reliability                        # all scenarios, about ten minutes;
+    writes benchmarks/results/reliability.json python -m benchmarks.reliability load --seconds 120
+    # one of them
 
-Each scenario starts a service of its own, as an operator does (`python -m service`), and has clients do their worst. `lost` are requests that were
-neither answered nor refused although the service was told to go on, `wrong` are answers that are not those of the molecule asked for. Both must be 0.
+Each scenario starts a service of its own, as an operator does (`python -m service`), and has
+clients do their worst. `lost` are requests that were neither answered nor refused although the
+service was told to go on, `wrong` are answers that are not those of the molecule asked for. Both
+must be 0.
 """
 
 import argparse
@@ -31,8 +35,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models.featurize import featurize
-from service.engine import load_engine
+from models.data.smiles import featurize
+from service.core.engine import load_engine
 from service.security import new_key
 from service.settings import RELEASED_ARTIFACT, Settings
 
@@ -52,7 +56,11 @@ HEADERS = {"x-api-key": ADMIN_KEY}
 
 def molecules() -> list[str]:
     """Some hundred molecules, each with an answer of its own."""
-    chains = ["C" * n for n in range(1, 31)] + ["C" * n + "O" for n in range(1, 31)] + ["c1ccccc1" + "C" * n + "N" for n in range(30)]
+    chains = (
+        ["C" * n for n in range(1, 31)]
+        + ["C" * n + "O" for n in range(1, 31)]
+        + ["c1ccccc1" + "C" * n + "N" for n in range(30)]
+    )
     return [*_SEEDS, *chains, *(seed + "." + "C" * n for seed in _SEEDS for n in range(1, 30))]
 
 
@@ -74,7 +82,11 @@ class Tally:
         """Figures of the answered and the refused; `lost` are those without a status."""
         sent = sum(self.statuses.values())
         refused = sum(self.statuses[code] for code in ("429", "503", "504"))
-        answered = sent - refused - sum(count for code, count in self.statuses.items() if not code.isdecimal())
+        answered = (
+            sent
+            - refused
+            - sum(count for code, count in self.statuses.items() if not code.isdecimal())
+        )
         times = np.array(self.seconds or [0.0])
         return {
             "sent": sent,
@@ -92,25 +104,40 @@ class Tally:
 class Service:
     """A running service, and what it must answer."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, expected: dict[str, dict[str, list[float]]]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], url: str, expected: dict[str, dict[str, list[float]]]
+    ) -> None:
         self.process, self.url, self.expected = process, url, expected
         self.smiles = list(expected)
 
     def client(self, timeout: float = 60) -> httpx.AsyncClient:
         """A client with the admin's key."""
-        return httpx.AsyncClient(base_url=self.url, timeout=timeout, headers=HEADERS, limits=httpx.Limits(max_connections=None))
+        return httpx.AsyncClient(
+            base_url=self.url,
+            timeout=timeout,
+            headers=HEADERS,
+            limits=httpx.Limits(max_connections=None),
+        )
 
     def check(self, smiles: list[str], predictions: list[dict[str, Any]]) -> int:
         """How many answers are not those of their molecules."""
         if len(predictions) != len(smiles):
             return abs(len(predictions) - len(smiles)) + len(smiles)
-        return sum(not self.is_right(text, k, item) for k, (text, item) in enumerate(zip(smiles, predictions, strict=True)))
+        return sum(
+            not self.is_right(text, k, item)
+            for k, (text, item) in enumerate(zip(smiles, predictions, strict=True))
+        )
 
     def is_right(self, smiles: str, index: int, item: dict[str, Any]) -> bool:
         """Whether an item is the answer for a molecule at a place."""
         if item["index"] != index or "error" in item:
             return False
-        return all(np.allclose(list(item["tasks"][task].values()), self.expected[smiles][task], atol=TOLERANCE) for task in TASKS)
+        return all(
+            np.allclose(
+                list(item["tasks"][task].values()), self.expected[smiles][task], atol=TOLERANCE
+            )
+            for task in TASKS
+        )
 
     def memory_bytes(self) -> int:
         """Of the service and its processes, shared pages counted once."""
@@ -121,7 +148,9 @@ class Service:
                 children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
                 waiting += [int(child) for child in children]
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+                total += 1024 * sum(
+                    int(line.split()[1]) for line in lines if line.startswith("Pss:")
+                )
         return total
 
     def parsers(self) -> list[int]:
@@ -132,7 +161,10 @@ class Service:
                 status = (path / "status").read_text()
                 command = (path / "cmdline").read_text()
                 parent = int(status.split("PPid:")[1].split()[0])
-                if "forkserver" in command and "forkserver" in Path(f"/proc/{parent}/cmdline").read_text():
+                if (
+                    "forkserver" in command
+                    and "forkserver" in Path(f"/proc/{parent}/cmdline").read_text()
+                ):
                     found.append(int(path.name))
         return [pid for pid in found if self._descends(pid)]
 
@@ -146,16 +178,24 @@ class Service:
 
 
 @asynccontextmanager
-async def running(folder: Path, program: Sequence[str] = ("-m", "service"), **settings: object) -> AsyncIterator[Service]:
+async def running(
+    folder: Path, program: Sequence[str] = ("-m", "service"), **settings: object
+) -> AsyncIterator[Service]:
     """`python -m service` on a free port of the loopback, and the offline answers."""
     torch.set_num_threads(1)
     artifact = Path(str(settings.pop("artifact", RELEASED_ARTIFACT)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     engine = load_engine(artifact, Settings(device="cpu"))
     expected = {}
     for smiles in molecules():
         output = engine.run([featurize(smiles).graph], TASKS, "own")
-        expected[smiles] = {task: answer.values.tolist() for task, answer in output.answers[0].items()}
+        expected[smiles] = {
+            task: answer.values.tolist() for task, answer in output.answers[0].items()
+        }
     keys = json.dumps([{**_ADMIN.model_dump(), "admin": True}])
     values = {"port": 0, "artifact": artifact, "device": "cpu", "api_keys": keys, **settings}
     environment |= {f"GMERGING_{name.upper()}": str(value) for name, value in values.items()}
@@ -182,12 +222,20 @@ async def _address(log: Path, process: subprocess.Popen[str]) -> str:
     raise SystemExit("the service did not start in a minute")
 
 
-async def ask(service: Service, client: httpx.AsyncClient, tally: Tally, smiles: list[str], timeout: float | None = None) -> int | str:
+async def ask(
+    service: Service,
+    client: httpx.AsyncClient,
+    tally: Tally,
+    smiles: list[str],
+    timeout: float | None = None,
+) -> int | str:
     """One request; its status, or the name of what went wrong instead."""
     started = time.perf_counter()
     headers = {} if timeout is None else {"x-request-timeout": str(timeout)}
     try:
-        response = await client.post("/predict", json={"smiles": smiles, "tasks": list(TASKS)}, headers=headers)
+        response = await client.post(
+            "/predict", json={"smiles": smiles, "tasks": list(TASKS)}, headers=headers
+        )
     except httpx.HTTPError as error:
         tally.note(type(error).__name__, started)
         return type(error).__name__
@@ -197,15 +245,29 @@ async def ask(service: Service, client: httpx.AsyncClient, tally: Tally, smiles:
     return response.status_code
 
 
-async def clients(service: Service, tally: Tally, count: int, seconds: float, timeout: float | None = None, seed: int = 0) -> None:
-    """Clients that each ask one thing after the other, mixed sizes, and wait a moment when they are refused."""
+async def clients(
+    service: Service,
+    tally: Tally,
+    count: int,
+    seconds: float,
+    timeout: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Clients that each ask one thing after the other, mixed sizes, and wait a moment when they are
+    refused."""
     end = time.perf_counter() + seconds
 
     async def one(number: int) -> None:
         draw = random.Random(f"{seed}-{number}")
         async with service.client() as client:
             while time.perf_counter() < end:
-                status = await ask(service, client, tally, draw.choices(service.smiles, k=draw.choice(SIZES)), timeout)
+                status = await ask(
+                    service,
+                    client,
+                    tally,
+                    draw.choices(service.smiles, k=draw.choice(SIZES)),
+                    timeout,
+                )
                 if status != 200:
                     await asyncio.sleep(draw.uniform(0.02, 0.2))
 
@@ -213,7 +275,10 @@ async def clients(service: Service, tally: Tally, count: int, seconds: float, ti
 
 
 async def with_fault(
-    folder: Path, fault: Callable[[Service, asyncio.Event], Awaitable[dict[str, Any]]], seconds: float, **settings: object
+    folder: Path,
+    fault: Callable[[Service, asyncio.Event], Awaitable[dict[str, Any]]],
+    seconds: float,
+    **settings: object,
 ) -> dict[str, Any]:
     """Eight clients, and meanwhile a fault."""
     tally, over = Tally(), asyncio.Event()
@@ -233,10 +298,12 @@ async def with_fault(
 
 
 async def load(folder: Path, seconds: float) -> dict[str, Any]:
-    """64 clients of mixed sizes, far more than one core answers, with a deadline of five seconds; no cache, so that every molecule is work."""
+    """64 clients of mixed sizes, far more than one core answers, with a deadline of five seconds;
+    no cache, so that every molecule is work."""
     tally, deadline, memory = Tally(), 5.0, []
     async with running(folder, cache_bytes=0, max_pending_cost=60_000) as service:
-        await clients(service, Tally(), 64, seconds / 2, deadline, seed=1)  # what is slow or grows the first time does so here
+        # what is slow or grows the first time does so here
+        await clients(service, Tally(), 64, seconds / 2, deadline, seed=1)
 
         async def watch() -> None:
             while True:
@@ -252,7 +319,9 @@ async def load(folder: Path, seconds: float) -> dict[str, Any]:
         "clients": 64,
         "seconds": seconds,
         "deadline_seconds": deadline,
-        "memory_bytes": [int(np.median(memory[begin : begin + tenth])) for begin in range(0, len(memory), tenth)],
+        "memory_bytes": [
+            int(np.median(memory[begin : begin + tenth])) for begin in range(0, len(memory), tenth)
+        ],
         "memory_growth": round(growth, 4),
         "late": sum(each > deadline for each in tally.seconds),
     }
@@ -260,7 +329,8 @@ async def load(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def stream(folder: Path, seconds: float) -> dict[str, Any]:
-    """One stream of a thousand lines for each second of the other scenarios, read while it is written, with memory watched; every line compared."""
+    """One stream of a thousand lines for each second of the other scenarios, read while it is
+    written, with memory watched; every line compared."""
     wrong = answered = 0
     memory: list[int] = []
     async with running(folder) as service:
@@ -275,9 +345,11 @@ async def stream(folder: Path, seconds: float) -> dict[str, Any]:
                 yield "".join(f'"{smiles}"\n' for smiles in some).encode()
 
         host, port = service.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port), limit=2**20)  # httpx writes all before it reads
+        # httpx writes all before it reads
+        reader, writer = await asyncio.open_connection(host, int(port), limit=2**20)
         head = (
-            f"POST /predict/stream?tasks={'&tasks='.join(TASKS)} HTTP/1.1\r\nhost: x\r\nx-api-key: {ADMIN_KEY}\r\ntransfer-encoding: chunked\r\n\r\n"
+            f"POST /predict/stream?tasks={'&tasks='.join(TASKS)} HTTP/1.1\r\nhost: x\r\nx-api-key:"
+            f" {ADMIN_KEY}\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         writer.write(head.encode())
 
@@ -303,8 +375,18 @@ async def stream(folder: Path, seconds: float) -> dict[str, Any]:
         took = time.perf_counter() - started
     tenth = max(1, len(memory) // 10)
     growth = float(np.median(memory[-tenth:]) / np.median(memory[tenth : 2 * tenth]) - 1)
-    counts = {"lines": len(sent), "answered": answered, "lost": len(sent) - answered, "wrong": wrong}
-    return {**counts, "seconds": round(took, 1), "memory_bytes": int(np.median(memory)), "memory_growth": round(growth, 4)}
+    counts = {
+        "lines": len(sent),
+        "answered": answered,
+        "lost": len(sent) - answered,
+        "wrong": wrong,
+    }
+    return {
+        **counts,
+        "seconds": round(took, 1),
+        "memory_bytes": int(np.median(memory)),
+        "memory_growth": round(growth, 4),
+    }
 
 
 async def _body_lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
@@ -334,7 +416,8 @@ async def parser_killed(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def reloads(folder: Path, seconds: float) -> dict[str, Any]:
-    """Twenty good reloads, and in between as many of an artifact with one bit changed, each refused."""
+    """Twenty good reloads, and in between as many of an artifact with one bit changed, each
+    refused."""
     artifact = folder / "artifact"
     shutil.copytree(RELEASED_ARTIFACT, artifact)
     tensors = sorted(artifact.glob("*.safetensors"))
@@ -368,7 +451,11 @@ async def disconnects(folder: Path, seconds: float) -> dict[str, Any]:
         body = b"".join(b'"%b"\n' % smiles.encode() for smiles in service.smiles * 20)
         while not over.is_set():
             with contextlib.suppress(httpx.HTTPError, TimeoutError):
-                async with service.client() as client, asyncio.timeout(0.3), client.stream("POST", "/predict/stream", content=body) as response:
+                async with (
+                    service.client() as client,
+                    asyncio.timeout(0.3),
+                    client.stream("POST", "/predict/stream", content=body) as response,
+                ):
                     async for _ in response.aiter_bytes():
                         pass
             left += 1
@@ -379,7 +466,11 @@ async def disconnects(folder: Path, seconds: float) -> dict[str, Any]:
         await asyncio.sleep(2)
         async with service.client() as client:
             text = (await client.get("/metrics")).text
-        pending = next(float(line.split()[1]) for line in text.splitlines() if line.startswith("gmerging_pending_cost "))
+        pending = next(
+            float(line.split()[1])
+            for line in text.splitlines()
+            if line.startswith("gmerging_pending_cost ")
+        )
         return {"left": left, "pending_cost_afterwards": pending}
 
     return await with_fault(folder, fault, seconds)
@@ -391,7 +482,10 @@ async def slow_clients(folder: Path, seconds: float) -> dict[str, Any]:
     async def one(service: Service, over: asyncio.Event) -> None:
         host, port = service.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        head = f"POST /predict HTTP/1.1\r\nhost: x\r\nx-api-key: {ADMIN_KEY}\r\ncontent-type: application/json\r\ncontent-length: 100000\r\n\r\n"
+        head = (
+            f"POST /predict HTTP/1.1\r\nhost: x\r\nx-api-key: {ADMIN_KEY}\r\ncontent-type:"
+            " application/json\r\ncontent-length: 100000\r\n\r\n"
+        )
         writer.write(head.encode())
         with contextlib.suppress(OSError):
             while not over.is_set():
@@ -409,7 +503,8 @@ async def slow_clients(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def hostile(folder: Path, seconds: float) -> dict[str, Any]:
-    """Molecules that RDKit needs seconds for, ten megabytes of brackets, and control characters, all the time."""
+    """Molecules that RDKit needs seconds for, ten megabytes of brackets, and control characters,
+    all the time."""
 
     async def fault(service: Service, over: asyncio.Event) -> dict[str, Any]:
         statuses: Counter[str] = Counter()
@@ -421,7 +516,9 @@ async def hostile(folder: Path, seconds: float) -> dict[str, Any]:
                     statuses[f"{response.status_code} {response.json()['code']}"] += 1
         return {"hostile": dict(statuses)}
 
-    return await with_fault(folder, fault, seconds, max_smiles_length=10_000, parse_timeout_seconds=0.5)
+    return await with_fault(
+        folder, fault, seconds, max_smiles_length=10_000, parse_timeout_seconds=0.5
+    )
 
 
 async def scrapes(folder: Path, seconds: float) -> dict[str, Any]:
@@ -435,13 +532,17 @@ async def scrapes(folder: Path, seconds: float) -> dict[str, Any]:
                 assert (await client.get("/metrics")).status_code == 200
                 times.append(time.perf_counter() - started)
                 await asyncio.sleep(0.1)
-        return {"scrapes": len(times), "scrape_p99_seconds": round(float(np.quantile(times, 0.99)), 4)}
+        return {
+            "scrapes": len(times),
+            "scrape_p99_seconds": round(float(np.quantile(times, 0.99)), 4),
+        }
 
     return await with_fault(folder, fault, seconds)
 
 
 async def clock_jump(folder: Path, seconds: float) -> dict[str, Any]:
-    """The clock on the wall jumps by a day, there and back, every second, for all that the service's own process does."""
+    """The clock on the wall jumps by a day, there and back, every second, for all that the
+    service's own process does."""
     script = "real = time.time\ntime.time = lambda: real() + 86400 * (int(real()) % 2)\n"
     tally = Tally()
     async with changed(folder, script) as service:
@@ -472,14 +573,17 @@ async def changed(folder: Path, script: str) -> AsyncIterator[Service]:
     body = "".join(f"    {line}\n" for line in script.splitlines())
     start = "    from service.__main__ import main\n    main([])\n"
     # Under this condition, because the processes that read molecules import the file too.
-    (folder / "run.py").write_text(f"import os, threading, time\nif __name__ == '__main__':\n{body}{start}")
+    (folder / "run.py").write_text(
+        f"import os, threading, time\nif __name__ == '__main__':\n{body}{start}"
+    )
     async with running(folder, program=[str(folder / "run.py")]) as service:
         await clients(service, Tally(), 2, 1.0)
         yield service
 
 
 async def termination(folder: Path, seconds: float) -> dict[str, Any]:
-    """SIGTERM under load, five times: what was accepted is answered, the service ends with 0. Connections after that are refused by the machine."""
+    """SIGTERM under load, five times: what was accepted is answered, the service ends with 0.
+    Connections after that are refused by the machine."""
     totals: Counter[str] = Counter()
     wrong, exits, took = 0, [], []
     for k in range(5):
@@ -487,11 +591,22 @@ async def termination(folder: Path, seconds: float) -> dict[str, Any]:
         async with running(folder) as service:
             stopped = asyncio.Event()
 
-            async def one(number: int, service: Service = service, stopped: asyncio.Event = stopped, tally: Tally = tally, seed: int = k) -> None:
+            async def one(
+                number: int,
+                service: Service = service,
+                stopped: asyncio.Event = stopped,
+                tally: Tally = tally,
+                seed: int = k,
+            ) -> None:
                 draw = random.Random(f"{seed}-{number}")
                 async with service.client() as client:
                     while not stopped.is_set():
-                        await ask(service, client, tally, draw.choices(service.smiles, k=draw.choice(SIZES)))
+                        await ask(
+                            service,
+                            client,
+                            tally,
+                            draw.choices(service.smiles, k=draw.choice(SIZES)),
+                        )
 
             load = [asyncio.create_task(one(number)) for number in range(8)]
             await asyncio.sleep(2)
@@ -503,7 +618,8 @@ async def termination(folder: Path, seconds: float) -> dict[str, Any]:
             took.append(round(time.perf_counter() - started, 2))
         totals += tally.statuses
         wrong += tally.wrong
-    # A request that reached the machine in the very moment in which the port closed was never accepted, and says so.
+    # A request that reached the machine in the very moment in which the port closed was never
+    # accepted, and says so.
     summary = Tally(totals, wrong).report()
     return {**summary, "exit_codes": exits, "seconds_to_end": took}
 
@@ -525,12 +641,29 @@ SCENARIOS: dict[str, Callable[[Path, float], Awaitable[dict[str, Any]]]] = {
 
 def main() -> None:
     """Run scenarios, print what came out, and keep it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], metavar="scenario", help=f"some of {', '.join(SCENARIOS)} (default: all)")
-    parser.add_argument("--seconds", type=float, help="of load in each (default: 120 for load, 20 for faults)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file to keep the figures in (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "scenarios",
+        nargs="*",
+        choices=[*SCENARIOS, []],
+        metavar="scenario",
+        help=f"some of {', '.join(SCENARIOS)} (default: all)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="of load in each (default: 120 for load, 20 for faults)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="file to keep the figures in (default: %(default)s)",
+    )
     chosen = parser.parse_args()
-    results: dict[str, Any] = json.loads(chosen.results.read_text()) if chosen.results.is_file() else {}
+    results: dict[str, Any] = (
+        json.loads(chosen.results.read_text()) if chosen.results.is_file() else {}
+    )
     for name in tqdm(chosen.scenarios or SCENARIOS, unit="scenario"):
         seconds = chosen.seconds or (120.0 if name in ("load", "stream") else 20.0)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,10 @@
-"""Where could routing earn its place? Each try is measured against the own adapter on the same models, on validation and on test.
+"""Where could routing earn its place? Each try is measured against the own adapter on the same
+models, on validation and on test.
 
     python -m benchmarks.routing far few heldout groups joint --seed 0
 
-It stands on the finished pieces of `gmerging compare` (work folder), and writes `results/<setting>/routing-seed<N>.json`.
+It stands on the finished pieces of `gmerging compare` (work folder), and writes
+`results/<setting>/routing-seed<N>.json`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,41 +15,69 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.common import parser, run_of, store
-from merging.alignment import align, alignment_loss, set_statistics
-from merging.datasets import load_smiles
-from merging.evaluation import predict, roc_auc
-from merging.fingerprints import ecfp4
-from merging.multitask import draw_batches
-from merging.pipeline import adapters_from, alone, bare, expert, experts, finetuned_backbone, merged_backbone, trained_adapters, unified
-from merging.results import measure_task, task_logits
-from merging.run import Run
-from models.adapter import LayerOutputs, TaskAdapters, apply_norm, trace
-from models.graph import GraphBatch
-from models.propagation import mean_readout
-from models.router import node_distances, routing_weights
-from models.sinkhorn import Support
-from models.unified import Expert, Routing, UnifiedModel
+from merging.data.molecule_dataset import load_smiles
+from merging.run.run import Run
+from merging.run.stages import (
+    adapters_from,
+    alone,
+    bare,
+    expert,
+    experts,
+    finetuned_backbone,
+    merged_backbone,
+    trained_adapters,
+    unified,
+)
+from merging.studies.forests import ecfp4
+from merging.studies.results import measure_task, task_logits
+from merging.training.alignment import align, alignment_loss, set_statistics
+from merging.training.metrics import predict, roc_auc
+from merging.training.multitask import draw_batches
+from models.data.batch import GraphBatch, mean_readout
+from models.experts.adapter import LayerOutputs, TaskAdapters, apply_norm, trace
+from models.experts.expert import Expert
+from models.experts.router import node_distances, routing_weights
+from models.experts.unified import Routing, UnifiedModel
+from models.transport.problem import Support
 
 SMALL = ("bbbp", "bace", "clintox", "sider", "tox21")
 """Tasks for tries that train adapters: those where a try takes a minute or two."""
 
 
 def far(run: Run) -> dict[str, Any]:
-    """Test molecules in three parts of equal size by their largest Tanimoto similarity to a training molecule (ECFP4).
+    """Test molecules in three parts of equal size by their largest Tanimoto similarity to a
+    training molecule (ECFP4).
 
-    Beside the scores: what the own expert weighs in each part, and its rank correlation with similarity. Does the weight tell who is far from home?
+    Beside the scores: what the own expert weighs in each part, and its rank correlation with
+    similarity. Does the weight tell who is far from home?
     """
     model, found = unified(run), {}
     for k, task in enumerate(run.config.tasks):
         dataset = run.dataset(task)
-        bits = torch.from_numpy(ecfp4(load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data"))).float()
+        bits = torch.from_numpy(
+            ecfp4(load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data"))
+        ).float()
         rows = dataset.split.test
-        nearest = torch.cat([tanimoto(part, bits[dataset.split.train]).amax(1) for part in bits[rows].split(256)])
-        weight = predict(lambda batch: model(batch, [task], "moe").routing_weights[task][:, :, k].mean(1), dataset.graphs, rows, run.device)  # noqa: B023
-        scores: dict[Routing, Tensor] = {routing: task_logits(run, model, task, routing, rows) for routing in ("own", "moe")}
+        nearest = torch.cat(
+            [tanimoto(part, bits[dataset.split.train]).amax(1) for part in bits[rows].split(256)]
+        )
+        weight = predict(
+            lambda batch, task=task, k=k: (
+                model(batch, [task], "moe").routing_weights[task][:, :, k].mean(1)
+            ),
+            dataset.graphs,
+            rows,
+            run.device,
+        )
+        scores: dict[Routing, Tensor] = {
+            routing: task_logits(run, model, task, routing, rows) for routing in ("own", "moe")
+        }
         found[task] = {"correlation": round(float(spearmanr(nearest, weight).statistic), 3)}
         for name, part in zip(("far", "middle", "near"), nearest.argsort().chunk(3), strict=True):
-            by_routing = {routing: round(roc_auc(dataset.labels[rows[part]], each[part]).mean, 5) for routing, each in scores.items()}
+            by_routing = {
+                routing: round(roc_auc(dataset.labels[rows[part]], each[part]).mean, 5)
+                for routing, each in scores.items()
+            }
             found[task][name] = {
                 "similarity": round(float(nearest[part].mean()), 3),
                 "own_weight": round(float(weight[part].mean()), 4),
@@ -64,41 +94,79 @@ def tanimoto(left: Tensor, right: Tensor) -> Tensor:
 
 
 def few(run: Run) -> dict[str, Any]:
-    """A task whose adapters saw only a few unlabelled molecules, among experts that saw all of theirs."""
+    """A task whose adapters saw only a few unlabelled molecules, among experts that saw all of
+    theirs."""
     found: dict[str, Any] = {}
     for task in SMALL:
         dataset, settings = run.dataset(task), run.config.alignment_for(task)
         for count in (16, 64, 256):
-            rows = dataset.split.train[torch.randperm(len(dataset.split.train), generator=torch.Generator().manual_seed(run.seed))[:count]]
+            rows = dataset.split.train[
+                torch.randperm(
+                    len(dataset.split.train), generator=torch.Generator().manual_seed(run.seed)
+                )[:count]
+            ]
             checkpoint = run.work / f"few-{task}-{count}-{run.seed}.resume.pt"
-            made = align(dataset.graphs, rows, finetuned_backbone(run, task), merged_backbone(run), settings, run.seed, checkpoint, run.device, task)
+            made = align(
+                dataset.graphs,
+                rows,
+                finetuned_backbone(run, task),
+                merged_backbone(run),
+                settings,
+                run.seed,
+                checkpoint,
+                run.device,
+                task,
+            )
             checkpoint.unlink()
-            model = UnifiedModel(merged_backbone(run), experts(run) | {task: expert(run, task, made.adapters)}, run.config.router)
-            found.setdefault(task, {})[str(count)] = {routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")}
+            model = UnifiedModel(
+                merged_backbone(run),
+                experts(run) | {task: expert(run, task, made.adapters)},
+                run.config.router,
+            )
+            found.setdefault(task, {})[str(count)] = {
+                routing: measure_task(run, model, task, routing, "stored")
+                for routing in ("own", "moe")
+            }
             print("few", task, count, found[task][str(count)], flush=True)
     return found
 
 
 def heldout(run: Run) -> dict[str, Any]:
-    """A task without adapters of its own: the bare merged backbone, and the equal mixture of the other tasks' adapters."""
+    """A task without adapters of its own: the bare merged backbone, and the equal mixture of the
+    other tasks' adapters."""
     found = {}
     for task in run.config.tasks:
-        others = [adapters_from(run, trained_adapters(run, each).tensors) for each in run.config.tasks if each != task]
+        others = [
+            adapters_from(run, trained_adapters(run, each).tensors)
+            for each in run.config.tasks
+            if each != task
+        ]
         mixture = mean_adapters(run, others)
         dataset = run.dataset(task)
-        set_statistics(mixture, merged_backbone(run), dataset.graphs, dataset.split.train, run.device)
+        set_statistics(
+            mixture, merged_backbone(run), dataset.graphs, dataset.split.train, run.device
+        )
         found[task] = {
             "bare": measure_task(run, bare(run, merged_backbone(run), task), task, "own", "stored"),
-            "mean_of_others": measure_task(run, alone(run, merged_backbone(run), task, expert(run, task, mixture)), task, "own", "stored"),
+            "mean_of_others": measure_task(
+                run,
+                alone(run, merged_backbone(run), task, expert(run, task, mixture)),
+                task,
+                "own",
+                "stored",
+            ),
         }
         print("heldout", task, found[task], flush=True)
     return found
 
 
 def mean_adapters(run: Run, adapters: Sequence[TaskAdapters]) -> TaskAdapters:
-    """One adapter per site that subtracts the mean of what the given ones subtract: a mixture of K adapters of rank r is one of rank K r."""
+    """One adapter per site that subtracts the mean of what the given ones subtract: a mixture of K
+    adapters of rank r is one of rank K r."""
     made = TaskAdapters(run.config.pretrained.backbone, sum(each.rank for each in adapters))
-    for site, parts in zip(made.sites, zip(*(each.sites for each in adapters), strict=True), strict=True):
+    for site, parts in zip(
+        made.sites, zip(*(each.sites for each in adapters), strict=True), strict=True
+    ):
         site.down.data.copy_(torch.cat([part.down for part in parts], 1))
         site.up.data.copy_(torch.cat([part.up for part in parts]) / len(adapters))
     return made
@@ -109,7 +177,9 @@ def groups(run: Run) -> dict[str, Any]:
     found = {}
     everyone = experts(run)
     for group in (("tox21", "toxcast", "sider", "clintox"), ("bbbp", "bace", "hiv", "muv")):
-        model = UnifiedModel(merged_backbone(run), {task: everyone[task] for task in group}, run.config.router)
+        model = UnifiedModel(
+            merged_backbone(run), {task: everyone[task] for task in group}, run.config.router
+        )
         for task in group:
             found[task] = {"group": measure_task(run, model, task, "moe", "stored")}
             print("groups", task, found[task], flush=True)
@@ -117,23 +187,41 @@ def groups(run: Run) -> dict[str, Any]:
 
 
 def joint(run: Run) -> dict[str, Any]:
-    """The router in the loop: all adapters trained further, each loss through the mixture that will answer it; no labels, no gate parameters."""
+    """The router in the loop: all adapters trained further, each loss through the mixture that will
+    answer it; no labels, no gate parameters."""
     torch.manual_seed(run.seed)
     tasks, backbone = run.config.tasks, merged_backbone(run).requires_grad_(False)
     adapters = [adapters_from(run, trained_adapters(run, task).tensors) for task in tasks]
     teachers = [finetuned_backbone(run, task).requires_grad_(False) for task in tasks]
-    optimizer = torch.optim.Adam([parameter for each in adapters for parameter in each.parameters()], lr=3e-4, fused=True)
+    optimizer = torch.optim.Adam(
+        [parameter for each in adapters for parameter in each.parameters()], lr=3e-4, fused=True
+    )
     for epoch in range(3):
         for k, part in draw_batches([run.dataset(task) for task in tasks], cap=512, batch_size=32):
-            batch, settings = run.dataset(tasks[k]).graphs.select(part), run.config.alignment_for(tasks[k])
-            loss = alignment_loss(mixed(run, backbone, adapters, k, batch), trace(teachers[k], batch), support_of(batch), settings)
+            batch, settings = (
+                run.dataset(tasks[k]).graphs.select(part),
+                run.config.alignment_for(tasks[k]),
+            )
+            loss = alignment_loss(
+                mixed(run, backbone, adapters, k, batch),
+                trace(teachers[k], batch),
+                support_of(batch),
+                settings,
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         print("joint epoch", epoch + 1, float(loss.detach()), flush=True)
-    made: dict[str, Expert] = {task: expert(run, task, each) for task, each in zip(tasks, adapters, strict=True)}
+    made: dict[str, Expert] = {
+        task: expert(run, task, each) for task, each in zip(tasks, adapters, strict=True)
+    }
     model = UnifiedModel(backbone, made, run.config.router)
-    found = {task: {routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")} for task in tasks}
+    found = {
+        task: {
+            routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")
+        }
+        for task in tasks
+    }
     for task, each in found.items():
         print("joint", task, each, flush=True)
     return found
@@ -144,8 +232,11 @@ def support_of(batch: GraphBatch) -> Support:
     return Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
 
 
-def mixed(run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, batch: GraphBatch) -> LayerOutputs:
-    """The stream of task k under the mixture, with gradient to all adapters; routing weights are constants, as they are at inference."""
+def mixed(
+    run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, batch: GraphBatch
+) -> LayerOutputs:
+    """The stream of task k under the mixture, with gradient to all adapters; routing weights are
+    constants, as they are at inference."""
     router, support, convolutions = run.config.router, support_of(batch), []
     asked = torch.tensor([k])
 
@@ -154,12 +245,18 @@ def mixed(run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, bat
         up = torch.stack([each.sites[layer].up for each in adapters])
         with torch.no_grad():
             gram = torch.einsum("ird,jqd->ijrq", up, up)
-            weights = routing_weights(node_distances(z.unsqueeze(1), gram, asked, support, router), router.temperature, router.top_k)[:, 0]
+            weights = routing_weights(
+                node_distances(z.unsqueeze(1), gram, asked, support, router),
+                router.temperature,
+                router.top_k,
+            )[:, 0]
         convolutions.append(h - torch.einsum("nkr,nk,krd->nd", z, weights[batch.batch], up))
         return convolutions[-1]
 
     def normalise(layer: int, h: Tensor) -> Tensor:
-        return apply_norm(backbone, layer, h, adapters[k].norm_mean[layer], adapters[k].norm_var[layer])
+        return apply_norm(
+            backbone, layer, h, adapters[k].norm_mean[layer], adapters[k].norm_var[layer]
+        )
 
     readout = mean_readout(backbone(batch, correct, normalise), batch)
     outputs = torch.stack([each.sites[-1](readout) for each in adapters], 1)
@@ -171,10 +268,17 @@ def mixed(run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, bat
 def published(run: Run) -> dict[str, Any]:
     """What all tries are compared with: own and mixed answers of the finished model."""
     model = unified(run)
-    return {task: {routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")} for task in run.config.tasks}
+    return {
+        task: {
+            routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")
+        }
+        for task in run.config.tasks
+    }
 
 
-TRIES: dict[str, Callable[[Run], dict[str, Any]]] = {each.__name__: each for each in (published, far, few, heldout, groups, joint)}
+TRIES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    each.__name__: each for each in (published, far, few, heldout, groups, joint)
+}
 
 
 def main() -> None:

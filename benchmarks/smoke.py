@@ -1,4 +1,5 @@
-"""Is it still as fast? Ratios of things measured side by side in this run; fails where one is worse than the one on record by more than a half.
+"""Is it still as fast? Ratios of things measured side by side in this run; fails where one is worse
+than the one on record by more than a half.
 
 make bench-smoke
 """
@@ -10,7 +11,7 @@ import torch
 from benchmarks.compare import separate
 from benchmarks.measuring import RESULTS
 from benchmarks.molecules import fixed_molecules
-from merging.files import read_json
+from merging.data.files import read_json
 
 _ALLOWED = 1.5
 _RATIOS = ("own_time_ratio", "moe_time_ratio", "memory_ratio")
@@ -19,12 +20,21 @@ _RATIOS = ("own_time_ratio", "moe_time_ratio", "memory_ratio")
 def main() -> int:
     """Measure on a few molecules and compare with `benchmarks/results/separate.json`."""
     torch.set_num_threads(1)
-    recorded, found = read_json(RESULTS / "separate.json") or {}, separate(fixed_molecules(500), rounds=3)
+    recorded, found = (
+        read_json(RESULTS / "separate.json") or {},
+        separate(fixed_molecules(500), rounds=3),
+    )
     worse = 0
     for name in _RATIOS:
-        now, before = (values[name]["median"] if isinstance(values[name], dict) else values[name] for values in (found, recorded))
+        now, before = (
+            values[name]["median"] if isinstance(values[name], dict) else values[name]
+            for values in (found, recorded)
+        )
         worse += now > _ALLOWED * before
-        print(f"{name}: {now:.3f}, on record {before:.3f}{', worse' if now > _ALLOWED * before else ''}")
+        print(
+            f"{name}: {now:.3f}, on record"
+            f" {before:.3f}{', worse' if now > _ALLOWED * before else ''}"
+        )
     return min(worse, 1)
 
 

@@ -1,7 +1,8 @@
-"""Two ways to better teachers that were tried and not kept: weights pulled back to the pre-trained ones, and weights averaged along the run.
+"""Two ways to better teachers that were tried and not kept: weights pulled back to the pre-trained
+ones, and weights averaged along the run.
 
-    python -m benchmarks.teachers pull_back --tasks bace bbbp      # needs finished fine-tuned models
-    python -m benchmarks.teachers averaging --tasks bace clintox   # fine-tunes anew
+    python -m benchmarks.teachers pull_back --tasks bace bbbp      # needs finished fine-tuned
+    models python -m benchmarks.teachers averaging --tasks bace clintox   # fine-tunes anew
 
 Writes `results/<setting>/teachers-seed<N>.json`: validation and test ROC-AUC of each variant.
 """
@@ -13,14 +14,15 @@ from typing import Any
 import torch
 
 from benchmarks.common import parser, run_of, store
-from merging.evaluation import batches, predict
-from merging.finetuning import masked_loss
-from merging.pipeline import bare, finetuned, finetuned_alone, part
-from merging.results import both_parts, measure_task
-from merging.run import Run
-from merging.task_vector import TaskVector
-from models.backbone import make_backbone
+from merging.mergers.task_vector import TaskVector
+from merging.run.run import Run
+from merging.run.stages import bare, finetuned, finetuned_alone
+from merging.studies.results import both_parts, measure_task
+from merging.training.losses import masked_loss
+from merging.training.metrics import batches, predict
 from models.classifier import GraphClassifier
+from models.networks.hu2020 import make_backbone
+from models.state_dict import sub_state
 
 SCALINGS = (0.4, 0.6, 0.8, 1.0)
 SPANS = (1, 3, 10)
@@ -28,21 +30,35 @@ SPANS = (1, 3, 10)
 
 
 def pull_back(run: Run, task: str) -> dict[str, Any]:
-    """theta_pre + s (theta_k - theta_pre) with BatchNorm statistics anew, beside the fine-tuned model with the statistics that it has.
+    """theta_pre + s (theta_k - theta_pre) with BatchNorm statistics anew, beside the fine-tuned
+    model with the statistics that it has.
 
     Source: WiSE-FT, Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903.
     """
     start = run.pretrained()
-    vector = TaskVector.between(start, part(finetuned(run, task).tensors, "backbone."))
-    models = {str(s): bare(run, make_backbone(vector.apply(start, s), run.config.pretrained.backbone, "pulled back"), task) for s in SCALINGS}
-    return {name: measure_task(run, model, task, "own", "stored") for name, model in {"finetuned": finetuned_alone(run, task), **models}.items()}
+    vector = TaskVector.between(start, sub_state(finetuned(run, task).tensors, "backbone."))
+    models = {
+        str(s): bare(
+            run,
+            make_backbone(vector.apply(start, s), run.config.pretrained.backbone, "pulled back"),
+            task,
+        )
+        for s in SCALINGS
+    }
+    return {
+        name: measure_task(run, model, task, "own", "stored")
+        for name, model in {"finetuned": finetuned_alone(run, task), **models}.items()
+    }
 
 
 def averaging(run: Run, task: str) -> dict[str, Any]:
-    """The best epoch by validation of the model itself, and of each average; one fine-tuning as configured, seeded like the real one."""
+    """The best epoch by validation of the model itself, and of each average; one fine-tuning as
+    configured, seeded like the real one."""
     dataset, settings = run.dataset(task), run.config.finetune_for(task)
     torch.manual_seed(run.seed)
-    model = GraphClassifier(run.config.pretrained.backbone, len(dataset.label_names), settings.dropout)
+    model = GraphClassifier(
+        run.config.pretrained.backbone, len(dataset.label_names), settings.dropout
+    )
     model.backbone.load_state_dict(run.pretrained())
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     rows, averages = dataset.split.train, {span: copy.deepcopy(model) for span in SPANS}
@@ -50,14 +66,19 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
     for epoch in range(1, settings.epochs + 1):
         torch.manual_seed(run.seed * 100_003 + epoch)
         model.train()
-        for chosen, batch in batches(dataset.graphs, rows[torch.randperm(len(rows))], settings.batch_size):
+        for chosen, batch in batches(
+            dataset.graphs, rows[torch.randperm(len(rows))], settings.batch_size
+        ):
             loss = masked_loss(model(batch), dataset.labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             for span, average in averages.items():
                 follow(average, model, 1 / (span * steps))
-        for name, each in {"finetuned": model, **{str(span): average for span, average in averages.items()}}.items():
+        for name, each in {
+            "finetuned": model,
+            **{str(span): average for span, average in averages.items()},
+        }.items():
             scores = score(run, task, each.eval())
             if name not in best or scores["valid"] > best[name]["valid"]:
                 best[name] = {"epoch": epoch, **scores}
@@ -78,7 +99,9 @@ def score(run: Run, task: str, model: GraphClassifier) -> dict[str, float]:
     return both_parts(dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device))
 
 
-WAYS: dict[str, Callable[[Run, str], dict[str, Any]]] = {each.__name__: each for each in (pull_back, averaging)}
+WAYS: dict[str, Callable[[Run, str], dict[str, Any]]] = {
+    each.__name__: each for each in (pull_back, averaging)
+}
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
-"""The speed of the topology-aware Wasserstein distance: ours on the edge list, the published recipe on N x N matrices, and POT's exact solver.
+"""The speed of the topology-aware Wasserstein distance: ours on the edge list, the published recipe
+on N x N matrices, and POT's exact solver.
 
     python -m benchmarks.transport [--quick]
 
-Nothing is timed before its answer is compared with the others'. One thread; what is compared is measured in turns. Writes `results/transport.json`.
+Nothing is timed before its answer is compared with the others'. One thread; what is compared is
+measured in turns. Writes `results/transport.json`.
 """
 
 import argparse
@@ -19,22 +21,24 @@ from torch import Tensor
 
 from benchmarks.growth import RELEASE, RESULTS, interleaved, slope, surroundings
 from benchmarks.molecules import fixed_molecules
-from merging.files import write_json
-from models.adapter import AdapterBank
+from merging.data.files import write_json
 from models.artifact import load_parts
-from models.featurize import featurize
-from models.graph import MolGraph, collate
-from models.lanes import LANES, transport_distances
-from models.prepared import PreparedBatch
-from models.router import RouterConfig, node_distances
-from models.sinkhorn import Support
-from models.twd import cosine_cost, twd
+from models.compiled.batch import PreparedBatch
+from models.compiled.transport import LANES, transport_distances
+from models.data.molecule import MolGraph, collate
+from models.data.smiles import featurize
+from models.experts.bank import AdapterBank
+from models.experts.router import RouterConfig, node_distances
+from models.transport.problem import Support
+from models.transport.twd import cosine_cost, twd
 from tests.oracles_transport import dense_cost, dense_mask, published_sinkhorn
 from tests.strategies import GraphCase
 
 TOLERANCE = {"sinkhorn": 1e-5, "exact": 1e-5, "router": 2e-5}
-"""How far apart two answers of a kind may be; a distance lies in [0, 1], and ours is summed in float32."""
-_EPSILON, _STOP, _MAX_ITERS = 0.1, 0.1, 100  # the paper's, and the defaults of `twd` and of the router
+"""How far apart two answers of a kind may be; a distance lies in [0, 1], and ours is summed in
+float32."""
+# the paper's, and the defaults of `twd` and of the router
+_EPSILON, _STOP, _MAX_ITERS = 0.1, 0.1, 100
 _SLOW_SECONDS = 3.0  # a way that takes longer is not asked for a larger graph
 _ROUNDS_SECONDS = 8.0  # a way's repeats take about so long
 _DENSE_NODES = 10_000  # more need over 8 GB
@@ -42,9 +46,11 @@ _CHUNK = 32
 
 
 def dense(case: GraphCase, domain: Literal["log", "scaling"]) -> Tensor:
-    """The published recipe on padded N x N matrices, (G,): in the log domain as published, or in scaling form, which is matrix times vector.
+    """The published recipe on padded N x N matrices, (G,): in the log domain as published, or in
+    scaling form, which is matrix times vector.
 
-    Each graph stops by itself, for the same answer as ours. A slot of the padding sends its mass to itself at no cost.
+    Each graph stops by itself, for the same answer as ours. A slot of the padding sends its mass to
+    itself at no cost.
     """
     sizes = case.batch.bincount(minlength=case.num_graphs)
     place = torch.arange(len(case.batch)) - (sizes.cumsum(0) - sizes)[case.batch]
@@ -57,14 +63,26 @@ def dense(case: GraphCase, domain: Literal["log", "scaling"]) -> Tensor:
     cost.diagonal(dim1=1, dim2=2)[~real] = 0
     mask = torch.eye(width, dtype=torch.bool).repeat(case.num_graphs, 1, 1)
     mask[case.batch[source], place[source], place[target]] = True
-    kernel = torch.where(mask, cost / -_EPSILON, -math.inf) if domain == "log" else (cost / -_EPSILON).exp_().mul_(mask)
-    log_mass, (phi, psi), active = -sizes[:, None].to(cost.dtype).log(), cost.new_zeros(2, *real.shape), torch.ones_like(real[:, :1])
+    kernel = (
+        torch.where(mask, cost / -_EPSILON, -math.inf)
+        if domain == "log"
+        else (cost / -_EPSILON).exp_().mul_(mask)
+    )
+    log_mass, (phi, psi), active = (
+        -sizes[:, None].to(cost.dtype).log(),
+        cost.new_zeros(2, *real.shape),
+        torch.ones_like(real[:, :1]),
+    )
 
     def log_sums(potential: Tensor, dim: int) -> Tensor:
         if domain == "log":
             return torch.logsumexp(kernel + potential.unsqueeze(3 - dim), dim)
         vector = potential.exp().unsqueeze(dim)
-        return (torch.bmm(kernel, vector) if dim == 2 else torch.bmm(vector, kernel)).squeeze(dim).log_()
+        return (
+            (torch.bmm(kernel, vector) if dim == 2 else torch.bmm(vector, kernel))
+            .squeeze(dim)
+            .log_()
+        )
 
     for _ in range(_MAX_ITERS):
         update = log_mass - log_sums(psi, 2)
@@ -83,21 +101,41 @@ def pot_problems(case: GraphCase) -> list[coo_matrix]:
     support = Support.from_graph(*case.graph)
     graphs, problems = torch.arange(case.num_graphs + 1), []
     cost = cosine_cost(case.h, case.h_ref, support).double().numpy()
-    entries, nodes = (torch.searchsorted(each, graphs).tolist() for each in (support.graph_of_entry, case.batch))
+    entries, nodes = (
+        torch.searchsorted(each, graphs).tolist() for each in (support.graph_of_entry, case.batch)
+    )
     for graph in range(case.num_graphs):
-        part, first, size = slice(entries[graph], entries[graph + 1]), nodes[graph], nodes[graph + 1] - nodes[graph]
-        problems.append(coo_matrix((cost[part], (support.rows[part].numpy() - first, support.cols[part].numpy() - first)), shape=(size, size)))
+        part, first, size = (
+            slice(entries[graph], entries[graph + 1]),
+            nodes[graph],
+            nodes[graph + 1] - nodes[graph],
+        )
+        problems.append(
+            coo_matrix(
+                (
+                    cost[part],
+                    (support.rows[part].numpy() - first, support.cols[part].numpy() - first),
+                ),
+                shape=(size, size),
+            )
+        )
     return problems
 
 
 def pot(problems: list[coo_matrix]) -> Tensor:
     """The optimum of each problem by POT's network simplex, (G,) float64."""
     uniform = (np.full(problem.shape[0], 1 / problem.shape[0]) for problem in problems)
-    return torch.tensor([float(ot.emd2(mass, mass, problem, numItermax=10**8)) for mass, problem in zip(uniform, problems, strict=True)])
+    return torch.tensor(
+        [
+            float(ot.emd2(mass, mass, problem, numItermax=10**8))
+            for mass, problem in zip(uniform, problems, strict=True)
+        ]
+    )
 
 
 def ways_for(case: GraphCase) -> dict[str, Callable[[], Tensor]]:
-    """Ways to solve a case; a way's name begins with what it solves. POT gets its costs ready made, and `by_size` the parts that it works on."""
+    """Ways to solve a case; a way's name begins with what it solves. POT gets its costs ready made,
+    and `by_size` the parts that it works on."""
     problems, parts = pot_problems(case), split(case)
     ways: dict[str, Callable[[], Tensor]] = {
         "sinkhorn_ours": lambda: twd(*case.args).cost,
@@ -107,8 +145,12 @@ def ways_for(case: GraphCase) -> dict[str, Callable[[], Tensor]]:
         "sinkhorn_dense_scaling": lambda: dense(case, "scaling"),
     }
     if len(parts) > 1:
-        ways["sinkhorn_dense_log_by_size"] = lambda: torch.cat([dense(part, "log") for part in parts])
-        ways["sinkhorn_dense_scaling_by_size"] = lambda: torch.cat([dense(part, "scaling") for part in parts])
+        ways["sinkhorn_dense_log_by_size"] = lambda: torch.cat(
+            [dense(part, "log") for part in parts]
+        )
+        ways["sinkhorn_dense_scaling_by_size"] = lambda: torch.cat(
+            [dense(part, "scaling") for part in parts]
+        )
     return ways
 
 
@@ -118,128 +160,227 @@ def split(case: GraphCase) -> list[GraphCase]:
     for first in range(0, case.num_graphs, _CHUNK):
         nodes = (case.batch >= first) & (case.batch < first + _CHUNK)
         edges = case.edge_index[:, nodes[case.edge_index[0]]] - int(nodes.nonzero()[0])
-        parts.append(GraphCase(case.h[nodes], case.h_ref[nodes], edges, case.batch[nodes] - first, min(_CHUNK, case.num_graphs - first)))
+        parts.append(
+            GraphCase(
+                case.h[nodes],
+                case.h_ref[nodes],
+                edges,
+                case.batch[nodes] - first,
+                min(_CHUNK, case.num_graphs - first),
+            )
+        )
     return parts
 
 
 def molecule_case(graphs: list[MolGraph]) -> GraphCase:
-    """Two tasks' embeddings of the same molecules: the third convolution of the release, with each task's adapters."""
+    """Two tasks' embeddings of the same molecules: the third convolution of the release, with each
+    task's adapters."""
     parts, batch = load_parts(RELEASE), collate(graphs)
     with torch.inference_mode():
-        h, h_ref = (parts.experts[task].adapters(parts.backbone, batch).convolutions[2].clone() for task in ("tox21", "hiv"))
+        h, h_ref = (
+            parts.experts[task].adapters(parts.backbone, batch).convolutions[2].clone()
+            for task in ("tox21", "hiv")
+        )
     return GraphCase(h, h_ref, batch.edge_index, batch.batch, batch.num_graphs)
 
 
 def random_case(nodes: int) -> GraphCase:
-    """One graph with twice as many random edges as nodes, and rectified noise of width 300 around a common part."""
+    """One graph with twice as many random edges as nodes, and rectified noise of width 300 around a
+    common part."""
     generator = torch.Generator().manual_seed(nodes)
     pairs = torch.randint(nodes, (2, 2 * nodes), generator=generator)
     pairs = pairs[:, pairs[0] != pairs[1]]
     common, *own = torch.randn(3, nodes, 300, generator=generator)
     h, h_ref = (common.add(each).relu_() for each in own)
-    return GraphCase(h, h_ref, torch.cat([pairs, pairs.flip(0)], 1), torch.zeros(nodes, dtype=torch.int64), 1)
+    return GraphCase(
+        h, h_ref, torch.cat([pairs, pairs.flip(0)], 1), torch.zeros(nodes, dtype=torch.int64), 1
+    )
 
 
 def check(answers: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest difference from ours for each kind of problem. Raises AssertionError: it is above `TOLERANCE`."""
+    """The largest difference from ours for each kind of problem. Raises AssertionError: it is above
+    `TOLERANCE`."""
     found: dict[str, float] = {}
     for name, answer in answers.items():
         kind = name.split("_")[0]
         if f"{kind}_ours" in answers:
             difference = float((answer.double() - answers[f"{kind}_ours"].double()).abs().max())
             found[kind] = max(found.get(kind, 0.0), difference)
-            assert difference <= TOLERANCE[kind], f"{name}: got answers {difference:.1e} from ours, expected at most {TOLERANCE[kind]}"
+            assert difference <= TOLERANCE[kind], (
+                f"{name}: got answers {difference:.1e} from ours,"
+                f" expected at most {TOLERANCE[kind]}"
+            )
     return found
 
 
 def check_oracle(case: GraphCase, count: int) -> float:
-    """The largest difference of `dense` from the slow and obvious restatement in the tests, for some of the graphs."""
+    """The largest difference of `dense` from the slow and obvious restatement in the tests, for
+    some of the graphs."""
     answers, found = dense(case, "log").tolist(), 0.0
     for graph in range(0, case.num_graphs, case.num_graphs // count):
         one = case.alone(graph)
-        expected = published_sinkhorn(dense_cost(one.h, one.h_ref), dense_mask(one, 0), _EPSILON, _STOP, _MAX_ITERS)[0]
+        expected = published_sinkhorn(
+            dense_cost(one.h, one.h_ref), dense_mask(one, 0), _EPSILON, _STOP, _MAX_ITERS
+        )[0]
         found = max(found, abs(answers[graph] - expected))
-    assert found <= TOLERANCE["sinkhorn"], f"got a dense recipe {found:.1e} from the oracle, expected at most {TOLERANCE['sinkhorn']}"
+    assert found <= TOLERANCE["sinkhorn"], (
+        f"got a dense recipe {found:.1e} from the oracle, expected at most {TOLERANCE['sinkhorn']}"
+    )
     return found
 
 
 def measure_molecules(smiles: list[str], repeats: int) -> dict[str, Any]:
-    """A batch of real molecules, every way; the molecules lie in order of their sizes, so that its parts of 32 waste little padding."""
+    """A batch of real molecules, every way; the molecules lie in order of their sizes, so that its
+    parts of 32 waste little padding."""
     graphs = sorted((featurize(each).graph for each in smiles), key=lambda graph: graph.num_nodes)
     case = molecule_case(graphs)
     difference, ways = {"dense_from_oracle": check_oracle(case, 12)}, ways_for(case)
     difference |= check({name: way() for name, way in ways.items()})
     timings = interleaved(ways, repeats)
     for name, timing in timings.items():
-        timing["times_ours"] = timing["median_seconds"] / timings[f"{name.split('_')[0]}_ours"]["median_seconds"]
-    about = {"molecules": len(graphs), "nodes": len(case.h), "largest": graphs[-1].num_nodes, "edges": case.edge_index.shape[1]}
+        timing["times_ours"] = (
+            timing["median_seconds"] / timings[f"{name.split('_')[0]}_ours"]["median_seconds"]
+        )
+    about = {
+        "molecules": len(graphs),
+        "nodes": len(case.h),
+        "largest": graphs[-1].num_nodes,
+        "edges": case.edge_index.shape[1],
+    }
     return about | {"largest_difference": difference, "ways": timings}
 
 
 def measure_sizes(sizes: list[int], repeats: int) -> dict[str, Any]:
-    """Single random graphs, each way up to the size that it can be asked for, and how each grows beyond 1,000 nodes."""
+    """Single random graphs, each way up to the size that it can be asked for, and how each grows
+    beyond 1,000 nodes."""
     rows: list[dict[str, Any]] = []
     slow: set[str] = set()
     for nodes in sizes:
         case = random_case(nodes)
-        ways = {name: way for name, way in ways_for(case).items() if name not in slow and (nodes <= _DENSE_NODES or "dense" not in name)}
+        ways = {
+            name: way
+            for name, way in ways_for(case).items()
+            if name not in slow and (nodes <= _DENSE_NODES or "dense" not in name)
+        }
         difference = check({name: way() for name, way in ways.items()})
         timings = interleaved(ways, repeats, _ROUNDS_SECONDS)
-        slow |= {name for name, timing in timings.items() if timing["median_seconds"] > _SLOW_SECONDS}
-        about = {"nodes": nodes, "edges": case.edge_index.shape[1], "sweeps": int(twd(*case.args).num_iters[0])}
+        slow |= {
+            name for name, timing in timings.items() if timing["median_seconds"] > _SLOW_SECONDS
+        }
+        about = {
+            "nodes": nodes,
+            "edges": case.edge_index.shape[1],
+            "sweeps": int(twd(*case.args).num_iters[0]),
+        }
         rows.append(about | {"largest_difference": difference, "ways": timings})
-        print(nodes, {name: round(timing["median_seconds"], 5) for name, timing in timings.items()}, flush=True)
+        print(
+            nodes,
+            {name: round(timing["median_seconds"], 5) for name, timing in timings.items()},
+            flush=True,
+        )
     largest, slopes = {}, {}
     for name in rows[0]["ways"]:
         seen = [row for row in rows if name in row["ways"]]
         largest[name], far = seen[-1]["nodes"], [row for row in seen if row["nodes"] >= 1000]
-        edges, seconds = [row["edges"] for row in far], [row["ways"][name]["median_seconds"] for row in far]
+        edges, seconds = (
+            [row["edges"] for row in far],
+            [row["ways"][name]["median_seconds"] for row in far],
+        )
         slopes[name] = slope(edges, seconds)
         if name == "sinkhorn_ours":
-            slopes[f"{name}_per_sweep"] = slope(edges, [each / row["sweeps"] for each, row in zip(seconds, far, strict=True)])
+            slopes[f"{name}_per_sweep"] = slope(
+                edges, [each / row["sweeps"] for each, row in zip(seconds, far, strict=True)]
+            )
     return {"largest_nodes": largest, "slope_from_1000_nodes": slopes, "graphs": rows}
 
 
 def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str, Any]:
-    """All transport problems of one layer: 8 streams, 8 experts, the release's adapters cut to a rank; supports and weights are ready."""
+    """All transport problems of one layer: 8 streams, 8 experts, the release's adapters cut to a
+    rank; supports and weights are ready."""
     parts, batch = load_parts(RELEASE), collate([featurize(each).graph for each in smiles])
     released = [expert.adapters for expert in parts.experts.values()][:LANES]
     bank, experts = AdapterBank(released), torch.arange(len(released))
     with torch.inference_mode():
         h = torch.stack([each(parts.backbone, batch).convolutions[3] for each in released], 1)
-        z, up = torch.einsum("ntd,dkr->ntkr", h, bank.down[3, :, :, :rank]).relu_(), bank.up[3, :, :rank]
+        z, up = (
+            torch.einsum("ntd,dkr->ntkr", h, bank.down[3, :, :, :rank]).relu_(),
+            bank.up[3, :, :rank],
+        )
     gram = torch.einsum("ird,jqd->ijrq", up, up)
-    support, prepared = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs), PreparedBatch.from_batch(batch)
-    lanes, facing = z.permute(0, 3, 1, 2).contiguous().numpy(), gram.permute(2, 3, 1, 0).contiguous()
+    support, prepared = (
+        Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs),
+        PreparedBatch.from_batch(batch),
+    )
+    lanes, facing = (
+        z.permute(0, 3, 1, 2).contiguous().numpy(),
+        gram.permute(2, 3, 1, 0).contiguous(),
+    )
     squares = torch.einsum("iipq->pqi", gram).unsqueeze(2).expand(facing.shape).contiguous()
     graphs = np.arange(len(z)), *prepared.edges, prepared.begins
-    problem = lanes, squares.numpy(), facing.numpy(), experts.numpy(), *graphs, _EPSILON, _STOP, _MAX_ITERS
+    problem = (
+        lanes,
+        squares.numpy(),
+        facing.numpy(),
+        experts.numpy(),
+        *graphs,
+        _EPSILON,
+        _STOP,
+        _MAX_ITERS,
+    )
     ways: dict[str, Callable[[], Tensor]] = {
         "router_ours": lambda: torch.from_numpy(transport_distances(*problem)),
         "router_torch": lambda: node_distances(z, gram, experts, support, RouterConfig()),
     }
     difference = check({name: way() for name, way in ways.items()})
     timings = interleaved(ways, repeats)
-    about = {"molecules": len(smiles), "streams": len(experts), "experts": len(experts), "rank": rank, "largest_difference": difference}
+    about = {
+        "molecules": len(smiles),
+        "streams": len(experts),
+        "experts": len(experts),
+        "rank": rank,
+        "largest_difference": difference,
+    }
     ratio = timings["router_torch"]["median_seconds"] / timings["router_ours"]["median_seconds"]
     return about | {"torch_times_ours": ratio, "ways": timings}
 
 
 def main() -> None:
     """Measure everything and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="few repeats, small sizes")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/transport.json, or work/transport.json where quick")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="default: benchmarks/results/transport.json, or work/transport.json where quick",
+    )
     arguments = parser.parse_args()
     output = arguments.output or (Path("work") if arguments.quick else RESULTS) / "transport.json"
     torch.set_num_threads(1)
-    quick, found = arguments.quick, surroundings() | {"epsilon": _EPSILON, "tolerance": _STOP, "agreement": TOLERANCE}
+    quick, found = (
+        arguments.quick,
+        surroundings()
+        | {
+            "epsilon": _EPSILON,
+            "tolerance": _STOP,
+            "agreement": TOLERANCE,
+        },
+    )
     smiles, repeats = fixed_molecules(64 if quick else 512), 2 if quick else 7
     found["molecules"] = measure_molecules(smiles, repeats)
-    print({name: f"{timing['times_ours']:.1f} x ours" for name, timing in found["molecules"]["ways"].items()}, flush=True)
+    print(
+        {
+            name: f"{timing['times_ours']:.1f} x ours"
+            for name, timing in found["molecules"]["ways"].items()
+        },
+        flush=True,
+    )
     found["router"] = measure_router(smiles[:64], repeats)
     print(f"router: torch {found['router']['torch_times_ours']:.1f} x ours", flush=True)
-    found["sizes"] = measure_sizes([100, 300, 1000] if quick else [100, 300, 1000, 3000, 10_000, 30_000, 100_000], repeats)
+    found["sizes"] = measure_sizes(
+        [100, 300, 1000] if quick else [100, 300, 1000, 3000, 10_000, 30_000, 100_000], repeats
+    )
     print(found["sizes"]["slope_from_1000_nodes"], found["sizes"]["largest_nodes"], flush=True)
     write_json(output, found)
 

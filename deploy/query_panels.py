@@ -1,8 +1,10 @@
-"""Ask Prometheus for everything that the dashboard shows, and fail unless there is a number for all of it.
+"""Ask Prometheus for everything that the dashboard shows, and fail unless there is a number for all
+of it.
 
     python3 deploy/query_panels.py 127.0.0.1:9090 bbbp
 
-Needs nothing but Python. Rates need two scrapes with something between them, so it asks for a while.
+Needs nothing but Python. Rates need two scrapes with something between them, so it asks for a
+while.
 """
 
 import argparse
@@ -21,7 +23,9 @@ def panel_expressions(task: str) -> dict[str, str]:
     """Every expression of the dashboard by its panel, with values for Grafana's variables."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
     return {
-        f"{panel['title']} {target['refId']}": target["expr"].replace("$__rate_interval", "1m").replace("$task", task)
+        f"{panel['title']} {target['refId']}": (
+            target["expr"].replace("$__rate_interval", "1m").replace("$task", task)
+        )
         for panel in panels
         for target in panel.get("targets", [])
     }
@@ -29,7 +33,8 @@ def panel_expressions(task: str) -> dict[str, str]:
 
 def has_number(address: str, expression: str) -> bool:
     """Whether an instant query has at least one result that is a number (0/0 is none)."""
-    connection = http.client.HTTPConnection(address, timeout=10)  # rather than urllib: it knows no proxy settings
+    # rather than urllib: it knows no proxy settings
+    connection = http.client.HTTPConnection(address, timeout=10)
     connection.request("GET", "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
     answer = json.load(connection.getresponse())
     if answer["status"] != "success":
@@ -39,14 +44,18 @@ def has_number(address: str, expression: str) -> bool:
 
 def main() -> None:
     """Ask until all has an answer, or the time is over."""
-    parser = argparse.ArgumentParser(description="Ask Prometheus for everything that the dashboard shows.")
+    parser = argparse.ArgumentParser(
+        description="Ask Prometheus for everything that the dashboard shows."
+    )
     parser.add_argument("address", help="of Prometheus: host:port")
     parser.add_argument("task", help="to show routing weights for")
     parser.add_argument("--seconds", type=float, default=60, help="how long to wait for data")
     chosen = parser.parse_args()
     everything = missing = panel_expressions(chosen.task)
     deadline = time.monotonic() + chosen.seconds
-    while missing := {name: each for name, each in missing.items() if not has_number(chosen.address, each)}:
+    while missing := {
+        name: each for name, each in missing.items() if not has_number(chosen.address, each)
+    }:
         if time.monotonic() > deadline:
             sys.exit("\n".join(f"no data for {name}: {each}" for name, each in missing.items()))
         time.sleep(1)

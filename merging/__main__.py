@@ -1,5 +1,5 @@
-"""The command `gmerging`, also `python -m merging`: the commands are in `merging.cli`, which needs
-more than the service is installed with."""
+"""The command `gmerging`, also `python -m merging`: the commands are in `merging.cli.main`, which
+needs more than the service is installed with."""
 
 import sys
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ EXTRA = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """As `merging.cli.main`; where the extra `merging` is not installed, 1 and a line that says what
-    to install."""
+    """As `merging.cli.main.main`; where the extra `merging` is not installed, 1 and a line that
+    says what to install."""
     try:
-        from merging.cli import main as run
+        from merging.cli.main import main as run
 
         return run(argv)
     except ModuleNotFoundError as error:

@@ -1,6 +1,8 @@
-"""The merged model on disk: one folder with `manifest.json`, `backbone.safetensors` and `tasks/<task>.safetensors`.
+"""The merged model on disk: one folder with `manifest.json`, `backbone.safetensors` and
+`tasks/<task>.safetensors`.
 
-The manifest names every file with its sha256, so that an artifact is either loaded whole and unaltered or refused. There is no pickle in it.
+The manifest names every file with its sha256, so that an artifact is either loaded whole and
+unaltered or refused. There is no pickle in it.
 """
 
 import hashlib
@@ -21,18 +23,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from models.backbone import Backbone, BackboneConfig, load_tensors
+from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeInput
+from models.data.smiles import READING_RULE
 from models.errors import ArtifactError, CheckpointError
-from models.featurize import READING_RULE
+from models.experts.expert import Expert
+from models.experts.router import RouterConfig
+from models.experts.unified import UnifiedModel
 from models.files import replace_folder, sync, temporary_beside
-from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
-from models.graph_network import GraphNetwork, GraphNetworkConfig
-from models.inputs import AtomsInput, FeatureInput, InputSchema, MoleculeInput
 from models.names import Name, check_distinct
-from models.router import RouterConfig
-from models.task import TaskInfo
+from models.networks.hu2020 import Backbone, BackboneConfig
+from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
+from models.state_dict import load_tensors
+from models.task import TaskInfo, select_tasks
 from models.trial import try_tasks
-from models.unified import Expert, UnifiedModel, select_tasks
 from models.validation import problems_of
 
 FORMAT_VERSION = 1
@@ -40,7 +44,9 @@ MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"
 CARD = "README.md"
 
-NetworkConfig = Annotated[BackboneConfig | GraphNetworkConfig | ForceFieldConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[
+    BackboneConfig | GraphNetworkConfig | ForceFieldConfig, Field(discriminator="kind")
+]
 Network = Backbone | GraphNetwork | ForceField
 Member = Expert | ForceFieldExpert
 """What a task brings to a network."""
@@ -61,7 +67,8 @@ class Manifest(BaseModel):
         input: what the model takes.
         backbone, rank, router: shape and options; rank 0: there are no adapters.
         tasks: in the order of the experts.
-        nearest: by task, other tasks whose experts the router is likely to find near, nearest first (`models.screening`). Empty: not known.
+        nearest: by task, other tasks whose experts the router is likely to find near, nearest first
+            (`models.screening`). Empty: not known.
         provenance: configuration, seed, library versions and checksums of what it was made from.
         metrics: what was measured when it was made.
         files: sha256 of every other file, by path inside the folder.
@@ -91,19 +98,31 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _check_input(self) -> Self:
         if not isinstance(self.backbone, _TAKES[type(self.input)]):
-            raise ValueError(f"input: got kind {self.input.kind!r} for a backbone of kind {self.backbone.kind!r}, which takes something else")
+            raise ValueError(
+                f"input: got kind {self.input.kind!r} for a backbone of kind"
+                f" {self.backbone.kind!r}, which takes something else"
+            )
         by_task = {"graph": "num_features", "atoms": "elements"}.get(self.input.kind)
         if by_task and getattr(self.input, by_task).keys() != self.tasks.keys():
-            raise ValueError(f"input.{by_task}: got entries for {list(getattr(self.input, by_task))!a}, expected one for each task")
+            raise ValueError(
+                f"input.{by_task}: got entries for {list(getattr(self.input, by_task))!a}, expected"
+                " one for each task"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_nearest(self) -> Self:
         if self.nearest and self.nearest.keys() != self.tasks.keys():
-            raise ValueError(f"nearest: got entries for {list(self.nearest)!a}, expected one for each task, or none at all")
+            raise ValueError(
+                f"nearest: got entries for {list(self.nearest)!a}, expected one for each task, or"
+                " none at all"
+            )
         for task, others in self.nearest.items():
             if len({task, *others}) <= len(others) or not self.tasks.keys() >= set(others):
-                raise ValueError(f"nearest: got {others!a} for {task}, expected other tasks of the manifest, each once")
+                raise ValueError(
+                    f"nearest: got {others!a} for {task}, expected other tasks of the manifest,"
+                    " each once"
+                )
         return self
 
 
@@ -124,7 +143,8 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ArtifactParts:
-    """An artifact taken apart: the merged backbone, and what each task that was loaded brings; the manifest is of all tasks."""
+    """An artifact taken apart: the merged backbone, and what each task that was loaded brings; the
+    manifest is of all tasks."""
 
     manifest: Manifest
     backbone: Network
@@ -133,9 +153,12 @@ class ArtifactParts:
 
     @property
     def molecular_backbone(self) -> Backbone:
-        """The backbone, for what only artifacts for molecules can have done to them. Raises ArtifactError."""
+        """The backbone, for what only artifacts for molecules can have done to them. Raises
+        ArtifactError."""
         if not isinstance(self.backbone, Backbone):
-            raise ArtifactError(f"got an artifact of kind {self.manifest.input.kind!r}, expected one for molecules")
+            raise ArtifactError(
+                f"got an artifact of kind {self.manifest.input.kind!r}, expected one for molecules"
+            )
         return self.backbone
 
 
@@ -209,7 +232,9 @@ def check_output(
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
     if any(own.exists() and not _may_change(own) for own in (target, target / "tasks")):
-        raise ArtifactError(f"{folder}: got a read-only artifact, expected one that may be replaced")
+        raise ArtifactError(
+            f"{folder}: got a read-only artifact, expected one that may be replaced"
+        )
     if replace or digest == made_from:
         return target
     if old.name != name or old.tasks.keys() != set(tasks):
@@ -220,7 +245,8 @@ def check_output(
         )
     if _numbers(version) < _numbers(old.version):
         raise ArtifactError(
-            f"{folder}: got a newer artifact there, {name} {old.version}; expected none newer than {version}, or another folder, or --replace"
+            f"{folder}: got a newer artifact there, {name} {old.version}; expected none newer than"
+            f" {version}, or another folder, or --replace"
         )
     return target
 
@@ -289,18 +315,29 @@ def save_artifact(
         ArtifactError: it may not be written there, cannot be written, or cannot be used.
     """
     if tuple(experts) != tuple(manifest.tasks):
-        raise ArtifactError(f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}")
+        raise ArtifactError(
+            f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}"
+        )
     try:  # again: a copy with changed fields was never checked
         manifest = Manifest.model_validate(manifest.model_dump())
     except ValidationError as error:
         problems = problems_of(error, Manifest)
         raise ArtifactError(f"{folder}: not written, not a manifest: {problems}") from error
-    contents = {BACKBONE: _serialise(backbone), **{_task_file(task): _serialise(expert) for task, expert in experts.items()}}
+    contents = {
+        BACKBONE: _serialise(backbone),
+        **{_task_file(task): _serialise(expert) for task, expert in experts.items()},
+    }
     if card:
         contents[CARD] = card.encode()
-    manifest = manifest.model_copy(update={"files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}})
+    manifest = manifest.model_copy(
+        update={
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        }
+    )
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
-    target = check_output(folder, manifest.name, manifest.version, manifest.tasks, replace, made_from)
+    target = check_output(
+        folder, manifest.name, manifest.version, manifest.tasks, replace, made_from
+    )
     temporary = temporary_beside(target)
     try:
         _write(temporary, contents)
@@ -338,8 +375,11 @@ def _read_back(folder: Path) -> None:
         raise ArtifactError(f"{folder}: {error}") from error
 
 
-def load_artifact(folder: Path, device: torch.device | str = "cpu", tasks: Sequence[str] | None = None) -> Artifact:
-    """Load and verify an artifact or some of its tasks, ready to answer; the router then mixes these. Raises as `load_parts`."""
+def load_artifact(
+    folder: Path, device: torch.device | str = "cpu", tasks: Sequence[str] | None = None
+) -> Artifact:
+    """Load and verify an artifact or some of its tasks, ready to answer; the router then mixes
+    these. Raises as `load_parts`."""
     return assemble(load_parts(folder, tasks), device)
 
 
@@ -358,7 +398,8 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
 
     Args:
         folder: of the artifact.
-        tasks: whose files are read and in what order; no other task's file has to be there. None: all, and whatever else has a checksum.
+        tasks: whose files are read and in what order; no other task's file has to be there. None:
+            all, and whatever else has a checksum.
 
     Raises:
         UnknownTaskError: the manifest has no such task.
@@ -375,7 +416,9 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
         experts = {task: _member(manifest, task) for task in names}
     except (RuntimeError, MemoryError) as error:
         found = f"got sizes of a network that cannot be made: {error}"
-        raise ArtifactError(f"{folder / MANIFEST}: {found}, expected those of the tensors") from error
+        raise ArtifactError(
+            f"{folder / MANIFEST}: {found}, expected those of the tensors"
+        ) from error
     _fill(backbone, contents[BACKBONE], folder / BACKBONE)
     for task, expert in experts.items():
         _fill(expert, contents[_task_file(task)], folder / _task_file(task))
@@ -403,12 +446,19 @@ def _check_expert(expert: Member, origin: Path) -> None:
 
 
 def _check_elements(parts: ArtifactParts, folder: Path) -> None:
-    """What the manifest promises to answer, and what the tensors say, must be the same: else the first request would find out."""
+    """What the manifest promises to answer, and what the tensors say, must be the same: else the
+    first request would find out."""
     assert isinstance(parts.manifest.input, AtomsInput)  # as the manifest was checked
     for task, expert in parts.experts.items():
-        known, declared = expert.elements.nonzero().flatten().tolist(), sorted(set(parts.manifest.input.elements[task]))
+        known, declared = (
+            expert.elements.nonzero().flatten().tolist(),
+            sorted(set(parts.manifest.input.elements[task])),
+        )
         if known != declared:
-            raise ArtifactError(f"{folder}: got elements {known} in the tensors of {task}, expected those of the manifest, {declared}")
+            raise ArtifactError(
+                f"{folder}: got elements {known} in the tensors of {task}, expected those of the"
+                f" manifest, {declared}"
+            )
 
 
 def _network(config: BackboneConfig | GraphNetworkConfig | ForceFieldConfig) -> Network:
@@ -421,8 +471,12 @@ def _member(manifest: Manifest, task: str) -> Member:
     if isinstance(manifest.backbone, ForceFieldConfig):
         return ForceFieldExpert(manifest.backbone)
     info = manifest.tasks[task]
-    num_features = manifest.input.num_features[task] if isinstance(manifest.input, FeatureInput) else None
-    return Expert(manifest.backbone, manifest.rank, info.labels, info.level, info.target, num_features)
+    num_features = (
+        manifest.input.num_features[task] if isinstance(manifest.input, FeatureInput) else None
+    )
+    return Expert(
+        manifest.backbone, manifest.rank, info.labels, info.level, info.target, num_features
+    )
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
@@ -435,7 +489,9 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         raw = json.loads(data)
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if version != FORMAT_VERSION or isinstance(version, bool):
-            raise ArtifactError(f"{path}: got format version {version!r}, expected {FORMAT_VERSION}")
+            raise ArtifactError(
+                f"{path}: got format version {version!r}, expected {FORMAT_VERSION}"
+            )
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         problems = problems_of(error, Manifest)
@@ -446,7 +502,10 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     if wrong := needed - manifest.files.keys():
         raise ArtifactError(f"{path}: got no checksum of {', '.join(sorted(wrong))}")
     if wrong := manifest.files.keys() - needed - {CARD}:
-        raise ArtifactError(f"{path}: got a checksum of {', '.join(map(ascii, sorted(wrong)))}, expected only {', '.join(sorted(needed | {CARD}))}")
+        raise ArtifactError(
+            f"{path}: got a checksum of {', '.join(map(ascii, sorted(wrong)))}, expected only"
+            f" {', '.join(sorted(needed | {CARD}))}"
+        )
     return manifest, hashlib.sha256(data).hexdigest()
 
 
@@ -455,7 +514,9 @@ def _task_file(task: str) -> str:
 
 
 def _serialise(module: nn.Module) -> bytes:
-    return save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()})
+    return save(
+        {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    )
 
 
 def _read_verified(folder: Path, name: str, sha256: str) -> bytes:
@@ -464,7 +525,10 @@ def _read_verified(folder: Path, name: str, sha256: str) -> bytes:
     except OSError as error:
         raise ArtifactError(f"{folder}: got no readable {name}: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ArtifactError(f"{folder / name}: got other contents than the manifest's sha256 says, expected {sha256[:12]}...")
+        raise ArtifactError(
+            f"{folder / name}: got other contents than the manifest's sha256 says, expected"
+            f" {sha256[:12]}..."
+        )
     return data
 
 

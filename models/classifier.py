@@ -2,9 +2,8 @@
 
 from torch import Tensor, nn
 
-from models.backbone import Backbone, BackboneConfig
-from models.graph import GraphBatch
-from models.propagation import mean_readout
+from models.data.batch import GraphBatch, mean_readout
+from models.networks.hu2020 import Backbone, BackboneConfig
 
 
 class GraphClassifier(nn.Module):

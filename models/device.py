@@ -10,9 +10,12 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 def choose_device(choice: str) -> torch.device:
-    """`auto` takes a GPU if there is one. Raises ConfigError if `cuda` is asked for and there is none."""
+    """`auto` takes a GPU if there is one. Raises ConfigError if `cuda` is asked for and there is
+    none."""
     if choice not in get_args(DeviceChoice):
-        raise ConfigError(f"got device {choice!r}, expected one of {', '.join(get_args(DeviceChoice))}")
+        raise ConfigError(
+            f"got device {choice!r}, expected one of {', '.join(get_args(DeviceChoice))}"
+        )
     if choice == "cuda" and not torch.cuda.is_available():
         raise ConfigError("got device 'cuda', but torch sees no GPU here; expected 'cpu' or 'auto'")
     return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")

@@ -8,7 +8,8 @@ class GMergingError(Exception):
     """Base of all errors that G-Merging raises on purpose.
 
     Attributes:
-        code: a short machine-readable name, stable across releases; the service shows it to clients.
+        code: a short machine-readable name, stable across releases; the service shows it to
+            clients.
     """
 
     code = "gmerging_error"

@@ -15,7 +15,10 @@ from models.errors import InvalidInputError
 
 MAX_NAME = 64
 _NAME = re.compile(rf"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}(?<!\.)")
-_RULE = f"1 to {MAX_NAME} letters, digits, '.', '_' and '-', the first a letter or digit, no '..' and no '.' at the end"
+_RULE = (
+    f"1 to {MAX_NAME} letters, digits, '.', '_' and '-', the first a letter or digit, no '..' and"
+    " no '.' at the end"
+)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
 """What Windows takes for a device, whatever follows the first full stop."""
 

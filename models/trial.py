@@ -6,15 +6,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.atoms import Atoms, collate_atoms
-from models.backbone import Backbone
+from models.data.atoms import Atoms, collate_atoms
+from models.data.feature_graph import FeatureGraph, collate_features
+from models.data.molecule import MolGraph, collate
+from models.data.schema import AtomsInput, FeatureInput, InputSchema
 from models.errors import ArtifactError
-from models.force_field import ForceField, ForceFieldExpert, MergedForceField
-from models.graph import MolGraph, collate
-from models.graph_network import GraphNetwork
-from models.inputs import AtomsInput, FeatureGraph, FeatureInput, InputSchema, collate_features
-from models.router import RouterConfig
-from models.unified import Expert, UnifiedModel
+from models.experts.expert import Expert
+from models.experts.router import RouterConfig
+from models.experts.unified import UnifiedModel
+from models.networks.hu2020 import Backbone
+from models.networks.pyg import GraphNetwork
+from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField
 
 _ENDS = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
 _ATOMS, _BONDS = torch.tensor([[5, 0], [5, 0], [7, 0]]), torch.zeros((4, 2), dtype=torch.int64)

@@ -17,11 +17,11 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from models.errors import ConfigError, GMergingError
-from service.jobs import JobStore
-from service.logs import configure_logging
+from service.bulk.jobs import JobStore
 from service.settings import Settings, load_settings
 from service.sockets import address_of, listen, not_free
 from service.supervisor import HANGS_SECONDS, Supervisor
+from service.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -30,10 +30,18 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve until told to stop by SIGINT or SIGTERM; then finish what is in flight and exit with 0. Or make an API key."""
-    parser = argparse.ArgumentParser("gmerging-serve", description="Serve predictions over HTTP. Settings are variables GMERGING_*, see the README.")
+    """Serve until told to stop by SIGINT or SIGTERM; then finish what is in flight and exit with 0.
+    Or make an API key."""
+    parser = argparse.ArgumentParser(
+        "gmerging-serve",
+        description=(
+            "Serve predictions over HTTP. Settings are variables GMERGING_*, see the README."
+        ),
+    )
     commands = parser.add_subparsers(dest="command")
-    key = commands.add_parser("key", help="make an API key, and the entry for the list of keys that opens for it")
+    key = commands.add_parser(
+        "key", help="make an API key, and the entry for the list of keys that opens for it"
+    )
     key.add_argument("name", help="who will hold it; shown in logs")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -49,12 +57,15 @@ def _print_key(name: str) -> None:
     from service.security import new_key
 
     key, client = new_key(name)
-    sys.stdout.write(f"key (shown this once): {key}\nentry: {orjson.dumps(client.model_dump()).decode()}\n")
+    sys.stdout.write(
+        f"key (shown this once): {key}\nentry: {orjson.dumps(client.model_dump()).decode()}\n"
+    )
 
 
 def _serve(settings: Settings) -> None:
     configure_logging(settings)
-    # uvicorn repeats the signal that stopped it once it is done; by default that would make a clean stop look like a death by signal.
+    # uvicorn repeats the signal that stopped it once it is done; by default that would make a clean
+    # stop look like a death by signal.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
     # Or every process that Python starts for us, as `python -c`, has the current folder in front of
@@ -101,11 +112,12 @@ class _Server(uvicorn.Server):
 
 def _serve_alone(settings: Settings, sockets: list[socket.socket], options: dict[str, Any]) -> None:
     from service.app import create_app
-    from service.engine import load_engine
+    from service.core.engine import load_engine
 
     app = create_app(settings)
     _serve_metrics(settings, app.state.metrics.registry)
-    # Loaded here and not by the application, so that an artifact that cannot be used is one line and not a traceback.
+    # Loaded here and not by the application, so that an artifact that cannot be used is one line
+    # and not a traceback.
     app.state.engine = load_engine(settings.artifact, settings)
     server = _Server(uvicorn.Config(app, **options))
     server.run(sockets)
@@ -124,7 +136,7 @@ def _serve_together(
         # Workers inherit it, and prometheus-client reads it when it is imported: not before here.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         from service.app import worker_app
-        from service.metrics import shared_registry
+        from service.telemetry.metrics import shared_registry
 
         _serve_metrics(settings, shared_registry())
         load_parts(settings.artifact)

@@ -1,4 +1,5 @@
-"""The application: joins settings, engines, routes and middleware. Nothing is built when this module is imported."""
+"""The application: joins settings, engines, routes and middleware. Nothing is built when this
+module is imported."""
 
 import asyncio
 import logging
@@ -22,41 +23,62 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 
-from service.engine import Engine, load_engine
-from service.inference_protocol import InferRequest
-from service.job_runner import JobRunner
-from service.jobs import JobStore
-from service.logs import configure_logging
-from service.memory import keep_flat, settled
-from service.metrics import MULTIPROCESS_FOLDER, Metrics
-from service.middleware import Authenticate, BodyLimit, HeadAsGet, InflateBody, LimitBody, ObserveRequests
-from service.parsing import LOSSES
-from service.pipeline import Pipeline
-from service.problems import MEDIA_TYPE, install_handlers
+from service.bulk.flow import StreamPlaces
+from service.bulk.job_runner import JobRunner
+from service.bulk.jobs import JobStore
+from service.core.engine import Engine, load_engine
+from service.core.memory import keep_flat, settled
+from service.core.models import ModelRegistry
+from service.core.parsing import LOSSES
+from service.core.pipeline import Pipeline
+from service.core.reading import ITEM_CODES
+from service.formats.inference_protocol import InferRequest
+from service.http.middleware import (
+    Authenticate,
+    BodyLimit,
+    HeadAsGet,
+    InflateBody,
+    LimitBody,
+    ObserveRequests,
+)
+from service.http.problems import MEDIA_TYPE, install_handlers
+from service.http.routes import (
+    documentation,
+    files,
+    inference_protocol,
+    models,
+    operation,
+    predictions,
+)
+from service.http.routes.common import closed_query
 from service.rates import Rates
-from service.reading import ITEM_CODES
-from service.registry import ModelRegistry
-from service.routes import documentation, files, inference_protocol, models, operation, predictions
-from service.routes.common import closed_query
 from service.schemas import StreamLine
 from service.security import KeyRing
 from service.services import Services
 from service.settings import Settings, load_settings
-from service.streams import StreamPlaces
-from service.tracing import start_tracing, stop_tracing
+from service.telemetry.logs import configure_logging
+from service.telemetry.metrics import MULTIPROCESS_FOLDER, Metrics
+from service.telemetry.tracing import start_tracing, stop_tracing
 
 log = logging.getLogger(__name__)
 
-DESCRIPTION = "One merged graph neural network with a small adapter bank answers every task of every molecule or graph."
+DESCRIPTION = (
+    "One merged graph neural network with a small adapter bank answers every task of every molecule"
+    " or graph."
+)
 
 _REFRESH_SECONDS = 1.0
 _UPLOAD_SECONDS = 3600.0
 # For the documentation alone: `Authenticate` checks keys, before a body is read.
-_KEYS = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+_KEYS = [
+    Security(HTTPBearer(auto_error=False)),
+    Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
+]
 
 
 class Application(FastAPI):
-    """FastAPI whose OpenAPI document says that problems are `application/problem+json`, as they are."""
+    """FastAPI whose OpenAPI document says that problems are `application/problem+json`, as they
+    are."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
@@ -64,16 +86,28 @@ class Application(FastAPI):
             document = super().openapi()
             # Bodies that a route reads by itself are not among those that FastAPI knows of.
             document["components"]["schemas"] |= _schemas_of(InferRequest, StreamLine)
-            responses = [r for path in document["paths"].values() for operation in path.values() for r in operation["responses"].values()]
+            responses = [
+                r
+                for path in document["paths"].values()
+                for operation in path.values()
+                for r in operation["responses"].values()
+            ]
             for content in (response.get("content", {}) for response in responses):
-                if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
+                if (
+                    content.get("application/json", {})
+                    .get("schema", {})
+                    .get("$ref", "")
+                    .endswith("/Problem")
+                ):
                     content[MEDIA_TYPE] = content.pop("application/json")
             self.openapi_schema = document
         return self.openapi_schema
 
 
 def _schemas_of(*kinds: type[BaseModel]) -> dict[str, Any]:
-    schemas: dict[str, Any] = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}")[1]["$defs"]
+    schemas: dict[str, Any] = models_json_schema(
+        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
+    )[1]["$defs"]
     return schemas
 
 
@@ -147,7 +181,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     return app
 
 
-def _add_middleware(app: FastAPI, chosen: Settings, metrics: Metrics, keys: KeyRing, routes: Sequence[BaseRoute]) -> None:
+def _add_middleware(
+    app: FastAPI, chosen: Settings, metrics: Metrics, keys: KeyRing, routes: Sequence[BaseRoute]
+) -> None:
     """Each is added around what is there: the last one is the outermost."""
     app.add_middleware(HeadAsGet)
     app.add_middleware(LimitBody, limits=partial(_body_limit, chosen))
@@ -188,17 +224,31 @@ async def _running(
         shared / "orders.json" if shared else None,
     )
     pipeline = Pipeline(settings, metrics)
-    jobs = None if settings.jobs is None else await asyncio.to_thread(JobStore, settings.jobs, 3600 * settings.job_hours)
+    jobs = (
+        None
+        if settings.jobs is None
+        else await asyncio.to_thread(JobStore, settings.jobs, 3600 * settings.job_hours)
+    )
     runner = None if jobs is None else JobRunner(jobs, pipeline, registry, keys, metrics)
     metrics.watch(lambda: pipeline.gauges(0 if jobs is None else jobs.waiting()))
-    refreshing = asyncio.create_task(_refresh(metrics, shared), name="refresh metrics") if shared else None
+    refreshing = (
+        asyncio.create_task(_refresh(metrics, shared), name="refresh metrics") if shared else None
+    )
     try:
         await registry.start(engine)
         await pipeline.start()
         if runner is not None:
             runner.start()
         with settled():
-            yield Services(settings, metrics, keys, pipeline, registry, StreamPlaces(settings.max_streams), jobs)
+            yield Services(
+                settings,
+                metrics,
+                keys,
+                pipeline,
+                registry,
+                StreamPlaces(settings.max_streams),
+                jobs,
+            )
     finally:
         if runner is not None:
             await runner.close()
@@ -221,7 +271,8 @@ async def _refresh(metrics: Metrics, folder: Path) -> None:
 
 @contextmanager
 def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
-    """While this holds, SIGTERM and SIGINT first take readiness away, and only `seconds` later stop the server: so load balancers can look away."""
+    """While this holds, SIGTERM and SIGINT first take readiness away, and only `seconds` later stop
+    the server: so load balancers can look away."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -231,7 +282,11 @@ def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
         stop = handlers[signal.Signals(number)]
         again = not pipeline.ready
         pipeline.drain()
-        log.info("told to stop by %s: not ready from now on, closing in %g s", signal.Signals(number).name, 0 if again else seconds)
+        log.info(
+            "told to stop by %s: not ready from now on, closing in %g s",
+            signal.Signals(number).name,
+            0 if again else seconds,
+        )
         if not callable(stop):
             return
         if again or not seconds:
@@ -241,7 +296,11 @@ def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
             timer.daemon = True
             timer.start()
 
-    if all(callable(handler) and handler is not signal.default_int_handler for handler in handlers.values()):  # a server's, and not a test's
+    # a server's, and not a test's
+    if all(
+        callable(handler) and handler is not signal.default_int_handler
+        for handler in handlers.values()
+    ):
         for number in handlers:
             signal.signal(number, stop_later)
     yield

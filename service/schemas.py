@@ -1,4 +1,5 @@
-"""What goes over the wire: requests are validated by these models, answers are documented by them."""
+"""What goes over the wire: requests are validated by these models, answers are documented by
+them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from models.data.schema import InputSchema
 from models.errors import did_you_mean
-from models.inputs import InputSchema
+from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.task import Level, Target
-from models.unified import DEFAULT_ROUTING, Routing
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ETHANOL_GRAPH = {
@@ -30,20 +31,29 @@ ETHANOL_GRAPH = {
     "edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]],
     "edge_attr": [[0, 0], [0, 0], [0, 0], [0, 0]],
 }
-FEATURE_GRAPH = {"x": [[0, 1.5, 0], [1, 0, 0.25], [0, 0, 1]], "edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]]}
-WATER = {"numbers": [8, 1, 1], "positions": [[0, 0, 0.117], [0, 0.757, -0.467], [0, -0.757, -0.467]]}
+FEATURE_GRAPH = {
+    "x": [[0, 1.5, 0], [1, 0, 0.25], [0, 0, 1]],
+    "edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]],
+}
+WATER = {
+    "numbers": [8, 1, 1],
+    "positions": [[0, 0, 0.117], [0, 0.757, -0.467], [0, -0.757, -0.467]],
+}
 
-# Strict: 6.0, "6" and true are no atom types. Bounded: what does not fit a machine word never reaches a tensor.
+# Strict: 6.0, "6" and true are no atom types. Bounded: what does not fit a machine word never
+# reaches a tensor.
 _Integer = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
 
 
-# Fail fast: a hostile list of a million wrong values is one error, not a million (half a minute and 3 GB for a body of 4 MB).
+# Fail fast: a hostile list of a million wrong values is one error, not a million (half a minute and
+# 3 GB for a body of 4 MB).
 _Row = Annotated[list[_Integer], Field(fail_fast=True)]
 _Table = Annotated[list[_Row], Field(fail_fast=True)]
 
 
 def _as_it_came(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Checked and not converted: whether a number was written as an integer is of interest where it is an atom type."""
+    """Checked and not converted: whether a number was written as an integer is of interest where it
+    is an atom type."""
     check(value)
     return value
 
@@ -119,42 +129,72 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, data: Any) -> Any:
-        """Every unknown field is an error of its own, which names the nearest known one; up to a bound."""
-        unknown = [name for name in data if name not in cls.model_fields] if isinstance(data, dict) else []
+        """Every unknown field is an error of its own, which names the nearest known one; up to a
+        bound."""
+        unknown = (
+            [name for name in data if name not in cls.model_fields]
+            if isinstance(data, dict)
+            else []
+        )
         if len(unknown) > _MOST_UNKNOWN_FIELDS:
-            raise ValueError(f"got {len(data)} fields, expected some of {', '.join(cls.model_fields)}")
+            raise ValueError(
+                f"got {len(data)} fields, expected some of {', '.join(cls.model_fields)}"
+            )
         if unknown:
-            raise ValidationError.from_exception_data(cls.__name__, [_unknown_field(name, data[name], cls.model_fields) for name in unknown])
+            raise ValidationError.from_exception_data(
+                cls.__name__,
+                [_unknown_field(name, data[name], cls.model_fields) for name in unknown],
+            )
         return data
 
 
 def _unknown_field(name: str, value: object, known: Iterable[str]) -> InitErrorDetails:
-    sentence = f"got an unknown field, expected some of {', '.join(known)}{did_you_mean(name, known)}"
+    sentence = (
+        f"got an unknown field, expected some of {', '.join(known)}{did_you_mean(name, known)}"
+    )
     # Braces would be read as names of a context.
     kind = PydanticCustomError("extra_forbidden", "{sentence}", {"sentence": sentence})
     return InitErrorDetails(type=kind, loc=(name,), input=value)
 
 
 class GraphIn(_Request):
-    """A graph. Which fields it has is a matter of the model (`GET /model`, `input`); edges are given in both directions, self-loops are not given.
+    """A graph. Which fields it has is a matter of the model (`GET /model`, `input`); edges are
+    given in both directions, self-loops are not given.
 
     - Of kind `molecule`, in the vocabulary of Hu et al. 2020: x, edge_index and edge_attr.
     - Of kind `graph`: x and edge_index.
-    - Of kind `atoms`: numbers and positions, and in a crystal cell. Neighbours are found by the service.
+    - Of kind `atoms`: numbers and positions, and in a crystal cell. Neighbours are found by the
+      service.
     """
 
     x: _Numbers | None = Field(
         None,
-        description="one row per node, as long as the task's `num_features` says (`GET /tasks`); of a molecule, one row of two integers per heavy "
-        "atom: [atomic number - 1, chirality (0 none, 1 clockwise, 2 counter-clockwise)]",
+        description=(
+            "one row per node, as long as the task's `num_features` says (`GET /tasks`); of a"
+            " molecule, one row of two integers per heavy atom: [atomic number - 1, chirality (0"
+            " none, 1 clockwise, 2 counter-clockwise)]"
+        ),
     )
-    edge_index: _Table | None = Field(None, description="two rows: source node and target node of every edge")
+    edge_index: _Table | None = Field(
+        None, description="two rows: source node and target node of every edge"
+    )
     edge_attr: _Table | None = Field(
-        None, description="one row per edge: [bond type (0 single, 1 double, 2 triple, 3 aromatic), direction (0 none, 1 up-right, 2 down-right)]"
+        None,
+        description=(
+            "one row per edge: [bond type (0 single, 1 double, 2 triple, 3 aromatic), direction (0"
+            " none, 1 up-right, 2 down-right)]"
+        ),
     )
-    numbers: _Row | None = Field(None, description="atomic numbers, of the task's `elements` (`GET /tasks`)")
+    numbers: _Row | None = Field(
+        None, description="atomic numbers, of the task's `elements` (`GET /tasks`)"
+    )
     positions: _Numbers | None = Field(None, description="one row per atom: x, y and z in Angstrom")
-    cell: _Numbers | None = Field(None, description="of a crystal, three rows: the lattice vectors in Angstrom; it is periodic in all three")
+    cell: _Numbers | None = Field(
+        None,
+        description=(
+            "of a crystal, three rows: the lattice vectors in Angstrom; it is periodic in all three"
+        ),
+    )
 
 
 class PredictRequest(_Request):
@@ -172,14 +212,21 @@ class PredictRequest(_Request):
         None,
         description="one mol block (V2000 or V3000) or a list of them, in place of `smiles`",
     )
-    graphs: Annotated[list[GraphIn], Field(min_length=1, fail_fast=True)] | None = Field(None, description="graphs, in place of `smiles`")
+    graphs: Annotated[list[GraphIn], Field(min_length=1, fail_fast=True)] | None = Field(
+        None, description="graphs, in place of `smiles`"
+    )
     tasks: Annotated[list[_TaskName], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="tasks to answer, by name (see `GET /tasks`); all of them if left out"
     )
-    model: _ModelName | None = Field(None, description="name of a model (see `GET /model`); the default one if left out")
+    model: _ModelName | None = Field(
+        None, description="name of a model (see `GET /model`); the default one if left out"
+    )
     routing: Routing = Field(
         DEFAULT_ROUTING,
-        description="`own` uses each task's own expert alone; `moe` mixes the experts of all tasks per molecule; `merged` averages their parameters",
+        description=(
+            "`own` uses each task's own expert alone; `moe` mixes the experts of all tasks per"
+            " molecule; `merged` averages their parameters"
+        ),
     )
     explain: Annotated[list[Literal["routing"]], Field(fail_fast=True)] = Field(
         [], description="`routing` adds the weight of every expert at every site"
@@ -207,7 +254,9 @@ class StreamLine(_Request):
         description="a mol block (V2000 or V3000), in place of `smiles`",
     )
     graph: GraphIn | None = Field(None, description="a graph, in place of `smiles`")
-    id: Annotated[str, StringConstraints(max_length=256)] | _Integer | None = Field(None, description="comes back with the answer")
+    id: Annotated[str, StringConstraints(max_length=256)] | _Integer | None = Field(
+        None, description="comes back with the answer"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -218,10 +267,22 @@ class StreamLine(_Request):
 
 PREDICT_EXAMPLES: dict[str, Any] = {
     "one": {"summary": "One molecule, every task", "value": {"smiles": ASPIRIN}},
-    "several": {"summary": "Several molecules, two tasks", "value": {"smiles": ["CCO", ASPIRIN, "not a molecule"], "tasks": ["bbbp", "tox21"]}},
-    "explained": {"summary": "With routing weights", "value": {"smiles": [ASPIRIN], "tasks": ["bbbp"], "explain": ["routing"]}},
-    "graph": {"summary": "A graph: ethanol", "value": {"graphs": [ETHANOL_GRAPH], "tasks": ["bbbp"]}},
-    "features": {"summary": "For a model of graphs: three features a node", "value": {"graphs": [FEATURE_GRAPH]}},
+    "several": {
+        "summary": "Several molecules, two tasks",
+        "value": {"smiles": ["CCO", ASPIRIN, "not a molecule"], "tasks": ["bbbp", "tox21"]},
+    },
+    "explained": {
+        "summary": "With routing weights",
+        "value": {"smiles": [ASPIRIN], "tasks": ["bbbp"], "explain": ["routing"]},
+    },
+    "graph": {
+        "summary": "A graph: ethanol",
+        "value": {"graphs": [ETHANOL_GRAPH], "tasks": ["bbbp"]},
+    },
+    "features": {
+        "summary": "For a model of graphs: three features a node",
+        "value": {"graphs": [FEATURE_GRAPH]},
+    },
     "atoms": {"summary": "For a force field: water", "value": {"graphs": [WATER]}},
 }
 
@@ -247,7 +308,8 @@ class NodesOut(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     nodes: list[dict[str, float]] = Field(
-        description="for each node, in the order of `x`, a number per label", examples=[[{"class_0": 0.9, "class_1": 0.1}]]
+        description="for each node, in the order of `x`, a number per label",
+        examples=[[{"class_0": 0.9, "class_1": 0.1}]],
     )
 
 
@@ -258,7 +320,8 @@ class EnergyAndForcesOut(BaseModel):
 
     energy: float = Field(description="in eV", examples=[-4209.123456])
     forces: list[Annotated[list[float], Field(min_length=3, max_length=3)]] = Field(
-        description="for each atom, minus the gradient of the energy, in eV / Angstrom", examples=[[[0.1, 0.0, -0.2]]]
+        description="for each atom, minus the gradient of the energy, in eV / Angstrom",
+        examples=[[[0.1, 0.0, -0.2]]],
     )
 
 
@@ -269,20 +332,31 @@ class PredictionItem(BaseModel):
 
     index: int = Field(ge=0, description="position in the request")
     smiles: str | None = Field(
-        description="canonical SMILES of the molecule as it was read, without atom maps, isotopes "
-        "and hydrogen atoms; null for a graph and for a molecule that could not be read",
+        description=(
+            "canonical SMILES of the molecule as it was read, without atom maps, isotopes "
+            "and hydrogen atoms; null for a graph and for a molecule that could not be read"
+        ),
         examples=["CCO"],
     )
     tasks: dict[str, dict[str, float] | NodesOut | EnergyAndForcesOut] | None = Field(
         None,
-        description="per task, a number per label: a probability, or of a task for regression the value; of a task on nodes these for every node, of "
-        "a force field energy and forces (`GET /tasks`, `level` and `target`)",
+        description=(
+            "per task, a number per label: a probability, or of a task for regression the value; of"
+            " a task on nodes these for every node, of a force field energy and forces (`GET"
+            " /tasks`, `level` and `target`)"
+        ),
         examples=[{"bbbp": {"p_np": 0.91}, "bace": {"Class": 0.27}}],
     )
     routing: dict[str, dict[str, dict[str, float]]] | None = Field(
-        None, description="if asked: per task and site, the weight of every expert; the weights of a site sum to 1. A force field has no sites"
+        None,
+        description=(
+            "if asked: per task and site, the weight of every expert; the weights of a site sum to"
+            " 1. A force field has no sites"
+        ),
     )
-    error: ItemError | None = Field(None, description="present if and only if the molecule or graph could not be answered")
+    error: ItemError | None = Field(
+        None, description="present if and only if the molecule or graph could not be answered"
+    )
 
 
 class PredictResponse(BaseModel):
@@ -300,11 +374,17 @@ class TaskOut(BaseModel):
     labels: tuple[str, ...] = Field(examples=[["p_np"]])
     level: Level = Field(description="whether the graph has an answer, or each of its nodes")
     target: Target = Field(
-        description="`multilabel`: a probability for each label by itself; `multiclass`: probabilities that sum to 1; `regression`: values; "
-        "`energy_and_forces`: eV and eV / Angstrom"
+        description=(
+            "`multilabel`: a probability for each label by itself; `multiclass`: probabilities that"
+            " sum to 1; `regression`: values; `energy_and_forces`: eV and eV / Angstrom"
+        )
     )
-    num_features: int | None = Field(None, description="where the model takes graphs: how long a row of `x` is")
-    elements: tuple[int, ...] | None = Field(None, description="where it takes atoms: the atomic numbers that the task knows")
+    num_features: int | None = Field(
+        None, description="where the model takes graphs: how long a row of `x` is"
+    )
+    elements: tuple[int, ...] | None = Field(
+        None, description="where it takes atoms: the atomic numbers that the task knows"
+    )
 
 
 class TasksResponse(BaseModel):
@@ -334,7 +414,9 @@ class ModelResponse(ModelName):
 class ModelAction(_Request):
     """What an admin wants done."""
 
-    action: Literal["load", "reload", "unload"] = Field(description="`load` takes a new model or a new artifact of one, `reload` only the latter")
+    action: Literal["load", "reload", "unload"] = Field(
+        description="`load` takes a new model or a new artifact of one, `reload` only the latter"
+    )
 
 
 class AdminModel(BaseModel):
@@ -386,7 +468,10 @@ class HealthResponse(BaseModel):
 class FieldProblem(BaseModel):
     """One thing wrong with a request's body."""
 
-    pointer: str = Field(description="JSON pointer to it; of a parameter, where it is and its name", examples=["#/routing"])
+    pointer: str = Field(
+        description="JSON pointer to it; of a parameter, where it is and its name",
+        examples=["#/routing"],
+    )
     detail: str
 
 
@@ -400,5 +485,9 @@ class Problem(BaseModel):
     status: int = Field(examples=[422])
     detail: str
     code: str = Field(description="stable name of the problem", examples=["unknown_task"])
-    errors: list[FieldProblem] | None = Field(None, description="with code invalid_request: every field that is wrong")
-    limit: dict[str, int] | None = Field(None, description="the limit that was passed, by the name of its setting")
+    errors: list[FieldProblem] | None = Field(
+        None, description="with code invalid_request: every field that is wrong"
+    )
+    limit: dict[str, int] | None = Field(
+        None, description="the limit that was passed, by the name of its setting"
+    )

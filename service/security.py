@@ -1,10 +1,12 @@
-"""Who may ask: API keys, kept as hashes, with a rate for each. Without keys predictions are open to all who reach the port, and admin to nobody.
+"""Who may ask: API keys, kept as hashes, with a rate for each. Without keys predictions are open to
+all who reach the port, and admin to nobody.
 
 Keys are a JSON list of objects, in a file that is read again when it changes, or in a variable:
 
     [{"name": "lab", "sha256": "<of the key>", "admin": false, "molecules_per_minute": 60000}]
 
-`python -m service key lab` makes a key and prints its entry. A plain SHA-256 is enough because such a key has 256 random bits: nobody can guess it.
+`python -m service key lab` makes a key and prints its entry. A plain SHA-256 is enough because such
+a key has 256 random bits: nobody can guess it.
 """
 
 import asyncio
@@ -52,14 +54,19 @@ class RateLimitedError(Exception):
     """A client asks for more than its rate allows."""
 
     def __init__(self, client: Client, retry_after_seconds: int) -> None:
-        super().__init__(f"the key {client.name} may ask for {client.molecules_per_minute} molecules a minute, try again in {retry_after_seconds} s")
+        super().__init__(
+            f"the key {client.name} may ask for {client.molecules_per_minute} molecules a minute,"
+            f" try again in {retry_after_seconds} s"
+        )
         self.retry_after_seconds = retry_after_seconds
 
 
 class KeyRing:
     """The keys that open the service."""
 
-    def __init__(self, text: str | None = None, file: Path | None = None, rates: Rates | None = None) -> None:
+    def __init__(
+        self, text: str | None = None, file: Path | None = None, rates: Rates | None = None
+    ) -> None:
         """Read the keys.
 
         Args:
@@ -84,7 +91,9 @@ class KeyRing:
         """Who holds this key. The time it takes tells nothing of the keys."""
         self._look_again()
         digest = hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
-        matching = [client for client in self._clients if hmac.compare_digest(client.sha256, digest)]
+        matching = [
+            client for client in self._clients if hmac.compare_digest(client.sha256, digest)
+        ]
         return matching[0] if matching else None
 
     def named(self, name: str) -> Client | None:
@@ -93,7 +102,8 @@ class KeyRing:
         return next((client for client in self._clients if client.name == name), None)
 
     def spend(self, client: Client | None, molecules: int) -> None:
-        """Count molecules against a client's rate. Raises RateLimitedError; nothing is counted then."""
+        """Count molecules against a client's rate. Raises RateLimitedError; nothing is counted
+        then."""
         wait = self._spend(client, molecules)
         if client is not None and wait:
             raise RateLimitedError(client, wait)
@@ -108,7 +118,8 @@ class KeyRing:
         if client is None or client.molecules_per_minute is None:
             return 0
         most = client.molecules_per_minute
-        # More at once than a minute allows is let in when a whole minute's worth is there, or it could never be.
+        # More at once than a minute allows is let in when a whole minute's worth is there, or it
+        # could never be.
         return self._rates.spend(client.name, min(molecules, most), most)
 
     def _look_again(self) -> None:
@@ -122,7 +133,8 @@ class KeyRing:
         try:
             self._clients = _read(None, self._file)
             log.info("read %d API keys again", len(self._clients))
-        except ConfigError as error:  # a slip of an editor must not lock everybody out, nor let anybody in
+        # a slip of an editor must not lock everybody out, nor let anybody in
+        except ConfigError as error:
             log.error("the API keys stay as they were: %s", error)
 
 
@@ -147,7 +159,10 @@ def _read(text: str | None, file: Path | None) -> Sequence[Client]:
         raise ConfigError(f"GMERGING_{where}: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors(include_input=False)[0]  # never repeat what may be a key
-        raise ConfigError(f"GMERGING_{where}: {'/'.join(map(str, first['loc']))}: {first['msg']}, expected a list of keys' entries") from None
+        raise ConfigError(
+            f"GMERGING_{where}: {'/'.join(map(str, first['loc']))}: {first['msg']}, expected a list"
+            " of keys' entries"
+        ) from None
     names = [client.name for client in clients]
     if len(set(names)) != len(names):
         raise ConfigError(f"GMERGING_{where}: got a name twice, expected each once")

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from service.jobs import JobStore
-from service.metrics import Metrics
-from service.pipeline import Pipeline
-from service.registry import ModelRegistry
+from service.bulk.flow import StreamPlaces
+from service.bulk.jobs import JobStore
+from service.core.models import ModelRegistry
+from service.core.pipeline import Pipeline
 from service.security import KeyRing
 from service.settings import Settings
-from service.streams import StreamPlaces
+from service.telemetry.metrics import Metrics
 
 
 @dataclass

@@ -42,50 +42,123 @@ _Path = Annotated[Path, AfterValidator(_absolute)]
 class Settings(BaseSettings):
     """Every setting is the environment variable `GMERGING_<NAME>`.
 
-    The defaults of the size limits hold all of MoleculeNet: its largest molecule has 492 atoms and its longest SMILES 1340 characters.
+    The defaults of the size limits hold all of MoleculeNet: its largest molecule has 492 atoms and
+    its longest SMILES 1340 characters.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
 
-    # Loopback, because there are no keys unless some are given: to be reachable from other machines is a decision. The image takes it (0.0.0.0).
+    # Loopback, because there are no keys unless some are given: to be reachable from other machines
+    # is a decision. The image takes it (0.0.0.0).
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    metrics_port: int | None = Field(None, ge=1, le=65535, description="port of `/metrics`, which then is not on the main one")
-    artifact: _Path = Field(RELEASED_ARTIFACT, description="folder of the artifact that answers requests which name no model")
-    models: _Path | None = Field(None, description="folder of further artifacts, one folder in it for each; a folder's name is the model's")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="port of `/metrics`, which then is not on the main one"
+    )
+    artifact: _Path = Field(
+        RELEASED_ARTIFACT,
+        description="folder of the artifact that answers requests which name no model",
+    )
+    models: _Path | None = Field(
+        None,
+        description=(
+            "folder of further artifacts, one folder in it for each; a folder's name is the model's"
+        ),
+    )
     watch_seconds: float = Field(
-        0, ge=0, allow_inf_nan=False, description="how often to look for changed, new and removed artifacts; 0: only when an admin asks"
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description=(
+            "how often to look for changed, new and removed artifacts; 0: only when an admin asks"
+        ),
     )
     device: DeviceChoice = Field("auto", description="auto takes a GPU where there is one")
-    workers: int = Field(1, ge=1, le=256, description="processes that answer, each with its own models, queue and cache")
-    # More threads help one large request on idle cores and hurt on busy ones (measured: 1.7 to 2.7 times slower with two on two busy cores).
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="processes that answer, each with its own models, queue and cache",
+    )
+    # More threads help one large request on idle cores and hurt on busy ones (measured: 1.7 to 2.7
+    # times slower with two on two busy cores).
     threads: int = Field(1, ge=1, le=1024, description="torch threads of one model pass")
-    parsers: int = Field(2, ge=1, le=256, description="processes that read molecules, for each worker")
+    parsers: int = Field(
+        2, ge=1, le=256, description="processes that read molecules, for each worker"
+    )
     parse_timeout_seconds: float = Field(5, gt=0, le=3600, description="time to read one molecule")
-    request_timeout_seconds: float = Field(30, gt=0, le=3600, description="time to answer; `X-Request-Timeout` may ask for less")
+    request_timeout_seconds: float = Field(
+        30, gt=0, le=3600, description="time to answer; `X-Request-Timeout` may ask for less"
+    )
     max_molecules: int = Field(1000, ge=1, description="molecules in one request")
-    max_atoms: int = Field(500, ge=1, description="heavy atoms in one molecule; a graph may have twice as many bonds")
+    max_atoms: int = Field(
+        500, ge=1, description="heavy atoms in one molecule; a graph may have twice as many bonds"
+    )
     # RDKit reads long chains in quadratic time: 2000 characters cost up to 60 ms.
     max_smiles_length: int = Field(2000, ge=1, description="characters in one SMILES")
-    max_body_bytes: int = Field(4 * 1024**2, ge=1024, description="bytes in one request, and in one line of a stream")
+    max_body_bytes: int = Field(
+        4 * 1024**2, ge=1024, description="bytes in one request, and in one line of a stream"
+    )
     max_file_bytes: int = Field(1024**3, ge=1024, description="bytes in one uploaded file")
-    # On a CPU throughput is flat from 2500 to 9000 and falls beyond (caches), and a pass delays whoever comes next; a GPU wants far more.
-    # Molecules that share a pass share work (models.compiled): 16384 is 80 molecules for eight tasks, a tenth of a second.
+    # On a CPU throughput is flat from 2500 to 9000 and falls beyond (caches), and a pass delays
+    # whoever comes next; a GPU wants far more. Molecules that share a pass share work
+    # (models.compiled): 16384 is 80 molecules for eight tasks, a tenth of a second.
     max_batch_cost: int = Field(16384, ge=1, description="atoms times tasks in one model pass")
-    max_pending_cost: int = Field(500_000, ge=1, description="atoms (characters, before it is parsed) times tasks that may wait; more is refused")
+    max_pending_cost: int = Field(
+        500_000,
+        ge=1,
+        description=(
+            "atoms (characters, before it is parsed) times tasks that may wait; more is refused"
+        ),
+    )
     max_streams: int = Field(16, ge=1, description="streams and direct file answers at a time")
-    cache_bytes: int = Field(64 * 1024**2, ge=0, description="answers to keep for molecules that are asked for again; 0 keeps none")
-    jobs: _Path | None = Field(None, description="folder of jobs and their results; without one there are no jobs")
-    job_hours: float = Field(24, gt=0, allow_inf_nan=False, description="how long the result of a job is kept")
-    direct_file_bytes: int = Field(256 * 1024, ge=0, description="a larger file becomes a job, where there is a folder for jobs")
-    api_keys_file: _Path | None = Field(None, description="JSON list of keys; read again when it changes")
+    cache_bytes: int = Field(
+        64 * 1024**2,
+        ge=0,
+        description="answers to keep for molecules that are asked for again; 0 keeps none",
+    )
+    jobs: _Path | None = Field(
+        None, description="folder of jobs and their results; without one there are no jobs"
+    )
+    job_hours: float = Field(
+        24, gt=0, allow_inf_nan=False, description="how long the result of a job is kept"
+    )
+    direct_file_bytes: int = Field(
+        256 * 1024,
+        ge=0,
+        description="a larger file becomes a job, where there is a folder for jobs",
+    )
+    api_keys_file: _Path | None = Field(
+        None, description="JSON list of keys; read again when it changes"
+    )
     api_keys: str | None = Field(None, description="the same list, in the variable itself")
-    cors_origins: Annotated[tuple[_Origin, ...], NoDecode] = Field((), description="web origins that may call, separated by commas; none by default")
+    cors_origins: Annotated[tuple[_Origin, ...], NoDecode] = Field(
+        (), description="web origins that may call, separated by commas; none by default"
+    )
     log_format: Literal["json", "text"] = Field("json", description="json: one object a line")
-    log_level: LogLevel = Field("info", description="info has one line per request, warning only what went wrong")
-    tracing: bool = Field(False, description="OpenTelemetry traces, exported as its own `OTEL_*` variables say (needs the extra `tracing`)")
-    drain_seconds: float = Field(0, ge=0, le=3600, description="when told to stop, time in which `/readyz` says no and requests are still answered")
-    shutdown_seconds: int = Field(30, ge=1, le=3600, description="time to finish what is in flight after that")
+    log_level: LogLevel = Field(
+        "info", description="info has one line per request, warning only what went wrong"
+    )
+    tracing: bool = Field(
+        False,
+        description=(
+            "OpenTelemetry traces, exported as its own `OTEL_*` variables say (needs the extra"
+            " `tracing`)"
+        ),
+    )
+    drain_seconds: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description=(
+            "when told to stop, time in which `/readyz` says no and requests are still answered"
+        ),
+    )
+    shutdown_seconds: int = Field(
+        30, ge=1, le=3600, description="time to finish what is in flight after that"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -100,11 +173,14 @@ class Settings(BaseSettings):
     def _check(self) -> Self:
         if self.max_pending_cost < self.max_batch_cost:
             raise ValueError(
-                f"got {PREFIX}MAX_PENDING_COST {self.max_pending_cost}, expected at least {PREFIX}MAX_BATCH_COST, {self.max_batch_cost}: "
-                "a queue that holds less than one pass starves the model"
+                f"got {PREFIX}MAX_PENDING_COST {self.max_pending_cost}, expected at least"
+                f" {PREFIX}MAX_BATCH_COST, {self.max_batch_cost}: a queue that holds less than one"
+                " pass starves the model"
             )
         if self.api_keys is not None and self.api_keys_file is not None:
-            raise ValueError(f"got both {PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE, expected one of them")
+            raise ValueError(
+                f"got both {PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE, expected one of them"
+            )
         if self.models is not None and not self.models.is_dir():
             raise ValueError(f"got {PREFIX}MODELS {self.models}, expected a folder")
         return self

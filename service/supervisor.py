@@ -93,6 +93,8 @@ class Supervisor(multiprocess.Multiprocess):
                     continue
                 log.error("worker %s could not start: starting another one", process.pid)
             else:
-                log.error("worker %s ended (%s): starting another one", process.pid, process.exitcode)
+                log.error(
+                    "worker %s ended (%s): starting another one", process.pid, process.exitcode
+                )
             self.processes[index] = PatientProcess(self.config, self.sockets)
             self.processes[index].start()

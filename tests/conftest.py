@@ -1,4 +1,5 @@
-"""What several tests share: real molecules, pico models, and where the shared data lies, if it does."""
+"""What several tests share: real molecules, pico models, and where the shared data lies, if it
+does."""
 
 import os
 from pathlib import Path
@@ -7,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.backbone import Backbone, BackboneConfig, BackboneKind
-from models.featurize import featurize
-from models.graph import GraphBatch, collate
-from models.unified import Expert
+from models.data.batch import GraphBatch
+from models.data.molecule import collate
+from models.data.smiles import featurize
+from models.experts.expert import Expert
+from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind
 
 SHARED = Path(os.environ.get("GMERGING_DATA", Path(__file__).parents[2] / "shared" / "data")).parent
 KINDS: tuple[BackboneKind, ...] = ("gin", "gcn", "graphsage", "gat")
@@ -31,7 +33,10 @@ torch.set_num_threads(1)
 
 
 def pytest_report_header() -> str:
-    return f"shared data: {SHARED if SHARED.is_dir() else f'not at {SHARED}; tests that need it are skipped'}"
+    return (
+        "shared data:"
+        f" {SHARED if SHARED.is_dir() else f'not at {SHARED}; tests that need it are skipped'}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -57,20 +62,27 @@ def pico_config(kind: BackboneKind = "gcn") -> BackboneConfig:
 
 
 def random_backbone(config: BackboneConfig, seed: int = 0) -> Backbone:
-    """A backbone in evaluation mode whose every number differs, BatchNorm's included, so that a forgotten one is seen."""
+    """A backbone in evaluation mode whose every number differs, BatchNorm's included, so that a
+    forgotten one is seen."""
     generator = torch.Generator().manual_seed(seed)
     backbone = Backbone(config).eval()
     with torch.no_grad():
         for value in (*backbone.parameters(), *backbone.buffers()):
             if value.is_floating_point():
-                value.copy_(torch.rand(value.shape, generator=generator) - (0.5 if value.dim() > 1 else -0.5))
+                value.copy_(
+                    torch.rand(value.shape, generator=generator)
+                    - (0.5 if value.dim() > 1 else -0.5)
+                )
     return backbone
 
 
 def random_experts(config: BackboneConfig, rank: int = 4, seed: int = 0) -> dict[str, Expert]:
     """Three experts with 1, 3 and 2 labels whose every number differs."""
     generator = torch.Generator().manual_seed(seed)
-    experts = {task: Expert(config, rank, [f"{task}_{k}" for k in range(labels)]) for task, labels in (("alpha", 1), ("beta", 3), ("gamma", 2))}
+    experts = {
+        task: Expert(config, rank, [f"{task}_{k}" for k in range(labels)])
+        for task, labels in (("alpha", 1), ("beta", 3), ("gamma", 2))
+    }
     with torch.no_grad():
         for expert in experts.values():
             for value in (*expert.parameters(), *expert.buffers()):

@@ -1,4 +1,5 @@
-"""Slow and obvious transport: one graph at a time, dense, with a mask (n, n) of where mass may move."""
+"""Slow and obvious transport: one graph at a time, dense, with a mask (n, n) of where mass may
+move."""
 
 import math
 
@@ -36,8 +37,11 @@ def _cosine(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True)) / norms[0] / norms[1]
 
 
-def published_sinkhorn(cost: Array, mask: NDArray[np.bool_], epsilon: float, tolerance: float, max_iters: int) -> tuple[float, Array, int]:
-    """Cost <T, C>, plan and sweeps made by the published recipe, with -inf off the support: u, then v, until sum |u - u_previous| < tolerance."""
+def published_sinkhorn(
+    cost: Array, mask: NDArray[np.bool_], epsilon: float, tolerance: float, max_iters: int
+) -> tuple[float, Array, int]:
+    """Cost <T, C>, plan and sweeps made by the published recipe, with -inf off the support: u, then
+    v, until sum |u - u_previous| < tolerance."""
     n = len(cost)
     kernel = np.where(mask, -cost, -np.inf)
     u, v, sweeps, change = np.zeros(n), np.zeros(n), 0, math.inf
@@ -53,16 +57,22 @@ def published_sinkhorn(cost: Array, mask: NDArray[np.bool_], epsilon: float, tol
 def primal(cost: Array, plan: Array, epsilon: float) -> float:
     """<T, C> + epsilon * sum T (log T - log a b), with 0 log 0 = 0."""
     positive = plan[plan > 0]
-    return float((plan * cost).sum() + epsilon * (positive * (np.log(positive) + 2 * math.log(len(cost)))).sum())
+    return float(
+        (plan * cost).sum()
+        + epsilon * (positive * (np.log(positive) + 2 * math.log(len(cost)))).sum()
+    )
 
 
 def linear_program(cost: Array, mask: NDArray[np.bool_]) -> float:
-    """The optimum as a linear program: one variable per entry of the mask, one equation per row and per column."""
+    """The optimum as a linear program: one variable per entry of the mask, one equation per row and
+    per column."""
     n, (rows, cols) = len(cost), np.nonzero(mask)
     equations = np.zeros((2 * n, len(rows)))
     equations[rows, np.arange(len(rows))] = 1
     equations[n + cols, np.arange(len(rows))] = 1
-    return float(linprog(cost[mask], A_eq=equations, b_eq=np.full(2 * n, 1 / n), bounds=(0, None)).fun)
+    return float(
+        linprog(cost[mask], A_eq=equations, b_eq=np.full(2 * n, 1 / n), bounds=(0, None)).fun
+    )
 
 
 def pot_emd(cost: Array, mask: NDArray[np.bool_]) -> float:

@@ -1,4 +1,5 @@
-"""ADMET-AI, in its own environment: `ADMETModel.predict`, its public function for one SMILES or many."""
+"""ADMET-AI, in its own environment: `ADMETModel.predict`, its public function for one SMILES or
+many."""
 
 import logging
 import time
@@ -11,7 +12,8 @@ from benchmarks.peers import Loaded, serve
 
 
 def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
-    """Mode `full`, or `models` without descriptors and percentiles. ADMET-AI has no setting for the batch size; another is for a try."""
+    """Mode `full`, or `models` without descriptors and percentiles. ADMET-AI has no setting for the
+    batch size; another is for a try."""
     import lightning.pytorch as pl  # type: ignore[import-not-found]
     import numpy as np
     from admet_ai import ADMETModel, admet_model  # type: ignore[import-not-found]
@@ -27,13 +29,24 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
     if batch_size:
         admet_model.build_dataloader = partial(admet_model.build_dataloader, batch_size=batch_size)
     began = time.perf_counter()
-    model = ADMETModel(num_workers=0) if mode == "full" else ADMETModel(include_physchem=False, drugbank_path=None, num_workers=0)
+    model = (
+        ADMETModel(num_workers=0)
+        if mode == "full"
+        else ADMETModel(include_physchem=False, drugbank_path=None, num_workers=0)
+    )
     model_seconds = time.perf_counter() - began
 
     def answered(frame: Any) -> int:
         return int(np.isfinite(frame.to_numpy(float)).all(axis=1).sum())
 
-    return Loaded(model.predict, model.predict, answered, model_seconds, sum(map(len, model.task_lists)), batch_size or 64)
+    return Loaded(
+        model.predict,
+        model.predict,
+        answered,
+        model_seconds,
+        sum(map(len, model.task_lists)),
+        batch_size or 64,
+    )
 
 
 if __name__ == "__main__":

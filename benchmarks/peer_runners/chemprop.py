@@ -1,4 +1,5 @@
-"""chemprop in its own environment: one message-passing network as `chemprop train` makes it by default, with twelve binary outputs.
+"""chemprop in its own environment: one message-passing network as `chemprop train` makes it by
+default, with twelve binary outputs.
 
 Its weights are as initialised: what they are does not change what they cost.
 """
@@ -17,10 +18,15 @@ BATCH_SIZE = 64
 
 
 def prepare(folder: Path) -> None:
-    """Write the model: 3 steps over bonds, 300 wide, sum divided by 100, one hidden layer of 300."""
+    """Write the model: 3 steps over bonds, 300 wide, sum divided by 100, one hidden layer of
+    300."""
     import torch
     from chemprop.models import MPNN, save_model  # type: ignore[import-not-found]
-    from chemprop.nn import BinaryClassificationFFN, BondMessagePassing, NormAggregation  # type: ignore[import-not-found]
+    from chemprop.nn import (  # type: ignore[import-not-found]
+        BinaryClassificationFFN,
+        BondMessagePassing,
+        NormAggregation,
+    )
 
     torch.manual_seed(0)
     model = MPNN(BondMessagePassing(), NormAggregation(), BinaryClassificationFFN(n_tasks=OUTPUTS))
@@ -28,10 +34,19 @@ def prepare(folder: Path) -> None:
 
 
 def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
-    """Mode `rdkit` or `cuik` (who sees to atoms and bonds; both with a Trainer), or `direct` (cuik, and the network called by itself)."""
+    """Mode `rdkit` or `cuik` (who sees to atoms and bonds; both with a Trainer), or `direct` (cuik,
+    and the network called by itself)."""
     import torch
-    from chemprop.data import CuikmolmakerDataset, LazyMoleculeDatapoint, MoleculeDatapoint, MoleculeDataset, build_dataloader  # type: ignore[import-not-found]
-    from chemprop.featurizers import CuikmolmakerMolGraphFeaturizer  # type: ignore[import-not-found]
+    from chemprop.data import (  # type: ignore[import-not-found]
+        CuikmolmakerDataset,
+        LazyMoleculeDatapoint,
+        MoleculeDatapoint,
+        MoleculeDataset,
+        build_dataloader,
+    )
+    from chemprop.featurizers import (  # type: ignore[import-not-found]
+        CuikmolmakerMolGraphFeaturizer,
+    )
     from chemprop.models import load_model
     from lightning import pytorch as pl  # type: ignore[import-not-found]
 
@@ -41,7 +56,9 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
     began = time.perf_counter()
     model = load_model(folder / MODEL).eval()
     model_seconds = time.perf_counter() - began
-    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     trainer = pl.Trainer(accelerator="cpu", devices=1, **quiet)
     featurizer = CuikmolmakerMolGraphFeaturizer()
 
@@ -51,11 +68,20 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
         return MoleculeDataset([MoleculeDatapoint.from_smi(each) for each in smiles])
 
     def by_trainer(smiles: list[str]) -> Any:
-        return torch.cat(trainer.predict(model, build_dataloader(dataset(smiles), size, num_workers=0, shuffle=False, drop_last=False)))
+        return torch.cat(
+            trainer.predict(
+                model,
+                build_dataloader(
+                    dataset(smiles), size, num_workers=0, shuffle=False, drop_last=False
+                ),
+            )
+        )
 
     @torch.inference_mode()
     def by_itself(smiles: list[str]) -> Any:
-        return torch.cat([model(featurizer(smiles[k : k + size])) for k in range(0, len(smiles), size)])
+        return torch.cat(
+            [model(featurizer(smiles[k : k + size])) for k in range(0, len(smiles), size)]
+        )
 
     predict = by_itself if mode == "direct" else by_trainer
 

@@ -1,4 +1,5 @@
-"""What a study trains, each model kept once it is finished: teachers of both beginnings, and the joint model."""
+"""What a study trains, each model kept once it is finished: teachers of both beginnings, and the
+joint model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.config import fingerprint
-from merging.force_fields.config import Beginning, ForceFieldStudyConfig
-from merging.force_fields.datasets import FrameDataset, load_frames
+from merging.config.base import fingerprint
+from merging.data.frames import FrameDataset
+from merging.families.force_fields import ForceFieldStudyConfig, load_frames
 from merging.force_fields.training import fit, start
-from merging.pieces import Piece, PieceStore
-from models.backbone import load_tensors
-from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
+from merging.run.store import Piece, PieceStore
+from merging.training.settings import Beginning
+from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
+from models.state_dict import load_tensors
 
 
 @dataclass(frozen=True)
 class Study:
-    """A configuration, a seed, the data folder, and the work folder in which finished models are kept and found again."""
+    """A configuration, a seed, the data folder, and the work folder in which finished models are
+    kept and found again."""
 
     config: ForceFieldStudyConfig
     seed: int
@@ -43,20 +46,27 @@ class Study:
 
     def initial_seed(self, task: str, beginning: Beginning) -> int:
         """The seed of the weights that a task's teacher starts from."""
-        return self.seed if beginning == "shared" else 1000 * (self.seed + 1) + self.config.tasks.index(task)
+        return (
+            self.seed
+            if beginning == "shared"
+            else 1000 * (self.seed + 1) + self.config.tasks.index(task)
+        )
 
     def teacher(self, task: str, beginning: Beginning) -> tuple[MergedForceField, dict[str, Any]]:
         """One task's model, trained on it alone, and how its training went."""
 
         def make(checkpoint: Path) -> Piece:
             model = self.untrained((task,), self.initial_seed(task, beginning))
-            record = fit(model, {task: self.datasets[task]}, self.config.training, self.seed, checkpoint)
+            record = fit(
+                model, {task: self.datasets[task]}, self.config.training, self.seed, checkpoint
+            )
             return Piece(model.state_dict(), record)
 
         return self._model(f"teacher-{beginning}-{task}", (task,), make)
 
     def joint(self) -> tuple[MergedForceField, dict[str, Any]]:
-        """One network trained on all tasks, each with its own embeddings and head; as many gradient steps as all teachers together."""
+        """One network trained on all tasks, each with its own embeddings and head; as many gradient
+        steps as all teachers together."""
 
         def make(checkpoint: Path) -> Piece:
             model = self.untrained(self.config.tasks, self.seed)
@@ -65,15 +75,22 @@ class Study:
 
         return self._model("joint", self.config.tasks, make)
 
-    def _model(self, name: str, tasks: tuple[str, ...], make: Callable[[Path], Piece]) -> tuple[MergedForceField, dict[str, Any]]:
+    def _model(
+        self, name: str, tasks: tuple[str, ...], make: Callable[[Path], Piece]
+    ) -> tuple[MergedForceField, dict[str, Any]]:
         """The finished model `name`; made now and kept if it is not there."""
         config = self.config
         key = fingerprint(config.network, config.frames, config.training, config.source, *tasks)
         piece = PieceStore(self.work / config.source, self.seed).piece(name, key, make)
-        return assemble(config.network, tasks, piece.tensors, f"{name} of seed {self.seed}"), piece.record
+        return (
+            assemble(config.network, tasks, piece.tensors, f"{name} of seed {self.seed}"),
+            piece.record,
+        )
 
 
-def assemble(config: ForceFieldConfig, tasks: tuple[str, ...], tensors: dict[str, Tensor], origin: str) -> MergedForceField:
+def assemble(
+    config: ForceFieldConfig, tasks: tuple[str, ...], tensors: dict[str, Tensor], origin: str
+) -> MergedForceField:
     """A model from its state dict. Raises CheckpointError (see `load_tensors`)."""
     model = MergedForceField(ForceField(config), {task: ForceFieldExpert(config) for task in tasks})
     load_tensors(model, tensors, origin)

@@ -1,4 +1,5 @@
-"""Training of force fields on energies and forces: one task alone, several jointly, or heads only; resumable after every epoch."""
+"""Training of force fields on energies and forces: one task alone, several jointly, or heads only;
+resumable after every epoch."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from merging.force_fields.config import FitConfig
-from merging.force_fields.datasets import FrameDataset, Labels
-from merging.training import ResumableTraining
-from models.atoms import NUM_ELEMENTS, AtomsBatch
-from models.force_field import ForceField, ForceFieldExpert, ForceFieldOutput, MergedForceField, energy_and_forces, potential
+from merging.data.frames import FrameDataset, Labels
+from merging.training.loop import ResumableTraining
+from merging.training.settings import FitConfig
+from models.data.atoms import composition, energies_of_elements
+from models.networks.schnet import (
+    ForceField,
+    ForceFieldExpert,
+    ForceFieldOutput,
+    MergedForceField,
+    energy_and_forces,
+    potential,
+)
 
 Trained = Literal["all", "heads"]
 EVALUATION_BATCH = 25
@@ -22,36 +30,33 @@ _ALIGNED_FRAMES = 50
 
 @dataclass(frozen=True)
 class Errors:
-    """Mean absolute errors on some frames: of the energy in meV, of the components of the forces in meV / Angstrom."""
+    """Mean absolute errors on some frames: of the energy in meV, of the components of the forces in
+    meV / Angstrom."""
 
     energy: float
     forces: float
 
 
 def fit_scale(expert: ForceFieldExpert, dataset: FrameDataset) -> None:
-    """Set what an expert takes from the training frames: elements, scale (root mean square of the forces) and mean energy."""
+    """Set what an expert takes from the training frames: elements, scale (root mean square of the
+    forces) and mean energy."""
     rows = dataset.split.train
     expert.elements[dataset.structures[0].numbers.unique()] = True
     expert.scale.copy_(dataset.forces[rows].double().pow(2).mean().sqrt())
-    expert.atom_energies.copy_(energies_of_elements(composition(dataset.select(rows)), dataset.energy[rows]))
+    expert.atom_energies.copy_(
+        energies_of_elements(composition(dataset.select(rows)), dataset.energy[rows])
+    )
 
 
-def composition(batch: AtomsBatch) -> Tensor:
-    """How many atoms of each element a structure has, (G, 119) float64."""
-    counts = torch.zeros(batch.num_graphs, NUM_ELEMENTS, dtype=torch.float64)
-    return counts.index_put_((batch.batch, batch.numbers), counts.new_ones(()), accumulate=True)
-
-
-def energies_of_elements(counts: Tensor, energy: Tensor) -> Tensor:
-    """Energies (119,) in eV whose sums over `counts` (G, 119) come nearest to `energy` (G,): the smallest ones where there is a choice."""
-    inverse: Tensor = torch.linalg.pinv(counts, rtol=1e-10)
-    return inverse @ energy
-
-
-def loss_of(output: ForceFieldOutput, labels: Labels, scale: Tensor, energy_weight: float) -> Tensor:
-    """Mean square error of the components of the forces plus `energy_weight` times that of the energies, both over `scale` squared."""
+def loss_of(
+    output: ForceFieldOutput, labels: Labels, scale: Tensor, energy_weight: float
+) -> Tensor:
+    """Mean square error of the components of the forces plus `energy_weight` times that of the
+    energies, both over `scale` squared."""
     forces = ((output.forces - labels.forces) / scale.to(labels.forces)).pow(2).mean()
-    return forces + energy_weight * ((output.energy - labels.energy) / scale).pow(2).mean().to(forces)
+    return forces + energy_weight * ((output.energy - labels.energy) / scale).pow(2).mean().to(
+        forces
+    )
 
 
 def fit(
@@ -63,19 +68,23 @@ def fit(
     trained: Trained = "all",
     frames: int | None = None,
 ) -> dict[str, Any]:
-    """Train a model in place and leave it at the epoch with the least error of the forces on the validation frames, mean over the tasks.
+    """Train a model in place and leave it at the epoch with the least error of the forces on the
+    validation frames, mean over the tasks.
 
     Args:
         model: the network and one expert for each task; each batch holds one task.
         datasets: by task.
         config: epochs and so on.
-        seed: of the order of frames; each epoch draws from its own seed, so a resumed run is the same run.
-        checkpoint: where the state is kept after each epoch; removed by the caller once the result is stored.
+        seed: of the order of frames; each epoch draws from its own seed, so a resumed run is the
+            same run.
+        checkpoint: where the state is kept after each epoch; removed by the caller once the result
+            is stored.
         trained: all weights, or those of the heads alone.
         frames: use the first so many training frames of each task; None is all.
 
     Returns:
-        Epochs, best epoch, validation error of the forces by epoch in meV / Angstrom, gradient steps, seconds.
+        Epochs, best epoch, validation error of the forces by epoch in meV / Angstrom, gradient
+        steps, seconds.
     """
     parameters = trainable(model, trained)
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
@@ -83,9 +92,14 @@ def fit(
     steps = 0
     for epoch in training.epochs(config.epochs, f"force field: epochs ({trained})"):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / config.epochs)) / 2
+            group["lr"] = (
+                config.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / config.epochs)) / 2
+            )
         steps = _train_epoch(model, optimizer, datasets, config, frames)
-        error = sum(evaluate(model, task, dataset, dataset.split.valid).forces for task, dataset in datasets.items()) / len(datasets)
+        error = sum(
+            evaluate(model, task, dataset, dataset.split.valid).forces
+            for task, dataset in datasets.items()
+        ) / len(datasets)
         training.keep_best(epoch, -error)
         training.shown = {"valid": f"{error:.1f}"}
     model.load_state_dict(training.kept["best"])
@@ -108,8 +122,13 @@ def trainable(model: MergedForceField, trained: Trained) -> list[torch.nn.Parame
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def start(network: ForceField, experts: Mapping[str, ForceFieldExpert], datasets: Mapping[str, FrameDataset]) -> MergedForceField:
-    """An untrained model whose experts know the scales of their tasks, and whose mean energies are right from the first step."""
+def start(
+    network: ForceField,
+    experts: Mapping[str, ForceFieldExpert],
+    datasets: Mapping[str, FrameDataset],
+) -> MergedForceField:
+    """An untrained model whose experts know the scales of their tasks, and whose mean energies are
+    right from the first step."""
     for task, expert in experts.items():
         fit_scale(expert, datasets[task])
         rows = datasets[task].split.train[:_ALIGNED_FRAMES]
@@ -121,7 +140,11 @@ def start(network: ForceField, experts: Mapping[str, ForceFieldExpert], datasets
 
 
 def _train_epoch(
-    model: MergedForceField, optimizer: torch.optim.Optimizer, datasets: Mapping[str, FrameDataset], config: FitConfig, frames: int | None
+    model: MergedForceField,
+    optimizer: torch.optim.Optimizer,
+    datasets: Mapping[str, FrameDataset],
+    config: FitConfig,
+    frames: int | None,
 ) -> int:
     """Number of gradient steps."""
     parts: list[tuple[str, Tensor]] = []
@@ -131,9 +154,12 @@ def _train_epoch(
     for k in torch.randperm(len(parts)).tolist():
         task, part = parts[k]
         expert = model.expert(task)
-        output = energy_and_forces(model.network, expert, datasets[task].select(part), differentiable=True)
+        output = energy_and_forces(
+            model.network, expert, datasets[task].select(part), differentiable=True
+        )
         loss = loss_of(output, datasets[task].labels(part), expert.scale, config.energy_weight)
-        optimizer.zero_grad()  # to None, so that the other tasks' experts stay as they are, Adam's momentum included
+        # to None, so that the other tasks' experts stay as they are, Adam's momentum included
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return len(parts)

@@ -1,4 +1,5 @@
-"""Supervised training on graphs with numeric features: one task with a network of its own, or several tasks with one network and a head each."""
+"""Supervised training on graphs with numeric features: one task with a network of its own, or
+several tasks with one network and a head each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,18 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from merging.finetuning import masked_loss
-from merging.graphs.config import GraphTrainingConfig
+from merging.data.task_data import Step
+from merging.families.graphs import TaskData
 from merging.graphs.evaluation import evaluate, predict
-from merging.graphs.tasks import AnswerTask, Step, TaskData
-from merging.pipeline import part
-from merging.training import ResumableTraining
-from models.graph import GraphBatch
-from models.graph_network import GraphNetwork, GraphNetworkConfig
-from models.propagation import mean_readout
-from models.task import Level, Target
+from merging.training.loop import ResumableTraining
+from merging.training.losses import known_loss, label_scale
+from merging.training.settings import GraphTrainingConfig
+from models.data.batch import GraphBatch, mean_readout
+from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.state_dict import sub_state
+from models.task import Level
 
 
 class TaskModel(nn.Module):
@@ -31,7 +31,8 @@ class TaskModel(nn.Module):
         self.head = nn.Linear(network.config.hidden_dim, outputs)
 
     def forward(self, batch: GraphBatch) -> Tensor:
-        """The head's outputs: (G, C), or (N, C) for a task on nodes; the mean over a graph's nodes is its embedding."""
+        """The head's outputs: (G, C), or (N, C) for a task on nodes; the mean over a graph's nodes
+        is its embedding."""
         h = self.network(batch)
         out: Tensor = self.head(h if self.level == "node" else mean_readout(h, batch))
         return out
@@ -43,7 +44,8 @@ class TrainResult:
 
     Attributes:
         network: state dict of the GraphNetwork.
-        heads: by task, state dict of its linear head (weight (C, d), bias (C,)); for regression it answers in the units of the labels.
+        heads: by task, state dict of its linear head (weight (C, d), bias (C,)); for regression it
+            answers in the units of the labels.
         record: epochs run, best epoch, mean validation score by epoch, seconds.
     """
 
@@ -68,18 +70,22 @@ def train(
     checkpoint: Path,
     device: torch.device | None = None,
 ) -> TrainResult:
-    """Train one network on all tasks, each with a head, and keep the epoch with the best mean validation score (the earliest of equals).
+    """Train one network on all tasks, each with a head, and keep the epoch with the best mean
+    validation score (the earliest of equals).
 
-    An epoch shows every training row of every task once; each batch holds one task, in random order. Where no task has a validation score, the last
-    epoch is kept. The score of a task is its accuracy or ROC-AUC; of a regression minus the mean absolute error in standard deviations.
+    An epoch shows every training row of every task once; each batch holds one task, in random
+    order. Where no task has a validation score, the last epoch is kept. The score of a task is its
+    accuracy or ROC-AUC; of a regression minus the mean absolute error in standard deviations.
 
     Args:
         tasks: by name; one of them is the usual training of one model.
         initial: state dict of the network to start from.
         network: its shape.
         config: epochs, patience and so on.
-        seed: of the heads, the order of batches and dropout; each epoch draws from its own seed, so a resumed run is the same run.
-        checkpoint: where the state is kept after each epoch; removed by the caller once the result is stored.
+        seed: of the heads, the order of batches and dropout; each epoch draws from its own seed, so
+            a resumed run is the same run.
+        checkpoint: where the state is kept after each epoch; removed by the caller once the result
+            is stored.
         device: where to train; the CPU if not said.
     """
     device = device or torch.device("cpu")
@@ -87,13 +93,20 @@ def train(
     shared = GraphNetwork(network, config.dropout)
     shared.load_state_dict(initial)
     jobs = {task: _Job.of(data, shared, device) for task, data in tasks.items()}
-    trained = nn.ModuleList([shared, *(job.model.head for job in jobs.values())])  # by number: a ModuleDict refuses names with a dot
-    optimizer = torch.optim.Adam(trained.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    # by number: a ModuleDict refuses names with a dot
+    trained = nn.ModuleList([shared, *(job.model.head for job in jobs.values())])
+    optimizer = torch.optim.Adam(
+        trained.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     training = ResumableTraining(trained, optimizer, checkpoint, seed, device)
     for epoch in training.epochs(config.epochs, f"{', '.join(tasks)}: epochs"):
         loss = _train_epoch(list(jobs.values()), optimizer, config.batch_size)
         training.keep_best(epoch, _mean([job.validate() for job in jobs.values()]))
-        training.shown = {"loss": f"{loss:.4f}", "valid": f"{training.history[-1]:.4f}", "best": training.kept["best_epoch"]}
+        training.shown = {
+            "loss": f"{loss:.4f}",
+            "valid": f"{training.history[-1]:.4f}",
+            "best": training.kept["best_epoch"],
+        }
         if epoch - training.kept["best_epoch"] >= config.patience:
             break
     return _result(training, jobs)
@@ -112,12 +125,18 @@ class _Job:
     @classmethod
     def of(cls, data: TaskData, network: GraphNetwork, device: torch.device) -> "_Job":
         mean, deviation = label_scale(data)
-        return cls(data, TaskModel(network, data.level, data.outputs).to(device), mean, deviation, device)
+        return cls(
+            data, TaskModel(network, data.level, data.outputs).to(device), mean, deviation, device
+        )
 
     def loss(self, step: Step) -> Tensor:
         """Mean over the labels that are known."""
         outputs = self.model(step.batch.to(self.device))
-        labels = step.labels if self.data.target == "multiclass" else (step.labels - self.mean) / self.deviation
+        labels = (
+            step.labels
+            if self.data.target == "multiclass"
+            else (step.labels - self.mean) / self.deviation
+        )
         return known_loss(self.data.target, step.select(outputs), labels.to(self.device))
 
     def validate(self) -> float:
@@ -133,36 +152,19 @@ class _Job:
         return out
 
 
-def label_scale(data: TaskData) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of the known training labels of a regression, 1 for a constant label; 0 and 1 for all other targets, (1,)."""
-    if not isinstance(data, AnswerTask) or data.target != "regression":
-        return torch.zeros(1), torch.ones(1)
-    labels = data.labels[data.split.train].double()
-    mean = labels.nanmean(0).nan_to_num()
-    deviation = (labels - mean).square().nanmean(0).sqrt().nan_to_num()
-    return mean.float(), torch.where(deviation > 0, deviation, 1.0).float()
-
-
-def known_loss(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over what is known of the cross-entropy of classes (n,), the binary one of labels (n, C), or the squared difference of numbers (n, C)."""
-    if target == "multiclass":
-        known = labels >= 0
-        return F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / known.sum().clamp(min=1)
-    if target == "multilabel":
-        return masked_loss(logits, labels)
-    known = ~labels.isnan()
-    return torch.where(known, (logits - labels.nan_to_num()).square(), 0.0).sum() / known.sum().clamp(min=1)
-
-
 def _train_epoch(jobs: list[_Job], optimizer: torch.optim.Optimizer, batch_size: int) -> float:
-    """One step for every batch of every task, in random order; returns the mean loss of the steps."""
-    steps = [(job, step) for job in jobs for step in job.data.steps("train", batch_size, shuffle=True)]
+    """One step for every batch of every task, in random order; returns the mean loss of the
+    steps."""
+    steps = [
+        (job, step) for job in jobs for step in job.data.steps("train", batch_size, shuffle=True)
+    ]
     losses = []
     for k in torch.randperm(len(steps)).tolist():
         job, step = steps[k]
         job.model.train()
         loss = job.loss(step)
-        optimizer.zero_grad()  # to None, so that the other tasks' heads stay as they are, Adam's momentum included
+        # to None, so that the other tasks' heads stay as they are, Adam's momentum included
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -177,18 +179,24 @@ def _result(training: ResumableTraining, jobs: Mapping[str, _Job]) -> TrainResul
     best: dict[str, Tensor] = training.kept["best"]
     heads = {}
     for k, (task, job) in enumerate(jobs.items(), start=1):
-        heads[task] = {"weight": best[f"{k}.weight"] * job.deviation[:, None], "bias": best[f"{k}.bias"] * job.deviation + job.mean}
+        heads[task] = {
+            "weight": best[f"{k}.weight"] * job.deviation[:, None],
+            "bias": best[f"{k}.bias"] * job.deviation + job.mean,
+        }
     record = {
         "epochs": len(training.history),
         "best_epoch": training.kept["best_epoch"],
         "valid": training.history,
         "seconds": round(training.seconds, 2),
     }
-    return TrainResult(part(best, "0."), heads, record)
+    return TrainResult(sub_state(best, "0."), heads, record)
 
 
-def fitted_model(network: dict[str, Tensor], config: GraphNetworkConfig, head: dict[str, Tensor], data: TaskData) -> TaskModel:
-    """A network with a task's head, in evaluation mode: what is measured of separate, merged and joint networks alike."""
+def fitted_model(
+    network: dict[str, Tensor], config: GraphNetworkConfig, head: dict[str, Tensor], data: TaskData
+) -> TaskModel:
+    """A network with a task's head, in evaluation mode: what is measured of separate, merged and
+    joint networks alike."""
     model = TaskModel(GraphNetwork(config), data.level, data.outputs)
     model.network.load_state_dict(network)
     model.head.load_state_dict(head)

@@ -1,1 +1,1 @@
-"""Mergers, one file per family; the table of all of them is `merging.registry`."""
+"""Mergers, one file per family; the table of all of them is `merging.mergers.registry`."""

@@ -4,22 +4,24 @@ from typing import Annotated
 
 from pydantic import Field
 
-from merging.mergers.contract import MergeInputs, MergeResult, MergerOptions
-from merging.task_vector import total
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions
+from merging.mergers.task_vector import total
 
 
 class TaskArithmeticOptions(MergerOptions):
     """Options of task arithmetic.
 
     Attributes:
-        scaling: lambda, on the sum of task vectors; the default is the G-Merging authors' for eight tasks of GCN supervised_contextpred.
+        scaling: lambda, on the sum of task vectors; the default is the G-Merging authors' for eight
+            tasks of GCN supervised_contextpred.
     """
 
     scaling: Annotated[float, Field(gt=0)] = 0.11
 
 
 def pretrained(inputs: MergeInputs, options: MergerOptions) -> MergeResult:
-    """theta_pre: nothing is merged. What the adapters stand on in the paper's ablation "without merging"."""
+    """theta_pre: nothing is merged. What the adapters stand on in the paper's ablation "without
+    merging"."""
     return _combine(inputs, 0.0)
 
 
@@ -34,4 +36,7 @@ def task_arithmetic(inputs: MergeInputs, options: TaskArithmeticOptions) -> Merg
 
 
 def _combine(inputs: MergeInputs, scaling: float) -> MergeResult:
-    return MergeResult(total(list(inputs.vectors().values())).apply(inputs.pretrained, scaling), record={"scaling": scaling})
+    return MergeResult(
+        total(list(inputs.vectors().values())).apply(inputs.pretrained, scaling),
+        record={"scaling": scaling},
+    )

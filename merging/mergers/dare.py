@@ -8,8 +8,8 @@ from torch import Tensor
 
 from merging.mergers import ties
 from merging.mergers.arithmetic import TaskArithmeticOptions
-from merging.mergers.contract import MergeInputs, MergeResult
-from merging.task_vector import TaskVector, total
+from merging.mergers.base import MergeInputs, MergeResult
+from merging.mergers.task_vector import TaskVector, total
 
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 Rescale = Literal["inverse", "norm"]
@@ -20,7 +20,8 @@ class DareOptions(TaskArithmeticOptions):
 
     Attributes:
         drop_rate: p; the paper searches 0.1 to 0.9 and finds that 0.9 can mostly be dropped.
-        rescale: what is left is divided by 1 - p (`inverse`, the paper), or gets back the parameter's L1 norm (`norm`, as mergekit does).
+        rescale: what is left is divided by 1 - p (`inverse`, the paper), or gets back the
+            parameter's L1 norm (`norm`, as mergekit does).
     """
 
     drop_rate: DropRate = 0.9
@@ -28,7 +29,8 @@ class DareOptions(TaskArithmeticOptions):
 
 
 class DareTiesOptions(ties.TiesOptions):
-    """Options of DARE with TIES; those of the latter are kept, trimming included. mergekit's `dare_ties` does not trim: density 1.
+    """Options of DARE with TIES; those of the latter are kept, trimming included. mergekit's
+    `dare_ties` does not trim: density 1.
 
     Attributes:
         drop_rate, rescale: as in `DareOptions`.
@@ -39,17 +41,25 @@ class DareTiesOptions(ties.TiesOptions):
 
 
 def dare(inputs: MergeInputs, options: DareOptions) -> MergeResult:
-    """theta_pre + lambda sum_k m_k * tau_k / (1 - p), m_k ~ Bernoulli(1 - p) for each number (Yu et al. 2023, arXiv:2311.03099)."""
-    return MergeResult(total(_dropped(inputs, options)).apply(inputs.pretrained, options.scaling), record=options.model_dump())
+    """theta_pre + lambda sum_k m_k * tau_k / (1 - p), m_k ~ Bernoulli(1 - p) for each number (Yu et
+    al. 2023, arXiv:2311.03099)."""
+    return MergeResult(
+        total(_dropped(inputs, options)).apply(inputs.pretrained, options.scaling),
+        record=options.model_dump(),
+    )
 
 
 def dare_ties(inputs: MergeInputs, options: DareTiesOptions) -> MergeResult:
     """TIES of m_k * tau_k / (1 - p), m_k as in `dare` (Yu et al. 2023, arXiv:2311.03099)."""
-    return MergeResult(ties.combine(_dropped(inputs, options), options).apply(inputs.pretrained, options.scaling), record=options.model_dump())
+    return MergeResult(
+        ties.combine(_dropped(inputs, options), options).apply(inputs.pretrained, options.scaling),
+        record=options.model_dump(),
+    )
 
 
 def drop(delta: Tensor, drop_rate: float, rescale: Rescale, generator: torch.Generator) -> Tensor:
-    """0 with probability `drop_rate` for each number, what is left rescaled; a parameter of which nothing is left is 0."""
+    """0 with probability `drop_rate` for each number, what is left rescaled; a parameter of which
+    nothing is left is 0."""
     chosen = torch.rand(delta.shape, generator=generator).to(delta.device) >= drop_rate
     kept = torch.where(chosen, delta, 0)
     if rescale == "inverse":
@@ -60,6 +70,11 @@ def drop(delta: Tensor, drop_rate: float, rescale: Rescale, generator: torch.Gen
 
 def _dropped(inputs: MergeInputs, options: DareOptions | DareTiesOptions) -> list[TaskVector]:
     return [
-        TaskVector({key: drop(delta, options.drop_rate, options.rescale, inputs.generator(task, key)) for key, delta in vector.delta.items()})
+        TaskVector(
+            {
+                key: drop(delta, options.drop_rate, options.rescale, inputs.generator(task, key))
+                for key, delta in vector.delta.items()
+            }
+        )
         for task, vector in inputs.vectors().items()
     ]

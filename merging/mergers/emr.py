@@ -5,20 +5,22 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from merging.mergers.contract import MergeInputs, MergeResult, MergerOptions, stacked
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
+from merging.mergers.task_vector import TaskVector
 from merging.mergers.ties import elect_sign
-from merging.task_vector import TaskVector
 
 
 def emr(inputs: MergeInputs, options: MergerOptions) -> MergeResult:
-    """theta_k = theta_pre + lambda_k M_k * tau_uni for each task (Huang et al. 2024, arXiv:2405.17461).
+    """theta_k = theta_pre + lambda_k M_k * tau_uni for each task (Huang et al. 2024,
+    arXiv:2405.17461).
 
         tau_uni  = sign(sum_k tau_k) * the largest |tau_k| among the tasks with that sign
         M_k      = [tau_k * tau_uni > 0]
         lambda_k = sum |tau_k| / sum |M_k * tau_uni|, over the whole vector
 
-    Besides `backbone`, which is theta_pre + tau_uni, a task needs a bit per weight and one number. The authors' code adds up means of parameter
-    tensors in place of sums, so that a bias counts as much as a matrix.
+    Besides `backbone`, which is theta_pre + tau_uni, a task needs a bit per weight and one number.
+    The authors' code adds up means of parameter tensors in place of sums, so that a bias counts as
+    much as a matrix.
     """
     vectors = inputs.vectors()
     unified = unified_vector(vectors.values())
@@ -30,16 +32,24 @@ def emr(inputs: MergeInputs, options: MergerOptions) -> MergeResult:
 
 def unified_vector(vectors: Iterable[TaskVector]) -> TaskVector:
     """tau_uni; 0 where the sum of the task vectors is."""
-    return TaskVector({key: _unify(deltas) for key, deltas in stacked(vector.delta for vector in vectors).items()})
+    return TaskVector(
+        {key: _unify(deltas) for key, deltas in stacked(vector.delta for vector in vectors).items()}
+    )
 
 
 def mask(vector: TaskVector, unified: TaskVector) -> TaskVector:
     """M_k * tau_uni: the unified vector where the task agrees with its sign, 0 elsewhere."""
-    return TaskVector({key: torch.where(vector.delta[key] * delta > 0, delta, 0) for key, delta in unified.delta.items()})
+    return TaskVector(
+        {
+            key: torch.where(vector.delta[key] * delta > 0, delta, 0)
+            for key, delta in unified.delta.items()
+        }
+    )
 
 
 def rescaler(vector: TaskVector, masked: TaskVector) -> float:
-    """lambda_k, which gives the masked vector the L1 norm of the task's own; 1 where there is nothing to rescale."""
+    """lambda_k, which gives the masked vector the L1 norm of the task's own; 1 where there is
+    nothing to rescale."""
     norm = _l1(masked)
     return _l1(vector) / norm if norm else 1.0
 

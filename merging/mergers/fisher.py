@@ -8,19 +8,28 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from merging.mergers.contract import Calibration, MergeInputs, MergeResult, MergerOptions, Network, stacked
-from merging.task_vector import TaskVector
-from models.graph import GraphBatch
+from merging.mergers.base import (
+    Calibration,
+    MergeInputs,
+    MergeResult,
+    MergerOptions,
+    Network,
+    stacked,
+)
+from merging.mergers.task_vector import TaskVector
+from models.data.batch import GraphBatch
 
 
 class FisherOptions(MergerOptions):
     """Options of Fisher merging.
 
     Attributes:
-        normalise: divide every task's Fisher information by its L2 norm, as the authors' code does. Without it (the bare equation) a task of many
-            labels decides nearly alone: on the eight MoleculeNet tasks the norms differ by a factor of 700 (ToxCast, MUV).
-        floor: added to every importance, as a share of the mean one: weights that no model needs become the plain mean. The authors' code has an
-            absolute floor of 1e-6, for one model only; here it is relative, as the size of the gradients says nothing.
+        normalise: divide every task's Fisher information by its L2 norm, as the authors' code does.
+            Without it (the bare equation) a task of many labels decides nearly alone: on the eight
+            MoleculeNet tasks the norms differ by a factor of 700 (ToxCast, MUV).
+        floor: added to every importance, as a share of the mean one: weights that no model needs
+            become the plain mean. The authors' code has an absolute floor of 1e-6, for one model
+            only; here it is relative, as the size of the gradients says nothing.
     """
 
     normalise: bool = True
@@ -28,36 +37,57 @@ class FisherOptions(MergerOptions):
 
 
 def fisher(inputs: MergeInputs, options: FisherOptions) -> MergeResult:
-    """theta_j = sum_k F_kj theta_kj / sum_k F_kj, F_k the diagonal Fisher information of model k (Matena and Raffel 2022, arXiv:2111.09832)."""
+    """theta_j = sum_k F_kj theta_kj / sum_k F_kj, F_k the diagonal Fisher information of model k
+    (Matena and Raffel 2022, arXiv:2111.09832)."""
     inputs.require_graph_labels("fisher")
     information = {}
     for task in tqdm(inputs.finetuned, desc="Fisher information", unit="task"):
-        information[task] = diagonal_fisher(inputs.network(inputs.finetuned[task]), inputs.calibration[task], inputs.generator(task))
+        information[task] = diagonal_fisher(
+            inputs.network(inputs.finetuned[task]), inputs.calibration[task], inputs.generator(task)
+        )
     norms = {task: _norm(each) for task, each in information.items()}
     if options.normalise:
-        information = {task: {key: value / (norms[task] or 1.0) for key, value in each.items()} for task, each in information.items()}
+        information = {
+            task: {key: value / (norms[task] or 1.0) for key, value in each.items()}
+            for task, each in information.items()
+        }
     importance = stacked(information.values())
     deltas = stacked(vector.delta for vector in inputs.vectors().values())
     floor = options.floor * _mean(importance)
-    merged = TaskVector({key: _weighted_mean(delta, importance[key] + floor).to(delta.dtype) for key, delta in deltas.items()})
-    return MergeResult(merged.apply(inputs.pretrained), record={**options.model_dump(), "fisher_norms": norms})
+    merged = TaskVector(
+        {
+            key: _weighted_mean(delta, importance[key] + floor).to(delta.dtype)
+            for key, delta in deltas.items()
+        }
+    )
+    return MergeResult(
+        merged.apply(inputs.pretrained), record={**options.model_dump(), "fisher_norms": norms}
+    )
 
 
-def diagonal_fisher(network: Network, calibration: Calibration, generator: torch.Generator) -> dict[str, Tensor]:
-    """F_j = mean over molecules of E_y (d log p(y) / d theta_j)^2 by parameter, float64; y is drawn from the model's own predictions.
+def diagonal_fisher(
+    network: Network, calibration: Calibration, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """F_j = mean over molecules of E_y (d log p(y) / d theta_j)^2 by parameter, float64; y is drawn
+    from the model's own predictions.
 
-    With independent labels the expectation is sum_c p_c (1 - p_c) (d z_c / d theta_j)^2. It is found with one gradient per molecule, that of
-    sum_c s_c sqrt(p_c (1 - p_c)) z_c with random signs s_c: exact for one label, unbiased for more. A drawn y would have the same expectation, but
-    a rare label's share would come from the few molecules for which it was drawn.
+    With independent labels the expectation is sum_c p_c (1 - p_c) (d z_c / d theta_j)^2. It is
+    found with one gradient per molecule, that of sum_c s_c sqrt(p_c (1 - p_c)) z_c with random
+    signs s_c: exact for one label, unbiased for more. A drawn y would have the same expectation,
+    but a rare label's share would come from the few molecules for which it was drawn.
     """
     parameters = dict(network.named_parameters())
-    squares = {key: torch.zeros_like(value, dtype=torch.float64) for key, value in parameters.items()}
+    squares = {
+        key: torch.zeros_like(value, dtype=torch.float64) for key, value in parameters.items()
+    }
     for batch in calibration.batches:
         for molecule in single_graphs(batch):
             logits = calibration.logits(network(molecule), molecule)
             signs = torch.randint(2, logits.shape, generator=generator).to(logits) * 2 - 1
             deviation = (logits.sigmoid() * (-logits).sigmoid()).sqrt().detach()
-            gradients = torch.autograd.grad((signs * deviation * logits).sum(), list(parameters.values()))
+            gradients = torch.autograd.grad(
+                (signs * deviation * logits).sum(), list(parameters.values())
+            )
             for total, gradient in zip(squares.values(), gradients, strict=True):
                 total += gradient.double().square()
     count = sum(batch.num_graphs for batch in calibration.batches)
@@ -70,7 +100,13 @@ def single_graphs(batch: GraphBatch) -> Iterator[GraphBatch]:
     for graph in range(batch.num_graphs):
         nodes = (batch.batch == graph).nonzero().squeeze(1)
         edges = edge_graph == graph
-        yield GraphBatch(batch.x[nodes], batch.edge_index[:, edges] - nodes[0], batch.edge_attr[edges], torch.zeros_like(nodes), 1)
+        yield GraphBatch(
+            batch.x[nodes],
+            batch.edge_index[:, edges] - nodes[0],
+            batch.edge_attr[edges],
+            torch.zeros_like(nodes),
+            1,
+        )
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -83,5 +119,7 @@ def _norm(table: dict[str, Tensor]) -> float:
 
 def _mean(table: dict[str, Tensor]) -> float:
     """Mean of all numbers, and at least what keeps a division by it sound if all of them are 0."""
-    mean = sum(float(value.sum()) for value in table.values()) / sum(value.numel() for value in table.values())
+    mean = sum(float(value.sum()) for value in table.values()) / sum(
+        value.numel() for value in table.values()
+    )
     return max(mean, torch.finfo(torch.float32).tiny)

@@ -1,8 +1,10 @@
 """The linear parts of each layer: what GNNMerge solves, and on which inputs.
 
-A part gives `Z W` of what enters its layer: W (p, q) is stacked from blocks of the layer's parameters (weights, bias, the rows of bond tables), and
-Z (n, p) is known once it is known what enters, along which edges it moves and with whose attention. Aggregation is linear, so it belongs to Z and not
-to W: for a GCN `Z = [A_hat H, A_hat 1, sums of bond features]`. Everything else (BatchNorm, the bond tables that enter an MLP) is in no part.
+A part gives `Z W` of what enters its layer: W (p, q) is stacked from blocks of the layer's
+parameters (weights, bias, the rows of bond tables), and Z (n, p) is known once it is known what
+enters, along which edges it moves and with whose attention. Aggregation is linear, so it belongs to
+Z and not to W: for a GCN `Z = [A_hat H, A_hat 1, sums of bond features]`. Everything else
+(BatchNorm, the bond tables that enter an MLP) is in no part.
 """
 
 from collections.abc import Callable
@@ -14,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.backbone import BackboneConfig
-from models.graph import GraphBatch
-from models.graph_network import GraphNetworkConfig
-from models.propagation import Propagation
-from models.segment import segment_count, segment_softmax
-from models.sparse import Pattern, spmm
+from models.data.batch import GraphBatch
+from models.networks.hu2020 import BackboneConfig
+from models.networks.propagation import Propagation
+from models.networks.pyg import GraphNetworkConfig
+from models.ops.segment import segment_count, segment_softmax
+from models.ops.sparse import Pattern, spmm
 
 State = dict[str, Tensor]
 SLOPE = 0.2
@@ -51,7 +53,12 @@ class Wiring:
         order = everything.argsort(stable=True)
         looped = Pattern(everything[order], torch.cat([source, loops])[order], batch.num_nodes)
         bonds = Propagation.from_batch(batch) if batch.edge_attr.shape[1] else None
-        return cls(batch, bonds.pattern if bonds else looped, Pattern(target, source, batch.num_nodes), bonds)
+        return cls(
+            batch,
+            bonds.pattern if bonds else looped,
+            Pattern(target, source, batch.num_nodes),
+            bonds,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +89,13 @@ class View:
         if bonds:
             alpha: Tensor = self.layer.attention(self.transformed(), bonds)
             return alpha
-        vectors = [torch.cat([self.layer.att_dst[0, head], self.layer.att_src[0, head]]) for head in range(self.layer.heads)]
-        scores = torch.stack([scored_edges(head, self) @ vector for head, vector in enumerate(vectors)], 1)
+        vectors = [
+            torch.cat([self.layer.att_dst[0, head], self.layer.att_src[0, head]])
+            for head in range(self.layer.heads)
+        ]
+        scores = torch.stack(
+            [scored_edges(head, self) @ vector for head, vector in enumerate(vectors)], 1
+        )
         return segment_softmax(F.leaky_relu(scores, SLOPE), edges.rows, edges.size)
 
     def transformed(self) -> Tensor:
@@ -99,7 +111,8 @@ class Part:
 
     Attributes:
         name: for people.
-        blocks: rows of W from top to bottom, each as the name of a parameter and what gives a view (rows, q) of it.
+        blocks: rows of W from top to bottom, each as the name of a parameter and what gives a view
+            (rows, q) of it.
         inputs: the rows Z (n, p) of a batch; one for each node, or for each edge with loops.
         per_edge: whether the rows are edges.
     """
@@ -125,7 +138,11 @@ def linear_parts(config: BackboneConfig | GraphNetworkConfig) -> tuple[Part, ...
     if config.kind == "gat":
         return tuple(part for head in range(2) for part in _gat(head, config.hidden_dim))
     if isinstance(config, GraphNetworkConfig) and config.kind == "pyg_gat":
-        return tuple(part for head in range(config.heads) for part in _pyg_gat(head, config.hidden_dim // config.heads))
+        return tuple(
+            part
+            for head in range(config.heads)
+            for part in _pyg_gat(head, config.hidden_dim // config.heads)
+        )
     return _FIXED[config.kind]
 
 
@@ -210,16 +227,23 @@ def _mlp_inputs(summed: Callable[[View], Tensor], first: str, view: View) -> Ten
 
 
 def _pyg_attended(head: int, view: View) -> Tensor:
-    return torch.cat([spmm(view.alpha[:, head].contiguous(), view.h, view.wiring.looped), _ones(view.h)], 1)
+    return torch.cat(
+        [spmm(view.alpha[:, head].contiguous(), view.h, view.wiring.looped), _ones(view.h)], 1
+    )
 
 
 def scored_edges(head: int, view: View) -> Tensor:
-    """[x_i, x_j + e_ij] of a head for each edge with loops, (E', 2d): times the attention vector it is the score before the leaky relu."""
+    """[x_i, x_j + e_ij] of a head for each edge with loops, (E', 2d): times the attention vector it
+    is the score before the leaky relu."""
     edges, bonds, x = view.wiring.looped, view.wiring.bonds, view.transformed()[:, head]
     sent = x[edges.cols]
     if bonds:
         part = slice(head * x.shape[1], (head + 1) * x.shape[1])
-        sent = sent + view.layer.edge_embedding1.weight[bonds.bond_type, part] + view.layer.edge_embedding2.weight[bonds.bond_direction, part]
+        sent = (
+            sent
+            + view.layer.edge_embedding1.weight[bonds.bond_type, part]
+            + view.layer.edge_embedding2.weight[bonds.bond_direction, part]
+        )
     return torch.cat([x[edges.rows], sent], 1)
 
 
@@ -238,13 +262,20 @@ _FIXED: dict[str, tuple[Part, ...]] = {
     "graphsage": (Part("linear", (*_linear("linear"), *_TABLES), _weighted),),
     "gin": _mlp(_gin_summed, "mlp"),
     "pyg_gcn": (Part("lin", (("lin.weight", _transposed), ("bias", _row)), _pyg_gcn_inputs),),
-    "pyg_sage": (Part("lin", (("lin_l.weight", _transposed), ("lin_r.weight", _transposed), ("lin_l.bias", _row)), _pyg_sage_inputs),),
+    "pyg_sage": (
+        Part(
+            "lin",
+            (("lin_l.weight", _transposed), ("lin_r.weight", _transposed), ("lin_l.bias", _row)),
+            _pyg_sage_inputs,
+        ),
+    ),
     "pyg_gin": _mlp(_pyg_summed, "nn"),
 }
 
 
 def _gat(head: int, dim: int) -> tuple[Part, Part]:
-    """Hu et al.'s: heads are averaged, and the bias after that is in no part. The bias of W moves with the messages, as the bond tables do."""
+    """Hu et al.'s: heads are averaged, and the bias after that is in no part. The bias of W moves
+    with the messages, as the bond tables do."""
     own = slice(head * dim, (head + 1) * dim)
     blocks = (
         ("weight_linear.weight", lambda weight: weight[own].T),
@@ -253,11 +284,18 @@ def _gat(head: int, dim: int) -> tuple[Part, Part]:
         ("edge_embedding2.weight", lambda table: table[:, own]),
     )
     attention = (("att", lambda vector: vector[0, head][:, None]),)
-    return Part(f"head{head}", blocks, partial(_attended, head)), Part(f"attention{head}", attention, partial(scored_edges, head), per_edge=True)
+    return Part(f"head{head}", blocks, partial(_attended, head)), Part(
+        f"attention{head}", attention, partial(scored_edges, head), per_edge=True
+    )
 
 
 def _pyg_gat(head: int, dim: int) -> tuple[Part, Part]:
     own = slice(head * dim, (head + 1) * dim)
     blocks = (("lin.weight", lambda weight: weight[own].T), ("bias", lambda bias: bias[own][None]))
-    attention = (("att_dst", lambda vector: vector[0, head][:, None]), ("att_src", lambda vector: vector[0, head][:, None]))
-    return Part(f"head{head}", blocks, partial(_pyg_attended, head)), Part(f"attention{head}", attention, partial(scored_edges, head), per_edge=True)
+    attention = (
+        ("att_dst", lambda vector: vector[0, head][:, None]),
+        ("att_src", lambda vector: vector[0, head][:, None]),
+    )
+    return Part(f"head{head}", blocks, partial(_pyg_attended, head)), Part(
+        f"attention{head}", attention, partial(scored_edges, head), per_edge=True
+    )

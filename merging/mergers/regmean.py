@@ -7,16 +7,25 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from merging.mergers.contract import Calibration, MergeInputs, MergeResult, MergerOptions, Network, stacked
-from merging.task_vector import TaskVector
+from merging.mergers.base import (
+    Calibration,
+    MergeInputs,
+    MergeResult,
+    MergerOptions,
+    Network,
+    stacked,
+)
+from merging.mergers.task_vector import TaskVector
 
 
 class RegMeanOptions(MergerOptions):
     """Options of RegMean.
 
     Attributes:
-        alpha: factor of the Gram matrices' entries off the diagonal, against solutions that fit the calibration molecules only; the paper's 0.9.
-        ridge: added to the diagonal of every Gram matrix: in directions that no model's inputs have, the weights become the plain mean.
+        alpha: factor of the Gram matrices' entries off the diagonal, against solutions that fit the
+            calibration molecules only; the paper's 0.9.
+        ridge: added to the diagonal of every Gram matrix: in directions that no model's inputs
+            have, the weights become the plain mean.
     """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -24,14 +33,18 @@ class RegMeanOptions(MergerOptions):
 
 
 def regmean(inputs: MergeInputs, options: RegMeanOptions) -> MergeResult:
-    """W = (sum_k G_k)^-1 sum_k G_k W_k for each linear layer, everything else (biases too) the plain mean (Jin et al. 2023, arXiv:2212.09849).
+    """W = (sum_k G_k)^-1 sum_k G_k W_k for each linear layer, everything else (biases too) the
+    plain mean (Jin et al. 2023, arXiv:2212.09849).
 
-    G_k = mean of x^T x over the nodes x (1, d) that enter the layer in model k, shrunk by alpha. The mean, as in the authors' code: a task of large
-    molecules counts as much as any.
+    G_k = mean of x^T x over the nodes x (1, d) that enter the layer in model k, shrunk by alpha.
+    The mean, as in the authors' code: a task of large molecules counts as much as any.
     """
     deltas = stacked(vector.delta for vector in inputs.vectors().values())
     merged = {key: delta.mean(0) for key, delta in deltas.items()}
-    grams = stacked(input_grams(inputs.network(finetuned), inputs.calibration[task]) for task, finetuned in inputs.finetuned.items())
+    grams = stacked(
+        input_grams(inputs.network(finetuned), inputs.calibration[task])
+        for task, finetuned in inputs.finetuned.items()
+    )
     for name, gram in grams.items():
         key = f"{name}.weight"
         merged[key] = regression(_shrink(gram, options), deltas[key])
@@ -40,7 +53,8 @@ def regmean(inputs: MergeInputs, options: RegMeanOptions) -> MergeResult:
 
 @torch.no_grad()
 def input_grams(network: Network, calibration: Calibration) -> dict[str, Tensor]:
-    """Mean of x^T x over the nodes that count, for the inputs of each linear layer: (d_in, d_in) float64 by name of the layer."""
+    """Mean of x^T x over the nodes that count, for the inputs of each linear layer: (d_in, d_in)
+    float64 by name of the layer."""
     grams: dict[str, Tensor] = {}
     rows = torch.empty(0, dtype=torch.bool)
 
@@ -63,7 +77,8 @@ def input_grams(network: Network, calibration: Calibration) -> dict[str, Tensor]
 
 
 def regression(grams: Tensor, weights: Tensor) -> Tensor:
-    """The weight whose outputs are nearest to those of all models: grams (K, d_in, d_in) float64, weights (K, d_out, d_in) -> (d_out, d_in)."""
+    """The weight whose outputs are nearest to those of all models: grams (K, d_in, d_in) float64,
+    weights (K, d_out, d_in) -> (d_out, d_in)."""
     targets = grams @ weights.double().mT
     solution: Tensor = torch.linalg.solve(grams.sum(0), targets.sum(0))
     return solution.T.to(weights.dtype)

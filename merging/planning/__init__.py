@@ -1,1 +1,2 @@
-"""Which models to merge: distances between fine-tuned models, groups, and the plan file that the other commands take (GW-SMM)."""
+"""Which models to merge: distances between fine-tuned models, groups, and the plan file that the
+other commands take (GW-SMM)."""

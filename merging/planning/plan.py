@@ -1,4 +1,5 @@
-"""The plan: which of a run's models are merged with each other. Made from distances between them, kept in a file, applied as one run per group."""
+"""The plan: which of a run's models are merged with each other. Made from distances between them,
+kept in a file, applied as one run per group."""
 
 import itertools
 import time
@@ -10,15 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from scipy.cluster.hierarchy import dendrogram
 from torch import Tensor
 
-from merging.config import MergeConfig, RunConfig, fingerprint, only_tasks
-from merging.figures import OTHERS, OURS, heatmap, new_axes, save_figure
-from merging.files import write_json
-from merging.pipeline import calibration, finetune_key, finetuned, finetuned_backbone, part
+from merging.config.base import fingerprint
+from merging.config.reading import only_tasks
+from merging.data.files import write_json
+from merging.mergers.registry import MergeConfig
+from merging.mergers.task_vector import TaskVector
 from merging.planning.distances import (
     Matrix,
     Variant,
@@ -29,20 +29,27 @@ from merging.planning.distances import (
     gromov_wasserstein,
 )
 from merging.planning.grouping import Grouping, average_linkage
-from merging.run import Run
-from merging.task_vector import TaskVector
+from merging.run.config import RunConfig
+from merging.run.run import Run
+from merging.run.stages import calibration, finetune_key, finetuned, finetuned_backbone
 from models.errors import ConfigError
+from models.state_dict import sub_state
 from models.validation import problems_of
 
 Metric = Literal["gw", "cka", "cosine"]
-TITLES: dict[Metric, str] = {"gw": "Gromov-Wasserstein distance", "cka": "1 - CKA", "cosine": "1 - cosine of task vectors"}
+TITLES: dict[Metric, str] = {
+    "gw": "Gromov-Wasserstein distance",
+    "cka": "1 - CKA",
+    "cosine": "1 - cosine of task vectors",
+}
 PUBLISHED = MergeConfig(method="ties", options={"density": 0.3, "scaling": 0.5})
 """What GW-SMM merges a group with."""
 ALONE = MergeConfig(method="ties", options={"density": 1.0, "scaling": 1.0})
 """theta_pre + tau: a model that has its group for itself stays as it was fine-tuned."""
 PROBE_BATCHES = 64
 Between = Callable[[str, str], float]
-GroupName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]  # part of an artifact's name, and a folder
+# part of an artifact's name, and a folder
+GroupName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class _Part(BaseModel):
@@ -53,7 +60,8 @@ class PlanSettings(_Part):
     """How a plan is made.
 
     Attributes:
-        metric: `gw` compares feature spaces, each on its own molecules; `cka` features of the same molecules; `cosine` task vectors.
+        metric: `gw` compares feature spaces, each on its own molecules; `cka` features of the same
+            molecules; `cosine` task vectors.
         variant, restarts: of the Gromov-Wasserstein solver, see `gromov_wasserstein`.
         group_size: the most models in a group; 1 merges nothing, the number of tasks merges all.
     """
@@ -70,7 +78,8 @@ class Plan(_Part):
     Attributes:
         setting, seed: of the run that it was made for.
         settings: how it was made.
-        models: by task, what the fine-tuned model was made from (`finetune_key`): other models need another plan.
+        models: by task, what the fine-tuned model was made from (`finetune_key`): other models need
+            another plan.
         distances: (K, K), rows and columns in the order of `models`.
         groups: by name; each task is in one of them. They may be changed by hand.
         merge: how a group of several is merged.
@@ -89,10 +98,24 @@ class Plan(_Part):
     def _check(self) -> Self:
         grouped = [task for group in self.groups.values() for task in group]
         if sorted(grouped) != sorted(self.models) or not all(self.groups.values()):
-            raise ValueError(f"groups: got {sorted(grouped)}, expected each of {sorted(self.models)} in one group, and no group empty")
-        table = np.array(self.distances) if len({len(row) for row in self.distances}) == 1 else np.empty(0)
-        if table.shape != (len(self.models), len(self.models)) or not np.isfinite(table).all() or not np.array_equal(table, table.T):
-            raise ValueError(f"distances: got a table that does not fit, expected a symmetric one of {len(self.models)} rows of finite numbers")
+            raise ValueError(
+                f"groups: got {sorted(grouped)}, expected each of {sorted(self.models)} in one"
+                " group, and no group empty"
+            )
+        table = (
+            np.array(self.distances)
+            if len({len(row) for row in self.distances}) == 1
+            else np.empty(0)
+        )
+        if (
+            table.shape != (len(self.models), len(self.models))
+            or not np.isfinite(table).all()
+            or not np.array_equal(table, table.T)
+        ):
+            raise ValueError(
+                "distances: got a table that does not fit, expected a symmetric one of"
+                f" {len(self.models)} rows of finite numbers"
+            )
         return self
 
     @property
@@ -117,7 +140,8 @@ def plan_settings(**values: Any) -> PlanSettings:
 
 
 def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED) -> Plan:
-    """Measure the distances between the run's fine-tuned models (a few hundred training molecules of each task, no labels) and group them.
+    """Measure the distances between the run's fine-tuned models (a few hundred training molecules
+    of each task, no labels) and group them.
 
     Models that are not there are fine-tuned; distances that were measured are read back.
     """
@@ -136,8 +160,11 @@ def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED) 
 
 
 def model_distances(run: Run, settings: PlanSettings) -> Matrix:
-    """Distances between the models of all tasks, (K, K) in the order of the configuration, 0 on the diagonal."""
-    between = {"gw": _gromov_wasserstein_of, "cka": _cka_of, "cosine": _cosine_of}[settings.metric](run, settings)
+    """Distances between the models of all tasks, (K, K) in the order of the configuration, 0 on the
+    diagonal."""
+    between = {"gw": _gromov_wasserstein_of, "cka": _cka_of, "cosine": _cosine_of}[settings.metric](
+        run, settings
+    )
     tasks = run.config.tasks
     table = np.zeros((len(tasks), len(tasks)))
     for i, k in itertools.combinations(range(len(tasks)), 2):
@@ -147,8 +174,11 @@ def model_distances(run: Run, settings: PlanSettings) -> Matrix:
 
 
 def own_space(run: Run, task: str) -> Matrix:
-    """Distances between a task's own molecules in the eyes of its model: those that a calibrated merger sees, (256, 256) or as many as there are."""
-    return distance_matrix(feature_matrix(finetuned_backbone(run, task), calibration(run, task).batches))
+    """Distances between a task's own molecules in the eyes of its model: those that a calibrated
+    merger sees, (256, 256) or as many as there are."""
+    return distance_matrix(
+        feature_matrix(finetuned_backbone(run, task), calibration(run, task).batches)
+    )
 
 
 def probe_features(run: Run, task: str) -> Tensor:
@@ -158,8 +188,16 @@ def probe_features(run: Run, task: str) -> Tensor:
     return feature_matrix(finetuned_backbone(run, task), shared)
 
 
-def measured(run: Run, name: str, first: str, second: str, space: Callable[[str], Matrix], settings: PlanSettings) -> dict[str, Any]:
-    """The Gromov-Wasserstein distance of two models, computed now or read back: the fields of `GromovWasserstein` and "seconds" (of this process).
+def measured(
+    run: Run,
+    name: str,
+    first: str,
+    second: str,
+    space: Callable[[str], Matrix],
+    settings: PlanSettings,
+) -> dict[str, Any]:
+    """The Gromov-Wasserstein distance of two models, computed now or read back: the fields of
+    `GromovWasserstein` and "seconds" (of this process).
 
     Args:
         run: the run.
@@ -175,13 +213,17 @@ def measured(run: Run, name: str, first: str, second: str, space: Callable[[str]
         found = gromov_wasserstein(a, b, settings.variant, settings.restarts, generator)
         return {**asdict(found), "seconds": round(time.process_time() - start, 6)}
 
-    key = fingerprint(finetune_key(run, first), finetune_key(run, second), settings.variant, settings.restarts)
+    key = fingerprint(
+        finetune_key(run, first), finetune_key(run, second), settings.variant, settings.restarts
+    )
     return run.record(f"planning/{name}/{first}-{second}", key, make)
 
 
 def _gromov_wasserstein_of(run: Run, settings: PlanSettings) -> Between:
     space = cache(lambda task: own_space(run, task))
-    return lambda first, second: float(measured(run, "gw", first, second, space, settings)["distance"])
+    return lambda first, second: float(
+        measured(run, "gw", first, second, space, settings)["distance"]
+    )
 
 
 def _cka_of(run: Run, settings: PlanSettings) -> Between:
@@ -191,7 +233,9 @@ def _cka_of(run: Run, settings: PlanSettings) -> Between:
 
 def _cosine_of(run: Run, settings: PlanSettings) -> Between:
     start = run.pretrained()
-    vector = cache(lambda task: TaskVector.between(start, part(finetuned(run, task).tensors, "backbone.")))
+    vector = cache(
+        lambda task: TaskVector.between(start, sub_state(finetuned(run, task).tensors, "backbone."))
+    )
     return lambda first, second: cosine_distance(vector(first), vector(second))
 
 
@@ -204,7 +248,8 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan. Raises ConfigError: there is no file, or what it holds is no plan; every problem is named."""
+    """Read a plan. Raises ConfigError: there is no file, or what it holds is no plan; every problem
+    is named."""
     if not path.is_file():
         raise ConfigError(f"got no plan at {path}, expected a file that `gmerging plan` wrote")
     try:
@@ -213,53 +258,33 @@ def read_plan(path: Path) -> Plan:
         raise ConfigError(f"{path}: {problems_of(error, Plan)}") from error
 
 
-def draw_plan(plan: Plan, stem: Path) -> list[Path]:
-    """Draw `<stem>_heatmap.svg`, the distances with tasks in the order of the dendrogram, and `<stem>_dendrogram.svg`."""
-    figures = {"dendrogram": _dendrogram(plan), "heatmap": _distances(plan)}
-    return [save_figure(figure, stem.with_name(f"{stem.name}_{name}.svg")) for name, figure in figures.items()]
-
-
-def _distances(plan: Plan) -> Figure:
-    leaves = dendrogram(plan.grouping().linkage, no_plot=True, labels=sorted(plan.tasks))["ivl"] if len(plan.tasks) > 1 else plan.tasks
-    at = {task: k for k, task in enumerate(plan.tasks)}
-    matrix = {row: {column: plan.distances[at[row]][at[column]] for column in leaves} for row in leaves}
-    return heatmap(matrix, "model", "model", TITLES[plan.settings.metric], 1)
-
-
-def _dendrogram(plan: Plan) -> Figure:
-    """Joins that made the groups in colour, those that the size limit forbids in grey."""
-    figure, axes = new_axes(0.62 * len(plan.tasks) + 1.6, 3)
-    grouping = plan.grouping()
-    first_forbidden = 2 * len(plan.tasks) - len(grouping.groups)  # scipy numbers joins after the K leaves
-    if len(plan.tasks) > 1:
-        dendrogram(
-            grouping.linkage,
-            labels=sorted(plan.tasks),
-            ax=axes,
-            leaf_font_size=9,
-            link_color_func=lambda join: OURS if join < first_forbidden else OTHERS,
-        )
-    axes.tick_params(axis="x", rotation=45)
-    axes.set_ylabel(f"mean {TITLES[plan.settings.metric]}")
-    return figure
-
-
 # --- using ---
 
 
 def planned_runs(run: Run, plan: Plan) -> dict[str, Run]:
-    """By group, the run of its tasks alone: fine-tuned models are shared, what is merged, trained and released is the group's own.
+    """By group, the run of its tasks alone: fine-tuned models are shared, what is merged, trained
+    and released is the group's own.
 
-    A group of one keeps its fine-tuned backbone (to the rounding of theta_pre + (theta_k - theta_pre)).
+    A group of one keeps its fine-tuned backbone (to the rounding of theta_pre + (theta_k -
+    theta_pre)).
 
     Raises:
         ConfigError: the plan is of other tasks or of other models than the run's.
     """
     if set(plan.tasks) != set(run.config.tasks):
-        raise ConfigError(f"got a plan of tasks {sorted(plan.tasks)}, expected one of the configuration's, {sorted(run.config.tasks)}")
+        raise ConfigError(
+            f"got a plan of tasks {sorted(plan.tasks)}, expected one of the configuration's,"
+            f" {sorted(run.config.tasks)}"
+        )
     if changed := [task for task in plan.tasks if plan.models[task] != finetune_key(run, task)]:
-        raise ConfigError(f"got a plan of other models than this run's for {', '.join(changed)} (setting, seed or data), expected it made anew")
-    return {name: group_run(run, group, plan.merge if len(group) > 1 else ALONE, name) for name, group in plan.groups.items()}
+        raise ConfigError(
+            f"got a plan of other models than this run's for {', '.join(changed)} (setting, seed or"
+            " data), expected it made anew"
+        )
+    return {
+        name: group_run(run, group, plan.merge if len(group) > 1 else ALONE, name)
+        for name, group in plan.groups.items()
+    }
 
 
 def group_run(run: Run, tasks: tuple[str, ...], merge: MergeConfig, name: str) -> Run:

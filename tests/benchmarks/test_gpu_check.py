@@ -10,18 +10,22 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu_check import SECTIONS, Bench, check
-from models.featurize import featurize_all
-from models.graph import MolGraph
+from models.data.molecule import MolGraph
+from models.data.smiles import featurize_all
 from tests.conftest import SMILES
 
 
 @pytest.fixture
 def bench() -> Bench:
-    graphs = [molecule.graph for molecule in featurize_all(SMILES) if not isinstance(molecule, Exception)]
+    graphs = [
+        molecule.graph for molecule in featurize_all(SMILES) if not isinstance(molecule, Exception)
+    ]
     return Bench(torch.device("cpu"), [*SMILES], graphs, seconds=0.01)
 
 
-def test_sections_give_their_figures(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sections_give_their_figures(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_check, "EPOCHS", 1)
     monkeypatch.setattr(gpu_check, "BATCHES", (1, 8))
     names = ["equality", "reading", "throughput", "training", "memory"]
@@ -45,11 +49,15 @@ def test_answers_that_differ_fail(bench: Bench, monkeypatch: pytest.MonkeyPatch)
         def run(self, graphs: list[MolGraph], *rest: Any) -> Any:
             return engine.run(other, *rest)
 
-    monkeypatch.setattr(Bench, "engine", lambda self, device=None: Wrong() if device is None else engine)
+    monkeypatch.setattr(
+        Bench, "engine", lambda self, device=None: Wrong() if device is None else engine
+    )
     assert gpu_check.equality(bench)["failed"]
 
 
-def test_a_section_that_breaks_is_written_down_and_the_next_one_runs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_that_breaks_is_written_down_and_the_next_one_runs(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(_: Bench) -> dict[str, Any]:
         raise RuntimeError("no such kernel")
 

@@ -7,13 +7,13 @@ import torch
 
 from benchmarks import merged_routing
 from benchmarks.merged_routing import CASES, EACH_SITE, RESULT, of_site, stream, stream_of
-from merging.files import read_json
-from merging.run import Run
-from models import unified as plain
-from models.adapter import AdapterBank
-from models.graph import GraphBatch
-from models.router import RouterConfig
-from models.unified import UnifiedModel
+from merging.data.files import read_json
+from merging.run.run import Run
+from models.data.batch import GraphBatch
+from models.experts import unified as plain
+from models.experts.bank import AdapterBank
+from models.experts.router import RouterConfig
+from models.experts.unified import UnifiedModel
 from tests.conftest import pico_config, random_backbone, random_experts
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +27,14 @@ def test_every_case_is_scored(pico_run: Run) -> None:
         assert all(0 <= value <= 1 for each in by_task.values() for value in each.values())
 
 
-def test_weights_of_each_site_are_those_of_moe_as_long_as_the_streams_agree(molecules: GraphBatch) -> None:
-    model = UnifiedModel(random_backbone(pico_config()), random_experts(pico_config()), RouterConfig(temperature=0.3, mixed_layers=2))
+def test_weights_of_each_site_are_those_of_moe_as_long_as_the_streams_agree(
+    molecules: GraphBatch,
+) -> None:
+    model = UnifiedModel(
+        random_backbone(pico_config()),
+        random_experts(pico_config()),
+        RouterConfig(temperature=0.3, mixed_layers=2),
+    )
     merged = model(molecules, routing="merged").routing_weights["alpha"]
     with stream(stream_of(EACH_SITE)):
         each_site = model(molecules, routing="merged").routing_weights["alpha"]
@@ -61,4 +67,7 @@ def test_units_that_are_shuffled_are_found_elsewhere() -> None:
 
 
 def test_the_page_shows_the_results() -> None:
-    assert merged_routing.table(read_json(ROOT / RESULT)) in (ROOT / "docs/merged-routing.md").read_text()
+    assert (
+        merged_routing.table(read_json(ROOT / RESULT))
+        in (ROOT / "docs/merged-routing.md").read_text()
+    )

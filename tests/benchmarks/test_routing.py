@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks import routing
-from merging.pipeline import adapters_from, trained_adapters, unified
-from merging.run import Run
-from models.adapter import trace
+from merging.run.run import Run
+from merging.run.stages import adapters_from, trained_adapters, unified
+from models.experts.adapter import trace
 
 
 def test_every_try_scores_every_task(pico_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,7 +17,10 @@ def test_every_try_scores_every_task(pico_run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_mean_of_adapters_subtracts_the_mean(pico_run: Run) -> None:
-    adapters = [adapters_from(pico_run, trained_adapters(pico_run, task).tensors) for task in pico_run.config.tasks]
+    adapters = [
+        adapters_from(pico_run, trained_adapters(pico_run, task).tensors)
+        for task in pico_run.config.tasks
+    ]
     h = torch.randn(5, 16)
     expected = sum(each.sites[1](h) for each in adapters) / 2
     torch.testing.assert_close(routing.mean_adapters(pico_run, adapters).sites[1](h), expected)
@@ -31,5 +34,7 @@ def test_the_mixed_stream_is_that_of_the_unified_model(pico_run: Run) -> None:
     with torch.no_grad():
         outputs = routing.mixed(pico_run, model.backbone, adapters, 1, batch)
         head = model.heads[1](outputs.graph_embedding)
-    torch.testing.assert_close(head, model(batch, ["other"], "moe").logits["other"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        head, model(batch, ["other"], "moe").logits["other"], rtol=1e-4, atol=1e-5
+    )
     assert len(outputs.convolutions) == len(trace(model.backbone, batch).convolutions)

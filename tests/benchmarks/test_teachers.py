@@ -1,8 +1,8 @@
 """Both ways run on pico data, and say what they should where the answer is known."""
 
 from benchmarks.teachers import WAYS, score
-from merging.pipeline import finetuned
-from merging.run import Run
+from merging.run.run import Run
+from merging.run.stages import finetuned
 from models.classifier import GraphClassifier
 from tests.conftest import pico_config
 

@@ -8,15 +8,17 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from merging.config import RunConfig, load_config
-from merging.run import Run
+from merging.run.config import RunConfig, load_config
+from merging.run.run import Run
 from tests.conftest import pico_config, random_backbone
 
 RINGS = ("c1ccccc1", "c1ccncc1", "C1CCCCC1", "C1CCNCC1", "c1ccoc1", "c1ccsc1", "C1CC1", "C1CCOC1")
 TAILS = ("O", "N", "C", "CC", "CO", "C(=O)O", "C#N", "Cl", "F", "CCN")
 
 
-def write_csv(path: Path, smiles_column: str, labels: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def write_csv(
+    path: Path, smiles_column: str, labels: tuple[str, ...], rows: list[tuple[str, ...]]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows([(smiles_column, *labels), *rows])
@@ -27,13 +29,20 @@ def molecules() -> list[str]:
 
 
 def tail_has(*elements: str) -> list[str]:
-    """For each molecule, whether its tail has one of the elements: every scaffold then has both classes."""
+    """For each molecule, whether its tail has one of the elements: every scaffold then has both
+    classes."""
     return [str(int(any(element in tail for element in elements))) for _ in RINGS for tail in TAILS]
 
 
 def stereo_corpus() -> list[str]:
-    """Molecules that are long enough to have a context, some with stereo centres and double bonds with a direction."""
-    return [ring + linker + tail for ring in RINGS for linker in ("CCCC", "C(=O)NCC", "O[C@H](C)CC", "/C=C/CC") for tail in TAILS]
+    """Molecules that are long enough to have a context, some with stereo centres and double bonds
+    with a direction."""
+    return [
+        ring + linker + tail
+        for ring in RINGS
+        for linker in ("CCCC", "C(=O)NCC", "O[C@H](C)CC", "/C=C/CC")
+        for tail in TAILS
+    ]
 
 
 @pytest.fixture
@@ -45,31 +54,59 @@ def pico_config_file(tmp_path: Path) -> Path:
 def write_pico(tmp_path: Path) -> Path:
     """Data, weights and `pico.yaml`.
 
-    Two tasks: has the tail a nitrogen; has it an oxygen, and has it a halogen (with a missing label now and then).
+    Two tasks: has the tail a nitrogen; has it an oxygen, and has it a halogen (with a missing label
+    now and then).
     """
     halogen = ["" if k % 9 == 0 else label for k, label in enumerate(tail_has("Cl", "F"))]
-    write_csv(tmp_path / "data/nitrogen.csv", "smiles", ("has_n",), list(zip(molecules(), tail_has("N"), strict=True)))
-    write_csv(tmp_path / "data/other.csv", "mol", ("has_o", "has_halogen"), list(zip(molecules(), tail_has("O"), halogen, strict=True)))
+    write_csv(
+        tmp_path / "data/nitrogen.csv",
+        "smiles",
+        ("has_n",),
+        list(zip(molecules(), tail_has("N"), strict=True)),
+    )
+    write_csv(
+        tmp_path / "data/other.csv",
+        "mol",
+        ("has_o", "has_halogen"),
+        list(zip(molecules(), tail_has("O"), halogen, strict=True)),
+    )
     backbone = random_backbone(pico_config())
     save_file(backbone.state_dict(), tmp_path / "weights.safetensors")
     content = {
         "setting": "pico",
         "description": "made in a test",
-        "pretrained": {"backbone": pico_config().model_dump(), "weights": str(tmp_path / "weights.safetensors")},
+        "pretrained": {
+            "backbone": pico_config().model_dump(),
+            "weights": str(tmp_path / "weights.safetensors"),
+        },
         "tasks": ["nitrogen", "other"],
-        "datasets": {"nitrogen": {"file": "nitrogen.csv", "about": "has nitrogen"}, "other": {"file": "other.csv", "smiles_column": "mol"}},
+        "datasets": {
+            "nitrogen": {"file": "nitrogen.csv", "about": "has nitrogen"},
+            "other": {"file": "other.csv", "smiles_column": "mol"},
+        },
         "finetune": {"epochs": 3, "batch_size": 16, "dropout": 0.1},
         "merge": {"method": "task_arithmetic", "options": {"scaling": 0.4}},
         "alignment": {"rank": 4, "epochs": 3, "batch_size": 16},
         "alignment_by_task": {"other": {"epochs": 2}},
         "compare": {
-            "mergers": {"weight_average": [{}], "task_arithmetic": [{"scaling": 0.2}, {"scaling": 0.5}], "regmean": [{}], "emr": [{}]},
+            "mergers": {
+                "weight_average": [{}],
+                "task_arithmetic": [{"scaling": 0.2}, {"scaling": 0.5}],
+                "regmean": [{}],
+                "emr": [{}],
+            },
             "multitask": {"epochs": 2, "batch_size": 16},
             "forest_trees": 5,
             "ablation_base": {"alignment": {"epochs": 1}},
             "ablation_tasks": ["other"],
-            "ablations": {"without_l1": {"alignment": {"alpha": 0}}, "without_merging": {"merge": {"method": "pretrained"}}},
-            "sweeps": {"rank": {"2": {"alignment": {"rank": 2}}}, "top_k": {"1": {"router": {"top_k": 1}}, "2": {"router": {"top_k": 2}}}},
+            "ablations": {
+                "without_l1": {"alignment": {"alpha": 0}},
+                "without_merging": {"merge": {"method": "pretrained"}},
+            },
+            "sweeps": {
+                "rank": {"2": {"alignment": {"rank": 2}}},
+                "top_k": {"1": {"router": {"top_k": 1}}, "2": {"router": {"top_k": 2}}},
+            },
         },
         "release": {"name": "pico", "version": "1.2.3"},
     }

@@ -15,18 +15,29 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import artifact as artifact_module
-from models.artifact import FORMAT_VERSION, check_output, load_artifact, load_parts, make_manifest, read_manifest, save_artifact
-from models.atoms import Atoms, collate_atoms
+from models.artifact import (
+    FORMAT_VERSION,
+    check_output,
+    load_artifact,
+    load_parts,
+    make_manifest,
+    read_manifest,
+    save_artifact,
+)
+from models.data.atoms import Atoms, collate_atoms
+from models.data.batch import GraphBatch
+from models.data.feature_graph import FeatureGraph, collate_features
+from models.data.molecule import collate
+from models.data.schema import AtomsInput, FeatureInput, MoleculeInput
+from models.data.smiles import READING_RULE, featurize
 from models.errors import ArtifactError, InvalidInputError, UnknownTaskError
-from models.featurize import READING_RULE, featurize
-from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
-from models.graph import GraphBatch, collate
-from models.graph_network import GraphNetwork, GraphNetworkConfig
-from models.inputs import AtomsInput, FeatureGraph, FeatureInput, MoleculeInput, collate_features
+from models.experts.expert import Expert
+from models.experts.router import RouterConfig
+from models.experts.unified import Routing, UnifiedModel
 from models.names import check_name, nearest_name
-from models.router import RouterConfig
+from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
 from models.task import TaskInfo
-from models.unified import Expert, Routing, UnifiedModel
 from tests.conftest import pico_config, random_backbone, random_experts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -45,7 +56,8 @@ def edit_manifest(folder: Path, **changes: object) -> None:
 
 
 def test_golden_artifact_gives_the_answers_it_was_made_with() -> None:
-    """A format change that alters old artifacts' answers, or cannot read them, must raise the format version and keep reading this one."""
+    """A format change that alters old artifacts' answers, or cannot read them, must raise the
+    format version and keep reading this one."""
     stored = json.loads((GOLDEN / "answers.json").read_text())
     artifact = load_artifact(GOLDEN / "artifact")
     assert artifact.digest == stored["digest"]
@@ -56,9 +68,22 @@ def test_golden_artifact_gives_the_answers_it_was_made_with() -> None:
 
 
 def test_golden_keys_and_shapes() -> None:
-    shapes = {key: tuple(value.shape) for key, value in load_file(GOLDEN / "artifact/tasks/beta.safetensors").items()}
-    sites = {f"adapters.sites.{site}.{part}": shape for site in range(4) for part, shape in (("down", (16, 4)), ("up", (4, 16)))}
-    assert shapes == {**sites, "adapters.norm_mean": (3, 16), "adapters.norm_var": (3, 16), "head.weight": (3, 16), "head.bias": (3,)}
+    shapes = {
+        key: tuple(value.shape)
+        for key, value in load_file(GOLDEN / "artifact/tasks/beta.safetensors").items()
+    }
+    sites = {
+        f"adapters.sites.{site}.{part}": shape
+        for site in range(4)
+        for part, shape in (("down", (16, 4)), ("up", (4, 16)))
+    }
+    assert shapes == {
+        **sites,
+        "adapters.norm_mean": (3, 16),
+        "adapters.norm_var": (3, 16),
+        "head.weight": (3, 16),
+        "head.bias": (3,),
+    }
     manifest, _ = read_manifest(GOLDEN / "artifact")
     assert manifest.format_version == FORMAT_VERSION == 1
     assert list(manifest.tasks) == ["alpha", "beta", "gamma"]
@@ -66,18 +91,41 @@ def test_golden_keys_and_shapes() -> None:
 
 def test_saved_again_every_tensor_file_is_the_same(tmp_path: Path) -> None:
     config, experts = pico_config(), random_experts(pico_config())
-    manifest = make_manifest("pico", "1", config, 4, RouterConfig(), {task: TaskInfo(labels=each.label_names) for task, each in experts.items()})
+    manifest = make_manifest(
+        "pico",
+        "1",
+        config,
+        4,
+        RouterConfig(),
+        {task: TaskInfo(labels=each.label_names) for task, each in experts.items()},
+    )
     first = save_artifact(tmp_path / "one", manifest, random_backbone(config), experts)
     loaded = load_artifact(tmp_path / "one")
     second = save_artifact(tmp_path / "two", loaded.manifest, loaded.model.backbone, experts)
     assert first == second
-    assert first.files.keys() == {"backbone.safetensors", "tasks/alpha.safetensors", "tasks/beta.safetensors", "tasks/gamma.safetensors"}
+    assert first.files.keys() == {
+        "backbone.safetensors",
+        "tasks/alpha.safetensors",
+        "tasks/beta.safetensors",
+        "tasks/gamma.safetensors",
+    }
 
 
 def test_saving_replaces_the_whole_folder_and_leaves_nothing_beside_it(copy: Path) -> None:
     artifact = load_artifact(copy)
-    save_artifact(copy, artifact.manifest, artifact.model.backbone, random_experts(pico_config()), card="# card")
-    assert {path.name for path in copy.iterdir()} == {"manifest.json", "backbone.safetensors", "tasks", "README.md"}
+    save_artifact(
+        copy,
+        artifact.manifest,
+        artifact.model.backbone,
+        random_experts(pico_config()),
+        card="# card",
+    )
+    assert {path.name for path in copy.iterdir()} == {
+        "manifest.json",
+        "backbone.safetensors",
+        "tasks",
+        "README.md",
+    }
     assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
 
 
@@ -89,7 +137,9 @@ def test_a_failed_save_keeps_the_old_artifact(copy: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ArtifactError, match="could not be written: no space"):
-        save_artifact(copy, artifact.manifest, artifact.model.backbone, random_experts(pico_config()))
+        save_artifact(
+            copy, artifact.manifest, artifact.model.backbone, random_experts(pico_config())
+        )
     monkeypatch.undo()
     assert load_artifact(copy).digest == artifact.digest
     assert [path.name for path in copy.parent.iterdir()] == ["artifact"]
@@ -106,7 +156,9 @@ def test_one_flipped_bit_is_refused(copy: Path) -> None:
 
 def test_tensors_that_are_none_are_refused_even_with_a_right_checksum(copy: Path) -> None:
     (copy / "tasks/beta.safetensors").write_bytes(b"junk")
-    edit_manifest(copy, files={**FILES, "tasks/beta.safetensors": hashlib.sha256(b"junk").hexdigest()})
+    edit_manifest(
+        copy, files={**FILES, "tasks/beta.safetensors": hashlib.sha256(b"junk").hexdigest()}
+    )
     with pytest.raises(ArtifactError, match=r"tasks/beta\.safetensors"):
         load_artifact(copy)
 
@@ -135,21 +187,41 @@ def test_missing_pieces_are_named(copy: Path) -> None:
         ({"tasks": {"twice": {"labels": ["x", "x"]}}}, "label name twice"),
         (
             {"tasks": {"../../etc/passwd": {"labels": ["x"]}}},
-            r"got name '\.\./\.\./etc/passwd', expected 1 to 64 letters.*, for example 'etc_passwd'",
+            (
+                r"got name '\.\./\.\./etc/passwd', expected 1 to 64 letters.*, for example"
+                r" 'etc_passwd'"
+            ),
         ),
         ({"tasks": {"CYP/3A4": {"labels": ["x"]}}}, r"got name 'CYP/3A4'.*, for example 'CYP_3A4'"),
         ({"tasks": {"a": {"labels": ["x"]}, "A": {"labels": ["x"]}}}, "differ in more than case"),
         ({"name": "a b"}, r"got name 'a b'.*, for example 'a_b'"),
         ({"tasks": {}}, "tasks"),
         ({"nearest": {"alpha": ["beta"]}}, "nearest: got entries for"),
-        ({"nearest": {"alpha": [], "beta": [], "gamma": [], "delta": []}}, "nearest: got entries for"),
-        ({"nearest": {"alpha": ["beta", "delta"], "beta": [], "gamma": []}}, "'delta'.* for alpha, expected other tasks"),
-        ({"nearest": {"alpha": ["beta", "beta"], "beta": [], "gamma": []}}, "for alpha, expected other tasks"),
-        ({"nearest": {"alpha": [], "beta": ["beta"], "gamma": []}}, "for beta, expected other tasks"),
-        ({"nearest": {"alpha": ["../../etc/passwd"], "beta": [], "gamma": []}}, "for alpha, expected other tasks"),
+        (
+            {"nearest": {"alpha": [], "beta": [], "gamma": [], "delta": []}},
+            "nearest: got entries for",
+        ),
+        (
+            {"nearest": {"alpha": ["beta", "delta"], "beta": [], "gamma": []}},
+            "'delta'.* for alpha, expected other tasks",
+        ),
+        (
+            {"nearest": {"alpha": ["beta", "beta"], "beta": [], "gamma": []}},
+            "for alpha, expected other tasks",
+        ),
+        (
+            {"nearest": {"alpha": [], "beta": ["beta"], "gamma": []}},
+            "for beta, expected other tasks",
+        ),
+        (
+            {"nearest": {"alpha": ["../../etc/passwd"], "beta": [], "gamma": []}},
+            "for alpha, expected other tasks",
+        ),
     ],
 )
-def test_a_manifest_that_does_not_fit_is_refused(copy: Path, changes: dict[str, object], message: str) -> None:
+def test_a_manifest_that_does_not_fit_is_refused(
+    copy: Path, changes: dict[str, object], message: str
+) -> None:
     edit_manifest(copy, **changes)
     with pytest.raises(ArtifactError, match=message):
         load_artifact(copy)
@@ -161,7 +233,9 @@ def test_a_manifest_from_before_the_table_of_nearest_experts_has_none() -> None:
     assert (manifest.nearest, manifest.router.candidates) == ({}, None)
 
 
-def test_some_tasks_are_loaded_without_the_files_of_the_others(copy: Path, molecules: GraphBatch) -> None:
+def test_some_tasks_are_loaded_without_the_files_of_the_others(
+    copy: Path, molecules: GraphBatch
+) -> None:
     whole = load_artifact(copy)
     (copy / "tasks/beta.safetensors").unlink()
     some = load_artifact(copy, tasks=["gamma", "alpha"])
@@ -169,7 +243,9 @@ def test_some_tasks_are_loaded_without_the_files_of_the_others(copy: Path, molec
     assert (some.manifest, some.digest) == (whole.manifest, whole.digest)
     answers, expected = some.model(molecules, routing="own"), whole.model(molecules, routing="own")
     for task in some.model.tasks:  # products of another size may round otherwise
-        torch.testing.assert_close(answers.logits[task], expected.logits[task], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            answers.logits[task], expected.logits[task], rtol=1e-4, atol=1e-4
+        )
     with pytest.raises(ArtifactError, match=r"no readable tasks/beta\.safetensors"):
         load_parts(copy, ["beta"])
     with pytest.raises(UnknownTaskError, match="'delta', expected one of alpha, beta, gamma"):
@@ -216,7 +292,16 @@ def test_experts_must_be_those_of_the_manifest(tmp_path: Path) -> None:
 def test_released_artifact_answers_eight_tasks(routing: Routing, molecules: GraphBatch) -> None:
     artifact = load_artifact(RELEASED)
     output = artifact.model(molecules, routing=routing)
-    assert set(output.logits) == {"tox21", "toxcast", "sider", "clintox", "bbbp", "bace", "hiv", "muv"}
+    assert set(output.logits) == {
+        "tox21",
+        "toxcast",
+        "sider",
+        "clintox",
+        "bbbp",
+        "bace",
+        "hiv",
+        "muv",
+    }
     assert sum(values.shape[1] for values in output.probabilities.values()) == 678
     assert all(bool(values.isfinite().all()) for values in output.probabilities.values())
     assert "config" in artifact.manifest.provenance
@@ -232,8 +317,13 @@ def graph_artifact(folder: Path) -> tuple[GraphNetwork, dict[str, Expert]]:
         "narrow": TaskInfo(labels=("a", "b", "c"), level="node", target="multiclass"),
         "whole": TaskInfo(labels=("y",), target="regression"),
     }
-    experts = {task: Expert(config, 0, info.labels, info.level, info.target, widths[task]) for task, info in infos.items()}
-    manifest = make_manifest("graphs", "1", config, 0, RouterConfig(), infos, input=FeatureInput(num_features=widths))
+    experts = {
+        task: Expert(config, 0, info.labels, info.level, info.target, widths[task])
+        for task, info in infos.items()
+    }
+    manifest = make_manifest(
+        "graphs", "1", config, 0, RouterConfig(), infos, input=FeatureInput(num_features=widths)
+    )
     network = GraphNetwork(config).eval()
     save_artifact(folder, manifest, network, experts)
     return network, experts
@@ -243,10 +333,16 @@ def test_an_artifact_for_graphs_gives_the_answers_it_was_made_with(tmp_path: Pat
     network, experts = graph_artifact(tmp_path / "graphs")
     loaded = load_artifact(tmp_path / "graphs")
     for task, width in (("wide", 6), ("narrow", 4), ("whole", 6)):
-        batch = collate_features([FeatureGraph(torch.rand(3, width), torch.tensor([[0, 1], [1, 0]]))])
-        expected = UnifiedModel(network, {task: experts[task]}, RouterConfig())(batch).probabilities[task]
+        batch = collate_features(
+            [FeatureGraph(torch.rand(3, width), torch.tensor([[0, 1], [1, 0]]))]
+        )
+        expected = UnifiedModel(network, {task: experts[task]}, RouterConfig())(
+            batch
+        ).probabilities[task]
         torch.testing.assert_close(loaded.model(batch, [task]).probabilities[task], expected)
-    assert load_parts(tmp_path / "graphs").manifest.input == FeatureInput(num_features={"wide": 6, "narrow": 4, "whole": 6})
+    assert load_parts(tmp_path / "graphs").manifest.input == FeatureInput(
+        num_features={"wide": 6, "narrow": 4, "whole": 6}
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,11 +350,19 @@ def test_an_artifact_for_graphs_gives_the_answers_it_was_made_with(tmp_path: Pat
     [
         ({"input": {"kind": "molecule"}}, "got kind 'molecule' for a backbone of kind 'pyg_gcn'"),
         ({"input": {"kind": "graph", "num_features": {"wide": 6}}}, "expected one for each task"),
-        ({"input": {"kind": "graph", "num_features": {"wide": 6, "narrow": 0, "whole": 6}}}, "greater than or equal to 1"),
-        ({"input": {"kind": "graph", "num_features": {"wide": 6, "narrow": 3, "whole": 6}}}, r"encoder.weight has shape \(6, 4\), expected \(6, 3\)"),
+        (
+            {"input": {"kind": "graph", "num_features": {"wide": 6, "narrow": 0, "whole": 6}}},
+            "greater than or equal to 1",
+        ),
+        (
+            {"input": {"kind": "graph", "num_features": {"wide": 6, "narrow": 3, "whole": 6}}},
+            r"encoder.weight has shape \(6, 4\), expected \(6, 3\)",
+        ),
     ],
 )
-def test_an_input_schema_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_an_input_schema_that_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     graph_artifact(tmp_path / "graphs")
     edit_manifest(tmp_path / "graphs", **changes)
     with pytest.raises(ArtifactError, match=message):
@@ -277,7 +381,15 @@ def test_a_force_field_gives_the_answers_it_was_made_with(tmp_path: Path) -> Non
     network, expert = ForceField(config), ForceFieldExpert(config)
     expert.elements[torch.tensor([1, 6])] = True
     tasks = {"methane": TaskInfo(labels=("energy",), target="energy_and_forces")}
-    manifest = make_manifest("forces", "1", config, 0, RouterConfig(), tasks, input=AtomsInput(elements={"methane": (1, 6)}))
+    manifest = make_manifest(
+        "forces",
+        "1",
+        config,
+        0,
+        RouterConfig(),
+        tasks,
+        input=AtomsInput(elements={"methane": (1, 6)}),
+    )
     save_artifact(tmp_path / "forces", manifest, network, {"methane": expert})
     batch = collate_atoms([Atoms.from_lists([6, 1], [[0.0, 0, 0], [0, 0, 1.1]])], config.cutoff)
     expected = MergedForceField(network, {"methane": expert})(batch, ["methane"])["methane"]
@@ -287,8 +399,12 @@ def test_a_force_field_gives_the_answers_it_was_made_with(tmp_path: Path) -> Non
 
 
 def test_the_rule_of_reading_is_on_record(copy: Path) -> None:
-    assert read_manifest(copy)[0].input == MoleculeInput(reading_rule=1), "a manifest of before does not say"
-    made = make_manifest("pico", "1", pico_config(), 4, RouterConfig(), {"alpha": TaskInfo(labels=("a",))})
+    assert read_manifest(copy)[0].input == MoleculeInput(reading_rule=1), (
+        "a manifest of before does not say"
+    )
+    made = make_manifest(
+        "pico", "1", pico_config(), 4, RouterConfig(), {"alpha": TaskInfo(labels=("a",))}
+    )
     assert made.input == MoleculeInput(reading_rule=READING_RULE)
     edit_manifest(copy, input={"kind": "molecule", "reading_rule": READING_RULE})
     assert load_artifact(copy).manifest.input == made.input
@@ -296,14 +412,19 @@ def test_the_rule_of_reading_is_on_record(copy: Path) -> None:
 
 def test_a_newer_rule_of_reading_is_refused(copy: Path) -> None:
     edit_manifest(copy, input={"kind": "molecule", "reading_rule": READING_RULE + 1})
-    with pytest.raises(ArtifactError, match=f"reading_rule: got {READING_RULE + 1}, expected at most {READING_RULE}"):
+    with pytest.raises(
+        ArtifactError,
+        match=f"reading_rule: got {READING_RULE + 1}, expected at most {READING_RULE}",
+    ):
         load_artifact(copy)
 
 
 # --- names ---
 
 
-@pytest.mark.parametrize("name", ["hERG", "CYP3A4", "Tox21_NR-AR", "ames.v2", "5HT1A", "bbbp", "a" * 64])
+@pytest.mark.parametrize(
+    "name", ["hERG", "CYP3A4", "Tox21_NR-AR", "ames.v2", "5HT1A", "bbbp", "a" * 64]
+)
 def test_names_of_the_field_are_allowed(name: str, tmp_path: Path) -> None:
     assert check_name(name) == name
     config, expert = pico_config(), random_experts(pico_config())["alpha"]
@@ -369,7 +490,9 @@ def save_again(
     **options: Any,
 ) -> None:
     artifact = load_artifact(GOLDEN / "artifact")
-    experts = {task: expert for task, expert in random_experts(pico_config()).items() if task in tasks}
+    experts = {
+        task: expert for task, expert in random_experts(pico_config()).items() if task in tasks
+    }
     infos = {task: artifact.manifest.tasks[task] for task in experts}
     manifest = artifact.manifest.model_copy(update={"name": name, "version": "7", "tasks": infos})
     save_artifact(folder, manifest, artifact.model.backbone, experts, **options)
@@ -386,7 +509,12 @@ def test_a_new_version_replaces_the_old_one_however_the_folder_is_called(
     copy = copy.rename(tmp_path / "elsewhere" / "artifact")
     (tmp_path / "link").symlink_to(copy)
     (tmp_path / "empty").mkdir()
-    for folder in (Path("elsewhere/artifact"), Path("elsewhere/artifact/"), Path("link"), Path("elsewhere/../link")):
+    for folder in (
+        Path("elsewhere/artifact"),
+        Path("elsewhere/artifact/"),
+        Path("link"),
+        Path("elsewhere/../link"),
+    ):
         shutil.rmtree(copy)
         shutil.copytree(GOLDEN / "artifact", copy)
         save_again(folder, name)
@@ -396,14 +524,19 @@ def test_a_new_version_replaces_the_old_one_however_the_folder_is_called(
     save_again(Path("new/deep"), name)
     (tmp_path / "dangling").symlink_to(tmp_path / "target")
     save_again(Path("dangling"), name)
-    assert all(load_artifact(tmp_path / each).manifest.version == "7" for each in ("empty", "new/deep", "target"))
+    assert all(
+        load_artifact(tmp_path / each).manifest.version == "7"
+        for each in ("empty", "new/deep", "target")
+    )
     assert not list(tmp_path.rglob(".*"))
 
 
 def test_another_artifact_is_replaced_only_when_told_to(copy: Path) -> None:
     name, digest = read_manifest(copy)[0].name, read_manifest(copy)[1]
     for changes in ({"name": "other"}, {"name": name, "tasks": ["alpha", "beta"]}):
-        with pytest.raises(ArtifactError, match=f"got another artifact there, {name} .* or --replace"):
+        with pytest.raises(
+            ArtifactError, match=f"got another artifact there, {name} .* or --replace"
+        ):
             save_again(copy, **changes)
         with pytest.raises(ArtifactError, match="got another artifact there"):
             save_again(copy, made_from="0" * 64, **changes)
@@ -522,7 +655,11 @@ def test_writers_with_one_process_id_do_not_share_a_temporary_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As in two containers on one volume: both have written all before either replaces anything."""
-    name, read_back, both = read_manifest(copy)[0].name, artifact_module._read_back, threading.Barrier(2, timeout=20)
+    name, read_back, both = (
+        read_manifest(copy)[0].name,
+        artifact_module._read_back,
+        threading.Barrier(2, timeout=20),
+    )
 
     def together(folder: Path) -> None:
         both.wait()
@@ -545,11 +682,15 @@ def damage(folder: Path, file: str, change: Callable[[dict[str, torch.Tensor]], 
     change(tensors)
     save_file(tensors, folder / file)
     sha256 = hashlib.sha256((folder / file).read_bytes()).hexdigest()
-    edit_manifest(folder, files={**json.loads((folder / "manifest.json").read_text())["files"], file: sha256})
+    edit_manifest(
+        folder, files={**json.loads((folder / "manifest.json").read_text())["files"], file: sha256}
+    )
 
 
 def zero(part: str, sites: Sequence[int] = range(4)) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda tensors: [tensors[f"adapters.sites.{site}.{part}"].zero_() for site in sites] and None
+    return lambda tensors: (
+        [tensors[f"adapters.sites.{site}.{part}"].zero_() for site in sites] and None
+    )
 
 
 def halves_that_never_meet(tensors: dict[str, torch.Tensor]) -> None:
@@ -559,13 +700,41 @@ def halves_that_never_meet(tensors: dict[str, torch.Tensor]) -> None:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = {
-    "up": ("tasks/beta", zero("up"), r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites"),
-    "down": ("tasks/beta", zero("down"), r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites"),
-    "halves": ("tasks/beta", halves_that_never_meet, r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites"),
-    "missing": ("tasks/beta", lambda t: t.pop("head.bias"), r"tasks/beta\.safetensors.*missing head\.bias"),
-    "unused": ("tasks/beta", lambda t: t.update(spare=torch.ones(1)), r"tasks/beta\.safetensors.*extra spare"),
-    "shape": ("tasks/beta", lambda t: t.update({"head.bias": torch.ones(4)}), r"head\.bias has shape \(4,\), expected \(3,\)"),
-    "inf": ("tasks/beta", lambda t: t["head.bias"].fill_(torch.inf), r"tasks/beta\.safetensors.*head\.bias is not finite"),
+    "up": (
+        "tasks/beta",
+        zero("up"),
+        r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites",
+    ),
+    "down": (
+        "tasks/beta",
+        zero("down"),
+        r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites",
+    ),
+    "halves": (
+        "tasks/beta",
+        halves_that_never_meet,
+        r"tasks/beta\.safetensors: adapters.sites.*zero at all 4 sites",
+    ),
+    "missing": (
+        "tasks/beta",
+        lambda t: t.pop("head.bias"),
+        r"tasks/beta\.safetensors.*missing head\.bias",
+    ),
+    "unused": (
+        "tasks/beta",
+        lambda t: t.update(spare=torch.ones(1)),
+        r"tasks/beta\.safetensors.*extra spare",
+    ),
+    "shape": (
+        "tasks/beta",
+        lambda t: t.update({"head.bias": torch.ones(4)}),
+        r"head\.bias has shape \(4,\), expected \(3,\)",
+    ),
+    "inf": (
+        "tasks/beta",
+        lambda t: t["head.bias"].fill_(torch.inf),
+        r"tasks/beta\.safetensors.*head\.bias is not finite",
+    ),
     "float64": (
         "tasks/beta",
         lambda t: t.update({"head.bias": torch.full((3,), 1e300, dtype=torch.float64)}),
@@ -579,9 +748,21 @@ DAMAGES: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = 
         )
         for dtype in (torch.int32, torch.int8, torch.bool)
     },
-    "variance": ("tasks/beta", lambda t: t["adapters.norm_var"].neg_(), r"tasks/beta\.safetensors: adapters\.norm_var is negative"),
-    "backbone": ("backbone", lambda t: t["x_embedding1.weight"].fill_(torch.nan), r"backbone\.safetensors.*x_embedding1\.weight is not finite"),
-    "backbone unused": ("backbone", lambda t: t.update(spare=torch.ones(1)), r"backbone\.safetensors.*extra spare"),
+    "variance": (
+        "tasks/beta",
+        lambda t: t["adapters.norm_var"].neg_(),
+        r"tasks/beta\.safetensors: adapters\.norm_var is negative",
+    ),
+    "backbone": (
+        "backbone",
+        lambda t: t["x_embedding1.weight"].fill_(torch.nan),
+        r"backbone\.safetensors.*x_embedding1\.weight is not finite",
+    ),
+    "backbone unused": (
+        "backbone",
+        lambda t: t.update(spare=torch.ones(1)),
+        r"backbone\.safetensors.*extra spare",
+    ),
 }
 
 
@@ -637,10 +818,17 @@ def test_a_task_may_be_called_as_anything_is_called_in_torch(tmp_path: Path) -> 
     config = GraphNetworkConfig(kind="pyg_gcn", in_dim=6, hidden_dim=8)
     widths = {"train": 4, "v1.2": 3, "keys": 6}
     infos = {task: TaskInfo(labels=("y",), target="regression") for task in widths}
-    experts = {task: Expert(config, 0, ("y",), "graph", "regression", width) for task, width in widths.items()}
-    manifest = make_manifest("g", "1", config, 0, RouterConfig(), infos, input=FeatureInput(num_features=widths))
+    experts = {
+        task: Expert(config, 0, ("y",), "graph", "regression", width)
+        for task, width in widths.items()
+    }
+    manifest = make_manifest(
+        "g", "1", config, 0, RouterConfig(), infos, input=FeatureInput(num_features=widths)
+    )
     save_artifact(tmp_path / "g", manifest, GraphNetwork(config).eval(), experts)
     model = load_artifact(tmp_path / "g").model
     for task, width in widths.items():
-        batch = collate_features([FeatureGraph(torch.rand(3, width), torch.tensor([[0, 1], [1, 0]]))])
+        batch = collate_features(
+            [FeatureGraph(torch.rand(3, width), torch.tensor([[0, 1], [1, 0]]))]
+        )
         assert model(batch, [task]).logits[task].isfinite().all()

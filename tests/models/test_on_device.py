@@ -13,21 +13,23 @@ import torch
 from torch import Tensor
 
 import models
-from merging.alignment import align
-from merging.config import AlignmentConfig
-from models import sinkhorn
+from merging.training.alignment import align
+from merging.training.settings import AlignmentConfig
 from models.artifact import load_artifact
-from models.atoms import Atoms, collate_atoms
-from models.backbone import BackboneKind
-from models.featurize import featurize
-from models.force_field import MergedForceField
-from models.graph import GraphBatch, pack
-from models.inputs import FeatureGraph, collate_features
-from models.router import RouterConfig
-from models.sinkhorn import Solver, Support, solve
-from models.sparse import Pattern, edge_dots, spmm
-from models.twd import twd
-from models.unified import Routing, UnifiedModel
+from models.data.atoms import Atoms, collate_atoms
+from models.data.batch import GraphBatch
+from models.data.feature_graph import FeatureGraph, collate_features
+from models.data.molecule import pack
+from models.data.smiles import featurize
+from models.experts.router import RouterConfig
+from models.experts.unified import Routing, UnifiedModel
+from models.networks.hu2020 import BackboneKind
+from models.networks.schnet import MergedForceField
+from models.ops.sparse import Pattern, edge_dots, spmm
+from models.transport import sinkhorn
+from models.transport.problem import Solver, Support
+from models.transport.solve import solve
+from models.transport.twd import twd
 from tests.conftest import KINDS, SMILES, pico_config, random_backbone, random_experts
 
 RELEASES = Path(models.__file__).parent / "releases"
@@ -45,7 +47,9 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
 @on_devices
 @pytest.mark.parametrize("routing", get_args(Routing))
 @pytest.mark.parametrize("kind", KINDS)
-def test_merged_model(molecules: GraphBatch, device: str, kind: BackboneKind, routing: Routing) -> None:
+def test_merged_model(
+    molecules: GraphBatch, device: str, kind: BackboneKind, routing: Routing
+) -> None:
     config = pico_config(kind)
     router = RouterConfig(temperature=0.3, graph_temperature=0.3)
     model = UnifiedModel(random_backbone(config), random_experts(config), router)
@@ -90,7 +94,9 @@ def test_released_force_field(device: str) -> None:
     assert isinstance(model, MergedForceField)
     assert isinstance(reference, MergedForceField)
     batch = collate_atoms([atoms], reference.network.config.cutoff)
-    found, expected = (of(at, ["ethanol"]) for of, at in ((model, batch.to(device)), (reference, batch)))
+    found, expected = (
+        of(at, ["ethanol"]) for of, at in ((model, batch.to(device)), (reference, batch))
+    )
     close(found["ethanol"].energy, expected["ethanol"].energy, 1e-3)
     close(found["ethanol"].forces, expected["ethanol"].forces.double(), 1e-3)
 
@@ -99,7 +105,9 @@ def test_released_force_field(device: str) -> None:
 def test_sparse_products_and_their_gradients(device: str) -> None:
     generator = torch.Generator().manual_seed(3)
     rows = torch.arange(40).repeat_interleave(3)
-    cols = torch.stack([torch.randperm(40, generator=generator)[:3].sort().values for _ in range(40)])
+    cols = torch.stack(
+        [torch.randperm(40, generator=generator)[:3].sort().values for _ in range(40)]
+    )
     values = torch.randn(120, generator=generator)
     h = torch.randn(40, 5, generator=generator)
 
@@ -134,7 +142,9 @@ def test_transport_and_its_gradient(molecules: GraphBatch, device: str, solver: 
 
 
 @CUDA
-def test_exact_transport_says_that_it_runs_on_the_cpu(molecules: GraphBatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_exact_transport_says_that_it_runs_on_the_cpu(
+    molecules: GraphBatch, caplog: pytest.LogCaptureFixture
+) -> None:
     sinkhorn.warn_of_cpu.cache_clear()
     batch = molecules.to("cuda")
     support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)

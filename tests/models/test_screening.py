@@ -6,16 +6,18 @@ from typing import get_args
 import pytest
 import torch
 
-from models.adapter import AdapterBank
 from models.artifact import ArtifactParts, load_parts, make_manifest, read_manifest, save_artifact
+from models.data.batch import GraphBatch
+from models.data.molecule import collate
+from models.data.smiles import featurize
 from models.errors import InvalidInputError, UnknownTaskError
-from models.featurize import featurize
-from models.graph import GraphBatch, collate
-from models.router import RouterConfig, node_distances
+from models.experts.bank import AdapterBank
+from models.experts.expert import Expert
+from models.experts.router import RouterConfig, node_distances
+from models.experts.unified import Routing, UnifiedModel
 from models.screening import ScreenedModel, _Site, is_screened, looked_at, nearest_experts
-from models.sinkhorn import Support
 from models.task import TaskInfo
-from models.unified import Expert, Routing, UnifiedModel
+from models.transport.problem import Support
 from tests.conftest import SMILES, pico_config, random_backbone, random_experts
 
 GRAPHS = [featurize(smiles).graph for smiles in SMILES]
@@ -23,7 +25,8 @@ RANK = 16
 
 
 def families(close: float = 0.02) -> dict[str, Expert]:
-    """Three experts that have nothing in common, and three nearly the same as each of them; none is ever silent, so that there are no ties."""
+    """Three experts that have nothing in common, and three nearly the same as each of them; none is
+    ever silent, so that there are no ties."""
     generator = torch.Generator().manual_seed(1)
     found = {}
     for task, original in random_experts(pico_config(), RANK).items():
@@ -35,26 +38,47 @@ def families(close: float = 0.02) -> dict[str, Expert]:
     return found
 
 
-def parts_of(folder: Path, experts: Mapping[str, Expert], router: RouterConfig, most: int) -> ArtifactParts:
+def parts_of(
+    folder: Path, experts: Mapping[str, Expert], router: RouterConfig, most: int
+) -> ArtifactParts:
     backbone = random_backbone(pico_config())
-    manifest = make_manifest("many", "1", pico_config(), RANK, router, {task: TaskInfo(labels=each.label_names) for task, each in experts.items()})
+    manifest = make_manifest(
+        "many",
+        "1",
+        pico_config(),
+        RANK,
+        router,
+        {task: TaskInfo(labels=each.label_names) for task, each in experts.items()},
+    )
     nearest = nearest_experts(backbone, experts, router, GRAPHS, most)
     save_artifact(folder, manifest.model_copy(update={"nearest": nearest}), backbone, experts)
     return load_parts(folder)
 
 
-def assert_same(parts: ArtifactParts, batch: GraphBatch, routing: Routing, tasks: list[str] | None, least: float) -> None:
-    """Same answers for each molecule whose full mixture has nothing of an expert that is not looked at; and those are at least such a share."""
-    expected = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)(batch, tasks, routing)
+def assert_same(
+    parts: ArtifactParts, batch: GraphBatch, routing: Routing, tasks: list[str] | None, least: float
+) -> None:
+    """Same answers for each molecule whose full mixture has nothing of an expert that is not looked
+    at; and those are at least such a share."""
+    expected = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)(
+        batch, tasks, routing
+    )
     got = ScreenedModel(parts)(batch, tasks, routing)
     assert list(got.logits) == list(expected.logits) == list(got.routing_weights)
     covered = []
     for task, logits in expected.logits.items():
-        left_out = [k for k, each in enumerate(parts.experts) if each not in looked_at(parts.manifest, task)]
+        left_out = [
+            k for k, each in enumerate(parts.experts) if each not in looked_at(parts.manifest, task)
+        ]
         clear = (expected.routing_weights[task][..., left_out] == 0).all(-1).all(-1)
         # compiled models are float32 only: 3e-5 was seen with AVX2 and with AVX-512
         torch.testing.assert_close(got.logits[task][clear], logits[clear], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(got.routing_weights[task][clear], expected.routing_weights[task][clear], rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            got.routing_weights[task][clear],
+            expected.routing_weights[task][clear],
+            rtol=0,
+            atol=2e-5,
+        )
         covered.append(clear.float().mean())
     assert torch.stack(covered).mean() >= least
 
@@ -62,27 +86,43 @@ def assert_same(parts: ArtifactParts, batch: GraphBatch, routing: Routing, tasks
 def test_relatives_are_nearest() -> None:
     experts = families()
     nearest = nearest_experts(random_backbone(pico_config()), experts, RouterConfig(), GRAPHS, 3)
-    assert {task: {each[:-1] for each in others} for task, others in nearest.items()} == {task: {task[:-1]} for task in experts}
+    assert {task: {each[:-1] for each in others} for task, others in nearest.items()} == {
+        task: {task[:-1]} for task in experts
+    }
     assert all(task not in others for task, others in nearest.items())
 
 
 def test_the_order_is_that_of_the_router_where_mass_cannot_move() -> None:
-    """For a single atom the node screen is the transport problem; with one mixed layer and no other site of weight, the order is the router's."""
+    """For a single atom the node screen is the transport problem; with one mixed layer and no other
+    site of weight, the order is the router's."""
     experts, graphs = families(0.3), [featurize("C").graph]
     backbone, batch = random_backbone(pico_config()), collate(graphs)
     router = RouterConfig(solver="exact", mixed_layers=0, graph_temperature=0.5)
-    weights = UnifiedModel(backbone, experts, router)(batch, ["beta1"], "moe").routing_weights["beta1"]
+    weights = UnifiedModel(backbone, experts, router)(batch, ["beta1"], "moe").routing_weights[
+        "beta1"
+    ]
     expected = [list(experts)[k] for k in weights[0, -1].argsort(descending=True)]
-    assert nearest_experts(backbone, experts, router, graphs, 99, ["beta1"]) == {"beta1": tuple(task for task in expected if task != "beta1")}
-    bank, support = AdapterBank([each.adapters for each in experts.values()]), Support.from_graph(batch.edge_index, batch.batch, 1)
+    assert nearest_experts(backbone, experts, router, graphs, 99, ["beta1"]) == {
+        "beta1": tuple(task for task in expected if task != "beta1")
+    }
+    bank, support = (
+        AdapterBank([each.adapters for each in experts.values()]),
+        Support.from_graph(batch.edge_index, batch.batch, 1),
+    )
     h = torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
-    exact = node_distances(bank.project(2, h.unsqueeze(1)), bank.gram[2], torch.tensor([5]), support, router)[0, 0]
-    torch.testing.assert_close(_Site(experts.values(), 2).distances(h, 5, of_graphs=False), exact, atol=1e-5, rtol=1e-4)
+    exact = node_distances(
+        bank.project(2, h.unsqueeze(1)), bank.gram[2], torch.tensor([5]), support, router
+    )[0, 0]
+    torch.testing.assert_close(
+        _Site(experts.values(), 2).distances(h, 5, of_graphs=False), exact, atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("routing", get_args(Routing))
 @pytest.mark.parametrize("tasks", [None, ["gamma2", "alpha0"]])
-def test_candidates_with_the_top_k_give_the_full_answer(tmp_path: Path, molecules: GraphBatch, routing: Routing, tasks: list[str] | None) -> None:
+def test_candidates_with_the_top_k_give_the_full_answer(
+    tmp_path: Path, molecules: GraphBatch, routing: Routing, tasks: list[str] | None
+) -> None:
     parts = parts_of(tmp_path / "a", families(), RouterConfig(top_k=3, candidates=8), 8)
     assert_same(parts, molecules, routing, tasks, least=0.8)
 
@@ -92,25 +132,41 @@ def test_almost_all_candidates_of_unlike_experts(tmp_path: Path, molecules: Grap
     assert_same(parts, molecules, "moe", None, least=0.8)
 
 
-def test_too_few_candidates_still_sum_to_one_and_leave_the_others_zero(tmp_path: Path, molecules: GraphBatch) -> None:
+def test_too_few_candidates_still_sum_to_one_and_leave_the_others_zero(
+    tmp_path: Path, molecules: GraphBatch
+) -> None:
     parts = parts_of(tmp_path / "a", families(), RouterConfig(candidates=2), 4)
     weights = ScreenedModel(parts)(molecules, ["beta1"], "moe").routing_weights["beta1"]
     assert weights.shape == (10, 4, 12)
     torch.testing.assert_close(weights.sum(-1), torch.ones(10, 4))
-    seen = {task for task, used in zip(parts.experts, (weights > 0).any(0).any(0).tolist(), strict=True) if used}
+    seen = {
+        task
+        for task, used in zip(parts.experts, (weights > 0).any(0).any(0).tolist(), strict=True)
+        if used
+    }
     assert seen == set(looked_at(parts.manifest, "beta1"))
     assert len(seen) == 3
 
 
-def test_small_models_that_were_dropped_are_made_again(tmp_path: Path, molecules: GraphBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_models_that_were_dropped_are_made_again(
+    tmp_path: Path, molecules: GraphBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("models.screening._KEPT", 1)
-    model = ScreenedModel(parts_of(tmp_path / "a", families(), RouterConfig(top_k=2, candidates=4), 4))
-    first, _, again = (model(molecules, [task], "moe").logits[task] for task in ("alpha0", "beta1", "alpha0"))
+    model = ScreenedModel(
+        parts_of(tmp_path / "a", families(), RouterConfig(top_k=2, candidates=4), 4)
+    )
+    first, _, again = (
+        model(molecules, [task], "moe").logits[task] for task in ("alpha0", "beta1", "alpha0")
+    )
     torch.testing.assert_close(first, again, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("candidates", "screened"), [(None, False), (12, False), (11, False), (10, True)])
-def test_screened_only_where_it_leaves_something_out(tmp_path: Path, candidates: int | None, screened: bool) -> None:
+@pytest.mark.parametrize(
+    ("candidates", "screened"), [(None, False), (12, False), (11, False), (10, True)]
+)
+def test_screened_only_where_it_leaves_something_out(
+    tmp_path: Path, candidates: int | None, screened: bool
+) -> None:
     parts = parts_of(tmp_path / "a", families(), RouterConfig(candidates=candidates), 11)
     assert is_screened(parts.manifest) is screened
     assert len(looked_at(parts.manifest, "alpha0")) == (11 if screened else 12)
@@ -131,14 +187,20 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ScreenedModel(load_parts(tmp_path / "a", ["alpha0"]))
 
 
-def test_a_lazily_loaded_question_needs_only_its_files(tmp_path: Path, molecules: GraphBatch) -> None:
+def test_a_lazily_loaded_question_needs_only_its_files(
+    tmp_path: Path, molecules: GraphBatch
+) -> None:
     whole = parts_of(tmp_path / "a", families(), RouterConfig(top_k=4, candidates=8), 8)
     needed = looked_at(read_manifest(tmp_path / "a")[0], "beta2")
     for task in whole.experts.keys() - set(needed):
         (tmp_path / f"a/tasks/{task}.safetensors").unlink()
     few = load_parts(tmp_path / "a", needed)
-    got = UnifiedModel(few.backbone, few.experts, few.manifest.router)(molecules, ["beta2"], "moe").logits["beta2"]
-    torch.testing.assert_close(got, ScreenedModel(whole)(molecules, ["beta2"], "moe").logits["beta2"], rtol=1e-4, atol=1e-4)
+    got = UnifiedModel(few.backbone, few.experts, few.manifest.router)(
+        molecules, ["beta2"], "moe"
+    ).logits["beta2"]
+    torch.testing.assert_close(
+        got, ScreenedModel(whole)(molecules, ["beta2"], "moe").logits["beta2"], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_table_survives_writing(tmp_path: Path) -> None:

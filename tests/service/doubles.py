@@ -1,4 +1,5 @@
-"""Stand-ins for the service's tests: an engine that needs no model, a running application without a port, a tiny artifact."""
+"""Stand-ins for the service's tests: an engine that needs no model, a running application without a
+port, a tiny artifact."""
 
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -11,31 +12,49 @@ import torch
 from fastapi import FastAPI
 
 from models.artifact import make_manifest, save_artifact
-from models.backbone import Backbone, BackboneConfig
-from models.force_field import ForceField, ForceFieldConfig, ForceFieldExpert
-from models.graph import MolGraph
-from models.graph_network import GraphNetwork, GraphNetworkConfig
-from models.inputs import AtomsInput, FeatureInput
-from models.router import RouterConfig
+from models.data.molecule import MolGraph
+from models.data.schema import AtomsInput, FeatureInput
+from models.experts.expert import Expert
+from models.experts.router import RouterConfig
+from models.experts.unified import Routing
+from models.networks.hu2020 import Backbone, BackboneConfig
+from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert
 from models.task import TaskInfo
-from models.unified import Expert, Routing
 from service.app import create_app
-from service.engine import Engine, EngineInfo, PassOutput, TaskAnswer
+from service.core.engine import Engine, EngineInfo, PassOutput, TaskAnswer
 from service.settings import Settings
 
-LABELS = {"bbbp": ("p_np",), "clintox": ("FDA_APPROVED", "CT_TOX"), "tox21": ("NR-AR", "NR-ER", "SR-p53")}
-DETAILS = {"created": "2026-01-01T00:00:00+00:00", "format_version": 1, "backbone": {}, "rank": 2, "router": {}, "provenance": {}, "metrics": {}}
+LABELS = {
+    "bbbp": ("p_np",),
+    "clintox": ("FDA_APPROVED", "CT_TOX"),
+    "tox21": ("NR-AR", "NR-ER", "SR-p53"),
+}
+DETAILS = {
+    "created": "2026-01-01T00:00:00+00:00",
+    "format_version": 1,
+    "backbone": {},
+    "rank": 2,
+    "router": {},
+    "provenance": {},
+    "metrics": {},
+}
 POISON = 91
 """Atom type (uranium) on which the dummy engine fails."""
 
 
 class DummyEngine:
-    """Answers label j of the i-th task with 1 / (atoms + i + j + 1 + shift); can be held in a pass, and fails on uranium."""
+    """Answers label j of the i-th task with 1 / (atoms + i + j + 1 + shift); can be held in a pass,
+    and fails on uranium."""
 
     def __init__(self, version: str = "1", shift: int = 0) -> None:
         self.shift = shift
-        infos = {task: TaskInfo(labels=labels, description="a task") for task, labels in LABELS.items()}
-        self.info = EngineInfo("dummy", version, f"{shift}" * 64, "cpu", infos, ("layer_0", "graph"), DETAILS)
+        infos = {
+            task: TaskInfo(labels=labels, description="a task") for task, labels in LABELS.items()
+        }
+        self.info = EngineInfo(
+            "dummy", version, f"{shift}" * 64, "cpu", infos, ("layer_0", "graph"), DETAILS
+        )
         self.passes: list[tuple[int, tuple[str, ...], str]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -49,10 +68,21 @@ class DummyEngine:
             raise RuntimeError("the model broke")
         names = list(LABELS)
         weights = np.full((2, len(names)), 1 / len(names), dtype=np.float32)
-        return PassOutput([{task: TaskAnswer(self._values(graph, task), weights) for task in tasks} for graph in graphs])
+        return PassOutput(
+            [
+                {task: TaskAnswer(self._values(graph, task), weights) for task in tasks}
+                for graph in graphs
+            ]
+        )
 
     def _values(self, graph: MolGraph, task: str) -> np.ndarray:
-        return 1 / (graph.num_nodes + list(LABELS).index(task) + np.arange(len(LABELS[task]), dtype=np.float32) + 1 + self.shift)
+        return 1 / (
+            graph.num_nodes
+            + list(LABELS).index(task)
+            + np.arange(len(LABELS[task]), dtype=np.float32)
+            + 1
+            + self.shift
+        )
 
 
 def stacked(output: PassOutput, task: str) -> np.ndarray:
@@ -65,7 +95,9 @@ def settings_of(**values: object) -> Settings:
 
 
 @asynccontextmanager
-async def serving(engine: Engine | None = None, **values: object) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(
+    engine: Engine | None = None, **values: object
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a started application, without a port."""
     app = create_app(settings_of(**values), DummyEngine() if engine is None else engine)
     async with app.router.lifespan_context(app), client_of(app) as client:
@@ -78,7 +110,9 @@ def client_of(app: FastAPI) -> httpx.AsyncClient:
 
 def metric(text: str, name: str) -> float:
     """The value of a series, written as in the exposition, e.g. `a_total{b="c"}`."""
-    return next(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name + " "))
+    return next(
+        float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name + " ")
+    )
 
 
 def save_pico_artifact(folder: Path, labels_of: dict[str, tuple[str, ...]] = LABELS) -> Path:
@@ -88,10 +122,17 @@ def save_pico_artifact(folder: Path, labels_of: dict[str, tuple[str, ...]] = LAB
     experts = {task: Expert(config, 2, labels) for task, labels in labels_of.items()}
     for expert in experts.values():
         for site in expert.adapters.sites:
-            torch.nn.init.normal_(site.up)  # zero by default, and then every expert would be the same
-    router = RouterConfig(temperature=0.5, graph_temperature=0.5)  # soft, so that mixing shows in the answers
-    tasks = {task: TaskInfo(labels=labels, description=f"the {task} set") for task, labels in labels_of.items()}
-    save_artifact(folder, make_manifest("pico", "0.1.0", config, 2, router, tasks), Backbone(config), experts)
+            # zero by default, and then every expert would be the same
+            torch.nn.init.normal_(site.up)
+    # soft, so that mixing shows in the answers
+    router = RouterConfig(temperature=0.5, graph_temperature=0.5)
+    tasks = {
+        task: TaskInfo(labels=labels, description=f"the {task} set")
+        for task, labels in labels_of.items()
+    }
+    save_artifact(
+        folder, make_manifest("pico", "0.1.0", config, 2, router, tasks), Backbone(config), experts
+    )
     return folder
 
 
@@ -100,19 +141,30 @@ ELEMENTS = {"ethanol": (1, 6, 8), "salt": (1, 8, 11, 17)}
 
 
 def save_pico_graph_artifact(folder: Path, rank: int = 2) -> Path:
-    """Two tasks on nodes, of other features each (the second has an encoder), and a regression on graphs; random weights."""
+    """Two tasks on nodes, of other features each (the second has an encoder), and a regression on
+    graphs; random weights."""
     torch.manual_seed(8)
     config = GraphNetworkConfig(kind="pyg_gcn", in_dim=3, num_layers=2, hidden_dim=8)
     tasks = {
-        "papers": TaskInfo(labels=("theory", "practice", "neither"), description="a subject", level="node", target="multiclass"),
+        "papers": TaskInfo(
+            labels=("theory", "practice", "neither"),
+            description="a subject",
+            level="node",
+            target="multiclass",
+        ),
         "pages": TaskInfo(labels=("seen", "liked"), level="node"),
         "weights": TaskInfo(labels=("grams",), target="regression"),
     }
-    experts = {task: Expert(config, rank, info.labels, info.level, info.target, FEATURES[task]) for task, info in tasks.items()}
+    experts = {
+        task: Expert(config, rank, info.labels, info.level, info.target, FEATURES[task])
+        for task, info in tasks.items()
+    }
     for site in [site for expert in experts.values() for site in expert.adapters.sites]:
         torch.nn.init.normal_(site.up)
     router = RouterConfig(temperature=0.5, graph_temperature=0.5)
-    manifest = make_manifest("pico-graphs", "0.1.0", config, rank, router, tasks, FeatureInput(num_features=FEATURES))
+    manifest = make_manifest(
+        "pico-graphs", "0.1.0", config, rank, router, tasks, FeatureInput(num_features=FEATURES)
+    )
     save_artifact(folder, manifest, GraphNetwork(config), experts)
     return folder
 
@@ -120,13 +172,22 @@ def save_pico_graph_artifact(folder: Path, rank: int = 2) -> Path:
 def save_pico_force_field(folder: Path) -> Path:
     """A force field of two tasks with random weights."""
     torch.manual_seed(9)
-    config = ForceFieldConfig(hidden_dim=8, num_filters=8, num_interactions=2, num_gaussians=6, cutoff=4.0)
+    config = ForceFieldConfig(
+        hidden_dim=8, num_filters=8, num_interactions=2, num_gaussians=6, cutoff=4.0
+    )
     experts = {task: ForceFieldExpert(config) for task in ELEMENTS}
     for task, expert in experts.items():
         expert.elements[list(ELEMENTS[task])] = True
         expert.atom_energies[1:20] = -100.25 * torch.arange(1, 20, dtype=torch.float64)
         expert.scale.fill_(2.5)
-    tasks = {task: TaskInfo(labels=("energy",), description=f"the {task} set", target="energy_and_forces") for task in ELEMENTS}
-    manifest = make_manifest("pico-forces", "0.1.0", config, 0, RouterConfig(), tasks, AtomsInput(elements=ELEMENTS))
+    tasks = {
+        task: TaskInfo(
+            labels=("energy",), description=f"the {task} set", target="energy_and_forces"
+        )
+        for task in ELEMENTS
+    }
+    manifest = make_manifest(
+        "pico-forces", "0.1.0", config, 0, RouterConfig(), tasks, AtomsInput(elements=ELEMENTS)
+    )
     save_artifact(folder, manifest, ForceField(config), experts)
     return folder

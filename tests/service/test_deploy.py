@@ -20,15 +20,21 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy import query_panels
 from service.app import create_app
-from service.metrics import Metrics
-from service.parsing import LOSSES
-from service.reading import ITEM_CODES
+from service.core.parsing import LOSSES
+from service.core.reading import ITEM_CODES
 from service.settings import ELSEWHERE, PREFIX, Settings, variables
+from service.telemetry.metrics import Metrics
 from tests.service.doubles import settings_of
 
 ROOT = Path(__file__).parents[2]
 PROMTOOL = shutil.which("promtool")
-PREDICTIONS = {"/predict", "/predict/stream", "/predict/file", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"}
+PREDICTIONS = {
+    "/predict",
+    "/predict/stream",
+    "/predict/file",
+    "/v2/models/{name}/infer",
+    "/v2/models/{name}/versions/{version}/infer",
+}
 
 
 def load(path: str) -> Any:
@@ -44,11 +50,21 @@ def dashboard() -> Any:
 
 
 def expressions() -> dict[str, str]:
-    smoke = re.findall(r"^COUNTER='(.*)'$|until_query '(.*)'$", (ROOT / "deploy/smoke.sh").read_text(), re.MULTILINE)
+    smoke = re.findall(
+        r"^COUNTER='(.*)'$|until_query '(.*)'$",
+        (ROOT / "deploy/smoke.sh").read_text(),
+        re.MULTILINE,
+    )
     return {
         **{f"alert {rule['alert']}": rule["expr"] for rule in rules()},
-        **{f"panel {name}": expression for name, expression in query_panels.panel_expressions("a").items()},
-        **{f"variable {variable['name']}": variable["query"]["query"] for variable in dashboard()["templating"]["list"]},
+        **{
+            f"panel {name}": expression
+            for name, expression in query_panels.panel_expressions("a").items()
+        },
+        **{
+            f"variable {variable['name']}": variable["query"]["query"]
+            for variable in dashboard()["templating"]["list"]
+        },
         **{f"smoke {k}": "".join(expression) for k, expression in enumerate(smoke)},
     }
 
@@ -68,13 +84,21 @@ def series() -> list[tuple[str, dict[str, str]]]:
         for status in (200, 422, 500):
             metrics.request_answered(route, "POST", status)
         metrics.request_ended(route, 0.1)
-    return [(sample.name, sample.labels) for family in text_string_to_metric_families(metrics.exposition().decode()) for sample in family.samples]
+    return [
+        (sample.name, sample.labels)
+        for family in text_string_to_metric_families(metrics.exposition().decode())
+        for sample in family.samples
+    ]
 
 
 def fits(labels: dict[str, str], label: str, operator: str, value: str) -> bool:
     if label in ("job", "instance"):  # Prometheus adds them
         return True
-    same = re.fullmatch(value, labels.get(label, "")) is not None if "~" in operator else labels.get(label) == value
+    same = (
+        re.fullmatch(value, labels.get(label, "")) is not None
+        if "~" in operator
+        else labels.get(label) == value
+    )
     return label in labels and same is not operator.startswith("!")
 
 
@@ -89,11 +113,18 @@ def test_expression_asks_for_what_is_there(name: str, expression: str) -> None:
     assert asked or "up{" in expression, name
     for metric, selector in asked:
         matchers = re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', selector)
-        assert any(metric == each and all(fits(labels, *matcher) for matcher in matchers) for each, labels in series()), (metric, matchers)
+        assert any(
+            metric == each and all(fits(labels, *matcher) for matcher in matchers)
+            for each, labels in series()
+        ), (metric, matchers)
 
 
 def test_expressions_ask_for_known_routes() -> None:
-    patterns = {pattern for expression in expressions().values() for pattern in re.findall(r'\broute=~?"([^"]*)"', expression)}
+    patterns = {
+        pattern
+        for expression in expressions().values()
+        for pattern in re.findall(r'\broute=~?"([^"]*)"', expression)
+    }
     assert patterns
     for pattern in patterns:
         for alternative in pattern.split("|"):
@@ -104,7 +135,9 @@ def test_the_alert_on_failures_is_on_every_prediction_route_and_no_other() -> No
     (rule,) = [rule for rule in rules() if rule["alert"] == "GMergingFailures"]
     patterns = re.findall(r'\broute=~"([^"]*)"', rule["expr"])
     assert len(patterns) == 2
-    assert [{route for route in routes() if re.fullmatch(pattern, route)} for pattern in patterns] == [PREDICTIONS] * 2
+    assert [
+        {route for route in routes() if re.fullmatch(pattern, route)} for pattern in patterns
+    ] == [PREDICTIONS] * 2
 
 
 def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
@@ -115,32 +148,61 @@ def test_every_rule_says_how_bad_it_is_and_what_to_do() -> None:
 
 
 def test_every_rule_has_a_case_that_fires_and_one_that_does_not() -> None:
-    cases = [case for group in load("deploy/alerts_test.yml")["tests"] for case in group["alert_rule_test"]]
+    cases = [
+        case
+        for group in load("deploy/alerts_test.yml")["tests"]
+        for case in group["alert_rule_test"]
+    ]
     found = {(case["alertname"], bool(case.get("exp_alerts"))) for case in cases}
     assert found == {(rule["alert"], fires) for rule in rules() for fires in (True, False)}
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool, which comes with Prometheus, is not on PATH")
+@pytest.mark.skipif(
+    PROMTOOL is None, reason="promtool, which comes with Prometheus, is not on PATH"
+)
 def test_promtool_finds_nothing_wrong(tmp_path: Path) -> None:
-    recorded = [{"record": "panel", "labels": {"name": name}, "expr": expression} for name, expression in query_panels.panel_expressions("a").items()]
+    recorded = [
+        {"record": "panel", "labels": {"name": name}, "expr": expression}
+        for name, expression in query_panels.panel_expressions("a").items()
+    ]
     panels = tmp_path / "panels.yml"
     panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
     for command in (["check", "config"], ["check", "rules"], ["test", "rules"]):
-        files = {"config": ["prometheus.yml"], "rules": ["alerts_test.yml"] if command[0] == "test" else ["alerts.yml", str(panels)]}[command[1]]
-        done = subprocess.run([str(PROMTOOL), *command, *files], cwd=ROOT / "deploy", capture_output=True, text=True, check=False)
+        files = {
+            "config": ["prometheus.yml"],
+            "rules": ["alerts_test.yml"] if command[0] == "test" else ["alerts.yml", str(panels)],
+        }[command[1]]
+        done = subprocess.run(
+            [str(PROMTOOL), *command, *files],
+            cwd=ROOT / "deploy",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_dashboard_shows_every_metric() -> None:
     shown = set(re.findall(r"gmerging_\w+", " ".join(query_panels.panel_expressions("a").values())))
-    there = {name for name, _ in series() if name.startswith("gmerging_") and not name.endswith("_created")}
-    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in there} == {re.sub(r"_(bucket|count|sum)$", "", name) for name in shown}
+    there = {
+        name
+        for name, _ in series()
+        if name.startswith("gmerging_") and not name.endswith("_created")
+    }
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in there} == {
+        re.sub(r"_(bucket|count|sum)$", "", name) for name in shown
+    }
 
 
 def test_panels_have_their_places() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    places = [(x, y) for p in (panel["gridPos"] for panel in panels) for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
+    places = [
+        (x, y)
+        for p in (panel["gridPos"] for panel in panels)
+        for x in range(p["x"], p["x"] + p["w"])
+        for y in range(p["y"], p["y"] + p["h"])
+    ]
     assert len(set(places)) == len(places) == 24 * len({y for _, y in places})
 
 
@@ -150,7 +212,9 @@ def prometheus_with(value: str) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            answer = json.dumps({"status": "success", "data": {"result": [{"value": [0, value]}]}}).encode()
+            answer = json.dumps(
+                {"status": "success", "data": {"result": [{"value": [0, value]}]}}
+            ).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
@@ -165,14 +229,19 @@ def prometheus_with(value: str) -> Iterator[str]:
         server.shutdown()
 
 
-def test_query_panels_is_content_with_numbers_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_query_panels_is_content_with_numbers_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with prometheus_with("0") as address:
         monkeypatch.setattr("sys.argv", ["query_panels", address, "bbbp"])
         query_panels.main()
     assert "have data" in capsys.readouterr().out
     with prometheus_with("NaN") as address:
         monkeypatch.setattr("sys.argv", ["query_panels", address, "bbbp", "--seconds", "0"])
-        with pytest.raises(SystemExit, match=r'no data for Weight of each expert in answers of \$task A: .*task="bbbp"'):
+        with pytest.raises(
+            SystemExit,
+            match=r'no data for Weight of each expert in answers of \$task A: .*task="bbbp"',
+        ):
             query_panels.main()
 
 
@@ -189,7 +258,9 @@ def test_prometheus_scrapes_the_service_of_compose() -> None:
     host, port = target.split(":")
     service = load("docker-compose.yml")["services"][host]
     assert any(mapping.endswith(f":{port}") for mapping in service["ports"])
-    assert {label for rule in rules() for label in re.findall(r'job="(\w+)"', rule["expr"])} == {job["job_name"]}
+    assert {label for rule in rules() for label in re.findall(r'job="(\w+)"', rule["expr"])} == {
+        job["job_name"]
+    }
 
 
 def test_containers_may_do_little() -> None:
@@ -216,7 +287,11 @@ def kubernetes() -> tuple[Any, Any, Any]:
     deployment, service = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text())
     pod = deployment["spec"]["template"]
     (container,) = pod["spec"]["containers"]
-    assert deployment["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"] == service["spec"]["selector"]
+    assert (
+        deployment["spec"]["selector"]["matchLabels"]
+        == pod["metadata"]["labels"]
+        == service["spec"]["selector"]
+    )
     return pod, container, service["spec"]
 
 
@@ -228,7 +303,10 @@ def compose_environment() -> dict[str, str]:
     """What the service gets where nobody sets anything."""
     service = load("docker-compose.yml")["services"]["service"]["environment"]
     gpu = load("docker-compose.gpu.yml")["services"]["service"]["environment"]
-    values = {name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for name, value in {**gpu, **service}.items()}
+    values = {
+        name: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value)
+        for name, value in {**gpu, **service}.items()
+    }
     return {name: value for name, value in values.items() if value}
 
 
@@ -239,7 +317,8 @@ def test_compose_hands_on_every_setting() -> None:
     defaults = {"GMERGING_JOBS": "/var/lib/gmerging/jobs"}
     handed_on = {name: f"${{{name}:-{defaults.get(name, '')}}}" for name in variables()}
     assert service["environment"] == {**handed_on, **own}
-    assert service["env_file"] == [{"path": ".env", "required": False}]  # where a slip of a name stops the start
+    # where a slip of a name stops the start
+    assert service["env_file"] == [{"path": ".env", "required": False}]
     (port,) = service["ports"]
     assert port.endswith(f":{own['GMERGING_PORT']}")
     assert set(re.findall(r"GMERGING_\w+", port)) <= {*variables(), *ELSEWHERE}
@@ -248,7 +327,10 @@ def test_compose_hands_on_every_setting() -> None:
 def has_compose() -> bool:
     """Whether there is Compose, version 2, as the plugin of Docker's client."""
     command = ["docker", "compose", "version"]
-    return shutil.which("docker") is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return (
+        shutil.which("docker") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
 
 
 @pytest.mark.skipif(not has_compose(), reason="there is no `docker compose`")
@@ -256,45 +338,78 @@ def test_compose_reads_the_file_of_variables(tmp_path: Path) -> None:
     for name in ("docker-compose.yml", "docker-compose.gpu.yml"):
         shutil.copy(ROOT / name, tmp_path)
     keys = '[{"name": "lab", "sha256": "00"}]'
-    given = {"GMERGING_API_KEYS": keys, "GMERGING_MAX_MOLECULES": "7", "GMERGING_TYPO": "1", "GMERGING_PORT": "9000"}
+    given = {
+        "GMERGING_API_KEYS": keys,
+        "GMERGING_MAX_MOLECULES": "7",
+        "GMERGING_TYPO": "1",
+        "GMERGING_PORT": "9000",
+    }
     (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in given.items()))
     environment = {**os.environ, "GMERGING_WORKERS": "3"}
     for files in ([], ["-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml"]):
         command = ["docker", "compose", *files, "config", "--format", "json"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         service = json.loads(done.stdout)["services"]["service"]
-        expected = {**given, "GMERGING_WORKERS": "3", "GMERGING_HOST": "0.0.0.0", "GMERGING_PORT": "8000"}
+        expected = {
+            **given,
+            "GMERGING_WORKERS": "3",
+            "GMERGING_HOST": "0.0.0.0",
+            "GMERGING_PORT": "8000",
+        }
         assert {name: service["environment"][name] for name in expected} == expected
-        assert [(port["published"], port["target"]) for port in service["ports"]] == [("9000", 8000)]
+        assert [(port["published"], port["target"]) for port in service["ports"]] == [
+            ("9000", 8000)
+        ]
 
 
-@pytest.mark.parametrize("environment", [compose_environment(), kubernetes_environment()], ids=["compose", "kubernetes"])
+@pytest.mark.parametrize(
+    "environment", [compose_environment(), kubernetes_environment()], ids=["compose", "kubernetes"]
+)
 def test_variables_are_settings(environment: dict[str, str]) -> None:
     assert set(environment) <= {PREFIX + name.upper() for name in Settings.model_fields}
 
 
 def seconds_to_stop(environment: dict[str, str]) -> float:
     defaults = Settings.model_fields
-    return sum(float(environment.get(PREFIX + name.upper(), defaults[name].default)) for name in ("drain_seconds", "shutdown_seconds"))
+    return sum(
+        float(environment.get(PREFIX + name.upper(), defaults[name].default))
+        for name in ("drain_seconds", "shutdown_seconds")
+    )
 
 
 def test_the_service_has_time_to_stop() -> None:
-    assert 60 * int(load("docker-compose.yml")["services"]["service"]["stop_grace_period"].rstrip("m")) > seconds_to_stop(compose_environment())
-    assert kubernetes()[0]["spec"]["terminationGracePeriodSeconds"] > seconds_to_stop(kubernetes_environment()) > 30
+    assert 60 * int(
+        load("docker-compose.yml")["services"]["service"]["stop_grace_period"].rstrip("m")
+    ) > seconds_to_stop(compose_environment())
+    assert (
+        kubernetes()[0]["spec"]["terminationGracePeriodSeconds"]
+        > seconds_to_stop(kubernetes_environment())
+        > 30
+    )
 
 
 def test_kubernetes_asks_what_the_service_answers() -> None:
     pod, container, service = kubernetes()
     (port,) = container["ports"]
-    probes = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    probes = {
+        name: container[name]["httpGet"]
+        for name in ("startupProbe", "livenessProbe", "readinessProbe")
+    }
     assert {name: probe["path"] for name, probe in probes.items()} == {
         "startupProbe": "/healthz",
         "livenessProbe": "/healthz",
         "readinessProbe": "/readyz",
     }
-    assert {probe["port"] for probe in probes.values()} | {each["targetPort"] for each in service["ports"]} == {port["name"]}
-    scrape = {name.removeprefix("prometheus.io/"): value for name, value in pod["metadata"]["annotations"].items()}
+    assert {probe["port"] for probe in probes.values()} | {
+        each["targetPort"] for each in service["ports"]
+    } == {port["name"]}
+    scrape = {
+        name.removeprefix("prometheus.io/"): value
+        for name, value in pod["metadata"]["annotations"].items()
+    }
     assert scrape == {"scrape": "true", "port": str(port["containerPort"]), "path": "/metrics"}
     assert {probe["path"] for probe in probes.values()} | {scrape["path"]} <= routes()
     assert container["image"] == load("docker-compose.yml")["services"]["service"]["image"]
@@ -304,7 +419,11 @@ def test_kubernetes_pods_are_restricted() -> None:
     pod, container, _ = kubernetes()
     assert pod["spec"]["securityContext"]["runAsNonRoot"]
     assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     assert pod["spec"]["enableServiceLinks"] is False  # they would set GMERGING_PORT to an address
 
 

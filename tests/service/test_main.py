@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import ConfigError
-from service import engine
 from service.__main__ import main
+from service.core import engine
 from service.sockets import address_of, listen
 
 
@@ -24,8 +24,12 @@ def taken() -> Iterator[int]:
         yield listening.getsockname()[1]
 
 
-@pytest.mark.parametrize(("name", "value"), [("PORT", "high"), ("DEVICE", "tpu"), ("ARTIFACT", "/nowhere/at/all")])
-def test_wrong_setting_stops_the_start_in_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("PORT", "high"), ("DEVICE", "tpu"), ("ARTIFACT", "/nowhere/at/all")]
+)
+def test_wrong_setting_stops_the_start_in_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GMERGING_PORT", "0")
     monkeypatch.setenv(f"GMERGING_{name}", value)
     with pytest.raises(SystemExit, match=value) as stop:
@@ -44,7 +48,10 @@ def test_folder_of_jobs_that_cannot_be_written_is_said_before_anything_is_loaded
     monkeypatch.setenv("GMERGING_WORKERS", workers)
     monkeypatch.setenv("GMERGING_ARTIFACT", "/nowhere")
     monkeypatch.setenv("GMERGING_JOBS", "file")
-    with pytest.raises(SystemExit, match=r"GMERGING_JOBS: got '.*/file': File exists, expected a folder that can be written"):
+    with pytest.raises(
+        SystemExit,
+        match=r"GMERGING_JOBS: got '.*/file': File exists, expected a folder that can be written",
+    ):
         main([])
 
 
@@ -69,7 +76,10 @@ def test_port_that_is_taken_is_said_before_anything_is_loaded(
         main([])
 
 
-@pytest.mark.parametrize(("host", "found"), [("localhost", "http://"), ("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://0.0.0.0:")])
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [("localhost", "http://"), ("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://0.0.0.0:")],
+)
 def test_listens_on_every_address_of_a_host_and_on_one_port(host: str, found: str) -> None:
     sockets = listen(host, 0)
     assert len({listening.getsockname()[1] for listening in sockets}) == 1

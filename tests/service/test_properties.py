@@ -1,4 +1,5 @@
-"""What holds for every request, on generated ones: the service never fails, says what it documents, and a molecule's answer is its own."""
+"""What holds for every request, on generated ones: the service never fails, says what it documents,
+and a molecule's answer is its own."""
 
 import json
 from collections.abc import AsyncIterator
@@ -11,10 +12,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rdkit import Chem
 
-from models.featurize import featurize
-from models.unified import Routing
-from service.engine import load_engine
-from service.reading import ITEM_CODES
+from models.data.smiles import featurize
+from models.experts.unified import Routing
+from service.core.engine import load_engine
+from service.core.reading import ITEM_CODES
 from service.schemas import ETHANOL_GRAPH, PredictResponse, Problem
 from tests.service.doubles import serving, settings_of
 from tests.strategies import graph_batches
@@ -22,36 +23,80 @@ from tests.strategies import graph_batches
 pytestmark = pytest.mark.anyio
 
 # derandomize: a test that passed passes again; too_slow: a busy machine is no reason to fail
-many = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+many = settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 some = settings(many, max_examples=40)
 
-REQUEST_CODES = {"invalid_json", "bad_request", "invalid_request", "unknown_task", "unknown_model", "too_many_molecules"}
+REQUEST_CODES = {
+    "invalid_json",
+    "bad_request",
+    "invalid_request",
+    "unknown_task",
+    "unknown_model",
+    "too_many_molecules",
+}
 CLOSE = 1e-5  # what the service promises of one molecule in two batches
 
 # --- what is asked
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=20)
-SMILES_CHARACTERS = set("ABCDEFGHIKLMNOPQRSTUVWXYZabcdefghiklmnoprstuvwxyz0123456789[]()<>=#$:%/\\@+-.")
+SMILES_CHARACTERS = set(
+    "ABCDEFGHIKLMNOPQRSTUVWXYZabcdefghiklmnoprstuvwxyz0123456789[]()<>=#$:%/\\@+-."
+)
 """All that there are in a SMILES of a molecule, element symbols included."""
 smiles_characters = st.text("CCCNOScnoH[]()123%=#-+.@/\\*:$~>", max_size=24)
 TOKENS = "C C N O c1ccccc1 c n [nH] [C@H] [C@@H] [N+] [O-] [H] I ( ) 1 2 = # / \\ ."
 smiles_tokens = st.lists(st.sampled_from(TOKENS.split()), max_size=16).map("".join)
 texts = st.one_of(any_text, smiles_characters, smiles_tokens)
 
-_LINKS = ["C", "CC", "C(=O)", "N", "O", "S", "C(F)", "c1ccc(cc1)", "C1CCC(CC1)", "[C@H](C)", "[C@@H](N)", "C(=O)N", "c1cc(Cl)c(cc1)", "CC#CC"]
-_ENDS = ["C", "N", "O", "Cl", "C(=O)O", "C#N", "[N+](=O)[O-]", "c1ccncc1", "c1c[nH]c2ccccc12", "/C=C/C", "/C=C\\Cl"]
+_LINKS = [
+    "C",
+    "CC",
+    "C(=O)",
+    "N",
+    "O",
+    "S",
+    "C(F)",
+    "c1ccc(cc1)",
+    "C1CCC(CC1)",
+    "[C@H](C)",
+    "[C@@H](N)",
+    "C(=O)N",
+    "c1cc(Cl)c(cc1)",
+    "CC#CC",
+]
+_ENDS = [
+    "C",
+    "N",
+    "O",
+    "Cl",
+    "C(=O)O",
+    "C#N",
+    "[N+](=O)[O-]",
+    "c1ccncc1",
+    "c1c[nH]c2ccccc12",
+    "/C=C/C",
+    "/C=C\\Cl",
+]
 _SALTS = ["", "", "", ".[Na+]", ".Cl", ".CCO"]
 
 
 @st.composite
 def molecules(draw: Any) -> str:
     """A SMILES that a chemist might have written: a chain of groups, perhaps with a counter ion."""
-    return "C" + "".join(draw(st.lists(st.sampled_from(_LINKS), max_size=4))) + draw(st.sampled_from(_ENDS)) + draw(st.sampled_from(_SALTS))
+    return (
+        "C"
+        + "".join(draw(st.lists(st.sampled_from(_LINKS), max_size=4)))
+        + draw(st.sampled_from(_ENDS))
+        + draw(st.sampled_from(_SALTS))
+    )
 
 
 @st.composite
 def spoiled_molecules(draw: Any, spoilers: st.SearchStrategy[str]) -> str:
-    """Such a SMILES with a character or two put into it, taken out of it, or in place of one of its own."""
+    """Such a SMILES with a character or two put into it, taken out of it, or in place of one of its
+    own."""
     text = draw(molecules())
     for _ in range(draw(st.integers(1, 2))):
         begin = draw(st.integers(0, len(text)))
@@ -60,9 +105,17 @@ def spoiled_molecules(draw: Any, spoilers: st.SearchStrategy[str]) -> str:
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=8) | st.just("CCO"),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=()), max_size=8)
+    | st.just("CCO"),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["smiles", "graphs", "tasks", "model", "x", "y", ""]), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["smiles", "graphs", "tasks", "model", "x", "y", ""]), inner, max_size=3
+        )
     ),
     max_leaves=8,
 )
@@ -70,24 +123,37 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 
 @st.composite
 def graphs(draw: Any) -> dict[str, Any]:
-    """A graph with features from the tables; its edges may be repeated, loops, in one direction, or unlike in their two directions."""
+    """A graph with features from the tables; its edges may be repeated, loops, in one direction, or
+    unlike in their two directions."""
     case = draw(graph_batches(symmetric=draw(st.booleans()), max_graphs=2))
     edges = list(map(tuple, case.edge_index.T.tolist()))
     if draw(st.booleans()):
         edges = sorted({(i, j) for i, j in edges if i != j})
-    bonds = {pair: [draw(st.integers(0, 3)), draw(st.integers(0, 2))] for pair in sorted({(min(edge), max(edge)) for edge in edges})}
+    bonds = {
+        pair: [draw(st.integers(0, 3)), draw(st.integers(0, 2))]
+        for pair in sorted({(min(edge), max(edge)) for edge in edges})
+    }
     attributes = [bonds[min(edge), max(edge)] for edge in edges]
     if edges and draw(st.booleans()) and draw(st.booleans()):
-        attributes[draw(st.integers(0, len(edges) - 1))] = [draw(st.integers(0, 3)), draw(st.integers(0, 2))]
+        attributes[draw(st.integers(0, len(edges) - 1))] = [
+            draw(st.integers(0, 3)),
+            draw(st.integers(0, 2)),
+        ]
     atoms = [[draw(st.integers(0, 119)), draw(st.integers(0, 2))] for _ in range(len(case.h))]
-    return {"x": atoms, "edge_index": [[i for i, _ in edges], [j for _, j in edges]], "edge_attr": attributes}
+    return {
+        "x": atoms,
+        "edge_index": [[i for i, _ in edges], [j for _, j in edges]],
+        "edge_attr": attributes,
+    }
 
 
 def is_molecule(graph: dict[str, Any]) -> bool:
     """What `validate` says of a graph with features from the tables, in other words."""
     edges = list(zip(*graph["edge_index"], strict=True))
     features = dict(zip(edges, map(tuple, graph["edge_attr"]), strict=True))
-    return len(features) == len(edges) and all(i != j and features.get((j, i)) == feature for (i, j), feature in features.items())
+    return len(features) == len(edges) and all(
+        i != j and features.get((j, i)) == feature for (i, j), feature in features.items()
+    )
 
 
 @st.composite
@@ -97,7 +163,9 @@ def mutated_graphs(draw: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         place: Any = graph
         while place:
-            key = draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+            key = draw(
+                st.sampled_from(list(place) if isinstance(place, dict) else range(len(place)))
+            )
             if isinstance(place[key], list | dict) and draw(st.integers(0, 4)):
                 place = place[key]
                 continue
@@ -114,14 +182,19 @@ def mutated_graphs(draw: Any) -> Any:
 
 @pytest.fixture(scope="module")
 async def client(pico_artifact: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """Of a service with a real, tiny model: small passes, so that requests are cut, and no cache, so that every answer is computed."""
-    async with serving(load_engine(pico_artifact, settings_of(device="cpu")), max_batch_cost=60, cache_bytes=0) as client:
+    """Of a service with a real, tiny model: small passes, so that requests are cut, and no cache,
+    so that every answer is computed."""
+    async with serving(
+        load_engine(pico_artifact, settings_of(device="cpu")), max_batch_cost=60, cache_bytes=0
+    ) as client:
         yield client
 
 
 async def post(client: httpx.AsyncClient, content: bytes) -> list[dict[str, Any]]:
     """The items of an answer that is as documented; of a problem, one item with its code."""
-    response = await client.post("/predict", content=content, headers={"content-type": "application/json"})
+    response = await client.post(
+        "/predict", content=content, headers={"content-type": "application/json"}
+    )
     answer = json.loads(response.content.decode("utf-8"))
     if response.status_code == 200:
         items = PredictResponse.model_validate(answer).predictions
@@ -130,10 +203,16 @@ async def post(client: httpx.AsyncClient, content: bytes) -> list[dict[str, Any]
         assert all(item.error is None or item.error.code in ITEM_CODES for item in items)
         return list(answer["predictions"])
     problem = Problem.model_validate(answer)
-    assert response.status_code == problem.status == (400 if problem.code in {"invalid_json", "bad_request"} else 422)
+    assert (
+        response.status_code
+        == problem.status
+        == (400 if problem.code in {"invalid_json", "bad_request"} else 422)
+    )
     assert response.headers["content-type"] == "application/problem+json"
     assert problem.code in REQUEST_CODES.union(ITEM_CODES)
-    return [{"index": 0, "smiles": None, "error": {"code": problem.code, "message": problem.detail}}]
+    return [
+        {"index": 0, "smiles": None, "error": {"code": problem.code, "message": problem.detail}}
+    ]
 
 
 async def ask(client: httpx.AsyncClient, field: str, molecules: list[Any]) -> list[dict[str, Any]]:
@@ -167,7 +246,9 @@ async def test_any_body_is_answered(client: httpx.AsyncClient, content: bytes) -
     values=st.fixed_dictionaries(
         {"smiles": texts | st.lists(texts, max_size=3)},
         optional={
-            "tasks": st.lists(st.sampled_from(["bbbp", "tox21", "clintox"]), max_size=3) | json_values,
+            "tasks": (
+                st.lists(st.sampled_from(["bbbp", "tox21", "clintox"]), max_size=3) | json_values
+            ),
             "routing": st.sampled_from(get_args(Routing)) | json_values,
             "explain": st.just(["routing"]) | json_values,
             "model": st.just("pico") | any_text | json_values,
@@ -179,9 +260,29 @@ async def test_any_request_is_answered(client: httpx.AsyncClient, values: dict[s
 
 
 @many
-@given(smiles=st.lists(texts | spoiled_molecules(st.text(st.characters(exclude_categories=()), max_size=1)), min_size=1, max_size=12))
-@example(smiles=["CCO\u0301", "\u4e2dC", "C\u20ac", "\ud800", "C\u0000", "\u202e", "C" * 2001, "C" * 501, ""])
-async def test_any_text_is_answered_in_its_place(client: httpx.AsyncClient, smiles: list[str]) -> None:
+@given(
+    smiles=st.lists(
+        texts | spoiled_molecules(st.text(st.characters(exclude_categories=()), max_size=1)),
+        min_size=1,
+        max_size=12,
+    )
+)
+@example(
+    smiles=[
+        "CCO\u0301",
+        "\u4e2dC",
+        "C\u20ac",
+        "\ud800",
+        "C\u0000",
+        "\u202e",
+        "C" * 2001,
+        "C" * 501,
+        "",
+    ]
+)
+async def test_any_text_is_answered_in_its_place(
+    client: httpx.AsyncClient, smiles: list[str]
+) -> None:
     for text, item in zip(smiles, await ask(client, "smiles", smiles), strict=True):
         if not text.strip():
             assert item["error"]["code"] == "empty_smiles"
@@ -193,8 +294,13 @@ async def test_any_text_is_answered_in_its_place(client: httpx.AsyncClient, smil
 
 @some
 @given(smiles=st.lists(molecules() | texts, min_size=2, max_size=10))
-async def test_answer_is_the_same_alone_and_in_any_batch(client: httpx.AsyncClient, smiles: list[str]) -> None:
-    together, reversed_ = await ask(client, "smiles", smiles), await ask(client, "smiles", smiles[::-1])
+async def test_answer_is_the_same_alone_and_in_any_batch(
+    client: httpx.AsyncClient, smiles: list[str]
+) -> None:
+    together, reversed_ = (
+        await ask(client, "smiles", smiles),
+        await ask(client, "smiles", smiles[::-1]),
+    )
     for text, item, other in zip(smiles, together, reversed_[::-1], strict=True):
         (alone,) = await ask(client, "smiles", [text])
         check_same(alone, item)
@@ -208,7 +314,9 @@ async def test_answer_is_the_same_alone_and_in_any_batch(client: httpx.AsyncClie
 @example(smiles="[H]/N=C(/N)N")
 @example(smiles="O=I")
 @example(smiles="C[Pt@SP1](F)Cl")
-async def test_canonical_smiles_is_answered_like_what_it_came_from(client: httpx.AsyncClient, smiles: str) -> None:
+async def test_canonical_smiles_is_answered_like_what_it_came_from(
+    client: httpx.AsyncClient, smiles: str
+) -> None:
     (item,) = await ask(client, "smiles", [smiles])
     if "error" not in item:
         (again,) = await ask(client, "smiles", [item["smiles"]])
@@ -217,7 +325,9 @@ async def test_canonical_smiles_is_answered_like_what_it_came_from(client: httpx
 
 @many
 @given(smiles=molecules(), seed=st.integers(0, 2**16))
-async def test_every_spelling_gets_the_same_answer(client: httpx.AsyncClient, smiles: str, seed: int) -> None:
+async def test_every_spelling_gets_the_same_answer(
+    client: httpx.AsyncClient, smiles: str, seed: int
+) -> None:
     spellings = list(Chem.MolToRandomSmilesVect(Chem.MolFromSmiles(smiles), 3, randomSeed=seed + 1))
     first, *others = await ask(client, "smiles", [smiles, *spellings])
     assert "error" not in first
@@ -227,19 +337,27 @@ async def test_every_spelling_gets_the_same_answer(client: httpx.AsyncClient, sm
 
 @some
 @given(smiles=st.lists(molecules(), min_size=1, max_size=4))
-async def test_graph_is_answered_like_its_smiles(client: httpx.AsyncClient, smiles: list[str]) -> None:
+async def test_graph_is_answered_like_its_smiles(
+    client: httpx.AsyncClient, smiles: list[str]
+) -> None:
     read = [featurize(text).graph for text in smiles]
     lists = [{name: getattr(graph, name).tolist() for name in ETHANOL_GRAPH} for graph in read]
-    for of_smiles, of_graph in zip(await ask(client, "smiles", smiles), await ask(client, "graphs", lists), strict=True):
+    for of_smiles, of_graph in zip(
+        await ask(client, "smiles", smiles), await ask(client, "graphs", lists), strict=True
+    ):
         assert of_graph["smiles"] is None
         check_same({**of_smiles, "smiles": None}, of_graph)
 
 
 @many
 @given(asked=st.lists(graphs(), min_size=1, max_size=4))
-async def test_graph_is_answered_if_and_only_if_it_is_a_molecule(client: httpx.AsyncClient, asked: list[dict[str, Any]]) -> None:
+async def test_graph_is_answered_if_and_only_if_it_is_a_molecule(
+    client: httpx.AsyncClient, asked: list[dict[str, Any]]
+) -> None:
     items = await ask(client, "graphs", asked)
-    assert [item.get("error", {}).get("code") for item in items] == [None if is_molecule(graph) else "invalid_graph" for graph in asked]
+    assert [item.get("error", {}).get("code") for item in items] == [
+        None if is_molecule(graph) else "invalid_graph" for graph in asked
+    ]
     for graph, item in zip(asked, items, strict=True):
         (alone,) = await ask(client, "graphs", [graph])
         check_same(alone, item)

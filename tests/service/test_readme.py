@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engine import load_engine
+from service.core.engine import load_engine
 from service.settings import RELEASED_ARTIFACT, Settings
 from tests.service.doubles import serving, settings_of
 
@@ -16,7 +16,11 @@ README = (ROOT / "README.md").read_text()
 
 
 def block(language: str, holding: str) -> str:
-    found = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in text]
+    found = [
+        text
+        for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+        if holding in text
+    ]
     assert len(found) == 1, f"{len(found)} blocks of {language} hold {holding!r}"
     return str(found[0])
 
@@ -26,7 +30,10 @@ def block(language: str, holding: str) -> str:
 async def test_the_curl_of_the_readme_gives_the_answer_of_the_readme() -> None:
     words = shlex.split(block("sh", "/predict -H").replace("\\\n", " "))
     assert words[2] == "http://127.0.0.1:8000/predict"
-    body, expected = json.loads(words[words.index("-d") + 1]), json.loads(block("json", "predictions"))
+    body, expected = (
+        json.loads(words[words.index("-d") + 1]),
+        json.loads(block("json", "predictions")),
+    )
     async with serving(load_engine(RELEASED_ARTIFACT, settings_of())) as client:
         answer = (await client.post("/predict", json=body)).json()
     assert answer["model"] == expected["model"]
@@ -47,5 +54,16 @@ def test_results_table_is_the_one_that_was_measured() -> None:
     folder = ROOT / "results/gcn_supervised_contextpred"
     assert (folder / "table.md").read_text().strip() in README
     methods = json.loads((folder / "summary.json").read_text())["methods"]
-    shown = {"fine-tuned": "finetuned", "`own`": "gmerging_own", "`moe`": "gmerging_moe", "weight average": "weight_average"}
-    assert ", ".join(f"{title} {100 * methods[name]['batch']['average']:.1f}" for title, name in shown.items()) in README
+    shown = {
+        "fine-tuned": "finetuned",
+        "`own`": "gmerging_own",
+        "`moe`": "gmerging_moe",
+        "weight average": "weight_average",
+    }
+    assert (
+        ", ".join(
+            f"{title} {100 * methods[name]['batch']['average']:.1f}"
+            for title, name in shown.items()
+        )
+        in README
+    )

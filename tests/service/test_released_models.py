@@ -7,17 +7,20 @@ import torch
 
 import models
 from models.artifact import load_artifact
-from models.atoms import Atoms, collate_atoms
-from models.force_field import MergedForceField
-from models.inputs import FeatureGraph, collate_features
-from models.unified import UnifiedModel
-from service.engine import load_engine
+from models.data.atoms import Atoms, collate_atoms
+from models.data.feature_graph import FeatureGraph, collate_features
+from models.experts.unified import UnifiedModel
+from models.networks.schnet import MergedForceField
+from service.core.engine import load_engine
 from tests.service.doubles import serving, settings_of
 
 pytestmark = pytest.mark.anyio
 
 RELEASES = Path(models.__file__).parent / "releases"
-WATER_LIKE = {"numbers": [8, 1, 1], "positions": [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]]}
+WATER_LIKE = {
+    "numbers": [8, 1, 1],
+    "positions": [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]],
+}
 
 
 async def test_molecules_graphs_and_atoms_from_one_service() -> None:
@@ -27,17 +30,37 @@ async def test_molecules_graphs_and_atoms_from_one_service() -> None:
     graph = {"x": words.tolist(), "edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]]}
     settings = {"artifact": default, "models": RELEASES, "device": "cpu"}
     async with serving(load_engine(default, settings_of(device="cpu")), **settings) as client:
-        assert set((await client.get("/model")).json()["models"]) == {path.name for path in RELEASES.iterdir()}
-        aspirin = (await client.post("/predict", json={"smiles": "CC(=O)Oc1ccccc1C(=O)O", "tasks": ["bbbp"]})).json()
-        topics = (await client.post("/predict", json={"model": "cora-label-split", "graphs": [graph]})).json()
-        forces = (await client.post("/predict", json={"model": "md17-schnet", "graphs": [WATER_LIKE], "tasks": ["ethanol"]})).json()
+        assert set((await client.get("/model")).json()["models"]) == {
+            path.name for path in RELEASES.iterdir()
+        }
+        aspirin = (
+            await client.post(
+                "/predict", json={"smiles": "CC(=O)Oc1ccccc1C(=O)O", "tasks": ["bbbp"]}
+            )
+        ).json()
+        topics = (
+            await client.post("/predict", json={"model": "cora-label-split", "graphs": [graph]})
+        ).json()
+        forces = (
+            await client.post(
+                "/predict",
+                json={"model": "md17-schnet", "graphs": [WATER_LIKE], "tasks": ["ethanol"]},
+            )
+        ).json()
     assert aspirin["predictions"][0]["tasks"]["bbbp"]["p_np"] == pytest.approx(0.63001204, abs=1e-4)
 
     plain = load_artifact(RELEASES / "cora-label-split").model
     assert isinstance(plain, UnifiedModel)
-    expected = plain(collate_features([FeatureGraph(words, torch.tensor(graph["edge_index"]))])).probabilities
+    expected = plain(
+        collate_features([FeatureGraph(words, torch.tensor(graph["edge_index"]))])
+    ).probabilities
     for task, answer in topics["predictions"][0]["tasks"].items():
-        torch.testing.assert_close(torch.tensor([list(node.values()) for node in answer["nodes"]]), expected[task], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor([list(node.values()) for node in answer["nodes"]]),
+            expected[task],
+            rtol=0,
+            atol=1e-5,
+        )
 
     field = load_artifact(RELEASES / "md17-schnet").model
     assert isinstance(field, MergedForceField)

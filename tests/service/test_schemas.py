@@ -13,7 +13,12 @@ def test_one_smiles_is_a_list_of_one() -> None:
 
 def test_defaults() -> None:
     request = PredictRequest.model_validate({"smiles": "C"})
-    assert (request.graphs, request.tasks, request.routing, request.explain) == (None, None, "own", [])
+    assert (request.graphs, request.tasks, request.routing, request.explain) == (
+        None,
+        None,
+        "own",
+        [],
+    )
 
 
 @pytest.mark.parametrize("example", PREDICT_EXAMPLES.values(), ids=PREDICT_EXAMPLES)

@@ -31,7 +31,10 @@ def bearer(key: str) -> dict[str, str]:
 def test_keys_open_and_nothing_else_does() -> None:
     ring = KeyRing(KEYS)
     assert not ring.is_empty
-    assert [client.name if (client := ring.client_of(key)) else None for key in (LAB, ADMIN, "", "lab", LAB + " ", "\ud800")] == [
+    assert [
+        client.name if (client := ring.client_of(key)) else None
+        for key in (LAB, ADMIN, "", "lab", LAB + " ", "\ud800")
+    ] == [
         "lab",
         "boss",
         None,
@@ -50,7 +53,14 @@ def test_new_key_opens() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "{}", '[{"name": "a"}]', '[{"name": "a b", "sha256": "' + "0" * 64 + '"}]', json.dumps([entry("a", "1"), entry("a", "2")])]
+    "text",
+    [
+        "x",
+        "{}",
+        '[{"name": "a"}]',
+        '[{"name": "a b", "sha256": "' + "0" * 64 + '"}]',
+        json.dumps([entry("a", "1"), entry("a", "2")]),
+    ],
 )
 def test_wrong_keys_are_named_but_not_shown(text: str) -> None:
     with pytest.raises(ConfigError, match="GMERGING_API_KEYS") as error:
@@ -63,13 +73,19 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
         KeyRing(file=tmp_path / "nothing.json")
 
 
-def test_file_is_read_again_and_a_slip_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_read_again_and_a_slip_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "keys.json"
     file.write_text(json.dumps([entry("a", "1")]))
     ring = KeyRing(file=file)
     now = [time.monotonic()]
     monkeypatch.setattr("service.security.time.monotonic", lambda: now[0])
-    for content, opens in ((json.dumps([entry("b", "2")]), "2"), ("[oops", "2"), (json.dumps([]), "")):
+    for content, opens in (
+        (json.dumps([entry("b", "2")]), "2"),
+        ("[oops", "2"),
+        (json.dumps([]), ""),
+    ):
         file.write_text(content)
         os.utime(file, ns=(int(now[0]) * 10**9, int(now[0]) * 10**9))
         now[0] += 10
@@ -141,18 +157,34 @@ async def test_who_may_do_what() -> None:
     }
     async with serving(api_keys=KEYS) as client:
         for path, statuses in expected.items():
-            headers: tuple[dict[str, str], ...] = ({}, bearer("wrong"), bearer(LAB), {"x-api-key": ADMIN})
-            assert tuple([(await client.get(path, headers=each)).status_code for each in headers]) == statuses, path
+            headers: tuple[dict[str, str], ...] = (
+                {},
+                bearer("wrong"),
+                bearer(LAB),
+                {"x-api-key": ADMIN},
+            )
+            assert (
+                tuple([(await client.get(path, headers=each)).status_code for each in headers])
+                == statuses
+            ), path
         refused = await client.post("/predict", json={"smiles": "C"})
-        assert (refused.status_code, refused.json()["code"], refused.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
+        assert (
+            refused.status_code,
+            refused.json()["code"],
+            refused.headers["www-authenticate"],
+        ) == (401, "unauthorized", "Bearer")
         assert (await client.get("/v2")).json()["error"]
-        assert (await client.post("/predict", json={"smiles": "C"}, headers=bearer(LAB))).status_code == 200
+        assert (
+            await client.post("/predict", json={"smiles": "C"}, headers=bearer(LAB))
+        ).status_code == 200
 
 
 @pytest.mark.anyio
 async def test_refusals_are_counted_under_their_route() -> None:
     def counted(text: str) -> dict[tuple[str, str], float]:
-        found = re.findall(r'gmerging_requests_total{method="\w+",route="([^"]*)",status="(4\d\d)"} (\S+)', text)
+        found = re.findall(
+            r'gmerging_requests_total{method="\w+",route="([^"]*)",status="(4\d\d)"} (\S+)', text
+        )
         return {(route, status): float(value) for route, status, value in found}
 
     async with serving(api_keys=KEYS, max_body_bytes=1024) as client:
@@ -162,8 +194,14 @@ async def test_refusals_are_counted_under_their_route() -> None:
         await client.get("/admin/models", headers=bearer(LAB))
         await client.get("/admin/nothing", headers=bearer(LAB))
         await client.get("/nothing/at/all")
-        await client.post("/predict", content=b" " * 2000, headers={**bearer(LAB), "content-type": "application/json"})
-        await client.post("/predict", content=b"x", headers={**bearer(LAB), "content-encoding": "br"})
+        await client.post(
+            "/predict",
+            content=b" " * 2000,
+            headers={**bearer(LAB), "content-type": "application/json"},
+        )
+        await client.post(
+            "/predict", content=b"x", headers={**bearer(LAB), "content-encoding": "br"}
+        )
         for _ in range(2):
             await client.post("/predict", json={"smiles": ["C"] * 10}, headers=bearer(LAB))
         await client.get("/predict", headers=bearer(LAB))
@@ -186,7 +224,9 @@ async def test_refusals_are_counted_under_their_route() -> None:
 async def test_without_keys_predictions_are_open_and_admin_is_closed() -> None:
     async with serving() as client:
         assert (await client.post("/predict", json={"smiles": "C"})).status_code == 200
-        response = await client.post("/admin/models/dummy", json={"action": "reload"}, headers=bearer("x"))
+        response = await client.post(
+            "/admin/models/dummy", json={"action": "reload"}, headers=bearer("x")
+        )
     assert (response.status_code, response.json()["code"]) == (403, "admin_disabled")
 
 
@@ -195,7 +235,9 @@ async def test_rate_limit_is_a_429() -> None:
     async with serving(api_keys=KEYS) as client:
 
         async def ask(count: int) -> httpx.Response:
-            return await client.post("/predict", json={"smiles": ["C"] * count}, headers=bearer(LAB))
+            return await client.post(
+                "/predict", json={"smiles": ["C"] * count}, headers=bearer(LAB)
+            )
 
         assert [(await ask(count)).status_code for count in (7, 3, 1)] == [200, 200, 429]
         refused = await ask(1)
@@ -211,16 +253,28 @@ async def test_headers_and_no_cors_unless_asked_for() -> None:
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["x-frame-options"] == "DENY"
         assert response.headers["content-security-policy"].startswith("default-src 'none'")
-        assert "script-src 'self';" in (await client.get("/docs")).headers["content-security-policy"]
+        assert (
+            "script-src 'self';" in (await client.get("/docs")).headers["content-security-policy"]
+        )
         assert not [name for name in response.headers if name.startswith("access-control")]
-    async with serving(cors_origins="https://lab.example, https://other.example", api_keys=KEYS) as client:
-        preflight = await client.options("/predict", headers=origin)  # browsers send it without a key
-        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, "https://lab.example")
-        deletion = await client.options("/jobs/1", headers={**origin, "access-control-request-method": "DELETE"})
+    async with serving(
+        cors_origins="https://lab.example, https://other.example", api_keys=KEYS
+    ) as client:
+        # browsers send it without a key
+        preflight = await client.options("/predict", headers=origin)
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (
+            200,
+            "https://lab.example",
+        )
+        deletion = await client.options(
+            "/jobs/1", headers={**origin, "access-control-request-method": "DELETE"}
+        )
         assert deletion.status_code == 200
         answer = await client.get("/healthz", headers=origin)
         assert answer.headers["access-control-expose-headers"] == "*"  # X-Model-*, Location
-        stranger = await client.options("/predict", headers={**origin, "origin": "https://evil.example"})
+        stranger = await client.options(
+            "/predict", headers={**origin, "origin": "https://evil.example"}
+        )
         assert "access-control-allow-origin" not in stranger.headers
 
 

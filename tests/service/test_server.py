@@ -1,4 +1,5 @@
-"""The service over real HTTP on a real port: a process of its own, started as an operator starts it."""
+"""The service over real HTTP on a real port: a process of its own, started as an operator starts
+it."""
 
 import contextlib
 import json
@@ -22,9 +23,9 @@ import httpx
 import numpy as np
 import pytest
 
-from models.featurize import featurize
-from models.unified import DEFAULT_ROUTING
-from service.engine import ArtifactEngine, load_engine
+from models.data.smiles import featurize
+from models.experts.unified import DEFAULT_ROUTING
+from service.core.engine import ArtifactEngine, load_engine
 from service.schemas import PredictResponse
 from service.security import new_key
 from service.settings import RELEASED_ARTIFACT
@@ -62,7 +63,9 @@ class Server:
         """The answer for a molecule on its own."""
         if (smiles, routing) not in self._answers:
             output = self.engine.run([featurize(smiles).graph], self.engine.info.tasks, routing)
-            self._answers[smiles, routing] = {task: answer.values for task, answer in output.answers[0].items()}
+            self._answers[smiles, routing] = {
+                task: answer.values for task, answer in output.answers[0].items()
+            }
         return self._answers[smiles, routing]
 
     def check(self, body: Any, smiles: list[str], routing: str = DEFAULT_ROUTING) -> None:
@@ -78,13 +81,21 @@ class Server:
 
 
 @contextmanager
-def process(folder: Path | None = None, **settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`python -m service`, started in a folder, on a free port, and its address; stopped at the end."""
-    environment = {**os.environ, **{f"GMERGING_{name.upper()}": str(value) for name, value in settings.items()}}
+def process(
+    folder: Path | None = None, **settings: object
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`python -m service`, started in a folder, on a free port, and its address; stopped at the
+    end."""
+    environment = {
+        **os.environ,
+        **{f"GMERGING_{name.upper()}": str(value) for name, value in settings.items()},
+    }
     if folder is not None:  # where this checkout need not be the one that is installed
         environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}"  # with an empty entry, as often
     command = [sys.executable, "-m", "service"]
-    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    ) as running:
         assert running.stderr is not None
         try:
             lines = []
@@ -110,12 +121,18 @@ def server(request: pytest.FixtureRequest, pico_artifact: Path) -> Iterator[Serv
     if not (artifact / "manifest.json").is_file():
         pytest.skip(f"no artifact at {artifact}")
     # Small passes and no cache, so that requests are cut and mixed.
-    with process(port=0, artifact=artifact, device="cpu", max_batch_cost=300, cache_bytes=0) as (_, url):
+    with process(port=0, artifact=artifact, device="cpu", max_batch_cost=300, cache_bytes=0) as (
+        _,
+        url,
+    ):
         yield Server(url, load_engine(artifact, settings_of(device="cpu")))
 
 
 def test_many_clients_each_get_their_own_answers(server: Server) -> None:
-    requests = [[SMILES[(start + k) % len(SMILES)] for k in range(size)] for start, size in enumerate([1, 7, 2, 12, 1, 5, 3, 1])]
+    requests = [
+        [SMILES[(start + k) % len(SMILES)] for k in range(size)]
+        for start, size in enumerate([1, 7, 2, 12, 1, 5, 3, 1])
+    ]
 
     def ask(smiles: list[str]) -> Any:
         with server.client() as client:
@@ -131,13 +148,17 @@ def test_many_clients_each_get_their_own_answers(server: Server) -> None:
 
 def test_own_routing(server: Server) -> None:
     with server.client() as client:
-        server.check(client.post("/predict", json={"smiles": SMILES, "routing": "own"}).json(), SMILES, "own")
+        server.check(
+            client.post("/predict", json={"smiles": SMILES, "routing": "own"}).json(), SMILES, "own"
+        )
 
 
 def test_bad_molecule_among_good_ones(server: Server) -> None:
     with server.client() as client:
         alone = client.post("/predict", json={"smiles": "CCO"}).json()["predictions"][0]
-        first, bad, last = client.post("/predict", json={"smiles": ["CCO", "C1CC", "OCC"]}).json()["predictions"]
+        first, bad, last = client.post("/predict", json={"smiles": ["CCO", "C1CC", "OCC"]}).json()[
+            "predictions"
+        ]
         assert client.post("/predict", json={"smiles": ["C1CC"]}).status_code == 422
     assert bad["error"]["code"] == "smiles_syntax"
     for item in (first, last):
@@ -148,7 +169,11 @@ def test_bad_molecule_among_good_ones(server: Server) -> None:
 @pytest.mark.parametrize("smiles", SMILES)
 def test_graph_equals_its_smiles(server: Server, smiles: str) -> None:
     graph = featurize(smiles).graph
-    lists = {"x": graph.x.tolist(), "edge_index": graph.edge_index.tolist(), "edge_attr": graph.edge_attr.tolist()}
+    lists = {
+        "x": graph.x.tolist(),
+        "edge_index": graph.edge_index.tolist(),
+        "edge_attr": graph.edge_attr.tolist(),
+    }
     with server.client() as client:
         (item,) = client.post("/predict", json={"graphs": [lists]}).json()["predictions"]
     assert item["smiles"] is None
@@ -159,7 +184,9 @@ def test_graph_equals_its_smiles(server: Server, smiles: str) -> None:
 def test_routing_weights_sum_to_one(server: Server) -> None:
     info = server.engine.info
     with server.client() as client:
-        items = client.post("/predict", json={"smiles": SMILES, "explain": ["routing"]}).json()["predictions"]
+        items = client.post("/predict", json={"smiles": SMILES, "explain": ["routing"]}).json()[
+            "predictions"
+        ]
     for item in items:
         assert tuple(item["routing"]) == info.tasks
         for sites in item["routing"].values():
@@ -174,7 +201,12 @@ def test_descriptions_are_the_artifacts(server: Server) -> None:
     with server.client() as client:
         tasks = client.get("/tasks").json()["tasks"]
         model = client.get("/model").json()
-        assert client.get("/readyz").status_code == client.get("/healthz").status_code == client.get("/docs").status_code == 200
+        assert (
+            client.get("/readyz").status_code
+            == client.get("/healthz").status_code
+            == client.get("/docs").status_code
+            == 200
+        )
     assert {task["name"]: tuple(task["labels"]) for task in tasks} == info.labels
     assert (model["name"], model["digest"]) == (info.name, info.digest)
 
@@ -199,7 +231,11 @@ def test_metrics_move(server: Server) -> None:
 def test_chunked_body_over_the_limit_is_refused(server: Server) -> None:
     chunk = b" " * 65_536
     with server.client() as client:
-        response = client.post("/predict", content=(chunk for _ in range(80)), headers={"content-type": "application/json"})
+        response = client.post(
+            "/predict",
+            content=(chunk for _ in range(80)),
+            headers={"content-type": "application/json"},
+        )
         assert response.status_code == 413
         assert response.json()["code"] == "body_too_large"
         assert client.get("/healthz").status_code == 200
@@ -241,7 +277,10 @@ def test_stream_ends_with_a_reason_when_the_service_stops(pico_artifact: Path) -
 
         with httpx.Client(timeout=30) as client, ThreadPoolExecutor(1) as pool:
             answer = pool.submit(client.post, f"{url}/predict/stream", content=lines())
-            while metric(client.get(f"{url}/metrics").text, 'gmerging_molecules_total{outcome="ok"}') == 0:
+            while (
+                metric(client.get(f"{url}/metrics").text, 'gmerging_molecules_total{outcome="ok"}')
+                == 0
+            ):
                 assert not answer.done()
             running.send_signal(signal.SIGTERM)
             told.set()
@@ -255,21 +294,30 @@ def hostile(folder: Path) -> Path:
     """A folder with modules of a user's own, by the names of ours, of a library and of Python's."""
     (folder / "merging").mkdir()
     for name in ("models", "merging/__init__", "torch", "rdkit", "signal", "struct"):
-        (folder / f"{name}.py").write_text("raise SystemExit('a module of the user was taken for another')\n")
+        (folder / f"{name}.py").write_text(
+            "raise SystemExit('a module of the user was taken for another')\n"
+        )
     return folder
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_it_starts_in_a_folder_with_other_modules_of_the_same_names(pico_artifact: Path, tmp_path: Path, workers: int) -> None:
-    with process(hostile(tmp_path), port=0, artifact=pico_artifact, device="cpu", workers=workers) as (running, url):
+def test_it_starts_in_a_folder_with_other_modules_of_the_same_names(
+    pico_artifact: Path, tmp_path: Path, workers: int
+) -> None:
+    with process(
+        hostile(tmp_path), port=0, artifact=pico_artifact, device="cpu", workers=workers
+    ) as (running, url):
         until(lambda: get(f"{url}/readyz") == 200)
 
         def ask(*smiles: str) -> bool:
             answer = httpx.post(f"{url}/predict", json={"smiles": smiles}, timeout=30)
-            return [item["smiles"] for item in answer.json()["predictions"] if "error" not in item] == list(smiles)
+            return [
+                item["smiles"] for item in answer.json()["predictions"] if "error" not in item
+            ] == list(smiles)
 
         assert ask("CCO", "c1ccccc1")
-        shutil.rmtree(tmp_path)  # as a release that is replaced: processes can be started all the same
+        # as a release that is replaced: processes can be started all the same
+        shutil.rmtree(tmp_path)
         for pid in parsers_of(running.pid):
             os.kill(pid, signal.SIGKILL)
         assert ask("CCC", "C=C")
@@ -293,13 +341,18 @@ def test_workers_end_with_a_supervisor_that_was_killed(pico_artifact: Path) -> N
 
 
 def is_free(url: str) -> bool:
-    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
+    with (
+        contextlib.suppress(OSError),
+        socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))),
+    ):
         return True
     return False
 
 
 def children_of(pid: int, kind: str) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
     return [child for child in children if kind in Path(f"/proc/{child}/cmdline").read_text()]
 
 
@@ -309,13 +362,18 @@ def workers_of(running: subprocess.Popen[str]) -> list[int]:
 
 def parsers_of(pid: int) -> list[int]:
     """Of a service, or of all its workers."""
-    servers = [server for parent in (pid, *children_of(pid, "spawn_main")) for server in children_of(parent, "forkserver")]
+    servers = [
+        server
+        for parent in (pid, *children_of(pid, "spawn_main"))
+        for server in children_of(parent, "forkserver")
+    ]
     return [parser for server in servers for parser in children_of(server, "forkserver")]
 
 
 @pytest.mark.slow
 def test_worker_that_starts_slowly_is_waited_for(pico_artifact: Path) -> None:
-    """Longer than uvicorn would by default: the process stands still before it can have imported anything."""
+    """Longer than uvicorn would by default: the process stands still before it can have imported
+    anything."""
     with process(port=0, artifact=pico_artifact, device="cpu", workers=2) as (running, url):
         until(lambda: len(workers_of(running)) == 2)
         before = workers_of(running)
@@ -331,22 +389,44 @@ def test_worker_that_starts_slowly_is_waited_for(pico_artifact: Path) -> None:
 def test_rates_hold_over_all_workers(pico_artifact: Path) -> None:
     key, entry = new_key("lab")
     keys = json.dumps([{**entry.model_dump(), "molecules_per_minute": 20}])
-    with process(port=0, artifact=pico_artifact, device="cpu", workers=2, api_keys=keys) as (_, url):
+    with process(port=0, artifact=pico_artifact, device="cpu", workers=2, api_keys=keys) as (
+        _,
+        url,
+    ):
 
         def ask() -> int:  # a connection of its own each
-            return httpx.post(f"{url}/predict", json={"smiles": "CCO"}, headers={"x-api-key": key}, timeout=30).status_code
+            return httpx.post(
+                f"{url}/predict", json={"smiles": "CCO"}, headers={"x-api-key": key}, timeout=30
+            ).status_code
 
         until(lambda: get(f"{url}/readyz") == 200)
         assert [ask() for _ in range(20)] == [200] * 20
         assert {ask() for _ in range(10)} == {429}
 
 
-def test_several_workers_that_cannot_start_end_with_an_error(pico_artifact: Path, tmp_path: Path) -> None:
+def test_several_workers_that_cannot_start_end_with_an_error(
+    pico_artifact: Path, tmp_path: Path
+) -> None:
     shutil.copytree(pico_artifact, tmp_path / "broken")
     (tmp_path / "broken" / "manifest.json").write_text("{}")
-    settings = {"port": 0, "artifact": pico_artifact, "models": tmp_path, "device": "cpu", "workers": 2}
-    environment = {**os.environ, **{f"GMERGING_{name.upper()}": str(value) for name, value in settings.items()}}
-    done = subprocess.run([sys.executable, "-m", "service"], env=environment, capture_output=True, timeout=120, check=False)
+    settings = {
+        "port": 0,
+        "artifact": pico_artifact,
+        "models": tmp_path,
+        "device": "cpu",
+        "workers": 2,
+    }
+    environment = {
+        **os.environ,
+        **{f"GMERGING_{name.upper()}": str(value) for name, value in settings.items()},
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        env=environment,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 3
 
 
@@ -357,7 +437,9 @@ def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) ->
     key, entry = new_key("boss")
     keys = json.dumps([{**entry.model_dump(), "admin": True}])
     headers = {"x-api-key": key}
-    with process(port=0, artifact=pico_artifact, models=tmp_path, device="cpu", workers=2, api_keys=keys) as (running, url):
+    with process(
+        port=0, artifact=pico_artifact, models=tmp_path, device="cpu", workers=2, api_keys=keys
+    ) as (running, url):
 
         def text() -> str:
             return httpx.get(f"{url}/metrics", timeout=30).text
@@ -372,7 +454,12 @@ def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) ->
         def models() -> list[str]:
             return list(httpx.get(f"{url}/model", headers=headers, timeout=30).json()["models"])
 
-        assert httpx.post(f"{url}/admin/models/second", json={"action": "unload"}, headers=headers, timeout=30).status_code == 200
+        assert (
+            httpx.post(
+                f"{url}/admin/models/second", json={"action": "unload"}, headers=headers, timeout=30
+            ).status_code
+            == 200
+        )
         until(lambda: {tuple(models()) for _ in range(12)} == {("pico",)})
 
         before = workers_of(running)
@@ -380,8 +467,10 @@ def test_several_workers_behind_one_port(pico_artifact: Path, tmp_path: Path) ->
         os.kill(before[0], signal.SIGKILL)
         until(lambda: len(set(workers_of(running)) - {before[0]}) == 2)
         until(lambda: {ask().status_code for _ in range(8)} == {200})
-        assert metric(text(), 'gmerging_molecules_total{outcome="ok"}') >= 28  # nothing that was counted is forgotten
-        until(lambda: {tuple(models()) for _ in range(8)} == {("pico",)})  # nor what the new worker's predecessor was told
+        # nothing that was counted is forgotten
+        assert metric(text(), 'gmerging_molecules_total{outcome="ok"}') >= 28
+        # nor what the new worker's predecessor was told
+        until(lambda: {tuple(models()) for _ in range(8)} == {("pico",)})
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 0
 
@@ -391,8 +480,17 @@ def test_metrics_on_their_own_port(pico_artifact: Path, workers: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with process(port=0, artifact=pico_artifact, device="cpu", metrics_port=port, workers=workers) as (_, url):
-        until(lambda: metric(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text, "gmerging_ready") == 1)
+    with process(
+        port=0, artifact=pico_artifact, device="cpu", metrics_port=port, workers=workers
+    ) as (_, url):
+        until(
+            lambda: (
+                metric(
+                    httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text, "gmerging_ready"
+                )
+                == 1
+            )
+        )
         assert get(f"{url}/metrics") == 404
 
 

@@ -9,7 +9,12 @@ from service.settings import ELSEWHERE, RELEASED_ARTIFACT, Settings, load_settin
 
 def test_defaults_listen_on_loopback_and_answer_from_the_release() -> None:
     settings = load_settings()
-    assert (settings.host, settings.port, settings.device, settings.threads) == ("127.0.0.1", 8000, "auto", 1)
+    assert (settings.host, settings.port, settings.device, settings.threads) == (
+        "127.0.0.1",
+        8000,
+        "auto",
+        1,
+    )
     assert settings.artifact == RELEASED_ARTIFACT
     assert RELEASED_ARTIFACT.parts[-3:] == ("models", "releases", "moleculenet-gcn")
 
@@ -19,7 +24,11 @@ def test_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GMERGING_ARTIFACT", "/somewhere/else")
     monkeypatch.setenv("GMERGING_DEVICE", "")
     settings = load_settings()
-    assert (settings.port, settings.artifact, settings.device) == (9001, Path("/somewhere/else"), "auto")
+    assert (settings.port, settings.artifact, settings.device) == (
+        9001,
+        Path("/somewhere/else"),
+        "auto",
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +51,9 @@ def test_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CORS_ORIGINS", "https://lab.example:x"),
     ],
 )
-def test_wrong_value_names_its_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_value_names_its_variable(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(f"GMERGING_{name}", value)
     with pytest.raises(ConfigError, match=f"GMERGING_{name}: got '{value}'"):
         load_settings()
@@ -57,7 +68,10 @@ def test_every_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_queue_must_hold_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GMERGING_MAX_PENDING_COST", "10")
-    with pytest.raises(ConfigError, match=r"GMERGING_MAX_PENDING_COST 10, expected at least GMERGING_MAX_BATCH_COST"):
+    with pytest.raises(
+        ConfigError,
+        match=r"GMERGING_MAX_PENDING_COST 10, expected at least GMERGING_MAX_BATCH_COST",
+    ):
         load_settings()
 
 
@@ -76,7 +90,9 @@ def test_settings_are_frozen_and_refuse_surprises() -> None:
         ("gmerging_max_molecule", "GMERGING_MAX_MOLECULES"),
     ],
 )
-def test_variable_that_is_no_setting_is_named_with_the_nearest(name: str, nearest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_that_is_no_setting_is_named_with_the_nearest(
+    name: str, nearest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "secret")
     with pytest.raises(ConfigError, match=f"got {name}, .* did you mean '{nearest}'") as error:
         load_settings()
@@ -102,7 +118,9 @@ def test_setting_in_two_spellings_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("gmerging_port", "8001")
     assert load_settings().port == 8001
     monkeypatch.setenv("GMERGING_PORT", "8002")
-    with pytest.raises(ConfigError, match="got gmerging_port and GMERGING_PORT, expected one of them"):
+    with pytest.raises(
+        ConfigError, match="got gmerging_port and GMERGING_PORT, expected one of them"
+    ):
         load_settings()
 
 
@@ -111,12 +129,17 @@ def test_origins_are_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> N
     assert load_settings().cors_origins == ("https://lab.example", "http://[::1]:80", "null")
 
 
-def test_paths_are_those_of_the_folder_that_it_was_started_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_those_of_the_folder_that_it_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     monkeypatch.setenv("GMERGING_JOBS", "my/jobs")
     assert load_settings().jobs == gone / "my" / "jobs"
     gone.rmdir()
-    with pytest.raises(ConfigError, match=r"GMERGING_JOBS: got 'my/jobs': the folder that it is relative to, .* is gone"):
+    with pytest.raises(
+        ConfigError,
+        match=r"GMERGING_JOBS: got 'my/jobs': the folder that it is relative to, .* is gone",
+    ):
         load_settings()

@@ -1,4 +1,5 @@
-"""The supervisor's patience, with time in the test's hands; with real processes in test_server.py."""
+"""The supervisor's patience, with time in the test's hands; with real processes in
+test_server.py."""
 
 import pytest
 from uvicorn import Config
@@ -89,7 +90,9 @@ def test_first_worker_that_cannot_start_stops_all(pair: Supervisor) -> None:
     assert pair.failed
 
 
-def test_later_worker_that_cannot_start_is_tried_again_and_stops_nobody(pair: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_worker_that_cannot_start_is_tried_again_and_stops_nobody(
+    pair: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = pair.processes
     pair.keep_subprocess_alive()
     answer(first, started=True)

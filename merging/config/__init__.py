@@ -1,0 +1,1 @@
+"""What all configurations share: strict sections, reading of YAML, fingerprints."""

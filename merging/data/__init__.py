@@ -1,0 +1,1 @@
+"""Data sets: tables of molecules, graphs, frames; labels, splits and checkpoints."""

@@ -1,0 +1,159 @@
+"""Where the pre-trained weights are: a published checkpoint by name, fetched, or a file by path."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pooch
+import requests
+from safetensors import safe_open
+
+from merging.data.files import sha256
+from models.errors import CheckpointError, did_you_mean
+from models.files import write_atomically
+
+REPOSITORY = "https://github.com/snap-stanford/pretrain-gnns"
+_COMMIT = "8b20528a83b8869ce16451305b32c827258d19a3"
+SOURCE = f"https://raw.githubusercontent.com/snap-stanford/pretrain-gnns/{_COMMIT}"
+"""Address of the published files; `published_path` has the rest."""
+_TIMEOUT_SECONDS = 30
+_CHUNK_BYTES = 2**16
+# fmt: off
+PUBLISHED = {
+    # Of the GIN files only git's object ids are known here: SHA-1 over size and bytes.
+    "gin_contextpred": "git:60912ba5a4562639c0492dd3e446b2da5a828c2d",
+    "gin_edgepred": "git:2a5311ea63caa598130aec65c64bc0ae09779856",
+    "gin_infomax": "git:779a0924f02cc347d11b8c92f21ecfda289f7b70",
+    "gin_masking": "git:821fce4a9e77fc1a1794ee0859499d0087a56e5e",
+    "gin_supervised": "git:b0257d2181fcddf100db41bf982dc7dad1313ad5",
+    "gin_supervised_contextpred": "git:f2b12b211eace32c070c241b5047484f8fec9b7a",
+    "gin_supervised_edgepred": "git:2cae8e4b2207f8de1b2ec1ab25a1cdef29ab76a7",
+    "gin_supervised_infomax": "git:eda3919ca23386527aacf4480b0b49bdaaf4a963",
+    "gin_supervised_masking": "git:1f8de843feb5b51e73488a95096283028820583e",
+    "gcn_contextpred":
+        "sha256:ff1d9c5e5c198b8faf8af576c303808853e3f55a52aed7ae27964e3c8635a81a",
+    "gcn_supervised":
+        "sha256:8fb73bcce4991d6778e7309474505fcf2e5ff69f5debf166a5e6b91edf3f1493",
+    "gcn_supervised_contextpred":
+        "sha256:49cf0465e623c14fc802cdc67b47cbb78326f43fc7991afe6a14e1ff471755d5",
+    "graphsage_contextpred":
+        "sha256:63976e7795ae3ab46fc97c40a047ce1c4b13e243c2f8ef9125e78c7fabee9279",
+    "graphsage_supervised":
+        "sha256:9e2572f66e4e3c6a21b1e897c642b545abc8c6cbab1d56888c37f963b0c6da4b",
+    "graphsage_supervised_contextpred":
+        "sha256:aca7caa7c15a0e478b57d5d2cca84d8bda6d4500614bd96486b84739bff3929b",
+    "gat_contextpred":
+        "sha256:de030068b3cb8b5d2d4da09fd377fac0a111f401904d3806104874e058bc4af8",
+    "gat_supervised":
+        "sha256:62edee2aaf82c82e24236fe0124d93d975c4cb7b5e01280bc63050c606f64541",
+    "gat_supervised_contextpred":
+        "sha256:ad433c867915b166fbc98154d763eaa83fa53cd60bf3a3b0c2086a0ef7dc684e",
+}
+# fmt: on
+"""Hu et al.'s checkpoints (MIT): digest by the name that `pretrained.weights` takes."""
+
+
+def published_path(name: str) -> str:
+    """Path of a published checkpoint in its repository."""
+    kind, training = name.split("_", 1)
+    if kind == "gin":
+        return f"chem/model_gin/{training}.pth"
+    return f"chem/model_architecture/{name}.pth"
+
+
+def find_checkpoint(weights: str, work: Path, data: Path) -> Path:
+    """The file of a checkpoint. A published one that is nowhere is fetched into the user's cache.
+
+    Args:
+        weights: a path (as it is, in the work folder, or beside the data folder), or a name in
+            `PUBLISHED` (`weights/hu2020` beside the data folder, the cache, then the network).
+        work: the work folder.
+        data: the data folder.
+
+    Raises:
+        CheckpointError: no such file and no such name, or not the published file, or no network.
+    """
+    candidates = [Path(weights), work / weights, data.parent / weights]
+    for path in candidates:
+        if path.is_file():
+            return path
+    if weights not in PUBLISHED:
+        raise CheckpointError(_unknown(weights, candidates))
+    digest = PUBLISHED[weights]
+    beside = data.parent / "weights/hu2020" / f"{weights}.pth"
+    if beside.is_file():
+        _check(beside, digest, str(beside))
+        return beside
+    cached = Path(pooch.os_cache("gmerging")) / "hu2020" / f"{weights}.pth"
+    if not cached.is_file() or not _is(cached, digest):
+        _fetch(f"{SOURCE}/{published_path(weights)}", cached, digest)
+    return cached
+
+
+def origin(weights: str, file: Path) -> str:
+    """Where a checkpoint came from, for people: known by its bytes, else its path and SHA-256."""
+    digests = {_digest(file, algorithm) for algorithm in _ALGORITHMS}
+    for name, digest in PUBLISHED.items():
+        if digest in digests:
+            address = f"{REPOSITORY}/blob/{_COMMIT}/{published_path(name)}"
+            return f"Hu et al. 2020, {name} (MIT), {address}"
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as stream:
+            metadata = stream.metadata() or {}
+        if "record" in metadata:  # of `gmerging pretrain`
+            record = json.loads(metadata["record"])
+            run = f"setting {record['config']['setting']}, seed {record['seed']}"
+            return f"gmerging pretrain, {run}, SHA-256 {sha256(file)}"
+    return f"file {weights}, SHA-256 {sha256(file)}"
+
+
+def _fetch(url: str, file: Path, digest: str) -> None:
+    """Download into place, whole and as published, or not at all."""
+    http = pooch.HTTPDownloader(progressbar=True, timeout=_TIMEOUT_SECONDS, chunk_size=_CHUNK_BYTES)
+
+    def download(temporary: Path) -> None:
+        http(url, str(temporary), None)
+        _check(temporary, digest, url)
+
+    wanted = f"expected the pre-trained weights; or put the file at {file} yourself"
+    try:
+        write_atomically(file, download)
+    except requests.HTTPError as error:
+        raise CheckpointError(f"got {error}, {wanted}") from error
+    except requests.Timeout as error:
+        waited = f"got nothing from {url} in {_TIMEOUT_SECONDS} s"
+        raise CheckpointError(f"{waited}, {wanted}") from error
+    except requests.RequestException as error:
+        broken = f"got no connection, or one that broke off, to {url} ({type(error).__name__})"
+        raise CheckpointError(f"{broken}, {wanted}") from error
+
+
+def _check(file: Path, digest: str, place: str) -> None:
+    if not _is(file, digest):
+        got = _digest(file, digest.split(":")[0])
+        raise CheckpointError(f"{place}: got {got}, expected the published file's {digest}")
+
+
+def _is(file: Path, digest: str) -> bool:
+    return _digest(file, digest.split(":")[0]) == digest
+
+
+def _digest(file: Path, algorithm: str) -> str:
+    return f"{algorithm}:{_ALGORITHMS[algorithm](file)}"
+
+
+def _git_object(file: Path) -> str:
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+_ALGORITHMS: dict[str, Callable[[Path], str]] = {"sha256": sha256, "git": _git_object}
+
+
+def _unknown(weights: str, candidates: list[Path]) -> str:
+    places = f"got no pre-trained weights at {' or '.join(map(str, candidates))}"
+    if Path(weights).stem in PUBLISHED:
+        return f"{places}, expected a file, or the name {Path(weights).stem}, which is fetched"
+    hint = did_you_mean(weights, PUBLISHED)
+    return f"{places}, expected a file, or one of the names {', '.join(PUBLISHED)}{hint}"

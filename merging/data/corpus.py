@@ -1,0 +1,239 @@
+"""The SMILES corpus for pre-training: files of one SMILES a line, freed of benchmark molecules and
+featurised once into shards."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from rdkit import Chem, rdBase
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from merging.config.base import Count, fingerprint
+from merging.data.files import read_json, reading, sha256, write_json, write_tensors
+from merging.data.molecule_dataset import MOLECULENET
+from merging.data.molecule_files import read_molecules
+from models.data.molecule import PackedGraphs, pack
+from models.data.smiles import READING_RULE, featurize_all, read_smiles
+from models.errors import DataError, MoleculeError
+
+SHARD_SIZE = 32_768
+"""Lines of a shard, at most: 20 MB of drug-like molecules, the most that is ever in memory as
+graphs; two minutes of training on one CPU core."""
+_CHUNK = 1024
+_VERSION = "1"
+
+
+class CorpusConfig(BaseModel):
+    """Which molecules to pre-train on.
+
+    Attributes:
+        files: paths in the data folder, see `merging.data.molecule_files`. Earlier files come
+            first, so that all of a small file is in the mix.
+        max_molecules: only so many different molecules are taken, in the order of the files; None
+            takes all.
+        exclude_benchmarks: leave out every molecule whose canonical SMILES occurs in a MoleculeNet
+            file of the data folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    max_molecules: Count | None = None
+    exclude_benchmarks: bool = True
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Featurised molecules in shards, each a random sample of the whole.
+
+    Attributes:
+        folder: where the shards lie.
+        record: `files` and `benchmarks` (SHA-256 by name); `lines` taken, and of these
+            `unreadable`, `excluded` and kept as `molecules`; `shards`, the molecules in each.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Molecules in each shard."""
+        return tuple(self.record["shards"])
+
+    def shard(self, k: int) -> PackedGraphs:
+        """The molecules of a shard, read from its file."""
+        path = _shard_path(self.folder, k)
+        with reading(path):
+            return PackedGraphs(**load_file(path))
+
+
+def load_corpus(
+    config: CorpusConfig, data_folder: Path, cache_folder: Path, workers: int = 1
+) -> Corpus:
+    """A corpus from the cache, or featurised now; stopped in between, it goes on with the shard
+    that it was at.
+
+    The lines are dealt to the shards by a shuffle that is always the same, so that runs with
+    different seeds share them.
+
+    Raises:
+        DataError: a file is absent, or no line of a shard is a molecule.
+    """
+    files = {name: data_folder / name for name in config.files}
+    for name, file in files.items():
+        if not file.is_file():
+            raise DataError(
+                f"got no file {name} in {data_folder}, expected SMILES, one a line (set"
+                " GMERGING_DATA)"
+            )
+    tables = _benchmark_tables(data_folder) if config.exclude_benchmarks else {}
+    origin = {
+        "files": {name: sha256(file) for name, file in files.items()},
+        "benchmarks": {task: sha256(file) for task, file in tables.items()},
+    }
+    folder = (
+        cache_folder
+        / f"corpus-{fingerprint(_VERSION, READING_RULE, SHARD_SIZE, config, json.dumps(origin))}"
+    )
+    record = read_json(folder / "corpus.json")
+    if record is None:
+        smiles = _read_lines(list(files.values()), config.max_molecules)
+        record = origin | _write_shards(folder, smiles, _canonical_smiles(tables, workers), workers)
+        write_json(folder / "corpus.json", record)
+    return Corpus(folder, record)
+
+
+def _read_lines(files: Sequence[Path], limit: int | None) -> list[str]:
+    """Different molecules as they are written, in the order of the files."""
+    found: dict[str, None] = {}
+    for file in files:
+        for smiles in read_molecules(file):
+            if len(found) == limit:
+                return list(found)
+            found[smiles] = None
+    return list(found)
+
+
+def _benchmark_tables(data_folder: Path) -> dict[str, Path]:
+    """The MoleculeNet files that lie in the data folder, by task."""
+    candidates = [
+        (task, data_folder / f"moleculenet/{task}.csv{ending}")
+        for task in MOLECULENET
+        for ending in ("", ".gz")
+    ]
+    return {task: file for task, file in candidates if file.is_file()}
+
+
+def _canonical_smiles(tables: dict[str, Path], workers: int) -> frozenset[str]:
+    """Canonical SMILES of all rows that can be read in tolerant mode, as the data sets are."""
+    rows = [read_molecules(file, MOLECULENET[task].smiles_column) for task, file in tables.items()]
+    smiles = list({molecule for column in rows for molecule in column})
+    if not smiles:
+        return frozenset()
+    with ProcessPoolExecutor(workers) as pool:
+        read = pool.map(_canonical, smiles, chunksize=_CHUNK)
+        return frozenset(
+            each
+            for each in tqdm(read, total=len(smiles), desc="benchmark molecules", unit="mol")
+            if each
+        )
+
+
+def _canonical(smiles: str) -> str | None:
+    with rdBase.BlockLogs():
+        try:
+            return str(Chem.MolToSmiles(read_smiles(smiles, strict=False)))
+        except MoleculeError:
+            return None
+
+
+def _shard_path(folder: Path, k: int) -> Path:
+    return folder / f"shard-{k:05d}.safetensors"
+
+
+def _write_shards(
+    folder: Path, smiles: list[str], excluded: frozenset[str], workers: int
+) -> dict[str, Any]:
+    """Featurise all lines, shard by shard, and count what became of them."""
+    order = np.random.default_rng(0).permutation(len(smiles))
+    parts = np.array_split(order, max(1, math.ceil(len(smiles) / SHARD_SIZE)))
+    progress = tqdm(total=len(smiles), desc="corpus", unit="mol", unit_scale=True)
+    with (
+        ProcessPoolExecutor(workers, initializer=_remember, initargs=(excluded,)) as pool,
+        progress,
+    ):
+        for k, part in enumerate(parts):
+            if not _shard_path(folder, k).is_file():
+                chunks = [
+                    [smiles[i] for i in part[start : start + _CHUNK]]
+                    for start in range(0, len(part), _CHUNK)
+                ]
+                _write_shard(_shard_path(folder, k), list(pool.map(_featurize_chunk, chunks)))
+            progress.update(len(part))
+    counts = [_read_counts(_shard_path(folder, k)) for k in range(len(parts))]
+    totals = {
+        name: sum(each[name] for each in counts) for name in ("molecules", "unreadable", "excluded")
+    }
+    return {"lines": len(smiles), **totals, "shards": [each["molecules"] for each in counts]}
+
+
+_Arrays = dict[str, NDArray[Any]]
+_excluded: frozenset[str] = frozenset()
+
+
+def _remember(excluded: frozenset[str]) -> None:
+    """Give a worker process the molecules to leave out, once and not with each chunk."""
+    global _excluded
+    _excluded = excluded
+
+
+def _featurize_chunk(smiles: list[str]) -> tuple[_Arrays | None, Counter[str]]:
+    """The molecules as `PackedGraphs` (arrays: tensors would each hold a file descriptor on their
+    way to the parent process), and counts."""
+    graphs, counts = [], Counter[str]()
+    for molecule in featurize_all(smiles):
+        if isinstance(molecule, MoleculeError):
+            counts["unreadable"] += 1
+        elif molecule.smiles in _excluded:
+            counts["excluded"] += 1
+        else:
+            graphs.append(molecule.graph)
+    counts["molecules"] = len(graphs)
+    return (
+        {name: tensor.numpy() for name, tensor in vars(pack(graphs)).items()} if graphs else None
+    ), counts
+
+
+def _write_shard(path: Path, chunks: list[tuple[_Arrays | None, Counter[str]]]) -> None:
+    packed = [arrays for arrays, _ in chunks if arrays is not None]
+    counts = sum((each for _, each in chunks), Counter[str]())
+    if not packed:
+        raise DataError(
+            f"got {counts['unreadable']} unreadable lines, {counts['excluded']} excluded molecules"
+            " and no other, expected SMILES, one a line"
+        )
+    tensors = {
+        name: torch.from_numpy(
+            np.concatenate([each[name] for each in packed], axis=int(name == "edge_index"))
+        )
+        for name in packed[0]
+    }
+    write_tensors(
+        path, tensors, {name: str(counts[name]) for name in ("molecules", "unreadable", "excluded")}
+    )
+
+
+def _read_counts(path: Path) -> dict[str, int]:
+    with reading(path), safe_open(path, "pt") as stream:
+        return {name: int(value) for name, value in stream.metadata().items()}

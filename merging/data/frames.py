@@ -1,0 +1,195 @@
+"""Frames of molecular dynamics with energies and forces: MD17 (molecules) and LiPS20 (solids), with
+their neighbours worked out once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from merging.config.base import Count, Section
+from merging.data.split import Split
+from models.data.atoms import Atoms, AtomsBatch, Neighbours, join, neighbours
+from models.errors import DataError
+
+SPLIT_SEED = 0
+_MD17_PARTS = ("train", "val", "test")
+_LIPS20_NUMBERS = {"Li": 3, "P": 15, "S": 16}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of G structures of N atoms: energy (G,) float64 in eV, forces (N, 3) float32 in
+    eV / Angstrom."""
+
+    energy: Tensor
+    forces: Tensor
+
+
+@dataclass(frozen=True)
+class FrameDataset:
+    """One system's frames, all of the same n atoms.
+
+    Attributes:
+        task: its name.
+        structures: F frames.
+        lists: their neighbours within the cutoff.
+        energy: (F,) float64, in eV.
+        forces: (F, n, 3) float32, in eV / Angstrom.
+        split: row numbers of the parts.
+    """
+
+    task: str
+    structures: tuple[Atoms, ...]
+    lists: tuple[Neighbours, ...]
+    energy: Tensor
+    forces: Tensor
+    split: Split
+
+    def select(self, rows: Tensor) -> AtomsBatch:
+        """The frames at `rows` (G,), in that order, as one batch."""
+        chosen = rows.tolist()
+        return join([self.structures[row] for row in chosen], [self.lists[row] for row in chosen])
+
+    def labels(self, rows: Tensor) -> Labels:
+        """Energies and forces of the frames at `rows` (G,), in that order."""
+        return Labels(self.energy[rows], self.forces[rows].flatten(0, 1))
+
+
+def _dataset(
+    folder: Path,
+    numbers: NDArray[Any],
+    positions: NDArray[Any],
+    cells: NDArray[Any] | None,
+    energy: NDArray[Any],
+    forces: NDArray[Any],
+    split: Split,
+    cutoff: float,
+) -> FrameDataset:
+    frames = len(positions)
+    if (
+        positions.shape != (frames, len(numbers), 3)
+        or forces.shape != positions.shape
+        or energy.shape != (frames,)
+    ):
+        shapes = f"{positions.shape}, {forces.shape} and {energy.shape} for {len(numbers)} atoms"
+        raise DataError(
+            f"got positions, forces and energies of shapes {shapes} in {folder}, expected (F, N,"
+            " 3), (F, N, 3) and (F,)"
+        )
+    if not all(np.isfinite(each).all() for each in (positions, forces, energy)):
+        raise DataError(f"got a number that is not finite in {folder}, expected finite ones")
+    elements, places = torch.from_numpy(numbers).long(), torch.from_numpy(positions).float()
+    boxes = [None] * frames if cells is None else list(torch.from_numpy(cells).float())
+    structures = tuple(
+        Atoms(elements, place, box).validate() for place, box in zip(places, boxes, strict=True)
+    )
+    lists = tuple(neighbours(each, cutoff) for each in structures)
+    return FrameDataset(
+        folder.name,
+        structures,
+        lists,
+        torch.from_numpy(energy).double(),
+        torch.from_numpy(forces).float(),
+        split,
+    )
+
+
+def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    stored = _array(path)
+    if missing := [name for name in names if name not in stored]:
+        raise DataError(f"got {path} without {', '.join(missing)}, expected a file of MD17")
+    return {name: stored[name] for name in names}
+
+
+def _array(path: Path) -> Any:
+    """What numpy reads from a file, never a pickle."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"got no readable array at {path} ({error}), expected a file of numpy"
+        ) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise DataError(f"got no file at {path}, expected the kinds of atoms") from error
+
+
+def _check_frames(path: Path, there: int, wanted: int) -> None:
+    if there < wanted:
+        raise DataError(f"got {there} frames at {path}, expected at least {wanted}")
+
+
+class FramesConfig(Section):
+    """How many frames of each system are used. Where the data come without parts, frames are drawn
+    with the seed of the split, never of a run."""
+
+    train: Count
+    valid: Count
+    test: Count
+
+
+def read_md17(folder: Path, frames: FramesConfig, cutoff: float) -> FrameDataset:
+    """One molecule of MD17 (Chmiela et al. 2017), in the parts that its folder has: the first
+    frames of each."""
+    counts = dict(zip(_MD17_PARTS, (frames.train, frames.valid, frames.test), strict=True))
+    parts = {
+        part: _arrays(folder / f"{part}.npz", ("pos", "energy", "forces", "atomic_numbers"))
+        for part in _MD17_PARTS
+    }
+    for part, count in counts.items():
+        _check_frames(folder / f"{part}.npz", len(parts[part]["pos"]), count)
+    positions, energy, forces = (
+        np.concatenate([parts[part][key][: counts[part]] for part in _MD17_PARTS])
+        for key in ("pos", "energy", "forces")
+    )
+    rows = torch.arange(len(positions)).split(list(counts.values()))
+    return _dataset(
+        folder,
+        parts["train"]["atomic_numbers"],
+        positions,
+        None,
+        energy.reshape(-1),
+        forces,
+        Split(*rows),
+        cutoff,
+    )
+
+
+def read_lips20(folder: Path, frames: FramesConfig, cutoff: float) -> FrameDataset:
+    """One solid of LiPS20 (DeePMD's raw form); frames are drawn at random, the same ones in every
+    run."""
+    arrays = {name: _array(folder / f"{name}.npy") for name in ("coord", "energy", "force", "box")}
+    kinds, names = ((_text(folder / name)).split() for name in ("type.raw", "type_map.raw"))
+    if unknown := set(names) - _LIPS20_NUMBERS.keys():
+        raise DataError(
+            f"got elements {sorted(unknown)} in {folder / 'type_map.raw'}, expected"
+            f" {', '.join(_LIPS20_NUMBERS)}"
+        )
+    numbers = np.array([_LIPS20_NUMBERS[names[int(kind)]] for kind in kinds])
+    counts = [frames.train, frames.valid, frames.test]
+    _check_frames(folder, len(arrays["energy"]), sum(counts))
+    drawn = torch.randperm(
+        len(arrays["energy"]), generator=torch.Generator().manual_seed(SPLIT_SEED)
+    )[: sum(counts)].numpy()
+    positions, forces = (
+        arrays[name][drawn].reshape(len(drawn), -1, 3) for name in ("coord", "force")
+    )
+    split = Split(*torch.arange(len(drawn)).split(counts))
+    return _dataset(
+        folder,
+        numbers,
+        positions,
+        arrays["box"][drawn].reshape(-1, 3, 3),
+        arrays["energy"][drawn],
+        forces,
+        split,
+        cutoff,
+    )

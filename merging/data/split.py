@@ -1,0 +1,154 @@
+"""Splits of a data set into what is trained on, validated on and tested on."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from merging.data.labels import quoted
+from models.errors import DataError
+
+TRAIN, VALID = 0.8, 0.1
+"""Shares of the training and validation part; the rest is the test part."""
+_SHOWN = 4
+PARTS = ("train", "valid", "test")
+PART_NAMES = {
+    "train": ("train", "training", "trn", "train_val", "trainval"),
+    "valid": ("valid", "val", "validation", "dev"),
+    "test": ("test", "testing", "tst", "holdout", "hold-out"),
+}
+"""What a column may call the three parts, in lower case."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the three parts, each (n,) int64."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+
+def scaffold_split(scaffolds: Sequence[str], train: float = TRAIN, valid: float = VALID) -> Split:
+    """Split by Bemis-Murcko scaffold, without chance (Hu et al. 2020).
+
+    Groups go from the largest, ties by their first molecule from the last. A group goes to the
+    training part while it fits there, then to the validation part while it fits, else to the test
+    part.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for k, scaffold in enumerate(scaffolds):
+        groups[scaffold].append(k)
+    rows: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for group in sorted(groups.values(), key=lambda rows: (len(rows), rows[0]), reverse=True):
+        if len(rows[0]) + len(group) <= train * len(scaffolds):
+            rows[0].extend(group)
+        elif len(rows[0]) + len(rows[1]) + len(group) <= (train + valid) * len(scaffolds):
+            rows[1].extend(group)
+        else:
+            rows[2].extend(group)
+    return Split(*(torch.tensor(numbers, dtype=torch.int64) for numbers in rows))
+
+
+def random_split(rows: int, seed: int, train: float = TRAIN, valid: float = VALID) -> Split:
+    """Rows in random order, by the seed alone.
+
+    The first `train` of them, a share, are trained on, the next `valid` validated on, and the rest
+    tested on.
+    """
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    first, second = round(train * rows), round((train + valid) * rows)
+    drawn = order[:first], order[first:second], order[second:]
+    return Split(*(numbers.sort().values for numbers in drawn))
+
+
+def named_parts(
+    cells: Sequence[str],
+    lines: Sequence[int],
+    folds: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """The part of each row, "train", "valid" or "test", from a column that says it.
+
+    Args:
+        cells: the column: names of parts (`PART_NAMES`), or of folds.
+        lines: where the rows begin in the file, for errors.
+        folds: by "valid" and "test" the cells that mean it, any other is "train"; empty where the
+            column names the parts themselves.
+
+    Raises:
+        DataError: a cell names no part, or a fold that is nowhere. The message names the line.
+    """
+    texts = [part_text(cell) for cell in cells]
+    if folds:
+        subset_of = {part_text(name): subset for subset, names in folds.items() for name in names}
+        if absent := [name for name in subset_of if name not in texts]:
+            found = ", ".join(dict.fromkeys(texts))
+            raise DataError(f"got folds {found}, expected also {', '.join(absent)} (`folds`)")
+        for text, line in zip(texts, lines, strict=True):
+            if not text:
+                raise DataError(f"line {line}: got an empty cell, expected a fold")
+        return [subset_of.get(text, "train") for text in texts]
+    subset_of = {name: subset for subset, names in PART_NAMES.items() for name in names}
+    for text, cell, line in zip(texts, cells, lines, strict=True):
+        if text not in subset_of:
+            remedy = "where these are folds, say which are which: `folds: {valid: 0, test: 1}`"
+            found = f"line {line}: got {quoted(cell)}"
+            raise DataError(f"{found}, expected train, valid or test; {remedy}")
+    return [subset_of[text] for text in texts]
+
+
+def part_text(cell: str) -> str:
+    """A cell without white space around it and case; without the `.0` that pandas adds."""
+    return cell.strip().casefold().removesuffix(".0")
+
+
+def lacking_classes(
+    split: Split,
+    labels: Tensor,
+    names: Sequence[str],
+) -> dict[str, dict[str, str]]:
+    """By part the labels that do not have both classes there, with their counts.
+
+    Args:
+        split: of the G rows.
+        labels: (G, C), 0 or 1, NaN where missing.
+        names: of the C labels.
+    """
+    return {subset: _lacking(labels[rows], names) for subset, rows in vars(split).items()}
+
+
+def check_parts(
+    split: Split,
+    lacking: Mapping[str, Mapping[str, str]],
+    names: Sequence[str],
+) -> None:
+    """Check that a split can be trained on and measured.
+
+    Args:
+        split: of the rows.
+        lacking: the labels that lack a class, by part (`lacking_classes`).
+        names: of all labels.
+
+    Raises:
+        DataError: a part is empty, a label lacks a class in the training part, or no label has both
+            classes in the validation or the test part.
+    """
+    sizes_of = [f"{len(rows)} in {subset}" for subset, rows in vars(split).items()]
+    sizes = f"molecules: {', '.join(sizes_of)}"
+    if empty := [subset for subset, rows in vars(split).items() if not len(rows)]:
+        raise DataError(f"got {sizes}, expected some in {' and '.join(empty)} too")
+    for subset, counts in lacking.items():
+        if counts and (subset == "train" or len(counts) == len(names)):
+            shown = "; ".join(f"{name}: {count}" for name, count in list(counts.items())[:_SHOWN])
+            more = f"; and {len(counts) - _SHOWN} labels more" if len(counts) > _SHOWN else ""
+            whom = "of every label" if subset == "train" else "of at least one label"
+            found = f"got {sizes}; and in {subset} {shown}{more}"
+            raise DataError(f"{found}, expected both classes {whom}")
+
+
+def _lacking(labels: Tensor, names: Sequence[str]) -> dict[str, str]:
+    ones, zeros = (labels == 1).sum(0).tolist(), (labels == 0).sum(0).tolist()
+    counted = zip(names, zeros, ones, strict=True)
+    return {name: f"{zero} x 0, {one} x 1" for name, zero, one in counted if not (zero and one)}

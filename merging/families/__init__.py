@@ -1,0 +1,1 @@
+"""How models of each family are trained, merged and measured."""

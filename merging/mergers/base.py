@@ -1,0 +1,166 @@
+"""What every merger takes and gives."""
+
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn import functional as F
+
+from merging.mergers.task_vector import TaskVector
+from models.data.batch import GraphBatch, mean_readout
+from models.errors import InvalidInputError
+from models.networks.hu2020 import Backbone, BackboneConfig
+from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.state_dict import load_tensors
+from models.task import Level
+
+Network = Backbone | GraphNetwork
+
+
+class MergerOptions(BaseModel):
+    """Options of a merger; a subclass for each. Unknown ones are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a merger may see of a task besides its weights; never a label.
+
+    Attributes:
+        head: state dict (weight (C, d), bias (C,)) of the task's fine-tuned head.
+        batches: training graphs of the task, the same number for every task where there are as
+            many.
+        level: whether the head answers for a graph or for each node.
+        nodes: for each batch, the numbers of the nodes that count: where tasks share a graph, the
+            nodes are what tells them apart; empty for all.
+    """
+
+    head: dict[str, Tensor]
+    batches: tuple[GraphBatch, ...]
+    level: Level = "graph"
+    nodes: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise InvalidInputError("calibration: got no batch of molecules, expected at least one")
+        if self.nodes and len(self.nodes) != len(self.batches):
+            raise InvalidInputError(
+                f"calibration: got nodes of {len(self.nodes)} batches, expected of"
+                f" {len(self.batches)} or of none"
+            )
+
+    def logits(self, node_embeddings: Tensor, batch: GraphBatch) -> Tensor:
+        """What the task's head says: (N, d) -> (G, C), or (N, C) where it answers for nodes."""
+        answered = (
+            mean_readout(node_embeddings, batch) if self.level == "graph" else node_embeddings
+        )
+        return F.linear(answered, self.head["weight"], self.head["bias"])
+
+    def chosen(self, number: int) -> Tensor:
+        """Which nodes of the batch of that number count: (N,) bool."""
+        batch = self.batches[number]
+        mask = torch.full((batch.num_nodes,), not self.nodes, device=batch.x.device)
+        if self.nodes:
+            mask[self.nodes[number]] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class MergeInputs:
+    """State dicts of backbones of one shape, on one device with the calibration; heads are never
+    merged.
+
+    Attributes:
+        pretrained: theta_pre, where all experts started.
+        finetuned: theta_k by task.
+        config: shape of the backbones; needed by the mergers that run them.
+        calibration: by task; empty for a merger whose row in the registry does not ask for it.
+        seed: of what a merger draws.
+    """
+
+    pretrained: dict[str, Tensor]
+    finetuned: dict[str, dict[str, Tensor]]
+    config: BackboneConfig | GraphNetworkConfig
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    seed: int = 0
+
+    def vectors(self) -> dict[str, TaskVector]:
+        """tau_k by task. Raises CheckpointError if the backbones are not of one shape."""
+        return {
+            task: TaskVector.between(self.pretrained, finetuned)
+            for task, finetuned in self.finetuned.items()
+        }
+
+    def network(self, tensors: dict[str, Tensor]) -> Network:
+        """A backbone with these weights of its own, in evaluation mode, on their device. Raises
+        CheckpointError (see `load_tensors`)."""
+        network = (
+            GraphNetwork(self.config)
+            if isinstance(self.config, GraphNetworkConfig)
+            else Backbone(self.config)
+        )
+        load_tensors(network, tensors, "a backbone to merge")
+        return network.eval().to(next(iter(tensors.values())).device)
+
+    def require_graph_labels(self, method: str) -> None:
+        """For mergers whose objective is that of independent labels of graphs. Raises
+        InvalidInputError."""
+        if on_nodes := sorted(
+            task for task, each in self.calibration.items() if each.level == "node"
+        ):
+            raise InvalidInputError(
+                f"got {', '.join(on_nodes)} on nodes, expected tasks on graphs ({method} is for"
+                " independent labels of graphs)"
+            )
+
+    def generator(self, *names: str) -> torch.Generator:
+        """Random numbers that depend on the seed and the names alone, so that the order of tasks is
+        of no matter."""
+        return torch.Generator().manual_seed(
+            zlib.crc32("/".join((str(self.seed), *names)).encode())
+        )
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """The merged backbone.
+
+    Attributes:
+        backbone: state dict; BatchNorm running statistics are the pre-trained ones and are replaced
+            per task.
+        by_task: for a method that gives each task its own version (EMR), state dicts by task; empty
+            otherwise.
+        record: what was found on the way (coefficients, iterations), for people.
+        head_orders: for a method that puts a model's hidden units in another order (Git Re-Basin):
+            by task, which unit of the task's own model the merged unit i is, (d,) int64. A task
+            that is absent has its own order.
+    """
+
+    backbone: dict[str, Tensor]
+    by_task: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    head_orders: dict[str, Tensor] = field(default_factory=dict)
+
+    def backbone_for(self, task: str) -> dict[str, Tensor]:
+        """The state dict that answers a task."""
+        return self.by_task.get(task, self.backbone)
+
+    def head_for(self, task: str, weight: Tensor) -> Tensor:
+        """The weight (C, d) of a task's head as the merged backbone needs it: its columns in the
+        merged order."""
+        return weight[:, self.head_orders[task]] if task in self.head_orders else weight
+
+
+Merger = Callable[[MergeInputs, Any], MergeResult]
+"""Takes the options of its own class; the registry knows which."""
+
+
+def stacked(tables: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """K tables of the same names as one, (K, *shape) by name."""
+    each = list(tables)
+    return {key: torch.stack([table[key] for table in each]) for key in each[0]}

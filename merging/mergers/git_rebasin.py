@@ -1,0 +1,315 @@
+"""Git Re-Basin: hidden units are put in the order in which two models agree most, and then
+averaged.
+
+Ainsworth, Hayase and Srinivasa 2023, arXiv:2209.04836: weight matching (algorithm 1), and for more
+than two models MergeMany (algorithm 3). A network is a chain of spaces of hidden units; every axis
+of every parameter lies in one of them or in none (inputs, bond types). A space's best order, all
+others held, is a linear assignment: maximise sum over its parameters of <W_reference, P W>.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions
+from merging.mergers.task_vector import is_merged
+from models.networks.hu2020 import BackboneConfig
+from models.networks.pyg import GraphNetworkConfig
+
+State = dict[str, Tensor]
+Orders = dict[str, Tensor]
+"""By space, which unit of the model itself stands at each place: (size,) int64."""
+
+
+class GitRebasinOptions(MergerOptions):
+    """Options of Git Re-Basin.
+
+    Attributes:
+        max_sweeps: over all spaces, and over all models; it stops earlier when no order changes.
+    """
+
+    max_sweeps: Annotated[int, Field(ge=1)] = 100
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where the units of a parameter lie.
+
+    Attributes:
+        shape: the parameter seen as so many axes; -1 for one of them.
+        spaces: of each axis the space whose order it follows, or none.
+    """
+
+    shape: tuple[int, ...]
+    spaces: tuple[str | None, ...]
+
+    def reordered(
+        self, value: Tensor, orders: Mapping[str, Tensor], but: str | None = None
+    ) -> Tensor:
+        """The parameter in its view, every axis in the order of its space, but for one space that
+        stays."""
+        out = value.reshape(self.shape)
+        for axis, space in enumerate(self.spaces):
+            if space is not None and space != but:
+                out = out.index_select(axis, orders[space])
+        return out
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The spaces of a network.
+
+    Attributes:
+        axes: by parameter; those that are absent have no hidden units.
+        sizes: by space, from input to output, how many units it has.
+        blocks: by space, how many blocks (heads of a GAT) its units come in; they are reordered as
+            blocks, and units within a block.
+        output: the space of the node embeddings, which heads read.
+    """
+
+    axes: dict[str, Axes]
+    sizes: dict[str, int]
+    blocks: dict[str, int]
+    output: str
+
+    def identity(self) -> Orders:
+        """Every unit in its place."""
+        return {space: torch.arange(size) for space, size in self.sizes.items()}
+
+    def apply(self, state: State, orders: Orders) -> State:
+        """The same function of the inputs with its hidden units in other orders."""
+        return {
+            key: (
+                self.axes[key].reordered(value, orders).reshape(value.shape)
+                if key in self.axes
+                else value
+            )
+            for key, value in state.items()
+        }
+
+
+def git_rebasin(inputs: MergeInputs, options: GitRebasinOptions) -> MergeResult:
+    """The mean of the models, each in the order that agrees most with the others; the first by name
+    keeps its own.
+
+    Every task's head must follow its model's order: see `MergeResult.head_for`. Where the models
+    started (theta_pre) is of no use to it.
+    """
+    inputs.vectors()  # refuses backbones of other shapes
+    tasks, chain = sorted(inputs.finetuned), chain_of(inputs.config)
+    states = [
+        {
+            key: value.double()
+            for key, value in inputs.finetuned[task].items()
+            if is_merged(key, value)
+        }
+        for task in tasks
+    ]
+    orders, sweeps = merge_many(chain, states, options.max_sweeps)
+    aligned = [chain.apply(state, order) for state, order in zip(states, orders, strict=True)]
+    merged = {
+        key: torch.stack([each[key] for each in aligned]).mean(0).to(inputs.pretrained[key].dtype)
+        for key in aligned[0]
+    }
+    moved = {task: _units_moved(order) for task, order in zip(tasks, orders, strict=True)}
+    backbone = {
+        key: merged[key] if key in merged else value.clone()
+        for key, value in inputs.pretrained.items()
+    }
+    heads = {
+        task: order[chain.output].to(next(iter(backbone.values())).device)
+        for task, order in zip(tasks, orders, strict=True)
+    }
+    return MergeResult(
+        backbone,
+        record={**options.model_dump(), "sweeps": sweeps, "units_moved": moved},
+        head_orders=heads,
+    )
+
+
+def merge_many(chain: Chain, states: list[State], max_sweeps: int) -> tuple[list[Orders], int]:
+    """Orders of all models: each is aligned to the first, then again and again to the mean of the
+    others, until none moves. Also: how many sweeps."""
+    orders = [match(chain, states[0], state, chain.identity(), max_sweeps) for state in states]
+    sweeps, before = 0, None
+    while sweeps < max_sweeps and not (before and _equal(before, orders)):
+        sweeps, before = sweeps + 1, orders
+        for k in range(1, len(states)):
+            others = [chain.apply(states[j], orders[j]) for j in range(len(states)) if j != k]
+            mean = {key: torch.stack([each[key] for each in others]).mean(0) for key in others[0]}
+            orders = [
+                *orders[:k],
+                match(chain, mean, states[k], orders[k], max_sweeps),
+                *orders[k + 1 :],
+            ]
+    return orders, sweeps
+
+
+def match(chain: Chain, reference: State, state: State, start: Orders, max_sweeps: int) -> Orders:
+    """The orders of `state` that agree best with `reference`, space by space from the input on,
+    until none improves."""
+    orders = dict(start)
+    for _ in range(max_sweeps):
+        before = dict(orders)
+        for space in chain.sizes:
+            orders[space] = _best_order(chain, space, reference, state, orders)
+        if _equal([before], [orders]):
+            break
+    return orders
+
+
+def _best_order(chain: Chain, space: str, reference: State, state: State, orders: Orders) -> Tensor:
+    size = chain.sizes[space]
+    agreement = np.zeros((size, size))
+    for key, axes in chain.axes.items():
+        if space in axes.spaces:
+            axis = axes.spaces.index(space)
+            ours = reference[key].reshape(axes.shape).movedim(axis, 0).reshape(size, -1)
+            theirs = (
+                axes.reordered(state[key], orders, but=space).movedim(axis, 0).reshape(size, -1)
+            )
+            agreement += (ours @ theirs.T).cpu().numpy()
+    found = assign(agreement, chain.blocks.get(space, 1))
+    places, old = np.arange(len(found)), orders[space].numpy()
+    # Only for a gain that is no rounding: where several orders are as good, the present one stays,
+    # and the search ends.
+    better = (
+        agreement[places, found].sum()
+        > agreement[places, old].sum() + 1e-9 * np.abs(agreement).max()
+    )
+    return torch.from_numpy(found) if better else orders[space]
+
+
+def assign(agreement: NDArray[np.float64], blocks: int = 1) -> NDArray[np.int64]:
+    """Which unit to put at each place so that sum_i agreement[i, order[i]] is largest, among the
+    orders that keep blocks together: (n, n) -> (n,).
+
+    Exact: of two blocks, how well they can agree is an assignment of its own, and blocks are then
+        assigned by that.
+    """
+    size = len(agreement) // blocks
+    within = np.empty((blocks, blocks, size), dtype=np.int64)
+    gain = np.empty((blocks, blocks))
+    for i in range(blocks):
+        for j in range(blocks):
+            part = agreement[i * size : (i + 1) * size, j * size : (j + 1) * size]
+            rows, within[i, j] = linear_sum_assignment(part, maximize=True)
+            gain[i, j] = part[rows, within[i, j]].sum()
+    _, chosen = linear_sum_assignment(gain, maximize=True)
+    return np.concatenate([within[i, j] + j * size for i, j in enumerate(chosen)])
+
+
+def _units_moved(orders: Orders) -> int:
+    return sum(int((order != torch.arange(len(order))).sum()) for order in orders.values())
+
+
+def _equal(first: list[Orders], second: list[Orders]) -> bool:
+    return all(
+        torch.equal(a[space], b[space]) for a, b in zip(first, second, strict=True) for space in a
+    )
+
+
+# --- where the units of each network lie ---
+
+
+def chain_of(config: BackboneConfig | GraphNetworkConfig) -> Chain:
+    """The spaces of a network: `h0` enters the first layer (Hu et al.'s networks; features have no
+    hidden units), `h1` leaves it, and so on."""
+    layers, dim = config.num_layers, config.hidden_dim
+    if isinstance(config, GraphNetworkConfig):
+        axes = {
+            f"gnns.{n}.{key}": each
+            for n in range(layers)
+            for key, each in _pyg_layer(config, n).items()
+        }
+        sizes = {
+            space: dim
+            for n in range(layers)
+            for space in ([f"m{n}"] if config.kind == "pyg_gin" else []) + [f"h{n + 1}"]
+        }
+        blocks = (
+            {f"h{n + 1}": config.heads for n in range(layers)} if config.kind == "pyg_gat" else {}
+        )
+        return Chain(axes, sizes, blocks, f"h{layers}")
+    axes = {f"x_embedding{k}.weight": Axes((-1, dim), (None, "h0")) for k in (1, 2)}
+    sizes = {"h0": dim}
+    for n in range(layers):
+        axes |= {
+            f"gnns.{n}.{key}": each
+            for key, each in _LAYERS[config.kind](f"h{n}", f"m{n}", f"h{n + 1}", dim).items()
+        }
+        axes |= {
+            f"batch_norms.{n}.{key}": Axes((dim,), (f"h{n + 1}",)) for key in ("weight", "bias")
+        }
+        sizes |= {"gin": {f"m{n}": 2 * dim}, "gat": {f"m{n}": 2}}.get(config.kind, {}) | {
+            f"h{n + 1}": dim
+        }
+    return Chain(axes, sizes, {}, f"h{layers}")
+
+
+def _linear(
+    key: str, enters: str | None, leaves: str, enter_dim: int, leave_dim: int
+) -> dict[str, Axes]:
+    return {
+        f"{key}.weight": Axes((leave_dim, enter_dim), (leaves, enters)),
+        f"{key}.bias": Axes((leave_dim,), (leaves,)),
+    }
+
+
+def _tables(space: str, dim: int) -> dict[str, Axes]:
+    return {f"edge_embedding{k}.weight": Axes((-1, dim), (None, space)) for k in (1, 2)}
+
+
+def _one_linear(enters: str, _: str, leaves: str, dim: int) -> dict[str, Axes]:
+    return {**_linear("linear", enters, leaves, dim, dim), **_tables(leaves, dim)}
+
+
+def _gin(enters: str, middle: str, leaves: str, dim: int) -> dict[str, Axes]:
+    return {
+        **_linear("mlp.0", enters, middle, dim, 2 * dim),
+        **_linear("mlp.2", middle, leaves, 2 * dim, dim),
+        **_tables(enters, dim),
+    }
+
+
+def _gat(enters: str, heads: str, leaves: str, dim: int) -> dict[str, Axes]:
+    """Heads are averaged, so all have one order of units; the heads themselves are a space of
+    two."""
+    return {
+        "weight_linear.weight": Axes((2, dim, dim), (heads, leaves, enters)),
+        "weight_linear.bias": Axes((2, dim), (heads, leaves)),
+        "att": Axes((2, 2, dim), (heads, None, leaves)),
+        "bias": Axes((dim,), (leaves,)),
+        **{key: Axes((-1, 2, dim), (None, heads, leaves)) for key in _tables(leaves, dim)},
+    }
+
+
+_LAYERS = {"gin": _gin, "gcn": _one_linear, "graphsage": _one_linear, "gat": _gat}
+
+
+def _pyg_layer(config: GraphNetworkConfig, number: int) -> dict[str, Axes]:
+    dim, enters, middle, leaves = (
+        config.hidden_dim,
+        f"h{number}" if number else None,
+        f"m{number}",
+        f"h{number + 1}",
+    )
+    width = dim if number else config.in_dim
+    out = Axes((dim,), (leaves,))
+    weight = Axes((dim, width), (leaves, enters))
+    return {
+        "pyg_gcn": {"lin.weight": weight, "bias": out},
+        "pyg_sage": {"lin_l.weight": weight, "lin_r.weight": weight, "lin_l.bias": out},
+        "pyg_gin": {
+            **_linear("nn.0", enters, middle, width, dim),
+            **_linear("nn.2", middle, leaves, dim, dim),
+        },
+        "pyg_gat": {"lin.weight": weight, "bias": out, "att_src": out, "att_dst": out},
+    }[config.kind]

@@ -1,0 +1,1 @@
+"""From trained experts to an artifact: calibration, model card, added tasks."""

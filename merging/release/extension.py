@@ -1,0 +1,329 @@
+"""Adding tasks to a finished artifact and taking them out: the merged backbone and the other tasks'
+files stay as they are, to the last bit."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from merging.config.base import fingerprint
+from merging.data.files import sha256
+from merging.data.molecule_files import read_molecules
+from merging.release.card import CALIBRATION, calibration_table
+from merging.release.release import calibrate
+from merging.run.config import release_of
+from merging.run.run import Run
+from merging.run.stages import (
+    adapters_from,
+    aligned,
+    alone,
+    bare,
+    expert,
+    finetune_key,
+    finetuned_alone,
+)
+from merging.run.store import Piece
+from merging.studies.markdown import markdown_table, percent
+from merging.studies.report import data_table
+from merging.studies.results import measure_task
+from models.artifact import (
+    BACKBONE,
+    CARD,
+    ArtifactParts,
+    Manifest,
+    check_output,
+    load_parts,
+    save_artifact,
+)
+from models.data.molecule import MolGraph
+from models.data.smiles import read_graphs
+from models.errors import ConfigError, InvalidInputError, MoleculeError
+from models.experts.expert import Expert
+from models.names import check_distinct
+from models.networks.hu2020 import Backbone, make_backbone
+from models.screening import nearest_experts
+from models.task import TaskInfo
+
+_SCREENED_WITH = 300  # molecules
+_LOOKED_AT = 10 * _SCREENED_WITH
+
+
+def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
+    """Fine-tune the run's tasks, train their adapters on the artifact's backbone, calibrate them,
+    and write a new artifact that answers them too.
+
+    Args:
+        run: its configuration describes the new tasks only, and names the new artifact (`release`).
+        artifact: the folder of the finished artifact.
+        output: the folder of the new one; it may be the same.
+        replace: an artifact of another name or of other tasks may be replaced there too.
+
+    Raises: as `check_addition`.
+    """
+    parts, called = check_addition(run, artifact, output, replace), release_of(run.config)
+    backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
+    made = {}
+    for task in run.config.tasks:
+        piece = new_adapters(run, backbone, origin, task)
+        made[task] = expert(run, task, adapters_from(run, piece.tensors))
+    gains = {task: gain(run, backbone, task, each) for task, each in made.items()}
+    calibrated = calibrate(run, backbone, made)
+    before = parts.manifest.metrics.get("added", {})
+    added = {task: gains[task] | {"calibration": calibrated[task]} for task in made}
+    manifest = parts.manifest.model_copy(
+        update={
+            "name": called.name,
+            "version": called.version,
+            "tasks": (
+                parts.manifest.tasks
+                | {
+                    task: TaskInfo(
+                        labels=run.dataset(task).label_names,
+                        description=run.config.dataset_for(task).about,
+                    )
+                    for task in made
+                }
+            ),
+            "nearest": {},  # known of all tasks or of none
+            "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
+            "metrics": parts.manifest.metrics | {"added": before | added},
+        }
+    )
+    card = _card(artifact) + _card_section(gains, calibrated) + _data_section(run)
+    experts = parts.experts | made
+    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
+
+
+def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False) -> ArtifactParts:
+    """The artifact, if the run's tasks may be added to it; before hours of training.
+
+    Raises:
+        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained
+            weights), a task is there already, or it has no `release`.
+        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
+    """
+    called, parts = release_of(run.config), load_parts(artifact)
+    _check_fit(run, parts.manifest)
+    tasks = [*parts.manifest.tasks, *run.config.tasks]
+    check_output(output, called.name, called.version, tasks, replace, parts.digest)
+    return parts
+
+
+def remove_tasks(
+    artifact: Path,
+    tasks: Sequence[str],
+    output: Path,
+    replace: bool = False,
+) -> Manifest:
+    """Write an artifact without some of its tasks, under the same name and version; routing mixes
+    the experts that are left.
+
+    Args:
+        artifact: the folder of the finished artifact.
+        tasks: to take out.
+        output: the folder of the new one; it may be the same.
+        replace: an artifact of another name or of other tasks may be replaced there too.
+
+    Raises:
+        ConfigError: a task is not there, or none would be left.
+        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
+    """
+    parts = load_parts(artifact)
+    known = parts.manifest.tasks
+    if unknown := sorted(set(tasks) - known.keys()):
+        raise ConfigError(
+            f"--tasks: got {', '.join(unknown)}, expected names among those of the artifact,"
+            f" {', '.join(known)}"
+        )
+    left = {task: info for task, info in known.items() if task not in tasks}
+    if not left:
+        raise ConfigError(
+            f"--tasks: got all tasks of the artifact ({', '.join(known)}), expected at least one to"
+            " stay"
+        )
+    removed = sorted({*parts.manifest.provenance.get("removed", ()), *tasks})
+    nearest = {
+        task: tuple(each for each in others if each in left)
+        for task, others in parts.manifest.nearest.items()
+        if task in left
+    }
+    provenance = parts.manifest.provenance | {"removed": removed}
+    manifest = parts.manifest.model_copy(
+        update={"tasks": left, "nearest": nearest, "provenance": provenance}
+    )
+    card = (
+        _card(artifact)
+        + f"\n## Removed later\n\n{', '.join(tasks)}. The tables above are of the artifact with"
+        " them.\n"
+    )
+    experts = {task: parts.experts[task] for task in left}
+    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
+
+
+def screen(
+    artifact: Path,
+    molecules: Path,
+    candidates: int,
+    output: Path,
+    replace: bool = False,
+) -> Manifest:
+    """Write an artifact whose mixtures look at few experts: the `candidates` that are nearest to a
+    task's own one, on molecules without labels.
+
+    Args:
+        artifact: with more tasks than candidates + 1.
+        molecules: a file of molecules (`merging.data.molecule_files`), of which the first few
+            hundred that can be read are taken.
+        candidates: how many experts beside the own one.
+        output: the folder of the new artifact; it may be the same.
+        replace: an artifact of another name or of other tasks may be replaced there too.
+
+    Raises:
+        ConfigError: too many candidates, or no molecule can be read.
+        DataError: no file of molecules.
+        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
+    """
+    parts = load_parts(artifact)
+    if not 1 <= candidates < len(parts.experts) - 1:
+        raise ConfigError(
+            f"--candidates: got {candidates}, expected 1 to {len(parts.experts) - 2}, fewer than"
+            " there are other tasks"
+        )
+    graphs, unreadable = readable_graphs(molecules)
+    called = parts.manifest.name, parts.manifest.version
+    check_output(output, *called, parts.manifest.tasks, replace, parts.digest)
+    nearest = nearest_experts(
+        parts.molecular_backbone, parts.experts, parts.manifest.router, graphs, candidates
+    )
+    router = parts.manifest.router.model_copy(update={"candidates": candidates})
+    screened = {"molecules": len(graphs), "unreadable": unreadable, "sha256": sha256(molecules)}
+    provenance = parts.manifest.provenance | {"screened": screened}
+    update = {"nearest": nearest, "router": router, "provenance": provenance}
+    manifest = parts.manifest.model_copy(update=update)
+    card, source = _card(artifact), parts.digest
+    return save_artifact(output, manifest, parts.backbone, parts.experts, card, replace, source)
+
+
+def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
+    """The first few hundred molecules of a file that can be read, and how many cannot before that.
+
+    Raises:
+        DataError: no such file.
+        ConfigError: no molecule among the first few thousand.
+    """
+    graphs, unreadable = list[MolGraph](), list[MoleculeError]()
+    molecules = islice(read_molecules(path), _LOOKED_AT)
+    while group := list(islice(molecules, _SCREENED_WITH - len(graphs))):
+        for graph in read_graphs(group):
+            if isinstance(graph, MoleculeError):
+                unreadable.append(graph)
+            else:
+                graphs.append(graph)
+    if not graphs:
+        first = f" (the first of {len(unreadable)}: {unreadable[0]})" if unreadable else ""
+        found = f"got no readable SMILES in {path}{first}"
+        raise ConfigError(f"--molecules: {found}, expected one a line")
+    return graphs, len(unreadable)
+
+
+def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:
+    """Adapters of a task on a finished backbone, with their statistics: state dict of a
+    TaskAdapters. `origin` tells the backbone from others."""
+    key = fingerprint(run.config.alignment_for(task), origin, finetune_key(run, task))
+    student = make_backbone(backbone.state_dict(), backbone.config, "finished backbone")
+    return run.piece(
+        f"added/{task}", key, lambda checkpoint: aligned(run, task, student, checkpoint)
+    )
+
+
+def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any]:
+    """What the new adapters reach: test ROC-AUC of the fine-tuned model, of its head on the bare
+    backbone and with the adapters, and the share (with adapters - bare) / (fine-tuned - bare) of
+    the gain; None where fine-tuning gains nothing.
+    """
+    models = {
+        "finetuned": finetuned_alone(run, task),
+        "bare": bare(run, backbone, task),
+        "with_adapters": alone(run, backbone, task, made),
+    }
+    scores: dict[str, Any] = {
+        name: measure_task(run, model, task, "own", "stored")["test"]
+        for name, model in models.items()
+    }
+    possible = scores["finetuned"] - scores["bare"]
+    return {
+        **scores,
+        "share": (
+            round((scores["with_adapters"] - scores["bare"]) / possible, 4)
+            if possible > 0
+            else None
+        ),
+    }
+
+
+def _check_fit(run: Run, manifest: Manifest) -> None:
+    config, problems = run.config, []
+    for name, got, expected in (
+        ("pretrained.backbone", config.pretrained.backbone, manifest.backbone),
+        ("alignment.rank", config.alignment.rank, manifest.rank),
+        (
+            "pretrained.weights, sha256",
+            sha256(run.pretrained_path()),
+            manifest.provenance.get("pretrained_sha256"),
+        ),
+    ):
+        if got != expected:
+            problems.append(f"{name}: got {got}, expected the artifact's, {expected}")
+    if there := sorted(set(config.tasks) & manifest.tasks.keys()):
+        problems.append(f"tasks: got {', '.join(there)}, which the artifact has, expected new ones")
+    else:
+        try:
+            check_distinct([*manifest.tasks, *config.tasks])
+        except InvalidInputError as error:
+            problems.append(f"tasks, with the artifact's: {error}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _provenance(run: Run, parts: ArtifactParts) -> list[dict[str, Any]]:
+    data = {task: run.dataset(task).source_sha256 for task in run.config.tasks}
+    added = {
+        "config": run.config.model_dump(mode="json"),
+        "seed": run.seed,
+        "data_sha256": data,
+        "to": parts.digest,
+    }
+    added["data"] = {task: run.dataset(task).record for task in run.config.tasks}
+    return [*parts.manifest.provenance.get("added", ()), added]
+
+
+def _card(artifact: Path) -> str:
+    path = artifact / CARD
+    return path.read_text() if path.is_file() else ""
+
+
+def _card_section(gains: dict[str, dict[str, Any]], calibrated: dict[str, dict[str, float]]) -> str:
+    head = ["task", "fine-tuned", "backbone without adapters", "with adapters", "share of the gain"]
+    rows = [
+        [
+            task,
+            *(percent(each[name]) for name in ("finetuned", "bare", "with_adapters")),
+            str(each["share"]),
+        ]
+        for task, each in gains.items()
+    ]
+    return f"""
+## Added later
+
+Test ROC-AUC in percent; all else in the artifact is unchanged.
+
+{markdown_table(head, rows)}
+
+{CALIBRATION}
+
+{calibration_table(calibrated)}
+"""
+
+
+def _data_section(run: Run) -> str:
+    return f"\n{data_table({task: run.dataset(task).record for task in run.config.tasks})}\n"

@@ -1,0 +1,1 @@
+"""One run: its configuration, the stages and the store of their results."""

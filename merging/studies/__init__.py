@@ -1,0 +1,1 @@
+"""The studies of papers, their results and tables."""

@@ -1,0 +1,1 @@
+"""Expert merging in a mixture of graph experts: KDEM and PPEM."""

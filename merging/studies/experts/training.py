@@ -1,0 +1,117 @@
+"""Training of a bank of experts, each on its own domain without labels; KDEM and PPEM tie them
+together so that they can be merged later.
+
+Per step: sum over experts of the edge loss on a batch of its domain. KDEM: every T1 steps + gamma *
+MSE(merged output, sum_i alpha_i output_i). PPEM: every T2 steps theta_i <- beta theta_i + (1 -
+beta) theta_bar for the experts i of the top k. Both look at the batch of one domain, in turn.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from merging.studies.experts.config import ExpertsConfig, TrainingConfig, VariantConfig
+from merging.studies.experts.domains import Domain
+from merging.studies.experts.model import ExpertBank, edge_loss, merge_experts, route
+from merging.training.loop import ResumableTraining
+from models.data.batch import GraphBatch
+from models.data.feature_graph import collate_features
+
+
+def train_bank(
+    domains: Sequence[Domain],
+    config: ExpertsConfig,
+    variant: VariantConfig,
+    seed: int,
+    checkpoint: Path,
+) -> ExpertBank:
+    """Train one expert for each domain, on the CPU. Labels are not read.
+
+    What an expert sees is drawn for its domain alone, so without KDEM and PPEM it does not matter
+    which other experts there are.
+
+    Args:
+        domains: one expert each.
+        config: network, training and k.
+        variant: what ties the experts together.
+        seed: of the common start and of all batches; a resumed run is the same run.
+        checkpoint: where the state is kept after each epoch.
+    """
+    settings = config.training
+    bank = ExpertBank(config.network, [domain.name for domain in domains], seed)
+    optimizer = torch.optim.Adam(bank.parameters(), lr=settings.learning_rate, fused=True)
+    training = ResumableTraining(bank, optimizer, checkpoint, seed, torch.device("cpu"))
+    for epoch in training.epochs(settings.epochs, f"seed {seed}, {len(domains)} experts: epochs"):
+        first = (epoch - 1) * settings.steps_per_epoch
+        losses = []
+        for step, batches in enumerate(
+            zip(*(_draw(domain, settings, seed, epoch) for domain in domains), strict=True),
+            start=first + 1,
+        ):
+            losses.append(_step(bank, optimizer, batches, variant, config.top_k, step))
+        training.history.append(sum(losses) / len(losses) / len(domains))
+        training.shown = {"loss": f"{training.history[-1]:.4f}"}
+    return bank
+
+
+def distillation(bank: ExpertBank, batch: GraphBatch, k: int) -> Tensor:
+    """KDEM's term: mean square of what the merged expert says less what the experts say on average,
+    scalar.
+
+    Both sides are made of the same weights and both have a gradient: with the mean held still as a
+    teacher is, a step moves it all the same, and the distance grows.
+    """
+    alpha = route(bank.competence(batch).mean(1), k)
+    return F.mse_loss(bank.merged(alpha, batch), bank.ensemble(alpha, batch))
+
+
+@torch.no_grad()
+def pull_together(bank: ExpertBank, batch: GraphBatch, k: int, beta: float) -> None:
+    """PPEM's step, in place: theta_i <- beta theta_i + (1 - beta) theta_bar for the k experts that
+    are most competent for the batch."""
+    alpha, states = route(bank.competence(batch).mean(1), k), bank.states()
+    merged = merge_experts(states, alpha)
+    for i in alpha.nonzero().flatten().tolist():
+        for key, value in states[i].items():
+            value.mul_(beta).add_(merged[key], alpha=1 - beta)
+
+
+def _step(
+    bank: ExpertBank,
+    optimizer: torch.optim.Optimizer,
+    batches: tuple[GraphBatch, ...],
+    variant: VariantConfig,
+    k: int,
+    step: int,
+) -> float:
+    task = torch.stack(
+        [
+            edge_loss(expert(batch), batch).mean()
+            for expert, batch in zip(bank.experts, batches, strict=True)
+        ]
+    ).sum()
+    loss = task
+    if variant.gamma and step % variant.distil_every == 0:
+        loss = task + variant.gamma * distillation(
+            bank, batches[step // variant.distil_every % len(batches)], k
+        )
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if variant.beta < 1 and step % variant.pull_every == 0:
+        pull_together(bank, batches[step // variant.pull_every % len(batches)], k, variant.beta)
+    return float(task.detach())
+
+
+def _draw(domain: Domain, settings: TrainingConfig, seed: int, epoch: int) -> Iterator[GraphBatch]:
+    """The batches of an epoch: each of different graphs, of about `batch_nodes` nodes."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{epoch}/{domain.name}".encode()))
+    mean = sum(graph.num_nodes for graph in domain.graphs) / len(domain.graphs)
+    size = max(1, round(settings.batch_nodes / mean))
+    for _ in range(settings.steps_per_epoch):
+        chosen = torch.randperm(len(domain.graphs), generator=generator)[:size]
+        yield collate_features([domain.graphs[i] for i in chosen.tolist()])

@@ -1,0 +1,119 @@
+"""The chemist's baseline: circular fingerprints and a random forest for each label. No graph
+network, no pre-training.
+
+ECFP4 (Rogers and Hahn 2010) are the Morgan fingerprints of radius 2, here 2,048 bits. Forests
+(Breiman 2001) are scikit-learn's with its defaults, except that both classes of a label weigh the
+same: without that, validation ROC-AUC falls from 92.4 to 83.6 on ClinTox, and on BACE and BBBP it
+differs by less than 1.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdFingerprintGenerator
+from rdkit.Chem.MolStandardize import rdMolStandardize
+from sklearn.ensemble import RandomForestClassifier
+from torch import Tensor
+from tqdm import tqdm
+
+from merging.data.molecule_dataset import MoleculeDataset
+from models.data.smiles import read_smiles
+from models.errors import InvalidInputError
+
+RADIUS = 2
+BITS = 2048
+
+
+def ecfp4(smiles: Sequence[str]) -> NDArray[np.uint8]:
+    """(G, 2048) 0 or 1: which circular substructures each molecule has; stereochemistry is left
+    out.
+
+    Molecules are read as the data sets are, without RDKit's check of valences.
+
+    Raises:
+        MoleculeError: a SMILES that cannot be read even so.
+    """
+    generator = rdFingerprintGenerator.GetMorganGenerator(radius=RADIUS, fpSize=BITS)
+    found = np.empty((len(smiles), BITS), dtype=np.uint8)
+    with rdBase.BlockLogs():
+        for k, each in enumerate(smiles):
+            found[k] = generator.GetFingerprintAsNumPy(read_smiles(each, strict=False))
+    return found
+
+
+def neutral(smiles: str) -> str:
+    """A molecule without the charges that taking up or giving off protons can neutralise (RDKit's
+    Uncharger).
+
+    Data sets differ in how they draw acids and amines, and sometimes one set does by label: of
+    ClinTox's approved drugs 64 % have a charged atom, of those that failed for toxicity 3 %.
+    """
+    with rdBase.BlockLogs():
+        return str(
+            Chem.MolToSmiles(
+                rdMolStandardize.Uncharger().uncharge(read_smiles(smiles, strict=False))
+            )
+        )
+
+
+def fit_predict(
+    dataset: MoleculeDataset, smiles: Sequence[str], trees: int, seed: int, jobs: int = 1
+) -> dict[str, Tensor]:
+    """Fit one forest per label on the training molecules whose label is known, and score the other
+    two parts.
+
+    A label with one class in the training part has that class as its constant score; one without
+    any known value has 0.5.
+
+    Args:
+        dataset: the task.
+        smiles: of its molecules, one per graph (`merging.data.molecule_dataset.load_smiles`).
+        trees: in a forest.
+        seed: of bootstraps and features; it decides the scores, whatever `jobs` is.
+        jobs: threads that grow trees.
+
+    Returns:
+        {"valid": (n, C), "test": (n, C)}, float32 probabilities of class 1, rows in the order of
+        the split.
+
+    Raises:
+        InvalidInputError: another number of SMILES than of graphs.
+    """
+    if len(smiles) != len(dataset.graphs):
+        raise InvalidInputError(
+            f"smiles: got {len(smiles)}, expected one per graph of {dataset.task!r},"
+            f" {len(dataset.graphs)}"
+        )
+    fingerprints, train = ecfp4(smiles), dataset.split.train
+    rows = torch.cat([dataset.split.valid, dataset.split.test])
+    scores = torch.empty((len(rows), len(dataset.label_names)))
+    for label in tqdm(
+        range(len(dataset.label_names)), desc=f"{dataset.task}: forests", unit="label"
+    ):
+        values = dataset.labels[train, label]
+        known = ~values.isnan()
+        forest = RandomForestClassifier(
+            trees, class_weight="balanced", random_state=seed, n_jobs=jobs
+        )
+        scores[:, label] = _one_label(forest, fingerprints, train[known], values[known], rows)
+    valid, test = scores.split([len(dataset.split.valid), len(dataset.split.test)])
+    return {"valid": valid, "test": test}
+
+
+def _one_label(
+    forest: RandomForestClassifier,
+    fingerprints: NDArray[np.uint8],
+    train: Tensor,
+    values: Tensor,
+    rows: Tensor,
+) -> Tensor:
+    """(len(rows),) or a scalar: probability of class 1."""
+    if values.unique().numel() < 2:
+        return values.mean().nan_to_num(0.5)
+    forest.fit(fingerprints[train.numpy()], values.numpy())
+    # threads add up the votes in the order in which they end, which changes the last digits
+    forest.set_params(n_jobs=1)
+    return torch.from_numpy(forest.predict_proba(fingerprints[rows.numpy()])[:, 1])

@@ -1,0 +1,75 @@
+"""GNNMerge++ where G-Merging is at home: merged backbones of MoleculeNet's fine-tuned GCNs, with
+each task's head, and with adapters on top."""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from merging.run.config import load_config
+from merging.run.run import Run
+from merging.studies.markdown import markdown_table, percent
+from merging.studies.rows import adapted_row, merger_row
+
+MEASURED = ("bace", "bbbp", "clintox", "sider", "tox21", "toxcast")
+"""HIV and MUV are merged too, but not measured: 134,000 molecules for each row."""
+ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "task_arithmetic": ("task arithmetic", "task_arithmetic", {"scaling": 0.11}),
+    "weight_average": ("weight average", "weight_average", {}),
+    "regmean": ("RegMean", "regmean", {}),
+    "gnnmerge_pp": ("GNNMerge++", "gnnmerge_pp", {}),
+    "gnnmerge_pp_sequential": ("GNNMerge++, sequential", "gnnmerge_pp", {"inputs": "merged"}),
+}
+"""By row: title, merger, options."""
+ADAPTED = ("task_arithmetic", "gnnmerge_pp")
+"""Those that adapters are trained on: the published one, and of the two closed forms the one with
+the better validation average."""
+ADAPTED_TASKS = ("bace", "clintox")
+
+
+def molecule_run(data: Path, work: Path, seed: int) -> Run:
+    """The run whose fine-tuned models are merged."""
+    return Run(
+        load_config(Path("gcn_supervised_contextpred_rank10.yaml")),
+        seed,
+        data,
+        work,
+        torch.device("cpu"),
+    )
+
+
+def measure_molecules(run: Run) -> dict[str, Any]:
+    """Test ROC-AUC of merged backbones with each task's head, and of two of them with the tasks'
+    own adapters on `ADAPTED_TASKS`."""
+    content: dict[str, Any] = {
+        "setting": run.config.setting,
+        "seed": run.seed,
+        "merged": {},
+        "adapted": {},
+    }
+    for name, (_, method, options) in ROWS.items():
+        content["merged"][name] = replace(
+            merger_row(run, method, options), only=MEASURED
+        ).over_tasks()["stored"]["roc_auc"]
+    for name in ADAPTED:
+        title, method, options = ROWS[name]
+        row = adapted_row(
+            run.varied(merge={"method": method, "options": options}), "gnnmerge_adapted", title
+        )
+        content["adapted"][name] = replace(row, only=ADAPTED_TASKS).over_tasks()["stored"][
+            "roc_auc"
+        ]
+    return content
+
+
+def molecules_table(molecules: dict[str, Any]) -> str:
+    """Markdown: test ROC-AUC in per cent by task, of merged backbones and then of those with
+    adapters."""
+    rows = []
+    for group, label in (("merged", ""), ("adapted", " + adapters")):
+        for name, scores in molecules[group].items():
+            cells = [percent(scores[task]) if task in scores else "" for task in MEASURED]
+            rows.append([ROWS[name][0] + label, *cells, percent(fmean(scores.values()))])
+    return markdown_table(["backbone", *MEASURED, "mean"], rows)

@@ -1,0 +1,1 @@
+"""Training: fine-tuning, alignment of adapters, pre-training; losses and metrics."""

@@ -1,0 +1,253 @@
+"""Atoms in space, molecules and crystals, one by one and packed: the input form of the force
+fields."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from models.errors import InvalidInputError
+
+NUM_ELEMENTS = 119
+"""Rows of every table by atomic number; row 0 is no element."""
+MIN_DISTANCE = 0.05
+"""In Angstrom; nearer atoms count as on one place: a distance of 0 has no gradient."""
+MAX_COORDINATE = 1e4
+"""In Angstrom; float32 still tells a thousandth of an Angstrom apart there."""
+MIN_CELL_WIDTH = 0.5
+"""In Angstrom, between opposite faces of a cell."""
+MAX_PAIRS = 20_000_000
+"""Pairs of atoms and images that one neighbour search may look at (about 2 GB)."""
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """One molecule, or one cell of a crystal.
+
+    Attributes:
+        numbers: (N,) int64, atomic numbers.
+        positions: (N, 3) float32, in Angstrom; in a crystal any image of an atom may be given.
+        cell: (3, 3) float32, its rows are the lattice vectors in Angstrom, periodic in all three;
+            None for a molecule.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    cell: Tensor | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of atoms."""
+        return int(self.numbers.shape[0])
+
+    @classmethod
+    def from_lists(
+        cls,
+        numbers: Sequence[int],
+        positions: Sequence[Sequence[float]],
+        cell: Sequence[Sequence[float]] | None = None,
+    ) -> Self:
+        """Build atoms from plain lists and check them: see `validate`."""
+        lattice = None if cell is None else _table(cell, "cell")
+        return cls(
+            torch.tensor(list(numbers), dtype=torch.int64), _table(positions, "positions"), lattice
+        ).validate()
+
+    def validate(self) -> Self:
+        """Return the atoms themselves if a force field can read them.
+
+        Raises:
+            InvalidInputError: no atom, another shape, a number that is no element, a coordinate
+                that is not finite or beyond `MAX_COORDINATE`, a cell without volume, two atoms (or
+                an atom and its own image) on one place, or more pairs than `MAX_PAIRS`.
+        """
+        if self.num_nodes == 0 or self.numbers.dim() != 1:
+            raise InvalidInputError(
+                f"numbers: got shape {tuple(self.numbers.shape)}, expected (N,) with at least one"
+                " atom"
+            )
+        if self.positions.shape != (self.num_nodes, 3):
+            raise InvalidInputError(
+                f"positions: got shape {tuple(self.positions.shape)}, expected"
+                f" ({self.num_nodes}, 3)"
+            )
+        if not 1 <= int(self.numbers.min()) <= int(self.numbers.max()) < NUM_ELEMENTS:
+            got = f"{int(self.numbers.min())} to {int(self.numbers.max())}"
+            raise InvalidInputError(
+                f"numbers: got values from {got}, expected atomic numbers from 1 to"
+                f" {NUM_ELEMENTS - 1}"
+            )
+        _check_coordinates(self.positions, "positions")
+        if self.cell is not None:
+            _check_cell(self.cell)
+        if close := neighbours(self, MIN_DISTANCE).edge_index[:, :1].flatten().tolist():
+            raise InvalidInputError(
+                f"positions: got atoms {close[0]} and {close[1]} nearer than {MIN_DISTANCE}"
+                " Angstrom, expected a place for each"
+            )
+        return self
+
+
+def _table(rows: Sequence[Sequence[float]], name: str) -> Tensor:
+    """Rows of three numbers as a float32 matrix; an empty list is (0, 3)."""
+    if any(len(row) != 3 for row in rows):
+        raise InvalidInputError(
+            f"{name}: got rows of {sorted({len(row) for row in rows})} numbers, expected 3"
+        )
+    return torch.tensor(rows, dtype=torch.float32).view(-1, 3)
+
+
+def _check_coordinates(values: Tensor, name: str) -> None:
+    if not bool(values.isfinite().all()) or float(values.abs().max()) > MAX_COORDINATE:
+        raise InvalidInputError(
+            f"{name}: got a value that is not finite or beyond {MAX_COORDINATE:.0f} Angstrom,"
+            " expected smaller ones"
+        )
+
+
+def _check_cell(cell: Tensor) -> None:
+    if cell.shape != (3, 3):
+        raise InvalidInputError(f"cell: got shape {tuple(cell.shape)}, expected (3, 3)")
+    _check_coordinates(cell, "cell")
+    narrowest = float(_widths(cell.double()).min())
+    if not narrowest >= MIN_CELL_WIDTH:  # NaN where two lattice vectors are parallel
+        raise InvalidInputError(
+            f"cell: got {narrowest:.3g} Angstrom between opposite faces, expected a volume and at"
+            f" least {MIN_CELL_WIDTH}"
+        )
+
+
+def _widths(cell: Tensor) -> Tensor:
+    """Distances between opposite faces, (3,): volume over area."""
+    areas = torch.linalg.cross(cell.roll(-1, 0), cell.roll(-2, 0)).norm(dim=1)
+    widths: Tensor = torch.linalg.det(cell).abs() / areas
+    return widths
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Who is near to whom.
+
+    Attributes:
+        edge_index: (2, E) int64, each pair in both directions, source row first; sorted by target.
+        shift: (E, 3) float32, in Angstrom: the source stands at positions[source] + shift.
+    """
+
+    edge_index: Tensor
+    shift: Tensor
+
+
+def neighbours(atoms: Atoms, cutoff: float) -> Neighbours:
+    """All pairs at most `cutoff` Angstrom apart, every image of the source within it counted; an
+    atom is a neighbour of its own images.
+
+    Each atom against each, so the work is N^2 times the number of images: right for hundreds of
+    atoms, in cells of any shape and however small.
+
+    Raises:
+        InvalidInputError: more pairs than `MAX_PAIRS`.
+    """
+    positions, cell = atoms.positions.double(), None if atoms.cell is None else atoms.cell.double()
+    if cell is None:
+        images, wrap = positions.new_zeros(1, 3), torch.zeros_like(positions)
+    else:
+        # With every atom inside the cell, an image further than this many cells away lies beyond
+        # the cutoff.
+        reach = [
+            torch.arange(-most, most + 1) for most in (cutoff / _widths(cell)).ceil().int().tolist()
+        ]
+        images = torch.cartesian_prod(*reach).double() @ cell
+        wrap = -torch.linalg.solve(cell, positions, left=False).floor() @ cell
+    if len(images) * len(positions) ** 2 > MAX_PAIRS:
+        raise InvalidInputError(
+            f"got {len(positions)} atoms with {len(images)} images within the cutoff, expected at"
+            f" most {MAX_PAIRS} pairs"
+        )
+    inside = positions + wrap
+    # (target, source, image)
+    distance = (inside[None, :, None] + images[None, None] - inside[:, None, None]).norm(dim=-1)
+    near = distance <= cutoff
+    # an atom is not its own neighbour where it stands
+    near.diagonal()[images.abs().sum(1) == 0] = False
+    target, source, image = near.nonzero(as_tuple=True)
+    shift = images[image] + wrap[source] - wrap[target]
+    return Neighbours(torch.stack([source, target]), shift.float())
+
+
+@dataclass(frozen=True)
+class AtomsBatch:
+    """Several structures as one, without edges between them.
+
+    Attributes:
+        numbers: (N,) int64.
+        positions: (N, 3) float32, in Angstrom.
+        batch: (N,) int64, which structure an atom belongs to, in rising order.
+        num_graphs: G.
+        edge_index: (2, E) int64 into the N atoms, source row first.
+        shift: (E, 3) float32, in Angstrom, see `Neighbours`.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    batch: Tensor
+    num_graphs: int
+    edge_index: Tensor
+    shift: Tensor
+
+    def to(self, device: torch.device | str) -> "AtomsBatch":
+        """The same batch on another device."""
+        atoms = self.numbers.to(device), self.positions.to(device), self.batch.to(device)
+        return AtomsBatch(
+            *atoms, self.num_graphs, self.edge_index.to(device), self.shift.to(device)
+        )
+
+    def clone(self) -> "AtomsBatch":
+        """The same batch in memory of its own."""
+        return AtomsBatch(
+            self.numbers.clone(),
+            self.positions.clone(),
+            self.batch.clone(),
+            self.num_graphs,
+            self.edge_index.clone(),
+            self.shift.clone(),
+        )
+
+
+def join(structures: Sequence[Atoms], lists: Sequence[Neighbours]) -> AtomsBatch:
+    """Put structures whose neighbours are known into one batch, in their order. Raises
+    InvalidInputError if there is none."""
+    if not structures:
+        raise InvalidInputError("structures: got none, expected at least one")
+    counts = torch.tensor([each.num_nodes for each in structures])
+    offsets = counts.cumsum(0) - counts
+    return AtomsBatch(
+        numbers=torch.cat([each.numbers for each in structures]),
+        positions=torch.cat([each.positions for each in structures]),
+        batch=torch.repeat_interleave(torch.arange(len(structures)), counts),
+        num_graphs=len(structures),
+        edge_index=torch.cat(
+            [each.edge_index + offset for each, offset in zip(lists, offsets, strict=True)], dim=1
+        ),
+        shift=torch.cat([each.shift for each in lists]),
+    )
+
+
+def collate_atoms(structures: Sequence[Atoms], cutoff: float) -> AtomsBatch:
+    """Put structures into one batch with the neighbours within `cutoff` Angstrom. Raises
+    InvalidInputError: see `join` and `neighbours`."""
+    return join(structures, [neighbours(each, cutoff) for each in structures])
+
+
+def composition(batch: AtomsBatch) -> Tensor:
+    """How many atoms of each element a structure has, (G, 119) float64."""
+    counts = torch.zeros(batch.num_graphs, NUM_ELEMENTS, dtype=torch.float64)
+    return counts.index_put_((batch.batch, batch.numbers), counts.new_ones(()), accumulate=True)
+
+
+def energies_of_elements(counts: Tensor, energy: Tensor) -> Tensor:
+    """Energies (119,) in eV whose sums over `counts` (G, 119) come nearest to `energy` (G,): the
+    smallest ones where there is a choice."""
+    inverse: Tensor = torch.linalg.pinv(counts, rtol=1e-10)
+    return inverse @ energy

@@ -1,0 +1,536 @@
+"""A molecule's text to its graph in the vocabulary of Hu et al. 2020 ("Strategies for Pre-training
+Graph Neural Networks").
+
+What happens at the edges of the vocabulary:
+
+- Salts and mixtures stay whole: all components are part of one graph, as in the training sets; the
+  mean readout weighs them by atoms.
+- Atom features: atomic number - 1 (118 elements); chirality tags other than CW and CCW count as
+  unspecified.
+- A dummy atom (`*`) is no molecule: an error in strict mode, the mask row (119) in tolerant mode.
+- Bond types: single, double, triple, aromatic; dative bonds count as single. Any other type is an
+  error in strict mode, single in tolerant mode.
+- Bond directions: none, up-right, down-right; any other counts as none.
+- A single atom or a graph without bonds is valid.
+
+Chirality tags and bond directions depend on the order in which a molecule is written. Features are
+therefore those of one SMILES for each molecule, and what the network does not see decides neither
+what is in it nor its order (`READING_RULE`):
+
+1. Atom-map numbers and isotopes are cleared. Hydrogen atoms are taken away, those with an isotope
+   or a stereo bond too; a molecule of nothing but hydrogen keeps one for each H2, H+ or H-. Stereo
+   that only these made, or the proton of an ammonium ion, is no stereo any more.
+2. What is left has a canonical SMILES: the one that is shown.
+3. Where a tag or a direction is in it, atoms are ranked on a copy without charges, radicals and
+   hydrogen counts, whose dative bonds are single. Written in that order and read again, the
+   molecule has its features.
+
+Other texts than SMILES (`models.data.molecule_text`) are turned into SMILES first.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rdkit import Chem, rdBase
+
+from models.data.molecule import MASKED_ATOM, MolGraph
+from models.data.molecule_text import TOO_LARGE, plain_smiles, shown, what_it_looks_like
+from models.errors import MoleculeError
+
+READING_RULE = 2
+"""Version of how a molecule becomes a graph; an artifact's manifest says by which rule it reads.
+
+1: features of RDKit's canonical SMILES, whose order goes by atom-map numbers, isotopes, charges
+and hydrogen counts too; hydrogen atoms that RDKit's reader keeps (isotopes, stereo) are atoms of
+the graph.
+2: as the module's text says. Molecules without maps, isotopes and kept hydrogens have other
+features than by rule 1 only where a tag or a direction stands beside a charge, a radical or an
+aromatic NH, and rarely there.
+"""
+P = ParamSpec("P")
+T = TypeVar("T")
+_Read = tuple[Chem.Mol, list[int] | None]
+_CHIRALITY = {Chem.ChiralType.CHI_TETRAHEDRAL_CW: 1, Chem.ChiralType.CHI_TETRAHEDRAL_CCW: 2}
+_DIRECTION = {Chem.BondDir.ENDUPRIGHT: 1, Chem.BondDir.ENDDOWNRIGHT: 2}
+_BOND_TYPE = {
+    Chem.BondType.SINGLE: 0,
+    Chem.BondType.DOUBLE: 1,
+    Chem.BondType.TRIPLE: 2,
+    Chem.BondType.AROMATIC: 3,
+    Chem.BondType.DATIVE: 0,
+    Chem.BondType.DATIVEONE: 0,
+    Chem.BondType.DATIVEL: 0,
+    Chem.BondType.DATIVER: 0,
+}
+_ATTR_OF_ORDER = np.full((13, 2), -1, dtype=np.int64)  # indexed by twice the bond order
+_ATTR_OF_ORDER[[2, 4, 6, 3]] = [[0, 0], [1, 0], [2, 0], [3, 0]]
+
+
+@dataclass(frozen=True)
+class Molecule:
+    """A molecule that was read.
+
+    Attributes:
+        smiles: canonical SMILES (RDKit) of the molecule as it is read: with charges, without atom
+            maps, isotopes and hydrogen atoms.
+        graph: its graph, a function of `smiles`.
+    """
+
+    smiles: str
+    graph: MolGraph
+
+
+def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None) -> Molecule:
+    """Read a molecule.
+
+    Args:
+        smiles: the text, a SMILES or what else `models.data.molecule_text` knows; white space
+            around it is ignored.
+        strict: False reads what MoleculeNet contains: valences are not checked, dummy atoms and odd
+            bonds are mapped (see the module's text).
+        max_atoms: more heavy atoms than this are an error.
+
+    Raises:
+        MoleculeError: with code `empty_smiles`, `smiles_syntax`, `chemistry`, `too_many_atoms`,
+            `dummy_atom` or `bond_type`, or one of `models.data.molecule_text.plain_smiles`.
+    """
+    with rdBase.BlockLogs():
+        mol, types = _read(smiles, strict, max_atoms)
+        mol, canonical = _canonical(mol, strict)
+        return Molecule(canonical, _graph(mol, types, canonical, strict))
+
+
+def featurize_all(
+    smiles: Sequence[str], *, strict: bool = True, max_atoms: int | None = None
+) -> list[Molecule | MoleculeError]:
+    """Read many SMILES, each as `featurize` does; an error is returned, not raised."""
+    with rdBase.BlockLogs():
+        groups = (smiles[begin : begin + _GROUP] for begin in range(0, len(smiles), _GROUP))
+        return [
+            molecule for group in groups for molecule in _featurize_group(group, strict, max_atoms)
+        ]
+
+
+# Each step is taken for a group of molecules before the next: a fifth faster, as a processor's
+# caches hold the code of one step, and these molecules.
+_GROUP = 16
+
+
+def _featurize_group(
+    smiles: Sequence[str], strict: bool, max_atoms: int | None
+) -> list[Molecule | MoleculeError]:
+    read = [_or_error(_read, each, strict, max_atoms) for each in smiles]
+    canonical = [
+        each if isinstance(each, MoleculeError) else _or_error(_canonical, each[0], strict)
+        for each in read
+    ]
+    return [_molecule(*each, strict) for each in zip(read, canonical, strict=True)]
+
+
+def _or_error(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | MoleculeError:
+    try:
+        return step(*args, **kwargs)
+    except MoleculeError as error:
+        return error
+
+
+def _molecule(
+    read: _Read | MoleculeError, canonical: tuple[Chem.Mol, str] | MoleculeError, strict: bool
+) -> Molecule | MoleculeError:
+    if isinstance(read, MoleculeError):
+        return read
+    if isinstance(canonical, MoleculeError):
+        return canonical
+    graph = _or_error(_graph, canonical[0], read[1], canonical[1], strict)
+    return graph if isinstance(graph, MoleculeError) else Molecule(canonical[1], graph)
+
+
+def read_graph(smiles: str, *, strict: bool = True, max_atoms: int | None = None) -> MolGraph:
+    """The graph that `featurize` gives, to the order of its atoms, and the same errors; in a third
+    less time, as most need no canonical SMILES."""
+    with rdBase.BlockLogs():
+        return _graph_as_needed(*_read(smiles, strict, max_atoms), strict)
+
+
+def read_graphs(
+    smiles: Sequence[str], *, strict: bool = True, max_atoms: int | None = None
+) -> list[MolGraph | MoleculeError]:
+    """Read many SMILES, each as `read_graph` does; an error is returned, not raised."""
+    with rdBase.BlockLogs():
+        groups = (smiles[begin : begin + _GROUP] for begin in range(0, len(smiles), _GROUP))
+        return [graph for group in groups for graph in _read_group(group, strict, max_atoms)]
+
+
+def _read_group(
+    smiles: Sequence[str], strict: bool, max_atoms: int | None
+) -> list[MolGraph | MoleculeError]:
+    read = [_or_error(_read, each, strict, max_atoms) for each in smiles]
+    return [
+        each if isinstance(each, MoleculeError) else _or_error(_graph_as_needed, *each, strict)
+        for each in read
+    ]
+
+
+def _graph_as_needed(mol: Chem.Mol, types: list[int] | None, strict: bool) -> MolGraph:
+    mol, canonical = (mol, "") if types else _canonical(mol, strict)
+    return _graph(mol, types, canonical, strict)
+
+
+# A plain SMILES: its canonical one has none of `_ORDER_MATTERS`, as there is no stereo, no hydrogen
+# that is an atom of its own, no metal (RDKit may make its bonds dative) and no iodine. No dummy
+# atom either, no odd bond and no number that is too large: what is rare is left to `read_smiles`.
+_PLAIN = re.compile(
+    r"(?:[BCNOPSFbcnopslr0-9%()=#:.-]++"
+    r"|\[(?:Cl?|N|O|P|S[ie]?|F|Br?|c|n|o|p|se?)(?:H\d?)?(?:[+-]\d?)?\])++"
+)
+_SYMBOL = re.compile("[BCNOFPSbcnops][eilr]?")
+_ATOM_TYPE = {
+    "B": 4,
+    "C": 5,
+    "N": 6,
+    "O": 7,
+    "F": 8,
+    "Si": 13,
+    "P": 14,
+    "S": 15,
+    "Cl": 16,
+    "Se": 33,
+    "Br": 34,
+}
+_ATOM_TYPE |= {
+    symbol.lower(): _ATOM_TYPE[symbol] for symbol in ("B", "C", "N", "O", "P", "S", "Se")
+}
+# Of sanitising, what features and canonical SMILES depend on.
+_ENOUGH = Chem.SANITIZE_ALL ^ Chem.SANITIZE_SETCONJUGATION ^ Chem.SANITIZE_SETHYBRIDIZATION
+
+
+def _read(smiles: str, strict: bool, max_atoms: int | None) -> _Read:
+    """The molecule, fit for features and canonical SMILES; and its atom types if it is plain."""
+    text = smiles.strip()
+    mol = _read_plain(text)
+    types = [_ATOM_TYPE[symbol] for symbol in _SYMBOL.findall(text)] if mol else None
+    if mol is None:
+        text = plain_smiles(smiles, max_atoms)
+        mol = _read_any(text, strict)
+    if max_atoms is not None and mol.GetNumAtoms() > max_atoms:
+        raise MoleculeError(
+            "too_many_atoms", f"got {mol.GetNumAtoms()} atoms, expected at most {max_atoms}"
+        )
+    if strict and "~" in text:  # RDKit reads it as a single bond where it closes a ring
+        got = f"got an unspecified bond (~) in {shown(text)}"
+        raise MoleculeError(
+            "bond_type",
+            f"{got}, expected single, double, triple, aromatic or dative",
+        )
+    return mol, types
+
+
+def _read_plain(text: str) -> Chem.Mol | None:
+    """None for a molecule that is not plain, or that has something wrong with it.
+
+    Unlike `Chem.MolFromSmiles` it looks neither for hydrogens to merge nor for stereo, as there is
+    none: a fifth of the time, and of that of a long chain, where it is quadratic, nearly all.
+    """
+    if not _PLAIN.fullmatch(text):
+        return None
+    mol = Chem.MolFromSmiles(text, sanitize=False)
+    if mol is None or Chem.SanitizeMol(mol, _ENOUGH, catchErrors=True) != Chem.SANITIZE_NONE:
+        return None
+    return mol if mol.GetNumAtoms() else None
+
+
+_ORDER_MATTERS = ("@", "/", "\\", "[H]", "[IH", "->", "<-")
+"""In a canonical SMILES: reading it again may give other features, or another canonical SMILES
+(hydrogens kept for stereo that is none, O=[IH])."""
+_ALL_SEEN = re.compile(r"(?:[^\[]|\[C@@?H?\])*+")
+"""A canonical SMILES whose order goes by nothing that the network does not see: hydrogen counts of
+its atoms follow from bonds and elements."""
+
+
+def _canonical(mol: Chem.Mol, strict: bool) -> tuple[Chem.Mol, str]:
+    """The molecule to take features of, and its canonical SMILES. RDKit's is not always its own
+    canonical SMILES: then the one in which repetition ends, and of several that take turns the
+    first in the alphabet, so that each of them gives the same."""
+    smiles = str(Chem.MolToSmiles(mol))
+    if not any(mark in smiles for mark in _ORDER_MATTERS):
+        return mol, smiles
+    mol, smiles = _settled(mol, smiles, lambda mol: str(Chem.MolToSmiles(mol)), strict)
+    if _ALL_SEEN.fullmatch(smiles):
+        return mol, smiles
+    return _settled(mol, _in_seen_order(mol), _in_seen_order, strict)[0], smiles
+
+
+def _settled(
+    mol: Chem.Mol,
+    smiles: str,
+    write: Callable[[Chem.Mol], str],
+    strict: bool,
+) -> tuple[Chem.Mol, str]:
+    """A SMILES that `write` gives again when it is read, and its molecule."""
+    seen: dict[str, Chem.Mol] = {}
+    while smiles not in seen and len(seen) < 8:
+        mol = seen[smiles] = _read_any(smiles, strict)
+        smiles = write(mol)
+    if smiles in seen:
+        smiles = min(list(seen)[list(seen).index(smiles) :])
+    return seen.get(smiles, mol), smiles
+
+
+_DATIVE = {
+    Chem.BondType.DATIVE,
+    Chem.BondType.DATIVEONE,
+    Chem.BondType.DATIVEL,
+    Chem.BondType.DATIVER,
+}
+
+
+def _in_seen_order(mol: Chem.Mol) -> str:
+    """The SMILES whose order goes by what the network sees. Of a molecule without charges,
+    radicals and aromatic NH it is the canonical one, but for the order of components: each is
+    ranked by itself, as RDKit does."""
+    components = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
+    return ".".join(map(_component_in_seen_order, components))
+
+
+def _component_in_seen_order(mol: Chem.Mol) -> str:
+    bare = Chem.RWMol(mol)
+    for atom in bare.GetAtoms():
+        atom.SetFormalCharge(0)
+        atom.SetNumRadicalElectrons(0)
+        atom.SetNumExplicitHs(0)
+        atom.SetNoImplicit(False)  # as many as the valence leaves, which bonds and elements say
+    for bond in bare.GetBonds():
+        if bond.GetBondType() in _DATIVE:
+            bond.SetBondType(Chem.BondType.SINGLE)
+    bare.UpdatePropertyCache(strict=False)
+    Chem.AssignStereochemistry(bare, force=True)  # ranks go by CIP labels, which go by hydrogens
+    ranks = np.array(Chem.CanonicalRankAtoms(bare))
+    return str(Chem.MolToSmiles(Chem.RenumberAtoms(mol, ranks.argsort().tolist()), canonical=False))
+
+
+def read_smiles(smiles: str, strict: bool = True) -> Chem.Mol:
+    """The sanitised molecule of a text, as it is read: without atom maps, isotopes and hydrogen
+    atoms. `strict` and errors as of `featurize`."""
+    return _read_any(plain_smiles(smiles), strict)
+
+
+def _read_any(text: str, strict: bool) -> Chem.Mol:
+    """The molecule of any SMILES."""
+    text = text.strip()
+    if not text:
+        raise MoleculeError(
+            "empty_smiles", "got an empty SMILES, expected a molecule such as 'CCO'"
+        )
+    if " " in text or not text.isprintable() or not text.isascii():
+        raise _wrong_characters(text)
+    mol = Chem.MolFromSmiles(text)
+    if mol is not None and TOO_LARGE.search(text):
+        problem = "a charge, isotope or number of hydrogens is too large"
+        message = f"got {shown(text)}, which is not a possible molecule: {problem}"
+        raise MoleculeError("chemistry", message)
+    if mol is None:
+        mol = _read_unsanitized(text, strict)
+    if mol.GetNumAtoms() == 0:
+        message = f"got {shown(text)}, which has no atoms, expected a molecule such as 'CCO'"
+        raise MoleculeError("empty_smiles", message)
+    if _UNSEEN.search(text):
+        mol = _without_unseen(text, strict)
+    return _without_stereo_of_protons(mol) if _STEREO_OF_A_PROTON.search(text) else mol
+
+
+_STEREO_OF_A_PROTON = re.compile(r"\[\d*N@@?H")
+
+
+def _without_stereo_of_protons(mol: Chem.Mol) -> Chem.Mol:
+    """The molecule whose nitrogen atoms are stereo centres only where they would be without a
+    proton: in small rings and bridgeheads."""
+    nitrogens = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 7]
+    protonated = [atom for atom in nitrogens if atom.GetChiralTag() and atom.GetTotalNumHs()]
+    bare = Chem.RWMol(mol)
+    for atom in protonated:
+        nitrogen = bare.GetAtomWithIdx(atom.GetIdx())
+        nitrogen.SetFormalCharge(0)
+        nitrogen.SetNumExplicitHs(0)
+        nitrogen.SetNoImplicit(True)
+    bare.UpdatePropertyCache(strict=False)
+    Chem.AssignStereochemistry(bare, cleanIt=True, force=True)
+    for atom in protonated:
+        if not bare.GetAtomWithIdx(atom.GetIdx()).GetChiralTag():
+            atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+    Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+    return mol
+
+
+# An isotope, a hydrogen atom, an atom map; `[#1]` is a hydrogen atom too.
+_UNSEEN = re.compile(r"\[(?:\d|H[]H\d:+-]|#1\D|[^]]*:)")
+
+
+def _without_unseen(text: str, strict: bool) -> Chem.Mol:
+    """The molecule of a SMILES that can be read, without atom maps, isotopes and hydrogen atoms.
+
+    Labels are cleared before RDKit looks for stereo, and hydrogens taken away after it: RDKit's
+    reader, which takes them away first, has been seen to turn double bonds over where hydrogens
+    carry their directions.
+    """
+    mol = Chem.MolFromSmiles(text, sanitize=False)
+    for atom in mol.GetAtoms():
+        atom.SetAtomMapNum(0)
+        atom.SetIsotope(0)
+    numbers = {atom.GetAtomicNum() for atom in mol.GetAtoms()}
+    if numbers == {1}:
+        mol = _without_bonds(mol)
+    mol.UpdatePropertyCache(strict=False)
+    # Valences have been checked: strict mode has read the text already, tolerant mode does not ask.
+    Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES)
+    if 1 in numbers and len(numbers) > 1:
+        mol = _without_hydrogens(mol)
+    text = str(Chem.MolToSmiles(mol))
+    return Chem.MolFromSmiles(text) or _read_unsanitized(text, strict)
+
+
+def _without_hydrogens(mol: Chem.Mol) -> Chem.Mol:
+    Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
+    for bond in mol.GetBonds():
+        bond.SetBondDir(Chem.BondDir.NONE)
+        if bond.GetStereo() in _SIDES:
+            ends = [mol.GetAtomWithIdx(k).GetAtomicNum() for k in bond.GetStereoAtoms()]
+            bond.SetStereo(Chem.BondStereo.STEREONONE if 1 in ends else _SIDES[bond.GetStereo()])
+    mol = Chem.RemoveHs(mol, _HYDROGENS, sanitize=False)
+    Chem.SetDoubleBondNeighborDirections(mol)
+    return mol
+
+
+_SIDES = {
+    Chem.BondStereo.STEREOE: Chem.BondStereo.STEREOTRANS,
+    Chem.BondStereo.STEREOZ: Chem.BondStereo.STEREOCIS,
+}
+
+
+def _hydrogens() -> Chem.RemoveHsParameters:
+    """All but those that hold other atoms together, which only the tolerant mode reads."""
+    parameters = Chem.RemoveHsParameters()
+    for kind in (
+        "DefiningBondStereo",
+        "DegreeZero",
+        "DummyNeighbors",
+        "Hydrides",
+        "Isotopes",
+        "NontetrahedralNeighbors",
+        "OnlyHNeighbors",
+    ):
+        setattr(parameters, f"remove{kind}", True)
+    return parameters
+
+
+_HYDROGENS = _hydrogens()
+
+
+def _without_bonds(hydrogens: Chem.Mol) -> Chem.Mol:
+    """Of nothing but hydrogen: H2 as one atom with a hydrogen, as in `[HH]`."""
+    mol = Chem.RWMol(hydrogens)
+    while mol.GetNumBonds():
+        bond = mol.GetBondWithIdx(0)
+        bond.GetBeginAtom().SetNumExplicitHs(1)
+        mol.RemoveAtom(bond.GetEndAtomIdx())
+    return mol.GetMol()
+
+
+def _wrong_characters(text: str) -> MoleculeError:
+    if any(character.isspace() or not character.isprintable() for character in text):
+        return MoleculeError(
+            "smiles_syntax",
+            f"got white space or control characters inside {shown(text)}, expected one SMILES",
+        )
+    # RDKit cuts such characters off at both ends
+    return MoleculeError(
+        "smiles_syntax",
+        f"got characters other than ASCII in {shown(text)}, expected a SMILES such as 'CCO'",
+    )
+
+
+def _read_unsanitized(text: str, strict: bool) -> Chem.Mol:
+    """What RDKit's sanitising reader refused: say why (strict), or sanitise all but properties
+    (tolerant)."""
+    mol = Chem.MolFromSmiles(text, sanitize=False)
+    if mol is None:
+        hint = what_it_looks_like(text)
+        got = f"got {shown(text)}, which is not valid SMILES syntax"
+        raise MoleculeError("smiles_syntax", f"{got}, expected a SMILES such as 'CCO'{hint}")
+    if not strict:
+        mol.UpdatePropertyCache(strict=False)
+        if (
+            Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES, catchErrors=True)
+            == Chem.SANITIZE_NONE
+        ):
+            return mol
+    try:
+        problems = "; ".join(problem.Message() for problem in Chem.DetectChemistryProblems(mol))
+    except RuntimeError:  # no such element, 255 hydrogens, 255 neighbours
+        problems = ""
+    problems = problems or "it cannot be sanitised"
+    raise MoleculeError(
+        "chemistry", f"got {shown(text)}, which is not a possible molecule: {problems}"
+    )
+
+
+def _graph(mol: Chem.Mol, types: list[int] | None, canonical: str, strict: bool) -> MolGraph:
+    """The graph. `types` are the atom types of a plain molecule, `canonical` says which features
+    there are in another."""
+    if strict and "*" in canonical:
+        raise MoleculeError(
+            "dummy_atom",
+            f"got a dummy atom (*) in {shown(canonical)}, expected a complete molecule",
+        )
+    places, edge_attr = _bonds(mol, strict)
+    x = np.zeros((mol.GetNumAtoms(), 2), dtype=np.int64)
+    x[:, 0] = types or [(atom.GetAtomicNum() or MASKED_ATOM + 1) - 1 for atom in mol.GetAtoms()]
+    if "@" in canonical:
+        x[:, 1] = [_CHIRALITY.get(atom.GetChiralTag(), 0) for atom in mol.GetAtoms()]
+    if "/" in canonical or "\\" in canonical:
+        edge_attr[:, 1] = _directions(mol)[places]
+    edge_index = np.empty((2, len(places)), dtype=np.int64)
+    np.divmod(places, len(x), out=(edge_index[0], edge_index[1]))
+    return MolGraph(torch.from_numpy(x), torch.from_numpy(edge_index), torch.from_numpy(edge_attr))
+
+
+def _bonds(mol: Chem.Mol, strict: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each edge, sorted: (E,) source * N + target, and (E, 2) bond type and 0."""
+    # One call for the whole matrix of bond orders: ten times faster than a loop over bonds (dative
+    # and zero-order bonds need the loop).
+    orders = Chem.GetAdjacencyMatrix(mol, useBO=True).ravel()
+    places = orders.nonzero()[0]
+    edge_attr = _ATTR_OF_ORDER.take((2 * orders[places]).astype(np.int64), axis=0)
+    if len(places) != 2 * mol.GetNumBonds() or (edge_attr < 0).any():
+        return _bonds_one_by_one(mol, strict)
+    return places, edge_attr
+
+
+def _bonds_one_by_one(mol: Chem.Mol, strict: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    edges, size = [], mol.GetNumAtoms()
+    for bond in mol.GetBonds():
+        kind = _BOND_TYPE.get(bond.GetBondType())
+        if kind is None and strict:
+            raise MoleculeError(
+                "bond_type",
+                f"got a {bond.GetBondType()} bond, expected single, double, triple, aromatic or"
+                " dative",
+            )
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        edges += [(i * size + j, kind or 0, 0), (j * size + i, kind or 0, 0)]
+    table = np.array(sorted(edges), dtype=np.int64).reshape(-1, 3)
+    return table[:, 0], table[:, 1:].copy()
+
+
+def _directions(mol: Chem.Mol) -> NDArray[np.int64]:
+    """(N * N,) bond direction at source * N + target."""
+    size = mol.GetNumAtoms()
+    found = np.zeros((size, size), dtype=np.int64)
+    for bond in mol.GetBonds():
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        found[i, j] = found[j, i] = _DIRECTION.get(bond.GetBondDir(), 0)
+    return found.ravel()

@@ -1,0 +1,218 @@
+"""One backbone, one adapter bank, K heads: every task answered in one pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.data.batch import GraphBatch, mean_readout
+from models.errors import InvalidInputError
+from models.experts.adapter import apply_norm, batch_statistics
+from models.experts.bank import AdapterBank
+from models.experts.expert import Expert
+from models.experts.router import RouterConfig, graph_distances, node_distances, routing_weights
+from models.networks.hu2020 import Backbone
+from models.networks.pyg import GraphNetwork
+from models.ops.segment import segment_count
+from models.task import Target, answers, select_tasks
+from models.transport.problem import Support
+
+Routing = Literal["moe", "own", "merged"]
+Statistics = Literal["stored", "batch"]
+DEFAULT_ROUTING: Routing = "own"
+"""What is answered where nothing is asked for: mixing has not earned its cost (README, Results)."""
+
+
+@dataclass(frozen=True)
+class UnifiedOutput:
+    """Answers for a batch of G graphs.
+
+    Attributes:
+        logits: by task, (G, C); of a task on nodes, (N, C).
+        routing_weights: by task, (G, L+1, K): layer 0 to L - 1, then the graph; each (graph, site)
+            sums to 1. One-hot for "own".
+        targets: by task, what its numbers are, where not labels with a probability each.
+    """
+
+    logits: dict[str, Tensor]
+    routing_weights: dict[str, Tensor]
+    targets: Mapping[str, Target] = field(default_factory=dict)
+
+    @property
+    def probabilities(self) -> dict[str, Tensor]:
+        """By task, (G or N, C), in [0, 1]; for regression the numbers themselves."""
+        return {
+            task: answers(logits, self.targets.get(task, "multilabel"))
+            for task, logits in self.logits.items()
+        }
+
+
+class UnifiedModel(nn.Module):
+    """The merged model.
+
+    Each asked task is a stream: node tensors are (N, T, d). Weights of the backbone are shared by
+    the streams; adapters and statistics are theirs.
+    """
+
+    def __init__(
+        self, backbone: Backbone | GraphNetwork, experts: Mapping[str, Expert], router: RouterConfig
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.router = router
+        self.tasks = tuple(experts)
+        self.label_names = {task: expert.label_names for task, expert in experts.items()}
+        self.site_names = (*(f"layer_{k}" for k in range(backbone.config.num_layers)), "graph")
+        self.bank = AdapterBank([expert.adapters for expert in experts.values()])
+        self.heads = nn.ModuleList(expert.head for expert in experts.values())
+        encoders = {task: own.encoder for task, own in experts.items() if own.encoder is not None}
+        self._encoder_of = {task: k for k, task in enumerate(encoders)}
+        # By number: a ModuleDict refuses names with a dot, and a task called "train".
+        self.encoders = nn.ModuleList(encoders.values())
+        self.levels = {task: expert.level for task, expert in experts.items()}
+        self.targets = {task: expert.target for task, expert in experts.items()}
+        self.requires_grad_(False).eval()
+
+    def forward(
+        self,
+        batch: GraphBatch,
+        tasks: Sequence[str] | None = None,
+        routing: Routing = DEFAULT_ROUTING,
+        statistics: Statistics = "stored",
+    ) -> UnifiedOutput:
+        """Answer tasks for a batch.
+
+        Args:
+            batch: G graphs.
+            tasks: which, in what order; None is all.
+            routing: "moe" mixes what the experts' adapters subtract by the router's weights, "own"
+                uses each task's own adapter alone (G-Merging-s), "merged" averages the adapters'
+                parameters by the router's weights at the first site that mixes: one adapter for
+                each graph and task, there and after it (the merged expert of KDEM).
+            statistics: "stored" for a function of the molecule alone. "batch" normalises with the
+                batch's own statistics, as the authors evaluate: a prediction then depends on its
+                neighbours; it is there for comparison only.
+
+        Raises:
+            UnknownTaskError: a task that the model does not have.
+            InvalidInputError: an unknown routing or statistics.
+        """
+        if routing not in get_args(Routing) or statistics not in get_args(Statistics):
+            raise InvalidInputError(
+                f"got routing {routing!r} and statistics {statistics!r}, expected one of"
+                f" {get_args(Routing)} and of {get_args(Statistics)}"
+            )
+        names, positions = select_tasks(self.tasks, tasks)
+        experts = torch.tensor(positions, device=batch.x.device)
+        stream = _Stream(self, batch, experts, routing)
+
+        def normalise(layer: int, h: Tensor) -> Tensor:
+            stored = self.bank.norm_mean[layer][experts], self.bank.norm_var[layer][experts]
+            return apply_norm(
+                self.backbone,
+                layer,
+                h,
+                *(stored if statistics == "stored" else batch_statistics(h)),
+            )
+
+        nodes = self.backbone(self._encoded(batch, names), stream.correct_nodes, normalise)
+        embeddings = {"node": nodes, "graph": stream.correct_graphs(mean_readout(nodes, batch))}
+        logits = {
+            task: self.heads[position](embeddings[self.levels[task]][:, t])
+            for t, (task, position) in enumerate(zip(names, positions, strict=True))
+        }
+        weights = torch.stack(stream.weights, dim=1)
+        return UnifiedOutput(
+            logits, {task: weights[:, :, t] for t, task in enumerate(names)}, self.targets
+        )
+
+    def _encoded(self, batch: GraphBatch, tasks: Sequence[str]) -> GraphBatch:
+        """The batch with a stream of node features for each task (N, T, F), where there are
+        encoders."""
+        if not self._encoder_of:
+            return batch
+        places = [self._encoder_of.get(task) for task in tasks]
+        streams = [batch.x if k is None else self.encoders[k](batch.x) for k in places]
+        return replace(batch, x=torch.stack(streams, dim=1))
+
+
+class _Stream:
+    """The adapters' part of one pass: subtracts, and remembers the weights of each site."""
+
+    def __init__(
+        self, model: UnifiedModel, batch: GraphBatch, experts: Tensor, routing: Routing
+    ) -> None:
+        self.bank, self.router, self.batch, self.experts = model.bank, model.router, batch, experts
+        # None: no mixing
+        self.support = (
+            Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
+            if routing != "own"
+            else None
+        )
+        self.merges = routing == "merged"
+        # (G, T, K) where parameters are averaged: by what weights, from the first site that mixes
+        # on
+        self.shared: Tensor | None = None
+        self.one_hot = (
+            F.one_hot(experts, len(model.tasks))
+            .to(model.bank.up.dtype)
+            .expand(batch.num_graphs, -1, -1)
+        )
+        self.weights: list[Tensor] = []
+
+    def correct_nodes(self, layer: int, h: Tensor) -> Tensor:
+        """h (N, d) in the first layer, (N, T, d) after it -> (N, T, d)."""
+        h = h.unsqueeze(1) if h.dim() == 2 else h
+        if self.support is None or not self.router.mixes(layer, len(self.bank.up) - 1):
+            return self._subtract_own(layer, h)
+        if self.shared is not None:
+            return self._subtract_fused(layer, h, self.shared)
+        z = self.bank.project(layer, h).expand(-1, len(self.experts), -1, -1)
+        distances = node_distances(
+            z, self.bank.gram[layer], self.experts, self.support, self.router
+        )
+        weights = routing_weights(distances, self.router.temperature, self.router.top_k)
+        of_node = weights[self.batch.batch]
+        return (
+            self._subtract_fused(layer, h, weights)
+            if self.merges
+            else self._subtract(h, self.bank.mix(layer, z, of_node), weights)
+        )
+
+    def correct_graphs(self, h: Tensor) -> Tensor:
+        """h (G, T, d) -> (G, T, d)."""
+        site = len(self.bank.up) - 1
+        if self.support is None:
+            return self._subtract_own(site, h)
+        if self.shared is not None:
+            return self._subtract_fused(site, h, self.shared)
+        z = self.bank.project(site, h)
+        outputs = torch.einsum("gtkr,krd->gtkd", z, self.bank.up[site])
+        weights = routing_weights(
+            graph_distances(outputs, self.experts), self.router.graph_temperature, self.router.top_k
+        )
+        return (
+            self._subtract_fused(site, h, weights)
+            if self.merges
+            else self._subtract(h, self.bank.mix(site, z, weights), weights)
+        )
+
+    def _subtract_own(self, site: int, h: Tensor) -> Tensor:
+        return self._subtract(h, self.bank.own(site, h, self.experts), self.one_hot)
+
+    def _subtract_fused(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
+        self.shared = weights
+        of_graphs = site == len(self.bank.up) - 1
+        sizes = (
+            [1] * len(h)
+            if of_graphs
+            else segment_count(self.batch.batch, self.batch.num_graphs).tolist()
+        )
+        return self._subtract(h, self.bank.fuse(site, h, weights, sizes), weights)
+
+    def _subtract(self, h: Tensor, taken: Tensor, weights: Tensor) -> Tensor:
+        self.weights.append(weights)
+        return h - taken

@@ -1,0 +1,1 @@
+"""The networks: Hu et al.'s for molecules, PyG's for graphs, SchNet for structures."""

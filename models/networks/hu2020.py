@@ -1,0 +1,240 @@
+"""The four backbones of Hu et al. 2020 (GIN, GCN, GraphSAGE, GAT) with their checkpoint keys.
+
+Node tensors have the shape (N, *S, d), where S is empty or a dimension of streams (one per task):
+weights are shared by all streams.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.data.batch import GraphBatch
+from models.data.molecule import (
+    NUM_ATOM_TYPES,
+    NUM_BOND_DIRECTIONS,
+    NUM_BOND_TYPES,
+    NUM_CHIRALITY_TAGS,
+)
+from models.networks.propagation import Propagation
+from models.ops.dropout import fast_dropout
+from models.ops.segment import segment_softmax
+from models.state_dict import load_tensors, read_tensors
+
+BackboneKind = Literal["gin", "gcn", "graphsage", "gat"]
+SiteHook = Callable[[int, Tensor], Tensor]
+
+
+class BackboneConfig(BaseModel):
+    """Shape of a backbone; it travels in the artifact's manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: BackboneKind
+    num_layers: int = Field(default=5, ge=1)
+    hidden_dim: int = Field(default=300, ge=1)
+
+
+class Convolution(nn.Module):
+    """Base of the four layers: the edge embedding tables (Hu et al. 2020, appendix A)."""
+
+    def __init__(self, edge_dim: int) -> None:
+        super().__init__()
+        self.edge_embedding1 = nn.Embedding(NUM_BOND_TYPES, edge_dim)
+        self.edge_embedding2 = nn.Embedding(NUM_BOND_DIRECTIONS, edge_dim)
+        nn.init.xavier_uniform_(self.edge_embedding1.weight)
+        nn.init.xavier_uniform_(self.edge_embedding2.weight)
+
+    def edge_table(self) -> Tensor:
+        """(9, d_edge): the rows that bond types and directions add to a message."""
+        return torch.cat([self.edge_embedding1.weight, self.edge_embedding2.weight])
+
+    def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
+        """(E',) the fixed weight of each edge: 1 unless the layer normalises."""
+        return torch.ones(len(edges.source), dtype=dtype, device=edges.source.device)
+
+    def messages(self, h: Tensor, edges: Propagation) -> Tensor:
+        """sum_j w_ij (h_j + e_ij): (N, *S, d) -> (N, *S, d)."""
+        weights = self.edge_weights(edges, h.dtype)
+        bonds = edges.edge_feature_sums(weights) @ self.edge_table()
+        return edges.aggregate(weights, h) + bonds.view(len(bonds), *[1] * (h.dim() - 2), -1)
+
+
+class GINConvolution(Convolution):
+    """h_i = MLP(sum_j (h_j + e_ij)), the loop included in the sum (no epsilon). Xu et al. 2019 in
+    the form of Hu et al. 2020."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, h: Tensor, edges: Propagation) -> Tensor:
+        """(N, *S, d) -> (N, *S, d)."""
+        out: Tensor = self.mlp(self.messages(h, edges))
+        return out
+
+
+class GCNConvolution(Convolution):
+    """h_i = sum_j (deg_i deg_j)^-1/2 (W h_j + b + e_ij). Kipf and Welling 2017 in the form of Hu et
+    al. 2020 (the edge term is normalised too)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear = nn.Linear(dim, dim)
+
+    def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
+        """(E',) 1 / sqrt(deg_i deg_j), degrees counted by source with the loop."""
+        scale = edges.out_degree().to(dtype).rsqrt()
+        return scale[edges.source] * scale[edges.target]
+
+    def forward(self, h: Tensor, edges: Propagation) -> Tensor:
+        """(N, *S, d) -> (N, *S, d)."""
+        return self.messages(self.linear(h), edges)
+
+
+class GraphSAGEConvolution(Convolution):
+    """h_i = normalize(mean_j (W h_j + b + e_ij)). Hamilton et al. 2017 in the form of Hu et al.
+    2020."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.linear = nn.Linear(dim, dim)
+
+    def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
+        """(E',) 1 / (number of incoming edges, the loop included)."""
+        return edges.in_degree().to(dtype).reciprocal()[edges.target]
+
+    def forward(self, h: Tensor, edges: Propagation) -> Tensor:
+        """(N, *S, d) -> (N, *S, d)."""
+        return F.normalize(self.messages(self.linear(h), edges), p=2.0, dim=-1)
+
+
+class GATConvolution(Convolution):
+    """h_i = mean_heads sum_j alpha_ij (W h_j + e_ij) + bias. Velickovic et al. 2018 in the form of
+    Hu et al. 2020.
+
+    The attention is normalised over the edges that leave j, not over those that enter i: so the
+    checkpoints were trained.
+    """
+
+    heads = 2
+    negative_slope = 0.2
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(self.heads * dim)
+        self.weight_linear = nn.Linear(dim, self.heads * dim)
+        self.att = nn.Parameter(torch.empty(1, self.heads, 2 * dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.xavier_uniform_(self.att)
+
+    def attention(self, x: Tensor, edges: Propagation) -> Tensor:
+        """x (N, *S, heads, d) -> alpha (E', *S, heads)."""
+        to_target, to_source = self.att[0].chunk(2, dim=-1)
+        received = (x * to_target).sum(-1)
+        sent = (x * to_source).sum(-1)
+        # att . (x_j + e_ij) = att . x_j + att . e_ij, and e_ij is a row of a table: no edge needs d
+        # numbers.
+        by_type, by_direction = (
+            table.weight.view(len(table.weight), self.heads, -1)
+            for table in (self.edge_embedding1, self.edge_embedding2)
+        )
+        bond = (by_type * to_source).sum(-1)[edges.bond_type] + (by_direction * to_source).sum(-1)[
+            edges.bond_direction
+        ]
+        bond = bond.view(len(bond), *[1] * (x.dim() - 3), self.heads)
+        scores = F.leaky_relu(
+            received[edges.target] + sent[edges.source] + bond, self.negative_slope
+        )
+        return segment_softmax(scores, edges.source, edges.num_nodes)
+
+    def forward(self, h: Tensor, edges: Propagation) -> Tensor:
+        """(N, *S, d) -> (N, *S, d)."""
+        x = self.weight_linear(h).view(*h.shape[:-1], self.heads, -1)
+        alpha = self.attention(x, edges)
+        flat_alpha, flat_x = alpha.flatten(1), x.flatten(1, -2)
+        summed = torch.stack(
+            [
+                edges.aggregate(flat_alpha[:, k].contiguous(), flat_x[:, k])
+                for k in range(flat_x.shape[1])
+            ],
+            dim=1,
+        ).view(x.shape)
+        table = self.edge_table().view(-1, self.heads, x.shape[-1])
+        bonds = torch.einsum("n...hf,fhd->n...hd", edges.edge_feature_sums(alpha), table)
+        return (summed + bonds).mean(-2) + self.bias
+
+
+_CONVOLUTIONS: dict[BackboneKind, type[Convolution]] = {
+    "gin": GINConvolution,
+    "gcn": GCNConvolution,
+    "graphsage": GraphSAGEConvolution,
+    "gat": GATConvolution,
+}
+
+
+class Backbone(nn.Module):
+    """A graph network without readout and head; parameter names are those of Hu et al.'s
+    checkpoints."""
+
+    def __init__(self, config: BackboneConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.config = config
+        self.dropout = dropout
+        self.x_embedding1 = nn.Embedding(NUM_ATOM_TYPES, dim)
+        self.x_embedding2 = nn.Embedding(NUM_CHIRALITY_TAGS, dim)
+        nn.init.xavier_uniform_(self.x_embedding1.weight)
+        nn.init.xavier_uniform_(self.x_embedding2.weight)
+        self.gnns = nn.ModuleList(_CONVOLUTIONS[config.kind](dim) for _ in range(config.num_layers))
+        self.batch_norms = nn.ModuleList(nn.BatchNorm1d(dim) for _ in range(config.num_layers))
+
+    def embed(self, batch: GraphBatch) -> Tensor:
+        """Atom and chirality embedding, (N, d)."""
+        out: Tensor = self.x_embedding1(batch.x[:, 0]) + self.x_embedding2(batch.x[:, 1])
+        return out
+
+    def activate(self, layer: int, h: Tensor) -> Tensor:
+        """What follows the BatchNorm of a layer: relu (not after the last) and, in training mode,
+        dropout."""
+        if layer < self.config.num_layers - 1:
+            h = h.relu()
+        return fast_dropout(h, self.dropout) if self.training and self.dropout else h
+
+    def forward(
+        self, batch: GraphBatch, correct: SiteHook | None = None, normalise: SiteHook | None = None
+    ) -> Tensor:
+        """Node embeddings of the last layer ("JK last"), (N, *S, d).
+
+        Args:
+            batch: the graphs.
+            correct: gets each layer's number and its convolution output, and returns what goes on
+                (adapters); it may add a dimension of streams.
+            normalise: gets the same after `correct`, in place of the layer's own BatchNorm
+                (statistics per task).
+        """
+        edges = Propagation.from_batch(batch)
+        h = self.embed(batch)
+        for layer, convolution in enumerate(self.gnns):
+            h = convolution(h, edges)
+            h = correct(layer, h) if correct else h
+            h = normalise(layer, h) if normalise else self.batch_norms[layer](h)
+            h = self.activate(layer, h)
+        return h
+
+
+def make_backbone(tensors: dict[str, Tensor], config: BackboneConfig, origin: str) -> Backbone:
+    """A backbone from its state dict, in evaluation mode. Raises CheckpointError (see
+    `load_tensors`)."""
+    backbone = Backbone(config)
+    load_tensors(backbone, tensors, origin)
+    return backbone.eval()
+
+
+def load_backbone(path: Path, config: BackboneConfig) -> Backbone:
+    """A backbone from a checkpoint in Hu et al.'s layout, in evaluation mode. Raises
+    CheckpointError (see `load_tensors`)."""
+    return make_backbone(read_tensors(path), config, str(path))

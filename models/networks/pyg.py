@@ -1,0 +1,122 @@
+"""Backbones for graphs with any numeric node features: PyG's own GCN, SAGE, GIN and GAT layers
+behind the interface of `models.networks.hu2020.Backbone`."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.data.batch import GraphBatch
+from models.errors import InvalidInputError
+from models.networks.hu2020 import SiteHook
+
+GraphNetworkKind = Literal["pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat"]
+
+
+class GraphNetworkConfig(BaseModel):
+    """Shape of a graph network; it travels in the artifact's manifest.
+
+    Attributes:
+        kind: whose layers.
+        in_dim: width of what enters the first layer.
+        num_layers, hidden_dim: of the layers, all of one width.
+        heads: of a GAT, concatenated; hidden_dim is their total width.
+        row_normalise: divide each node's features by their sum of absolute values, as is usual for
+            bags of words (Kipf and Welling 2017).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: GraphNetworkKind
+    in_dim: int = Field(ge=1)
+    num_layers: int = Field(default=2, ge=1)
+    hidden_dim: int = Field(default=128, ge=1)
+    heads: int = Field(default=4, ge=1)
+    row_normalise: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "GraphNetworkConfig":
+        if self.kind == "pyg_gat" and self.hidden_dim % self.heads:
+            raise ValueError(
+                f"got hidden_dim {self.hidden_dim}, expected a multiple of heads, {self.heads}"
+            )
+        return self
+
+
+class GraphNetwork(nn.Module):
+    """A graph network without readout and head: layers with relu and, in training, dropout between
+    them; no BatchNorm.
+
+    It has what adapters, routing and mergers need of a backbone: `config`, `gnns`, `batch_norms`
+    (none), `forward` with the same hooks.
+    """
+
+    def __init__(self, config: GraphNetworkConfig, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = dropout
+        widths = [config.in_dim, *[config.hidden_dim] * config.num_layers]
+        self.gnns = nn.ModuleList(
+            _convolution(config, width, config.hidden_dim) for width in widths[:-1]
+        )
+        self.batch_norms = nn.ModuleList()
+
+    def embed(self, batch: GraphBatch) -> Tensor:
+        """What enters the first layer: (N, *S, F) -> the same shape. Raises InvalidInputError if
+        the features are not as wide as the network."""
+        x = batch.x
+        if x.shape[-1] != self.config.in_dim:
+            raise InvalidInputError(
+                f"x: got {x.shape[-1]} features for each node, expected {self.config.in_dim}"
+            )
+        return (
+            x / x.abs().sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+            if self.config.row_normalise
+            else x
+        )
+
+    def activate(self, layer: int, h: Tensor) -> Tensor:
+        """What follows a layer: relu (not after the last) and, in training mode, dropout."""
+        if layer == self.config.num_layers - 1:
+            return h
+        return F.dropout(h.relu(), self.dropout, self.training)
+
+    def convolve(self, layer: int, h: Tensor, edge_index: Tensor) -> Tensor:
+        """One layer, (N, *S, d_in) -> (N, *S, d): stream by stream, since PyG's GAT knows no
+        further dimension."""
+        convolution: Any = self.gnns[layer]
+        if h.dim() == 2:
+            out: Tensor = convolution(h, edge_index)
+            return out
+        return torch.stack([convolution(each, edge_index) for each in h.unbind(1)], dim=1)
+
+    def forward(
+        self, batch: GraphBatch, correct: SiteHook | None = None, normalise: SiteHook | None = None
+    ) -> Tensor:
+        """Node embeddings of the last layer, (N, *S, d); for the hooks see `Backbone.forward`
+        (`normalise` has nothing to do here)."""
+        h = F.dropout(self.embed(batch), self.dropout, self.training)
+        for layer in range(self.config.num_layers):
+            h = self.convolve(layer, h, batch.edge_index)
+            h = correct(layer, h) if correct else h
+            h = self.activate(layer, h)
+        return h
+
+
+def _convolution(config: GraphNetworkConfig, width: int, out: int) -> nn.Module:
+    # Importing PyG takes longer than importing torch, and only such networks need it.
+    from torch_geometric.nn.conv import GATConv, GCNConv, GINConv, SAGEConv
+
+    made: dict[GraphNetworkKind, Callable[[], nn.Module]] = {
+        "pyg_gcn": lambda: GCNConv(width, out),
+        "pyg_sage": lambda: SAGEConv(width, out),
+        "pyg_gin": lambda: GINConv(
+            nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Linear(out, out))
+        ),
+        "pyg_gat": lambda: GATConv(width, out // config.heads, config.heads),
+    }
+    convolution: nn.Module = made[config.kind]()
+    return convolution

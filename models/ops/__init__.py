@@ -1,0 +1,1 @@
+"""Operations on segments and sparse patterns, dropout and just-in-time compilation."""

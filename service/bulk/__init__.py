@@ -1,0 +1,1 @@
+"""Many molecules: streams, files and jobs."""

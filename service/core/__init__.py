@@ -1,0 +1,1 @@
+"""From a request's molecules to their answers; no HTTP."""

@@ -1,0 +1,326 @@
+"""Molecules and graphs are read in processes of their own: RDKit holds the interpreter's lock while
+it reads one, a hostile one for seconds.
+
+- Chunks of different requests take turns; one request never holds all processes, unless there is
+  only one.
+- A chunk that takes too long, or whose process dies, is read again molecule by molecule. A molecule
+  that takes too long by itself costs its process its life and its sender an error; after a few of
+  these the request's other molecules are not tried.
+- The pool replaces what was killed.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import resource
+import signal
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from numpy.typing import NDArray
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from models.errors import GMergingError
+from service.core.limits import Graph, MoleculeLimits, Wanted, tensors_of
+from service.core.reading import MOLECULES, Parsed, Source, Unreadable, read, read_all, refused
+
+Loss = Literal["timeout", "died"]
+LOSSES: tuple[Loss, ...] = ("timeout", "died")
+"""Why a process had to be replaced."""
+_CHUNK = 16  # about ten milliseconds of work, against half a millisecond for the way there and back
+_MOST_TIMEOUTS = 3
+_LOOK_SECONDS = 0.05
+_START_SECONDS = 300.0  # of all processes together: the first one of a busy machine imports torch
+_HOLD_SECONDS = 0.02
+_FIRST = "C"
+_NO_START = "the processes that read molecules do not work: got {} for C, expected it read"
+# addresses, of which torch's libraries take most: a molecule that wants gigabytes gets an error
+_MOST_MEMORY_BYTES = 6 * 1024**3
+# What crosses between processes: canonical SMILES, the graph's class and arrays (tensors would each
+# take a file descriptor), or what is wrong.
+_Wire = tuple[str | None, type[Graph], list[NDArray[Any]]] | Unreadable
+
+
+class ProcessLostError(Exception):
+    """The process that read a chunk is gone, and the chunk's molecules are as they were."""
+
+
+class ParserStartError(GMergingError):
+    """The processes that read molecules do not read one."""
+
+    code = "parser_failed"
+
+
+@dataclass
+class _Request:
+    """What the chunks of one request share."""
+
+    wanted: Wanted
+    gate: asyncio.Semaphore
+    timeouts_left: int = _MOST_TIMEOUTS
+
+
+@dataclass(eq=False)
+class _Task:
+    """A task of the pool; `answer` may be given up by who waits for it, the task is not."""
+
+    future: "ProcessFuture[list[_Wire]]"
+    answer: asyncio.Future[list[_Wire]]
+    started: float | None = None
+
+    def is_late(self, seconds: float) -> bool:
+        """Whether it has run for longer than this."""
+        if self.started is None and self.future.running():  # until then it waits for a process
+            self.started = time.monotonic()
+        return self.started is not None and time.monotonic() - self.started > seconds
+
+    def deliver(self) -> None:
+        """What the pool says, to who waits for it."""
+        if self.answer.done():
+            return
+        if self.future.cancelled():
+            self.answer.cancel()
+        elif (error := self.future.exception()) is not None:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(self.future.result())
+
+    def give_up(self) -> bool:
+        """Have the pool kill the process; False if the task has just ended."""
+        if not self.future.cancel():
+            return False
+        if not self.answer.done():
+            self.answer.set_exception(TimeoutError())
+        return True
+
+
+class Parser:
+    """Reads molecules for the event loop."""
+
+    def __init__(
+        self,
+        limits: MoleculeLimits,
+        processes: int = 1,
+        timeout_seconds: float = 5.0,
+        on_loss: Callable[[Loss], None] = lambda _: None,
+    ) -> None:
+        """Prepare; processes start with the first molecule.
+
+        Args:
+            limits: of molecules.
+            processes: how many read at a time.
+            timeout_seconds: for one molecule, and for one chunk of them.
+            on_loss: told of each process that was lost.
+        """
+        self._limits, self._processes, self._timeout_seconds, self._on_loss = (
+            limits,
+            processes,
+            timeout_seconds,
+            on_loss,
+        )
+        self._window = max(1, processes - 1)
+        self._closed = False
+        self._tasks: list[_Task] = []
+        self._watching: asyncio.Task[None] | None = None
+        # A server that was forked before there were threads, and has imported all that is needed,
+        # makes a new process in milliseconds.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([read.__module__])
+        self._pool = self._new_pool()
+
+    async def start(self) -> None:
+        """Have every process read a molecule.
+
+        Raises:
+            ParserStartError: one of them cannot, with the reason.
+        """
+        seen: set[int] = set()
+        deadline = time.monotonic() + _START_SECONDS
+        while len(seen) < self._processes:
+            # As many at a time as there are processes; each is held for a moment, so that the
+            # others get theirs.
+            futures = [
+                self._pool.schedule(_read_first, args=[self._limits])
+                for _ in range(self._processes)
+            ]
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    answers = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            except TimeoutError:
+                late = f"nothing after {_START_SECONDS:g} s"
+                raise ParserStartError(_NO_START.format(late)) from None
+            except Exception as error:
+                lost = f"{type(error).__name__}: {error}"
+                raise ParserStartError(_NO_START.format(lost)) from error
+            for pid, smiles in answers:
+                if smiles != _FIRST:
+                    raise ParserStartError(_NO_START.format(smiles))
+                seen.add(pid)
+
+    async def parse(
+        self, sources: Sequence[Source], wanted: Wanted = MOLECULES
+    ) -> list[Parsed | Unreadable]:
+        """Read molecules or graphs, in their order, as the asked tasks of a model take them."""
+        request = _Request(wanted, asyncio.Semaphore(self._window))
+        errors = [refused(source, self._limits, wanted) for source in sources]
+        left = [source for source, error in zip(sources, errors, strict=True) if error is None]
+        chunks = [left[begin : begin + _CHUNK] for begin in range(0, len(left), _CHUNK)]
+        if len(chunks) == 1:
+            # most requests: without a task of its own
+            parts = [await self._read_chunk(chunks[0], request)]
+        else:
+            parts = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
+        results = iter([molecule for part in parts for molecule in part])
+        return [next(results) if error is None else error for error in errors]
+
+    def close(self) -> None:
+        """Stop the processes, whatever they are at."""
+        self._closed = True
+        self._pool.stop()
+        self._pool.join()
+
+    def _new_pool(self) -> ProcessPool:
+        with _our_path():
+            forkserver.ensure_running()
+        return ProcessPool(self._processes, initializer=_prepare, context=self._context)
+
+    async def _read_chunk(
+        self, chunk: Sequence[Source], request: _Request
+    ) -> list[Parsed | Unreadable]:
+        async with request.gate:
+            if request.timeouts_left:
+                try:
+                    return await self._run(chunk, request.wanted)
+                except (TimeoutError, ProcessLostError):
+                    pass
+            return [await self._read_alone(source, request) for source in chunk]
+
+    async def _read_alone(self, source: Source, request: _Request) -> Parsed | Unreadable:
+        if not request.timeouts_left:
+            return Unreadable(
+                "parse_timeout",
+                f"not tried: {_MOST_TIMEOUTS} molecules of this request took more than"
+                f" {self._timeout_seconds:g} s to read",
+            )
+        for _ in range(2):  # a process may die by accident, but not twice for the same molecule
+            try:
+                return (await self._run([source], request.wanted))[0]
+            except ProcessLostError:
+                continue
+            except TimeoutError:
+                request.timeouts_left -= 1
+                return Unreadable(
+                    "parse_timeout",
+                    f"took more than {self._timeout_seconds:g} s to read (parse_timeout_seconds)",
+                )
+        return Unreadable("unreadable", "the process that read this molecule died, twice")
+
+    async def _run(self, chunk: Sequence[Source], wanted: Wanted) -> list[Parsed | Unreadable]:
+        """One task of the pool. It is not cancelled with its request, which would cost a process;
+        but it is not let go on for ever either."""
+        pool = self._pool
+        try:
+            wires = await self._watched(
+                pool.schedule(_read_all, args=[list(chunk), self._limits, wanted])
+            )
+        except ProcessExpired:
+            self._on_loss("died")
+            raise ProcessLostError from None
+        except RuntimeError:
+            # A pool whose process dies while it has nothing to do gives up, with all that it was
+            # given since.
+            if self._closed:
+                raise
+            if pool is self._pool:
+                self._on_loss("died")
+                self._pool = self._new_pool()
+                pool.stop()
+            raise ProcessLostError from None
+        return [wire if isinstance(wire, Unreadable) else _received(*wire) for wire in wires]
+
+    def _watched(self, future: "ProcessFuture[list[_Wire]]") -> asyncio.Future[list[_Wire]]:
+        """The result of a task, or TimeoutError, and then its process is killed."""
+        loop = asyncio.get_running_loop()
+        task = _Task(future, loop.create_future())
+        future.add_done_callback(
+            lambda _: loop.is_closed() or loop.call_soon_threadsafe(task.deliver)
+        )
+        self._tasks.append(task)
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), name="watch parsers")
+        return task.answer
+
+    async def _watch(self) -> None:
+        """While there are tasks, see that none takes too long. The pool could do that, but goes by
+        the clock on the wall, which jumps."""
+        while self._tasks:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._tasks = [task for task in self._tasks if not task.future.done()]
+            for task in self._tasks:
+                if task.is_late(self._timeout_seconds) and task.give_up():
+                    self._on_loss("timeout")
+
+
+@contextmanager
+def _our_path() -> Iterator[None]:
+    """While this holds, a Python that is started finds the packages that this one has.
+
+    By itself it has the current folder in front of its path, where a `models.py` of the user's
+    would be taken for ours; and where ours are not installed, it would not find them.
+    """
+    root = str(Path(__file__).parents[2])
+    ours = {"PYTHONSAFEPATH": "1"}
+    if root != sysconfig.get_path("purelib"):  # which is on the path anyway
+        ours["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _prepare() -> None:
+    """A process of the pool ends when the pool says so, and then at once (a handler of Python's
+    would wait until the molecule is read); but not when someone presses Ctrl-C at the terminal of
+    the service."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY_BYTES, _MOST_MEMORY_BYTES))
+    torch.set_num_threads(1)
+
+
+def _read_first(limits: MoleculeLimits) -> tuple[int, str | None]:
+    """This process, and what it makes of a molecule."""
+    (molecule,) = read_all([_FIRST], limits, MOLECULES)
+    time.sleep(_HOLD_SECONDS)
+    return os.getpid(), molecule.message if isinstance(molecule, Unreadable) else molecule.smiles
+
+
+def _read_all(sources: Sequence[Source], limits: MoleculeLimits, wanted: Wanted) -> list[_Wire]:
+    return [_sent(molecule) for molecule in read_all(sources, limits, wanted)]
+
+
+def _sent(molecule: Parsed | Unreadable) -> _Wire:
+    if isinstance(molecule, Unreadable):
+        return molecule
+    return (
+        molecule.smiles,
+        type(molecule.graph),
+        [tensor.numpy() for tensor in tensors_of(molecule.graph)],
+    )
+
+
+def _received(smiles: str | None, kind: type[Graph], arrays: Sequence[NDArray[Any]]) -> Parsed:
+    return Parsed(smiles, kind(*(torch.from_numpy(array) for array in arrays)))

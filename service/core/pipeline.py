@@ -1,0 +1,271 @@
+"""The way of a request: admitted, parsed, looked up, queued, answered. Joins parser, cache,
+batcher, engines and metrics; knows no HTTP."""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.data.molecule import MolGraph
+from models.experts.unified import Routing
+from service.core.batcher import (
+    Batcher,
+    DeadlineExceededError,
+    Place,
+    QueueClosedError,
+    QueueFullError,
+)
+from service.core.cache import AnswerCache
+from service.core.engine import Engine, TaskAnswer, gpu_memory_bytes
+from service.core.limits import Graph, MoleculeLimits, Wanted, graph_cost
+from service.core.parsing import Parser
+from service.core.reading import Parsed, Source, Unreadable, cost
+from service.settings import Settings
+from service.telemetry.metrics import ANSWERED, CANCELLED, EXPIRED, FAILED, REFUSED, Metrics
+from service.telemetry.statistics import Gauges
+from service.telemetry.tracing import span
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to answer about molecules or graphs; requests that ask the same share passes.
+
+    Attributes:
+        model: its name.
+        engine: that answers.
+        tasks: in the engine's order, so that spellings share a pass.
+        routing: "moe", "own" or "merged".
+    """
+
+    model: str
+    engine: Engine
+    tasks: tuple[str, ...]
+    routing: Routing
+
+    @classmethod
+    def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> "Question":
+        """A question on some of the engine's tasks, in any order."""
+        return cls(
+            model, engine, tuple(task for task in engine.info.tasks if task in tasks), routing
+        )
+
+    @property
+    def wanted(self) -> Wanted:
+        """What its tasks take."""
+        return self.engine.info.wanted(self.tasks)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer for one molecule or graph.
+
+    Attributes:
+        smiles: canonical; None for a graph.
+        tasks: by name.
+    """
+
+    smiles: str | None
+    tasks: dict[str, TaskAnswer]
+
+
+Result = Answer | Unreadable
+_Answered = dict[str, TaskAnswer] | Unreadable
+
+
+class Pipeline:
+    """Answers questions about molecules and graphs.
+
+    Attributes:
+        stopping: set once the service was told to stop: for what has no end of its own.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
+        self._parser = Parser(
+            self._limits, settings.parsers, settings.parse_timeout_seconds, metrics.parser_lost
+        )
+        self._cache = AnswerCache(settings.cache_bytes)
+        self._batcher: Batcher[Question, Graph, _Answered] = Batcher(
+            self._run_pass,
+            max_batch_cost=settings.max_batch_cost,
+            max_pending_cost=settings.max_pending_cost,
+            on_pass=metrics.model_pass,
+        )
+        self._accepts = self._ready = False
+        self.stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def accepts(self) -> bool:
+        """Whether requests are answered."""
+        return self._accepts
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here: not while the service is starting, draining or
+        stopping."""
+        return self._ready
+
+    def gauges(self, jobs_waiting: int = 0) -> Gauges:
+        """How things stand."""
+        batcher = self._batcher
+        return Gauges(
+            ready=self._ready,
+            queue_molecules=batcher.waiting_items,
+            queue_oldest_seconds=batcher.oldest_seconds,
+            pending_cost=batcher.pending_cost,
+            cache_bytes=self._cache.size_bytes,
+            gpu_memory_bytes=gpu_memory_bytes(),
+            jobs_waiting=jobs_waiting,
+        )
+
+    async def start(self) -> None:
+        """Start the processes that read molecules, then accept requests. Raises
+        ParserStartError."""
+        await self._parser.start()
+        self._batcher.start()
+        self._loop = asyncio.get_running_loop()
+        self._accepts = self._ready = True
+
+    def drain(self) -> None:
+        """Say that no requests should be sent here any more; those that come are answered. Streams
+        end. May be called by a signal handler."""
+        self._ready = False
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.stopping.set)
+
+    async def close(self) -> None:
+        """Refuse what comes, answer what is there, stop threads and processes."""
+        self._accepts = self._ready = False
+        await self._batcher.close()
+        await asyncio.to_thread(self._parser.close)
+
+    async def predict(
+        self,
+        question: Question,
+        sources: Sequence[Source],
+        seconds: float = math.inf,
+        *,
+        bounded: bool = True,
+    ) -> list[Result]:
+        """Answer molecules, in their order; those that cannot be read are marked and hinder no
+        other.
+
+        Args:
+            question: what to answer.
+            sources: SMILES, graphs or mol blocks, at least one.
+            seconds: until the deadline.
+            bounded: False for one of a few streams or jobs, which are let in whatever waits: each
+                has but little in the queue at a time.
+
+        Raises:
+            QueueFullError: too much waits; nothing was done.
+            QueueClosedError: the service is stopping.
+            DeadlineExceededError: the deadline came first.
+            Exception: the model failed on a pass with one of the molecules.
+        """
+        count = self._metrics.molecules
+        try:
+            results = await self._answer_in_time(question, sources, seconds, bounded)
+        except (QueueFullError, QueueClosedError):
+            count(REFUSED, len(sources))
+            raise
+        except DeadlineExceededError:
+            count(EXPIRED, len(sources))
+            raise
+        except asyncio.CancelledError:
+            count(CANCELLED, len(sources))
+            raise
+        except Exception:
+            count(FAILED, len(sources))
+            raise
+        for result in results:
+            count(ANSWERED if isinstance(result, Answer) else result.code)
+        return results
+
+    async def _answer_in_time(
+        self, question: Question, sources: Sequence[Source], seconds: float, bounded: bool
+    ) -> list[Result]:
+        estimate = len(question.tasks) * sum(cost(source, self._limits) for source in sources)
+        timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
+        try:
+            async with timeout:
+                with self._batcher.admit(estimate, seconds, bounded=bounded) as place:
+                    return await self._answer(
+                        question, sources, place, self._batcher.now() + seconds
+                    )
+        except TimeoutError:
+            if timeout.expired():
+                raise DeadlineExceededError from None
+            raise
+
+    async def _answer(
+        self, question: Question, sources: Sequence[Source], place: Place, deadline: float
+    ) -> list[Result]:
+        started = time.perf_counter()
+        with span("parse", molecules=len(sources)):
+            parsed = await self._parser.parse(sources, question.wanted)
+        self._metrics.stage("parse", time.perf_counter() - started)
+        digest, tasks, routing = question.engine.info.digest, question.tasks, question.routing
+        readable = [molecule for molecule in parsed if isinstance(molecule, Parsed)]
+        for molecule in readable:
+            if isinstance(molecule.graph, MolGraph):
+                self._metrics.molecule_read(molecule.graph.x[:, 0].numpy())
+        found = [self._cache.get(digest, molecule.smiles, tasks, routing) for molecule in readable]
+        missing = [molecule for molecule, hit in zip(readable, found, strict=True) if hit is None]
+        self._metrics.cache(len(readable) - len(missing), len(missing))
+        costs = [graph_cost(molecule.graph) * len(tasks) for molecule in missing]
+        place.cost = sum(costs)
+        computed: list[_Answered] = []
+        if missing:
+            with span("model", molecules=len(missing)):
+                computed = await self._batcher.submit(
+                    question, [molecule.graph for molecule in missing], costs, deadline
+                )
+            for molecule, answer in zip(missing, computed, strict=True):
+                if not isinstance(answer, Unreadable):
+                    self._cache.put(digest, molecule.smiles, answer, routing)
+        new = iter(computed)
+        answers = iter(
+            [
+                _result(molecule.smiles, next(new) if hit is None else hit)
+                for molecule, hit in zip(readable, found, strict=True)
+            ]
+        )
+        return [next(answers) if isinstance(molecule, Parsed) else molecule for molecule in parsed]
+
+    def _run_pass(self, question: Question, graphs: list[Graph]) -> list[_Answered]:
+        """One pass of the engine, cut into graphs; runs on the worker thread."""
+        self._metrics.pass_atoms(sum(graph.num_nodes for graph in graphs))
+        return self._run_engine(question, graphs)
+
+    def _run_engine(self, question: Question, graphs: list[Graph]) -> list[_Answered]:
+        """Features can be so large that no answer is finite. That is their sender's trouble: the
+        others of the pass are answered without them."""
+        try:
+            output = question.engine.run(graphs, question.tasks, question.routing)
+        except FloatingPointError as error:
+            if isinstance(graphs[0], MolGraph):  # which has no such features
+                raise
+            if len(graphs) == 1:
+                return [
+                    Unreadable(
+                        "not_finite", f"{error}: those of the graph are too large for the model"
+                    )
+                ]
+            half = len(graphs) // 2
+            return self._run_engine(question, graphs[:half]) + self._run_engine(
+                question, graphs[half:]
+            )
+        if question.routing != "own":  # with "own" every weight is 0 or 1 and would blur the mean
+            for task in question.tasks:
+                self._metrics.routing(
+                    question.model, task, question.engine.info.tasks, output.routing(task)
+                )
+        return [*output.answers]
+
+
+def _result(smiles: str | None, answer: _Answered) -> Result:
+    return answer if isinstance(answer, Unreadable) else Answer(smiles, answer)

@@ -1,0 +1,1 @@
+"""How answers and files are written and read."""

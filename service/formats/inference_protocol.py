@@ -1,0 +1,265 @@
+"""The Open Inference Protocol, version 2: tensors in and out, in JSON or as bytes behind it (the
+extension `binary_tensor_data`).
+
+One input, `smiles`, of datatype BYTES and shape [N] or [N, 1]; an output for each task, of datatype
+FP32 and shape [N, labels]. The protocol knows no error of a single element, so a molecule that
+cannot be read fails its request; the error names it. `POST /predict` marks it instead. Models that
+take no molecules, and tasks that answer for each atom, are not to be had in this way.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.errors import InvalidInputError, did_you_mean
+from models.experts.unified import DEFAULT_ROUTING, Routing
+from service.core.engine import EngineInfo
+from service.core.pipeline import Answer
+from service.formats.answers import written
+
+INPUT = "smiles"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+EXTENSIONS = ("binary_tensor_data",)
+_Name = Annotated[str, Field(max_length=128)]
+
+
+class _Part(BaseModel):
+    # the protocol lets clients say more than a server knows
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class InputParameters(_Part):
+    """How an input's data comes."""
+
+    binary_data_size: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+        None, description="bytes of this input behind the JSON"
+    )
+
+
+class InferInput(_Part):
+    """The one input."""
+
+    name: Literal["smiles"]
+    datatype: Literal["BYTES"]
+    shape: Annotated[
+        list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(min_length=1, max_length=2)
+    ] = Field(examples=[[2]])
+    data: Annotated[list[str | list[str]], Field(fail_fast=True)] | None = Field(
+        None, description="in row-major order", examples=[["CCO", "C"]]
+    )
+    parameters: InputParameters = InputParameters()
+
+
+class OutputParameters(_Part):
+    """How an output's data should come."""
+
+    binary_data: bool = False
+
+
+class InferOutput(_Part):
+    """A wanted output: a task."""
+
+    name: _Name
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferParameters(_Part):
+    """Of the whole request."""
+
+    routing: Routing = DEFAULT_ROUTING
+    binary_data_output: bool = Field(
+        False, description="all outputs as bytes behind the JSON, where `outputs` does not say"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, given: Any) -> Any:
+        """The protocol knows other parameters, but none that is nearly `routing`."""
+        for name in given if isinstance(given, dict) else ():
+            if name != "routing" and (hint := did_you_mean(name, ["routing"])):
+                raise ValueError(f"got an unknown parameter {name[:64]!a}{hint}")
+        return given
+
+
+class InferRequest(_Part):
+    """A request for inference."""
+
+    id: Annotated[str, Field(max_length=256)] | None = None
+    inputs: Annotated[list[InferInput], Field(min_length=1, max_length=1)]
+    outputs: list[InferOutput] | None = Field(
+        None, description="tasks by name; all of them if left out"
+    )
+    parameters: InferParameters = InferParameters()
+
+
+class TensorMetadata(BaseModel):
+    """Name and form of a tensor; -1 is any number."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ServerMetadata(BaseModel):
+    """What the server is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelMetadata(BaseModel):
+    """What a model takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class OutputTensor(BaseModel):
+    """An answer as a tensor."""
+
+    name: str
+    datatype: Literal["FP32"]
+    shape: list[int]
+    data: list[float] | None = Field(
+        None, description="in row-major order; absent where it is behind the JSON"
+    )
+    parameters: dict[str, int] | None = None
+
+
+class InferResponse(BaseModel):
+    """An answer."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    parameters: dict[str, str]
+    outputs: list[OutputTensor]
+
+
+def model_metadata(name: str, info: EngineInfo) -> ModelMetadata:
+    """Of a model, by the name under which it answers. Raises UnsupportedInputError if it takes no
+    molecules, or answers for each atom."""
+    info.check_table(info.tasks)
+    outputs = [
+        TensorMetadata(name=task, datatype="FP32", shape=[-1, len(labels)])
+        for task, labels in info.labels.items()
+    ]
+    smiles = TensorMetadata(name=INPUT, datatype="BYTES", shape=[-1])
+    return ModelMetadata(
+        name=name, versions=[info.version], platform="g-merging", inputs=[smiles], outputs=outputs
+    )
+
+
+def read_request(body: bytes, header_length: str | None) -> tuple[InferRequest, list[str]]:
+    """A request and its SMILES.
+
+    Args:
+        body: JSON, and behind it the input's bytes if `header_length` is given.
+        header_length: how long the JSON is.
+
+    Raises:
+        InvalidInputError: it is not as the protocol says.
+    """
+    length = len(body)
+    if header_length is not None:
+        if (
+            not header_length.isascii()
+            or not header_length.isdecimal()
+            or len(header_length) > 12
+            or int(header_length) > length
+        ):
+            raise InvalidInputError(
+                f"{HEADER_LENGTH}: got {header_length[:20]!a}, expected at most the {length} bytes"
+                " of the body"
+            )
+        length = int(header_length)
+    try:
+        request = InferRequest.model_validate_json(body[:length])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = "/".join(map(str, first["loc"])) or "body"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidInputError(f"{where}: {message}") from None
+    smiles = _elements(request.inputs[0], body[length:])
+    shape = request.inputs[0].shape
+    if shape[1:] not in ([], [1]) or shape[0] != len(smiles) or not smiles:
+        raise InvalidInputError(
+            f"{INPUT}: got shape {shape} and {len(smiles)} elements, expected [N] or [N, 1] with N"
+            " elements, at least one"
+        )
+    return request, smiles
+
+
+def _elements(tensor: InferInput, binary: bytes) -> list[str]:
+    size = tensor.parameters.binary_data_size
+    if (size is None) == (tensor.data is None):
+        raise InvalidInputError(
+            f"{INPUT}: got {'neither' if size is None else 'both'} of data and binary_data_size,"
+            " expected exactly one"
+        )
+    if tensor.data is not None:
+        return [each for row in tensor.data for each in ([row] if isinstance(row, str) else row)]
+    if size != len(binary):
+        raise InvalidInputError(
+            f"{INPUT}: got binary_data_size {size}, expected the {len(binary)} bytes behind the"
+            " JSON"
+        )
+    found, position = [], 0
+    while position < len(binary):
+        if position + 4 > len(binary):
+            raise InvalidInputError(
+                f"{INPUT}: got {len(binary) - position} bytes at the end, expected a length of 4"
+                " bytes and an element"
+            )
+        (length,) = struct.unpack_from("<I", binary, position)
+        position += 4 + length
+        if position > len(binary):
+            raise InvalidInputError(
+                f"{INPUT}: got an element of {length} bytes, of which"
+                f" {len(binary) - position + length} are there"
+            )
+        found.append(binary[position - length : position].decode("utf-8", "replace"))
+    return found
+
+
+def write_response(
+    request: InferRequest,
+    model: str,
+    info: EngineInfo,
+    tasks: Sequence[str],
+    answers: Sequence[Answer],
+) -> tuple[bytes, int | None]:
+    """The body of an answer, and the length of its JSON if bytes follow."""
+    wanted = {output.name: output.parameters.binary_data for output in request.outputs or ()}
+    outputs: list[dict[str, Any]] = []
+    binary: list[bytes] = []
+    for task in tasks:
+        values: NDArray[np.float32] = np.stack(
+            [answer.tasks[task].values for answer in answers]
+        ).astype("<f4")
+        tensor: dict[str, Any] = {"name": task, "datatype": "FP32", "shape": list(values.shape)}
+        if wanted.get(task, request.parameters.binary_data_output):
+            binary.append(values.tobytes())
+            tensor["parameters"] = {"binary_data_size": values.nbytes}
+        else:
+            tensor["data"] = written(values.ravel(), info.task_infos[task].target)
+        outputs.append(tensor)
+    head: dict[str, Any] = {
+        "model_name": model,
+        "model_version": info.version,
+        "parameters": {"digest": info.digest},
+        "outputs": outputs,
+    }
+    if request.id is not None:
+        head["id"] = request.id
+    text = orjson.dumps(head)
+    return (text + b"".join(binary), len(text)) if binary else (text, None)

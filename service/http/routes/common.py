@@ -1,0 +1,132 @@
+"""What routes share: the parts of the application, the checks on a question, the descriptions of
+problems."""
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args, get_origin
+
+from fastapi import Depends, Header, Request
+
+from models.errors import did_you_mean
+from models.experts.unified import Routing
+from service.core.models import ModelRegistry
+from service.core.pipeline import Question
+from service.http.problems import ProblemError, clean, not_ready
+from service.schemas import Problem
+from service.security import Client
+from service.services import Services
+
+_REASONS = {
+    400: "The body is not JSON",
+    401: "The key is missing or unknown",
+    403: "The key may not do this",
+    404: "There is no such thing",
+    408: "The body came too slowly",
+    409: "It cannot be done in this state",
+    413: "The body is too large",
+    415: "The body is not of a type that can be read",
+    422: (
+        "The request, or its only molecule or graph, cannot be read, or is not what the model"
+        " takes; a model or task is unknown; a limit is passed"
+    ),
+    429: "The queue is full, or the key's rate is used up; `Retry-After` says when to come back",
+    500: "The service failed",
+    503: "The service is starting or stopping",
+    504: "The deadline came before the answer",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that a route may answer with, for its documentation."""
+    return {status: {"model": Problem, "description": _REASONS[status]} for status in statuses}
+
+
+async def _services(request: Request) -> Services:
+    services: Services | None = request.app.state.services
+    if services is None:
+        raise not_ready()
+    return services
+
+
+async def _accepting(services: Annotated[Services, Depends(_services)]) -> Services:
+    if not services.pipeline.accepts:
+        raise not_ready()
+    return services
+
+
+async def _client(request: Request) -> Client | None:
+    client: Client | None = request.scope.get("client_of_key")
+    return client
+
+
+async def closed_query(request: Request) -> None:
+    """Refuses a query parameter that the request's route does not declare, and one that is given
+    twice and taken once.
+
+    Raises:
+        ProblemError: names it, and the known one whose name is nearest.
+    """
+    given = [name for name, _ in request.query_params.multi_items()]
+    if not given:
+        return
+    declared = request.scope["route"].dependant.query_params
+    takes_many = {field.alias: _takes_many(field.field_info.annotation) for field in declared}
+    for name in given:
+        if name not in takes_many:
+            expected = f"one of {', '.join(takes_many)}" if takes_many else "none"
+            detail = f"got an unknown parameter {name[:64]!a}, expected {expected}"
+            detail += did_you_mean(name, takes_many)
+        elif given.count(name) > 1 and not takes_many[name]:
+            detail = f"got it {given.count(name)} times, expected it once"
+        else:
+            continue
+        pointer = clean(f"query {name[:64]}")
+        errors = [{"pointer": pointer, "detail": detail}]
+        raise ProblemError(422, "invalid_request", f"{pointer}: {detail}", errors=errors)
+
+
+def _takes_many(annotation: Any) -> bool:
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+AcceptingDep = Annotated[Services, Depends(_accepting)]
+ClientDep = Annotated[Client | None, Depends(_client)]
+TimeoutHeader = Annotated[
+    float | None,
+    Header(
+        alias="X-Request-Timeout",
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="seconds within which the answer is of use; at most the setting",
+    ),
+]
+
+
+def seconds_left(request: Request, services: Services, timeout: float | None) -> float:
+    """Until the deadline of a request, on the clock that its arrival was read from."""
+    limit = services.settings.request_timeout_seconds
+    arrived: float = request.scope["arrived"]
+    return (limit if timeout is None else min(timeout, limit)) - (time.perf_counter() - arrived)
+
+
+def question_of(
+    models: ModelRegistry, model: str | None, tasks: Sequence[str] | None, routing: Routing
+) -> Question:
+    """What a request asks, checked. Raises UnknownModelError, or ProblemError for a task or routing
+    that the model does not have."""
+    engine = models.get(model)
+    known = engine.info.tasks
+    asked = known if tasks is None else tuple(tasks)
+    unknown = [task for task in asked if task not in known]
+    if unknown:
+        detail = f"got unknown task {unknown[0]!a}, expected some of {', '.join(known)}"
+        raise ProblemError(422, "unknown_task", detail, known_tasks=known)
+    if routing not in engine.info.routings:
+        raise ProblemError(
+            422,
+            "invalid_request",
+            f"got routing {routing!r} for a force field, which has nothing to mix, expected 'own'",
+        )
+    return Question.of(models.default if model is None else model, engine, asked, routing)

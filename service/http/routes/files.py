@@ -1,0 +1,412 @@
+"""Many molecules: streams, files, and the jobs that long files become."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Annotated, Any, BinaryIO
+from urllib.parse import quote
+
+from fastapi import (
+    APIRouter,
+    Depends,
+    File,
+    Form,
+    Header,
+    Path,
+    Query,
+    Request,
+    Response,
+    UploadFile,
+)
+from fastapi.responses import FileResponse
+
+from models.errors import InvalidInputError, did_you_mean
+from models.experts.unified import DEFAULT_ROUTING, Routing
+from service.bulk.flow import Answerer, file_groups, in_order
+from service.bulk.jobs import Job, JobState, JobStore
+from service.bulk.ndjson import ndjson_answers, ndjson_groups
+from service.core.pipeline import Question
+from service.formats.molecule_files import (
+    MEDIA_TYPES,
+    FileFormat,
+    FileKind,
+    FileTooLargeError,
+    MoleculeFile,
+    OutputKind,
+    ResultWriter,
+    kind_of,
+    open_file,
+    unpacked,
+)
+from service.http.problems import ProblemError, clean, too_large
+from service.http.routes.common import AcceptingDep, ClientDep, ServicesDep, problems, question_of
+from service.http.streaming import Body, StreamedResponse, model_headers
+from service.schemas import JobOut, JobsResponse
+from service.security import Client
+from service.services import Services
+
+router = APIRouter()
+_Tasks = Annotated[
+    list[str] | None,
+    Query(
+        max_length=1000,
+        description=(
+            "tasks to answer, by name, each once, also with commas between them; all of them if"
+            " left out"
+        ),
+    ),
+]
+_Model = Annotated[
+    str | None, Query(max_length=128, description="name of a model; the default one if left out")
+]
+_Routing = Annotated[Routing, Query(description="`own`, `moe` or `merged`, as of `/predict`")]
+_Explain = Annotated[bool, Query(description="add routing weights to each answer")]
+_JobId = Annotated[str, Path(max_length=64)]
+
+
+def _question(
+    services: Services, model: str | None, tasks: list[str] | None, routing: Routing
+) -> Question:
+    if tasks is not None:
+        # which no task's name holds
+        tasks = [name.strip() for names in tasks for name in names.split(",")]
+    if tasks is not None and len(set(tasks)) != len(tasks):
+        raise ProblemError(422, "invalid_request", "got a task twice in tasks, expected each once")
+    return question_of(services.models, model, tasks, routing)
+
+
+_TEXT = {"schema": {"type": "string"}}
+_FILE_ANSWER: dict[str, Any] = {
+    "content": {"text/csv": _TEXT, "application/x-ndjson": _TEXT},
+    "description": "A row for every record of the file, in order",
+}
+_STREAM_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-ndjson": {
+                "schema": {
+                    "type": "string",
+                    "description": (
+                        "one molecule or graph a line: a SMILES as a JSON string, or an object"
+                        " (schema StreamLine)"
+                    ),
+                },
+                "example": '"CCO"\n{"id": "a7", "smiles": "c1ccccc1"}\n',
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/predict/stream",
+    tags=["predictions"],
+    summary="Predict for as many molecules as you like, line by line",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"application/x-ndjson": _TEXT},
+            "description": "A line for every line, in order",
+        },
+        **problems(401, 422, 429, 503),
+    },
+    openapi_extra=_STREAM_BODY,
+)
+async def predict_stream(
+    request: Request,
+    services: AcceptingDep,
+    client: ClientDep,
+    model: _Model = None,
+    tasks: _Tasks = None,
+    routing: _Routing = DEFAULT_ROUTING,
+    explain_routing: _Explain = False,
+) -> Response:
+    """NDJSON in, NDJSON out, answers as soon as there are any: read them while you write, or both
+    sides wait for each other.
+
+    Each line has the form of an item of `/predict`, with the line's `id` if it had one. A line that
+    cannot be read has an `error`. A stream that the service ends early ends with a line of nothing
+    but an `error`, which says how many lines were answered.
+    """
+    question = _question(services, model, tasks, routing)
+    body = Body(request.receive)
+    groups = ndjson_groups(body.parts(), services.settings.max_body_bytes)
+    lines = ndjson_answers(
+        groups,
+        Answerer(services.pipeline, question, services.keys, client),
+        explain_routing,
+        body.gone,
+    )
+    return StreamedResponse(
+        lines, "application/x-ndjson", model_headers(question), services.streams, body.close
+    )
+
+
+_Format = Annotated[FileKind | None, Query(description="of the file; by its name if left out")]
+_Column = Annotated[
+    str | None,
+    Query(
+        max_length=256,
+        description="column of the molecules in a table; by name and content if left out",
+    ),
+]
+_IdField = Annotated[
+    str | None,
+    Query(max_length=256, description="column, or data field of an SDF, of the records' ids"),
+]
+_Output = Annotated[
+    OutputKind,
+    Query(description="`csv`: the file's own columns, then ours; `ndjson`: as of `/predict`"),
+]
+_Prefer = Annotated[str, Header(description="`respond-async` makes a job of a short file too")]
+_LONGEST_NAME = 256
+_AS_QUERY = "as the parameter of this name; not both"
+
+
+@dataclass(frozen=True)
+class _FormFields:
+    """Options of `/predict/file` that came in the form; None: not given there."""
+
+    format: FileKind | None
+    smiles_column: str | None
+    id_field: str | None
+    output: OutputKind | None
+    model: str | None
+    tasks: list[str] | None
+    routing: Routing | None
+
+
+async def _form_fields(
+    request: Request,
+    format: Annotated[FileKind | None, Form(description=_AS_QUERY)] = None,  # noqa: A002
+    smiles_column: Annotated[str | None, Form(max_length=256, description=_AS_QUERY)] = None,
+    id_field: Annotated[str | None, Form(max_length=256, description=_AS_QUERY)] = None,
+    output: Annotated[OutputKind | None, Form(description=_AS_QUERY)] = None,
+    model: Annotated[str | None, Form(max_length=128, description=_AS_QUERY)] = None,
+    tasks: Annotated[list[str] | None, Form(max_length=1000, description=_AS_QUERY)] = None,
+    routing: Annotated[Routing | None, Form(description=_AS_QUERY)] = None,
+) -> _FormFields:
+    """Options in the form, as `curl -F` sends them, and nothing else beside the file."""
+    known = {"file", *(field.name for field in fields(_FormFields))}
+    given = (await request.form()).multi_items()
+    names = [name for name, _ in given]
+    for name, value in given:
+        if name not in known:
+            detail = f"got an unknown field, expected some of {', '.join(sorted(known))}"
+            raise _bad_field(name, f"{detail}{did_you_mean(name, known)}")
+        if name in request.query_params:
+            raise _bad_field(name, "got it in the form and in the query, expected it once")
+        if (count := names.count(name)) > 1 and name != "tasks":
+            what = f"got {count} files" if name == "file" else f"got it {count} times"
+            raise _bad_field(name, f"{what}, expected one")
+        if name == "file" and isinstance(value, str):
+            raise _bad_field(name, "got a field of text, expected a file, with its name")
+        if value == "":
+            raise _bad_field(name, "got an empty field, expected a value")
+    return _FormFields(format, smiles_column, id_field, output, model, tasks, routing)
+
+
+def _bad_field(name: str, detail: str) -> ProblemError:
+    pointer = clean(f"#/{name[:64]}")
+    errors = [{"pointer": pointer, "detail": detail}]
+    return ProblemError(422, "invalid_request", f"{pointer}: {detail}", errors=errors)
+
+
+@router.post(
+    "/predict/file",
+    tags=["predictions"],
+    summary="Predict for a file: CSV, TSV, SMI, CXSMILES or SDF, plain or gzip",
+    response_class=Response,
+    responses={
+        200: _FILE_ANSWER,
+        202: {"model": JobOut, "description": "The file is long: its job, also in `Location`"},
+        **problems(400, 401, 408, 413, 422, 429, 500, 503),
+    },
+)
+async def predict_file(
+    request: Request,
+    services: AcceptingDep,
+    client: ClientDep,
+    form: Annotated[_FormFields, Depends(_form_fields)],
+    file: Annotated[UploadFile, File(description="the file, one")],
+    format: _Format = None,  # noqa: A002 - its name over the wire
+    smiles_column: _Column = None,
+    id_field: _IdField = None,
+    output: _Output = "csv",
+    model: _Model = None,
+    tasks: _Tasks = None,
+    routing: _Routing = DEFAULT_ROUTING,
+    prefer: _Prefer = "",
+) -> Response:
+    """Every record gets its row, one that cannot be read gets its error. A long file becomes a job,
+    where the service keeps jobs.
+
+    A table has a header. Its delimiter (comma, semicolon, tab, `|`, or what a line `sep=` says),
+    its encoding (UTF-8, UTF-16, else Windows-1252) and the column of the
+    molecules (SMILES, CXSMILES, InChI or mol blocks) are found out; the headers `X-File-Encoding`
+    and `X-Smiles-Column` (percent-encoded) say which. A short row is filled up; a blank line is no
+    record, a quoted empty cell is one. Lines of SMILES may have a CXSMILES extension, a name, and a
+    first line of names. Data fields of an SDF come back as columns. A file may be packed with gzip.
+
+    Options may be fields of the form instead.
+    """
+    asked = (form.model or model, form.tasks or tasks, form.routing or routing)
+    question = _question(services, *asked)
+    question.engine.info.check_table(question.tasks)
+    output = form.output or output
+    limit = services.settings.max_file_bytes
+    try:
+        kind = form.format or format or kind_of(file.filename or "")
+        columns = (form.smiles_column or smiles_column, form.id_field or id_field)
+        file_format = FileFormat(kind, *columns)
+        # In its place, so that it is closed with the form.
+        file.file = content = await asyncio.to_thread(unpacked, file.file, limit)
+        opened = await asyncio.to_thread(open_file, content, file_format)
+    except InvalidInputError as error:
+        raise ProblemError(422, "invalid_file", str(error)) from None
+    except FileTooLargeError:
+        raise too_large("max_file_bytes", limit) from None
+    long = "respond-async" in prefer.lower() or _size(content) > services.settings.direct_file_bytes
+    if services.jobs is not None and long:
+        file_format = replace(file_format, smiles_column=opened.smiles_column)
+        kept = (content, _name(client), file_format, question, output, opened.encoding)
+        job = await asyncio.to_thread(services.jobs.create, *kept)
+        return Response(
+            _shown(job).model_dump_json(), 202, {"Location": f"/jobs/{job.id}"}, "application/json"
+        )
+    body = Body(request.receive)  # it has been read: what is left is whether the client is there
+    rows = _answer_file(
+        opened, Answerer(services.pipeline, question, services.keys, client), output, body.gone
+    )
+    headers = {**model_headers(question), **_file_headers(opened.encoding, opened.smiles_column)}
+    return StreamedResponse(rows, MEDIA_TYPES[output], headers, services.streams, body.close)
+
+
+def _file_headers(encoding: str | None, smiles_column: str | None) -> dict[str, str]:
+    """How a file was read, where the body has no place for it."""
+    headers = {} if encoding is None else {"X-File-Encoding": encoding}
+    if smiles_column is not None:
+        headers["X-Smiles-Column"] = quote(smiles_column[:_LONGEST_NAME])
+    return headers
+
+
+async def _answer_file(
+    file: MoleculeFile, answerer: Answerer, output: OutputKind, gone: asyncio.Future[None]
+) -> AsyncGenerator[bytes, None]:
+    writer = ResultWriter(output, file, answerer.question.engine.info, answerer.question.tasks)
+    yield writer.header()
+    async with contextlib.aclosing(in_order(file_groups(file), answerer, gone)) as answers:
+        async for answered in answers:
+            yield writer.rows(answered)
+
+
+@router.get(
+    "/jobs", tags=["jobs"], summary="Your jobs, the newest first", responses=problems(401, 503)
+)
+async def list_jobs(services: ServicesDep, client: ClientDep) -> JobsResponse:
+    """Those of the key that asks; without keys, all."""
+    jobs = (
+        []
+        if services.jobs is None
+        else await asyncio.to_thread(services.jobs.all_of, _name(client))
+    )
+    return JobsResponse(jobs=[_shown(job) for job in jobs])
+
+
+@router.get(
+    "/jobs/{job_id}",
+    tags=["jobs"],
+    summary="How a job stands",
+    responses=problems(401, 404, 422, 503),
+)
+async def get_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> JobOut:
+    """State and progress."""
+    return _shown((await _job(job_id, services, client))[1])
+
+
+@router.get(
+    "/jobs/{job_id}/result",
+    tags=["jobs"],
+    summary="What a job answered",
+    response_class=Response,
+    responses={
+        200: _FILE_ANSWER,
+        **problems(401, 404, 409, 422, 503),
+    },
+)
+async def get_result(job_id: _JobId, services: ServicesDep, client: ClientDep) -> Response:
+    """Once it is done."""
+    store, job = await _job(job_id, services, client)
+    if job.state != "done":
+        raise ProblemError(
+            409,
+            "job_not_done",
+            f"the job is {job.state}, expected done" + (f": {job.error}" if job.error else ""),
+        )
+    headers = {"X-Model-Digest": job.digest, **_file_headers(job.encoding, job.smiles_column)}
+    return FileResponse(
+        store.result_path(job),
+        headers=headers,
+        media_type=MEDIA_TYPES[job.output],
+        filename=f"{job.id}.{job.output}",
+    )
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    tags=["jobs"],
+    summary="Stop a job, or forget one that is over",
+    responses=problems(401, 404, 422, 503),
+)
+async def delete_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> JobOut:
+    """Its files are removed at once."""
+    store, job = await _job(job_id, services, client)
+    stopped = await asyncio.to_thread(store.cancel, job)
+    return _shown(job, "cancelled" if stopped else None)
+
+
+async def _job(job_id: str, services: Services, client: Client | None) -> tuple[JobStore, Job]:
+    job = (
+        None
+        if services.jobs is None
+        else await asyncio.to_thread(services.jobs.get, job_id, _name(client))
+    )
+    if services.jobs is None or job is None:
+        raise ProblemError(
+            404,
+            "unknown_job",
+            "there is no such job, or it is another client's, or its time was over",
+        )
+    return services.jobs, job
+
+
+def _size(content: BinaryIO) -> int:
+    place = content.tell()
+    size = content.seek(0, os.SEEK_END)
+    content.seek(place)
+    return size
+
+
+def _name(client: Client | None) -> str:
+    return "" if client is None else client.name
+
+
+def _shown(job: Job, state: JobState | None = None) -> JobOut:
+    return JobOut(
+        id=job.id,
+        state=state or job.state,
+        created=datetime.fromtimestamp(job.created, UTC),
+        finished=datetime.fromtimestamp(job.finished, UTC) if job.finished else None,
+        total=job.total or None,
+        answered=job.answered,
+        failed=job.failed,
+        progress=1.0 if job.state == "done" else job.answered / job.total if job.total else 0.0,
+        digest=job.digest or None,
+        encoding=job.encoding,
+        smiles_column=job.smiles_column,
+        error=job.error or None,
+    )

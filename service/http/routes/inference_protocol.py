@@ -1,0 +1,230 @@
+"""The Open Inference Protocol over HTTP."""
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+
+from models.errors import InvalidInputError
+from service.core.engine import Engine
+from service.core.models import UnknownModelError
+from service.core.pipeline import Answer
+from service.formats.inference_protocol import (
+    EXTENSIONS,
+    HEADER_LENGTH,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ServerMetadata,
+    model_metadata,
+    read_request,
+    write_response,
+)
+from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError, not_ready
+from service.http.routes.common import (
+    AcceptingDep,
+    ClientDep,
+    ServicesDep,
+    TimeoutHeader,
+    problems,
+    question_of,
+    seconds_left,
+)
+from service.http.streaming import unless_gone
+from service.security import Client
+from service.services import Services
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+health_router = APIRouter(prefix="/v2/health", tags=["open inference protocol"])
+_ModelPath = Annotated[str, Path(max_length=128)]
+_VersionPath = Annotated[str, Path(max_length=128)]
+_INFER_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/InferRequest"},
+                "example": {
+                    "inputs": [
+                        {"name": "smiles", "datatype": "BYTES", "shape": [2], "data": ["CCO", "C"]}
+                    ],
+                    "outputs": [{"name": "bbbp"}],
+                },
+            }
+        },
+    }
+}
+_INFER: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {
+        200: {"model": InferResponse, "description": "A tensor for each task"},
+        **problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    },
+    "openapi_extra": _INFER_BODY,
+}
+
+
+@health_router.get("/live", summary="Is the process alive?")
+async def live() -> dict[str, bool]:
+    """As `/healthz`."""
+    return {"live": True}
+
+
+@health_router.get("/ready", summary="Should inference be asked for here?", responses=problems(503))
+async def ready(services: ServicesDep) -> dict[str, bool]:
+    """As `/readyz`."""
+    if not services.pipeline.ready:
+        raise not_ready()
+    return {"ready": True}
+
+
+@router.get("", summary="What the server is", responses=problems(401))
+async def server() -> ServerMetadata:
+    """Name, version, extensions."""
+    return ServerMetadata(
+        name="g-merging", version=version("g-merging"), extensions=list(EXTENSIONS)
+    )
+
+
+@router.get(
+    "/models/{name}", summary="What a model takes and gives", responses=problems(401, 404, 422, 503)
+)
+async def metadata(name: _ModelPath, services: AcceptingDep) -> ModelMetadata:
+    """Its input, SMILES, and an output for each task."""
+    return model_metadata(name, _engine(services, name).info)
+
+
+@router.get(
+    "/models/{name}/versions/{version}",
+    summary="What a version of a model takes and gives",
+    responses=problems(401, 404, 422, 503),
+)
+async def version_metadata(
+    name: _ModelPath, version: _VersionPath, services: AcceptingDep
+) -> ModelMetadata:
+    """Of the one version that there is: the artifact's."""
+    return model_metadata(name, _engine(services, name, version).info)
+
+
+@router.get(
+    "/models/{name}/ready", summary="Does a model answer?", responses=problems(401, 404, 422, 503)
+)
+async def model_ready(name: _ModelPath, services: AcceptingDep) -> dict[str, str | bool]:
+    """Name and readiness."""
+    _engine(services, name)
+    return {"name": name, "ready": True}
+
+
+@router.get(
+    "/models/{name}/versions/{version}/ready",
+    summary="Does a version of a model answer?",
+    responses=problems(401, 404, 422, 503),
+)
+async def version_ready(
+    name: _ModelPath, version: _VersionPath, services: AcceptingDep
+) -> dict[str, str | bool]:
+    """Name and readiness."""
+    _engine(services, name, version)
+    return {"name": name, "ready": True}
+
+
+@router.post("/models/{name}/infer", summary="Infer", **_INFER)
+async def infer(
+    name: _ModelPath,
+    request: Request,
+    services: AcceptingDep,
+    client: ClientDep,
+    timeout: TimeoutHeader = None,
+) -> Response:
+    """Probabilities of every task and label. A molecule that cannot be read fails the request, and
+    the error names it."""
+    return await _infer(name, None, request, services, client, timeout)
+
+
+@router.post(
+    "/models/{name}/versions/{version}/infer", summary="Infer with a version of a model", **_INFER
+)
+async def version_infer(
+    name: _ModelPath,
+    version: _VersionPath,
+    request: Request,
+    services: AcceptingDep,
+    client: ClientDep,
+    timeout: TimeoutHeader = None,
+) -> Response:
+    """As without the version, if it is the artifact's."""
+    return await _infer(name, version, request, services, client, timeout)
+
+
+async def _infer(
+    name: str,
+    version: str | None,
+    request: Request,
+    services: Services,
+    client: Client | None,
+    timeout: float | None,
+) -> Response:
+    _engine(services, name, version)  # before the body is read
+    asked, smiles = await _read(request)
+    limit = services.settings.max_molecules
+    if len(smiles) > limit:
+        raise ProblemError(
+            422,
+            "too_many_molecules",
+            f"got {len(smiles)} molecules, expected at most {limit}",
+            limit={"max_molecules": limit},
+        )
+    tasks = (
+        None
+        if asked.outputs is None
+        else list(dict.fromkeys(output.name for output in asked.outputs))
+    )
+    question = question_of(services.models, name, tasks or None, asked.parameters.routing)
+    _check_version(name, version, question.engine)  # it may have been replaced meanwhile
+    question.engine.info.check_table(question.tasks)
+    services.keys.spend(client, len(smiles))
+    results = await unless_gone(
+        request.receive,
+        services.pipeline.predict(question, smiles, seconds_left(request, services, timeout)),
+    )
+    if results is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    for index, result in enumerate(results):
+        if not isinstance(result, Answer):
+            raise ProblemError(422, result.code, f"smiles[{index}]: {result.message}")
+    answers = [result for result in results if isinstance(result, Answer)]
+    content, json_length = write_response(
+        asked, name, question.engine.info, tasks or question.tasks, answers
+    )
+    if json_length is None:
+        return Response(content, media_type="application/json")
+    return Response(
+        content, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream"
+    )
+
+
+async def _read(request: Request) -> tuple[InferRequest, list[str]]:
+    try:
+        return read_request(await request.body(), request.headers.get(HEADER_LENGTH))
+    except InvalidInputError as error:
+        raise ProblemError(400, "invalid_request", str(error)) from None
+
+
+def _engine(services: Services, name: str, version: str | None = None) -> Engine:
+    """In this protocol the model, and its version where one is named, are part of the address: what
+    is not there is a 404."""
+    try:
+        engine = services.models.get(name)
+    except UnknownModelError as error:
+        raise ProblemError(404, "unknown_model", str(error)) from None
+    _check_version(name, version, engine)
+    return engine
+
+
+def _check_version(name: str, version: str | None, engine: Engine) -> None:
+    there = engine.info.version
+    if version is not None and version != there:
+        detail = (
+            f"got version {version[:64]!a} of {name}, expected the one that there is, {there!a}"
+        )
+        raise ProblemError(404, "unknown_version", detail)

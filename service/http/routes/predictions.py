@@ -1,0 +1,75 @@
+"""`POST /predict`."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+
+from service.core.reading import InChI, MolBlock, Source, Unreadable
+from service.formats.answers import render
+from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
+from service.http.routes.common import (
+    AcceptingDep,
+    ClientDep,
+    TimeoutHeader,
+    problems,
+    question_of,
+    seconds_left,
+)
+from service.http.streaming import unless_gone
+from service.schemas import PREDICT_EXAMPLES, PredictRequest, PredictResponse
+
+router = APIRouter(tags=["predictions"])
+
+
+@router.post(
+    "/predict",
+    summary="Predict every task for molecules or graphs",
+    response_class=Response,
+    responses={
+        200: {"model": PredictResponse, "description": "Answers in the order of the request"},
+        **problems(400, 401, 413, 415, 422, 429, 500, 503, 504),
+    },
+)
+async def predict(
+    body: Annotated[PredictRequest, Body(openapi_examples=PREDICT_EXAMPLES)],
+    request: Request,
+    services: AcceptingDep,
+    client: ClientDep,
+    timeout: TimeoutHeader = None,
+) -> Response:
+    """Probabilities per task and label; for nodes, values, energies and forces where the model's
+    tasks are of that sort (`GET /tasks`).
+
+    What cannot be read, or is not what the model takes, has an `error` and hinders nothing else; if
+    it is all of the request, the answer is a 422 problem. An answer is a function of the molecule
+    or graph, the task and the artifact: what else is asked at the same time does not matter.
+    """
+    sources = _sources(body, services.settings.max_molecules)
+    question = question_of(services.models, body.model, body.tasks, body.routing)
+    services.keys.spend(client, len(sources))
+    results = await unless_gone(
+        request.receive,
+        services.pipeline.predict(question, sources, seconds_left(request, services, timeout)),
+    )
+    if results is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if len(results) == 1 and isinstance(results[0], Unreadable):
+        raise ProblemError(422, results[0].code, results[0].message)
+    started = time.perf_counter()
+    info = question.engine.info
+    content = await render(
+        results, info, info.tasks if body.tasks is None else body.tasks, "routing" in body.explain
+    )
+    services.metrics.stage("serialise", time.perf_counter() - started)
+    return Response(content, media_type="application/json")
+
+
+def _sources(body: PredictRequest, limit: int) -> list[Source]:
+    sources: list[Source] = [*(body.smiles or ()), *(body.graphs or ())]
+    sources += [InChI(text) if isinstance(text, str) else text for text in body.inchi or ()]
+    sources += [MolBlock(text) if isinstance(text, str) else text for text in body.mol_block or ()]
+    if len(sources) > limit:
+        detail = f"got {len(sources)} molecules, expected at most {limit} (max_molecules)"
+        raise ProblemError(422, "too_many_molecules", detail, limit={"max_molecules": limit})
+    return sources

@@ -1,1 +1,0 @@
-"""The HTTP interface: each function checks, calls, and answers."""

@@ -1,0 +1,153 @@
+"""A piece is made by one run at a time, and by the next one if that was killed."""
+
+import errno
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from merging.run.store import Piece, PieceStore
+from merging.training.loop import ResumableTraining
+from models.errors import DataError, TrainingError
+
+EPOCHS = 5
+
+
+def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> Piece:
+    """Counts its epochs in one weight; kills its own process in epoch `stop_at`."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    training = ResumableTraining(
+        model, torch.optim.SGD(model.parameters()), checkpoint, 0, torch.device("cpu")
+    )
+    for epoch in training.epochs(EPOCHS, "test"):
+        seen.append(epoch)
+        if epoch == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with torch.no_grad():
+            model.weight += 1
+        training.history.append(0.0)
+    return Piece({"weight": model.weight.detach()}, {"epochs": len(training.history)})
+
+
+def test_two_runs_of_one_piece_make_it_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, seen = PieceStore(tmp_path, 0), []
+    inside, go_on = threading.Event(), threading.Event()
+
+    def make(checkpoint: Path) -> Piece:
+        inside.set()
+        assert go_on.wait(20)
+        return train(checkpoint, seen)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(store.piece, "a/b", "key", make)
+        assert inside.wait(20)
+        second = pool.submit(store.piece, "a/b", "key", make)
+        # nobody waits for another's piece
+        other = store.piece("a/c", "key", lambda checkpoint: train(checkpoint, []))
+        with pytest.raises(Timeout):  # the second run has the lock no more than we do
+            FileLock(tmp_path / "a/b-seed0-key.safetensors.lock").acquire(timeout=0.5)
+        assert not second.done()
+        go_on.set()
+        assert (
+            first.result(20).tensors["weight"]
+            == second.result(20).tensors["weight"]
+            == EPOCHS
+            == other.tensors["weight"]
+        )
+    assert seen == [1, 2, 3, 4, 5]
+    assert "waiting for another run that makes" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "a").iterdir() if path.suffix != ".lock"} == {
+        "b-seed0-key.safetensors",
+        "c-seed0-key.safetensors",
+    }
+
+
+def _killed(folder: Path, started: Event) -> None:
+    started.set()
+    PieceStore(folder, 0).piece("a", "key", lambda checkpoint: train(checkpoint, [], stop_at=4))
+
+
+def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    killed = context.Process(target=_killed, args=(tmp_path, started))
+    killed.start()
+    killed.join(60)
+    assert started.is_set()
+    assert killed.exitcode == -signal.SIGKILL
+    assert (tmp_path / "a-seed0-key.resume.pt").is_file()
+    seen: list[int] = []
+    piece = PieceStore(tmp_path, 0).piece("a", "key", lambda checkpoint: train(checkpoint, seen))
+    assert seen == [4, 5]
+    assert piece.tensors["weight"] == EPOCHS
+    assert not (tmp_path / "a-seed0-key.resume.pt").exists()
+
+
+def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
+    store = PieceStore(tmp_path, 0)
+
+    def broken(checkpoint: Path) -> Piece:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        store.piece("a", "key", broken)
+    assert store.piece("a", "key", lambda checkpoint: train(checkpoint, [])).record == {
+        "epochs": EPOCHS
+    }
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", without)
+    with pytest.raises(DataError, match=r"got no lock on .*No locks available\), expected a work"):
+        PieceStore(tmp_path, 0).piece("a", "key", lambda checkpoint: train(checkpoint, []))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x00" * 100])
+def test_damaged_pieces_and_states_are_named(content: bytes, tmp_path: Path) -> None:
+    store = PieceStore(tmp_path, 0)
+    piece, state = (tmp_path / f"thing-seed0-key.{end}" for end in ("safetensors", "resume.pt"))
+    for path in (state, piece):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{path.name}: got a damaged file .*; delete it, and"):
+            store.piece("thing", "key", lambda checkpoint: train(checkpoint, []))
+        path.unlink()
+    assert (
+        store.piece("thing", "key", lambda checkpoint: train(checkpoint, [])).record["epochs"] == 5
+    )
+
+
+def test_a_training_that_diverges_is_a_sentence_and_keeps_the_last_good_state(
+    tmp_path: Path,
+) -> None:
+    def diverge(checkpoint: Path) -> Piece:
+        model = nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(model.parameters())
+        training = ResumableTraining(model, optimizer, checkpoint, 0, torch.device("cpu"))
+        for epoch in training.epochs(EPOCHS, "test"):
+            nn.init.constant_(model.weight, math.inf if epoch == 3 else 1.0)
+            training.history.append(0.0)
+        return Piece({}, {})
+
+    with pytest.raises(
+        TrainingError, match=r"thing: epoch 3: got weight that is not finite, .*rate"
+    ):
+        PieceStore(tmp_path, 0).piece("thing", "key", diverge)
+    assert len(torch.load(tmp_path / "thing-seed0-key.resume.pt")["history"]) == 2

@@ -1,0 +1,212 @@
+"""The compiled model against the plain one, and its classes against colours counted by hand."""
+
+import csv
+import gzip
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from models.artifact import load_parts
+from models.compiled import batch as prepared
+from models.compiled.model import CompiledModel
+from models.data.batch import GraphBatch
+from models.data.molecule import MolGraph, collate
+from models.data.smiles import featurize, read_graphs
+from models.errors import InvalidInputError, UnknownTaskError
+from models.experts.router import RouterConfig
+from models.experts.unified import Routing, UnifiedModel
+from models.networks.hu2020 import BackboneConfig
+from tests.conftest import SMILES, pico_config, random_backbone, random_experts
+
+_TOLERANCE = 2e-5
+
+
+def _model(
+    num_experts: int,
+    num_layers: int = 3,
+    rank: int = 5,
+    router: RouterConfig | None = None,
+    hidden_dim: int = 20,
+) -> UnifiedModel:
+    config = BackboneConfig(kind="gcn", num_layers=num_layers, hidden_dim=hidden_dim)
+    experts = {
+        f"task{k}_{name}": expert
+        for k in range(-(-num_experts // 3))
+        for name, expert in random_experts(config, rank, k).items()
+    }
+    return UnifiedModel(
+        random_backbone(config), dict(list(experts.items())[:num_experts]), router or RouterConfig()
+    )
+
+
+def _agree(
+    model: UnifiedModel, batch: GraphBatch, routing: Routing, tasks: Sequence[str] | None = None
+) -> None:
+    with torch.inference_mode():
+        expected = model(batch, tasks, routing)
+    got = CompiledModel(model)(batch, tasks, routing)
+    assert list(got.logits) == list(expected.logits)
+    for task, logits in expected.logits.items():
+        scale = max(1.0, float(logits.abs().max()))
+        assert torch.allclose(got.logits[task], logits, rtol=0, atol=_TOLERANCE * scale), task
+        assert torch.allclose(
+            got.routing_weights[task], expected.routing_weights[task], rtol=0, atol=_TOLERANCE
+        ), task
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+@pytest.mark.parametrize(
+    ("num_experts", "num_layers", "rank"), [(1, 1, 1), (2, 2, 4), (3, 3, 5), (8, 5, 7), (9, 3, 3)]
+)
+def test_answers_are_those_of_the_plain_model(
+    routing: Routing, num_experts: int, num_layers: int, rank: int, molecules: GraphBatch
+) -> None:
+    _agree(_model(num_experts, num_layers, rank), molecules, routing)
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+def test_some_tasks_in_any_order(routing: Routing, molecules: GraphBatch) -> None:
+    model = _model(8)
+    _agree(model, molecules, routing, [model.tasks[5], model.tasks[0], model.tasks[6]])
+    _agree(model, molecules, routing, [model.tasks[7]])
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        RouterConfig(temperature=0.02, graph_temperature=1.0),
+        RouterConfig(epsilon=0.05, tolerance=0.001, max_iters=300),
+        RouterConfig(epsilon=0.3, tolerance=5.0, max_iters=1),
+        RouterConfig(top_k=2),
+        RouterConfig(mixed_layers=0),
+        RouterConfig(mixed_layers=1),
+        RouterConfig(mixed_layers=2),
+    ],
+)
+def test_routers_options(router: RouterConfig, molecules: GraphBatch) -> None:
+    _agree(_model(4, router=router), molecules, "moe")
+    _agree(_model(4, router=router), molecules, "merged")
+
+
+def test_silent_adapters_are_equal_and_not_far(molecules: GraphBatch) -> None:
+    model = _model(3)
+    model.bank.down[:, :, 1] = 0
+    _agree(model, molecules, "moe")
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+def test_molecules_that_repeat_and_a_graph_that_no_molecule_has(routing: Routing) -> None:
+    hub = featurize("C[Si](C)(C)C").graph
+    star = replace(
+        hub,
+        x=torch.tensor([[5, 0]] * 40),
+        edge_index=torch.tensor([[0] * 39 + list(range(1, 40)), list(range(1, 40)) + [0] * 39]),
+        edge_attr=torch.tensor([[k % 4, k % 3] for k in range(39)] * 2),
+    )
+    graphs = [
+        featurize(smiles).graph
+        for smiles in ("CCO", "OCC", "CCO", "C", "C", "CC(C)(C)C", "c1ccccc1")
+    ]
+    _agree(_model(3), collate([*graphs, star, *graphs]), routing)
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+def test_an_answer_depends_on_the_molecule_alone(routing: Routing) -> None:
+    model = CompiledModel(_model(3))
+    graphs = [featurize(smiles).graph for smiles in SMILES]
+    together = model(collate(graphs), routing=routing)
+    for k, graph in enumerate(graphs):
+        alone = model(collate([graph]), routing=routing)
+        for task in model.tasks:
+            assert torch.allclose(
+                together.probabilities[task][k], alone.probabilities[task][0], atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+def test_released_artifact_on_real_molecules(routing: Routing, shared: Path) -> None:
+    """Float32 in another order is all that may differ: a hundredth of what would be seen in the
+    third digit of a probability."""
+    with gzip.open(shared / "data/moleculenet/hiv.csv.gz", "rt") as file:
+        smiles = random.Random(0).sample([row["smiles"] for row in csv.DictReader(file)], 60)
+    batch = collate([graph for graph in read_graphs(smiles) if isinstance(graph, MolGraph)])
+    parts = load_parts(Path(models.__file__).parent / "releases" / "moleculenet-gcn")
+    plain = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
+    with torch.inference_mode():
+        expected = plain(batch, routing=routing).probabilities
+    got = CompiledModel(plain)(batch, routing=routing).probabilities
+    assert max(float((got[task] - expected[task]).abs().max()) for task in expected) < 1e-5
+
+
+def test_what_cannot_be_compiled() -> None:
+    for router in (
+        RouterConfig(solver="exact"),
+        RouterConfig(debias=True),
+        RouterConfig(epsilon=0.01),
+        RouterConfig(epsilon=0.1, tolerance=7.0),
+    ):
+        assert not CompiledModel.supports(_model(2, router=router))
+    gin = UnifiedModel(
+        random_backbone(pico_config("gin")), random_experts(pico_config("gin")), RouterConfig()
+    )
+    with pytest.raises(InvalidInputError, match="expected a GCN"):
+        CompiledModel(gin)
+
+
+def test_wrong_arguments(molecules: GraphBatch) -> None:
+    model = CompiledModel(_model(2))
+    with pytest.raises(UnknownTaskError, match="got task 'delta'"):
+        model(molecules, ["delta"])
+    with pytest.raises(InvalidInputError, match="got no task"):
+        model(molecules, [])
+    with pytest.raises(InvalidInputError, match="got routing 'best'"):
+        model(molecules, routing="best")  # type: ignore[arg-type]
+
+
+def _colours(batch: GraphBatch, rounds: int) -> list[object]:
+    """Colours as nested tuples: equal exactly where the surroundings are."""
+    colours: list[object] = [tuple(row) for row in batch.x.tolist()]
+    edges = list(zip(*batch.edge_index.tolist(), batch.edge_attr.tolist(), strict=True))
+    for _ in range(rounds):
+        around: list[list[object]] = [[] for _ in colours]
+        for source, target, bond in edges:
+            around[target].append((str(colours[source]), *bond))
+        colours = [
+            (colour, tuple(sorted(map(str, near))))
+            for colour, near in zip(colours, around, strict=True)
+        ]
+    return colours
+
+
+def test_classes_are_the_surroundings(molecules: GraphBatch) -> None:
+    starts, order = prepared.rows_of(molecules.edge_index[1].numpy(), molecules.num_nodes)
+    sources = molecules.edge_index[0].numpy()[order]
+    bonds = (molecules.edge_attr[:, 0] * 3 + molecules.edge_attr[:, 1]).numpy()[order]
+    classes = (molecules.x[:, 0] * 3 + molecules.x[:, 1]).numpy()
+    for rounds in range(1, 4):
+        classes, first = prepared.refine(classes, starts, sources, bonds)
+        by_hand = _colours(molecules, rounds)
+        assert len(first) == len(set(map(str, by_hand))) == len(set(classes))
+        for node, colour in enumerate(by_hand):
+            assert str(colour) == str(by_hand[first[classes[node]]])
+
+
+def test_classes_with_many_neighbours() -> None:
+    """Two hubs of 40 neighbours, in another order, are of one class; a third, with one other bond,
+    is not."""
+    bonds = np.tile(np.arange(40) % 4 * 3, (3, 1))
+    bonds[1] = bonds[1][::-1]
+    bonds[2, 7] += 1
+    starts = np.concatenate([np.arange(4) * 40, np.full(120, 120)])
+    classes, first = prepared.refine(
+        np.zeros(123, np.int64), starts, np.arange(3, 123), bonds.ravel().astype(np.int64)
+    )
+    assert classes[0] == classes[1] != classes[2]
+    assert len(first) == 3  # both kinds of hubs, and all that have no neighbours

@@ -1,0 +1,108 @@
+"""`/docs` is all from here: it works without the internet, and asks for nothing from another
+host."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.http.routes.documentation import FOLDER
+from tests.service.doubles import serving
+from tests.service.test_server import process
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.anyio
+async def test_every_address_in_the_page_is_ours_and_answers() -> None:
+    async with serving() as client:
+        page = await client.get("/docs")
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        addresses = re.findall(r'(?:src|href|url)\s*[=:]\s*"([^"]*)"', page.text)
+        script = (await client.get("/docs/start.js")).text
+        addresses += re.findall(r'\burl: "([^"]*)"', script)
+        style = (await client.get("/docs/swagger-ui.css")).text
+        addresses += re.findall(r"""url\(["']?([^"')]*)""", style)
+        own = [address for address in addresses if not address.startswith("data:")]
+        assert set(own) == {
+            "docs/swagger-ui.css",
+            "docs/swagger-ui-bundle.js",
+            "docs/start.js",
+            "openapi.json",
+        }
+        for address in own:
+            response = await client.get(f"/{address}")
+            assert response.status_code == 200, address
+            assert response.content
+        assert "//" not in page.text + script.replace("// by default", "")
+        assert "<script>" not in page.text
+        assert (await client.get("/docs/SOURCE.md")).status_code == 404
+        assert (await client.get("/docs/..%2f__init__.py")).status_code == 404
+        assert (await client.get("/redoc")).status_code == 404
+
+
+@pytest.mark.anyio
+async def test_page_may_load_nothing_from_elsewhere() -> None:
+    async with serving() as client:
+        policy = (await client.get("/docs")).headers["content-security-policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert {value for rule in rules.values() for value in rule.split()} == {
+        "'none'",
+        "'self'",
+        "data:",
+    }
+
+
+def test_files_are_those_of_the_package() -> None:
+    table = dict(
+        re.findall(
+            r"^\| `([\w.-]+)` \| `([0-9a-f]{64})` \|$",
+            (FOLDER / "SOURCE.md").read_text(),
+            re.MULTILINE,
+        )
+    )
+    theirs = {path.name for path in FOLDER.iterdir()} - {"SOURCE.md", "docs.html", "start.js"}
+    assert set(table) == theirs
+    for name, digest in table.items():
+        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, name
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_chromium_shows_the_operations_and_asks_nobody_else(
+    pico_artifact: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "net.json"
+    with process(port=0, artifact=pico_artifact, device="cpu") as (_, url):
+        command = [
+            str(CHROMIUM),
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            f"--log-net-log={log}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            f"{url}/docs",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    for path in ("/predict", "/predict/stream", "/v2/models/{name}/versions/{version}/infer"):
+        assert f'data-path="{path}"' in done.stdout
+    # where a refusal by the page's policy would stand
+    assert "CONSOLE" not in done.stderr, done.stderr
+
+    # What the page asked for has its origin as initiator; the browser's own requests have none.
+    events = [event.get("params") or {} for event in json.loads(log.read_text())["events"]]
+    asked = {event["url"] for event in events if event.get("initiator") == url}
+    names = ["docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "docs/start.js", "openapi.json"]
+    assert asked == {f"{url}/{name}" for name in names}
