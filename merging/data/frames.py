@@ -14,7 +14,7 @@ from torch import Tensor
 from merging.config.base import Count, Section
 from merging.data.files import sha256
 from merging.data.split import Split
-from merging.data.task_data import Step, Subset
+from merging.data.task_data import Step, Subset, summary_of
 from models.data.atoms import Atoms, AtomsBatch, Neighbours, join, neighbours
 from models.errors import DataError
 from models.task import TaskInfo
@@ -73,6 +73,11 @@ class FrameDataset:
         """Number of atoms in all frames."""
         return self.forces.shape[0] * self.forces.shape[1]
 
+    @property
+    def summary(self) -> str:
+        """See `merging.data.task_data.TaskData.summary`."""
+        return summary_of(self.info, self.sources)
+
     def select(self, rows: Tensor) -> AtomsBatch:
         """The frames at `rows` (G,), in that order, as one batch."""
         chosen = rows.tolist()
@@ -99,7 +104,7 @@ class FrameDataset:
         return tuple(self.select(rows) for rows in groups), ()
 
     def first(self, count: int) -> Self:
-        """See `merging.data.task_data.TaskData.first`."""
+        """The same task with its first `count` training frames only."""
         return replace(self, split=replace(self.split, train=self.split.train[:count]))
 
 

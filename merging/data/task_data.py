@@ -1,9 +1,9 @@
 """The data of a task as training, mergers and measuring see them, whatever the kind of model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,10 @@ class TaskData(Protocol):
     def size(self) -> int:
         """Number of graphs or atoms: what has most is started first."""
 
+    @property
+    def summary(self) -> str:
+        """A line for people: what was read as what."""
+
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> Sequence[Step]:
         """The rows of a subset, each once, `batch_size` graphs at a time; a shuffled order is drawn
         from torch's generator when this is called."""
@@ -77,8 +81,11 @@ class TaskData(Protocol):
         """Batches of at most `count` training graphs, without labels, for mergers; and by batch
         which nodes count, or nothing where all do."""
 
-    def first(self, count: int) -> Self:
-        """The same task with its first `count` training rows only."""
+
+def summary_of(info: TaskInfo, sources: Mapping[str, str]) -> str:
+    """A line for people: what a task asks, and which files it was read from."""
+    asked = f"{len(info.labels)} label{'s' if len(info.labels) > 1 else ''}, {info.level}"
+    return f"{info.description}: {asked}, {info.target}; of {', '.join(sources)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +110,11 @@ class GraphTask:
     def size(self) -> int:
         """Number of nodes."""
         return sum(graph.num_nodes for graph in self.graphs)
+
+    @property
+    def summary(self) -> str:
+        """See `TaskData.summary`."""
+        return summary_of(self.info, self.sources)
 
     @cached_property
     def whole(self) -> GraphBatch:
@@ -170,10 +182,6 @@ class AnswerTask(GraphTask):
         if not self.some_nodes:
             return batches, ()
         return batches, tuple(self._rows_inside(self.split.train, group)[1] for group in groups)
-
-    def first(self, count: int) -> Self:
-        """See `TaskData.first`."""
-        return replace(self, split=replace(self.split, train=self.split.train[:count]))
 
     @cached_property
     def _sizes(self) -> Tensor:

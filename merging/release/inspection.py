@@ -4,7 +4,6 @@ from pathlib import Path
 
 from models.artifact import MANIFEST, ArtifactParts, load_parts
 from models.experts.unified import DEFAULT_ROUTING
-from models.networks.schnet import ForceFieldConfig
 
 
 def describe(folder: Path) -> str:
@@ -12,7 +11,8 @@ def describe(folder: Path) -> str:
     Raises ArtifactError."""
     parts = load_parts(folder)
     manifest, shape = parts.manifest, parts.manifest.backbone
-    layers = shape.num_interactions if isinstance(shape, ForceFieldConfig) else shape.num_layers
+    sizes = shape.model_dump()
+    layers = sizes.get("num_layers", sizes.get("num_interactions"))
     backbone = sum(parameter.numel() for parameter in parts.backbone.parameters())
     brought = {
         key: sum(
