@@ -24,20 +24,14 @@ from torch import Tensor
 from benchmarks.measuring import RESULTS, in_turns, machine, summary
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
-from models.artifact import (
-    ArtifactParts,
-    Manifest,
-    load_artifact,
-    load_parts,
-    make_manifest,
-    save_artifact,
-)
+from models.artifact import ArtifactParts, load_artifact, load_parts, save_artifact
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
 from models.data.smiles import featurize
 from models.experts.expert import Expert
 from models.experts.unified import UnifiedModel
+from models.manifest import Manifest, make_manifest
 from models.screening import ScreenedModel, looked_at, nearest_experts
 from models.task import TaskInfo
 

@@ -13,117 +13,28 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeInput
-from models.data.smiles import READING_RULE
 from models.errors import ArtifactError, CheckpointError
-from models.experts.expert import Expert
-from models.experts.router import RouterConfig
-from models.experts.unified import UnifiedModel
+from models.families.molecules import molecular_backbone
 from models.files import replace_folder, sync, temporary_beside
-from models.names import Name, check_distinct
-from models.networks.hu2020 import Backbone, BackboneConfig
-from models.networks.pyg import GraphNetwork, GraphNetworkConfig
-from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
+from models.manifest import FORMAT_VERSION, Manifest
+from models.networks.hu2020 import Backbone
 from models.state_dict import load_tensors
-from models.task import TaskInfo, select_tasks
+from models.task import select_tasks
 from models.trial import try_tasks
 from models.validation import problems_of
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"
 CARD = "README.md"
-
-NetworkConfig = Annotated[
-    BackboneConfig | GraphNetworkConfig | ForceFieldConfig, Field(discriminator="kind")
-]
-Network = Backbone | GraphNetwork | ForceField
-Member = Expert | ForceFieldExpert
-"""What a task brings to a network."""
-_TAKES: dict[type[BaseModel], type[BaseModel]] = {
-    MoleculeInput: BackboneConfig,
-    FeatureInput: GraphNetworkConfig,
-    AtomsInput: ForceFieldConfig,
-}
-
-
-class Manifest(BaseModel):
-    """What an artifact is and where it came from.
-
-    Attributes:
-        format_version: of this file format.
-        name, version: of the model.
-        created: UTC, ISO 8601.
-        input: what the model takes.
-        backbone, rank, router: shape and options; rank 0: there are no adapters.
-        tasks: in the order of the experts.
-        nearest: by task, other tasks whose experts the router is likely to find near, nearest first
-            (`models.screening`). Empty: not known.
-        provenance: configuration, seed, library versions and checksums of what it was made from.
-        metrics: what was measured when it was made.
-        files: sha256 of every other file, by path inside the folder.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int
-    name: Name
-    version: str
-    created: str
-    input: InputSchema = MoleculeInput()
-    backbone: NetworkConfig
-    rank: int = Field(ge=0)
-    router: RouterConfig
-    tasks: dict[Name, TaskInfo] = Field(min_length=1)
-    nearest: dict[str, tuple[str, ...]] = {}
-    provenance: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    files: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        check_distinct(self.tasks)
-        return self
-
-    @model_validator(mode="after")
-    def _check_input(self) -> Self:
-        if not isinstance(self.backbone, _TAKES[type(self.input)]):
-            raise ValueError(
-                f"input: got kind {self.input.kind!r} for a backbone of kind"
-                f" {self.backbone.kind!r}, which takes something else"
-            )
-        by_task = {"graph": "num_features", "atoms": "elements"}.get(self.input.kind)
-        if by_task and getattr(self.input, by_task).keys() != self.tasks.keys():
-            raise ValueError(
-                f"input.{by_task}: got entries for {list(getattr(self.input, by_task))!a}, expected"
-                " one for each task"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_nearest(self) -> Self:
-        if self.nearest and self.nearest.keys() != self.tasks.keys():
-            raise ValueError(
-                f"nearest: got entries for {list(self.nearest)!a}, expected one for each task, or"
-                " none at all"
-            )
-        for task, others in self.nearest.items():
-            if len({task, *others}) <= len(others) or not self.tasks.keys() >= set(others):
-                raise ValueError(
-                    f"nearest: got {others!a} for {task}, expected other tasks of the manifest,"
-                    " each once"
-                )
-        return self
 
 
 @dataclass(frozen=True)
@@ -132,22 +43,28 @@ class Artifact:
 
     Attributes:
         manifest: its manifest, of all tasks.
-        model: ready to answer those tasks that were loaded.
+        model: ready to answer those tasks that were loaded; what the manifest's family makes.
         digest: sha256 of the manifest file, and so of everything.
     """
 
     manifest: Manifest
-    model: UnifiedModel | MergedForceField
+    model: Any
     digest: str
 
 
 @dataclass(frozen=True)
 class ArtifactParts:
-    """An artifact taken apart: the merged backbone, and what each task that was loaded brings; the
-    manifest is of all tasks."""
+    """An artifact taken apart.
+
+    Attributes:
+        manifest: of all tasks.
+        backbone: the merged network.
+        experts: what every task that was loaded brings, by task.
+        digest: sha256 of the manifest file.
+    """
 
     manifest: Manifest
-    backbone: Network
+    backbone: nn.Module
     experts: dict[str, Any]
     digest: str
 
@@ -155,38 +72,7 @@ class ArtifactParts:
     def molecular_backbone(self) -> Backbone:
         """The backbone, for what only artifacts for molecules can have done to them. Raises
         ArtifactError."""
-        if not isinstance(self.backbone, Backbone):
-            raise ArtifactError(
-                f"got an artifact of kind {self.manifest.input.kind!r}, expected one for molecules"
-            )
-        return self.backbone
-
-
-def make_manifest(
-    name: str,
-    version: str,
-    backbone: BackboneConfig | GraphNetworkConfig | ForceFieldConfig,
-    rank: int,
-    router: RouterConfig,
-    tasks: Mapping[str, TaskInfo],
-    input: InputSchema | None = None,  # noqa: A002 - as in the file
-    provenance: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None,
-) -> Manifest:
-    """A manifest of today's format, made now; `save_artifact` fills in the checksums."""
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        name=name,
-        version=version,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        input=input or MoleculeInput(reading_rule=READING_RULE),
-        backbone=backbone,
-        rank=rank,
-        router=router,
-        tasks=dict(tasks),
-        provenance=provenance or {},
-        metrics=metrics or {},
-    )
+        return molecular_backbone(self.backbone, self.manifest.input.kind)
 
 
 def check_output(
@@ -289,8 +175,8 @@ def _numbers(version: str) -> list[int]:
 def save_artifact(
     folder: Path,
     manifest: Manifest,
-    backbone: Network,
-    experts: Mapping[str, Member],
+    backbone: nn.Module,
+    experts: Mapping[str, nn.Module],
     card: str = "",
     replace: bool = False,
     made_from: str | None = None,
@@ -370,7 +256,7 @@ def _read_back(folder: Path) -> None:
     """Raises ArtifactError: what was written cannot be loaded, or a task does not answer."""
     parts = load_parts(folder)
     try:
-        try_tasks(parts.backbone, parts.experts, parts.manifest.input)
+        try_tasks(parts.manifest, parts.backbone, parts.experts)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {error}") from error
 
@@ -385,12 +271,9 @@ def load_artifact(
 
 def assemble(parts: ArtifactParts, device: torch.device | str = "cpu") -> Artifact:
     """The parts put together, ready to answer."""
-    model: UnifiedModel | MergedForceField
-    if isinstance(parts.backbone, ForceField):
-        model = MergedForceField(parts.backbone, parts.experts)
-    else:
-        model = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
-    return Artifact(parts.manifest, model.to(device), parts.digest)
+    manifest = parts.manifest
+    model = manifest.family.model(parts.backbone, parts.experts, manifest.router)
+    return Artifact(manifest, model.to(device), parts.digest)
 
 
 def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactParts:
@@ -411,72 +294,32 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
     names, _ = select_tasks(tuple(manifest.tasks), tasks)
     needed = manifest.files if tasks is None else (BACKBONE, *map(_task_file, names))
     contents = {name: _read_verified(folder, name, manifest.files[name]) for name in needed}
+    backbone, experts = _modules(manifest, names, folder)
+    _fill(backbone, contents[BACKBONE], folder / BACKBONE)
+    for task, expert in experts.items():
+        _fill(expert, contents[_task_file(task)], folder / _task_file(task))
+        try:
+            manifest.family.check_expert(expert, manifest.input, task)
+        except ArtifactError as error:
+            raise ArtifactError(f"{folder / _task_file(task)}: {error}") from error
+    return ArtifactParts(manifest, backbone.eval(), experts, digest)
+
+
+def _modules(
+    manifest: Manifest, tasks: Iterable[str], folder: Path
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The network and what the tasks bring, their tensors not yet read. Raises ArtifactError."""
+    family, shape = manifest.family, manifest.backbone
     try:
-        backbone = _network(manifest.backbone)
-        experts = {task: _member(manifest, task) for task in names}
+        return family.network(shape), {
+            task: family.expert(shape, manifest.rank, manifest.tasks[task], manifest.input, task)
+            for task in tasks
+        }
     except (RuntimeError, MemoryError) as error:
         found = f"got sizes of a network that cannot be made: {error}"
         raise ArtifactError(
             f"{folder / MANIFEST}: {found}, expected those of the tensors"
         ) from error
-    _fill(backbone, contents[BACKBONE], folder / BACKBONE)
-    for task, expert in experts.items():
-        _fill(expert, contents[_task_file(task)], folder / _task_file(task))
-        _check_expert(expert, folder / _task_file(task))
-    parts = ArtifactParts(manifest, backbone.eval(), experts, digest)
-    if isinstance(backbone, ForceField):
-        _check_elements(parts, folder)
-    return parts
-
-
-def _check_expert(expert: Member, origin: Path) -> None:
-    """Raises ArtifactError: a variance is negative, or no adapter subtracts anything.
-
-    A single adapter may be idle: which ones are trained is a setting (`alignment.sites`).
-    """
-    if not isinstance(expert, Expert):
-        return
-    if bool((expert.adapters.norm_var < 0).any()):
-        raise ArtifactError(f"{origin}: adapters.norm_var is negative, expected variances")
-    if expert.adapters.rank and not expert.adapters.active_sites:
-        raise ArtifactError(
-            f"{origin}: adapters.sites.*.up or .down are zero at all {len(expert.adapters.sites)} "
-            f"sites, expected adapters of rank {expert.adapters.rank} that do something"
-        )
-
-
-def _check_elements(parts: ArtifactParts, folder: Path) -> None:
-    """What the manifest promises to answer, and what the tensors say, must be the same: else the
-    first request would find out."""
-    assert isinstance(parts.manifest.input, AtomsInput)  # as the manifest was checked
-    for task, expert in parts.experts.items():
-        known, declared = (
-            expert.elements.nonzero().flatten().tolist(),
-            sorted(set(parts.manifest.input.elements[task])),
-        )
-        if known != declared:
-            raise ArtifactError(
-                f"{folder}: got elements {known} in the tensors of {task}, expected those of the"
-                f" manifest, {declared}"
-            )
-
-
-def _network(config: BackboneConfig | GraphNetworkConfig | ForceFieldConfig) -> Network:
-    if isinstance(config, ForceFieldConfig):
-        return ForceField(config)
-    return GraphNetwork(config) if isinstance(config, GraphNetworkConfig) else Backbone(config)
-
-
-def _member(manifest: Manifest, task: str) -> Member:
-    if isinstance(manifest.backbone, ForceFieldConfig):
-        return ForceFieldExpert(manifest.backbone)
-    info = manifest.tasks[task]
-    num_features = (
-        manifest.input.num_features[task] if isinstance(manifest.input, FeatureInput) else None
-    )
-    return Expert(
-        manifest.backbone, manifest.rank, info.labels, info.level, info.target, num_features
-    )
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:

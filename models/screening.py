@@ -8,20 +8,21 @@ once, on molecules without labels; a request is then routed exactly, among few. 
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.artifact import ArtifactParts, Manifest
-from models.compiled.model import CompiledModel, fastest
+from models.artifact import ArtifactParts
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
 from models.errors import InvalidInputError
 from models.experts.adapter import apply_norm, trace
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig, cosine_cost, graph_distances
-from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedModel, UnifiedOutput
-from models.networks.hu2020 import Backbone
+from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedOutput
+from models.manifest import Manifest
+from models.networks.base import LayeredNetwork
 from models.task import select_tasks
 
 _SEED = 0
@@ -30,7 +31,7 @@ _KEPT = 64  # small models at a time
 
 
 def nearest_experts(
-    backbone: Backbone,
+    backbone: LayeredNetwork,
     experts: Mapping[str, Expert],
     router: RouterConfig,
     graphs: Sequence[MolGraph],
@@ -122,7 +123,7 @@ class _Site:
 
 
 def _site_inputs(
-    backbone: Backbone, expert: Expert, batch: GraphBatch, drawn: Tensor
+    backbone: LayeredNetwork, expert: Expert, batch: GraphBatch, drawn: Tensor
 ) -> list[Tensor]:
     """What the adapters of each site see in the task's own stream: the drawn rows (n, d) at node
     sites, all (G, d) at the graph site."""
@@ -230,14 +231,8 @@ class ScreenedModel:
         return groups
 
 
-def _small_model(
-    parts: ArtifactParts, device: torch.device | str, experts: tuple[str, ...]
-) -> CompiledModel | UnifiedModel:
+def _small_model(parts: ArtifactParts, device: torch.device | str, tasks: tuple[str, ...]) -> Any:
+    family, experts = parts.manifest.family, {task: parts.experts[task] for task in tasks}
     with torch.inference_mode(False):  # it outlives the request that it is made in
-        return fastest(
-            UnifiedModel(
-                parts.molecular_backbone,
-                {task: parts.experts[task] for task in experts},
-                parts.manifest.router,
-            ).to(device)
-        )
+        model = family.model(parts.backbone, experts, parts.manifest.router)
+        return family.served(model.to(device))

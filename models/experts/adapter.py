@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.data.batch import GraphBatch, mean_readout
-from models.networks.hu2020 import Backbone, BackboneConfig, SiteHook
-from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.networks.base import LayeredNetwork, LayeredShape, SiteHook
 
 
 class Adapter(nn.Module):
@@ -60,7 +59,7 @@ class TaskAdapters(nn.Module):
     norm_mean: Tensor
     norm_var: Tensor
 
-    def __init__(self, config: BackboneConfig | GraphNetworkConfig, rank: int) -> None:
+    def __init__(self, config: LayeredShape, rank: int) -> None:
         super().__init__()
         self.rank = rank
         self.sites = nn.ModuleList(
@@ -80,7 +79,7 @@ class TaskAdapters(nn.Module):
         corrected: Tensor = h - self.sites[site](h)
         return corrected
 
-    def forward(self, backbone: Backbone | GraphNetwork, batch: GraphBatch) -> LayerOutputs:
+    def forward(self, backbone: LayeredNetwork, batch: GraphBatch) -> LayerOutputs:
         """The task's own stream through a merged backbone, with the stored statistics."""
         return trace(
             backbone,
@@ -93,13 +92,15 @@ class TaskAdapters(nn.Module):
 
 
 def trace(
-    backbone: Backbone | GraphNetwork,
+    backbone: LayeredNetwork,
     batch: GraphBatch,
     correct: SiteHook | None = None,
     normalise: SiteHook | None = None,
 ) -> LayerOutputs:
-    """One pass that keeps the layers' outputs; for the hooks see `Backbone.forward`, `correct` also
-    gets the readout as site L."""
+    """One pass that keeps the layers' outputs.
+
+    For the hooks see `LayeredNetwork.forward`; `correct` also gets the readout, as site L.
+    """
     convolutions: list[Tensor] = []
 
     def kept(layer: int, h: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def trace(
 
 
 def apply_norm(
-    backbone: Backbone | GraphNetwork, layer: int, h: Tensor, mean: Tensor, var: Tensor
+    backbone: LayeredNetwork, layer: int, h: Tensor, mean: Tensor, var: Tensor
 ) -> Tensor:
     """BatchNorm of a layer (its own weight and bias) with the given statistics (*S, d): h (N, *S,
     d) -> the same; as it is where there is none."""

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from models.data.batch import GraphBatch
 from models.experts.adapter import TaskAdapters
-from models.networks.hu2020 import Backbone, BackboneConfig
-from models.networks.pyg import GraphNetworkConfig
+from models.networks.base import LayeredNetwork, LayeredShape
 from models.task import Level, Target
 
 
@@ -24,7 +23,7 @@ class Expert(nn.Module):
 
     def __init__(
         self,
-        config: BackboneConfig | GraphNetworkConfig,
+        config: LayeredShape,
         rank: int,
         label_names: Sequence[str],
         level: Level = "graph",
@@ -35,11 +34,11 @@ class Expert(nn.Module):
         self.label_names, self.level, self.target = tuple(label_names), level, target
         self.adapters = TaskAdapters(config, rank)
         self.head = nn.Linear(config.hidden_dim, len(self.label_names))
-        self.encoder = None
-        if isinstance(config, GraphNetworkConfig) and num_features not in (None, config.in_dim):
+        self.encoder: nn.Linear | None = None
+        if num_features is not None and config.in_dim not in (None, num_features):
             self.encoder = nn.Linear(num_features, config.in_dim)
 
-    def forward(self, backbone: Backbone, batch: GraphBatch) -> Tensor:
+    def forward(self, backbone: LayeredNetwork, batch: GraphBatch) -> Tensor:
         """Logits (G, C) of a task on graphs without an encoder, of its own stream alone.
 
         That is what `UnifiedModel` answers with routing "own", without stacking.

@@ -14,8 +14,7 @@ from models.experts.adapter import apply_norm, batch_statistics
 from models.experts.bank import AdapterBank
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig, graph_distances, node_distances, routing_weights
-from models.networks.hu2020 import Backbone
-from models.networks.pyg import GraphNetwork
+from models.networks.base import LayeredNetwork
 from models.ops.segment import segment_count
 from models.task import Target, answers, select_tasks
 from models.transport.problem import Support
@@ -44,10 +43,11 @@ class UnifiedOutput:
     @property
     def probabilities(self) -> dict[str, Tensor]:
         """By task, (G or N, C), in [0, 1]; for regression the numbers themselves."""
-        return {
-            task: answers(logits, self.targets.get(task, "multilabel"))
-            for task, logits in self.logits.items()
-        }
+        return {task: answers(logits, self.target(task)) for task, logits in self.logits.items()}
+
+    def target(self, task: str) -> Target:
+        """What a task's numbers are."""
+        return self.targets.get(task, "multilabel")
 
 
 class UnifiedModel(nn.Module):
@@ -58,7 +58,7 @@ class UnifiedModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone | GraphNetwork, experts: Mapping[str, Expert], router: RouterConfig
+        self, backbone: LayeredNetwork, experts: Mapping[str, Expert], router: RouterConfig
     ) -> None:
         super().__init__()
         self.backbone = backbone

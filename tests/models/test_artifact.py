@@ -15,15 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import artifact as artifact_module
-from models.artifact import (
-    FORMAT_VERSION,
-    check_output,
-    load_artifact,
-    load_parts,
-    make_manifest,
-    read_manifest,
-    save_artifact,
-)
+from models.artifact import check_output, load_artifact, load_parts, read_manifest, save_artifact
 from models.data.atoms import Atoms, collate_atoms
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
@@ -34,6 +26,7 @@ from models.errors import ArtifactError, InvalidInputError, UnknownTaskError
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
+from models.manifest import FORMAT_VERSION, make_manifest
 from models.names import check_name, nearest_name
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from models.artifact import ArtifactParts, load_parts, make_manifest, read_manifest, save_artifact
+from models.artifact import ArtifactParts, load_parts, read_manifest, save_artifact
 from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import featurize
@@ -15,6 +15,7 @@ from models.experts.bank import AdapterBank
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig, node_distances
 from models.experts.unified import Routing, UnifiedModel
+from models.manifest import make_manifest
 from models.screening import ScreenedModel, _Site, is_screened, looked_at, nearest_experts
 from models.task import TaskInfo
 from models.transport.problem import Support

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.artifact import load_artifact, make_manifest, save_artifact
+from models.artifact import load_artifact, save_artifact
 from models.data.atoms import Atoms, collate_atoms
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.molecule import MolGraph, collate
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
+from models.manifest import make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.task import TaskInfo
 from service.core.engine import ArtifactEngine, load_engine
