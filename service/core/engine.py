@@ -4,32 +4,25 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.artifact import Artifact, ArtifactParts, assemble, load_parts
-from models.compiled.model import CompiledModel, fastest
-from models.data.atoms import join
-from models.data.batch import GraphBatch
-from models.data.feature_graph import FeatureGraph, collate_features
-from models.data.molecule import MolGraph, collate
-from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeInput
+from models.artifact import Artifact, assemble, load_parts
+from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
 from models.errors import ArtifactError, ConfigError, GMergingError
-from models.experts.unified import Routing, UnifiedModel
-from models.networks.schnet import ForceFieldConfig, MergedForceField
+from models.experts.unified import Routing
+from models.families.base import Graph, TaskOutput
 from models.screening import ScreenedModel, is_screened
 from models.task import TaskInfo
-from service.core.limits import Graph, Structure, Wanted, restricted
+from service.core.limits import MOLECULES, InputRequirements
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
-_CARBON = [[5, 0]]
-_MOLECULES = MoleculeInput()
 
 
 class UnsupportedInputError(GMergingError):
@@ -50,8 +43,7 @@ class EngineInfo:
             the experts.
         sites: where experts are mixed; none in a force field.
         details: the rest of the manifest.
-        input: what the model takes.
-        cutoff: of a force field, Angstrom.
+        takes: what all of its tasks take.
     """
 
     name: str
@@ -61,8 +53,7 @@ class EngineInfo:
     task_infos: dict[str, TaskInfo]
     sites: tuple[str, ...]
     details: dict[str, Any]
-    input: InputSchema = _MOLECULES
-    cutoff: float = 0.0
+    takes: InputRequirements = MOLECULES
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -84,15 +75,20 @@ class EngineInfo:
         """What the model can be asked for; a force field has no experts that could be mixed."""
         return get_args(Routing) if self.sites else ("own",)
 
-    def wanted(self, tasks: Sequence[str]) -> Wanted:
+    @property
+    def input(self) -> InputSchema:
+        """What the model takes, as in its manifest."""
+        return self.takes.schema
+
+    def requirements(self, tasks: Sequence[str]) -> InputRequirements:
         """What some of the tasks take."""
         of_nodes = any(self.task_infos[task].level == "node" for task in tasks)
-        return Wanted(restricted(self.input, tasks), self.cutoff, of_nodes)
+        return InputRequirements(self.takes.shape, self.input.for_tasks(tasks), of_nodes)
 
     def check_table(self, tasks: Sequence[str]) -> None:
         """Raises UnsupportedInputError unless these tasks have one row of numbers for each
         molecule, as tables and tensors do."""
-        if (why := self.wanted(tasks).no_text) is not None:
+        if (why := self.requirements(tasks).no_text) is not None:
             raise UnsupportedInputError(
                 f"got model {self.name} for a table of molecules, but {why} (`POST /predict`)"
             )
@@ -148,20 +144,19 @@ class Engine(Protocol):
 
 
 class ArtifactEngine:
-    """An engine that answers from a loaded artifact; from its parts where it wants not all experts
-    to be looked at (`models.screening`)."""
+    """An engine that answers from a loaded artifact."""
 
-    def __init__(self, artifact: Artifact | ArtifactParts, device: torch.device) -> None:
+    def __init__(self, artifact: Artifact, device: torch.device) -> None:
         manifest = artifact.manifest
-        self._device = device
-        self._model = _model_of(artifact, device)
+        self._device, self._family = device, manifest.family
+        self._model = self._family.served(artifact.model)
         self.info = EngineInfo(
             name=manifest.name,
             version=manifest.version,
             digest=artifact.digest,
             device=str(device),
             task_infos=manifest.tasks,
-            sites=() if isinstance(self._model, MergedForceField) else self._model.site_names,
+            sites=self._model.site_names,
             details=manifest.model_dump(
                 mode="json",
                 include={
@@ -174,10 +169,7 @@ class ArtifactEngine:
                     "metrics",
                 },
             ),
-            input=manifest.input,
-            cutoff=(
-                manifest.backbone.cutoff if isinstance(manifest.backbone, ForceFieldConfig) else 0.0
-            ),
+            takes=InputRequirements(manifest.backbone, manifest.input),
         )
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
@@ -201,75 +193,23 @@ class ArtifactEngine:
         return self.run(graphs[:half], tasks, routing) + self.run(graphs[half:], tasks, routing)
 
     def _pass(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        sizes = [graph.num_nodes for graph in graphs]
-        if isinstance(self._model, MergedForceField):
-            by_task = _force_field_answers(
-                self._model, cast(Sequence[Structure], graphs), tasks, self._device, sizes
-            )
-        else:
-            with torch.inference_mode():
-                output = self._model(self._collate(graphs).to(self._device), tasks, routing)
-                of_nodes = [task for task in tasks if self.info.task_infos[task].level == "node"]
-                values = {
-                    task: _rows(
-                        task, output.probabilities[task], sizes if task in of_nodes else None
-                    )
-                    for task in tasks
-                }
-                by_task = {
-                    task: [
-                        TaskAnswer(*each)
-                        for each in zip(
-                            values[task], output.routing_weights[task].cpu().numpy(), strict=True
-                        )
-                    ]
-                    for task in tasks
-                }
+        with torch.inference_mode():
+            batch = self._family.collate(graphs).to(self._device)
+            outputs = self._family.answer(self._model, batch, tasks, routing)
+            sizes = [graph.num_nodes for graph in graphs]
+            by_task = [self._by_graph(task, outputs[task], sizes) for task in tasks]
         return PassOutput(
-            [
-                dict(zip(tasks, answers, strict=True))
-                for answers in zip(*by_task.values(), strict=True)
-            ]
+            [dict(zip(tasks, answers, strict=True)) for answers in zip(*by_task, strict=True)]
         )
 
-    def _collate(self, graphs: Sequence[Graph]) -> GraphBatch:
-        if isinstance(self.info.input, FeatureInput):
-            return collate_features(cast(Sequence[FeatureGraph], graphs))
-        return collate(cast(Sequence[MolGraph], graphs))
-
-
-def _model_of(
-    artifact: Artifact | ArtifactParts, device: torch.device
-) -> UnifiedModel | CompiledModel | ScreenedModel | MergedForceField:
-    if isinstance(artifact, ArtifactParts):
-        return ScreenedModel(artifact, device)
-    return (
-        artifact.model if isinstance(artifact.model, MergedForceField) else fastest(artifact.model)
-    )
-
-
-def _force_field_answers(
-    model: MergedForceField,
-    structures: Sequence[Structure],
-    tasks: Sequence[str],
-    device: torch.device,
-    sizes: Sequence[int],
-) -> dict[str, list[TaskAnswer]]:
-    batch = join([each.atoms for each in structures], [each.neighbours for each in structures]).to(
-        device
-    )
-    nowhere = np.empty((0, len(model.tasks)), np.float32)
-    return {
-        task: [
-            TaskAnswer(energy, nowhere, forces)
-            for energy, forces in zip(
-                _rows(task, output.energy.unsqueeze(1)),
-                _rows(task, output.forces, sizes),
-                strict=True,
-            )
-        ]
-        for task, output in model(batch, tasks).items()
-    }
+    def _by_graph(self, task: str, output: TaskOutput, sizes: Sequence[int]) -> list[TaskAnswer]:
+        of_nodes = self.info.task_infos[task].level == "node"
+        values = _rows(task, output.values, sizes if of_nodes else None)
+        routing = output.routing_weights.cpu().numpy()
+        if output.forces is None:
+            return [TaskAnswer(*answer) for answer in zip(values, routing, strict=True)]
+        forces = _rows(task, output.forces, sizes)
+        return [TaskAnswer(*answer) for answer in zip(values, routing, forces, strict=True)]
 
 
 def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list[NDArray[Any]]:
@@ -293,7 +233,11 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
     device = _device(settings.device)
     parts = load_parts(artifact)  # once: the folder may be replaced at any time
     screened = is_screened(parts.manifest)
-    engine = ArtifactEngine(parts if screened else assemble(parts, device), device)
+    if screened:
+        loaded = Artifact(parts.manifest, ScreenedModel(parts, device), parts.digest)
+    else:
+        loaded = assemble(parts, device)
+    engine = ArtifactEngine(loaded, device)
     try:
         warm_up(engine, engine.info.tasks[:1] if screened else None)
     except FloatingPointError as error:
@@ -302,27 +246,15 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
 
 
 def warm_up(engine: Engine, tasks: Sequence[str] | None = None) -> None:
-    """The smallest passes there are, by every routing, for some tasks or all: what is slow the
-    first time is so here."""
+    """Small passes by every routing, for some tasks or all: what is slow the first time is so
+    here."""
     info = engine.info
     asked = info.tasks if tasks is None else tuple(tasks)
-    # What is no molecule need not be of a form that all tasks take.
-    together = [asked] if info.input.kind == "molecule" else [(task,) for task in asked]
+    # Where tasks take inputs of other forms, no input need be of a form that all of them take.
+    together = [asked] if info.input.by_task is None else [(task,) for task in asked]
     for routing in info.routings:
         for some in together:
-            engine.run([_smallest(info.input, some[0])], some, routing)
-
-
-def _smallest(takes: InputSchema, task: str) -> Graph:
-    """One node of a form that a task takes."""
-    no_edges = torch.empty((2, 0), dtype=torch.int64)
-    if isinstance(takes, FeatureInput):
-        return FeatureGraph(torch.ones(1, takes.num_features[task]), no_edges)
-    if isinstance(takes, AtomsInput):
-        return Structure(
-            torch.tensor(takes.elements[task][:1]), torch.zeros(1, 3), no_edges, torch.empty(0, 3)
-        )
-    return MolGraph(torch.tensor(_CARBON), no_edges, torch.empty((0, 2), dtype=torch.int64))
+            engine.run([info.takes.smallest(some[0])], some, routing)
 
 
 def gpu_memory_bytes() -> int:

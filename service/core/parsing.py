@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from models.errors import GMergingError
-from service.core.limits import Graph, MoleculeLimits, Wanted, tensors_of
-from service.core.reading import MOLECULES, Parsed, Source, Unreadable, read, read_all, refused
+from models.families.base import Graph, tensors_of
+from service.core.limits import MOLECULES, InputRequirements, MoleculeLimits
+from service.core.reading import Parsed, Source, Unreadable, read, read_all, refused
 
 Loss = Literal["timeout", "died"]
 LOSSES: tuple[Loss, ...] = ("timeout", "died")
@@ -45,7 +46,7 @@ _NO_START = "the processes that read molecules do not work: got {} for C, expect
 _MOST_MEMORY_BYTES = 6 * 1024**3
 # What crosses between processes: canonical SMILES, the graph's class and arrays (tensors would each
 # take a file descriptor), or what is wrong.
-_Wire = tuple[str | None, type[Graph], list[NDArray[Any]]] | Unreadable
+_Wire = tuple[str | None, Callable[..., Graph], list[NDArray[Any]]] | Unreadable
 
 
 class ProcessLostError(Exception):
@@ -62,7 +63,7 @@ class ParserStartError(GMergingError):
 class _Request:
     """What the chunks of one request share."""
 
-    wanted: Wanted
+    takes: InputRequirements
     gate: asyncio.Semaphore
     timeouts_left: int = _MOST_TIMEOUTS
 
@@ -165,11 +166,11 @@ class Parser:
                 seen.add(pid)
 
     async def parse(
-        self, sources: Sequence[Source], wanted: Wanted = MOLECULES
+        self, sources: Sequence[Source], takes: InputRequirements = MOLECULES
     ) -> list[Parsed | Unreadable]:
         """Read molecules or graphs, in their order, as the asked tasks of a model take them."""
-        request = _Request(wanted, asyncio.Semaphore(self._window))
-        errors = [refused(source, self._limits, wanted) for source in sources]
+        request = _Request(takes, asyncio.Semaphore(self._window))
+        errors = [refused(source, self._limits, takes) for source in sources]
         left = [source for source, error in zip(sources, errors, strict=True) if error is None]
         chunks = [left[begin : begin + _CHUNK] for begin in range(0, len(left), _CHUNK)]
         if len(chunks) == 1:
@@ -197,7 +198,7 @@ class Parser:
         async with request.gate:
             if request.timeouts_left:
                 try:
-                    return await self._run(chunk, request.wanted)
+                    return await self._run(chunk, request.takes)
                 except (TimeoutError, ProcessLostError):
                     pass
             return [await self._read_alone(source, request) for source in chunk]
@@ -211,7 +212,7 @@ class Parser:
             )
         for _ in range(2):  # a process may die by accident, but not twice for the same molecule
             try:
-                return (await self._run([source], request.wanted))[0]
+                return (await self._run([source], request.takes))[0]
             except ProcessLostError:
                 continue
             except TimeoutError:
@@ -222,13 +223,15 @@ class Parser:
                 )
         return Unreadable("unreadable", "the process that read this molecule died, twice")
 
-    async def _run(self, chunk: Sequence[Source], wanted: Wanted) -> list[Parsed | Unreadable]:
+    async def _run(
+        self, chunk: Sequence[Source], takes: InputRequirements
+    ) -> list[Parsed | Unreadable]:
         """One task of the pool. It is not cancelled with its request, which would cost a process;
         but it is not let go on for ever either."""
         pool = self._pool
         try:
             wires = await self._watched(
-                pool.schedule(_read_all, args=[list(chunk), self._limits, wanted])
+                pool.schedule(_read_all, args=[list(chunk), self._limits, takes])
             )
         except ProcessExpired:
             self._on_loss("died")
@@ -308,8 +311,10 @@ def _read_first(limits: MoleculeLimits) -> tuple[int, str | None]:
     return os.getpid(), molecule.message if isinstance(molecule, Unreadable) else molecule.smiles
 
 
-def _read_all(sources: Sequence[Source], limits: MoleculeLimits, wanted: Wanted) -> list[_Wire]:
-    return [_sent(molecule) for molecule in read_all(sources, limits, wanted)]
+def _read_all(
+    sources: Sequence[Source], limits: MoleculeLimits, takes: InputRequirements
+) -> list[_Wire]:
+    return [_sent(molecule) for molecule in read_all(sources, limits, takes)]
 
 
 def _sent(molecule: Parsed | Unreadable) -> _Wire:
@@ -322,5 +327,7 @@ def _sent(molecule: Parsed | Unreadable) -> _Wire:
     )
 
 
-def _received(smiles: str | None, kind: type[Graph], arrays: Sequence[NDArray[Any]]) -> Parsed:
+def _received(
+    smiles: str | None, kind: Callable[..., Graph], arrays: Sequence[NDArray[Any]]
+) -> Parsed:
     return Parsed(smiles, kind(*(torch.from_numpy(array) for array in arrays)))

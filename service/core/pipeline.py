@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from models.data.molecule import MolGraph
 from models.experts.unified import Routing
+from models.families.base import Graph
 from service.core.batcher import (
     Batcher,
     DeadlineExceededError,
@@ -18,7 +19,7 @@ from service.core.batcher import (
 )
 from service.core.cache import AnswerCache
 from service.core.engine import Engine, TaskAnswer, gpu_memory_bytes
-from service.core.limits import Graph, MoleculeLimits, Wanted, graph_cost
+from service.core.limits import InputRequirements, MoleculeLimits
 from service.core.parsing import Parser
 from service.core.reading import Parsed, Source, Unreadable, cost
 from service.settings import Settings
@@ -50,10 +51,10 @@ class Question:
             model, engine, tuple(task for task in engine.info.tasks if task in tasks), routing
         )
 
-    @property
-    def wanted(self) -> Wanted:
+    @cached_property
+    def takes(self) -> InputRequirements:
         """What its tasks take."""
-        return self.engine.info.wanted(self.tasks)
+        return self.engine.info.requirements(self.tasks)
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,9 @@ class Pipeline:
     async def _answer_in_time(
         self, question: Question, sources: Sequence[Source], seconds: float, bounded: bool
     ) -> list[Result]:
-        estimate = len(question.tasks) * sum(cost(source, self._limits) for source in sources)
+        estimate = len(question.tasks) * sum(
+            cost(source, self._limits, question.takes) for source in sources
+        )
         timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
         try:
             async with timeout:
@@ -206,17 +209,18 @@ class Pipeline:
     ) -> list[Result]:
         started = time.perf_counter()
         with span("parse", molecules=len(sources)):
-            parsed = await self._parser.parse(sources, question.wanted)
+            parsed = await self._parser.parse(sources, question.takes)
         self._metrics.stage("parse", time.perf_counter() - started)
         digest, tasks, routing = question.engine.info.digest, question.tasks, question.routing
+        family = question.takes.family
         readable = [molecule for molecule in parsed if isinstance(molecule, Parsed)]
         for molecule in readable:
-            if isinstance(molecule.graph, MolGraph):
-                self._metrics.molecule_read(molecule.graph.x[:, 0].numpy())
+            if (types := family.atom_types(molecule.graph)) is not None:
+                self._metrics.molecule_read(types.numpy())
         found = [self._cache.get(digest, molecule.smiles, tasks, routing) for molecule in readable]
         missing = [molecule for molecule, hit in zip(readable, found, strict=True) if hit is None]
         self._metrics.cache(len(readable) - len(missing), len(missing))
-        costs = [graph_cost(molecule.graph) * len(tasks) for molecule in missing]
+        costs = [family.cost(molecule.graph) * len(tasks) for molecule in missing]
         place.cost = sum(costs)
         computed: list[_Answered] = []
         if missing:
@@ -247,7 +251,7 @@ class Pipeline:
         try:
             output = question.engine.run(graphs, question.tasks, question.routing)
         except FloatingPointError as error:
-            if isinstance(graphs[0], MolGraph):  # which has no such features
+            if not question.takes.family.inputs_overflow:
                 raise
             if len(graphs) == 1:
                 return [

@@ -16,16 +16,9 @@ from models.data.molecule_text import (
     smiles_of_mol_block,
     text_kind,
 )
-from models.data.smiles import Molecule, featurize, featurize_all
 from models.errors import InvalidInputError, MoleculeError
-from service.core.limits import (
-    Graph,
-    MoleculeLimits,
-    Wanted,
-    check_graph,
-    estimated_cost,
-    read_graph,
-)
+from models.families.base import Graph, ReadMolecule
+from service.core.limits import MOLECULES, InputRequirements, MoleculeLimits
 from service.schemas import GraphIn, NoText
 
 log = logging.getLogger(__name__)
@@ -100,26 +93,25 @@ class InChI:
 
 Source = str | GraphIn | MolBlock | InChI | NoText
 """What to read: a text is a SMILES or whatever else `models.data.molecule_text` knows."""
-MOLECULES = Wanted()
 
 
-def cost(source: Source, limits: MoleculeLimits) -> int:
-    """At least the number of heavy atoms of a molecule that has not been read: every one is a
-    character of a SMILES, or a line of a mol block."""
+def cost(source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLECULES) -> int:
+    """About what one task's answer for it will cost, before it is read: at least the number of
+    heavy atoms, of which every one is a character of a SMILES, or a line of a mol block."""
     if isinstance(source, GraphIn):
-        return estimated_cost(source, limits)
+        return takes.family.estimate(source.given(), limits)
     most = 0 if isinstance(source, NoText) else atoms_at_most(_text(source))
     return max(1, min(most, limits.max_atoms))
 
 
-def refused(source: Source, limits: MoleculeLimits, wanted: Wanted) -> Unreadable | None:
+def refused(source: Source, limits: MoleculeLimits, takes: InputRequirements) -> Unreadable | None:
     """Why `read` would refuse it, if that can be seen without reading: then it need not be sent to
     another process for that."""
     try:
         if isinstance(source, GraphIn):
-            check_graph(source, limits, wanted)
-        elif wanted.no_text:
-            return Unreadable("unsupported_input", f"got a molecule as text, but {wanted.no_text}")
+            takes.family.check(source.given(), limits)
+        elif takes.no_text:
+            return Unreadable("unsupported_input", f"got a molecule as text, but {takes.no_text}")
         elif isinstance(source, NoText):
             code = "empty_smiles" if source.got == "null" else "not_text"
             return Unreadable(code, f"got {source.got}, expected a molecule as text, such as 'CCO'")
@@ -130,14 +122,16 @@ def refused(source: Source, limits: MoleculeLimits, wanted: Wanted) -> Unreadabl
     return None
 
 
-def read(source: Source, limits: MoleculeLimits, wanted: Wanted = MOLECULES) -> Parsed | Unreadable:
+def read(
+    source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLECULES
+) -> Parsed | Unreadable:
     """Read one molecule or graph; never raises on account of what a client sent."""
-    if (error := refused(source, limits, wanted)) is not None:
+    if (error := refused(source, limits, takes)) is not None:
         return error
     try:
         if isinstance(source, GraphIn):
-            return Parsed(None, read_graph(source, limits, wanted))
-        return _read_text(source, limits)
+            return Parsed(None, takes.read(source.given(), limits))
+        return _read_text(source, limits, takes)
     except InvalidInputError as invalid:
         return _unreadable(invalid)
     # RDKit has been seen to raise bare RuntimeErrors on odd input: that is its sender's trouble and
@@ -150,30 +144,30 @@ def read(source: Source, limits: MoleculeLimits, wanted: Wanted = MOLECULES) -> 
 
 
 def read_all(
-    sources: Sequence[Source], limits: MoleculeLimits, wanted: Wanted = MOLECULES
+    sources: Sequence[Source], limits: MoleculeLimits, takes: InputRequirements = MOLECULES
 ) -> list[Parsed | Unreadable]:
     """Read a few molecules, each as `read` does; SMILES together, which is faster."""
     together = [
         source
         for source in sources
-        if isinstance(source, str) and refused(source, limits, wanted) is None
+        if isinstance(source, str) and refused(source, limits, takes) is None
     ]
     try:
-        molecules = iter(featurize_all(together, max_atoms=limits.max_atoms))
+        molecules = iter(takes.read_texts(together, limits))
     except Exception:  # `read` finds out whose it is
-        return [read(source, limits, wanted) for source in sources]
+        return [read(source, limits, takes) for source in sources]
     good = set(together)
     return [
         (
-            _read_together(next(molecules))
+            _parsed(next(molecules))
             if isinstance(source, str) and source in good
-            else read(source, limits, wanted)
+            else read(source, limits, takes)
         )
         for source in sources
     ]
 
 
-def _read_together(molecule: Molecule | MoleculeError) -> Parsed | Unreadable:
+def _parsed(molecule: ReadMolecule | MoleculeError) -> Parsed | Unreadable:
     return (
         _unreadable(molecule)
         if isinstance(molecule, MoleculeError)
@@ -196,7 +190,9 @@ def _text(source: str | MolBlock | InChI | NoText) -> str:
     return source if isinstance(source, str) else source.text
 
 
-def _read_text(source: str | MolBlock | InChI | NoText, limits: MoleculeLimits) -> Parsed:
+def _read_text(
+    source: str | MolBlock | InChI | NoText, limits: MoleculeLimits, takes: InputRequirements
+) -> Parsed | Unreadable:
     """Of a molecule that came in a field for one format no other will do."""
     text = _text(source)
     with rdBase.BlockLogs():
@@ -204,8 +200,8 @@ def _read_text(source: str | MolBlock | InChI | NoText, limits: MoleculeLimits) 
             text = smiles_of_mol_block(text, limits.max_atoms)
         elif isinstance(source, InChI):
             text = smiles_of_inchi(text, limits.max_atoms)
-    molecule = featurize(text, max_atoms=limits.max_atoms)
-    return Parsed(molecule.smiles, molecule.graph)
+    (molecule,) = takes.read_texts([text], limits)
+    return _parsed(molecule)
 
 
 _FIELDS: dict[type[MolBlock | InChI], TextKind] = {MolBlock: "mol_block", InChI: "inchi"}

@@ -15,8 +15,10 @@ import httpx
 import pytest
 
 from models.data.schema import FeatureInput
+from models.networks.pyg import GraphNetworkConfig
 from service.bulk import job_runner, jobs
 from service.bulk.jobs import Job, JobStore
+from service.core.limits import InputRequirements
 from service.core.pipeline import Question
 from service.formats.molecule_files import FileFormat
 from tests.service.doubles import DummyEngine, metric, serving
@@ -225,9 +227,9 @@ async def test_job_of_a_model_that_takes_no_molecules_any_more_says_so(tmp_path:
         Question("dummy", engine, ("bbbp",), "own"),
         "csv",
     )
-    engine.info = replace(
-        engine.info, input=FeatureInput(num_features=dict.fromkeys(engine.info.tasks, 3))
-    )
+    schema = FeatureInput(num_features=dict.fromkeys(engine.info.tasks, 3))
+    takes = InputRequirements(GraphNetworkConfig(kind="pyg_gcn", in_dim=3), schema)
+    engine.info = replace(engine.info, takes=takes)
     async with keeping(tmp_path, engine) as client:
         failed = await until(client, {"id": job.id}, "failed")
         assert "for a table of molecules" in failed["error"]

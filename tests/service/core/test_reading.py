@@ -3,12 +3,11 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor
 
 from models.data.smiles import featurize
-from service.core import reading
+from service.core.limits import MoleculeLimits
 from service.core.reading import (
     ITEM_CODES,
     InChI,
     MolBlock,
-    MoleculeLimits,
     Parsed,
     Source,
     Unreadable,
@@ -101,7 +100,7 @@ def test_what_a_library_raises_is_the_senders_trouble(monkeypatch: pytest.Monkey
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("from deep inside")
 
-    monkeypatch.setattr(reading, "featurize", broken)
+    monkeypatch.setattr("models.families.molecules.featurize_all", broken)
     assert code_of("CCO") == "unreadable"
 
 
