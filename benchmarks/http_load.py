@@ -39,8 +39,7 @@ from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from models.experts.unified import Routing
 from service.core.engine import ArtifactEngine, load_engine
-from service.core.limits import MoleculeLimits
-from service.core.reading import Parsed, read, read_all
+from service.core.reading import MoleculeLimits, Parsed, read, read_all
 from service.settings import RELEASED_ARTIFACT, Settings
 
 SCRIPT = Path(__file__).with_suffix(".lua")

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 
 from service.core.batcher import QueueClosedError
-from service.core.pipeline import Pipeline, Question, Result
+from service.core.engine import PredictionQuery
+from service.core.pipeline import Pipeline, Result
 from service.core.reading import Record, Unreadable
 from service.formats.molecule_files import MoleculeFile
 from service.security import Client, KeyRing
@@ -134,12 +135,12 @@ class Answerer:
 
     Attributes:
         pipeline: that answers.
-        question: what is asked of every molecule.
+        query: what is asked of every molecule.
         keys, client: whose rate it goes by.
     """
 
     pipeline: Pipeline
-    question: Question
+    query: PredictionQuery
     keys: KeyRing
     client: Client | None
 
@@ -154,7 +155,7 @@ class Answerer:
         if sources:
             await self.keys.wait(self.client, len(sources))
             try:
-                results = await self.pipeline.predict(self.question, sources, bounded=False)
+                results = await self.pipeline.predict(self.query, sources, bounded=False)
             except QueueClosedError:
                 raise
             except Exception:

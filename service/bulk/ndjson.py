@@ -113,7 +113,7 @@ async def ndjson_answers(
 ) -> AsyncGenerator[bytes, None]:
     """A line for every record, in order. A stream that ends early ends with a line of nothing but
     an `error`, which says how many were answered."""
-    info, tasks, index = answerer.question.engine.info, answerer.question.tasks, 0
+    info, tasks, index = answerer.query.engine.info, answerer.query.tasks, 0
     try:
         # Closed with this, and not when it is collected: what is under way for a client that takes
         # nothing more is given up at once.

@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, Self, get_args
 
 import numpy as np
 import torch
@@ -19,17 +19,23 @@ from models.experts.unified import Routing
 from models.families.base import Graph, TaskOutput
 from models.screening import ScreenedModel, is_screened
 from models.task import TaskInfo
-from service.core.limits import MOLECULES, InputRequirements
+from service.core.reading import MOLECULES, InputRequirements
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
 
 
-class UnsupportedInputError(GMergingError):
-    """Files of molecules and the Open Inference Protocol are asked of a model that takes no
-    molecules, or has answers of another form."""
+class UnsupportedQueryError(GMergingError):
+    """A model is asked for what it does not have: a task, a routing, or answers that are a table.
 
-    code = "unsupported_input"
+    Attributes:
+        code: stable name of what is wrong.
+        details: what else a client is told, by name.
+    """
+
+    def __init__(self, code: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.code, self.details = code, details
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,11 @@ class EngineInfo:
         return InputRequirements(self.takes.shape, self.input.for_tasks(tasks), of_nodes)
 
     def check_table(self, tasks: Sequence[str]) -> None:
-        """Raises UnsupportedInputError unless these tasks have one row of numbers for each
+        """Raises UnsupportedQueryError unless these tasks have one row of numbers for each
         molecule, as tables and tensors do."""
         if (why := self.requirements(tasks).no_text) is not None:
-            raise UnsupportedInputError(
-                f"got model {self.name} for a table of molecules, but {why} (`POST /predict`)"
-            )
+            got = f"got model {self.name} for a table of molecules, but {why} (`POST /predict`)"
+            raise UnsupportedQueryError("unsupported_input", got)
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,47 @@ class Engine(Protocol):
         """One pass over graphs of the kind that it takes; blocks. Called from one thread at a
         time."""
         ...
+
+
+@dataclass(frozen=True)
+class PredictionQuery:
+    """What to predict for molecules or graphs; requests with equal queries share passes.
+
+    Attributes:
+        model: its name.
+        engine: that answers.
+        tasks: in the engine's order, so that spellings share a pass.
+        routing: "moe", "own" or "merged".
+        takes: what the tasks take.
+    """
+
+    model: str
+    engine: Engine
+    tasks: tuple[str, ...]
+    routing: Routing
+    takes: InputRequirements = field(compare=False)
+
+    @classmethod
+    def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> Self:
+        """A query for those of the tasks, in any order, that the engine has."""
+        known = tuple(task for task in engine.info.tasks if task in tasks)
+        return cls(model, engine, known, routing, engine.info.requirements(known))
+
+    @classmethod
+    def checked(
+        cls, model: str, engine: Engine, tasks: Sequence[str] | None, routing: Routing
+    ) -> Self:
+        """What a client asks for; None is all tasks. Raises UnsupportedQueryError: the engine has
+        no such task or routing."""
+        info = engine.info
+        asked = info.tasks if tasks is None else tuple(tasks)
+        if unknown := [task for task in asked if task not in info.tasks]:
+            got = f"got unknown task {unknown[0]!a}, expected some of {', '.join(info.tasks)}"
+            raise UnsupportedQueryError("unknown_task", got, known_tasks=info.tasks)
+        if routing not in info.routings:
+            got = f"got routing {routing!r} for a force field, which has nothing to mix"
+            raise UnsupportedQueryError("invalid_request", f"{got}, expected 'own'")
+        return cls.of(model, engine, asked, routing)
 
 
 class ArtifactEngine:

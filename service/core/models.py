@@ -12,7 +12,7 @@ import asyncio
 import fcntl
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ import orjson
 
 from models.artifact import MANIFEST
 from models.errors import ConfigError, GMergingError
-from service.core.engine import Engine
+from models.experts.unified import Routing
+from service.core.engine import Engine, PredictionQuery
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,18 @@ class ModelRegistry:
             return self._engines[self._default if name is None else name]
         except KeyError:
             raise UnknownModelError(str(name), self.names) from None
+
+    def query(
+        self, model: str | None, tasks: Sequence[str] | None, routing: Routing
+    ) -> PredictionQuery:
+        """What a request asks for, checked; the default model and all its tasks if none is named.
+
+        Raises:
+            UnknownModelError: there is no such model.
+            UnsupportedQueryError: it has no such task or routing.
+        """
+        name = self._default if model is None else model
+        return PredictionQuery.checked(name, self.get(name), tasks, routing)
 
     def available(self) -> dict[str, bool]:
         """All models that are or could be loaded, and whether they are; of a folder that cannot be

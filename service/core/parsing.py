@@ -29,8 +29,17 @@ from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from models.errors import GMergingError
 from models.families.base import Graph, tensors_of
-from service.core.limits import MOLECULES, InputRequirements, MoleculeLimits
-from service.core.reading import Parsed, Source, Unreadable, read, read_all, refused
+from service.core.reading import (
+    MOLECULES,
+    InputRequirements,
+    MoleculeLimits,
+    Parsed,
+    Source,
+    Unreadable,
+    read,
+    read_all,
+    refused,
+)
 
 Loss = Literal["timeout", "died"]
 LOSSES: tuple[Loss, ...] = ("timeout", "died")

@@ -6,9 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-from models.experts.unified import Routing
 from models.families.base import Graph
 from service.core.batcher import (
     Batcher,
@@ -18,43 +16,13 @@ from service.core.batcher import (
     QueueFullError,
 )
 from service.core.cache import AnswerCache
-from service.core.engine import Engine, TaskAnswer, gpu_memory_bytes
-from service.core.limits import InputRequirements, MoleculeLimits
+from service.core.engine import PredictionQuery, TaskAnswer, gpu_memory_bytes
 from service.core.parsing import Parser
-from service.core.reading import Parsed, Source, Unreadable, cost
+from service.core.reading import MoleculeLimits, Parsed, Source, Unreadable, cost
 from service.settings import Settings
 from service.telemetry.metrics import ANSWERED, CANCELLED, EXPIRED, FAILED, REFUSED, Metrics
 from service.telemetry.statistics import Gauges
 from service.telemetry.tracing import span
-
-
-@dataclass(frozen=True)
-class Question:
-    """What to answer about molecules or graphs; requests that ask the same share passes.
-
-    Attributes:
-        model: its name.
-        engine: that answers.
-        tasks: in the engine's order, so that spellings share a pass.
-        routing: "moe", "own" or "merged".
-    """
-
-    model: str
-    engine: Engine
-    tasks: tuple[str, ...]
-    routing: Routing
-
-    @classmethod
-    def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> "Question":
-        """A question on some of the engine's tasks, in any order."""
-        return cls(
-            model, engine, tuple(task for task in engine.info.tasks if task in tasks), routing
-        )
-
-    @cached_property
-    def takes(self) -> InputRequirements:
-        """What its tasks take."""
-        return self.engine.info.requirements(self.tasks)
 
 
 @dataclass(frozen=True)
@@ -75,7 +43,7 @@ _Answered = dict[str, TaskAnswer] | Unreadable
 
 
 class Pipeline:
-    """Answers questions about molecules and graphs.
+    """Answers queries about molecules and graphs.
 
     Attributes:
         stopping: set once the service was told to stop: for what has no end of its own.
@@ -88,7 +56,7 @@ class Pipeline:
             self._limits, settings.parsers, settings.parse_timeout_seconds, metrics.parser_lost
         )
         self._cache = AnswerCache(settings.cache_bytes)
-        self._batcher: Batcher[Question, Graph, _Answered] = Batcher(
+        self._batcher: Batcher[PredictionQuery, Graph, _Answered] = Batcher(
             self._run_pass,
             max_batch_cost=settings.max_batch_cost,
             max_pending_cost=settings.max_pending_cost,
@@ -145,7 +113,7 @@ class Pipeline:
 
     async def predict(
         self,
-        question: Question,
+        query: PredictionQuery,
         sources: Sequence[Source],
         seconds: float = math.inf,
         *,
@@ -155,7 +123,7 @@ class Pipeline:
         other.
 
         Args:
-            question: what to answer.
+            query: what to answer.
             sources: SMILES, graphs or mol blocks, at least one.
             seconds: until the deadline.
             bounded: False for one of a few streams or jobs, which are let in whatever waits: each
@@ -169,7 +137,7 @@ class Pipeline:
         """
         count = self._metrics.molecules
         try:
-            results = await self._answer_in_time(question, sources, seconds, bounded)
+            results = await self._answer_in_time(query, sources, seconds, bounded)
         except (QueueFullError, QueueClosedError):
             count(REFUSED, len(sources))
             raise
@@ -187,32 +155,30 @@ class Pipeline:
         return results
 
     async def _answer_in_time(
-        self, question: Question, sources: Sequence[Source], seconds: float, bounded: bool
+        self, query: PredictionQuery, sources: Sequence[Source], seconds: float, bounded: bool
     ) -> list[Result]:
-        estimate = len(question.tasks) * sum(
-            cost(source, self._limits, question.takes) for source in sources
+        estimate = len(query.tasks) * sum(
+            cost(source, self._limits, query.takes) for source in sources
         )
         timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
         try:
             async with timeout:
                 with self._batcher.admit(estimate, seconds, bounded=bounded) as place:
-                    return await self._answer(
-                        question, sources, place, self._batcher.now() + seconds
-                    )
+                    return await self._answer(query, sources, place, self._batcher.now() + seconds)
         except TimeoutError:
             if timeout.expired():
                 raise DeadlineExceededError from None
             raise
 
     async def _answer(
-        self, question: Question, sources: Sequence[Source], place: Place, deadline: float
+        self, query: PredictionQuery, sources: Sequence[Source], place: Place, deadline: float
     ) -> list[Result]:
         started = time.perf_counter()
         with span("parse", molecules=len(sources)):
-            parsed = await self._parser.parse(sources, question.takes)
+            parsed = await self._parser.parse(sources, query.takes)
         self._metrics.stage("parse", time.perf_counter() - started)
-        digest, tasks, routing = question.engine.info.digest, question.tasks, question.routing
-        family = question.takes.family
+        digest, tasks, routing = query.engine.info.digest, query.tasks, query.routing
+        family = query.takes.family
         readable = [molecule for molecule in parsed if isinstance(molecule, Parsed)]
         for molecule in readable:
             if (types := family.atom_types(molecule.graph)) is not None:
@@ -226,32 +192,34 @@ class Pipeline:
         if missing:
             with span("model", molecules=len(missing)):
                 computed = await self._batcher.submit(
-                    question, [molecule.graph for molecule in missing], costs, deadline
+                    query, [molecule.graph for molecule in missing], costs, deadline
                 )
             for molecule, answer in zip(missing, computed, strict=True):
                 if not isinstance(answer, Unreadable):
                     self._cache.put(digest, molecule.smiles, answer, routing)
         new = iter(computed)
-        answers = iter(
-            [
-                _result(molecule.smiles, next(new) if hit is None else hit)
-                for molecule, hit in zip(readable, found, strict=True)
-            ]
-        )
-        return [next(answers) if isinstance(molecule, Parsed) else molecule for molecule in parsed]
+        results: list[Result] = []
+        for molecule, hit in zip(readable, found, strict=True):
+            answer = next(new) if hit is None else hit
+            if isinstance(answer, Unreadable):
+                results.append(answer)
+            else:
+                results.append(Answer(molecule.smiles, answer))
+        answered = iter(results)
+        return [next(answered) if isinstance(molecule, Parsed) else molecule for molecule in parsed]
 
-    def _run_pass(self, question: Question, graphs: list[Graph]) -> list[_Answered]:
+    def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
         """One pass of the engine, cut into graphs; runs on the worker thread."""
         self._metrics.pass_atoms(sum(graph.num_nodes for graph in graphs))
-        return self._run_engine(question, graphs)
+        return self._run_engine(query, graphs)
 
-    def _run_engine(self, question: Question, graphs: list[Graph]) -> list[_Answered]:
+    def _run_engine(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
         """Features can be so large that no answer is finite. That is their sender's trouble: the
         others of the pass are answered without them."""
         try:
-            output = question.engine.run(graphs, question.tasks, question.routing)
+            output = query.engine.run(graphs, query.tasks, query.routing)
         except FloatingPointError as error:
-            if not question.takes.family.inputs_overflow:
+            if not query.takes.family.inputs_overflow:
                 raise
             if len(graphs) == 1:
                 return [
@@ -260,16 +228,10 @@ class Pipeline:
                     )
                 ]
             half = len(graphs) // 2
-            return self._run_engine(question, graphs[:half]) + self._run_engine(
-                question, graphs[half:]
-            )
-        if question.routing != "own":  # with "own" every weight is 0 or 1 and would blur the mean
-            for task in question.tasks:
+            return self._run_engine(query, graphs[:half]) + self._run_engine(query, graphs[half:])
+        if query.routing != "own":  # with "own" every weight is 0 or 1 and would blur the mean
+            for task in query.tasks:
                 self._metrics.routing(
-                    question.model, task, question.engine.info.tasks, output.routing(task)
+                    query.model, task, query.engine.info.tasks, output.routing(task)
                 )
         return [*output.answers]
-
-
-def _result(smiles: str | None, answer: _Answered) -> Result:
-    return answer if isinstance(answer, Unreadable) else Answer(smiles, answer)

@@ -2,7 +2,7 @@
 a process of their own."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,12 @@ from models.data.molecule_text import (
     smiles_of_mol_block,
     text_kind,
 )
+from models.data.schema import InputSchema, MoleculeInput
 from models.errors import InvalidInputError, MoleculeError
-from models.families.base import Graph, ReadMolecule
-from service.core.limits import MOLECULES, InputRequirements, MoleculeLimits
+from models.families.base import Graph, ModelFamily, ReadMolecule, SizeLimits
+from models.families.table import FAMILIES
+from models.networks.base import NetworkShape
+from models.networks.hu2020 import BackboneConfig
 from service.schemas import GraphIn, NoText
 
 log = logging.getLogger(__name__)
@@ -53,6 +56,68 @@ _INCHI_LENGTH = 4  # times that of a SMILES: it names every atom by a number, an
 _EXTENDED_LENGTH = 20  # times that of a SMILES: a CXSMILES has coordinates of every atom
 # Characters for an atom: its lines and those of its bonds and hydrogens, with room for S-groups.
 _BLOCK_LENGTH = 2000
+_GCN = BackboneConfig(kind="gcn")
+_MOLECULES = MoleculeInput()
+
+
+@dataclass(frozen=True)
+class MoleculeLimits(SizeLimits):
+    """How large a molecule or graph may be, and how long the text of a molecule.
+
+    Attributes:
+        max_smiles_length: characters of a SMILES; other texts may be so many times longer.
+    """
+
+    max_smiles_length: int
+
+
+@dataclass(frozen=True)
+class InputRequirements:
+    """What the asked tasks of a model take; by default molecules.
+
+    Attributes:
+        shape: of the model's network.
+        schema: the model's, of these tasks alone.
+        of_nodes: whether one of the tasks answers for each node.
+    """
+
+    shape: NetworkShape = _GCN
+    schema: InputSchema = _MOLECULES
+    of_nodes: bool = False
+
+    @property
+    def family(self) -> ModelFamily:
+        """How inputs of this kind are read."""
+        return FAMILIES[self.shape.kind]
+
+    def read(self, fields: Mapping[str, Any], limits: SizeLimits) -> Graph:
+        """See `ModelFamily.read`."""
+        return self.family.read(fields, self.shape, self.schema, limits)
+
+    def read_texts(
+        self, texts: Sequence[str], limits: SizeLimits
+    ) -> Sequence[ReadMolecule | MoleculeError]:
+        """Molecules as SMILES, or what else is known by its look, where `no_text` is None; an
+        error is returned, not raised."""
+        read = self.family.read_texts
+        return [] if read is None else read(texts, self.shape, self.schema, limits)
+
+    def smallest(self, task: str) -> Graph:
+        """See `ModelFamily.smallest`."""
+        return self.family.smallest(self.shape, self.schema, task)
+
+    @property
+    def no_text(self) -> str | None:
+        """Why a SMILES or a mol block will not do; None if it will."""
+        if self.family.read_texts is None:
+            return f"the model takes {self.family.fields.words}"
+        if self.of_nodes:
+            return "a task that answers for each atom takes `graphs`, whose atoms have an order"
+        return None
+
+
+MOLECULES = InputRequirements()
+"""What a model of molecules takes."""
 
 
 @dataclass(frozen=True)

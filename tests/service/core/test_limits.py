@@ -11,8 +11,17 @@ from models.data.schema import AtomsInput, FeatureInput
 from models.families.atoms import Structure
 from models.networks.pyg import GraphNetworkConfig
 from models.networks.schnet import ForceFieldConfig
-from service.core.limits import MOLECULES, InputRequirements, MoleculeLimits
-from service.core.reading import ITEM_CODES, Parsed, Unreadable, cost, read, refused
+from service.core.reading import (
+    ITEM_CODES,
+    MOLECULES,
+    InputRequirements,
+    MoleculeLimits,
+    Parsed,
+    Unreadable,
+    cost,
+    read,
+    refused,
+)
 from service.schemas import ETHANOL_GRAPH, FEATURE_GRAPH, WATER, GraphIn
 
 LIMITS = MoleculeLimits(max_atoms=6, max_smiles_length=40)

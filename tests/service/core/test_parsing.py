@@ -13,9 +13,8 @@ import pytest
 
 from models.data.smiles import featurize
 from service.core import parsing
-from service.core.limits import MoleculeLimits
 from service.core.parsing import Loss, Parser, ParserStartError
-from service.core.reading import Parsed, Source, Unreadable
+from service.core.reading import MoleculeLimits, Parsed, Source, Unreadable
 
 SMILES = [
     "CCO",

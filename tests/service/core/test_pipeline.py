@@ -6,7 +6,8 @@ import pytest
 
 from models.experts.unified import Routing
 from service.core.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
-from service.core.pipeline import Answer, Pipeline, Question
+from service.core.engine import PredictionQuery
+from service.core.pipeline import Answer, Pipeline
 from service.core.reading import ITEM_CODES, Unreadable
 from service.telemetry.metrics import Metrics
 from tests.service.doubles import DummyEngine, metric, settings_of
@@ -30,8 +31,10 @@ async def running(
         await pipeline.close()
 
 
-def ask(engine: DummyEngine, tasks: tuple[str, ...] = ALL, routing: Routing = "moe") -> Question:
-    return Question.of("dummy", engine, tasks, routing)
+def ask(
+    engine: DummyEngine, tasks: tuple[str, ...] = ALL, routing: Routing = "moe"
+) -> PredictionQuery:
+    return PredictionQuery.of("dummy", engine, tasks, routing)
 
 
 def count(metrics: Metrics, outcome: str) -> float:

@@ -3,11 +3,11 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor
 
 from models.data.smiles import featurize
-from service.core.limits import MoleculeLimits
 from service.core.reading import (
     ITEM_CODES,
     InChI,
     MolBlock,
+    MoleculeLimits,
     Parsed,
     Source,
     Unreadable,
