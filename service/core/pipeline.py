@@ -198,15 +198,16 @@ class Pipeline:
                 if not isinstance(answer, Unreadable):
                     self._cache.put(digest, molecule.smiles, answer, routing)
         new = iter(computed)
+        answers = iter([next(new) if hit is None else hit for hit in found])
         results: list[Result] = []
-        for molecule, hit in zip(readable, found, strict=True):
-            answer = next(new) if hit is None else hit
-            if isinstance(answer, Unreadable):
+        for item in parsed:
+            if isinstance(item, Unreadable):
+                results.append(item)
+            elif isinstance(answer := next(answers), Unreadable):
                 results.append(answer)
             else:
-                results.append(Answer(molecule.smiles, answer))
-        answered = iter(results)
-        return [next(answered) if isinstance(molecule, Parsed) else molecule for molecule in parsed]
+                results.append(Answer(item.smiles, answer))
+        return results
 
     def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
         """One pass of the engine, cut into graphs; runs on the worker thread."""

@@ -4,6 +4,7 @@ a process of their own."""
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rdkit import rdBase
@@ -85,7 +86,7 @@ class InputRequirements:
     schema: InputSchema = _MOLECULES
     of_nodes: bool = False
 
-    @property
+    @cached_property
     def family(self) -> ModelFamily:
         """How inputs of this kind are read."""
         return FAMILIES[self.shape.kind]

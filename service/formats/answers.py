@@ -41,7 +41,7 @@ async def render(
 
 def model(info: EngineInfo) -> dict[str, str]:
     """`ModelName` of an engine."""
-    return dict(zip(("name", "version", "digest"), info.artifact, strict=True))
+    return {"name": info.name, "version": info.version, "digest": info.digest}
 
 
 def item(

@@ -122,6 +122,6 @@ async def predict_unless_gone(
 ) -> list[Result] | None:
     """What is predicted within the time that a request has, at its client's rate; None if the
     client went away."""
-    services.keys.spend(client, len(sources))
     seconds = seconds_left(request, services, timeout)
+    services.keys.spend(client, len(sources))
     return await unless_gone(request.receive, services.pipeline.predict(query, sources, seconds))
