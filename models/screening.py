@@ -153,7 +153,7 @@ def _order(scores: Tensor) -> list[int]:
     return order
 
 
-def looked_at(manifest: Manifest, task: str) -> tuple[str, ...]:
+def candidate_experts(manifest: Manifest, task: str) -> tuple[str, ...]:
     """The tasks whose experts are looked at for a task: itself and its nearest, `candidates` of
     them; all tasks unless `is_screened`."""
     select_tasks(tuple(manifest.tasks), [task])
@@ -222,7 +222,7 @@ class ScreenedModel:
     def _groups(self, names: Sequence[str], routing: Routing) -> dict[tuple[str, ...], list[str]]:
         """The asked tasks by the experts of the small model that answers them."""
         if routing != "own":
-            return {looked_at(self._manifest, task): [task] for task in names}
+            return {candidate_experts(self._manifest, task): [task] for task in names}
         size = (self._manifest.router.candidates or 0) + 1
         groups: dict[tuple[str, ...], list[str]] = {}
         for task in names:

@@ -52,12 +52,12 @@ class DeadlineExceededError(Exception):
 
 
 @dataclass(eq=False)
-class Place:
+class Permit:
     """What an admitted request takes of the queue's room.
 
     Attributes:
         estimate: of its cost, as it was when it came.
-        cost: that, until it is set to what is known better while the place is held.
+        cost: that, until it is set to what is known better while the permit is held.
     """
 
     estimate: int
@@ -115,7 +115,7 @@ class Batcher(Generic[Key, Item, Result]):
         self._run, self._on_pass, self._clock = run, on_pass, clock
         self._max_batch_cost, self._max_pending_cost = max_batch_cost, max_pending_cost
         self._waiting: deque[_Entry[Key, Item, Result]] = deque()
-        self._places: set[Place] = set()
+        self._permits: set[Permit] = set()
         self._busy_from = self._recent_cost = self._recent_seconds = 0.0
         self._wake = asyncio.Event()
         self._closing = False
@@ -128,7 +128,7 @@ class Batcher(Generic[Key, Item, Result]):
     @property
     def pending_cost(self) -> int:
         """Cost of everything admitted and not yet answered."""
-        return sum(place.cost for place in list(self._places))
+        return sum(permit.cost for permit in list(self._permits))
 
     @property
     def waiting_items(self) -> int:
@@ -164,8 +164,8 @@ class Batcher(Generic[Key, Item, Result]):
     @contextmanager
     def admit(
         self, cost: int, seconds: float = math.inf, *, bounded: bool = True
-    ) -> Iterator[Place]:
-        """Hold a place in the queue for a request, from before the first work on it until it is
+    ) -> Iterator[Permit]:
+        """Hold room in the queue for a request, from before the first work on it until it is
         answered.
 
         An idle service admits a request of any cost, for it could never be admitted otherwise.
@@ -194,17 +194,17 @@ class Batcher(Generic[Key, Item, Result]):
                     ),
                 )
             )
-        place = Place(cost, cost)
-        if not self._places:
+        permit = Permit(cost, cost)
+        if not self._permits:
             self._busy_from = self._clock()
-        self._places.add(place)
+        self._permits.add(permit)
         answered = False
         try:
-            yield place
+            yield permit
             answered = True
         finally:
-            self._places.remove(place)
-            self._account(place.estimate if answered else None)
+            self._permits.remove(permit)
+            self._account(permit.estimate if answered else None)
 
     async def submit(
         self, key: Key, items: Sequence[Item], costs: Sequence[int], deadline: float = math.inf
@@ -232,7 +232,7 @@ class Batcher(Generic[Key, Item, Result]):
 
     @property
     def _pending_estimate(self) -> int:
-        return sum(place.estimate for place in self._places)
+        return sum(permit.estimate for permit in self._permits)
 
     def _account(self, cost: int | None) -> None:
         """Remember how fast work goes, from admission to answer: passes alone would not show what

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
 
 
-def keep_flat() -> None:
+def limit_malloc_arenas() -> None:
     """Have the C library keep one heap, where it is glibc.
 
     Passes allocate tensors of ever other sizes. By default glibc moves the bound between its heaps
@@ -34,7 +34,7 @@ def keep_flat() -> None:
 
 
 @contextmanager
-def settled() -> Iterator[None]:
+def frozen_gc() -> Iterator[None]:
     """While this holds, the garbage collector does not look at what was there before.
 
     That is nearly all there is, torch's and RDKit's modules above all: it took the collector 0.1 s

@@ -32,10 +32,10 @@ from models.families.base import Graph, tensors_of
 from service.core.reading import (
     MOLECULES,
     InputRequirements,
+    ItemFailure,
     MoleculeLimits,
     Parsed,
     Source,
-    Unreadable,
     read,
     read_all,
     refused,
@@ -55,7 +55,7 @@ _NO_START = "the processes that read molecules do not work: got {} for C, expect
 _MOST_MEMORY_BYTES = 6 * 1024**3
 # What crosses between processes: canonical SMILES, the graph's class and arrays (tensors would each
 # take a file descriptor), or what is wrong.
-_Wire = tuple[str | None, Callable[..., Graph], list[NDArray[Any]]] | Unreadable
+_Wire = tuple[str | None, Callable[..., Graph], list[NDArray[Any]]] | ItemFailure
 
 
 class ProcessLostError(Exception):
@@ -176,7 +176,7 @@ class Parser:
 
     async def parse(
         self, sources: Sequence[Source], takes: InputRequirements = MOLECULES
-    ) -> list[Parsed | Unreadable]:
+    ) -> list[Parsed | ItemFailure]:
         """Read molecules or graphs, in their order, as the asked tasks of a model take them."""
         request = _Request(takes, asyncio.Semaphore(self._window))
         errors = [refused(source, self._limits, takes) for source in sources]
@@ -203,7 +203,7 @@ class Parser:
 
     async def _read_chunk(
         self, chunk: Sequence[Source], request: _Request
-    ) -> list[Parsed | Unreadable]:
+    ) -> list[Parsed | ItemFailure]:
         async with request.gate:
             if request.timeouts_left:
                 try:
@@ -212,9 +212,9 @@ class Parser:
                     pass
             return [await self._read_alone(source, request) for source in chunk]
 
-    async def _read_alone(self, source: Source, request: _Request) -> Parsed | Unreadable:
+    async def _read_alone(self, source: Source, request: _Request) -> Parsed | ItemFailure:
         if not request.timeouts_left:
-            return Unreadable(
+            return ItemFailure(
                 "parse_timeout",
                 f"not tried: {_MOST_TIMEOUTS} molecules of this request took more than"
                 f" {self._timeout_seconds:g} s to read",
@@ -226,15 +226,15 @@ class Parser:
                 continue
             except TimeoutError:
                 request.timeouts_left -= 1
-                return Unreadable(
+                return ItemFailure(
                     "parse_timeout",
                     f"took more than {self._timeout_seconds:g} s to read (parse_timeout_seconds)",
                 )
-        return Unreadable("unreadable", "the process that read this molecule died, twice")
+        return ItemFailure("unreadable", "the process that read this molecule died, twice")
 
     async def _run(
         self, chunk: Sequence[Source], takes: InputRequirements
-    ) -> list[Parsed | Unreadable]:
+    ) -> list[Parsed | ItemFailure]:
         """One task of the pool. It is not cancelled with its request, which would cost a process;
         but it is not let go on for ever either."""
         pool = self._pool
@@ -255,7 +255,7 @@ class Parser:
                 self._pool = self._new_pool()
                 pool.stop()
             raise ProcessLostError from None
-        return [wire if isinstance(wire, Unreadable) else _received(*wire) for wire in wires]
+        return [wire if isinstance(wire, ItemFailure) else _received(*wire) for wire in wires]
 
     def _watched(self, future: "ProcessFuture[list[_Wire]]") -> asyncio.Future[list[_Wire]]:
         """The result of a task, or TimeoutError, and then its process is killed."""
@@ -317,7 +317,7 @@ def _read_first(limits: MoleculeLimits) -> tuple[int, str | None]:
     """This process, and what it makes of a molecule."""
     (molecule,) = read_all([_FIRST], limits, MOLECULES)
     time.sleep(_HOLD_SECONDS)
-    return os.getpid(), molecule.message if isinstance(molecule, Unreadable) else molecule.smiles
+    return os.getpid(), molecule.message if isinstance(molecule, ItemFailure) else molecule.smiles
 
 
 def _read_all(
@@ -326,8 +326,8 @@ def _read_all(
     return [_sent(molecule) for molecule in read_all(sources, limits, takes)]
 
 
-def _sent(molecule: Parsed | Unreadable) -> _Wire:
-    if isinstance(molecule, Unreadable):
+def _sent(molecule: Parsed | ItemFailure) -> _Wire:
+    if isinstance(molecule, ItemFailure):
         return molecule
     return (
         molecule.smiles,

@@ -11,14 +11,14 @@ from models.families.base import Graph
 from service.core.batcher import (
     Batcher,
     DeadlineExceededError,
-    Place,
+    Permit,
     QueueClosedError,
     QueueFullError,
 )
 from service.core.cache import AnswerCache
 from service.core.engine import PredictionQuery, TaskAnswer, gpu_memory_bytes
 from service.core.parsing import Parser
-from service.core.reading import MoleculeLimits, Parsed, Source, Unreadable, cost
+from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source, cost
 from service.settings import Settings
 from service.telemetry.metrics import ANSWERED, CANCELLED, EXPIRED, FAILED, REFUSED, Metrics
 from service.telemetry.statistics import Gauges
@@ -38,8 +38,8 @@ class Answer:
     tasks: dict[str, TaskAnswer]
 
 
-Result = Answer | Unreadable
-_Answered = dict[str, TaskAnswer] | Unreadable
+Result = Answer | ItemFailure
+_Answered = dict[str, TaskAnswer] | ItemFailure
 
 
 class Pipeline:
@@ -163,15 +163,15 @@ class Pipeline:
         timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
         try:
             async with timeout:
-                with self._batcher.admit(estimate, seconds, bounded=bounded) as place:
-                    return await self._answer(query, sources, place, self._batcher.now() + seconds)
+                with self._batcher.admit(estimate, seconds, bounded=bounded) as permit:
+                    return await self._answer(query, sources, permit, self._batcher.now() + seconds)
         except TimeoutError:
             if timeout.expired():
                 raise DeadlineExceededError from None
             raise
 
     async def _answer(
-        self, query: PredictionQuery, sources: Sequence[Source], place: Place, deadline: float
+        self, query: PredictionQuery, sources: Sequence[Source], permit: Permit, deadline: float
     ) -> list[Result]:
         started = time.perf_counter()
         with span("parse", molecules=len(sources)):
@@ -187,7 +187,7 @@ class Pipeline:
         missing = [molecule for molecule, hit in zip(readable, found, strict=True) if hit is None]
         self._metrics.cache(len(readable) - len(missing), len(missing))
         costs = [family.cost(molecule.graph) * len(tasks) for molecule in missing]
-        place.cost = sum(costs)
+        permit.cost = sum(costs)
         computed: list[_Answered] = []
         if missing:
             with span("model", molecules=len(missing)):
@@ -195,15 +195,15 @@ class Pipeline:
                     query, [molecule.graph for molecule in missing], costs, deadline
                 )
             for molecule, answer in zip(missing, computed, strict=True):
-                if not isinstance(answer, Unreadable):
+                if not isinstance(answer, ItemFailure):
                     self._cache.put(digest, molecule.smiles, answer, routing)
         new = iter(computed)
         answers = iter([next(new) if hit is None else hit for hit in found])
         results: list[Result] = []
         for item in parsed:
-            if isinstance(item, Unreadable):
+            if isinstance(item, ItemFailure):
                 results.append(item)
-            elif isinstance(answer := next(answers), Unreadable):
+            elif isinstance(answer := next(answers), ItemFailure):
                 results.append(answer)
             else:
                 results.append(Answer(item.smiles, answer))
@@ -224,7 +224,7 @@ class Pipeline:
                 raise
             if len(graphs) == 1:
                 return [
-                    Unreadable(
+                    ItemFailure(
                         "not_finite", f"{error}: those of the graph are too large for the model"
                     )
                 ]

@@ -135,7 +135,7 @@ class Parsed:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class ItemFailure:
     """A molecule or graph that could not be read: a stable code and a sentence."""
 
     code: str
@@ -170,17 +170,19 @@ def cost(source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLE
     return max(1, min(most, limits.max_atoms))
 
 
-def refused(source: Source, limits: MoleculeLimits, takes: InputRequirements) -> Unreadable | None:
+def refused(source: Source, limits: MoleculeLimits, takes: InputRequirements) -> ItemFailure | None:
     """Why `read` would refuse it, if that can be seen without reading: then it need not be sent to
     another process for that."""
     try:
         if isinstance(source, GraphIn):
             takes.family.check(source.given(), limits)
         elif takes.no_text:
-            return Unreadable("unsupported_input", f"got a molecule as text, but {takes.no_text}")
+            return ItemFailure("unsupported_input", f"got a molecule as text, but {takes.no_text}")
         elif isinstance(source, NoText):
             code = "empty_smiles" if source.got == "null" else "not_text"
-            return Unreadable(code, f"got {source.got}, expected a molecule as text, such as 'CCO'")
+            return ItemFailure(
+                code, f"got {source.got}, expected a molecule as text, such as 'CCO'"
+            )
         else:
             _check_length(source, limits)
     except InvalidInputError as error:
@@ -190,7 +192,7 @@ def refused(source: Source, limits: MoleculeLimits, takes: InputRequirements) ->
 
 def read(
     source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLECULES
-) -> Parsed | Unreadable:
+) -> Parsed | ItemFailure:
     """Read one molecule or graph; never raises on account of what a client sent."""
     if (error := refused(source, limits, takes)) is not None:
         return error
@@ -204,14 +206,14 @@ def read(
     # nobody else's
     except Exception:
         log.exception("a molecule could not be read")
-        return Unreadable(
+        return ItemFailure(
             "unreadable", "the molecule could not be read, for a reason that is not known"
         )
 
 
 def read_all(
     sources: Sequence[Source], limits: MoleculeLimits, takes: InputRequirements = MOLECULES
-) -> list[Parsed | Unreadable]:
+) -> list[Parsed | ItemFailure]:
     """Read a few molecules, each as `read` does; SMILES together, which is faster."""
     together = [
         source
@@ -233,7 +235,7 @@ def read_all(
     ]
 
 
-def _parsed(molecule: ReadMolecule | MoleculeError) -> Parsed | Unreadable:
+def _parsed(molecule: ReadMolecule | MoleculeError) -> Parsed | ItemFailure:
     return (
         _unreadable(molecule)
         if isinstance(molecule, MoleculeError)
@@ -241,9 +243,9 @@ def _parsed(molecule: ReadMolecule | MoleculeError) -> Parsed | Unreadable:
     )
 
 
-def _unreadable(error: InvalidInputError) -> Unreadable:
+def _unreadable(error: InvalidInputError) -> ItemFailure:
     code = error.code if isinstance(error, MoleculeError) else "invalid_graph"
-    return Unreadable(code, _cut(str(error)) + _LIMIT_NAMES.get(code, ""))
+    return ItemFailure(code, _cut(str(error)) + _LIMIT_NAMES.get(code, ""))
 
 
 def _cut(message: str) -> str:
@@ -258,7 +260,7 @@ def _text(source: str | MolBlock | InChI | NoText) -> str:
 
 def _read_text(
     source: str | MolBlock | InChI | NoText, limits: MoleculeLimits, takes: InputRequirements
-) -> Parsed | Unreadable:
+) -> Parsed | ItemFailure:
     """Of a molecule that came in a field for one format no other will do."""
     text = _text(source)
     with rdBase.BlockLogs():
@@ -299,5 +301,5 @@ class Record:
         own: what goes back to the client as it came: the id of a line, the columns of a row.
     """
 
-    source: Source | Unreadable
+    source: Source | ItemFailure
     own: Any = None

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from service.core.reading import InChI, MolBlock, Source, Unreadable
+from service.core.reading import InChI, ItemFailure, MolBlock, Source
 from service.formats.answers import render
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
@@ -48,7 +48,7 @@ async def predict(
     results = await predict_unless_gone(query, sources, request, services, client, timeout)
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if len(results) == 1 and isinstance(results[0], Unreadable):
+    if len(results) == 1 and isinstance(results[0], ItemFailure):
         raise ProblemError(422, results[0].code, results[0].message)
     started = time.perf_counter()
     info = query.engine.info

@@ -8,7 +8,7 @@ from models.experts.unified import Routing
 from service.core.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
 from service.core.engine import PredictionQuery
 from service.core.pipeline import Answer, Pipeline
-from service.core.reading import ITEM_CODES, Unreadable
+from service.core.reading import ITEM_CODES, ItemFailure
 from service.telemetry.metrics import Metrics
 from tests.service.doubles import DummyEngine, metric, settings_of
 
@@ -70,7 +70,7 @@ async def test_unreadable_molecules_hinder_no_other(engine: DummyEngine) -> None
     async with running(engine) as (pipeline, metrics):
         first, bad, last = await pipeline.predict(ask(engine, ("bbbp",)), ["OCC", "C1CC", "C"])
         assert isinstance(first, Answer)
-        assert isinstance(bad, Unreadable)
+        assert isinstance(bad, ItemFailure)
         assert isinstance(last, Answer)
         assert (
             first.smiles,
@@ -84,7 +84,7 @@ async def test_unreadable_molecules_hinder_no_other(engine: DummyEngine) -> None
 async def test_nothing_readable_needs_no_pass(engine: DummyEngine) -> None:
     async with running(engine) as (pipeline, _):
         results = await pipeline.predict(ask(engine), ["", "("])
-        assert [result.code for result in results if isinstance(result, Unreadable)] == [
+        assert [result.code for result in results if isinstance(result, ItemFailure)] == [
             "empty_smiles",
             "smiles_syntax",
         ]

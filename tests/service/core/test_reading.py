@@ -6,11 +6,11 @@ from models.data.smiles import featurize
 from service.core.reading import (
     ITEM_CODES,
     InChI,
+    ItemFailure,
     MolBlock,
     MoleculeLimits,
     Parsed,
     Source,
-    Unreadable,
     cost,
     read,
     read_all,
@@ -36,7 +36,7 @@ def graph(**changes: object) -> GraphIn:
 
 def code_of(source: Source) -> str:
     result = read(source, LIMITS)
-    assert isinstance(result, Unreadable)
+    assert isinstance(result, ItemFailure)
     assert result.message
     return result.code
 

@@ -15,9 +15,9 @@ from service.core.reading import (
     ITEM_CODES,
     MOLECULES,
     InputRequirements,
+    ItemFailure,
     MoleculeLimits,
     Parsed,
-    Unreadable,
     cost,
     read,
     refused,
@@ -51,9 +51,9 @@ def water(**changes: Any) -> GraphIn:
     return GraphIn.model_validate({**WATER, **changes})
 
 
-def rejected(source: GraphIn | str, wanted: InputRequirements) -> Unreadable:
+def rejected(source: GraphIn | str, wanted: InputRequirements) -> ItemFailure:
     result = read(source, LIMITS, wanted)
-    assert isinstance(result, Unreadable)
+    assert isinstance(result, ItemFailure)
     assert result.code in ITEM_CODES
     return result
 
@@ -239,7 +239,7 @@ def test_messages_are_short() -> None:
     assert len(rejected(features(), wide).message) < 350
     every = GraphIn(numbers=list(range(1, 119)), positions=[[2.0 * k, 0, 0] for k in range(118)])
     result = read(every, MoleculeLimits(500, 40), ATOMS)
-    assert isinstance(result, Unreadable)
+    assert isinstance(result, ItemFailure)
     assert len(result.message) < 350
 
 
