@@ -19,7 +19,7 @@ from models.data.molecule import MolGraph, collate
 from models.errors import InvalidInputError
 from models.experts.adapter import apply_norm, trace
 from models.experts.expert import Expert
-from models.experts.router import RouterConfig, cosine_cost, graph_distances
+from models.experts.router import RouterConfig, cosine_cost_of_products, graph_distances
 from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedOutput
 from models.manifest import Manifest
 from models.networks.base import LayeredNetwork
@@ -119,7 +119,7 @@ class _Site:
         output = z[:, own] @ self.up.unflatten(0, self.size)[own]
         inner = torch.linalg.vecdot((output @ self.up.T).unflatten(1, self.size), z)
         square = torch.einsum("nkr,krq,nkq->nk", z, self.squares, z).clamp_(min=0)
-        return cosine_cost(inner, square, square[:, own, None].expand_as(square))
+        return cosine_cost_of_products(inner, square, square[:, own, None].expand_as(square))
 
 
 def _site_inputs(
