@@ -10,7 +10,7 @@ from models.data.schema import InputSchema, MoleculeInput
 from models.data.smiles import READING_RULE
 from models.experts.router import RouterConfig
 from models.families.base import ModelFamily
-from models.families.table import FAMILIES, AnyInput, AnyShape
+from models.families.table import FAMILIES, AnyInput, AnyShape, check_target
 from models.names import Name, check_distinct
 from models.networks.base import NetworkShape
 from models.task import TaskInfo
@@ -22,16 +22,18 @@ class Manifest(BaseModel):
     """What an artifact is and where it came from.
 
     Attributes:
-        format_version: of this file format.
+        format_version: of the file format, `FORMAT_VERSION`.
         name, version: of the model.
         created: UTC, ISO 8601.
-        input: what the model takes.
-        backbone, rank, router: shape and options; rank 0: there are no adapters.
-        tasks: in the order of the experts.
+        input: the inputs that the model takes.
+        backbone: shape of the network; its `kind` decides which family the model is of.
+        rank: of the adapters; 0: there are none.
+        router: options of the router.
+        tasks: by name, in the order of the experts.
         nearest: by task, other tasks whose experts the router is likely to find near, nearest first
             (`models.screening`). Empty: not known.
-        provenance: configuration, seed, library versions and checksums of what it was made from.
-        metrics: what was measured when it was made.
+        provenance: configuration, seed, library versions, checksums of the training data.
+        metrics: scores that were measured when the artifact was made.
         files: sha256 of every other file, by path inside the folder.
     """
 
@@ -69,11 +71,7 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _check_targets(self) -> Self:
         for task, info in self.tasks.items():
-            if info.target not in self.family.targets:
-                raise ValueError(
-                    f"tasks.{task}.target: got {info.target!r} for a backbone of kind"
-                    f" {self.backbone.kind!r}, expected one of {', '.join(self.family.targets)}"
-                )
+            check_target(self.backbone.kind, task, info.target)
         return self
 
     @model_validator(mode="after")
@@ -93,7 +91,7 @@ class Manifest(BaseModel):
 
     @property
     def family(self) -> ModelFamily:
-        """How models of this kind are built, read and asked."""
+        """The family of the model, by the kind of its network."""
         return FAMILIES[self.backbone.kind]
 
 
@@ -108,7 +106,10 @@ def make_manifest(
     provenance: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> Manifest:
-    """A manifest of today's format, made now; `save_artifact` fills in the checksums."""
+    """A manifest in the current format with the current time; `save_artifact` adds the checksums.
+
+    `input` is by default molecules, read by the current rule.
+    """
     return Manifest(
         format_version=FORMAT_VERSION,
         name=name,

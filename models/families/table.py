@@ -1,4 +1,9 @@
-"""All families of models. A new one is a row here."""
+"""All families of models.
+
+A new kind of model is a file beside this one with a `ModelFamily`, a row in `ROWS`, and a case in
+`tests/models/families/test_families.py`. Manifests, artifacts and the service then know it: they
+find a family by the manifest's `backbone.kind`.
+"""
 
 from collections.abc import Iterable, Mapping
 from functools import reduce
@@ -9,23 +14,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, Field
 
 from models.data.schema import InputSchema
+from models.errors import InvalidInputError
 from models.families.atoms import AtomsFamily
 from models.families.base import ModelFamily
 from models.families.graphs import FeatureGraphFamily
 from models.families.molecules import MoleculeFamily
 from models.networks.base import NetworkShape
+from models.task import Target
 
 ROWS: tuple[ModelFamily, ...] = (
     MoleculeFamily(),
     FeatureGraphFamily(),
     AtomsFamily(),
 )
-"""One object for each family; the first one's networks are what a manifest is taken to be of."""
+"""One object for every family."""
 
 FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
     {kind: family for family in ROWS for kind in family.kinds}
 )
 """By kind of network, as in the manifest's `backbone.kind`."""
+
+
+def check_target(kind: str, task: str, target: Target) -> None:
+    """Raises InvalidInputError: networks of this kind cannot answer a task with this target."""
+    targets = FAMILIES[kind].targets
+    if target not in targets:
+        got = f"tasks.{task}.target: got {target!r} for a backbone of kind {kind!r}"
+        raise InvalidInputError(f"{got}, expected one of {', '.join(targets)}")
+
 
 if TYPE_CHECKING:
     AnyShape = NetworkShape

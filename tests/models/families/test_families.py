@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from models.artifact import load_artifact, load_parts, save_artifact
+from models.artifact import ArtifactParts, load_artifact, load_parts, save_artifact
 from models.compiled.model import CompiledModel
 from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeInput
 from models.errors import ArtifactError, InvalidInputError, MoleculeError
@@ -25,6 +25,7 @@ from models.networks.base import NetworkShape
 from models.networks.hu2020 import BackboneConfig
 from models.networks.pyg import GraphNetworkConfig
 from models.networks.schnet import ForceFieldConfig
+from models.screening import ScreenedModel
 from models.task import TaskInfo
 
 LIMITS = SizeLimits(max_atoms=6)
@@ -438,3 +439,32 @@ def test_parts_know_their_family(tmp_path: Path) -> None:
     assert parts.manifest.family is FAMILIES["pyg_gcn"]
     with pytest.raises(ArtifactError, match="of kind 'graph', expected one for molecules"):
         _ = parts.molecular_backbone
+
+
+@every_kind
+def test_candidates_are_for_models_that_mix(case: Case) -> None:
+    """Of two tasks with one candidate the screen leaves nothing out; with three it does."""
+    infos = {f"{task}{k}": info for task, info in case.infos.items() for k in range(2)}
+    field = case.schema.by_task
+    widths = (
+        {} if field is None else {task: case.schema.of_task(task[:-1])[field] for task in infos}
+    )
+    schema = case.schema if field is None else case.schema.model_copy(update={field: widths})
+    case = replace(case, infos=infos, schema=schema)
+    nearest = {task: tuple(other for other in infos if other != task)[:1] for task in infos}
+    router = RouterConfig(candidates=1)
+    manifest = case.manifest.model_copy(update={"nearest": nearest, "router": router})
+    parts = ArtifactParts(manifest, case.network(), case.experts(), "")
+    if case.rank == 0:
+        with pytest.raises(ArtifactError, match="expected it only where experts are mixed"):
+            ScreenedModel(parts)
+        return
+    screened, batch = ScreenedModel(parts), case.family.collate(case.graphs)
+    whole = case.answers(case.graphs)
+    answers = case.family.answer(case.family.served(screened), batch, tuple(infos), "own")
+    for task, output in answers.items():
+        torch.testing.assert_close(output.values, whole[task].values, rtol=1e-4, atol=1e-5)
+    mixed = case.family.answer(screened, batch, tuple(infos), "moe")
+    for task, output in mixed.items():
+        left_out = [k for k, other in enumerate(infos) if other not in (task, *nearest[task])]
+        assert not output.routing_weights[..., left_out].any()
