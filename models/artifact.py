@@ -1,8 +1,8 @@
-"""The merged model on disk: one folder with `manifest.json`, `backbone.safetensors` and
+"""The merged model on disk: a folder with `manifest.json`, `backbone.safetensors` and
 `tasks/<task>.safetensors`.
 
-The manifest names every file with its sha256, so that an artifact is either loaded whole and
-unaltered or refused. There is no pickle in it.
+The manifest has the sha256 of every file: an artifact whose files were altered is refused. There is
+no pickle in it.
 """
 
 import hashlib
@@ -83,23 +83,23 @@ def check_output(
     replace: bool = False,
     made_from: str | None = None,
 ) -> Path:
-    """Where an artifact may be written: asked before hours of training, and again after them.
+    """Check that an artifact may be written to a folder, before hours of training and after them.
 
-    A folder that is not there, or empty, may be written. An artifact may be replaced by itself in
-    the same or a newer version: of the same name and tasks. Whatever else is there stays, and so
-    does an artifact that is read-only.
+    It may be written to a folder that does not exist or is empty, or in place of an artifact of the
+    same name and tasks in the same or an older version. It may not replace anything else, nor a
+    read-only artifact.
 
     Args:
-        folder: where.
+        folder: to write to.
         name, version, tasks: of the artifact that is to be written.
-        replace: an artifact of another name, of other tasks or newer may be replaced too.
-        made_from: digest of the artifact that the new one is made from, which may be replaced too.
+        replace: it may also replace an artifact of another name, of other tasks or newer.
+        made_from: digest of the artifact that it is made from, which it may also replace.
 
     Returns:
         The folder, absolute and without symbolic links.
 
     Raises:
-        ArtifactError: it may not; the message says why.
+        ArtifactError: it may not be written there, and why.
     """
     target = _writable(folder)
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
@@ -138,7 +138,8 @@ def check_output(
 
 
 def _writable(folder: Path) -> Path:
-    """The folder, absolute and without symbolic links, if something may be written there at all."""
+    """The folder, absolute and without symbolic links. Raises ArtifactError: nothing can be written
+    there."""
     try:
         target = folder.resolve()
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -154,7 +155,7 @@ def _writable(folder: Path) -> Path:
             raise ArtifactError(f"{folder}: {message}")
     there = next(parent for parent in target.parents if os.path.lexists(parent))
     trial = temporary_beside(there / target.name)
-    try:  # rights alone do not tell: a file system may be read-only or of another kind
+    try:  # permissions do not tell: the file system may be read-only
         trial.mkdir()
         trial.rmdir()
     except OSError as error:
@@ -168,7 +169,7 @@ def _may_change(folder: Path) -> bool:
 
 
 def _numbers(version: str) -> list[int]:
-    """What versions are compared by: 1.10.0 comes after 1.9.0."""
+    """The numbers of a version, for comparison: 1.10.0 is newer than 1.9.0."""
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
@@ -181,18 +182,18 @@ def save_artifact(
     replace: bool = False,
     made_from: str | None = None,
 ) -> Manifest:
-    """Write an artifact: a reader sees the old folder or the new one, never a mixture.
+    """Write an artifact atomically: a reader sees the old folder or the new one.
 
-    It is written beside the folder, read back, and every task has to answer, before anything is
-    replaced. If that fails, what was there stays, and nothing else.
+    It is first written beside the folder and loaded again, and every task answers a small input. If
+    any of that fails, the old folder stays as it was and nothing else is left.
 
     Args:
-        folder: where, see `check_output`.
+        folder: to write to, see `check_output`.
         manifest: without checksums.
-        backbone: the merged one (its own BatchNorm statistics are not used and stay as they are).
+        backbone: the merged network; its BatchNorm statistics are not used, every task has its own.
         experts: by task, in the order of the manifest.
-        card: text of `README.md`, the model card; none if empty.
-        replace, made_from: which artifacts may be replaced, see `check_output`.
+        card: text of `README.md`, the model card; empty: no such file.
+        replace, made_from: which artifacts it may replace, see `check_output`.
 
     Returns:
         The manifest as written.
@@ -253,7 +254,7 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _read_back(folder: Path) -> None:
-    """Raises ArtifactError: what was written cannot be loaded, or a task does not answer."""
+    """Load a written artifact and try its tasks. Raises ArtifactError."""
     parts = load_parts(folder)
     try:
         try_tasks(parts.manifest, parts.backbone, parts.experts)
@@ -264,25 +265,25 @@ def _read_back(folder: Path) -> None:
 def load_artifact(
     folder: Path, device: torch.device | str = "cpu", tasks: Sequence[str] | None = None
 ) -> Artifact:
-    """Load and verify an artifact or some of its tasks, ready to answer; the router then mixes
-    these. Raises as `load_parts`."""
+    """Load and verify an artifact, or some of its tasks, whose experts alone are then mixed. Raises
+    as `load_parts`."""
     return assemble(load_parts(folder, tasks), device)
 
 
 def assemble(parts: ArtifactParts, device: torch.device | str = "cpu") -> Artifact:
-    """The parts put together, ready to answer."""
+    """Put the parts of an artifact together into its model, on a device."""
     manifest = parts.manifest
     model = manifest.family.model(parts.backbone, parts.experts, manifest.router)
     return Artifact(manifest, model.to(device), parts.digest)
 
 
 def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactParts:
-    """Load and verify what an artifact is made of, to make another one from it.
+    """Load and verify the parts of an artifact, for example to make another one from them.
 
     Args:
         folder: of the artifact.
-        tasks: whose files are read and in what order; no other task's file has to be there. None:
-            all, and whatever else has a checksum.
+        tasks: names of the tasks to load, in this order; other tasks' files may be missing. None:
+            all tasks, and every file that has a checksum is verified.
 
     Raises:
         UnknownTaskError: the manifest has no such task.
@@ -308,7 +309,7 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
 def _modules(
     manifest: Manifest, tasks: Iterable[str], folder: Path
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The network and what the tasks bring, their tensors not yet read. Raises ArtifactError."""
+    """The network and the tasks' experts before their weights are loaded. Raises ArtifactError."""
     family, shape = manifest.family, manifest.backbone
     try:
         return family.network(shape), {
@@ -323,7 +324,7 @@ def _modules(
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
-    """The manifest and its sha256, checked but for the tensors. Raises ArtifactError."""
+    """Read and check the manifest alone; returns it with its sha256. Raises ArtifactError."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"got no {MANIFEST} in {folder}, expected an artifact folder")

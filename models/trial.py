@@ -1,4 +1,4 @@
-"""A first answer of every task: a model that fails on a small input is no model."""
+"""A trial of every task on a small input, before an artifact is written."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from models.manifest import Manifest
 
 
 def try_tasks(manifest: Manifest, network: nn.Module, experts: Mapping[str, nn.Module]) -> None:
-    """Have every task, alone, answer one small input of the kind that the model takes.
+    """Ask every task, by itself, for the answer to one small input.
 
     Raises:
         ArtifactError: a number of an answer is not finite; the task is named.

@@ -9,11 +9,12 @@ from models.data.smiles import READING_RULE
 
 
 class InputSchema(BaseModel):
-    """What a model takes; it travels in the artifact's manifest.
+    """The inputs that a model takes; part of the artifact's manifest.
 
     Attributes:
-        kind: which inputs.
-        by_task: name of the field that has an entry for every task; None where tasks do not differ.
+        kind: of input.
+        by_task: name of the field that has an entry for every task; None where all tasks take the
+            same inputs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,21 +23,22 @@ class InputSchema(BaseModel):
     kind: str
 
     def check_tasks(self, tasks: Iterable[str]) -> None:
-        """Raises ValueError: entries for other tasks than these."""
+        """Raises ValueError: the entries are not for exactly these tasks."""
         entries = tasks if self.by_task is None else getattr(self, self.by_task)
         if set(entries) != set(tasks):
             got = f"input.{self.by_task}: got entries for {list(entries)!a}"
             raise ValueError(f"{got}, expected one for each task")
 
     def for_tasks(self, tasks: Iterable[str]) -> Self:
-        """The schema of some of the tasks."""
+        """The schema with the entries of these tasks only."""
         if self.by_task is None:
             return self
         entries = getattr(self, self.by_task)
         return self.model_copy(update={self.by_task: {task: entries[task] for task in tasks}})
 
     def of_task(self, task: str) -> dict[str, Any]:
-        """What only this task takes, by the name of the field."""
+        """The task's entry under the name of its field; empty where all tasks take the same
+        inputs."""
         return {} if self.by_task is None else {self.by_task: getattr(self, self.by_task)[task]}
 
 

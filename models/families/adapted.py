@@ -1,4 +1,4 @@
-"""Networks of layers with adapters, heads and a router: what several families share."""
+"""The model of adapters, heads and a router around a network of layers; several families have it."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,18 +13,20 @@ from models.task import Target
 
 
 class AdaptedFamily:
-    """The model of a family whose networks are `LayeredNetwork`s and whose tasks bring `Expert`s.
+    """Base of families whose networks are `LayeredNetwork`s and whose tasks are `Expert`s.
 
     Attributes:
-        targets: what a linear head can answer.
+        targets: that a linear head can predict.
     """
 
     targets: tuple[Target, ...] = ("multilabel", "multiclass", "regression")
 
     def check_expert(self, expert: Expert, schema: object, task: str) -> None:
-        """Raises ArtifactError: a variance is negative, or no adapter subtracts anything.
+        """Check the weights of an expert. A single adapter may be zero, since some sites may be
+        left untrained (`alignment.sites`).
 
-        A single adapter may be idle: which ones are trained is a setting (`alignment.sites`).
+        Raises:
+            ArtifactError: a variance is negative, or all adapters are zero.
         """
         adapters = expert.adapters
         if bool((adapters.norm_var < 0).any()):
@@ -38,7 +40,7 @@ class AdaptedFamily:
     def model(
         self, network: LayeredNetwork, experts: Mapping[str, Expert], router: RouterConfig
     ) -> UnifiedModel:
-        """All tasks behind one network."""
+        """The unified model."""
         return UnifiedModel(network, experts, router)
 
     def served(self, model: UnifiedModel) -> ServedModel:
@@ -52,7 +54,7 @@ class AdaptedFamily:
         tasks: Sequence[str],
         routing: Routing,
     ) -> dict[str, TaskOutput]:
-        """The tasks' answers: see `models.experts.unified.UnifiedModel.forward`."""
+        """Predict tasks for a batch: see `models.experts.unified.UnifiedModel.forward`."""
         output = model(batch, tasks, routing)
         return {
             task: TaskOutput(logits, output.target(task), output.routing_weights[task])

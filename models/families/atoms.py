@@ -30,8 +30,7 @@ _SPACING = 1.5  # Angstrom
 
 @dataclass(frozen=True)
 class Structure:
-    """Atoms whose neighbours are known: finding them takes time and memory, and is done where
-    molecules are read.
+    """Atoms with their neighbours, which are found when a structure is read and not in the pass.
 
     Attributes:
         numbers, positions: as of `models.data.atoms.Atoms`.
@@ -50,24 +49,24 @@ class Structure:
 
     @property
     def atoms(self) -> Atoms:
-        """The atoms; of a crystal without its cell, which the neighbours stand for."""
+        """The atoms, without the cell of a crystal: `shift` holds what the model needs of it."""
         return Atoms(self.numbers, self.positions)
 
     @property
     def neighbours(self) -> Neighbours:
-        """Who is near to whom."""
+        """Pairs of atoms within the cutoff."""
         return Neighbours(self.edge_index, self.shift)
 
     @classmethod
     def of(cls, atoms: Atoms, cutoff: float) -> "Structure":
-        """The atoms with their neighbours within `cutoff` Angstrom. Raises InvalidInputError."""
+        """Find the neighbours within `cutoff` Angstrom. Raises InvalidInputError: too many pairs."""
         near = neighbours(atoms, cutoff)
         return cls(atoms.numbers, atoms.positions, near.edge_index, near.shift)
 
 
 class AtomsFamily:
-    """Force fields: energies of molecules and crystals, and the forces on their atoms. Nothing is
-    mixed: a task has its own embeddings and head."""
+    """Force fields: energies of molecules and crystals, and forces on their atoms. Experts are not
+    mixed; every task has its own atom embeddings and head."""
 
     kinds = ("schnet",)
     shape = ForceFieldConfig
@@ -82,18 +81,17 @@ class AtomsFamily:
     inputs_overflow = True
 
     def network(self, shape: ForceFieldConfig) -> ForceField:
-        """Interaction blocks."""
+        """The interaction blocks of SchNet."""
         return ForceField(shape)
 
     def expert(
         self, shape: ForceFieldConfig, rank: int, info: TaskInfo, schema: AtomsInput, task: str
     ) -> ForceFieldExpert:
-        """Embeddings, a head and a scale of energies."""
+        """Atom embeddings, a head, and the scale and reference of energies."""
         return ForceFieldExpert(shape)
 
     def check_expert(self, expert: ForceFieldExpert, schema: AtomsInput, task: str) -> None:
-        """What the manifest promises to answer, and what the tensors say, must be the same: else
-        the first request would find out. Raises ArtifactError."""
+        """Check that the elements of the expert are those of the manifest. Raises ArtifactError."""
         known = expert.elements.nonzero().flatten().tolist()
         declared = sorted(set(schema.elements[task]))
         if known != declared:
@@ -103,7 +101,7 @@ class AtomsFamily:
     def model(
         self, network: ForceField, experts: Mapping[str, ForceFieldExpert], router: RouterConfig
     ) -> MergedForceField:
-        """All tasks behind one network; there is nothing to route."""
+        """The network with all experts; the router is not used."""
         return MergedForceField(network, experts)
 
     def served(self, model: MergedForceField) -> MergedForceField:
@@ -113,7 +111,7 @@ class AtomsFamily:
     def answer(
         self, model: MergedForceField, batch: AtomsBatch, tasks: Sequence[str], routing: Routing
     ) -> dict[str, TaskOutput]:
-        """Energies and forces; only routing "own" is there."""
+        """Predict energies and forces. Raises InvalidInputError: a routing other than "own"."""
         if routing != "own":
             raise InvalidInputError(f"got routing {routing!r} for a force field, expected 'own'")
         nowhere = batch.positions.new_empty((batch.num_graphs, 0, len(model.tasks)))
@@ -131,7 +129,7 @@ class AtomsFamily:
         schema: AtomsInput,
         limits: SizeLimits,
     ) -> Structure:
-        """Atoms of elements that every task knows, with the neighbours within the cutoff."""
+        """Build a structure and find its neighbours; all tasks must know its elements."""
         numbers, cell = fields["numbers"], fields.get("cell")
         lattice = None if cell is None else floats(cell)
         atoms = Atoms.from_lists(numbers, floats(fields["positions"]), lattice)
@@ -148,23 +146,23 @@ class AtomsFamily:
         return join([graph.atoms for graph in graphs], [graph.neighbours for graph in graphs])
 
     def smallest(self, shape: ForceFieldConfig, schema: AtomsInput, task: str) -> Structure:
-        """One atom of every element that the task knows, in a row."""
+        """One atom of every element of the task, in a row 1.5 Angstrom apart."""
         numbers = list(schema.elements[task])
         positions = [[0.0, 0.0, _SPACING * k] for k in range(len(numbers))]
         return Structure.of(Atoms.from_lists(numbers, positions), shape.cutoff)
 
     def cost(self, graph: Structure) -> int:
-        """By atoms and neighbours."""
+        """By numbers of atoms and neighbours."""
         return _cost(graph.num_nodes, graph.edge_index.shape[1])
 
     def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
-        """The same with the neighbours that an atom usually has, as far as they may be read."""
+        """The same with 40 neighbours per atom, or all other atoms if they are fewer."""
         given = max(len(fields.get("numbers", ())), len(fields.get("positions", ())))
         atoms = min(given, limits.max_atoms)
         return max(1, _cost(atoms, atoms * min(atoms - 1, _USUAL_NEIGHBOURS)))
 
     def atom_types(self, graph: Structure) -> None:
-        """Structures have hydrogen atoms too, and are not counted among the molecules."""
+        """None: the statistics are of heavy atoms."""
 
 
 def _output(output: ForceFieldOutput, nowhere: Tensor) -> TaskOutput:

@@ -1,8 +1,8 @@
-"""What an artifact and the service ask of a kind of model.
+"""The interface of a family of models, and the types that families share.
 
-A family is one object without state: it knows how its networks are built, what they take, and what
-they answer. `models.families.table` lists all of them; a new kind is one file here and one row
-there, and nothing else asks what kind a model is.
+A family is an object without state that builds the networks of one kind, reads their inputs and
+computes their answers. Artifacts and the service work through this interface and never ask of what
+kind a model is. `models.families.table` lists all families.
 """
 
 import dataclasses
@@ -60,12 +60,7 @@ class ReadMolecule(Protocol):
 
 
 class ServedModel(Protocol):
-    """A merged model, ready to answer.
-
-    Attributes:
-        tasks: that it answers, in its order.
-        site_names: where experts are mixed; () where nothing mixes.
-    """
+    """A merged model that answers requests."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -74,20 +69,20 @@ class ServedModel(Protocol):
 
     @property
     def site_names(self) -> tuple[str, ...]:
-        """Where experts are mixed; () where nothing mixes."""
+        """Names of the sites where experts may be mixed; () for a model that mixes nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """Answers of one task for a batch of G graphs of N nodes together.
+    """One task's answers for a batch of G graphs with N nodes in total.
 
     Attributes:
-        logits: what the head says, (G, C), or (N, C) of a task on nodes; of a force field the
-            energies, (G, 1) float64 in eV.
+        logits: output of the head, (G, C), or (N, C) for a task at level "node". Of a force field
+            the energies, (G, 1) float64 in eV.
         target: what the numbers are.
-        routing_weights: (G, sites, K), each (graph, site) sums to 1; no sites where nothing mixes.
-        forces: of a force field, (N, 3) in eV / Angstrom; None of all others.
+        routing_weights: (G, sites, K); the K weights of a graph and site sum to 1.
+        forces: of a force field, (N, 3) in eV / Angstrom; otherwise None.
     """
 
     logits: Tensor
@@ -97,23 +92,25 @@ class TaskOutput:
 
     @property
     def values(self) -> Tensor:
-        """What is answered, of the shape of `logits`: probabilities, or the numbers themselves."""
+        """Probabilities, or for regressions and force fields the predicted values; of the shape of
+        `logits`."""
         return answers(self.logits, self.target)
 
     @property
     def is_finite(self) -> bool:
-        """Whether all of its numbers are finite, before they become probabilities."""
+        """Whether all logits and forces are finite. Probabilities would not tell: the sigmoid of an
+        infinite logit is 1."""
         numbers = [self.logits] if self.forces is None else [self.logits, self.forces]
         return all(bool(values.isfinite().all()) for values in numbers)
 
 
 @dataclass(frozen=True)
 class GraphFields:
-    """By what fields a graph is given.
+    """The fields of a request's graph.
 
     Attributes:
-        words: what the model takes, in words.
-        required, optional: names of the fields.
+        words: the inputs of the model in words, for error messages.
+        required, optional: names of fields.
     """
 
     words: str
@@ -121,7 +118,7 @@ class GraphFields:
     optional: frozenset[str] = frozenset()
 
     def check(self, given: Iterable[str]) -> None:
-        """Raises InvalidInputError: a required field is missing, or another one is given."""
+        """Raises InvalidInputError: a required field is missing, or an unknown one is given."""
         names = list(given)
         if not self.required <= set(names) <= self.required | self.optional:
             got = ", ".join(names) or "nothing"
@@ -130,20 +127,24 @@ class GraphFields:
 
 @dataclass(frozen=True)
 class SizeLimits:
-    """How large a molecule or graph may be."""
+    """Bounds on the size of one input.
+
+    Attributes:
+        max_atoms: atoms of a molecule or structure, nodes of a graph.
+    """
 
     max_atoms: int
 
     @property
     def max_bonds(self) -> int:
-        """A cage has 1.5 bonds per atom; far beyond it a graph is no molecule, and its edges would
-        cost more than its atoms say."""
+        """Bonds of a molecule. A cage has 1.5 per atom; a graph with far more is no molecule, and
+        its edges would cost more than its number of atoms suggests."""
         return 2 * self.max_atoms
 
     @property
     def max_edges(self) -> int:
-        """Of a graph that is no molecule, and of the neighbours of atoms, both directions
-        counted."""
+        """Edges of any other graph, and neighbours of all atoms of a structure; both directions
+        count."""
         return _EDGES_PER_NODE * self.max_atoms
 
     def check_nodes(self, nodes: int) -> None:
@@ -166,17 +167,20 @@ class SizeLimits:
 
 
 TextReader = Callable[[Sequence[str], Any, Any, SizeLimits], Sequence[ReadMolecule | MoleculeError]]
-"""Reads molecules written as SMILES, or as what else is known by its look, for networks of a shape
-and tasks of a schema; an error is returned, not raised."""
+"""Reads molecules from SMILES and the other formats of `models.data.molecule_text`, for a network of
+some shape and the tasks of a schema. Errors are returned in place of molecules, not raised."""
 
 
 class ModelFamily(Protocol):
-    """A kind of model. Where a parameter is `Any`, it is of the family's own type: a shape of
-    `shape`, a schema of `schema`, what `network`, `expert`, `model` or `collate` returned."""
+    """One kind of model.
+
+    Parameters of type `Any` are of the family's own types: an instance of `shape` or `schema`, or
+    what the family's `network`, `expert`, `model`, `served`, `read` or `collate` returned.
+    """
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Values of the manifest's `backbone.kind` that are of this family."""
+        """Values of the manifest's `backbone.kind` that belong to this family."""
         ...
 
     @property
@@ -191,115 +195,121 @@ class ModelFamily(Protocol):
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What the numbers of its tasks may be."""
+        """Targets that its experts can predict."""
         ...
 
     @property
     def fields(self) -> GraphFields:
-        """By what a graph is given."""
+        """The fields of a request's graph."""
         ...
 
     @property
     def read_texts(self) -> TextReader | None:
-        """How molecules are read from text; None where a text will not do."""
+        """Reader of molecules as text; None if the inputs cannot be written as text."""
         ...
 
     @property
     def inputs_overflow(self) -> bool:
-        """Whether an input of valid numbers may be so large that no answer is finite: not where
-        every input is a row of a table."""
+        """Whether a valid input can have numbers so large that the answer is not finite. False if
+        inputs are looked up in embedding tables."""
         ...
 
     # --- what an artifact is made of ---
 
     def network(self, shape: Any) -> nn.Module:
-        """A network of this shape, its weights not yet read. Raises RuntimeError or MemoryError
-        for sizes that cannot be."""
+        """Build a network; its weights are loaded afterwards. Raises RuntimeError or MemoryError:
+        the sizes are too large."""
         ...
 
     def expert(self, shape: Any, rank: int, info: TaskInfo, schema: Any, task: str) -> nn.Module:
-        """What one task brings to the network, its weights not yet read."""
+        """Build the module of one task (adapters, head, ...); its weights are loaded afterwards."""
         ...
 
     def check_expert(self, expert: Any, schema: Any, task: str) -> None:
-        """Raises ArtifactError: tensors that no answer can be made of, or that contradict the
-        schema."""
+        """Check the loaded weights of a task. Raises ArtifactError: they are unusable, or do not
+        agree with the schema."""
         ...
 
     def model(self, network: Any, experts: Mapping[str, Any], router: RouterConfig) -> Any:
-        """The merged model, a module that all tasks are asked of."""
+        """Build the merged model, an `nn.Module`, from a network and its experts by task."""
         ...
 
     def served(self, model: Any) -> ServedModel:
-        """The same model in the form that answers fastest where it stands."""
+        """The fastest implementation of a merged model on its device; it gives the same answers."""
         ...
 
     def answer(
         self, model: Any, batch: Any, tasks: Sequence[str], routing: Routing
     ) -> dict[str, TaskOutput]:
-        """The tasks' answers for a batch.
+        """Predict tasks for a batch.
+
+        Args:
+            model: from `model` or `served`.
+            batch: from `collate`, on the model's device.
+            tasks: names, in the order of the answers.
+            routing: how experts are mixed.
 
         Raises:
-            UnknownTaskError: a task that the model does not have.
-            InvalidInputError: a routing that the model does not have, or a batch that the task
-                does not take.
+            UnknownTaskError: the model has no such task.
+            InvalidInputError: the model has no such routing, or a task cannot take the batch.
         """
         ...
 
     # --- what it takes ---
 
     def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
-        """What can be seen without reading a graph: which fields there are, and how large they are.
+        """Check names and lengths of a graph's fields, which takes no time.
 
         Raises:
-            InvalidInputError: other fields than `fields`.
-            MoleculeError: too large.
+            InvalidInputError: not the fields of `fields`.
+            MoleculeError: the graph is too large.
         """
         ...
 
     def read(self, fields: Mapping[str, Any], shape: Any, schema: Any, limits: SizeLimits) -> Graph:
-        """Read a graph that `check` has let pass, for all tasks of the schema.
+        """Convert the fields of a graph, which passed `check`, to tensors.
 
         Raises:
-            InvalidInputError: it is not what these tasks take; what was got and what expected.
-            MoleculeError: too large, which was not seen before.
+            InvalidInputError: a value is invalid, or a task of the schema does not take the graph.
+            MoleculeError: the graph turns out to be too large.
         """
         ...
 
     def collate(self, graphs: Sequence[Any]) -> Batch:
-        """Put graphs into one batch, in their order. Raises InvalidInputError if there is none."""
+        """Put graphs into one batch, in their order. Raises InvalidInputError: there are none."""
         ...
 
     def smallest(self, shape: Any, schema: Any, task: str) -> Graph:
-        """A small input of a task that passes through every part of the network."""
+        """A small valid input of a task that uses every layer of the network."""
         ...
 
     # --- what it costs and counts ---
 
     def cost(self, graph: Any) -> int:
-        """What a graph adds to the cost of a pass, for each task: an atom of a molecule is 1,
-        about 6 us on a CPU."""
+        """Cost of predicting one task for a graph, where an atom of a molecule costs 1 (about 6 us
+        of a CPU)."""
         ...
 
     def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
-        """About the cost of a graph that is not read yet, at least 1."""
+        """Estimate `cost` from the lengths of a graph's fields; at least 1, whatever is given."""
         ...
 
     def atom_types(self, graph: Any) -> Tensor | None:
-        """Atomic numbers - 1 of a molecule's atoms, (N,); None where nodes are something else."""
+        """Atom types (atomic number - 1) of a molecule, (N,), for statistics; None for inputs that
+        are not molecules."""
         ...
 
 
 def tensors_of(graph: Any) -> list[Tensor]:
-    """A graph's tensors, in the order in which its class takes them."""
+    """A graph's tensors, in the order of its class's parameters."""
     return [getattr(graph, field.name) for field in dataclasses.fields(graph)]
 
 
 def floats(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Numbers as they came, integers among them, of which the largest would fit into no tensor."""
+    """Rows with all numbers as floats: integers beyond 64 bits would not fit into a tensor."""
     return [[float(value) for value in row] for row in rows]
 
 
 def longest(rows: Iterable[Sequence[Any]]) -> int:
-    """The length of the longest row, 0 without rows."""
+    """Length of the longest row; 0 if there are no rows."""
     return max(map(len, rows), default=0)

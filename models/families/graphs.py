@@ -23,7 +23,7 @@ _EDGE = 1 / 8
 
 
 class FeatureGraphFamily(AdaptedFamily):
-    """Graphs of any sort whose nodes have numbers, as many for each node of a task."""
+    """Graphs with numeric node features; every task has its own number of features."""
 
     kinds = ("pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat")
     shape = GraphNetworkConfig
@@ -33,13 +33,13 @@ class FeatureGraphFamily(AdaptedFamily):
     inputs_overflow = True
 
     def network(self, shape: GraphNetworkConfig) -> GraphNetwork:
-        """Layers of PyG."""
+        """A network of PyG's layers."""
         return GraphNetwork(shape)
 
     def expert(
         self, shape: GraphNetworkConfig, rank: int, info: TaskInfo, schema: FeatureInput, task: str
     ) -> Expert:
-        """Adapters and a head; and an encoder where the features are not as wide as the network."""
+        """Adapters, a head, and an encoder if the number of features is not the network's."""
         width = schema.num_features[task]
         return Expert(shape, rank, info.labels, info.level, info.target, width)
 
@@ -56,7 +56,7 @@ class FeatureGraphFamily(AdaptedFamily):
         schema: FeatureInput,
         limits: SizeLimits,
     ) -> FeatureGraph:
-        """A graph from `x` and `edge_index`, whose rows are as wide as every task wants them."""
+        """Build a graph from `x` and `edge_index`; all tasks must take its number of features."""
         x = fields["x"]
         for task, width in schema.num_features.items():
             if other := [len(row) for row in x if len(row) != width][:1]:
@@ -77,17 +77,17 @@ class FeatureGraphFamily(AdaptedFamily):
         return FeatureGraph(torch.ones(3, schema.num_features[task]), _PATH)
 
     def cost(self, graph: FeatureGraph) -> int:
-        """By nodes, their features, and edges."""
+        """By numbers of nodes, features and edges."""
         return _cost(graph.num_nodes, graph.num_features, graph.edge_index.shape[1])
 
     def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
-        """The same of the lists, as far as they may be read."""
+        """The same from the lengths of the lists, at most what may be read."""
         x, edges = fields.get("x", ()), longest(fields.get("edge_index", ()))
         nodes = min(len(x), limits.max_atoms)
         return max(1, _cost(nodes, longest(x), min(edges, limits.max_edges)))
 
     def atom_types(self, graph: FeatureGraph) -> None:
-        """Nodes are no atoms."""
+        """None: nodes are not atoms."""
 
 
 def _cost(nodes: int, width: int, edges: int) -> int:

@@ -28,7 +28,7 @@ _LARGEST_INTEGER = 2**31 - 1
 
 
 class MoleculeFamily(AdaptedFamily):
-    """Graphs of heavy atoms in the vocabulary of Hu et al. 2020, as text or as lists."""
+    """Molecules as graphs of heavy atoms in the vocabulary of Hu et al. 2020."""
 
     kinds = ("gin", "gcn", "graphsage", "gat")
     shape = BackboneConfig
@@ -50,7 +50,7 @@ class MoleculeFamily(AdaptedFamily):
         return Expert(shape, rank, info.labels, info.level, info.target)
 
     def served(self, model: UnifiedModel) -> ServedModel:
-        """The compiled model where there is one for it."""
+        """The compiled model, if there is one for this network, device and router."""
         return fastest(model) if isinstance(model, UnifiedModel) else model
 
     def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
@@ -66,7 +66,7 @@ class MoleculeFamily(AdaptedFamily):
         schema: MoleculeInput,
         limits: SizeLimits,
     ) -> MolGraph:
-        """A molecule from `x`, `edge_index` and `edge_attr`: see `MolGraph.validate`."""
+        """Build a molecule from `x`, `edge_index` and `edge_attr`: see `MolGraph.validate`."""
         x = _integers(fields["x"])
         return MolGraph.from_lists(x, fields["edge_index"], fields["edge_attr"])
 
@@ -89,11 +89,11 @@ class MoleculeFamily(AdaptedFamily):
         return _ETHANOL
 
     def cost(self, graph: MolGraph) -> int:
-        """Its atoms."""
+        """Number of atoms."""
         return graph.num_nodes
 
     def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
-        """Its atoms, as far as they may be read."""
+        """Number of atoms, at most those that may be read."""
         return max(1, min(len(fields.get("x", ())), limits.max_atoms))
 
     def atom_types(self, graph: MolGraph) -> Tensor:
@@ -102,10 +102,10 @@ class MoleculeFamily(AdaptedFamily):
 
 
 def molecular_backbone(network: nn.Module, kind: str) -> Backbone:
-    """The network, for what only artifacts for molecules can have done to them.
+    """The network of an artifact whose input is of this kind, if it is one for molecules.
 
     Raises:
-        ArtifactError: it is one of another family, whose models take inputs of another `kind`.
+        ArtifactError: the network is of another family.
     """
     if not isinstance(network, Backbone):
         raise ArtifactError(f"got an artifact of kind {kind!r}, expected one for molecules")
@@ -113,8 +113,8 @@ def molecular_backbone(network: nn.Module, kind: str) -> Backbone:
 
 
 def _integers(rows: Sequence[Sequence[float]]) -> list[list[int]]:
-    """The atom types of a molecule. They come as numbers of any sort, since the features of other
-    graphs do; 6.0 is no atom type."""
+    """Check that all numbers of a molecule's `x` are integers: the wire format admits any number,
+    since other graphs have features there, but 6.0 is no atom type."""
     values = (value for row in rows for value in row)
     wrong = [v for v in values if not isinstance(v, int) or abs(v) > _LARGEST_INTEGER][:1]
     if wrong:
