@@ -1,4 +1,4 @@
-"""The model of adapters, heads and a router around a network of layers; several families have it."""
+"""Families whose model has adapters, heads and a router around a network of layers."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -59,7 +59,7 @@ class Structure:
 
     @classmethod
     def of(cls, atoms: Atoms, cutoff: float) -> "Structure":
-        """Find the neighbours within `cutoff` Angstrom. Raises InvalidInputError: too many pairs."""
+        """Find the neighbours within `cutoff` Angstrom. Raises InvalidInputError: too many."""
         near = neighbours(atoms, cutoff)
         return cls(atoms.numbers, atoms.positions, near.edge_index, near.shift)
 

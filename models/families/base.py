@@ -167,8 +167,8 @@ class SizeLimits:
 
 
 TextReader = Callable[[Sequence[str], Any, Any, SizeLimits], Sequence[ReadMolecule | MoleculeError]]
-"""Reads molecules from SMILES and the other formats of `models.data.molecule_text`, for a network of
-some shape and the tasks of a schema. Errors are returned in place of molecules, not raised."""
+"""Reads molecules from SMILES and the other formats of `models.data.molecule_text`, for a network
+of some shape and the tasks of a schema. Errors are returned in place of molecules, not raised."""
 
 
 class ModelFamily(Protocol):

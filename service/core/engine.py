@@ -1,4 +1,5 @@
-"""What answers: an artifact on a device. The only file of the service that runs torch."""
+"""Engines: an artifact on a device that predicts for batches of graphs. Only this file of the
+service runs models."""
 
 import logging
 from collections.abc import Sequence
@@ -26,11 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class UnsupportedQueryError(GMergingError):
-    """A model is asked for what it does not have: a task, a routing, or answers that are a table.
+    """A query names a task or a routing that the model does not have, or wants a table from a model
+    whose answers are none.
 
     Attributes:
-        code: stable name of what is wrong.
-        details: what else a client is told, by name.
+        code: stable name of the problem.
+        details: further fields for the client, by name.
     """
 
     def __init__(self, code: str, message: str, **details: Any) -> None:
@@ -40,16 +42,15 @@ class UnsupportedQueryError(GMergingError):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine says about itself.
+    """Description of an engine.
 
     Attributes:
         name, version, digest: of the artifact.
-        device: that it runs on.
-        task_infos: by task, its labels, what it is about, and what its answers are; the tasks are
-            the experts.
-        sites: where experts are mixed; none in a force field.
-        details: the rest of the manifest.
-        takes: what all of its tasks take.
+        device: it runs on.
+        task_infos: by task, in the order of the experts.
+        sites: names of the sites where experts can be mixed; none in a force field.
+        details: further fields of the manifest.
+        takes: inputs that its tasks take.
     """
 
     name: str
@@ -78,22 +79,22 @@ class EngineInfo:
 
     @property
     def routings(self) -> tuple[Routing, ...]:
-        """What the model can be asked for; a force field has no experts that could be mixed."""
+        """Routings that the model has: only "own" if it mixes no experts."""
         return get_args(Routing) if self.sites else ("own",)
 
     @property
     def input(self) -> InputSchema:
-        """What the model takes, as in its manifest."""
+        """The input schema of the manifest."""
         return self.takes.schema
 
     def requirements(self, tasks: Sequence[str]) -> InputRequirements:
-        """What some of the tasks take."""
+        """Inputs that all of these tasks take."""
         of_nodes = any(self.task_infos[task].level == "node" for task in tasks)
         return InputRequirements(self.takes.shape, self.input.for_tasks(tasks), of_nodes)
 
     def check_table(self, tasks: Sequence[str]) -> None:
-        """Raises UnsupportedQueryError unless these tasks have one row of numbers for each
-        molecule, as tables and tensors do."""
+        """Raises UnsupportedQueryError: the answers to these tasks are not one row of numbers per
+        molecule, as tables and tensors need."""
         if (why := self.requirements(tasks).no_text) is not None:
             got = f"got model {self.name} for a table of molecules, but {why} (`POST /predict`)"
             raise UnsupportedQueryError("unsupported_input", got)
@@ -101,13 +102,13 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """The answer of one task for one molecule or graph of n nodes.
+    """Answer of one task for one molecule or graph of n nodes.
 
     Attributes:
-        values: (labels,); of a task on nodes (n, labels); of a force field the energy, (1,) float64
-            in eV.
-        routing: (sites, experts), each site sums to 1.
-        forces: of a force field, (n, 3) in eV / Angstrom.
+        values: (labels,); of a task at level "node" (n, labels); of a force field the energy, (1,)
+            float64 in eV.
+        routing: routing weights (sites, experts); the weights of a site sum to 1.
+        forces: of a force field, (n, 3) in eV / Angstrom; otherwise None.
     """
 
     values: NDArray[np.floating[Any]]
@@ -120,44 +121,43 @@ class PassOutput:
     """Answers of one pass over G graphs.
 
     Attributes:
-        answers: of each graph, by task.
+        answers: one dictionary per graph, by task.
     """
 
     answers: list[dict[str, TaskAnswer]]
 
     def routing(self, task: str) -> NDArray[np.float32]:
-        """(G, sites, experts), each site sums to 1."""
+        """Routing weights of a task, (G, sites, experts)."""
         return np.stack([answer[task].routing for answer in self.answers])
 
     def __add__(self, other: "PassOutput") -> "PassOutput":
-        """The answers of two passes as of one."""
+        """The answers of both passes."""
         return PassOutput(self.answers + other.answers)
 
 
 class Engine(Protocol):
-    """Whatever can answer; tests bring their own."""
+    """Predicts for batches of graphs; tests have their own."""
 
     @property
     def info(self) -> EngineInfo:
-        """What it is."""
+        """Its description."""
         ...
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        """One pass over graphs of the kind that it takes; blocks. Called from one thread at a
-        time."""
+        """Predict tasks for graphs in one pass; blocks. Called from one thread at a time."""
         ...
 
 
 @dataclass(frozen=True)
 class PredictionQuery:
-    """What to predict for molecules or graphs; requests with equal queries share passes.
+    """What to predict for some molecules or graphs. Requests with equal queries share passes.
 
     Attributes:
-        model: its name.
-        engine: that answers.
-        tasks: in the engine's order, so that spellings share a pass.
-        routing: "moe", "own" or "merged".
-        takes: what the tasks take.
+        model: name of the model.
+        engine: of that model.
+        tasks: in the engine's order, so that requests in any order share passes.
+        routing: "own", "moe" or "merged".
+        takes: inputs that the tasks take.
     """
 
     model: str
@@ -168,7 +168,7 @@ class PredictionQuery:
 
     @classmethod
     def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> Self:
-        """A query for those of the tasks, in any order, that the engine has."""
+        """A query for tasks in any order; tasks that the engine does not have are left out."""
         known = tuple(task for task in engine.info.tasks if task in tasks)
         return cls(model, engine, known, routing, engine.info.requirements(known))
 
@@ -176,8 +176,8 @@ class PredictionQuery:
     def checked(
         cls, model: str, engine: Engine, tasks: Sequence[str] | None, routing: Routing
     ) -> Self:
-        """What a client asks for; None is all tasks. Raises UnsupportedQueryError: the engine has
-        no such task or routing."""
+        """A query of a client, where None means all tasks. Raises UnsupportedQueryError: the engine
+        has no such task or routing."""
         info = engine.info
         asked = info.tasks if tasks is None else tuple(tasks)
         if unknown := [task for task in asked if task not in info.tasks]:
@@ -190,7 +190,7 @@ class PredictionQuery:
 
 
 class ArtifactEngine:
-    """An engine that answers from a loaded artifact."""
+    """An engine with the model of an artifact."""
 
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         manifest = artifact.manifest
@@ -219,13 +219,12 @@ class ArtifactEngine:
         )
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        """One pass over graphs; see `Engine`. Where a GPU has too little memory for it, as many
-        passes as it takes.
+        """See `Engine.run`. If a GPU has too little memory for one pass, the graphs are halved until
+        they fit.
 
         Raises:
-            FloatingPointError: a number of the answer is not finite; better no answer than that
-                one.
-            torch.OutOfMemoryError: for a single graph.
+            FloatingPointError: an answer is not finite.
+            torch.OutOfMemoryError: a single graph does not fit.
         """
         try:
             return self._pass(graphs, tasks, routing)
@@ -259,8 +258,8 @@ class ArtifactEngine:
 
 
 def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list[NDArray[Any]]:
-    """By graph: of (G, C) a row each, of (N, C) with `sizes` as many rows as each has nodes. Raises
-    FloatingPointError."""
+    """Split an answer by graph: (G, C) into rows, or with `sizes` (N, C) into blocks of so many
+    rows. Raises FloatingPointError: a number is not finite."""
     array = values.cpu().numpy()
     if not np.isfinite(array).all():
         raise FloatingPointError(f"got numbers that are not finite for {task}")
@@ -268,12 +267,11 @@ def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list
 
 
 def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
-    """Load an artifact onto the settings' device, and have it answer once: a model that fails on
-    its first molecule is no model.
+    """Load an artifact onto the settings' device and run it once.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
-        ArtifactError: the artifact cannot be used.
+        ConfigError: the settings ask for a GPU and there is none.
+        ArtifactError: the artifact cannot be loaded, or its first answers are not finite.
     """
     torch.set_num_threads(settings.threads)
     device = _device(settings.device)
@@ -292,11 +290,11 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
 
 
 def warm_up(engine: Engine, tasks: Sequence[str] | None = None) -> None:
-    """Small passes by every routing, for some tasks or all: what is slow the first time is so
-    here."""
+    """Run a small pass with every routing for some tasks or all, so that kernels are compiled and
+    memory is allocated before the first request."""
     info = engine.info
     asked = info.tasks if tasks is None else tuple(tasks)
-    # Where tasks take inputs of other forms, no input need be of a form that all of them take.
+    # Where every task has its own form of input, there may be no input that all of them take.
     together = [asked] if info.input.by_task is None else [(task,) for task in asked]
     for routing in info.routings:
         for some in together:
@@ -304,7 +302,7 @@ def warm_up(engine: Engine, tasks: Sequence[str] | None = None) -> None:
 
 
 def gpu_memory_bytes() -> int:
-    """What torch holds of this machine's GPUs."""
+    """Memory that torch has reserved on all GPUs of this machine."""
     return sum(torch.cuda.memory_reserved(k) for k in range(torch.cuda.device_count()))
 
 
