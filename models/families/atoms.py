@@ -12,7 +12,8 @@ from models.data.schema import AtomsInput
 from models.errors import ArtifactError, InvalidInputError
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
-from models.families.base import GraphFields, SizeLimits, TaskOutput, floats
+from models.families.base import TaskOutput
+from models.families.inputs import GraphFields, SizeLimits, floats
 from models.networks.schnet import (
     ForceField,
     ForceFieldConfig,

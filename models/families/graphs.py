@@ -12,7 +12,7 @@ from models.data.schema import FeatureInput
 from models.errors import InvalidInputError
 from models.experts.expert import Expert
 from models.families.adapted import AdaptedFamily
-from models.families.base import GraphFields, SizeLimits, floats, longest
+from models.families.inputs import GraphFields, SizeLimits, floats, longest
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.task import TaskInfo
 

@@ -15,7 +15,8 @@ from models.errors import ArtifactError, InvalidInputError, MoleculeError
 from models.experts.expert import Expert
 from models.experts.unified import UnifiedModel
 from models.families.adapted import AdaptedFamily
-from models.families.base import GraphFields, ServedModel, SizeLimits, longest
+from models.families.base import ServedModel
+from models.families.inputs import GraphFields, SizeLimits, longest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.task import TaskInfo
 

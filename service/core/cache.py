@@ -46,8 +46,8 @@ class AnswerCache:
     def get(
         self, digest: str, smiles: str | None, tasks: Sequence[str], routing: Routing
     ) -> dict[str, TaskAnswer] | None:
-        """The answers of all tasks, or None if any of them is missing. Graphs, which have no SMILES,
-        are not cached."""
+        """The answers of all tasks, or None if any of them is missing; graphs, which have no
+        SMILES, are not cached."""
         if smiles is None:
             return None
         found = {task: self._entries.get(CacheKey(digest, smiles, task, routing)) for task in tasks}

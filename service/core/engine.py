@@ -17,7 +17,8 @@ from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
 from models.errors import ArtifactError, ConfigError, GMergingError
 from models.experts.unified import Routing
-from models.families.base import Graph, TaskOutput
+from models.families.base import TaskOutput
+from models.families.inputs import Graph
 from models.screening import ScreenedModel, is_screened
 from models.task import TaskInfo
 from service.core.reading import MOLECULES, InputRequirements
@@ -219,8 +220,8 @@ class ArtifactEngine:
         )
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        """See `Engine.run`. If a GPU has too little memory for one pass, the graphs are halved until
-        they fit.
+        """See `Engine.run`. If a GPU has too little memory for one pass, the graphs are halved
+        until they fit.
 
         Raises:
             FloatingPointError: an answer is not finite.

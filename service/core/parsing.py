@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from models.errors import GMergingError
-from models.families.base import Graph, tensors_of
+from models.families.inputs import Graph, tensors_of
 from service.core.reading import (
     MOLECULES,
     InputRequirements,

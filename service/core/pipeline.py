@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.families.base import Graph
+from models.families.inputs import Graph
 from service.core.batcher import (
     Batcher,
     DeadlineExceededError,

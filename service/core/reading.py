@@ -1,5 +1,5 @@
-"""Text and lists to molecules: plain functions on plain data, for `service.core.parsing` to run in
-a process of their own."""
+"""Reading of molecules and graphs: plain functions on plain data, which `service.core.parsing` runs
+in processes of their own."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ from models.data.molecule_text import (
 )
 from models.data.schema import InputSchema, MoleculeInput
 from models.errors import InvalidInputError, MoleculeError
-from models.families.base import Graph, ModelFamily, ReadMolecule, SizeLimits
+from models.families.base import ModelFamily
+from models.families.inputs import Graph, ReadMolecule, SizeLimits
 from models.families.table import FAMILIES
 from models.networks.base import NetworkShape
 from models.networks.hu2020 import BackboneConfig
@@ -46,27 +47,27 @@ ITEM_CODES = (
     "parse_timeout",
     "unreadable",
 )
-"""Every code that an item's error can have."""
+"""Codes of the errors of single molecules and graphs."""
 _LIMIT_NAMES = {
     "too_many_atoms": " (max_atoms)",
     "too_many_bonds": " (4 * max_atoms)",
     "too_many_edges": " (200 * max_atoms)",
 }
 _LONGEST_MESSAGE = 300
-_INCHI_LENGTH = 4  # times that of a SMILES: it names every atom by a number, and hydrogens beside
-_EXTENDED_LENGTH = 20  # times that of a SMILES: a CXSMILES has coordinates of every atom
-# Characters for an atom: its lines and those of its bonds and hydrogens, with room for S-groups.
+# Maximal lengths of other formats, in units of `max_smiles_length`. An InChI names every atom by a
+# number, and hydrogen atoms again; a CXSMILES has coordinates of every atom.
+_INCHI_LENGTH = 4
+_EXTENDED_LENGTH = 20
+# Characters of a mol block per atom: lines of the atom, its bonds and hydrogens, and S-groups.
 _BLOCK_LENGTH = 2000
-_GCN = BackboneConfig(kind="gcn")
-_MOLECULES = MoleculeInput()
 
 
 @dataclass(frozen=True)
 class MoleculeLimits(SizeLimits):
-    """How large a molecule or graph may be, and how long the text of a molecule.
+    """Bounds on the size of one molecule or graph, and on the length of its text.
 
     Attributes:
-        max_smiles_length: characters of a SMILES; other texts may be so many times longer.
+        max_smiles_length: characters of a SMILES; other formats may be some times as long.
     """
 
     max_smiles_length: int
@@ -74,21 +75,21 @@ class MoleculeLimits(SizeLimits):
 
 @dataclass(frozen=True)
 class InputRequirements:
-    """What the asked tasks of a model take; by default molecules.
+    """The inputs that some tasks of a model take.
 
     Attributes:
         shape: of the model's network.
-        schema: the model's, of these tasks alone.
-        of_nodes: whether one of the tasks answers for each node.
+        schema: of the model, for these tasks only.
+        of_nodes: whether one of the tasks is at level "node".
     """
 
-    shape: NetworkShape = _GCN
-    schema: InputSchema = _MOLECULES
+    shape: NetworkShape
+    schema: InputSchema
     of_nodes: bool = False
 
     @cached_property
     def family(self) -> ModelFamily:
-        """How inputs of this kind are read."""
+        """The family of the model."""
         return FAMILIES[self.shape.kind]
 
     def read(self, fields: Mapping[str, Any], limits: SizeLimits) -> Graph:
@@ -98,8 +99,7 @@ class InputRequirements:
     def read_texts(
         self, texts: Sequence[str], limits: SizeLimits
     ) -> Sequence[ReadMolecule | MoleculeError]:
-        """Molecules as SMILES, or what else is known by its look, where `no_text` is None; an
-        error is returned, not raised."""
+        """See `ModelFamily.read_texts`; no molecules if the family has no such reader."""
         read = self.family.read_texts
         return [] if read is None else read(texts, self.shape, self.schema, limits)
 
@@ -109,7 +109,7 @@ class InputRequirements:
 
     @property
     def no_text(self) -> str | None:
-        """Why a SMILES or a mol block will not do; None if it will."""
+        """Why a molecule may not be given as text; None if it may."""
         if self.family.read_texts is None:
             return f"the model takes {self.family.fields.words}"
         if self.of_nodes:
@@ -117,8 +117,8 @@ class InputRequirements:
         return None
 
 
-MOLECULES = InputRequirements()
-"""What a model of molecules takes."""
+MOLECULES = InputRequirements(BackboneConfig(kind="gcn"), MoleculeInput())
+"""Inputs of tasks on molecules at level "graph"."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Parsed:
     """A molecule or graph that was read.
 
     Attributes:
-        smiles: canonical (`models.data.smiles.Molecule`); None if it came as a graph.
+        smiles: canonical SMILES; None if it was given as a graph.
         graph: its graph.
     """
 
@@ -136,7 +136,12 @@ class Parsed:
 
 @dataclass(frozen=True)
 class ItemFailure:
-    """A molecule or graph that could not be read: a stable code and a sentence."""
+    """Why a molecule or graph was not answered.
+
+    Attributes:
+        code: stable name of the problem.
+        message: a sentence.
+    """
 
     code: str
     message: str
@@ -144,26 +149,25 @@ class ItemFailure:
 
 @dataclass(frozen=True)
 class MolBlock:
-    """A mol block, such as a record of an SDF file; data fields behind its `M  END` are passed
-    over."""
+    """A mol block or a record of an SDF file; lines after `M  END` are ignored."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class InChI:
-    """What was said to be an InChI."""
+    """A text that the client says is an InChI."""
 
     text: str
 
 
 Source = str | GraphIn | MolBlock | InChI | NoText
-"""What to read: a text is a SMILES or whatever else `models.data.molecule_text` knows."""
+"""An unread molecule or graph; a `str` may be in any format of `models.data.molecule_text`."""
 
 
 def cost(source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLECULES) -> int:
-    """About what one task's answer for it will cost, before it is read: at least the number of
-    heavy atoms, of which every one is a character of a SMILES, or a line of a mol block."""
+    """Estimate the cost of predicting one task, before reading: for a text at least the number of
+    heavy atoms, each of which is a character of a SMILES or a line of a mol block."""
     if isinstance(source, GraphIn):
         return takes.family.estimate(source.given(), limits)
     most = 0 if isinstance(source, NoText) else atoms_at_most(_text(source))
@@ -171,8 +175,8 @@ def cost(source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLE
 
 
 def refused(source: Source, limits: MoleculeLimits, takes: InputRequirements) -> ItemFailure | None:
-    """Why `read` would refuse it, if that can be seen without reading: then it need not be sent to
-    another process for that."""
+    """The error that `read` would return, if it is known without reading; None otherwise. Saves
+    sending the source to another process."""
     try:
         if isinstance(source, GraphIn):
             takes.family.check(source.given(), limits)
@@ -193,7 +197,7 @@ def refused(source: Source, limits: MoleculeLimits, takes: InputRequirements) ->
 def read(
     source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLECULES
 ) -> Parsed | ItemFailure:
-    """Read one molecule or graph; never raises on account of what a client sent."""
+    """Read one molecule or graph; whatever is wrong with it is returned, not raised."""
     if (error := refused(source, limits, takes)) is not None:
         return error
     try:
@@ -202,8 +206,7 @@ def read(
         return _read_text(source, limits, takes)
     except InvalidInputError as invalid:
         return _unreadable(invalid)
-    # RDKit has been seen to raise bare RuntimeErrors on odd input: that is its sender's trouble and
-    # nobody else's
+    # RDKit raises bare RuntimeErrors on some inputs, which must not fail the other molecules.
     except Exception:
         log.exception("a molecule could not be read")
         return ItemFailure(
@@ -214,7 +217,7 @@ def read(
 def read_all(
     sources: Sequence[Source], limits: MoleculeLimits, takes: InputRequirements = MOLECULES
 ) -> list[Parsed | ItemFailure]:
-    """Read a few molecules, each as `read` does; SMILES together, which is faster."""
+    """Read several sources as `read` does; texts are read together, which is faster."""
     together = [
         source
         for source in sources
@@ -222,7 +225,7 @@ def read_all(
     ]
     try:
         molecules = iter(takes.read_texts(together, limits))
-    except Exception:  # `read` finds out whose it is
+    except Exception:  # `read` finds the source that raised it
         return [read(source, limits, takes) for source in sources]
     good = set(together)
     return [
@@ -249,7 +252,7 @@ def _unreadable(error: InvalidInputError) -> ItemFailure:
 
 
 def _cut(message: str) -> str:
-    """RDKit finds a problem in every atom, if there is one."""
+    """At most 300 characters: RDKit may list a problem of every atom."""
     return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 3] + "..."
 
 

@@ -18,7 +18,8 @@ from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeIn
 from models.errors import ArtifactError, InvalidInputError, MoleculeError
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
-from models.families.base import Graph, ModelFamily, SizeLimits, TaskOutput, tensors_of
+from models.families.base import ModelFamily, TaskOutput
+from models.families.inputs import Graph, SizeLimits, tensors_of
 from models.families.table import FAMILIES, ROWS, AnyInput, AnyShape
 from models.manifest import Manifest, make_manifest
 from models.networks.base import NetworkShape

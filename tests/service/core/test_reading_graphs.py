@@ -1,6 +1,7 @@
 """Graphs of every kind, read: what fits the asked tasks becomes tensors, the rest gets a code and a
 sentence on what was got and expected."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -194,7 +195,7 @@ def test_what_is_no_molecule(source: GraphIn, message: str) -> None:
     assert message in error.message
 
 
-@pytest.mark.parametrize("wanted", [FEATURES, ATOMS, InputRequirements(of_nodes=True)])
+@pytest.mark.parametrize("wanted", [FEATURES, ATOMS, replace(MOLECULES, of_nodes=True)])
 def test_smiles_for_a_model_that_takes_none(wanted: InputRequirements) -> None:
     error = rejected("CCO", wanted)
     assert error.code == "unsupported_input"
