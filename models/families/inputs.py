@@ -1,4 +1,4 @@
-"""What families take: fields of a request, graphs and batches of tensors, and bounds on their size."""
+"""What families take: fields of a request, graphs and batches as tensors, bounds on their size."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
