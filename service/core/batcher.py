@@ -1,17 +1,16 @@
-"""One queue in front of one worker thread: requests that wait at the same time share a pass. Knows
-nothing of torch or of molecules.
+"""One queue in front of one worker thread: requests that wait at the same time share a pass.
+Independent of torch and of molecules.
 
 Rules:
 
-- No waiting window. When the worker is free, a pass is made of what waits; an idle service answers
-  at once.
-- A pass holds items of one key, up to a cost. Entries of that key take turns, item by item, and an
-  entry that was served and has more to come goes to the end of the queue: thousands of items delay
-  a single one by at most one pass.
-- What may wait is bounded by cost and by time. `admit` refuses early, before any work was done for
-  the request: when too much waits, and when what waits would take longer than the request has.
-- Every entry carries its deadline. One that was cancelled or has expired takes part in no further
-  pass.
+- There is no waiting window. When the worker is free, it takes a pass from the queue; an idle
+  service answers at once.
+- A pass has items of one key, up to a maximal cost. Entries of that key take turns, item by item,
+  and an entry with items left goes to the end of the queue: thousands of items delay a single one
+  by at most one pass.
+- The queue is bounded by cost and by time. `admit` refuses a request before any work is done for
+  it: when too much is waiting, or when that would take longer than the request's deadline.
+- Every entry has its own deadline. Cancelled and expired entries take part in no further pass.
 - An error in a pass fails the entries that had items in it, and no others.
 """
 
@@ -53,11 +52,11 @@ class DeadlineExceededError(Exception):
 
 @dataclass(eq=False)
 class Permit:
-    """What an admitted request takes of the queue's room.
+    """Permission of a request to be in the queue.
 
     Attributes:
-        estimate: of its cost, as it was when it came.
-        cost: that, until it is set to what is known better while the permit is held.
+        estimate: of its cost, at admission.
+        cost: the estimate at first; set to the exact cost when that is known.
     """
 
     estimate: int
@@ -92,7 +91,8 @@ class _Entry(Generic[Key, Item, Result]):
 
 
 class Batcher(Generic[Key, Item, Result]):
-    """See the module's text. Everything but `run` happens on the event loop."""
+    """Batches items of waiting requests into passes. Only `run` is called on the worker thread; all
+    else runs on the event loop."""
 
     def __init__(
         self,

@@ -1,12 +1,12 @@
-"""Molecules and graphs are read in processes of their own: RDKit holds the interpreter's lock while
-it reads one, a hostile one for seconds.
+"""A pool of processes that read molecules and graphs. RDKit holds the interpreter's lock while it
+reads a molecule, which takes seconds for a hostile one.
 
-- Chunks of different requests take turns; one request never holds all processes, unless there is
-  only one.
-- A chunk that takes too long, or whose process dies, is read again molecule by molecule. A molecule
-  that takes too long by itself costs its process its life and its sender an error; after a few of
-  these the request's other molecules are not tried.
-- The pool replaces what was killed.
+- Chunks of different requests take turns. A request never holds all processes, unless there is only
+  one.
+- A chunk that takes too long, or whose process dies, is read again molecule by molecule. If one
+  molecule takes too long, its worker is killed and the client gets an error for that item; after a
+  few of these the other molecules of the request are not tried.
+- The pool replaces processes that were killed.
 """
 
 import asyncio
@@ -43,34 +43,34 @@ from service.core.reading import (
 
 Loss = Literal["timeout", "died"]
 LOSSES: tuple[Loss, ...] = ("timeout", "died")
-"""Why a process had to be replaced."""
-_CHUNK = 16  # about ten milliseconds of work, against half a millisecond for the way there and back
+"""Reasons why a process was replaced."""
+_CHUNK = 16  # about 10 ms of work; sending it to a process and back takes 0.5 ms
 _MOST_TIMEOUTS = 3
 _LOOK_SECONDS = 0.05
-_START_SECONDS = 300.0  # of all processes together: the first one of a busy machine imports torch
+_START_SECONDS = 300.0  # of all processes together: on a busy machine importing torch takes long
 _HOLD_SECONDS = 0.02
 _FIRST = "C"
 _NO_START = "the processes that read molecules do not work: got {} for C, expected it read"
-# addresses, of which torch's libraries take most: a molecule that wants gigabytes gets an error
+# Address space, most of it for torch's libraries. A molecule that needs gigabytes gets an error.
 _MOST_MEMORY_BYTES = 6 * 1024**3
-# What crosses between processes: canonical SMILES, the graph's class and arrays (tensors would each
-# take a file descriptor), or what is wrong.
+# Sent from a process to the service: canonical SMILES, class of the graph and its arrays, or an
+# error. Arrays, because every tensor would take a file descriptor.
 _Wire = tuple[str | None, Callable[..., Graph], list[NDArray[Any]]] | ItemFailure
 
 
 class ProcessLostError(Exception):
-    """The process that read a chunk is gone, and the chunk's molecules are as they were."""
+    """The process that was reading a chunk died; nothing of the chunk was read."""
 
 
 class ParserStartError(GMergingError):
-    """The processes that read molecules do not read one."""
+    """A new pool cannot read a molecule."""
 
     code = "parser_failed"
 
 
 @dataclass
 class _Request:
-    """What the chunks of one request share."""
+    """State that the chunks of one request share."""
 
     takes: InputRequirements
     gate: asyncio.Semaphore
@@ -79,20 +79,20 @@ class _Request:
 
 @dataclass(eq=False)
 class _Task:
-    """A task of the pool; `answer` may be given up by who waits for it, the task is not."""
+    """A task of the pool. `answer` may be cancelled by its reader, the task of the pool is not."""
 
     future: "ProcessFuture[list[_Wire]]"
     answer: asyncio.Future[list[_Wire]]
     started: float | None = None
 
     def is_late(self, seconds: float) -> bool:
-        """Whether it has run for longer than this."""
+        """Whether it has been running for longer than `seconds`."""
         if self.started is None and self.future.running():  # until then it waits for a process
             self.started = time.monotonic()
         return self.started is not None and time.monotonic() - self.started > seconds
 
     def deliver(self) -> None:
-        """What the pool says, to who waits for it."""
+        """Pass the result of the pool on to `answer`."""
         if self.answer.done():
             return
         if self.future.cancelled():
@@ -103,7 +103,7 @@ class _Task:
             self.answer.set_result(self.future.result())
 
     def give_up(self) -> bool:
-        """Have the pool kill the process; False if the task has just ended."""
+        """Kill the process that runs the task. Returns False if the task has just ended."""
         if not self.future.cancel():
             return False
         if not self.answer.done():
@@ -112,7 +112,7 @@ class _Task:
 
 
 class Parser:
-    """Reads molecules for the event loop."""
+    """Reads molecules and graphs in a pool of processes."""
 
     def __init__(
         self,
@@ -121,13 +121,13 @@ class Parser:
         timeout_seconds: float = 5.0,
         on_loss: Callable[[Loss], None] = lambda _: None,
     ) -> None:
-        """Prepare; processes start with the first molecule.
+        """Make a pool, whose processes start with the first molecule.
 
         Args:
-            limits: of molecules.
-            processes: how many read at a time.
+            limits: on the size of molecules.
+            processes: number of processes.
             timeout_seconds: for one molecule, and for one chunk of them.
-            on_loss: told of each process that was lost.
+            on_loss: called when a process is lost.
         """
         self._limits, self._processes, self._timeout_seconds, self._on_loss = (
             limits,
@@ -139,23 +139,22 @@ class Parser:
         self._closed = False
         self._tasks: list[_Task] = []
         self._watching: asyncio.Task[None] | None = None
-        # A server that was forked before there were threads, and has imported all that is needed,
-        # makes a new process in milliseconds.
+        # The fork server was started before there were threads and has imported everything: a new
+        # process takes milliseconds.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([read.__module__])
         self._pool = self._new_pool()
 
     async def start(self) -> None:
-        """Have every process read a molecule.
+        """Let every process read a molecule.
 
         Raises:
-            ParserStartError: one of them cannot, with the reason.
+            ParserStartError: one of them cannot, and why.
         """
         seen: set[int] = set()
         deadline = time.monotonic() + _START_SECONDS
         while len(seen) < self._processes:
-            # As many at a time as there are processes; each is held for a moment, so that the
-            # others get theirs.
+            # One task per process: each takes a moment, so that every process gets one.
             futures = [
                 self._pool.schedule(_read_first, args=[self._limits])
                 for _ in range(self._processes)
@@ -177,21 +176,21 @@ class Parser:
     async def parse(
         self, sources: Sequence[Source], takes: InputRequirements = MOLECULES
     ) -> list[Parsed | ItemFailure]:
-        """Read molecules or graphs, in their order, as the asked tasks of a model take them."""
+        """Read molecules or graphs, in their order, for tasks that take such inputs."""
         request = _Request(takes, asyncio.Semaphore(self._window))
         errors = [refused(source, self._limits, takes) for source in sources]
         left = [source for source, error in zip(sources, errors, strict=True) if error is None]
         chunks = [left[begin : begin + _CHUNK] for begin in range(0, len(left), _CHUNK)]
         if len(chunks) == 1:
-            # most requests: without a task of its own
-            parts = [await self._read_chunk(chunks[0], request)]
+            # Most requests: `gather` would make an asyncio task.
+            found = [await self._read_chunk(chunks[0], request)]
         else:
-            parts = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
-        results = iter([molecule for part in parts for molecule in part])
+            found = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
+        results = iter([molecule for chunk in found for molecule in chunk])
         return [next(results) if error is None else error for error in errors]
 
     def close(self) -> None:
-        """Stop the processes, whatever they are at."""
+        """Stop all processes at once."""
         self._closed = True
         self._pool.stop()
         self._pool.join()
@@ -219,7 +218,7 @@ class Parser:
                 f"not tried: {_MOST_TIMEOUTS} molecules of this request took more than"
                 f" {self._timeout_seconds:g} s to read",
             )
-        for _ in range(2):  # a process may die by accident, but not twice for the same molecule
+        for _ in range(2):  # a process may die for another reason, but hardly twice
             try:
                 return (await self._run([source], request.takes))[0]
             except ProcessLostError:
@@ -235,8 +234,8 @@ class Parser:
     async def _run(
         self, chunk: Sequence[Source], takes: InputRequirements
     ) -> list[Parsed | ItemFailure]:
-        """One task of the pool. It is not cancelled with its request, which would cost a process;
-        but it is not let go on for ever either."""
+        """Run one task of the pool. It goes on if the request is cancelled, since stopping it would
+        kill the process; but no longer than the timeout."""
         pool = self._pool
         try:
             wires = await self._watched(
@@ -246,8 +245,7 @@ class Parser:
             self._on_loss("died")
             raise ProcessLostError from None
         except RuntimeError:
-            # A pool whose process dies while it has nothing to do gives up, with all that it was
-            # given since.
+            # A pool whose idle process dies fails, together with all tasks that it was given since.
             if self._closed:
                 raise
             if pool is self._pool:

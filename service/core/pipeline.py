@@ -1,5 +1,5 @@
-"""The way of a request: admitted, parsed, looked up, queued, answered. Joins parser, cache,
-batcher, engines and metrics; knows no HTTP."""
+"""The path of a request: admission, reading, cache, queue, prediction. Connects parser, cache,
+batcher, engines and metrics; independent of HTTP."""
 
 import asyncio
 import math
@@ -27,11 +27,11 @@ from service.telemetry.tracing import span
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer for one molecule or graph.
+    """Answer for one molecule or graph.
 
     Attributes:
-        smiles: canonical; None for a graph.
-        tasks: by name.
+        smiles: canonical SMILES; None for a graph.
+        tasks: answers by task.
     """
 
     smiles: str | None
@@ -46,7 +46,7 @@ class Pipeline:
     """Answers queries about molecules and graphs.
 
     Attributes:
-        stopping: set once the service was told to stop: for what has no end of its own.
+        stopping: set when the service is told to stop; streams, which have no end, wait for it.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -68,17 +68,17 @@ class Pipeline:
 
     @property
     def accepts(self) -> bool:
-        """Whether requests are answered."""
+        """Whether requests are accepted."""
         return self._accepts
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here: not while the service is starting, draining or
-        stopping."""
+        """Whether a load balancer should send requests: not while the service is starting,
+        draining or stopping."""
         return self._ready
 
     def gauges(self, jobs_waiting: int = 0) -> Gauges:
-        """How things stand."""
+        """Current values for a scrape of the metrics."""
         batcher = self._batcher
         return Gauges(
             ready=self._ready,
@@ -91,7 +91,7 @@ class Pipeline:
         )
 
     async def start(self) -> None:
-        """Start the processes that read molecules, then accept requests. Raises
+        """Start the parser's processes and the batcher, then accept requests. Raises
         ParserStartError."""
         await self._parser.start()
         self._batcher.start()
@@ -99,14 +99,14 @@ class Pipeline:
         self._accepts = self._ready = True
 
     def drain(self) -> None:
-        """Say that no requests should be sent here any more; those that come are answered. Streams
-        end. May be called by a signal handler."""
+        """Stop being ready: requests are still answered, streams end. May be called by a signal
+        handler."""
         self._ready = False
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stopping.set)
 
     async def close(self) -> None:
-        """Refuse what comes, answer what is there, stop threads and processes."""
+        """Refuse new requests, answer those that wait, then stop threads and processes."""
         self._accepts = self._ready = False
         await self._batcher.close()
         await asyncio.to_thread(self._parser.close)
@@ -119,18 +119,18 @@ class Pipeline:
         *,
         bounded: bool = True,
     ) -> list[Result]:
-        """Answer molecules, in their order; those that cannot be read are marked and hinder no
-        other.
+        """Predict for molecules or graphs, in their order. One that cannot be read gets an
+        `ItemFailure`; the others are answered.
 
         Args:
-            query: what to answer.
-            sources: SMILES, graphs or mol blocks, at least one.
+            query: what to predict.
+            sources: molecules and graphs, at least one.
             seconds: until the deadline.
-            bounded: False for one of a few streams or jobs, which are let in whatever waits: each
-                has but little in the queue at a time.
+            bounded: False for streams and jobs, which are admitted even if the queue is full: there
+                are few of them, and each has few molecules in the queue at a time.
 
         Raises:
-            QueueFullError: too much waits; nothing was done.
+            QueueFullError: too much work is waiting; nothing was done.
             QueueClosedError: the service is stopping.
             DeadlineExceededError: the deadline came first.
             Exception: the model failed on a pass with one of the molecules.
@@ -210,13 +210,13 @@ class Pipeline:
         return results
 
     def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
-        """One pass of the engine, cut into graphs; runs on the worker thread."""
+        """Predict for the graphs of one pass; runs on the worker thread."""
         self._metrics.pass_atoms(sum(graph.num_nodes for graph in graphs))
         return self._run_engine(query, graphs)
 
     def _run_engine(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
-        """Features can be so large that no answer is finite. That is their sender's trouble: the
-        others of the pass are answered without them."""
+        """Run the engine. Where a graph's numbers can be so large that no answer is finite, the
+        graphs are halved until that graph is found; the others are answered."""
         try:
             output = query.engine.run(graphs, query.tasks, query.routing)
         except FloatingPointError as error:
