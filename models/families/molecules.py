@@ -17,6 +17,7 @@ from models.experts.unified import UnifiedModel
 from models.families.adapted import AdaptedFamily
 from models.families.base import ServedModel
 from models.families.inputs import GraphFields, SizeLimits, longest
+from models.networks.base import NetworkShape
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.task import TaskInfo
 
@@ -28,31 +29,16 @@ _ETHANOL = MolGraph(
 _LARGEST_INTEGER = 2**31 - 1
 
 
-class MoleculeFamily(AdaptedFamily):
-    """Molecules as graphs of heavy atoms in the vocabulary of Hu et al. 2020."""
+class MoleculeInputs:
+    """The input half of families that take molecules as graphs of heavy atoms in the vocabulary of
+    Hu et al. 2020."""
 
-    kinds = ("gin", "gcn", "graphsage", "gat")
-    shape = BackboneConfig
     schema = MoleculeInput
     fields = GraphFields(
         "molecules: `smiles`, `inchi` or `mol_block`, or `graphs` with x, edge_index and edge_attr",
         frozenset({"x", "edge_index", "edge_attr"}),
     )
     inputs_overflow = False
-
-    def network(self, shape: BackboneConfig) -> Backbone:
-        """One of the four backbones."""
-        return Backbone(shape)
-
-    def expert(
-        self, shape: BackboneConfig, rank: int, info: TaskInfo, schema: MoleculeInput, task: str
-    ) -> Expert:
-        """Adapters and a head."""
-        return Expert(shape, rank, info.labels, info.level, info.target)
-
-    def served(self, model: UnifiedModel) -> ServedModel:
-        """The compiled model, if there is one for this network, device and router."""
-        return fastest(model) if isinstance(model, UnifiedModel) else model
 
     def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
         """See `ModelFamily.check`."""
@@ -63,7 +49,7 @@ class MoleculeFamily(AdaptedFamily):
     def read(
         self,
         fields: Mapping[str, Any],
-        shape: BackboneConfig,
+        shape: NetworkShape,
         schema: MoleculeInput,
         limits: SizeLimits,
     ) -> MolGraph:
@@ -72,11 +58,7 @@ class MoleculeFamily(AdaptedFamily):
         return MolGraph.from_lists(x, fields["edge_index"], fields["edge_attr"])
 
     def read_texts(
-        self,
-        texts: Sequence[str],
-        shape: BackboneConfig,
-        schema: MoleculeInput,
-        limits: SizeLimits,
+        self, texts: Sequence[str], shape: NetworkShape, schema: MoleculeInput, limits: SizeLimits
     ) -> list[Molecule | MoleculeError]:
         """See `models.data.smiles.featurize_all`."""
         return featurize_all(texts, max_atoms=limits.max_atoms)
@@ -85,7 +67,7 @@ class MoleculeFamily(AdaptedFamily):
         """See `models.data.molecule.collate`."""
         return collate(graphs)
 
-    def smallest(self, shape: BackboneConfig, schema: MoleculeInput, task: str) -> MolGraph:
+    def smallest(self, shape: NetworkShape, schema: MoleculeInput, task: str) -> MolGraph:
         """Ethanol."""
         return _ETHANOL
 
@@ -100,6 +82,27 @@ class MoleculeFamily(AdaptedFamily):
     def atom_types(self, graph: MolGraph) -> Tensor:
         """Atomic numbers - 1, (N,)."""
         return graph.x[:, 0]
+
+
+class MoleculeFamily(MoleculeInputs, AdaptedFamily):
+    """The four networks of Hu et al. 2020."""
+
+    kinds = ("gin", "gcn", "graphsage", "gat")
+    shape = BackboneConfig
+
+    def network(self, shape: BackboneConfig) -> Backbone:
+        """One of the four backbones."""
+        return Backbone(shape)
+
+    def expert(
+        self, shape: BackboneConfig, rank: int, info: TaskInfo, schema: MoleculeInput, task: str
+    ) -> Expert:
+        """Adapters and a head."""
+        return Expert(shape, rank, info.labels, info.level, info.target)
+
+    def served(self, model: UnifiedModel) -> ServedModel:
+        """The compiled model, if there is one for this network, device and router."""
+        return fastest(model) if isinstance(model, UnifiedModel) else model
 
 
 def molecular_backbone(network: nn.Module, kind: str) -> Backbone:

@@ -185,8 +185,8 @@ class PredictionQuery:
             got = f"got unknown task {unknown[0]!a}, expected some of {', '.join(info.tasks)}"
             raise UnsupportedQueryError("unknown_task", got, known_tasks=info.tasks)
         if routing not in info.routings:
-            got = f"got routing {routing!r} for a force field, which has nothing to mix"
-            raise UnsupportedQueryError("invalid_request", f"{got}, expected 'own'")
+            got = f"got routing {routing!r} for a model that mixes no experts, expected 'own'"
+            raise UnsupportedQueryError("invalid_request", got)
         return cls.of(model, engine, asked, routing)
 
 
