@@ -27,7 +27,7 @@ from service.bulk.flow import StreamPlaces
 from service.bulk.job_runner import JobRunner
 from service.bulk.jobs import JobStore
 from service.core.engine import Engine, load_engine
-from service.core.memory import keep_flat, settled
+from service.core.memory import frozen_gc, limit_malloc_arenas
 from service.core.models import ModelRegistry
 from service.core.parsing import LOSSES
 from service.core.pipeline import Pipeline
@@ -212,7 +212,7 @@ async def _running(
 
     `shared` is the folder of several workers.
     """
-    keep_flat()
+    limit_malloc_arenas()
     if settings.tracing:
         start_tracing()
     registry = ModelRegistry(
@@ -239,7 +239,7 @@ async def _running(
         await pipeline.start()
         if runner is not None:
             runner.start()
-        with settled():
+        with frozen_gc():
             yield Services(
                 settings,
                 metrics,

@@ -20,9 +20,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from models.data.schema import InputSchema
 from models.errors import did_you_mean
 from models.experts.unified import DEFAULT_ROUTING, Routing
+from models.families.table import AnyInput
 from models.task import Level, Target
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
@@ -195,6 +195,11 @@ class GraphIn(_Request):
             "of a crystal, three rows: the lattice vectors in Angstrom; it is periodic in all three"
         ),
     )
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are given, by name, in the order of their declaration."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class PredictRequest(_Request):
@@ -399,7 +404,7 @@ class ModelResponse(ModelName):
     created: str
     format_version: int
     device: str
-    input: InputSchema = Field(description="what the model takes")
+    input: AnyInput = Field(description="what the model takes")
     tasks: list[str]
     sites: list[str] = Field(description="where experts are mixed")
     backbone: dict[str, Any]

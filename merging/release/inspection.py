@@ -4,7 +4,6 @@ from pathlib import Path
 
 from models.artifact import MANIFEST, ArtifactParts, load_parts
 from models.experts.unified import DEFAULT_ROUTING
-from models.networks.schnet import ForceFieldConfig
 
 
 def describe(folder: Path) -> str:
@@ -12,7 +11,7 @@ def describe(folder: Path) -> str:
     Raises ArtifactError."""
     parts = load_parts(folder)
     manifest, shape = parts.manifest, parts.manifest.backbone
-    layers = shape.num_interactions if isinstance(shape, ForceFieldConfig) else shape.num_layers
+    layers, width = shape.size
     backbone = sum(parameter.numel() for parameter in parts.backbone.parameters())
     brought = {
         key: sum(
@@ -40,10 +39,7 @@ def describe(folder: Path) -> str:
                 f" {manifest.created}, verified, sha256 {parts.digest[:12]}"
             ),
             f"takes: {manifest.input.kind}",
-            (
-                f"backbone: {shape.kind}, {layers} layers x {shape.hidden_dim}, {backbone:,}"
-                " parameters"
-            ),
+            (f"backbone: {shape.kind}, {layers} layers x {width}, {backbone:,} parameters"),
             (
                 f"adapters: rank {manifest.rank}, {len(parts.experts)} experts, {adapters:,}"
                 " parameters"

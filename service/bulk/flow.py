@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 
 from service.core.batcher import QueueClosedError
-from service.core.pipeline import Pipeline, Question, Result
-from service.core.reading import Record, Unreadable
+from service.core.engine import PredictionQuery
+from service.core.pipeline import Pipeline, Result
+from service.core.reading import ItemFailure, Record
 from service.formats.molecule_files import MoleculeFile
 from service.security import Client, KeyRing
 
@@ -134,12 +135,12 @@ class Answerer:
 
     Attributes:
         pipeline: that answers.
-        question: what is asked of every molecule.
+        query: what is asked of every molecule.
         keys, client: whose rate it goes by.
     """
 
     pipeline: Pipeline
-    question: Question
+    query: PredictionQuery
     keys: KeyRing
     client: Client | None
 
@@ -149,25 +150,27 @@ class Answerer:
         Raises:
             QueueClosedError: the service is stopping.
         """
-        sources = [record.source for record in records if not isinstance(record.source, Unreadable)]
+        sources = [
+            record.source for record in records if not isinstance(record.source, ItemFailure)
+        ]
         results: list[Result] = []
         if sources:
             await self.keys.wait(self.client, len(sources))
             try:
-                results = await self.pipeline.predict(self.question, sources, bounded=False)
+                results = await self.pipeline.predict(self.query, sources, bounded=False)
             except QueueClosedError:
                 raise
             except Exception:
                 log.exception("a group of %d molecules of a stream failed", len(sources))
                 results = [
-                    Unreadable(
+                    ItemFailure(
                         "internal", "the service failed; its log says more under this request id"
                     )
                     for _ in sources
                 ]
         answers = iter(results)
         return [
-            (record, record.source if isinstance(record.source, Unreadable) else next(answers))
+            (record, record.source if isinstance(record.source, ItemFailure) else next(answers))
             for record in records
         ]
 

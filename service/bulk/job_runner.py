@@ -13,8 +13,9 @@ from models.errors import GMergingError, UnknownTaskError
 from service.bulk.flow import Answerer, file_groups, in_order
 from service.bulk.jobs import Job, JobStore
 from service.core.batcher import QueueClosedError
+from service.core.engine import PredictionQuery
 from service.core.models import ModelRegistry, UnknownModelError
-from service.core.pipeline import Pipeline, Question
+from service.core.pipeline import Pipeline
 from service.formats.molecule_files import FileFormat, ResultWriter, open_file
 from service.security import KeyRing
 from service.telemetry.metrics import Metrics
@@ -71,15 +72,17 @@ class JobRunner:
 
     async def _run(self, job: Job) -> None:
         try:
-            question = Question.of(job.model, self._models.get(job.model), job.tasks, job.routing)
-            if question.tasks != job.tasks:
+            query = PredictionQuery.of(
+                job.model, self._models.get(job.model), job.tasks, job.routing
+            )
+            if query.tasks != job.tasks:
                 raise UnknownTaskError(
                     f"got tasks {', '.join(job.tasks)}, of which the model now has"
-                    f" {', '.join(question.tasks) or 'none'}"
+                    f" {', '.join(query.tasks) or 'none'}"
                 )
-            question.engine.info.check_table(question.tasks)
+            query.engine.info.check_table(query.tasks)
             client = self._keys.named(job.client)
-            await self._answer(job, Answerer(self._pipeline, question, self._keys, client))
+            await self._answer(job, Answerer(self._pipeline, query, self._keys, client))
         except (asyncio.CancelledError, QueueClosedError):
             await asyncio.shield(asyncio.to_thread(self._store.release, job.id, self._holder))
             raise asyncio.CancelledError from None
@@ -108,7 +111,7 @@ class JobRunner:
 
     async def _answer(self, job: Job, answerer: Answerer) -> None:
         """Go through the file from where it was left, and note every second how far that is."""
-        info = answerer.question.engine.info
+        info = answerer.query.engine.info
         file_format = FileFormat(job.kind, job.smiles_column, job.id_field)
         again = info.digest != job.digest  # never the answers of two models in one file
         with (

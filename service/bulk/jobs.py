@@ -21,7 +21,7 @@ import orjson
 
 from models.errors import ConfigError
 from models.experts.unified import Routing
-from service.core.pipeline import Question
+from service.core.engine import PredictionQuery
 from service.formats.molecule_files import FileFormat, FileKind, OutputKind
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -134,7 +134,7 @@ class JobStore:
         content: BinaryIO,
         client: str,
         file_format: FileFormat,
-        question: Question,
+        query: PredictionQuery,
         output: OutputKind,
         encoding: str | None = None,
     ) -> Job:
@@ -149,9 +149,9 @@ class JobStore:
             smiles_column=file_format.smiles_column,
             id_field=file_format.id_field,
             encoding=encoding,
-            model=question.model,
-            tasks=question.tasks,
-            routing=question.routing,
+            model=query.model,
+            tasks=query.tasks,
+            routing=query.routing,
             output=output,
             digest="",
             total=0,

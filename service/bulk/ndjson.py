@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.bulk.flow import GROUP, Answerer, in_order, until_stopping
 from service.core.batcher import QueueClosedError
-from service.core.reading import InChI, MolBlock, Record, Source, Unreadable
+from service.core.reading import InChI, ItemFailure, MolBlock, Record, Source
 from service.formats.answers import item
 from service.formats.inflating import BrokenEncodingError
 from service.schemas import StreamLine, no_text
@@ -74,15 +74,17 @@ async def _lines(body: AsyncIterator[bytes], limit: int) -> AsyncIterator[list[b
 def _record(line: bytes | None, limit: int) -> Record:
     if line is None:
         return Record(
-            Unreadable("line_too_long", f"got a line of more than {limit} bytes (max_body_bytes)")
+            ItemFailure("line_too_long", f"got a line of more than {limit} bytes (max_body_bytes)")
         )
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return Record(Unreadable("invalid_line", f"the line is not JSON: {error}"))
+        return Record(ItemFailure("invalid_line", f"the line is not JSON: {error}"))
     if not isinstance(value, str | dict):
         expected = "expected a molecule as a JSON string, or an object"
-        return Record(Unreadable("invalid_line", f"the line: got {no_text(value).got}, {expected}"))
+        return Record(
+            ItemFailure("invalid_line", f"the line: got {no_text(value).got}, {expected}")
+        )
     try:
         read = StreamLine(smiles=value) if isinstance(value, str) else _LINE.validate_python(value)
     except ValidationError as error:
@@ -93,7 +95,7 @@ def _record(line: bytes | None, limit: int) -> Record:
             isinstance(own, int) and not isinstance(own, bool)
         )
         return Record(
-            Unreadable("invalid_line", f"{where}: {first['msg'].removeprefix('Value error, ')}"),
+            ItemFailure("invalid_line", f"{where}: {first['msg'].removeprefix('Value error, ')}"),
             own if harmless else None,
         )
     sources: tuple[Source | None, ...] = (
@@ -113,7 +115,7 @@ async def ndjson_answers(
 ) -> AsyncGenerator[bytes, None]:
     """A line for every record, in order. A stream that ends early ends with a line of nothing but
     an `error`, which says how many were answered."""
-    info, tasks, index = answerer.question.engine.info, answerer.question.tasks, 0
+    info, tasks, index = answerer.query.engine.info, answerer.query.tasks, 0
     try:
         # Closed with this, and not when it is collected: what is under way for a client that takes
         # nothing more is given up at once.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.task import Target, TaskInfo
 from service.core.engine import EngineInfo, TaskAnswer
 from service.core.pipeline import Result
-from service.core.reading import Unreadable
+from service.core.reading import ItemFailure
 
 # What a float32 in [0, 1] knows, and no more: written as it is, 0.2 would be 0.20000000298023224,
 # and answers twice as long.
@@ -41,14 +41,14 @@ async def render(
 
 def model(info: EngineInfo) -> dict[str, str]:
     """`ModelName` of an engine."""
-    return dict(zip(("name", "version", "digest"), info.artifact, strict=True))
+    return {"name": info.name, "version": info.version, "digest": info.digest}
 
 
 def item(
     index: int, result: Result, info: EngineInfo, tasks: Sequence[str], explain_routing: bool
 ) -> dict[str, Any]:
     """`PredictionItem` of a molecule or graph."""
-    if isinstance(result, Unreadable):
+    if isinstance(result, ItemFailure):
         return {
             "index": index,
             "smiles": None,

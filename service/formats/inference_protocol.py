@@ -146,7 +146,7 @@ class InferResponse(BaseModel):
 
 
 def model_metadata(name: str, info: EngineInfo) -> ModelMetadata:
-    """Of a model, by the name under which it answers. Raises UnsupportedInputError if it takes no
+    """Of a model, by the name under which it answers. Raises UnsupportedQueryError if it takes no
     molecules, or answers for each atom."""
     info.check_table(info.tasks)
     outputs = [

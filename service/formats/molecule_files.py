@@ -37,7 +37,7 @@ from models.data.tables import (
 from models.errors import InvalidInputError
 from service.core.engine import EngineInfo
 from service.core.pipeline import Result
-from service.core.reading import Record, Unreadable
+from service.core.reading import ItemFailure, Record
 from service.formats.answers import item, written
 from service.formats.sdf import HEADER_LINES, SdfRecord, field_names, is_counts, read_sdf
 
@@ -171,7 +171,7 @@ def _open_table(table: Table, file_format: FileFormat) -> MoleculeFile:
 
 def _row_record(row: Row, column: int) -> Record:
     if row.problem is not None:
-        return Record(Unreadable("invalid_row", f"line {row.line}: {row.problem}"), row.cells)
+        return Record(ItemFailure("invalid_row", f"line {row.line}: {row.problem}"), row.cells)
     return Record(row.cells[column], row.cells)
 
 
@@ -268,7 +268,7 @@ class ResultWriter:
             lines = enumerate(answered, self.answered)
             text = b"".join(self._line(k, record, result) for k, (record, result) in lines)
         self.answered += len(answered)
-        self.failed += sum(isinstance(result, Unreadable) for _, result in answered)
+        self.failed += sum(isinstance(result, ItemFailure) for _, result in answered)
         return text
 
     def _own_id(self, record: Record) -> list[object]:
@@ -276,7 +276,7 @@ class ResultWriter:
 
     def _row(self, record: Record, result: Result) -> list[object]:
         own = [*self._own_id(record), *record.own]
-        if isinstance(result, Unreadable):
+        if isinstance(result, ItemFailure):
             labels = sum(len(self.info.labels[task]) for task in self.tasks)
             return [*own, "", f"{result.code}: {result.message}", *[""] * labels]
         values: list[object] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from models.data.tables import LONGEST_LINE, LONGEST_RECORD, TextLines
 from models.errors import InvalidInputError
-from service.core.reading import MolBlock, Unreadable
+from service.core.reading import ItemFailure, MolBlock
 
 MOST_FIELDS = 1000
 """Different names of data fields in one file."""
@@ -37,7 +37,7 @@ class SdfRecord:
         fields: data fields by name; lines of a value are separated by line feeds.
     """
 
-    source: MolBlock | Unreadable
+    source: MolBlock | ItemFailure
     name: str
     fields: dict[str, str]
 
@@ -49,7 +49,7 @@ def read_sdf(lines: TextLines) -> Iterator[SdfRecord]:
         text = line.rstrip("\r\n")
         if lines.cut:
             message = f"got a line of more than {LONGEST_LINE} characters, expected at most that"
-            record.problem = Unreadable("invalid_row", f"line {lines.number}: {message}")
+            record.problem = ItemFailure("invalid_row", f"line {lines.number}: {message}")
         if text.strip() == _SEPARATOR:
             yield from record.finished()
             record = _Record()
@@ -107,7 +107,7 @@ class _Record:
     """A record while its lines come."""
 
     def __init__(self) -> None:
-        self.problem: Unreadable | None = None
+        self.problem: ItemFailure | None = None
         self._block: list[str] = []
         self._data: list[str] = []
         self._characters = 0
@@ -152,21 +152,23 @@ class _Record:
         self._characters += len(text)
         if self._characters > LONGEST_RECORD:
             message = f"got data fields of more than {LONGEST_RECORD} characters"
-            self.problem = Unreadable("invalid_row", f"{message}, expected at most that")
+            self.problem = ItemFailure("invalid_row", f"{message}, expected at most that")
             del self._data[: -HEADER_LINES - 1]
         return None
 
     def finished(self) -> Iterator[SdfRecord]:
         """The record, and an error for each block that lies in it without a beginning."""
-        source: MolBlock | Unreadable = MolBlock("\n".join(self._block) + "\n")
+        source: MolBlock | ItemFailure = MolBlock("\n".join(self._block) + "\n")
         if not any(line.strip() for line in self._block):
-            source = Unreadable("mol_block_syntax", "got no mol block, expected one in each record")
+            source = ItemFailure(
+                "mol_block_syntax", "got no mol block, expected one in each record"
+            )
         if len(self._block) > _LONGEST_BLOCK_LINES:
             message = f"got a mol block of more than {_LONGEST_BLOCK_LINES} lines"
-            source = Unreadable("mol_block_syntax", message)
+            source = ItemFailure("mol_block_syntax", message)
         yield SdfRecord(self.problem or source, self._name(), _fields(self._data))
         for _ in range(self._hidden):
-            yield SdfRecord(Unreadable("mol_block_syntax", _NO_BEGINNING), "", {})
+            yield SdfRecord(ItemFailure("mol_block_syntax", _NO_BEGINNING), "", {})
 
     def _name(self) -> str:
         """The first line of the header, of which lines may have been lost or added."""

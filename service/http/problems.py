@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.bulk.flow import TooManyStreamsError
 from service.core.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
-from service.core.engine import UnsupportedInputError
+from service.core.engine import UnsupportedQueryError
 from service.core.models import UnknownModelError
 from service.formats.inflating import BrokenEncodingError
 from service.security import RateLimitedError
@@ -139,8 +139,8 @@ async def _on_unknown_model(_: Request, error: UnknownModelError) -> Response:
     return problem(422, "unknown_model", str(error))
 
 
-async def _on_unsupported_input(_: Request, error: UnsupportedInputError) -> Response:
-    return problem(422, error.code, str(error))
+async def _on_unsupported_query(_: Request, error: UnsupportedQueryError) -> Response:
+    return problem(422, error.code, str(error), **error.details)
 
 
 async def _on_queue_closed(request: Request, _: QueueClosedError) -> Response:
@@ -197,7 +197,7 @@ _HANDLERS: dict[type[Exception], Any] = {
     TooManyStreamsError: _on_too_many_streams,
     DeadlineExceededError: _on_deadline,
     UnknownModelError: _on_unknown_model,
-    UnsupportedInputError: _on_unsupported_input,
+    UnsupportedQueryError: _on_unsupported_query,
 }
 
 

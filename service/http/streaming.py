@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.bulk.flow import StreamPlaces, TooManyStreamsError, log
 from service.bulk.ndjson import STALL_SECONDS
-from service.core.pipeline import Question
+from service.core.engine import PredictionQuery
 from service.formats.answers import model
 from service.formats.inflating import BrokenEncodingError
 
@@ -64,10 +64,10 @@ class StreamedResponse(Response):
             await self._parts.aclose()
 
 
-def model_headers(question: Question) -> dict[str, str]:
+def model_headers(query: PredictionQuery) -> dict[str, str]:
     """Which model answers, where the body has no place for it."""
     return {
-        f"X-Model-{name.capitalize()}": value for name, value in model(question.engine.info).items()
+        f"X-Model-{name.capitalize()}": value for name, value in model(query.engine.info).items()
     }
 
 

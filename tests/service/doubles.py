@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from fastapi import FastAPI
 
-from models.artifact import make_manifest, save_artifact
+from models.artifact import save_artifact
 from models.data.molecule import MolGraph
 from models.data.schema import AtomsInput, FeatureInput
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
+from models.manifest import make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert

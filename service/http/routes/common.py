@@ -1,4 +1,4 @@
-"""What routes share: the parts of the application, the checks on a question, the descriptions of
+"""What routes share: the parts of the application, the prediction of a request, the descriptions of
 problems."""
 
 import time
@@ -8,10 +8,11 @@ from typing import Annotated, Any, get_args, get_origin
 from fastapi import Depends, Header, Request
 
 from models.errors import did_you_mean
-from models.experts.unified import Routing
-from service.core.models import ModelRegistry
-from service.core.pipeline import Question
+from service.core.engine import PredictionQuery
+from service.core.pipeline import Result
+from service.core.reading import Source
 from service.http.problems import ProblemError, clean, not_ready
+from service.http.streaming import unless_gone
 from service.schemas import Problem
 from service.security import Client
 from service.services import Services
@@ -111,22 +112,16 @@ def seconds_left(request: Request, services: Services, timeout: float | None) ->
     return (limit if timeout is None else min(timeout, limit)) - (time.perf_counter() - arrived)
 
 
-def question_of(
-    models: ModelRegistry, model: str | None, tasks: Sequence[str] | None, routing: Routing
-) -> Question:
-    """What a request asks, checked. Raises UnknownModelError, or ProblemError for a task or routing
-    that the model does not have."""
-    engine = models.get(model)
-    known = engine.info.tasks
-    asked = known if tasks is None else tuple(tasks)
-    unknown = [task for task in asked if task not in known]
-    if unknown:
-        detail = f"got unknown task {unknown[0]!a}, expected some of {', '.join(known)}"
-        raise ProblemError(422, "unknown_task", detail, known_tasks=known)
-    if routing not in engine.info.routings:
-        raise ProblemError(
-            422,
-            "invalid_request",
-            f"got routing {routing!r} for a force field, which has nothing to mix, expected 'own'",
-        )
-    return Question.of(models.default if model is None else model, engine, asked, routing)
+async def predict_unless_gone(
+    query: PredictionQuery,
+    sources: Sequence[Source],
+    request: Request,
+    services: Services,
+    client: Client | None,
+    timeout: float | None,
+) -> list[Result] | None:
+    """What is predicted within the time that a request has, at its client's rate; None if the
+    client went away."""
+    seconds = seconds_left(request, services, timeout)
+    services.keys.spend(client, len(sources))
+    return await unless_gone(request.receive, services.pipeline.predict(query, sources, seconds))

@@ -28,7 +28,7 @@ from models.experts.unified import DEFAULT_ROUTING, Routing
 from service.bulk.flow import Answerer, file_groups, in_order
 from service.bulk.jobs import Job, JobState, JobStore
 from service.bulk.ndjson import ndjson_answers, ndjson_groups
-from service.core.pipeline import Question
+from service.core.engine import PredictionQuery
 from service.formats.molecule_files import (
     MEDIA_TYPES,
     FileFormat,
@@ -42,7 +42,7 @@ from service.formats.molecule_files import (
     unpacked,
 )
 from service.http.problems import ProblemError, clean, too_large
-from service.http.routes.common import AcceptingDep, ClientDep, ServicesDep, problems, question_of
+from service.http.routes.common import AcceptingDep, ClientDep, ServicesDep, problems
 from service.http.streaming import Body, StreamedResponse, model_headers
 from service.schemas import JobOut, JobsResponse
 from service.security import Client
@@ -67,15 +67,15 @@ _Explain = Annotated[bool, Query(description="add routing weights to each answer
 _JobId = Annotated[str, Path(max_length=64)]
 
 
-def _question(
+def _query(
     services: Services, model: str | None, tasks: list[str] | None, routing: Routing
-) -> Question:
+) -> PredictionQuery:
     if tasks is not None:
         # which no task's name holds
         tasks = [name.strip() for names in tasks for name in names.split(",")]
     if tasks is not None and len(set(tasks)) != len(tasks):
         raise ProblemError(422, "invalid_request", "got a task twice in tasks, expected each once")
-    return question_of(services.models, model, tasks, routing)
+    return services.models.query(model, tasks, routing)
 
 
 _TEXT = {"schema": {"type": "string"}}
@@ -132,17 +132,17 @@ async def predict_stream(
     cannot be read has an `error`. A stream that the service ends early ends with a line of nothing
     but an `error`, which says how many lines were answered.
     """
-    question = _question(services, model, tasks, routing)
+    query = _query(services, model, tasks, routing)
     body = Body(request.receive)
     groups = ndjson_groups(body.parts(), services.settings.max_body_bytes)
     lines = ndjson_answers(
         groups,
-        Answerer(services.pipeline, question, services.keys, client),
+        Answerer(services.pipeline, query, services.keys, client),
         explain_routing,
         body.gone,
     )
     return StreamedResponse(
-        lines, "application/x-ndjson", model_headers(question), services.streams, body.close
+        lines, "application/x-ndjson", model_headers(query), services.streams, body.close
     )
 
 
@@ -255,8 +255,8 @@ async def predict_file(
     Options may be fields of the form instead.
     """
     asked = (form.model or model, form.tasks or tasks, form.routing or routing)
-    question = _question(services, *asked)
-    question.engine.info.check_table(question.tasks)
+    query = _query(services, *asked)
+    query.engine.info.check_table(query.tasks)
     output = form.output or output
     limit = services.settings.max_file_bytes
     try:
@@ -273,16 +273,16 @@ async def predict_file(
     long = "respond-async" in prefer.lower() or _size(content) > services.settings.direct_file_bytes
     if services.jobs is not None and long:
         file_format = replace(file_format, smiles_column=opened.smiles_column)
-        kept = (content, _name(client), file_format, question, output, opened.encoding)
+        kept = (content, _name(client), file_format, query, output, opened.encoding)
         job = await asyncio.to_thread(services.jobs.create, *kept)
         return Response(
             _shown(job).model_dump_json(), 202, {"Location": f"/jobs/{job.id}"}, "application/json"
         )
     body = Body(request.receive)  # it has been read: what is left is whether the client is there
     rows = _answer_file(
-        opened, Answerer(services.pipeline, question, services.keys, client), output, body.gone
+        opened, Answerer(services.pipeline, query, services.keys, client), output, body.gone
     )
-    headers = {**model_headers(question), **_file_headers(opened.encoding, opened.smiles_column)}
+    headers = {**model_headers(query), **_file_headers(opened.encoding, opened.smiles_column)}
     return StreamedResponse(rows, MEDIA_TYPES[output], headers, services.streams, body.close)
 
 
@@ -297,7 +297,7 @@ def _file_headers(encoding: str | None, smiles_column: str | None) -> dict[str, 
 async def _answer_file(
     file: MoleculeFile, answerer: Answerer, output: OutputKind, gone: asyncio.Future[None]
 ) -> AsyncGenerator[bytes, None]:
-    writer = ResultWriter(output, file, answerer.question.engine.info, answerer.question.tasks)
+    writer = ResultWriter(output, file, answerer.query.engine.info, answerer.query.tasks)
     yield writer.header()
     async with contextlib.aclosing(in_order(file_groups(file), answerer, gone)) as answers:
         async for answered in answers:

@@ -26,11 +26,9 @@ from service.http.routes.common import (
     ClientDep,
     ServicesDep,
     TimeoutHeader,
+    predict_unless_gone,
     problems,
-    question_of,
-    seconds_left,
 )
-from service.http.streaming import unless_gone
 from service.security import Client
 from service.services import Services
 
@@ -179,14 +177,10 @@ async def _infer(
         if asked.outputs is None
         else list(dict.fromkeys(output.name for output in asked.outputs))
     )
-    question = question_of(services.models, name, tasks or None, asked.parameters.routing)
-    _check_version(name, version, question.engine)  # it may have been replaced meanwhile
-    question.engine.info.check_table(question.tasks)
-    services.keys.spend(client, len(smiles))
-    results = await unless_gone(
-        request.receive,
-        services.pipeline.predict(question, smiles, seconds_left(request, services, timeout)),
-    )
+    query = services.models.query(name, tasks or None, asked.parameters.routing)
+    _check_version(name, version, query.engine)  # it may have been replaced meanwhile
+    query.engine.info.check_table(query.tasks)
+    results = await predict_unless_gone(query, smiles, request, services, client, timeout)
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     for index, result in enumerate(results):
@@ -194,7 +188,7 @@ async def _infer(
             raise ProblemError(422, result.code, f"smiles[{index}]: {result.message}")
     answers = [result for result in results if isinstance(result, Answer)]
     content, json_length = write_response(
-        asked, name, question.engine.info, tasks or question.tasks, answers
+        asked, name, query.engine.info, tasks or query.tasks, answers
     )
     if json_length is None:
         return Response(content, media_type="application/json")

@@ -5,7 +5,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from models.data.schema import AtomsInput, FeatureInput
 from models.errors import GMergingError
 from service.core.engine import EngineInfo
 from service.core.models import DefaultModelError, UnknownModelError
@@ -39,12 +38,10 @@ async def tasks(services: AcceptingDep, model: _ModelQuery = None) -> TasksRespo
 
 
 def _task(info: EngineInfo, task: str) -> TaskOut:
-    takes = info.input
     return TaskOut(
         name=task,
         **info.task_infos[task].model_dump(),
-        num_features=takes.num_features[task] if isinstance(takes, FeatureInput) else None,
-        elements=takes.elements[task] if isinstance(takes, AtomsInput) else None,
+        **info.input.of_task(task),
     )
 
 

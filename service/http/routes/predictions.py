@@ -5,18 +5,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from service.core.reading import InChI, MolBlock, Source, Unreadable
+from service.core.reading import InChI, ItemFailure, MolBlock, Source
 from service.formats.answers import render
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
     AcceptingDep,
     ClientDep,
     TimeoutHeader,
+    predict_unless_gone,
     problems,
-    question_of,
-    seconds_left,
 )
-from service.http.streaming import unless_gone
 from service.schemas import PREDICT_EXAMPLES, PredictRequest, PredictResponse
 
 router = APIRouter(tags=["predictions"])
@@ -46,18 +44,14 @@ async def predict(
     or graph, the task and the artifact: what else is asked at the same time does not matter.
     """
     sources = _sources(body, services.settings.max_molecules)
-    question = question_of(services.models, body.model, body.tasks, body.routing)
-    services.keys.spend(client, len(sources))
-    results = await unless_gone(
-        request.receive,
-        services.pipeline.predict(question, sources, seconds_left(request, services, timeout)),
-    )
+    query = services.models.query(body.model, body.tasks, body.routing)
+    results = await predict_unless_gone(query, sources, request, services, client, timeout)
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if len(results) == 1 and isinstance(results[0], Unreadable):
+    if len(results) == 1 and isinstance(results[0], ItemFailure):
         raise ProblemError(422, results[0].code, results[0].message)
     started = time.perf_counter()
-    info = question.engine.info
+    info = query.engine.info
     content = await render(
         results, info, info.tasks if body.tasks is None else body.tasks, "routing" in body.explain
     )

@@ -15,9 +15,11 @@ import httpx
 import pytest
 
 from models.data.schema import FeatureInput
+from models.networks.pyg import GraphNetworkConfig
 from service.bulk import job_runner, jobs
 from service.bulk.jobs import Job, JobStore
-from service.core.pipeline import Question
+from service.core.engine import PredictionQuery
+from service.core.reading import InputRequirements
 from service.formats.molecule_files import FileFormat
 from tests.service.doubles import DummyEngine, metric, serving
 
@@ -170,8 +172,8 @@ async def test_cancel(tmp_path: Path, engine: DummyEngine) -> None:
 
 async def test_job_that_cannot_be_done_says_why(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs", 3600)
-    question = Question("gone", DummyEngine(), ("bbbp",), "own")
-    job = store.create(io.BytesIO(b"smiles\nC\n"), "", FileFormat("csv"), question, "csv")
+    query = PredictionQuery.of("gone", DummyEngine(), ("bbbp",), "own")
+    job = store.create(io.BytesIO(b"smiles\nC\n"), "", FileFormat("csv"), query, "csv")
     async with keeping(tmp_path) as client:
         failed = await until(client, {"id": job.id}, "failed")
         assert "unknown model 'gone'" in failed["error"]
@@ -183,7 +185,7 @@ def made(store: JobStore, client: str = "") -> Job:
         io.BytesIO(b"smiles\nC\n"),
         client,
         FileFormat("csv"),
-        Question("dummy", DummyEngine(), ("bbbp",), "own"),
+        PredictionQuery.of("dummy", DummyEngine(), ("bbbp",), "own"),
         "csv",
     )
 
@@ -222,12 +224,12 @@ async def test_job_of_a_model_that_takes_no_molecules_any_more_says_so(tmp_path:
         io.BytesIO(b"smiles\nC\n"),
         "",
         FileFormat("csv"),
-        Question("dummy", engine, ("bbbp",), "own"),
+        PredictionQuery.of("dummy", engine, ("bbbp",), "own"),
         "csv",
     )
-    engine.info = replace(
-        engine.info, input=FeatureInput(num_features=dict.fromkeys(engine.info.tasks, 3))
-    )
+    schema = FeatureInput(num_features=dict.fromkeys(engine.info.tasks, 3))
+    takes = InputRequirements(GraphNetworkConfig(kind="pyg_gcn", in_dim=3), schema)
+    engine.info = replace(engine.info, takes=takes)
     async with keeping(tmp_path, engine) as client:
         failed = await until(client, {"id": job.id}, "failed")
         assert "for a table of molecules" in failed["error"]

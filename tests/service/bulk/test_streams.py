@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from service.bulk.flow import in_order, until_stopping
 from service.bulk.ndjson import StalledError, ndjson_groups
 from service.core.batcher import QueueClosedError
-from service.core.reading import InChI, MolBlock, Record, Unreadable
+from service.core.reading import InChI, ItemFailure, MolBlock, Record
 from service.schemas import ETHANOL_GRAPH
 from tests.service.doubles import DummyEngine, serving
 
@@ -35,7 +35,7 @@ async def records_of(*parts: bytes, limit: int = 100) -> list[Record]:
 
 def codes(records: Sequence[Record]) -> list[str]:
     return [
-        record.source.code if isinstance(record.source, Unreadable) else "ok" for record in records
+        record.source.code if isinstance(record.source, ItemFailure) else "ok" for record in records
     ]
 
 
@@ -179,7 +179,7 @@ async def test_lines_that_are_no_molecule() -> None:
 )
 async def test_lines_that_are_no_molecule_are_named(line: bytes, got: str) -> None:
     (record,) = await records_of(line)
-    assert isinstance(record.source, Unreadable)
+    assert isinstance(record.source, ItemFailure)
     expected = "expected a molecule as a JSON string, or an object"
     assert record.source.message == f"the line: got {got}, {expected}"
 
@@ -300,7 +300,7 @@ async def test_pass_that_fails_is_an_error_of_its_molecules() -> None:
         ("tasks=bbbp&tasks=bbbp", "invalid_request"),
     ],
 )
-async def test_wrong_question_is_refused_before_the_stream(query: str, code: str) -> None:
+async def test_wrong_query_is_refused_before_the_stream(query: str, code: str) -> None:
     async with serving() as client:
         response = await client.post(f"/predict/stream?{query}", content=b'"C"\n')
     assert (response.status_code, response.json()["code"]) == (422, code)

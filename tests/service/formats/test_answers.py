@@ -5,7 +5,7 @@ import orjson
 
 from service.core.engine import TaskAnswer
 from service.core.pipeline import Answer, Result
-from service.core.reading import Unreadable
+from service.core.reading import ItemFailure
 from service.formats.answers import render
 from service.schemas import PredictResponse
 from tests.service.doubles import LABELS, DummyEngine
@@ -32,7 +32,7 @@ def rendered(
 
 
 def test_answers_match_their_documentation_and_keep_the_order() -> None:
-    response = rendered([answer(0.25), Unreadable("chemistry", "five bonds"), answer(0.5)])
+    response = rendered([answer(0.25), ItemFailure("chemistry", "five bonds"), answer(0.5)])
     assert response.model.model_dump() == {"name": "dummy", "version": "1", "digest": "0" * 64}
     good, bad, last = response.predictions
     assert (good.index, good.smiles, good.routing, good.error) == (0, "CCO", None, None)

@@ -14,7 +14,7 @@ from rdkit import Chem
 
 from models.errors import InvalidInputError
 from service.bulk import flow
-from service.core.reading import MolBlock, Record, Unreadable
+from service.core.reading import ItemFailure, MolBlock, Record
 from service.formats import molecule_files as files
 from service.formats.molecule_files import FileFormat, FileKind, kind_of, open_file
 from tests.service.doubles import serving
@@ -32,7 +32,7 @@ def opened(
 
 def shown(records: list[Record]) -> list[object]:
     return [
-        record.source.code if isinstance(record.source, Unreadable) else record.source
+        record.source.code if isinstance(record.source, ItemFailure) else record.source
         for record in records
     ]
 
@@ -113,7 +113,7 @@ def test_table_without_smiles(content: str, message: str) -> None:
 def test_bad_rows_are_marked_and_none_is_lost() -> None:
     columns, records = opened('id,smiles\n1,C\n2\n3,C,C\n4,"C\n5,C"\n6,CC\n', "csv")
     assert shown(records) == ["C", "", "invalid_row", "C\n5,C", "CC"]
-    assert records[2].source == Unreadable(
+    assert records[2].source == ItemFailure(
         "invalid_row",
         "line 4: got 3 cells, expected 2, one per column of the header",
     )
@@ -169,7 +169,7 @@ def test_sdf() -> None:
 
 def test_block_without_end() -> None:
     record, last = opened("x\n" * 30_000 + "$$$$\n" + sdf("C"), "sdf")[1]
-    assert isinstance(record.source, Unreadable)
+    assert isinstance(record.source, ItemFailure)
     assert isinstance(last.source, MolBlock)
 
 
