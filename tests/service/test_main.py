@@ -7,7 +7,7 @@ import pytest
 from models.errors import ConfigError
 from service.__main__ import main
 from service.core import engine
-from service.sockets import address_of, listen
+from service.sockets import listen, url_of
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_listens_on_every_address_of_a_host_and_on_one_port(host: str, found: st
     with pytest.raises(ConfigError, match="Address already in use"):  # held from here on
         listen(host, sockets[0].getsockname()[1])
     for listening in sockets:
-        assert address_of(listening).startswith(found)
+        assert url_of(listening).startswith(found)
         listening.close()
 
 

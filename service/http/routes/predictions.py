@@ -1,4 +1,4 @@
-"""`POST /predict`."""
+"""`POST /predict`: predictions for molecules or graphs in one JSON request."""
 
 import time
 from typing import Annotated
@@ -16,7 +16,7 @@ from service.http.routes.common import (
     question_of,
     seconds_left,
 )
-from service.http.streaming import unless_gone
+from service.http.streaming import unless_disconnected
 from service.schemas import PREDICT_EXAMPLES, PredictRequest, PredictResponse
 
 router = APIRouter(tags=["predictions"])
@@ -38,17 +38,19 @@ async def predict(
     client: ClientDep,
     timeout: TimeoutHeader = None,
 ) -> Response:
-    """Probabilities per task and label; for nodes, values, energies and forces where the model's
-    tasks are of that sort (`GET /tasks`).
+    """Predict per task and label: probabilities, values, or energies and forces.
 
-    What cannot be read, or is not what the model takes, has an `error` and hinders nothing else; if
-    it is all of the request, the answer is a 422 problem. An answer is a function of the molecule
-    or graph, the task and the artifact: what else is asked at the same time does not matter.
+    `GET /tasks` says which of them a task answers, and whether for the graph or for each node.
+
+    A molecule or graph that cannot be read, or is not what the model takes, gets an `error` in its
+    item and does not affect the others. If it is the only one of the request, the answer is a 422
+    problem. An answer is a function of the molecule or graph, the task and the artifact, whatever
+    else is asked at the same time.
     """
     sources = _sources(body, services.settings.max_molecules)
     question = question_of(services.models, body.model, body.tasks, body.routing)
     services.keys.spend(client, len(sources))
-    results = await unless_gone(
+    results = await unless_disconnected(
         request.receive,
         services.pipeline.predict(question, sources, seconds_left(request, services, timeout)),
     )
@@ -58,9 +60,8 @@ async def predict(
         raise ProblemError(422, results[0].code, results[0].message)
     started = time.perf_counter()
     info = question.engine.info
-    content = await render(
-        results, info, info.tasks if body.tasks is None else body.tasks, "routing" in body.explain
-    )
+    tasks = info.tasks if body.tasks is None else body.tasks
+    content = await render(results, info, tasks, "routing" in body.explain)
     services.metrics.stage("serialise", time.perf_counter() - started)
     return Response(content, media_type="application/json")
 

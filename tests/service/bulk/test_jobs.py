@@ -29,7 +29,7 @@ ASYNC = {"prefer": "respond-async"}
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_runner, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(job_runner, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(job_runner, "_SAVE_SECONDS", 0.0)
 
 
@@ -209,7 +209,7 @@ def test_jobs_are_their_clients_and_are_forgotten_in_time(tmp_path: Path) -> Non
     store = JobStore(tmp_path, -1)
     ours, theirs = made(store, "us"), made(store, "them")
     assert store.get(ours.id, "them") is None
-    assert [job.id for job in store.all_of("them")] == [theirs.id]
+    assert [job.id for job in store.of_client("them")] == [theirs.id]
     store.cancel(ours)
     store.forget_old()
     assert store.get(ours.id, "us") is None

@@ -103,7 +103,7 @@ async def test_failing_input_ends_it_after_what_came_before() -> None:
 
 
 async def test_work_is_given_up_when_nobody_wants_it() -> None:
-    gone = asyncio.get_running_loop().create_future()
+    disconnected = asyncio.get_running_loop().create_future()
     started, cancelled = asyncio.Event(), []
 
     async def work(k: int) -> int:
@@ -116,12 +116,12 @@ async def test_work_is_given_up_when_nobody_wants_it() -> None:
         return k
 
     async def consume() -> None:
-        async for _ in in_order(numbers(9), work, gone, window=2):
+        async for _ in in_order(numbers(9), work, disconnected, window=2):
             pass
 
     consuming = asyncio.create_task(consume())
     await started.wait()
-    gone.set_result(None)
+    disconnected.set_result(None)
     with pytest.raises(ClientDisconnect):
         await consuming
     assert set(cancelled) <= {0, 1}

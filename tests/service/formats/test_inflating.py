@@ -24,11 +24,11 @@ PREDICT = json.dumps({"smiles": ["CCO", "C"], "tasks": ["bbbp"]}).encode()
 JSON = {"content-type": "application/json"}
 
 
-def inflate(encoding: str, *chunks: bytes) -> list[bytes]:
+def inflate(encoding: str, *blocks: bytes) -> list[bytes]:
     inflater = Inflater(encoding)
-    last = len(chunks) - 1
+    last = len(blocks) - 1
     return [
-        piece for k, chunk in enumerate(chunks) for piece in inflater.pieces(chunk, last=k == last)
+        chunk for k, block in enumerate(blocks) for chunk in inflater.chunks(block, last=k == last)
     ]
 
 
@@ -39,14 +39,14 @@ def inflate(encoding: str, *chunks: bytes) -> list[bytes]:
     [b"", b"x", os.urandom(200_000), b"\0" * 1_000_000],
     ids=["empty", "one", "random", "zeros"],
 )
-def test_pieces_are_what_was_compressed(encoding: str, size: int, content: bytes) -> None:
+def test_chunks_are_what_was_compressed(encoding: str, size: int, content: bytes) -> None:
     sent = COMPRESS[encoding](content)
-    chunks = [sent[begin : begin + size] for begin in range(0, len(sent), size)]
-    if len(chunks) > 50_000:
+    blocks = [sent[begin : begin + size] for begin in range(0, len(sent), size)]
+    if len(blocks) > 50_000:
         pytest.skip("a byte at a time is for the small ones")
-    pieces = inflate(encoding, *chunks, b"")
-    assert b"".join(pieces) == content
-    assert all(0 < len(piece) <= 65_536 for piece in pieces)
+    chunks = inflate(encoding, *blocks, b"")
+    assert b"".join(chunks) == content
+    assert all(0 < len(chunk) <= 65_536 for chunk in chunks)
 
 
 def test_gzip_files_may_follow_each_other() -> None:
