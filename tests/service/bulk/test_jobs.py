@@ -211,7 +211,7 @@ def test_jobs_are_their_clients_and_are_forgotten_in_time(tmp_path: Path) -> Non
     assert store.get(ours.id, "them") is None
     assert [job.id for job in store.of_client("them")] == [theirs.id]
     store.cancel(ours)
-    store.forget_old()
+    store.delete_expired()
     assert store.get(ours.id, "us") is None
     assert store.get(theirs.id, "them") == theirs
 
