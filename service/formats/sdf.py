@@ -24,7 +24,7 @@ _FIELD = re.compile(r">[^<]*<(.*)>|>[ \t]*(DT\d+)[ \t]*$")
 # Only numbers before the name: any other line that looks like a field may be text of a value.
 _PLAIN_FIELD = re.compile(r">(?:[ \t]|\d++|\([^()]*\)|DT\d++)*+<(.*)>")
 _PROGRAM = re.compile(r"(?:\d{10}| {10})[23]D")  # second line of a header: date and dimensions
-_NO_BEGINNING = "got a mol block whose beginning cannot be found, expected a line $$$$ previous it"
+_NO_BEGINNING = "got a mol block whose beginning cannot be found, expected a line $$$$ before it"
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,8 @@ class _Record:
         if text.startswith(_END):
             self._block.append(_END)
             self._ended = True
-            if rest := text[
-                len(_END) :
-            ].strip():  # the last line end of a concatenated file is missing
+            rest = text.removeprefix(_END).strip()
+            if rest:  # the line end after M  END is missing, as in concatenated files
                 self._data.append(rest)
         elif _PLAIN_FIELD.match(text):  # M  END, or the whole block, is missing
             self._ended = True

@@ -23,6 +23,7 @@ from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExper
 from models.task import TaskInfo
 from service.app import create_app
 from service.core.engine import Engine, EngineInfo, PassOutput, TaskAnswer
+from service.schemas import Problem
 from service.settings import Settings
 
 LABELS = {
@@ -191,3 +192,13 @@ def save_pico_force_field(folder: Path) -> Path:
     )
     save_artifact(folder, manifest, ForceField(config), experts)
     return folder
+
+
+def check_problem(response: httpx.Response, status: int, code: str) -> Problem:
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = Problem.model_validate(response.json())
+    assert (problem.status, problem.code, problem.type) == (status, code, "about:blank")
+    assert problem.title
+    assert problem.detail
+    return problem

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import ConfigError
 from service.__main__ import main
 from service.core import engine
-from service.sockets import listen, url_of
 
 
 @pytest.fixture(autouse=True)
@@ -74,25 +72,6 @@ def test_port_that_is_taken_is_said_before_anything_is_loaded(
     expected = f"gmerging-serve: GMERGING_{name}: got {taken} on 127.0.0.1: Address already in use"
     with pytest.raises(SystemExit, match=expected):
         main([])
-
-
-@pytest.mark.parametrize(
-    ("host", "found"),
-    [("localhost", "http://"), ("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://0.0.0.0:")],
-)
-def test_listens_on_every_address_of_a_host_and_on_one_port(host: str, found: str) -> None:
-    sockets = listen(host, 0)
-    assert len({listening.getsockname()[1] for listening in sockets}) == 1
-    with pytest.raises(ConfigError, match="Address already in use"):  # held from here on
-        listen(host, sockets[0].getsockname()[1])
-    for listening in sockets:
-        assert url_of(listening).startswith(found)
-        listening.close()
-
-
-def test_address_of_another_machine() -> None:
-    with pytest.raises(ConfigError, match=r"GMERGING_HOST: got '192\.0\.2\.1': Cannot assign"):
-        listen("192.0.2.1", 0)
 
 
 def test_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

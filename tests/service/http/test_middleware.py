@@ -1,13 +1,15 @@
 import asyncio
 import json
 import logging
+import re
+from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 
-from service.app import create_app
-from service.telemetry import tracing
-from service.telemetry.logs import JsonFormatter, TextFormatter, configure_logging, request_id
-from tests.service.doubles import DummyEngine, client_of, serving, settings_of
+from service.telemetry.logs import JsonFormatter
+from tests.service.doubles import DummyEngine, check_problem, metric, serving
+from tests.service.test_security import ADMIN, KEYS, LAB
 
 pytestmark = pytest.mark.anyio
 
@@ -84,66 +86,194 @@ async def test_failure_is_logged_with_its_id(caplog: pytest.LogCaptureFixture) -
     assert "the model broke" in line["exception"]
 
 
-def test_formats() -> None:
-    record = logging.makeLogRecord(
-        {
-            "name": "x",
-            "levelname": "INFO",
-            "levelno": 20,
-            "msg": "got %s\n\ud800",
-            "args": ("a",),
-            "extra": {"b": 1},
-        }
-    )
-    token = request_id.set(None)
-    line = json.loads(JsonFormatter().format(record))
-    request_id.reset(token)
-    assert "\n" not in JsonFormatter().format(record)
-    assert (line["message"][:5], line["extra"]) == ("got a", {"b": 1})
-    assert TextFormatter("%(levelname)s: %(message)s").format(record).startswith("INFO: got a")
+async def test_head_is_answered_wherever_get_is() -> None:
+    async with serving() as client:
+        for path in (
+            "/",
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/tasks",
+            "/docs",
+            "/docs/start.js",
+            "/v2",
+        ):
+            got, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            assert head.headers["content-type" if path != "/" else "location"]
+        assert (await client.head("/docs")).headers["content-length"] == str(
+            len((await client.get("/docs")).content)
+        )
+        assert (await client.head("/predict")).status_code == 405
+        text = (await client.get("/metrics")).text
+    assert metric(text, 'gmerging_requests_total{method="HEAD",route="/readyz",status="200"}') == 1
 
 
-def test_log_that_cannot_be_written_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = logging.getLogger()
-    handlers, level, raises = root.handlers[:], root.level, logging.raiseExceptions
-    try:
-        with open("/dev/full", "w") as full:
-            monkeypatch.setattr("sys.stderr", full)
-            configure_logging(settings_of())
-            logging.getLogger("x").error("lost")
-            root.handlers[0].stream = None  # type: ignore[attr-defined]  # or closing it would write what is left
-    except OSError:
-        pass
-    finally:
-        root.handlers[:], logging.raiseExceptions = handlers, raises
-        root.setLevel(level)
+async def test_request_id_is_the_clients_or_a_new_one() -> None:
+    async with serving() as client:
+        kept = await client.get("/healthz", headers={"x-request-id": "job-7.a_b"})
+        replaced = await client.get("/nope", headers={"x-request-id": "bad id\t{}"})
+        made = await client.get("/healthz")
+    assert kept.headers["x-request-id"] == "job-7.a_b"
+    assert len(replaced.headers["x-request-id"]) == len(made.headers["x-request-id"]) == 32
+    assert replaced.headers["x-request-id"] != made.headers["x-request-id"]
 
 
-async def test_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    sdk = pytest.importorskip("opentelemetry.sdk.trace")
-    memory = pytest.importorskip(
-        "opentelemetry.sdk.trace.export.in_memory_span_exporter"
-    ).InMemorySpanExporter()
-    provider = sdk.TracerProvider()
-    provider.add_span_processor(
-        pytest.importorskip("opentelemetry.sdk.trace.export").SimpleSpanProcessor(memory)
-    )
-    app = create_app(settings_of(), DummyEngine())
-    caller = "0af7651916cd43dd8448eb211c80319c"
-    async with app.router.lifespan_context(app), client_of(app) as client:
-        monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
+async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    for begin in range(0, len(body), 100):
+        yield body[begin : begin + 100]
+
+
+async def test_limit_on_the_body_declared_or_chunked() -> None:
+    fits = json.dumps({"smiles": "C", "tasks": ["bbbp"]}).encode().ljust(1024)
+    async with serving(max_body_bytes=1024) as client:
+        json_type = {"content-type": "application/json"}
+        for content in (fits, in_chunks(fits)):
+            assert (
+                await client.post("/predict", content=content, headers=json_type)
+            ).status_code == 200
+        for content in (fits + b" ", in_chunks(fits + b" ")):
+            problem = check_problem(
+                await client.post("/predict", content=content, headers=json_type),
+                413,
+                "body_too_large",
+            )
+            assert problem.limit == {"max_body_bytes": 1024}
+
+
+async def test_who_may_do_what() -> None:
+    expected = {
+        "/healthz": (200, 200, 200, 200),
+        "/readyz": (200, 200, 200, 200),
+        "/metrics": (200, 200, 200, 200),
+        "/openapi.json": (200, 200, 200, 200),
+        "/docs": (200, 200, 200, 200),
+        "/docs/start.js": (200, 200, 200, 200),
+        "/v2/health/ready": (200, 200, 200, 200),
+        "/tasks": (401, 401, 200, 200),
+        "/v2": (401, 401, 200, 200),
+        "/jobs": (401, 401, 200, 200),
+        "/nothing": (401, 401, 404, 404),
+        "/admin/models": (401, 401, 403, 200),
+    }
+    async with serving(api_keys=KEYS) as client:
+        for path, statuses in expected.items():
+            headers: tuple[dict[str, str], ...] = (
+                {},
+                bearer("wrong"),
+                bearer(LAB),
+                {"x-api-key": ADMIN},
+            )
+            assert (
+                tuple([(await client.get(path, headers=each)).status_code for each in headers])
+                == statuses
+            ), path
+        refused = await client.post("/predict", json={"smiles": "C"})
+        assert (
+            refused.status_code,
+            refused.json()["code"],
+            refused.headers["www-authenticate"],
+        ) == (401, "unauthorized", "Bearer")
+        assert (await client.get("/v2")).json()["error"]
+        assert (
+            await client.post("/predict", json={"smiles": "C"}, headers=bearer(LAB))
+        ).status_code == 200
+
+
+async def test_refusals_are_counted_under_their_route() -> None:
+    def counted(text: str) -> dict[tuple[str, str], float]:
+        found = re.findall(
+            r'gmerging_requests_total{method="\w+",route="([^"]*)",status="(4\d\d)"} (\S+)', text
+        )
+        return {(route, status): float(value) for route, status, value in found}
+
+    async with serving(api_keys=KEYS, max_body_bytes=1024) as client:
+        await client.post("/predict", json={"smiles": "C"})
+        await client.get("/jobs/a1", headers=bearer("wrong"))
+        await client.post("/v2/models/dummy/versions/1/infer", json={})
+        await client.get("/admin/models", headers=bearer(LAB))
+        await client.get("/admin/nothing", headers=bearer(LAB))
+        await client.get("/nothing/at/all")
         await client.post(
             "/predict",
-            json={"smiles": "C"},
-            headers={"traceparent": f"00-{caller}-b7ad6b7169203331-01"},
+            content=b" " * 2000,
+            headers={**bearer(LAB), "content-type": "application/json"},
         )
-        monkeypatch.setattr(tracing, "_tracer", None)
-    spans = {span.name: span for span in memory.get_finished_spans()}
-    assert set(spans) == {"request", "parse", "model"}
-    assert {format(span.context.trace_id, "032x") for span in spans.values()} == {caller}
-    assert (
-        spans["parse"].parent.span_id
-        == spans["model"].parent.span_id
-        == spans["request"].context.span_id
-    )
-    assert spans["request"].attributes["status"] == 200
+        await client.post(
+            "/predict", content=b"x", headers={**bearer(LAB), "content-encoding": "br"}
+        )
+        for _ in range(2):
+            await client.post("/predict", json={"smiles": ["C"] * 10}, headers=bearer(LAB))
+        await client.get("/predict", headers=bearer(LAB))
+        text = (await client.get("/metrics")).text
+    assert counted(text) == {
+        ("/predict", "401"): 1,
+        ("/jobs/{job_id}", "401"): 1,
+        ("/v2/models/{name}/versions/{version}/infer", "401"): 1,
+        ("/admin/models", "403"): 1,
+        ("unmatched", "403"): 1,
+        ("unmatched", "401"): 1,
+        ("/predict", "413"): 1,
+        ("/predict", "415"): 1,
+        ("/predict", "429"): 1,
+        ("/predict", "405"): 1,
+    }
+
+
+async def test_without_keys_predictions_are_open_and_admin_is_closed() -> None:
+    async with serving() as client:
+        assert (await client.post("/predict", json={"smiles": "C"})).status_code == 200
+        response = await client.post(
+            "/admin/models/dummy", json={"action": "reload"}, headers=bearer("x")
+        )
+    assert (response.status_code, response.json()["code"]) == (403, "admin_disabled")
+
+
+async def test_rate_limit_is_a_429() -> None:
+    async with serving(api_keys=KEYS) as client:
+
+        async def ask(count: int) -> httpx.Response:
+            return await client.post(
+                "/predict", json={"smiles": ["C"] * count}, headers=bearer(LAB)
+            )
+
+        assert [(await ask(count)).status_code for count in (7, 3, 1)] == [200, 200, 429]
+        refused = await ask(1)
+    assert refused.json()["code"] == "rate_limited"
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_headers_and_no_cors_unless_asked_for() -> None:
+    origin = {"origin": "https://lab.example", "access-control-request-method": "POST"}
+    async with serving() as client:
+        response = await client.get("/healthz", headers=origin)
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["content-security-policy"].startswith("default-src 'none'")
+        assert (
+            "script-src 'self';" in (await client.get("/docs")).headers["content-security-policy"]
+        )
+        assert not [name for name in response.headers if name.startswith("access-control")]
+    async with serving(
+        cors_origins="https://lab.example, https://other.example", api_keys=KEYS
+    ) as client:
+        # browsers send it without a key
+        preflight = await client.options("/predict", headers=origin)
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (
+            200,
+            "https://lab.example",
+        )
+        deletion = await client.options(
+            "/jobs/1", headers={**origin, "access-control-request-method": "DELETE"}
+        )
+        assert deletion.status_code == 200
+        answer = await client.get("/healthz", headers=origin)
+        assert answer.headers["access-control-expose-headers"] == "*"  # X-Model-*, Location
+        stranger = await client.options(
+            "/predict", headers={**origin, "origin": "https://evil.example"}
+        )
+        assert "access-control-allow-origin" not in stranger.headers
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from service.http.routes.documentation import FOLDER
-from tests.service.doubles import serving
+from service.schemas import PREDICT_EXAMPLES, PredictResponse
+from tests.service.doubles import check_problem, serving
 from tests.service.test_server import process
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -106,3 +107,33 @@ def test_chromium_shows_the_operations_and_asks_nobody_else(
     asked = {event["url"] for event in events if event.get("initiator") == url}
     names = ["docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "docs/start.js", "openapi.json"]
     assert asked == {f"{url}/{name}" for name in names}
+
+
+async def test_documentation_is_true() -> None:
+    async with serving() as client:
+        document = (await client.get("/openapi.json")).json()
+        assert (await client.get("/docs")).status_code == 200
+        for name, example in PREDICT_EXAMPLES.items():
+            response = await client.post("/predict", json=example["value"])
+            if name in ("features", "atoms"):  # for other models: see test_graphs.py
+                check_problem(response, 422, "invalid_graph")
+            else:
+                PredictResponse.model_validate(response.json())
+    assert set(document["paths"]) >= {
+        "/predict",
+        "/tasks",
+        "/model",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+    answers = document["paths"]["/predict"]["post"]["responses"]
+    assert set(answers) == {"200", "400", "401", "413", "415", "422", "429", "500", "503", "504"}
+    assert answers["200"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/PredictResponse"
+    }
+    for status in set(answers) - {"200"}:
+        assert list(answers[status]["content"]) == ["application/problem+json"]
+    assert list(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == [
+        "text/plain"
+    ]
