@@ -23,6 +23,7 @@ from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExper
 from models.task import TaskInfo
 from service.app import create_app
 from service.core.engine import Engine, EngineInfo, PassOutput, TaskAnswer
+from service.core.pipeline import Question
 from service.schemas import Problem
 from service.settings import Settings
 
@@ -84,6 +85,16 @@ class DummyEngine:
             + 1
             + self.shift
         )
+
+
+def query_of(
+    engine: DummyEngine | None = None,
+    tasks: tuple[str, ...] = ("bbbp",),
+    routing: Routing = "own",
+    model: str = "dummy",
+) -> Question:
+    """What a request for some tasks of the dummy engine asks."""
+    return Question.of(model, DummyEngine() if engine is None else engine, tasks, routing)
 
 
 def stacked(output: PassOutput, task: str) -> np.ndarray:

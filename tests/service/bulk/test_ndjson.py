@@ -4,12 +4,19 @@ import asyncio
 import codecs
 import json
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 
-from service.bulk.ndjson import StalledError, ndjson_groups
+from service.bulk.ndjson import StalledError, ndjson_answers, ndjson_groups
+from service.core.batcher import QueueClosedError
+from service.core.engine import TaskAnswer
+from service.core.pipeline import Answer, Result
 from service.core.reading import InChI, MolBlock, Record, Unreadable
+from service.formats.inflating import BrokenEncodingError
 from service.schemas import ETHANOL_GRAPH
+from tests.service.doubles import LABELS, query_of
 
 pytestmark = pytest.mark.anyio
 
@@ -99,6 +106,31 @@ async def test_id_comes_back_with_an_error_too() -> None:
     assert record.own == "a7"
 
 
+@pytest.mark.parametrize(
+    ("identifier", "expected"),
+    [
+        (0, 0),
+        (1, 1),
+        (-7, -7),
+        ("", ""),
+        ("a" * 256, "a" * 256),
+        ("a" * 257, None),
+        (True, None),
+        (1.5, None),
+        ([1], None),
+        (None, None),
+    ],
+)
+async def test_id_of_an_invalid_line_comes_back_if_it_is_one(
+    identifier: object, expected: object
+) -> None:
+    line = json.dumps({"id": identifier, "smiles": 7}).encode()
+    (record,) = await records_of(line, limit=1000)
+    assert codes([record]) == ["invalid_line"]
+    assert record.own == expected
+    assert type(record.own) is type(expected)
+
+
 @pytest.mark.parametrize("size", [1, 30, 1000])
 async def test_line_that_is_too_long_is_one_error(size: int) -> None:
     body = b'"C"\n"' + b"C" * 500 + b'"\n"CC"\n'
@@ -127,3 +159,93 @@ async def test_silence_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(await anext(groups)) == 1
     with pytest.raises(StalledError):
         await anext(groups)
+
+
+# --- answers ---
+
+VALUES = np.array([0.25], dtype=np.float32)
+WEIGHTS = np.full((2, 3), 1 / 3, dtype=np.float32)
+GOOD = Answer("CCO", {"bbbp": TaskAnswer(VALUES, WEIGHTS)})
+BAD = Unreadable("smiles_syntax", "got C1")
+
+
+class FakeAnswerer:
+    """Gives every record the result that stands in its place."""
+
+    def __init__(self) -> None:
+        self.query = self.question = query_of()
+        self.pipeline = self
+        self.stopping = asyncio.Event()
+
+    async def __call__(self, records: list[Record]) -> list[tuple[Record, Result]]:
+        return [(record, GOOD if record.source == "CCO" else BAD) for record in records]
+
+
+async def groups_of(
+    *groups: list[Record], error: Exception | None = None
+) -> AsyncIterator[list[Record]]:
+    for group in groups:
+        yield group
+    if error is not None:
+        raise error
+
+
+async def answers_of(
+    groups: AsyncIterator[list[Record]], *, explain_routing: bool = False
+) -> list[dict[str, Any]]:
+    answerer = FakeAnswerer()
+    chunks = ndjson_answers(groups, answerer, explain_routing)  # type: ignore[arg-type]
+    text = b"".join([chunk async for chunk in chunks])
+    assert text.endswith(b"\n") or not text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_a_line_for_every_record_with_its_id_and_a_running_index() -> None:
+    lines = await answers_of(groups_of([Record("CCO", "a"), Record("C1", 0)], [Record("CCO")]))
+    shown = {"smiles": "CCO", "tasks": {"bbbp": {"p_np": 0.25}}}
+    error = {"code": "smiles_syntax", "message": "got C1"}
+    assert lines == [
+        {"index": 0, "id": "a", **shown},
+        {"index": 1, "id": 0, "smiles": None, "error": error},
+        {"index": 2, **shown},
+    ]
+
+
+async def test_routing_weights_are_added_if_they_are_asked_for() -> None:
+    (line,) = await answers_of(groups_of([Record("CCO")]), explain_routing=True)
+    experts = dict.fromkeys(LABELS, 0.33333334)
+    assert line["routing"] == {"bbbp": {"layer_0": experts, "graph": experts}}
+
+
+async def test_nothing_is_answered_by_nothing() -> None:
+    assert await answers_of(groups_of()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            QueueClosedError(),
+            "not_ready",
+            "the service is stopping; 2 lines were answered, send the others again",
+        ),
+        (
+            BrokenEncodingError("got gzip that ends too early"),
+            "bad_request",
+            "got gzip that ends too early; 2 lines were answered",
+        ),
+        (StalledError(), "stalled", "nothing came for 300 s; 2 lines were answered"),
+    ],
+    ids=["stopping", "encoding", "stalled"],
+)
+async def test_stream_that_ends_early_says_why_and_how_far_it_came(
+    error: Exception, code: str, message: str
+) -> None:
+    lines = await answers_of(groups_of([Record("CCO"), Record("C1")], error=error))
+    assert [line.get("index") for line in lines] == [0, 1, None]
+    assert lines[-1] == {"error": {"code": code, "message": message}}
+
+
+async def test_other_errors_are_not_swallowed() -> None:
+    with pytest.raises(ValueError, match="a bug"):
+        await answers_of(groups_of([Record("CCO")], error=ValueError("a bug")))
