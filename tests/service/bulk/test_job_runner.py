@@ -202,6 +202,7 @@ async def test_store_that_fails_for_a_while_does_not_end_the_runner(
     bench.runner.start()
     await until(lambda: bench.ended("done") == 1)
     await bench.runner.close()
+    assert bench.now(job).state == "done"
     assert caplog.messages == ["looking for jobs failed"] * 2
 
 
