@@ -4,6 +4,7 @@ port, a tiny artifact."""
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -210,6 +211,7 @@ def check_problem(response: httpx.Response, status: int, code: str) -> Problem:
     assert response.headers["content-type"] == "application/problem+json"
     problem = Problem.model_validate(response.json())
     assert (problem.status, problem.code, problem.type) == (status, code, "about:blank")
-    assert problem.title
-    assert problem.detail
+    titles = {413: "Content Too Large", 422: "Unprocessable Content"}
+    assert problem.title == titles.get(status, HTTPStatus(status).phrase)
+    assert len(problem.detail) >= 5
     return problem

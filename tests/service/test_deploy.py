@@ -114,8 +114,8 @@ def test_expression_asks_for_what_is_there(name: str, expression: str) -> None:
     for metric, selector in asked:
         matchers = re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', selector)
         assert any(
-            metric == each and all(fits(labels, *matcher) for matcher in matchers)
-            for each, labels in series()
+            metric == known and all(fits(labels, *matcher) for matcher in matchers)
+            for known, labels in series()
         ), (metric, matchers)
 
 
@@ -404,7 +404,7 @@ def test_kubernetes_asks_what_the_service_answers() -> None:
         "readinessProbe": "/readyz",
     }
     assert {probe["port"] for probe in probes.values()} | {
-        each["targetPort"] for each in service["ports"]
+        mapping["targetPort"] for mapping in service["ports"]
     } == {port["name"]}
     scrape = {
         name.removeprefix("prometheus.io/"): value

@@ -82,9 +82,9 @@ def test_queue_must_hold_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_are_frozen_and_refuse_surprises() -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="Instance is frozen"):
         Settings().port = 1  # type: ignore[misc]
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=r"prot\n  Extra inputs are not permitted"):
         Settings.model_validate({"prot": 1})
 
 

@@ -94,10 +94,13 @@ async def test_failing_input_ends_it_after_what_came_before() -> None:
 
 async def test_work_is_given_up_when_nobody_wants_it() -> None:
     disconnected = asyncio.get_running_loop().create_future()
-    started, cancelled = asyncio.Event(), []
+    started: list[int] = []
+    both_started, cancelled = asyncio.Event(), []
 
     async def work(k: int) -> int:
-        started.set()
+        started.append(k)
+        if len(started) == 2:
+            both_started.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -110,12 +113,11 @@ async def test_work_is_given_up_when_nobody_wants_it() -> None:
             pass
 
     consuming = asyncio.create_task(consume())
-    await started.wait()
+    await both_started.wait()
     disconnected.set_result(None)
     with pytest.raises(ClientDisconnect):
         await consuming
-    assert set(cancelled) <= {0, 1}
-    assert cancelled
+    assert (started, sorted(cancelled)) == ([0, 1], [0, 1])
 
 
 async def test_input_ends_when_the_service_stops() -> None:

@@ -143,7 +143,8 @@ async def test_only_bad_molecules_of_several_are_marked_each() -> None:
     async with serving() as client:
         response = await client.post("/predict", json={"smiles": ["", "C1"]})
     assert response.status_code == 200
-    assert ["error" in item for item in response.json()["predictions"]] == [True, True]
+    codes = [item["error"]["code"] for item in response.json()["predictions"]]
+    assert codes == ["empty_smiles", "smiles_syntax"]
 
 
 async def test_graph_equals_smiles_and_has_none() -> None:
@@ -240,7 +241,9 @@ async def test_bodies_that_are_no_request(
 
 async def test_limit_on_molecules() -> None:
     async with serving(max_molecules=3) as client:
-        assert (await client.post("/predict", json={"smiles": ["C"] * 3})).status_code == 200
+        fitting = await client.post("/predict", json={"smiles": ["C"] * 3, "tasks": ["bbbp"]})
+        tasks = [item["tasks"] for item in fitting.json()["predictions"]]
+        assert tasks == [{"bbbp": {"p_np": 0.5}}] * 3
         for body in ({"smiles": ["C"] * 4}, {"graphs": [ETHANOL_GRAPH] * 4}):
             problem = check_problem(
                 await client.post("/predict", json=body), 422, "too_many_molecules"
@@ -276,9 +279,10 @@ async def test_full_queue(engine: DummyEngine) -> None:
         refused = await client.post("/predict", json={"smiles": "CC"})
         check_problem(refused, 429, "queue_full")
         assert refused.headers["retry-after"] == "1"
-        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/healthz")).json() == {"status": "alive"}
         engine.gate.set()
-        assert (await held).status_code == 200
+        (item,) = (await held).json()["predictions"]
+        assert (item["smiles"], item["tasks"]["bbbp"]["p_np"]) == ("CC", 0.33333334)
 
 
 async def test_failure_of_the_model_is_one_clients_500() -> None:
@@ -289,7 +293,8 @@ async def test_failure_of_the_model_is_one_clients_500() -> None:
         problem = check_problem(response, 500, "internal")
         assert "broke" not in problem.detail
         assert response.headers["x-request-id"] == "mine"
-        assert (await client.post("/predict", json={"smiles": "C"})).status_code == 200
+        good = await client.post("/predict", json={"smiles": "C", "tasks": ["bbbp"]})
+        assert good.json()["predictions"][0]["tasks"] == {"bbbp": {"p_np": 0.5}}
         text = (await client.get("/metrics")).text
     assert metric(text, 'gmerging_requests_total{method="POST",route="/predict",status="500"}') == 1
 
@@ -340,7 +345,7 @@ async def test_client_that_goes_away_leaves_the_queue(engine: DummyEngine) -> No
             == 1
         )
         engine.gate.set()
-        assert (await held).status_code == 200
+        assert (await held).json()["predictions"][0]["smiles"] == "C"
     assert engine.passes == [(1, tuple(LABELS), "own")]
 
 
