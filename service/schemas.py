@@ -97,8 +97,10 @@ def _text_or_kind(item: Any) -> str | NoText:
 
 
 def _listed(value: Any) -> Any:
-    """One is a list of one. Of what is no text only the kind is kept: a million of them cost no
-    more than the list that they came in."""
+    """Return a single text as a list of one, and replace items that are not text by their kind.
+
+    A million wrong values then cost no more memory than the list that they came in.
+    """
     if isinstance(value, list):
         return list(map(_text_or_kind, value))
     return [value] if isinstance(value, str) else value

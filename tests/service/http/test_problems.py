@@ -107,8 +107,14 @@ async def answer_to(error: Exception) -> httpx.Response:
     ("error", "status", "code", "detail", "headers"),
     [
         (HTTPException(404), 404, "not_found", "Not Found", {}),
-        (HTTPException(418, "tea"), 418, "http_418", "tea", {}),
-        (ProblemError(409, "clash", "why", {"x-a": "1"}), 409, "clash", "why", {"x-a": "1"}),
+        (HTTPException(418, "no coffee"), 418, "http_418", "no coffee", {}),
+        (
+            ProblemError(409, "clash", "why not", {"x-a": "1"}),
+            409,
+            "clash",
+            "why not",
+            {"x-a": "1"},
+        ),
         (BrokenEncodingError("got gzip"), 400, "bad_request", "got gzip", {}),
         (
             QueueFullError(9),
