@@ -38,8 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: command-line arguments without the program's name; `sys.argv[1:]` if None.
 
     Raises:
-        SystemExit: a setting, the artifact or the port cannot be used; its code is the message, one
-            line.
+        SystemExit: a setting, the artifact or the port cannot be used; its code is the message.
     """
     parser = argparse.ArgumentParser(
         "gmerging-serve",

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from service.rates import Rates
 log = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 1.0
+_NAME = r"^[A-Za-z0-9._-]{1,64}$"
 
 
 class Client(BaseModel):
@@ -43,7 +45,7 @@ class Client(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    name: Annotated[str, StringConstraints(pattern=_NAME)]
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     admin: bool = False
     molecules_per_minute: Annotated[int, Field(ge=1)] | None = None
@@ -159,7 +161,13 @@ def new_key(name: str) -> tuple[str, Client]:
 
     Returns:
         The key, and the client entry that holds its hash.
+
+    Raises:
+        ConfigError: the name has other characters, or more than 64.
     """
+    if not re.fullmatch(_NAME, name):
+        expected = "expected 1 to 64 letters, digits, dots, underscores or hyphens"
+        raise ConfigError(f"name: got {name[:80]!a}, {expected}")
     key = secrets.token_urlsafe(32)
     return key, Client(name=name, sha256=hashlib.sha256(key.encode()).hexdigest())
 

@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -8,8 +9,18 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.middleware import (
+    Authenticate,
+    HeadAsGet,
+    InflateBody,
+    LimitBody,
+    ObserveRequests,
+)
+from service.security import KeyRing
 from service.telemetry.logs import JsonFormatter
+from service.telemetry.metrics import Metrics
 from tests.service.doubles import DummyEngine, check_problem, metric, serving
 from tests.service.test_security import ADMIN, KEYS, LAB
 
@@ -284,3 +295,87 @@ async def test_headers_and_no_cors_unless_asked_for() -> None:
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
+
+
+# --- the layers, one by one ---
+
+
+async def _no_receive() -> Message:
+    pytest.fail("a scope that is no request has no body")
+
+
+async def test_scopes_that_are_no_requests_pass_through_every_layer() -> None:
+    scope = {"type": "lifespan", "state": {}}
+    passed: list[object] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        passed.append((scope, receive, send))
+
+    async def send(message: Message) -> None:
+        pytest.fail(f"{message} was sent")
+
+    layers: list[ASGIApp] = [
+        ObserveRequests(inner, Metrics([]), []),
+        Authenticate(inner, KeyRing(KEYS)),
+        HeadAsGet(inner),
+        InflateBody(inner),
+        LimitBody(inner, lambda path: pytest.fail(f"{path} was looked up")),
+    ]
+    for layer in layers:
+        await layer(scope, _no_receive, send)
+    assert passed == [(scope, _no_receive, send)] * len(layers)
+
+
+async def received(
+    app: type[InflateBody], messages: list[Message], headers: list[tuple[bytes, bytes]]
+) -> list[Message]:
+    """What an application behind the layer receives, until the body ends or the client goes."""
+    found: list[Message] = []
+    waiting = iter(messages)
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append({"headers": dict(scope["headers"])})
+        while not found[-1].get("ended"):
+            message = await receive()
+            is_last = message["type"] == "http.disconnect" or not message["more_body"]
+            found.append({**message, "ended": is_last})
+
+    async def receive() -> Message:
+        return next(waiting)
+
+    async def send(message: Message) -> None:
+        pytest.fail(f"{message} was sent")
+
+    await app(inner)({"type": "http", "path": "/", "headers": headers}, receive, send)
+    return found
+
+
+async def test_client_that_goes_in_the_middle_of_a_packed_body_is_noticed() -> None:
+    packed = gzip.compress(b"CCO")
+    messages: list[Message] = [
+        {"type": "http.request", "body": packed[:5], "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    headers = [(b"content-encoding", b"gzip"), (b"content-length", b"23"), (b"x-a", b"1")]
+    first, *rest = await received(InflateBody, messages, headers)
+    assert first["headers"] == {b"x-a": b"1"}  # those of the packed body are gone
+    assert [message["type"] for message in rest] == ["http.disconnect"]
+
+
+async def test_packed_body_ends_with_an_empty_chunk() -> None:
+    packed = gzip.compress(b"CCO")
+    messages: list[Message] = [
+        {"type": "http.request", "body": packed[:12], "more_body": True},
+        {"type": "http.request", "body": packed[12:], "more_body": False},
+    ]
+    _, *rest = await received(InflateBody, messages, [(b"content-encoding", b"gzip")])
+    assert b"".join(message["body"] for message in rest) == b"CCO"
+    assert [message["more_body"] for message in rest] == [True] * (len(rest) - 1) + [False]
+    assert rest[-1]["body"] == b""
+
+
+async def test_body_that_is_not_packed_is_not_touched() -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b"CCO", "more_body": False}]
+    first, only = await received(InflateBody, messages, [(b"content-length", b"3")])
+    assert first["headers"] == {b"content-length": b"3"}
+    assert (only["body"], only["more_body"]) == (b"CCO", False)
