@@ -22,7 +22,7 @@ async def running(
 ) -> AsyncIterator[tuple[Pipeline, Metrics]]:
     metrics = Metrics(ITEM_CODES)
     pipeline = Pipeline(settings_of(**settings), metrics)
-    metrics.watch(pipeline.gauges)
+    metrics.read_gauges_with(pipeline.gauges)
     await pipeline.start()
     try:
         yield pipeline, metrics
@@ -44,7 +44,7 @@ def count(metrics: Metrics, outcome: str) -> float:
 async def test_readiness() -> None:
     metrics = Metrics(ITEM_CODES)
     pipeline = Pipeline(settings_of(), metrics)
-    metrics.watch(pipeline.gauges)
+    metrics.read_gauges_with(pipeline.gauges)
     states = []
 
     def note() -> None:

@@ -41,7 +41,8 @@ def test_answers_match_their_documentation_and_keep_the_order() -> None:
         "index": 1,
         "error": {"code": "chemistry", "message": "five bonds"},
     }
-    assert (last.index, last.tasks["bbbp"]["p_np"]) == (2, 0.5) if last.tasks else False
+    assert last.tasks is not None
+    assert (last.index, last.tasks["bbbp"]) == (2, {"p_np": 0.5})
 
 
 def test_tasks_are_shown_in_the_asked_order() -> None:
