@@ -11,8 +11,7 @@ def describe(folder: Path) -> str:
     Raises ArtifactError."""
     parts = load_parts(folder)
     manifest, shape = parts.manifest, parts.manifest.backbone
-    sizes = shape.model_dump()
-    layers = sizes.get("num_layers", sizes.get("num_interactions"))
+    layers, width = shape.size
     backbone = sum(parameter.numel() for parameter in parts.backbone.parameters())
     brought = {
         key: sum(
@@ -40,10 +39,7 @@ def describe(folder: Path) -> str:
                 f" {manifest.created}, verified, sha256 {parts.digest[:12]}"
             ),
             f"takes: {manifest.input.kind}",
-            (
-                f"backbone: {shape.kind}, {layers} layers x {shape.hidden_dim}, {backbone:,}"
-                " parameters"
-            ),
+            (f"backbone: {shape.kind}, {layers} layers x {width}, {backbone:,} parameters"),
             (
                 f"adapters: rank {manifest.rank}, {len(parts.experts)} experts, {adapters:,}"
                 " parameters"
