@@ -18,7 +18,7 @@ from merging.mergers.task_vector import TaskVector
 from merging.run.run import Run
 from merging.run.stages import bare, finetuned, finetuned_alone
 from merging.studies.results import both_parts, measure_task
-from merging.training.losses import masked_loss
+from merging.training.losses import loss
 from merging.training.metrics import batches, predict
 from models.classifier import GraphClassifier
 from models.networks.hu2020 import make_backbone
@@ -69,9 +69,9 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
         for chosen, batch in batches(
             dataset.graphs, rows[torch.randperm(len(rows))], settings.batch_size
         ):
-            loss = masked_loss(model(batch), dataset.labels[chosen])
+            value = loss(model(batch), dataset.labels[chosen], dataset.info)
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             optimizer.step()
             for span, average in averages.items():
                 follow(average, model, 1 / (span * steps))

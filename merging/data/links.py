@@ -17,7 +17,7 @@ from merging.data.planetoid import (
 from merging.data.task_data import PARTS, Part, Step, _Graphs
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph
-from models.task import Level, Target
+from models.task import Level, Target, TaskInfo
 
 
 class LinkSpec(Section):
@@ -54,6 +54,11 @@ class LinkTask(_Graphs):
     known: Tensor
     level: Level = "node"
     target: Target = "multilabel"
+
+    @property
+    def info(self) -> TaskInfo:
+        """One label: whether a pair is linked."""
+        return TaskInfo(labels=("linked",), level=self.level, target=self.target)
 
     def calibration(
         self, count: int, batch_size: int

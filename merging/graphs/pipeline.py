@@ -13,11 +13,12 @@ from merging.data.files import sha256
 from merging.data.graph_file import FileSpec
 from merging.data.planetoid import planetoid_files
 from merging.families.graphs import GraphRunConfig, TaskData, load_task
-from merging.graphs.evaluation import METRICS, Metric, evaluate
+from merging.graphs.evaluation import evaluate
 from merging.graphs.training import TrainResult, fitted_model, initial_network, train
 from merging.mergers.base import Calibration, MergeInputs, MergeResult
 from merging.mergers.registry import MergeConfig, merge, merger_spec
 from merging.run.store import Piece, PieceStore
+from merging.training.metrics import HEADLINE, Metric
 from models.state_dict import sub_state
 
 CALIBRATION_GRAPHS = 256
@@ -167,7 +168,7 @@ def measure_merged(run: GraphRun, how: MergeConfig | None = None) -> dict[str, f
 
 def metrics(run: GraphRun) -> dict[str, Metric]:
     """What the scores are, by task."""
-    return {task: METRICS[run.task(task).target] for task in run.config.tasks}
+    return {task: HEADLINE[run.task(task).target] for task in run.config.tasks}
 
 
 def _measure(

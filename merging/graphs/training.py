@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merging.data.task_data import Step
+from merging.data.task_data import AnswerTask, Step
 from merging.families.graphs import TaskData
-from merging.graphs.evaluation import evaluate, predict
+from merging.graphs.evaluation import predict
 from merging.training.loop import ResumableTraining
-from merging.training.losses import known_loss, label_scale
+from merging.training.losses import LabelScale, loss
+from merging.training.metrics import score
 from merging.training.settings import GraphTrainingConfig
 from models.data.batch import GraphBatch, mean_readout
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
@@ -100,10 +101,10 @@ def train(
     )
     training = ResumableTraining(trained, optimizer, checkpoint, seed, device)
     for epoch in training.epochs(config.epochs, f"{', '.join(tasks)}: epochs"):
-        loss = _train_epoch(list(jobs.values()), optimizer, config.batch_size)
+        mean_loss = _train_epoch(list(jobs.values()), optimizer, config.batch_size)
         training.keep_best(epoch, _mean([job.validate() for job in jobs.values()]))
         training.shown = {
-            "loss": f"{loss:.4f}",
+            "loss": f"{mean_loss:.4f}",
             "valid": f"{training.history[-1]:.4f}",
             "best": training.kept["best_epoch"],
         }
@@ -114,42 +115,39 @@ def train(
 
 @dataclass(frozen=True)
 class _Job:
-    """A task in training, with the scale of its labels (see `label_scale`)."""
+    """A task in training, with the scale of its labels."""
 
     data: TaskData
     model: TaskModel
-    mean: Tensor
-    deviation: Tensor
+    scale: LabelScale
     device: torch.device
 
     @classmethod
     def of(cls, data: TaskData, network: GraphNetwork, device: torch.device) -> "_Job":
-        mean, deviation = label_scale(data)
-        return cls(
-            data, TaskModel(network, data.level, data.outputs).to(device), mean, deviation, device
-        )
+        model = TaskModel(network, data.level, data.outputs).to(device)
+        return cls(data, model, _scale(data), device)
 
     def loss(self, step: Step) -> Tensor:
         """Mean over the labels that are known."""
         outputs = self.model(step.batch.to(self.device))
-        labels = (
-            step.labels
-            if self.data.target == "multiclass"
-            else (step.labels - self.mean) / self.deviation
-        )
-        return known_loss(self.data.target, step.select(outputs), labels.to(self.device))
+        labels = self.scale.standardise(step.labels).to(self.device)
+        return loss(step.select(outputs), labels, self.data.info)
 
     def validate(self) -> float:
         """The score that epochs are compared by; the greater, the better."""
         self.model.eval()
-        if self.data.target != "regression":
-            return evaluate(self._outputs, self.data, "valid")
         labels, outputs = predict(self._outputs, self.data, "valid")
-        return -float((outputs - (labels - self.mean) / self.deviation).abs().nanmean())
+        standardised = self.scale.standardise(labels)
+        return score(outputs.numpy(), standardised.numpy(), self.data.info)
 
     def _outputs(self, batch: GraphBatch) -> Tensor:
         out: Tensor = self.model(batch.to(self.device)).cpu()
         return out
+
+
+def _scale(data: TaskData) -> LabelScale:
+    labels = data.labels[data.split.train] if isinstance(data, AnswerTask) else torch.empty(0)
+    return LabelScale.of(labels, data.info)
 
 
 def _train_epoch(jobs: list[_Job], optimizer: torch.optim.Optimizer, batch_size: int) -> float:
@@ -162,12 +160,12 @@ def _train_epoch(jobs: list[_Job], optimizer: torch.optim.Optimizer, batch_size:
     for k in torch.randperm(len(steps)).tolist():
         job, step = steps[k]
         job.model.train()
-        loss = job.loss(step)
+        value = job.loss(step)
         # to None, so that the other tasks' heads stay as they are, Adam's momentum included
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
-        losses.append(float(loss.detach()))
+        losses.append(float(value.detach()))
     return sum(losses) / len(losses)
 
 
@@ -179,10 +177,7 @@ def _result(training: ResumableTraining, jobs: Mapping[str, _Job]) -> TrainResul
     best: dict[str, Tensor] = training.kept["best"]
     heads = {}
     for k, (task, job) in enumerate(jobs.items(), start=1):
-        heads[task] = {
-            "weight": best[f"{k}.weight"] * job.deviation[:, None],
-            "bias": best[f"{k}.bias"] * job.deviation + job.mean,
-        }
+        heads[task] = job.scale.fold(sub_state(best, f"{k}."))
     record = {
         "epochs": len(training.history),
         "best_epoch": training.kept["best_epoch"],

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from merging.graphs.evaluation import Metric
 from merging.studies.markdown import markdown_table, percent
 from merging.studies.report import data_table
 from merging.studies.results import AUTHORS_BATCH_SIZE
+from merging.training.metrics import Metric
 from models.artifact import Manifest
 from models.experts.unified import DEFAULT_ROUTING
 from models.networks.hu2020 import BackboneConfig

@@ -1,6 +1,6 @@
 """Supervised fine-tuning of one task from the pre-trained backbone; resumable after every epoch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.training.loop import ResumableTraining
-from merging.training.losses import masked_loss
-from merging.training.metrics import batches, predict, roc_auc
+from merging.training.losses import LabelScale, loss
+from merging.training.metrics import SCORE_NAMES, batches, predict, reported, score
 from merging.training.settings import FinetuneConfig
 from models.classifier import GraphClassifier
 from models.networks.hu2020 import BackboneConfig
+from models.state_dict import sub_state
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,10 @@ class FinetuneResult:
     """The kept model and how it came about.
 
     Attributes:
-        tensors: state dict of the GraphClassifier at the best epoch.
-        record: epochs run, best epoch, validation ROC-AUC by epoch, seconds; goes beside the
-            weights as JSON.
+        tensors: state dict of the GraphClassifier at the best epoch; the head of a regression
+            answers in the units of the labels.
+        record: epochs run, best epoch, validation score by epoch (`valid_roc_auc`,
+            `valid_accuracy` or `valid_scaled_mae`), seconds; goes beside the weights as JSON.
     """
 
     tensors: dict[str, Tensor]
@@ -39,10 +41,11 @@ def finetune(
     checkpoint: Path,
     device: torch.device,
 ) -> FinetuneResult:
-    """Train all weights on the training part and keep the epoch with the best validation ROC-AUC
-    (the earliest of equals).
+    """Train all weights on the training part and keep the epoch with the best validation score
+    (`merging.training.metrics.score`; the earliest of equals).
 
-    Where no label of the validation part has both classes, the last epoch is kept.
+    Numbers are learnt in standard deviations of the training labels, and answered in their units.
+    Where the validation part has no score (no label with both classes), the last epoch is kept.
 
     Args:
         dataset: the task.
@@ -60,22 +63,26 @@ def finetune(
     model.backbone.load_state_dict(pretrained)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     training = ResumableTraining(model, optimizer, checkpoint, seed, device)
+    scale, target = LabelScale.of(dataset.labels[dataset.split.train], dataset.info), dataset.target
+    standardised = replace(dataset, labels=scale.standardise(dataset.labels))
     for epoch in training.epochs(config.epochs, f"{dataset.task}: epochs"):
-        loss = train_epoch(model, optimizer, dataset, config.batch_size, device)
-        auc = _validate(model, dataset, device)
-        training.keep_best(epoch, auc)
+        mean_loss = train_epoch(model, optimizer, standardised, config.batch_size, device)
+        reached = _validate(model, standardised, device)
+        training.keep_best(epoch, reached)
         training.shown = {
-            "loss": f"{loss:.4f}",
-            "valid": f"{auc:.4f}",
+            "loss": f"{mean_loss:.4f}",
+            "valid": f"{reported(reached, target):.4f}",
             "best": training.kept["best_epoch"],
         }
     record = {
         "epochs": config.epochs,
         "best_epoch": training.kept["best_epoch"],
-        "valid_roc_auc": training.history,
+        f"valid_{SCORE_NAMES[target]}": [reported(reached, target) for reached in training.history],
         "seconds": round(training.seconds, 1),
     }
-    return FinetuneResult(training.kept["best"], record)
+    best = training.kept["best"]
+    head = {f"head.{name}": value for name, value in scale.fold(sub_state(best, "head.")).items()}
+    return FinetuneResult(best | head, record)
 
 
 def train_epoch(
@@ -90,16 +97,17 @@ def train_epoch(
     rows = dataset.split.train
     total = 0.0
     for part, batch in batches(dataset.graphs, rows[torch.randperm(len(rows))], size):
-        loss = masked_loss(model(batch.to(device)), dataset.labels[part].to(device))
+        value = loss(model(batch.to(device)), dataset.labels[part].to(device), dataset.info)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
-        total += float(loss.detach()) * len(part)
+        total += float(value.detach()) * len(part)
     return total / len(rows)
 
 
 def _validate(model: GraphClassifier, dataset: MoleculeDataset, device: torch.device) -> float:
-    """ROC-AUC of the validation part, in evaluation mode."""
+    """Score of the validation part, in evaluation mode."""
     model.eval()
     rows = dataset.split.valid
-    return roc_auc(dataset.labels[rows], predict(model, dataset.graphs, rows, device)).mean
+    output = predict(model, dataset.graphs, rows, device)
+    return score(output.numpy(), dataset.labels[rows].numpy(), dataset.info)

@@ -1,44 +1,83 @@
-"""merging.training.loop.losses"""
+"""Losses of supervised training by what a task answers, and the scale of a regression's labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from merging.data.task_data import AnswerTask
-from merging.families.graphs import TaskData
-from models.task import Target
+from models.errors import InvalidInputError
+from models.task import TaskInfo
 
 
-def masked_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy over the labels that are known: logits and labels (G, C), NaN where
-    missing -> scalar."""
-    known = ~labels.isnan()
-    losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+def loss(output: Tensor, labels: Tensor, info: TaskInfo) -> Tensor:
+    """Mean loss over the labels that are known; 0 where none is.
+
+    Binary cross-entropy of independent labels, cross-entropy of classes, squared error of numbers.
+
+    Args:
+        output: (B, L), what the head says: logits, or numbers in the units of `labels`.
+        labels: (B, L) float, NaN where missing; of classes (B,) int64, -1 where missing.
+        info: of the task; its `target` decides.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        InvalidInputError: energies and forces, whose loss is a force field's own.
+    """
+    if info.target == "multiclass":
+        total = F.cross_entropy(output, labels, ignore_index=-1, reduction="sum")
+        return total / (labels >= 0).sum().clamp(min=1)
+    known, filled = ~labels.isnan(), labels.nan_to_num()
+    if info.target == "multilabel":
+        losses = F.binary_cross_entropy_with_logits(output, filled, reduction="none")
+    elif info.target == "regression":
+        losses = (output - filled).square()
+    else:
+        expected = "expected labels, classes or numbers (a force field has a loss of its own)"
+        raise InvalidInputError(f"target: got {info.target!r}, {expected}")
     return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
 
 
-def label_scale(data: TaskData) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of the known training labels of a regression, 1 for a
-    constant label; 0 and 1 for all other targets, (1,)."""
-    if not isinstance(data, AnswerTask) or data.target != "regression":
-        return torch.zeros(1), torch.ones(1)
-    labels = data.labels[data.split.train].double()
-    mean = labels.nanmean(0).nan_to_num()
-    deviation = (labels - mean).square().nanmean(0).sqrt().nan_to_num()
-    return mean.float(), torch.where(deviation > 0, deviation, 1.0).float()
+@dataclass(frozen=True)
+class LabelScale:
+    """Mean and standard deviation of a regression's training labels.
 
+    A network is trained on standardised labels, (label - mean) / deviation: then neither the units
+    of a label nor its offset matter to the loss, and several labels count alike. Afterwards the
+    scale is folded into the head, which from then on answers in the units of the labels.
 
-def known_loss(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over what is known of the cross-entropy of classes (n,), the binary one of labels (n,
-    C), or the squared difference of numbers (n, C)."""
-    if target == "multiclass":
-        known = labels >= 0
-        return F.cross_entropy(
-            logits, labels, ignore_index=-1, reduction="sum"
-        ) / known.sum().clamp(min=1)
-    if target == "multilabel":
-        return masked_loss(logits, labels)
-    known = ~labels.isnan()
-    return torch.where(
-        known, (logits - labels.nan_to_num()).square(), 0.0
-    ).sum() / known.sum().clamp(min=1)
+    Attributes:
+        mean, deviation: (L,) for a regression; 0 and 1 for every other target.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, info: TaskInfo) -> Self:
+        """The scale of training labels (n, L), NaN where missing.
+
+        A label that is constant has deviation 1, one without any known value mean 0 too.
+        """
+        if info.target != "regression":
+            return cls(torch.zeros(()), torch.ones(()))
+        wide = labels.double()
+        mean = wide.nanmean(0).nan_to_num()
+        deviation = (wide - mean).square().nanmean(0).sqrt().nan_to_num()
+        return cls(mean.float(), torch.where(deviation > 0, deviation, 1.0).float())
+
+    def standardise(self, values: Tensor) -> Tensor:
+        """Labels or predictions (n, L) in standard deviations from the mean; classes stay."""
+        if not values.is_floating_point():
+            return values
+        return (values - self.mean) / self.deviation
+
+    def fold(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A linear head (`weight` (L, d), `bias` (L,)) that answers in the units of the labels."""
+        weight, bias = head["weight"], head["bias"]
+        deviation, mean = self.deviation.to(weight), self.mean.to(weight)
+        return {"weight": weight * deviation.unsqueeze(-1), "bias": bias * deviation + mean}

@@ -1,16 +1,156 @@
-"""ROC-AUC as the field reports it, and batched inference for it."""
+"""How good answers are, by what a task answers; and batched inference for it."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
+from numpy.typing import NDArray
+from scipy.special import softmax
+from scipy.stats import spearmanr
+from sklearn.metrics import (
+    average_precision_score,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+    root_mean_squared_error,
+)
 from torch import Tensor
 
 from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
-from models.errors import TrainingError
+from models.errors import InvalidInputError, TrainingError
+from models.task import Target, TaskInfo
+
+Array = NDArray[Any]
+Metric = Literal["roc_auc", "accuracy", "mae"]
+HEADLINE: dict[Target, Metric] = {
+    "multilabel": "roc_auc",
+    "multiclass": "accuracy",
+    "regression": "mae",
+}
+"""By target the metric that stands for a task. Links are measured as a label: ROC-AUC of pairs."""
+SCORE_NAMES: dict[Target, str] = {
+    "multilabel": "roc_auc",
+    "multiclass": "accuracy",
+    "regression": "scaled_mae",
+}
+"""By target what a score is called in records (`reported`); `scaled_mae` is the mean absolute error
+in standard deviations of the training labels, whose score is minus that."""
+
+
+def score(output: Array, labels: Array, info: TaskInfo) -> float:
+    """How good answers are as one number, the greater the better.
+
+    ROC-AUC of independent labels, accuracy of classes, minus the mean absolute error of numbers.
+    Epochs, mergers and recoveries are compared by it. Give numbers in standard deviations of the
+    training labels (`merging.training.losses.LabelScale.standardise`): then several labels, and
+    several tasks, count alike whatever their units.
+
+    Args:
+        output: (N, L), what the head says: logits or numbers.
+        labels: (N, L), NaN where missing; of classes (N,) integers, -1 where missing.
+        info: of the task.
+
+    Returns:
+        NaN if no label is known (for ROC-AUC: if no label has both classes).
+
+    Raises:
+        TrainingError: a number of the output is not finite.
+        InvalidInputError: a target without labels.
+    """
+    _check(output, info)
+    if info.target == "multilabel":
+        return roc_auc(torch.from_numpy(labels), torch.from_numpy(output)).mean
+    if info.target == "multiclass":
+        return _accuracy(output, labels)
+    return -_over_labels(mean_absolute_error, output, labels)
+
+
+def reported(score: float, target: Target) -> float:
+    """A score as the metric that `SCORE_NAMES` names; and the other way round."""
+    return -score if target == "regression" else score
+
+
+def metrics(output: Array, labels: Array, info: TaskInfo) -> dict[str, float]:
+    """All metrics of a target, each averaged over the labels for which it is defined.
+
+    Independent labels: `roc_auc` and `auprc` (average precision), over labels with both classes.
+    Classes: `accuracy`, and `roc_auc` and `auprc` of each class against all others. Numbers:
+    `rmse`, `mae`, `r2` (1 - residual variance / variance) and `spearman` (rank correlation; NaN
+    for a constant answer), in the units that they are given in.
+
+    Args and errors: as `score`.
+    """
+    _check(output, info)
+    if info.target == "multilabel":
+        return _ranking(output, labels)
+    if info.target == "multiclass":
+        known = labels >= 0
+        probabilities = softmax(output[known].astype(np.float64), axis=1)
+        one_hot = np.eye(output.shape[1])[labels[known]]
+        return {"accuracy": _accuracy(output, labels), **_ranking(probabilities, one_hot)}
+    return {name: _over_labels(metric, output, labels) for name, metric in _OF_NUMBERS.items()}
+
+
+def _check(output: Array, info: TaskInfo) -> None:
+    if info.target not in HEADLINE:
+        raise InvalidInputError(f"target: got {info.target!r}, expected one of {list(HEADLINE)}")
+    if not np.isfinite(output).all():
+        remedy = "a smaller `learning_rate` may help"
+        raise TrainingError(f"got answers that are not finite, expected finite ones; {remedy}")
+
+
+def _accuracy(output: Array, labels: Array) -> float:
+    known = labels >= 0
+    if not known.any():
+        return math.nan
+    return float((output.argmax(-1) == labels)[known].mean(dtype=np.float64))
+
+
+def _ranking(output: Array, labels: Array) -> dict[str, float]:
+    """ROC-AUC and AUPRC, averaged over the labels with both classes."""
+    found = []
+    for column, values in zip(labels.T, output.T, strict=True):
+        known = ~np.isnan(column)
+        if len(np.unique(column[known])) == 2:
+            pair = column[known], values[known].astype(np.float64)
+            found.append((roc_auc_score(*pair), average_precision_score(*pair)))
+    means = np.mean(found, axis=0) if found else (math.nan, math.nan)
+    return dict(zip(("roc_auc", "auprc"), map(float, means), strict=True))
+
+
+def _over_labels(metric: Callable[[Array, Array], float], output: Array, labels: Array) -> float:
+    """A metric of each label's known numbers, averaged over the labels for which it is defined."""
+    found = []
+    for column, values in zip(labels.T, output.T, strict=True):
+        known = ~np.isnan(column)
+        if known.any():
+            found.append(
+                float(metric(*(part[known].astype(np.float64) for part in (column, values))))
+            )
+    defined = [value for value in found if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _r2(labels: Array, output: Array) -> float:
+    return math.nan if len(np.unique(labels)) < 2 else float(r2_score(labels, output))
+
+
+def _spearman(labels: Array, output: Array) -> float:
+    if min(len(np.unique(labels)), len(np.unique(output))) < 2:
+        return math.nan
+    return float(spearmanr(labels, output).statistic)
+
+
+_OF_NUMBERS: dict[str, Callable[[Array, Array], float]] = {
+    "rmse": root_mean_squared_error,
+    "mae": mean_absolute_error,
+    "r2": _r2,
+    "spearman": _spearman,
+}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 jointly with all labels; resumable after every epoch."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.training.loop import ResumableTraining
-from merging.training.losses import masked_loss
-from merging.training.metrics import predict, roc_auc
+from merging.training.losses import LabelScale, loss
+from merging.training.metrics import predict, score
 from merging.training.settings import MultitaskConfig
 from models.data.batch import GraphBatch, mean_readout
 from models.networks.hu2020 import Backbone, BackboneConfig
+from models.state_dict import sub_state
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def train_multitask(
     checkpoint: Path,
     device: torch.device,
 ) -> MultitaskResult:
-    """Train all weights on all tasks and keep the epoch with the best average validation ROC-AUC
-    (the earliest of equals).
+    """Train all weights on all tasks and keep the epoch with the best average validation score
+    (`merging.training.metrics.score`; the earliest of equals).
 
     Each batch holds one task; the backbone's BatchNorm keeps one set of statistics, of the batches
     of all tasks. A task whose validation part has no label with both classes is left out of the
@@ -87,18 +88,27 @@ def train_multitask(
     model.backbone.load_state_dict(pretrained)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     training = ResumableTraining(model, optimizer, checkpoint, seed, device)
+    scales = {
+        task: LabelScale.of(dataset.labels[dataset.split.train], dataset.info)
+        for task, dataset in datasets.items()
+    }
+    standardised = [
+        replace(dataset, labels=scales[task].standardise(dataset.labels))
+        for task, dataset in datasets.items()
+    ]
     for epoch in training.epochs(config.epochs, "multi-task: epochs"):
-        loss = _train_epoch(model, optimizer, list(datasets.values()), config, device)
-        by_task = _validate(model, list(datasets.values()), device)
-        auc = _mean_of_defined(by_task)
-        training.keep_best(epoch, auc)
+        mean_loss = _train_epoch(model, optimizer, standardised, config, device)
+        by_task = _validate(model, standardised, device)
+        reached = _mean_of_defined(by_task)
+        training.keep_best(epoch, reached)
         training.kept["by_task"] = [*training.kept.get("by_task", []), by_task]
         training.shown = {
-            "loss": f"{loss:.4f}",
-            "valid": f"{auc:.4f}",
+            "loss": f"{mean_loss:.4f}",
+            "valid": f"{reached:.4f}",
             "best": training.kept["best_epoch"],
         }
-    return _result(training, list(datasets))
+    binary = all(dataset.target == "multilabel" for dataset in datasets.values())
+    return _result(training, scales, "roc_auc" if binary else "score")
 
 
 def classifier_state(tensors: dict[str, Tensor], task: str) -> dict[str, Tensor]:
@@ -136,27 +146,26 @@ def _train_epoch(
     total = 0.0
     for position, part in drawn:
         dataset = datasets[position]
-        loss = masked_loss(
-            model(dataset.graphs.select(part).to(device), position), dataset.labels[part].to(device)
-        )
+        output = model(dataset.graphs.select(part).to(device), position)
+        value = loss(output, dataset.labels[part].to(device), dataset.info)
         # to None, so that the other tasks' heads stay as they are, Adam's momentum included
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
-        total += float(loss.detach()) * len(part)
+        total += float(value.detach()) * len(part)
     return total / sum(len(part) for _, part in drawn)
 
 
 def _validate(
     model: MultitaskClassifier, datasets: Sequence[MoleculeDataset], device: torch.device
 ) -> list[float]:
-    """ROC-AUC of each task's validation part, in evaluation mode."""
+    """Score of each task's validation part, in evaluation mode."""
     model.eval()
     scores = []
     for position, dataset in enumerate(datasets):
         rows = dataset.split.valid
-        logits = predict(partial(model, position=position), dataset.graphs, rows, device)
-        scores.append(roc_auc(dataset.labels[rows], logits).mean)
+        output = predict(partial(model, position=position), dataset.graphs, rows, device)
+        scores.append(score(output.numpy(), dataset.labels[rows].numpy(), dataset.info))
     return scores
 
 
@@ -165,19 +174,20 @@ def _mean_of_defined(values: Sequence[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def _result(training: ResumableTraining, tasks: Sequence[str]) -> MultitaskResult:
+def _result(
+    training: ResumableTraining, scales: Mapping[str, LabelScale], measure: str
+) -> MultitaskResult:
     state, by_epoch = training.kept["best"], training.kept["by_task"]
     tensors = {key: value for key, value in state.items() if key.startswith("backbone.")}
-    for position, task in enumerate(tasks):
-        tensors |= {
-            f"heads.{task}.{name}": state[f"heads.{position}.{name}"] for name in ("weight", "bias")
-        }
+    for position, (task, scale) in enumerate(scales.items()):
+        head = scale.fold(sub_state(state, f"heads.{position}."))
+        tensors |= {f"heads.{task}.{name}": value for name, value in head.items()}
     record = {
         "epochs": len(training.history),
         "best_epoch": training.kept["best_epoch"],
-        "valid_roc_auc": training.history,
-        "valid_roc_auc_by_task": {
-            task: [scores[position] for scores in by_epoch] for position, task in enumerate(tasks)
+        f"valid_{measure}": training.history,
+        f"valid_{measure}_by_task": {
+            task: [scores[position] for scores in by_epoch] for position, task in enumerate(scales)
         },
         "seconds": round(training.seconds, 1),
     }

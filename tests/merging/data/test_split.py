@@ -4,12 +4,13 @@ import torch
 from merging.data.split import (
     Split,
     check_parts,
-    lacking_classes,
+    lacking_labels,
     named_parts,
     random_split,
     scaffold_split,
 )
 from models.errors import DataError
+from models.task import TaskInfo
 
 NAN = torch.nan
 
@@ -62,9 +63,9 @@ def test_a_column_numbers_the_folds() -> None:
 
 def check(split: Split, labels: list[list[float]]) -> dict[str, dict[str, str]]:
     columns = torch.tensor(labels).T
-    names = [f"y{k}" for k in range(len(labels))]
-    lacking = lacking_classes(split, columns, names)
-    check_parts(split, lacking, names)
+    info = TaskInfo(labels=tuple(f"y{k}" for k in range(len(labels))))
+    lacking = lacking_labels(split, columns, info)
+    check_parts(split, lacking, info)
     return lacking
 
 

@@ -5,7 +5,6 @@ import torch
 
 from merging.run.run import Run
 from merging.training.finetuning import FinetuneResult, finetune
-from merging.training.losses import masked_loss
 from merging.training.metrics import predict, roc_auc
 from merging.training.settings import FinetuneConfig
 from models.classifier import GraphClassifier
@@ -24,18 +23,6 @@ def train(run: Run, checkpoint: Path, epochs: int, seed: int = 0) -> FinetuneRes
         checkpoint,
         torch.device("cpu"),
     )
-
-
-def test_masked_loss_by_hand() -> None:
-    logits, labels = (
-        torch.tensor([[0.0, 3.0], [1.0, -2.0]]),
-        torch.tensor([[1.0, torch.nan], [0.0, torch.nan]]),
-    )
-    expected = (
-        torch.log1p(torch.exp(torch.tensor(-0.0))) + torch.log1p(torch.exp(torch.tensor(1.0)))
-    ) / 2
-    torch.testing.assert_close(masked_loss(logits, labels), expected)
-    assert float(masked_loss(logits, torch.full((2, 2), torch.nan))) == 0
 
 
 def test_learns_and_keeps_the_best_validated_epoch(pico_run: Run, tmp_path: Path) -> None:

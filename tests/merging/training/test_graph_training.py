@@ -8,9 +8,9 @@ from torch import Tensor
 from merging.data.links import LinkTask, unlinked
 from merging.data.task_data import AnswerTask
 from merging.families.graphs import load_task
-from merging.graphs.evaluation import evaluate, score
+from merging.graphs.evaluation import evaluate
 from merging.graphs.training import TaskModel, TrainResult, fitted_model, initial_network, train
-from merging.training.losses import known_loss, label_scale
+from merging.training.metrics import metrics
 from merging.training.settings import GraphTrainingConfig
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
@@ -55,11 +55,10 @@ def constant_score(task: AnswerTask) -> float:
         return float(
             (labels[labels >= 0] == train_labels[train_labels >= 0].mode().values).double().mean()
         )
-    return (
-        0.5
-        if task.target == "multilabel"
-        else score("regression", labels, train_labels.nanmedian(0).values.expand_as(labels))
-    )
+    if task.target == "multilabel":
+        return 0.5
+    medians = train_labels.nanmedian(0).values.expand_as(labels)
+    return metrics(medians.numpy(), labels.numpy(), task.info)["mae"]
 
 
 @pytest.mark.parametrize(("level", "target"), KINDS)
@@ -160,48 +159,6 @@ def test_units_of_a_regression_change_nothing_but_the_answers(tmp_path: Path) ->
         large.heads["a"]["bias"], 1000 * plain.heads["a"]["bias"] + 7, rtol=1e-3, atol=1e-1
     )
     assert large.record["valid"] == pytest.approx(plain.record["valid"], rel=1e-3)
-
-
-def test_scale_by_hand(tmp_path: Path) -> None:
-    task = make_task(tmp_path, "graph", "regression")
-    task.labels[task.split.train] = torch.nan
-    task.labels[task.split.train[:2]] = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    mean, deviation = label_scale(task)
-    assert mean.tolist() == [2, 5]
-    assert deviation.tolist() == [1, 1]  # a constant label is not divided by zero
-
-
-def test_losses_by_hand() -> None:
-    nan = torch.nan
-    numbers = known_loss(
-        "regression", torch.tensor([[1.0, 2.0], [4.0, 0.0]]), torch.tensor([[3.0, nan], [nan, 1.0]])
-    )
-    assert float(numbers) == pytest.approx((4 + 1) / 2)
-    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
-    assert float(known_loss("multiclass", logits, torch.tensor([0, -1]))) == pytest.approx(
-        float(torch.log1p(torch.exp(torch.tensor(-2.0))))
-    )
-    for target, labels in (
-        ("multiclass", torch.tensor([-1, -1])),
-        ("regression", torch.full((2, 2), nan)),
-        ("multilabel", torch.full((2, 2), nan)),
-    ):
-        assert float(known_loss(target, logits, labels)) == 0  # type: ignore[arg-type]
-
-
-def test_scores_by_hand() -> None:
-    nan = torch.nan
-    assert score(
-        "multiclass", torch.tensor([0, 1, -1, 1]), torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]])
-    ) == pytest.approx(2 / 3)
-    assert score(
-        "regression", torch.tensor([[0.0, nan], [2.0, 4.0]]), torch.tensor([[1.0, 9.0], [2.0, 1.0]])
-    ) == pytest.approx((0.5 + 3) / 2)
-    assert score(
-        "multilabel",
-        torch.tensor([[0.0], [1.0], [nan], [1.0]]),
-        torch.tensor([[0.0], [1.0], [9.0], [-1.0]]),
-    ) == pytest.approx(0.5)
 
 
 def two_blocks(size: int = 30) -> LinkTask:
