@@ -356,7 +356,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     summary = compare(runs, arguments.results, partial(_do, arguments))
     _draw(arguments.results / summary["setting"])
     print(
-        "test ROC-AUC in percent, stored statistics, seeds"
+        "test ROC-AUC in percent (or as a column says), stored statistics, seeds"
         f" {summary['seeds']}\n{summary_table(summary)}"
     )
 

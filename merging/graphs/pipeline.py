@@ -14,7 +14,13 @@ from merging.data.graph_file import FileSpec
 from merging.data.planetoid import planetoid_files
 from merging.families.graphs import GraphRunConfig, TaskData, load_task
 from merging.graphs.evaluation import evaluate
-from merging.graphs.training import TrainResult, fitted_model, initial_network, train
+from merging.graphs.training import (
+    TrainResult,
+    fitted_model,
+    initial_network,
+    label_scale,
+    train,
+)
 from merging.mergers.base import Calibration, MergeInputs, MergeResult
 from merging.mergers.registry import MergeConfig, merge, merger_spec
 from merging.run.store import Piece, PieceStore
@@ -132,7 +138,8 @@ def calibration(run: GraphRun, task: str) -> Calibration:
     labels."""
     data = run.task(task)
     batches, nodes = data.calibration(CALIBRATION_GRAPHS, CALIBRATION_BATCH)
-    return Calibration(separate(run, task).heads[task], batches, data.level, nodes)
+    head = label_scale(data).unfold(separate(run, task).heads[task])
+    return Calibration(head, batches, data.level, nodes, data.target)
 
 
 def head(run: GraphRun, task: str, result: MergeResult) -> dict[str, Tensor]:

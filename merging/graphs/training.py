@@ -125,7 +125,7 @@ class _Job:
     @classmethod
     def of(cls, data: TaskData, network: GraphNetwork, device: torch.device) -> "_Job":
         model = TaskModel(network, data.level, data.outputs).to(device)
-        return cls(data, model, _scale(data), device)
+        return cls(data, model, label_scale(data), device)
 
     def loss(self, step: Step) -> Tensor:
         """Mean over the labels that are known."""
@@ -145,7 +145,8 @@ class _Job:
         return out
 
 
-def _scale(data: TaskData) -> LabelScale:
+def label_scale(data: TaskData) -> LabelScale:
+    """The scale of a task's training labels."""
     labels = data.labels[data.split.train] if isinstance(data, AnswerTask) else torch.empty(0)
     return LabelScale.of(labels, data.info)
 

@@ -16,7 +16,7 @@ from models.errors import InvalidInputError
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.state_dict import load_tensors
-from models.task import Level
+from models.task import Level, Target
 
 Network = Backbone | GraphNetwork
 
@@ -38,12 +38,14 @@ class Calibration:
         level: whether the head answers for a graph or for each node.
         nodes: for each batch, the numbers of the nodes that count: where tasks share a graph, the
             nodes are what tells them apart; empty for all.
+        target: what the head answers; numbers in standard deviations, whatever their units.
     """
 
     head: dict[str, Tensor]
     batches: tuple[GraphBatch, ...]
     level: Level = "graph"
     nodes: tuple[Tensor, ...] = ()
+    target: Target = "multilabel"
 
     def __post_init__(self) -> None:
         if not self.batches:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import (
     ValidationError,
@@ -31,6 +31,7 @@ from merging.mergers.gnnmerge import (
 from merging.mergers.regmean import RegMeanOptions, regmean
 from merging.mergers.ties import TiesOptions, ties
 from models.errors import ConfigError, InvalidInputError
+from models.task import Target
 from models.validation import one_of, problems_of
 
 
@@ -45,6 +46,7 @@ class MergerSpec:
         merger: the function.
         options: the class of its options; the defaults are the paper's where not said otherwise.
         calibrated: whether it must see unlabelled molecules and the heads.
+        targets: what the tasks may answer.
     """
 
     name: str
@@ -53,6 +55,14 @@ class MergerSpec:
     merger: Merger
     options: type[MergerOptions] = MergerOptions
     calibrated: bool = False
+    targets: tuple[Target, ...] = get_args(Target)
+
+    def check_targets(self, targets: Mapping[str, Target]) -> None:
+        """Raises ConfigError: a task (by name its target) answers what the merger cannot use."""
+        for task, target in targets.items():
+            if target not in self.targets:
+                expected = f"expected {' or '.join(self.targets)}, or another merger"
+                raise ConfigError(f"{self.name}: got task {task!r}, a {target}, {expected}")
 
     def parse(self, options: Mapping[str, Any]) -> MergerOptions:
         """Its options from a configuration. Raises ConfigError naming every problem."""
@@ -129,6 +139,7 @@ MERGERS = {
             adamerging,
             AdaMergingOptions,
             calibrated=True,
+            targets=("multilabel", "multiclass"),  # whose answers have an entropy
         ),
         MergerSpec(
             "git_rebasin",

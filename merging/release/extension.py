@@ -9,8 +9,8 @@ from typing import Any
 from merging.config.base import fingerprint
 from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
-from merging.release.card import CALIBRATION, calibration_table
-from merging.release.release import calibrate
+from merging.release.card import CALIBRATION, calibration_table, metrics_tables
+from merging.release.release import calibrate, measure_served
 from merging.run.config import release_of
 from merging.run.run import Run
 from merging.run.stages import (
@@ -23,9 +23,10 @@ from merging.run.stages import (
     finetuned_alone,
 )
 from merging.run.store import Piece
-from merging.studies.markdown import markdown_table, percent
+from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
 from merging.studies.report import data_table
 from merging.studies.results import measure_task
+from merging.training.metrics import SCORE_NAMES, reported
 from models.artifact import (
     BACKBONE,
     CARD,
@@ -42,10 +43,10 @@ from models.experts.expert import Expert
 from models.names import check_distinct
 from models.networks.hu2020 import Backbone, make_backbone
 from models.screening import nearest_experts
-from models.task import TaskInfo
 
 _SCREENED_WITH = 300  # molecules
 _LOOKED_AT = 10 * _SCREENED_WITH
+_MEASURED = ("finetuned", "bare", "with_adapters")
 
 
 def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
@@ -67,29 +68,26 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
         piece = new_adapters(run, backbone, origin, task)
         made[task] = expert(run, task, adapters_from(run, piece.tensors))
     gains = {task: gain(run, backbone, task, each) for task, each in made.items()}
+    test = measure_served(run, backbone, made)
     calibrated = calibrate(run, backbone, made)
+    infos = {task: run.dataset(task).info for task in made}
     before = parts.manifest.metrics.get("added", {})
-    added = {task: gains[task] | {"calibration": calibrated[task]} for task in made}
+    added = {
+        task: {**gains[task], "calibration": calibrated.get(task), "test": test[task]}
+        for task in made
+    }
     manifest = parts.manifest.model_copy(
         update={
             "name": called.name,
             "version": called.version,
-            "tasks": (
-                parts.manifest.tasks
-                | {
-                    task: TaskInfo(
-                        labels=run.dataset(task).label_names,
-                        description=run.config.dataset_for(task).about,
-                    )
-                    for task in made
-                }
-            ),
+            "tasks": (parts.manifest.tasks | infos),
             "nearest": {},  # known of all tasks or of none
             "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
             "metrics": parts.manifest.metrics | {"added": before | added},
         }
     )
-    card = _card(artifact) + _card_section(gains, calibrated) + _data_section(run)
+    card = _card(artifact) + _card_section(gains, calibrated)
+    card += f"\n{metrics_tables(test, infos)}\n" + _data_section(run)
     experts = parts.experts | made
     return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
 
@@ -237,9 +235,9 @@ def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:
 
 
 def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any]:
-    """What the new adapters reach: test ROC-AUC of the fine-tuned model, of its head on the bare
-    backbone and with the adapters, and the share (with adapters - bare) / (fine-tuned - bare) of
-    the gain; None where fine-tuning gains nothing.
+    """What the new adapters reach: by the metric that is named (`SCORE_NAMES`), on the test part,
+    the fine-tuned model, its head on the bare backbone and with the adapters; and the share
+    (with adapters - bare) / (fine-tuned - bare) of the gain, None where fine-tuning gains nothing.
     """
     models = {
         "finetuned": finetuned_alone(run, task),
@@ -250,9 +248,10 @@ def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any
         name: measure_task(run, model, task, "own", "stored")["test"]
         for name, model in models.items()
     }
-    possible = scores["finetuned"] - scores["bare"]
+    possible, target = scores["finetuned"] - scores["bare"], run.dataset(task).target
     return {
-        **scores,
+        "metric": SCORE_NAMES[target],
+        **{name: reported(value, target) for name, value in scores.items()},
         "share": (
             round((scores["with_adapters"] - scores["bare"]) / possible, 4)
             if possible > 0
@@ -303,19 +302,22 @@ def _card(artifact: Path) -> str:
 
 
 def _card_section(gains: dict[str, dict[str, Any]], calibrated: dict[str, dict[str, float]]) -> str:
-    head = ["task", "fine-tuned", "backbone without adapters", "with adapters", "share of the gain"]
+    ways = ["fine-tuned", "backbone without adapters", "with adapters"]
+    head = ["task", "metric", *ways, "share of the gain"]
     rows = [
         [
             task,
-            *(percent(each[name]) for name in ("finetuned", "bare", "with_adapters")),
-            str(each["share"]),
+            METRIC_NAMES[found["metric"]],
+            *(metric_cell(found["metric"], found[name]) for name in _MEASURED),
+            str(found["share"]),
         ]
-        for task, each in gains.items()
+        for task, found in gains.items()
     ]
     return f"""
 ## Added later
 
-Test ROC-AUC in percent; all else in the artifact is unchanged.
+On the test part, ROC-AUC and accuracy in percent, `MAE / std` in standard deviations of the
+training labels (the smaller the better); all else in the artifact is unchanged.
 
 {markdown_table(head, rows)}
 

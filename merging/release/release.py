@@ -1,5 +1,6 @@
 """From a finished run to the artifact that the service answers from, with its model card."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from merging.run.run import Run
 from merging.run.stages import alone, experts, shared_backbone
 from merging.studies.results import environment, recovery, task_logits
 from merging.studies.rows import Row, gmerging_rows, merger_row, reference_rows
+from merging.training.metrics import metrics
 from models.artifact import Manifest, check_output, make_manifest, save_artifact
 from models.experts.expert import Expert
 from models.networks.hu2020 import Backbone
-from models.task import TaskInfo
 
 
 def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
@@ -32,22 +33,17 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
     called = check_release(run, folder, replace)
     made, config = experts(run), run.config
     measured = Measured(
-        {row.name: {"title": row.title, **row.over_tasks()} for row in _rows(run)},
-        calibrate(run, shared_backbone(run), made),
+        methods={row.name: {"title": row.title, **row.over_tasks()} for row in _rows(run)},
+        test=measure_served(run, shared_backbone(run), made),
+        calibration=calibrate(run, shared_backbone(run), made),
     )
-    infos = {
-        task: TaskInfo(
-            labels=run.dataset(task).label_names, description=config.dataset_for(task).about
-        )
-        for task in config.tasks
-    }
     manifest = make_manifest(
         name=called.name,
         version=called.version,
         backbone=config.pretrained.backbone,
         rank=config.alignment.rank,
         router=config.router,
-        tasks=infos,
+        tasks={task: run.dataset(task).info for task in config.tasks},
         provenance=_provenance(run),
         metrics=_metrics(measured),
     )
@@ -75,17 +71,23 @@ def _rows(run: Run) -> list[Row]:
 def calibrate(run: Run, backbone: Backbone, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
     """Fold a temperature per label, fitted on the validation part, into the heads (in place).
 
+    Only of tasks with independent labels: numbers have no probability to calibrate, and of classes
+    no temperature is fitted.
+
     Args:
         run: that the experts are of.
         backbone: the merged one.
         made: experts by task; each is asked alone, by routing `own`, the service's default.
 
     Returns:
-        By task, on the test part: "ece_before", "ece_after", "brier_before", "brier_after".
+        By calibrated task, on the test part: "ece_before", "ece_after", "brier_before",
+        "brier_after".
     """
     scores = {}
     for task, expert in made.items():
         model, dataset = alone(run, backbone, task, expert), run.dataset(task)
+        if dataset.target != "multilabel":
+            continue
         valid = task_logits(run, model, task, "own", dataset.split.valid)
         test = task_logits(run, model, task, "own", dataset.split.test)
         scale = fit_scale(valid, dataset.labels[dataset.split.valid])
@@ -102,6 +104,32 @@ def calibrate(run: Run, backbone: Backbone, made: dict[str, Expert]) -> dict[str
     return scores
 
 
+def measure_served(
+    run: Run, backbone: Backbone, made: dict[str, Expert]
+) -> dict[str, dict[str, Any]]:
+    """All test metrics (`merging.training.metrics.metrics`) of the experts on a backbone, asked by
+    routing `own`: by task, and of a regression by label, in the label's unit."""
+    found: dict[str, dict[str, Any]] = {}
+    for task, expert in made.items():
+        model, dataset = alone(run, backbone, task, expert), run.dataset(task)
+        rows, info = dataset.split.test, dataset.info
+        output = task_logits(run, model, task, "own", rows).numpy()
+        labels = dataset.labels[rows].numpy()
+        if info.target == "regression":
+            found[task] = {
+                label: _rounded(metrics(output[:, [k]], labels[:, [k]], info))
+                for k, label in enumerate(info.labels)
+            }
+        else:
+            found[task] = _rounded(metrics(output, labels, info))
+    return found
+
+
+def _rounded(found: dict[str, float]) -> dict[str, float | None]:
+    """Five digits; None where a metric is not defined, which JSON has no number for."""
+    return {name: None if math.isnan(value) else round(value, 5) for name, value in found.items()}
+
+
 def _metrics(measured: Measured) -> dict[str, Any]:
     averages = {name: method["stored"]["average"] for name, method in measured.methods.items()}
     recovered = {
@@ -111,6 +139,7 @@ def _metrics(measured: Measured) -> dict[str, Any]:
     return {name: method["stored"] for name, method in measured.methods.items()} | {
         "recovery": recovered,
         "calibration": measured.calibration,
+        "test": measured.test,
     }
 
 

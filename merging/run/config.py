@@ -21,6 +21,7 @@ from models.errors import ConfigError
 from models.experts.router import RouterConfig
 from models.names import MAX_NAME, Name, check_distinct
 from models.networks.hu2020 import BackboneConfig
+from models.task import LabelTarget
 from models.validation import problems_of
 
 _FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
@@ -180,7 +181,13 @@ class RunConfig(Section):
                 f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank"
                 " stacks them)"
             )
+        merger_spec(self.merge.method).check_targets(self.targets)
         return self
+
+    @property
+    def targets(self) -> dict[str, LabelTarget]:
+        """By task what it answers."""
+        return {task: self.dataset_for(task).target for task in self.tasks}
 
     def varied(self, changes: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
         """The same configuration with changes by section: `{"alignment": {"rank": 10}}`, for every

@@ -14,6 +14,7 @@ from merging.run.run import Run
 from merging.run.store import Piece
 from merging.training.alignment import align, set_statistics
 from merging.training.finetuning import finetune
+from merging.training.losses import LabelScale
 from merging.training.metrics import batches
 from models.data.smiles import READING_RULE
 from models.errors import ConfigError
@@ -105,7 +106,9 @@ def calibration(run: Run, task: str) -> Calibration:
         torch.randperm(len(dataset.split.train), generator=generator)[:CALIBRATION_MOLECULES]
     ]
     parts = tuple(batch for _, batch in batches(dataset.graphs, chosen, CALIBRATION_BATCH))
-    return Calibration(sub_state(finetuned(run, task).tensors, "head."), parts)
+    scale = LabelScale.of(dataset.labels[dataset.split.train], dataset.info)
+    head = scale.unfold(sub_state(finetuned(run, task).tensors, "head."))
+    return Calibration(head, parts, target=dataset.target)
 
 
 def trained_adapters(run: Run, task: str) -> Piece:
@@ -149,7 +152,9 @@ def experts(run: Run) -> dict[str, Expert]:
 
 def expert(run: Run, task: str, adapters: TaskAdapters) -> Expert:
     """A task's fine-tuned head behind the given adapters."""
-    made = Expert(run.config.pretrained.backbone, adapters.rank, run.dataset(task).label_names)
+    info = run.dataset(task).info
+    shape = run.config.pretrained.backbone
+    made = Expert(shape, adapters.rank, info.labels, info.level, info.target)
     made.adapters = adapters
     load_tensors(made.head, sub_state(finetuned(run, task).tensors, "head."), f"head of {task}")
     return made

@@ -8,11 +8,25 @@ from typing import Any
 
 from merging.data.files import read_seeds, write_json
 from merging.data.molecule_dataset import said_labels
+from merging.mergers.registry import merger_spec
 from merging.run.jobs import Job
 from merging.run.run import Run
 from merging.run.stages import finetuned, merged, trained_adapters
-from merging.studies.markdown import markdown_table, percent, standard_deviation
-from merging.studies.results import accounting, environment, expert_weights, recovery, swap_matrix
+from merging.studies.markdown import (
+    average_cell,
+    markdown_table,
+    metric_cell,
+    standard_deviation,
+    task_column,
+)
+from merging.studies.results import (
+    accounting,
+    by_task,
+    environment,
+    expert_weights,
+    recovery,
+    swap_matrix,
+)
 from merging.studies.rows import (
     Row,
     ablation_rows,
@@ -41,7 +55,12 @@ def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
 
     Returns:
         The summary, see `summarise`.
+
+    Raises:
+        ConfigError: a merger that cannot merge a task of this target; before anything is trained.
     """
+    for method in runs[0].config.compare.mergers:
+        merger_spec(method).check_targets(runs[0].config.targets)
     run_jobs("fine-tuning", [*finetuning_jobs(runs), *multitask_jobs(runs)])
     candidates = [row for run in runs for row in merger_candidates(run)]
     run_jobs("merging", merging_jobs([*runs, *(row.run for row in candidates)]))
@@ -129,9 +148,9 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         {"setting", "seeds", "methods": {name: {"title", "seeds", "stored" | "batch": {"mean":
         {task: value}, "std": {task: value}, "average", "average_std", "valid_average",
-        "recovery"}}}}. Standard deviations are of the sample (n - 1), None for a single seed. A
-        method is summarised over the seeds that have it; "recovery" (with "stored") is that of the
-        averages over these seeds.
+        "recovery"}}}}, with "metrics": {task: name} where one is not ROC-AUC. Standard deviations
+        are of the sample (n - 1), None for a single seed. A method is summarised over the seeds
+        that have it; "recovery" (with "stored") is that of the averages over these seeds.
     """
     names = {name: each["methods"][name]["title"] for each in seeds for name in each["methods"]}
     summary: dict[str, Any] = {
@@ -154,11 +173,14 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: list[dict[str, Any]]) -> dict[str, Any]:
-    by_task = {task: [each["roc_auc"][task] for each in values] for task in values[0]["roc_auc"]}
+    measured = [by_task(of_seed) for of_seed in values]
+    found = {task: [scores[task][1] for scores in measured] for task in measured[0]}
+    metrics = {task: metric for task, (metric, _) in measured[0].items()}
     averages = [each["average"] for each in values]
     return {
-        "mean": {task: round(fmean(each), 5) for task, each in by_task.items()},
-        "std": {task: standard_deviation(each) for task, each in by_task.items()},
+        **({"metrics": metrics} if set(metrics.values()) != {"roc_auc"} else {}),
+        "mean": {task: round(fmean(scores), 5) for task, scores in found.items()},
+        "std": {task: standard_deviation(scores) for task, scores in found.items()},
         "average": round(fmean(averages), 5),
         "average_std": standard_deviation(averages),
         "valid_average": round(fmean(each["valid_average"] for each in values), 5),
@@ -182,19 +204,24 @@ def _recovery(seeds: list[dict[str, Any]], name: str) -> float | None:
 
 
 def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
-    """Markdown: test ROC-AUC in percent with its standard deviation over seeds, and recovery; a row
-    per method."""
+    """Markdown: test ROC-AUC in percent (or the metric that a column names) with its standard
+    deviation over seeds, and recovery; a row per method."""
     methods = {name: method for name, method in summary["methods"].items() if statistics in method}
-    tasks = list(next(iter(methods.values()))[statistics]["mean"])
+    first = next(iter(methods.values()))[statistics]
+    metrics = first.get("metrics") or dict.fromkeys(first["mean"], "roc_auc")
     rows = []
     for method in methods.values():
         values = method[statistics]
-        cells = [percent(values["mean"][task], values["std"][task]) for task in tasks] + [
-            percent(values["average"], values["average_std"])
+        cells = [
+            metric_cell(metric, values["mean"][task], values["std"][task])
+            for task, metric in metrics.items()
         ]
+        average = average_cell(metrics.values(), values["average"], values["average_std"])
         recovered = values.get("recovery")
-        rows.append([method["title"], *cells, "-" if recovered is None else f"{recovered:.2f}"])
-    return markdown_table(["method", *tasks, "average", "recovery"], rows)
+        shown = "-" if recovered is None else f"{recovered:.2f}"
+        rows.append([method["title"], *cells, average, shown])
+    columns = [task_column(task, metric) for task, metric in metrics.items()]
+    return markdown_table(["method", *columns, "average", "recovery"], rows)
 
 
 def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,8 +1,8 @@
-"""Measuring a run: ROC-AUC, backbone swaps, expert weights, and the accounting of parameters and
+"""Measuring a run: scores, backbone swaps, expert weights, and the accounting of parameters and
 seconds."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -22,10 +22,12 @@ from merging.run.stages import (
     unified,
     unified_key,
 )
-from merging.training.metrics import predict, roc_auc
+from merging.training.losses import LabelScale
+from merging.training.metrics import SCORE_NAMES, predict, reported, score
 from models.data.batch import GraphBatch
 from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
 from models.state_dict import sub_state
+from models.task import Target
 
 AUTHORS_BATCH_SIZE = 32
 STORED_BATCH_SIZE = 256
@@ -35,8 +37,8 @@ WEIGHTS_MOLECULES = 512
 def measure_task(
     run: Run, model: UnifiedModel, task: str, routing: Routing, statistics: Statistics
 ) -> dict[str, float]:
-    """ROC-AUC of a task on the validation and test parts. With batch statistics, batches of 32 in
-    the order of the split."""
+    """Scores of a task on the validation and test parts (`both_parts`). With batch statistics,
+    batches of 32 in the order of the split."""
     return both_parts(
         run.dataset(task), lambda _, rows: task_logits(run, model, task, routing, rows, statistics)
     )
@@ -62,17 +64,35 @@ def task_logits(
 def both_parts(
     dataset: MoleculeDataset, scores_of: Callable[[str, Tensor], Tensor]
 ) -> dict[str, float]:
-    """ROC-AUC on the validation and test parts of what `scores_of` gives for a part's name and row
-    numbers, (n, C)."""
-    parts = {"valid": dataset.split.valid, "test": dataset.split.test}
-    return {
-        name: round(roc_auc(dataset.labels[rows], scores_of(name, rows)).mean, 5)
-        for name, rows in parts.items()
-    }
+    """Scores (`merging.training.metrics.score`) on the validation and test parts of what
+    `scores_of` gives for a part's name and row numbers, (n, L); of a regression in standard
+    deviations of the training labels, so that tasks can be averaged."""
+    scale = LabelScale.of(dataset.labels[dataset.split.train], dataset.info)
+    found = {}
+    for name, rows in (("valid", dataset.split.valid), ("test", dataset.split.test)):
+        output, labels = map(scale.standardise, (scores_of(name, rows), dataset.labels[rows]))
+        found[name] = round(score(output.numpy(), labels.numpy(), dataset.info), 5)
+    return found
+
+
+def by_metric(scores: Mapping[str, float], targets: Mapping[str, Target]) -> dict[str, Any]:
+    """Scores by task as results files have them: by the name of the metric (`SCORE_NAMES`), then by
+    task, as that metric (`reported`)."""
+    found: dict[str, dict[str, float]] = {}
+    for task, value in scores.items():
+        named = found.setdefault(SCORE_NAMES[targets[task]], {})
+        named[task] = reported(value, targets[task])
+    return found
+
+
+def by_task(values: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    """By task the name of its metric and its value, from what `by_metric` made."""
+    names = [name for name in SCORE_NAMES.values() if name in values]
+    return {task: (name, value) for name in names for task, value in values[name].items()}
 
 
 def swap_matrix(run: Run) -> dict[str, dict[str, float]]:
-    """Test ROC-AUC of each task's head on each task's fine-tuned backbone: {backbone: {task:
+    """Test score of each task's head on each task's fine-tuned backbone: {backbone: {task:
     value}}. The diagonal are the fine-tuned models."""
     return {
         source: {task: swapped(run, source, task) for task in run.config.tasks}
@@ -154,8 +174,12 @@ def accounting(run: Run) -> dict[str, Any]:
 
 
 def recovery(average: float, weight_average: float, finetuned: float) -> float | None:
-    """(method - weight average) / (fine-tuned - weight average) of three averages; None if there is
-    nothing to recover."""
+    """(method - weight average) / (fine-tuned - weight average) of three average scores; None if
+    there is nothing to recover.
+
+    The score of an error is minus the error, so that of a regression alone it is the share of the
+    error that averaging the weights adds, which the method takes away again.
+    """
     gap = finetuned - weight_average
     return round((average - weight_average) / gap, 4) if gap > 0 else None
 

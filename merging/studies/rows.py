@@ -1,7 +1,7 @@
 """Every method on every task: the rows of the paper's table, ablations and sweeps. What is measured
 once is kept as a piece and read back."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,18 +28,25 @@ from merging.run.stages import (
 )
 from merging.run.store import Piece
 from merging.studies.forests import fit_predict, neutral
-from merging.studies.results import both_parts, measure_task, swapped, task_weights
+from merging.studies.results import (
+    both_parts,
+    by_metric,
+    measure_task,
+    swapped,
+    task_weights,
+)
 from merging.training.metrics import predict
 from merging.training.multitask import classifier_state, train_multitask
 from models.classifier import GraphClassifier
 from models.data.smiles import READING_RULE
 from models.experts.unified import Routing, Statistics, UnifiedModel
+from models.task import Target
 
 Kinds = tuple[Statistics, ...]
 BOTH: Kinds = ("stored", "batch")
 Scores = dict[str, dict[str, float]]
-"""By statistics ("stored", and "batch" where BatchNorm is there) and part ("valid", "test"):
-ROC-AUC in [0, 1]."""
+"""By statistics ("stored", and "batch" where BatchNorm is there) and part ("valid", "test"): a
+score, ROC-AUC in [0, 1] for independent labels (`merging.training.metrics.score`)."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +93,26 @@ class Row:
 
     def over_tasks(self) -> dict[str, Any]:
         """Scores of all tasks with averages: {kind: {"roc_auc": {task: test}, "average",
-        "valid_roc_auc": {task: valid}, "valid_average"}}."""
-        by_task = {task: self.measure(task) for task in self.tasks}
+        "valid_roc_auc": {task: valid}, "valid_average"}}. Tasks of other targets are under the name
+        of their metric; the averages are of the scores of all (the greater, the better)."""
+        measured = {task: self.measure(task) for task in self.tasks}
+        targets = {task: self.run.dataset(task).target for task in self.tasks}
         return {
-            kind: _averaged({task: each[kind] for task, each in by_task.items()})
+            kind: _averaged({task: parts[kind] for task, parts in measured.items()}, targets)
             for kind in self.kinds
         }
 
 
-def _averaged(by_task: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _averaged(
+    measured: dict[str, dict[str, float]], targets: Mapping[str, Target]
+) -> dict[str, Any]:
     test, valid = (
-        {task: each[part] for task, each in by_task.items()} for part in ("test", "valid")
+        {task: scores[subset] for task, scores in measured.items()} for subset in ("test", "valid")
     )
     return {
-        "roc_auc": test,
+        **by_metric(test, targets),
         "average": _mean(test),
-        "valid_roc_auc": valid,
+        **{f"valid_{name}": values for name, values in by_metric(valid, targets).items()},
         "valid_average": _mean(valid),
     }
 

@@ -76,6 +76,14 @@ class LabelScale:
             return values
         return (values - self.mean) / self.deviation
 
+    def unfold(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A folded head as it was trained: it answers in standard deviations from the mean."""
+        deviation, mean = self.deviation.to(head["weight"]), self.mean.to(head["weight"])
+        return {
+            "weight": head["weight"] / deviation.unsqueeze(-1),
+            "bias": (head["bias"] - mean) / deviation,
+        }
+
     def fold(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A linear head (`weight` (L, d), `bias` (L,)) that answers in the units of the labels."""
         weight, bias = head["weight"], head["bias"]
