@@ -71,8 +71,7 @@ class TaskInfo(BaseModel):
     @property
     def unit_of(self) -> dict[str, str]:
         """By label its unit, where it is known."""
-        pairs = zip(self.labels, self.units, strict=False)
-        return {label: unit for label, unit in pairs if unit}
+        return {label: unit for label, unit in zip(self.labels, self.units, strict=False) if unit}
 
     @model_serializer(mode="wrap")
     def _without_absent_units(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

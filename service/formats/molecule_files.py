@@ -235,8 +235,9 @@ class ResultWriter:
 
     Attributes:
         output: its form. CSV has the record's id if there is one, the file's own columns, then
-            canonical SMILES, error, and a probability per label; NDJSON has items as of `/predict`,
-            with the id and with the file's own columns as `row`, by names that differ.
+            canonical SMILES, error, and a column per label or class (`task.label`, of a number with
+            its unit: `task.label [unit]`); NDJSON has items as of `/predict`, with the id and with
+            the file's own columns as `row`, by names that differ.
         file: that is answered.
         info, tasks: of the model that answers.
         answered, failed: how many records have been written, and how many of them with an error.
@@ -256,7 +257,7 @@ class ResultWriter:
         """What comes first."""
         if self.output == "ndjson":
             return b""
-        ours = [f"{task}.{label}" for task in self.tasks for label in self.info.labels[task]]
+        ours = [column for task in self.tasks for column in _columns(task, self.info)]
         own = [*([] if self.file.id_column is None else ["id"]), *self.file.columns]
         return _csv([[*own, "gmerging_smiles", "gmerging_error", *ours]])
 
@@ -291,6 +292,13 @@ class ResultWriter:
         ids = dict(zip(("id",), self._own_id(record), strict=False))
         shown = item(index, result, self.info, self.tasks, False)
         return orjson.dumps({"index": index, **ids, **shown, "row": row}) + b"\n"
+
+
+def _columns(task: str, info: EngineInfo) -> list[str]:
+    """Heads of a task's columns."""
+    units = info.task_infos[task].unit_of
+    named = ((label, units.get(label)) for label in info.labels[task])
+    return [f"{task}.{label}" + (f" [{unit}]" if unit else "") for label, unit in named]
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:

@@ -87,7 +87,10 @@ async def server() -> ServerMetadata:
 
 
 @router.get(
-    "/models/{name}", summary="What a model takes and gives", responses=problems(401, 404, 422, 503)
+    "/models/{name}",
+    summary="What a model takes and gives",
+    response_model_exclude_none=True,
+    responses=problems(401, 404, 422, 503),
 )
 async def metadata(name: _ModelPath, services: AcceptingDep) -> ModelMetadata:
     """Its input, SMILES, and an output for each task."""
@@ -97,6 +100,7 @@ async def metadata(name: _ModelPath, services: AcceptingDep) -> ModelMetadata:
 @router.get(
     "/models/{name}/versions/{version}",
     summary="What a version of a model takes and gives",
+    response_model_exclude_none=True,
     responses=problems(401, 404, 422, 503),
 )
 async def version_metadata(

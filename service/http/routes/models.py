@@ -39,10 +39,11 @@ async def tasks(services: AcceptingDep, model: _ModelQuery = None) -> TasksRespo
 
 
 def _task(info: EngineInfo, task: str) -> TaskOut:
-    takes = info.input
+    takes, described = info.input, info.task_infos[task]
     return TaskOut(
         name=task,
-        **info.task_infos[task].model_dump(),
+        **described.model_dump(exclude={"units"}),
+        units=described.unit_of or None,
         num_features=takes.num_features[task] if isinstance(takes, FeatureInput) else None,
         elements=takes.elements[task] if isinstance(takes, AtomsInput) else None,
     )
