@@ -59,18 +59,20 @@ def metrics_tables(test: dict[str, dict[str, Any]], infos: dict[str, TaskInfo]) 
     tables = []
     for target, names in _METRICS_OF.items():
         measured = {task: found for task, found in test.items() if infos[task].target == target}
-        head, rows = ["task"], [[task, *_digits(found, names)] for task, found in measured.items()]
+        if not measured:
+            continue
+        titles = [_TITLES[name] for name in names]
         if target == "regression":
-            head, rows = (
-                ["task", "label", "unit"],
-                [
-                    [task, label, infos[task].unit_of.get(label, ""), *_digits(found, names)]
-                    for task, by_label in measured.items()
-                    for label, found in by_label.items()
-                ],
-            )
-        if rows:
-            tables.append(markdown_table([*head, *(_TITLES[name] for name in names)], rows))
+            head = ["task", "label", "unit", *titles]
+            rows = [
+                [task, label, infos[task].unit_of.get(label, ""), *_digits(found, names)]
+                for task, by_label in measured.items()
+                for label, found in by_label.items()
+            ]
+        else:
+            head = ["task", *titles]
+            rows = [[task, *_digits(found, names)] for task, found in measured.items()]
+        tables.append(markdown_table(head, rows))
     return "\n\n".join(tables)
 
 
