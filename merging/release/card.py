@@ -98,12 +98,17 @@ _TITLES = {
 
 
 def calibration_table(scores: dict[str, dict[str, float]]) -> str:
-    """Markdown: calibration errors on the test part, a row per task, or that there is none."""
-    if not scores:
-        return "There is no such task."
+    """Markdown: calibration errors on the test part, a row per task."""
     names = ("ece_before", "ece_after", "brier_before", "brier_after")
     rows = [[task, *(f"{each[name]:.3f}" for name in names)] for task, each in scores.items()]
     return markdown_table(["task", "ECE before", "after", "Brier score before", "after"], rows)
+
+
+def calibration_section(scores: dict[str, dict[str, float]]) -> str:
+    """What was calibrated, with its table; a sentence where no task has independent labels."""
+    if not scores:
+        return "Only probabilities of independent labels are calibrated, and there are none here."
+    return f"{CALIBRATION}\n\n{calibration_table(scores)}"
 
 
 def _limits(manifest: Manifest) -> str:
@@ -203,9 +208,7 @@ All metrics of this artifact on the test part, routing `{DEFAULT_ROUTING}`:
 
 ## Calibration
 
-{CALIBRATION}
-
-{calibration_table(measured.calibration)}
+{calibration_section(measured.calibration)}
 
 ## How it was made
 

@@ -9,7 +9,7 @@ from typing import Any
 from merging.config.base import fingerprint
 from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
-from merging.release.card import CALIBRATION, calibration_table, metrics_tables
+from merging.release.card import calibration_section, metrics_tables
 from merging.release.release import calibrate, measure_served
 from merging.run.config import release_of
 from merging.run.run import Run
@@ -321,9 +321,7 @@ training labels (the smaller the better); all else in the artifact is unchanged.
 
 {markdown_table(head, rows)}
 
-{CALIBRATION}
-
-{calibration_table(calibrated)}
+{calibration_section(calibrated)}
 """
 
 

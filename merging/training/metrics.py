@@ -125,12 +125,12 @@ def _ranking(output: Array, labels: Array) -> dict[str, float]:
 def _over_labels(metric: Callable[[Array, Array], float], output: Array, labels: Array) -> float:
     """A metric of each label's known numbers, averaged over the labels for which it is defined."""
     found = []
-    for column, values in zip(labels.T, output.T, strict=True):
+    for column, values in zip(
+        labels.T.astype(np.float64), output.T.astype(np.float64), strict=True
+    ):
         known = ~np.isnan(column)
         if known.any():
-            found.append(
-                float(metric(*(part[known].astype(np.float64) for part in (column, values))))
-            )
+            found.append(float(metric(column[known], values[known])))
     defined = [value for value in found if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
 
