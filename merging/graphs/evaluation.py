@@ -7,7 +7,7 @@ from torch import Tensor
 
 from merging.data.task_data import Part
 from merging.families.graphs import TaskData
-from merging.training.metrics import HEADLINE, metrics
+from merging.training.metrics import METRICS, metrics
 from models.data.batch import GraphBatch
 
 
@@ -25,6 +25,6 @@ def predict(
 
 
 def evaluate(forward: Callable[[GraphBatch], Tensor], data: TaskData, part: Part) -> float:
-    """The metric that stands for a task (`merging.training.metrics.HEADLINE`), on a part."""
+    """The metric that stands for a task (`merging.training.metrics.METRICS`), on a part."""
     labels, outputs = predict(forward, data, part)
-    return metrics(outputs.numpy(), labels.numpy(), data.info)[HEADLINE[data.target]]
+    return metrics(outputs.numpy(), labels.numpy(), data.info)[METRICS[data.target]]

@@ -24,7 +24,7 @@ from merging.graphs.training import (
 from merging.mergers.base import Calibration, MergeInputs, MergeResult
 from merging.mergers.registry import MergeConfig, merge, merger_spec
 from merging.run.store import Piece, PieceStore
-from merging.training.metrics import HEADLINE, Metric
+from merging.training.metrics import METRICS, Metric
 from models.state_dict import sub_state
 
 CALIBRATION_GRAPHS = 256
@@ -138,7 +138,7 @@ def calibration(run: GraphRun, task: str) -> Calibration:
     labels."""
     data = run.task(task)
     batches, nodes = data.calibration(CALIBRATION_GRAPHS, CALIBRATION_BATCH)
-    head = label_scale(data).unfold(separate(run, task).heads[task])
+    head = label_scale(data).unfolded(separate(run, task).heads[task])
     return Calibration(head, batches, data.level, nodes, data.target)
 
 
@@ -175,7 +175,7 @@ def measure_merged(run: GraphRun, how: MergeConfig | None = None) -> dict[str, f
 
 def metrics(run: GraphRun) -> dict[str, Metric]:
     """What the scores are, by task."""
-    return {task: HEADLINE[run.task(task).target] for task in run.config.tasks}
+    return {task: METRICS[run.task(task).target] for task in run.config.tasks}
 
 
 def _measure(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merging.data.task_data import AnswerTask, Step
+from merging.data.task_data import Step
 from merging.families.graphs import TaskData
 from merging.graphs.evaluation import predict
 from merging.training.loop import ResumableTraining
@@ -130,14 +130,14 @@ class _Job:
     def loss(self, step: Step) -> Tensor:
         """Mean over the labels that are known."""
         outputs = self.model(step.batch.to(self.device))
-        labels = self.scale.standardise(step.labels).to(self.device)
+        labels = self.scale.standardised(step.labels).to(self.device)
         return loss(step.select(outputs), labels, self.data.info)
 
     def validate(self) -> float:
         """The score that epochs are compared by; the greater, the better."""
         self.model.eval()
         labels, outputs = predict(self._outputs, self.data, "valid")
-        standardised = self.scale.standardise(labels)
+        standardised = self.scale.standardised(labels)
         return score(outputs.numpy(), standardised.numpy(), self.data.info)
 
     def _outputs(self, batch: GraphBatch) -> Tensor:
@@ -147,8 +147,7 @@ class _Job:
 
 def label_scale(data: TaskData) -> LabelScale:
     """The scale of a task's training labels."""
-    labels = data.labels[data.split.train] if isinstance(data, AnswerTask) else torch.empty(0)
-    return LabelScale.of(labels, data.info)
+    return LabelScale.of(data.info, (step.labels for step in data.steps("train", 2**20)))
 
 
 def _train_epoch(jobs: list[_Job], optimizer: torch.optim.Optimizer, batch_size: int) -> float:
@@ -178,7 +177,7 @@ def _result(training: ResumableTraining, jobs: Mapping[str, _Job]) -> TrainResul
     best: dict[str, Tensor] = training.kept["best"]
     heads = {}
     for k, (task, job) in enumerate(jobs.items(), start=1):
-        heads[task] = job.scale.fold(sub_state(best, f"{k}."))
+        heads[task] = job.scale.folded(sub_state(best, f"{k}."))
     record = {
         "epochs": len(training.history),
         "best_epoch": training.kept["best_epoch"],

@@ -84,7 +84,7 @@ def _digits(found: dict[str, float | None], names: Sequence[str]) -> list[str]:
 _METRICS_OF: dict[Target, tuple[str, ...]] = {
     "multilabel": ("roc_auc", "auprc"),
     "multiclass": ("accuracy", "roc_auc", "auprc"),
-    "regression": ("rmse", "mae", "r2", "spearman"),
+    "regression": ("mae", "rmse", "r2", "spearman"),
 }
 _TITLES = {
     "roc_auc": "ROC-AUC",

@@ -106,8 +106,8 @@ def calibration(run: Run, task: str) -> Calibration:
         torch.randperm(len(dataset.split.train), generator=generator)[:CALIBRATION_MOLECULES]
     ]
     parts = tuple(batch for _, batch in batches(dataset.graphs, chosen, CALIBRATION_BATCH))
-    scale = LabelScale.of(dataset.labels[dataset.split.train], dataset.info)
-    head = scale.unfold(sub_state(finetuned(run, task).tensors, "head."))
+    scale = LabelScale.of(dataset.info, [dataset.labels[dataset.split.train]])
+    head = scale.unfolded(sub_state(finetuned(run, task).tensors, "head."))
     return Calibration(head, parts, target=dataset.target)
 
 

@@ -67,10 +67,10 @@ def both_parts(
     """Scores (`merging.training.metrics.score`) on the validation and test parts of what
     `scores_of` gives for a part's name and row numbers, (n, L); of a regression in standard
     deviations of the training labels, so that tasks can be averaged."""
-    scale = LabelScale.of(dataset.labels[dataset.split.train], dataset.info)
+    scale = LabelScale.of(dataset.info, [dataset.labels[dataset.split.train]])
     found = {}
     for name, rows in (("valid", dataset.split.valid), ("test", dataset.split.test)):
-        output, labels = map(scale.standardise, (scores_of(name, rows), dataset.labels[rows]))
+        output, labels = map(scale.standardised, (scores_of(name, rows), dataset.labels[rows]))
         found[name] = round(score(output.numpy(), labels.numpy(), dataset.info), 5)
     return found
 

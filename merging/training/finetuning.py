@@ -63,8 +63,9 @@ def finetune(
     model.backbone.load_state_dict(pretrained)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     training = ResumableTraining(model, optimizer, checkpoint, seed, device)
-    scale, target = LabelScale.of(dataset.labels[dataset.split.train], dataset.info), dataset.target
-    standardised = replace(dataset, labels=scale.standardise(dataset.labels))
+    scale = LabelScale.of(dataset.info, [dataset.labels[dataset.split.train]])
+    target = dataset.target
+    standardised = replace(dataset, labels=scale.standardised(dataset.labels))
     for epoch in training.epochs(config.epochs, f"{dataset.task}: epochs"):
         mean_loss = train_epoch(model, optimizer, standardised, config.batch_size, device)
         reached = _validate(model, standardised, device)
@@ -81,7 +82,7 @@ def finetune(
         "seconds": round(training.seconds, 1),
     }
     best = training.kept["best"]
-    head = {f"head.{name}": value for name, value in scale.fold(sub_state(best, "head.")).items()}
+    head = {f"head.{name}": value for name, value in scale.folded(sub_state(best, "head.")).items()}
     return FinetuneResult(best | head, record)
 
 

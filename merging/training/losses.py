@@ -1,6 +1,6 @@
 """Losses of supervised training by what a task answers, and the scale of a regression's labels."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -58,25 +58,25 @@ class LabelScale:
     deviation: Tensor
 
     @classmethod
-    def of(cls, labels: Tensor, info: TaskInfo) -> Self:
-        """The scale of training labels (n, L), NaN where missing.
+    def of(cls, info: TaskInfo, labels: Iterable[Tensor]) -> Self:
+        """The scale of a task's training labels, (n, L) by step, NaN where missing.
 
         A label that is constant has deviation 1, one without any known value mean 0 too.
         """
         if info.target != "regression":
             return cls(torch.zeros(()), torch.ones(()))
-        wide = labels.double()
+        wide = torch.cat(list(labels)).double()
         mean = wide.nanmean(0).nan_to_num()
         deviation = (wide - mean).square().nanmean(0).sqrt().nan_to_num()
         return cls(mean.float(), torch.where(deviation > 0, deviation, 1.0).float())
 
-    def standardise(self, values: Tensor) -> Tensor:
+    def standardised(self, values: Tensor) -> Tensor:
         """Labels or predictions (n, L) in standard deviations from the mean; classes stay."""
         if not values.is_floating_point():
             return values
         return (values - self.mean) / self.deviation
 
-    def unfold(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def unfolded(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A folded head as it was trained: it answers in standard deviations from the mean."""
         deviation, mean = self.deviation.to(head["weight"]), self.mean.to(head["weight"])
         return {
@@ -84,7 +84,7 @@ class LabelScale:
             "bias": (head["bias"] - mean) / deviation,
         }
 
-    def fold(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def folded(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A linear head (`weight` (L, d), `bias` (L,)) that answers in the units of the labels."""
         weight, bias = head["weight"], head["bias"]
         deviation, mean = self.deviation.to(weight), self.mean.to(weight)

@@ -1,7 +1,7 @@
 """How good answers are, by what a task answers; and batched inference for it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from models.task import Target, TaskInfo
 
 Array = NDArray[Any]
 Metric = Literal["roc_auc", "accuracy", "mae"]
-HEADLINE: dict[Target, Metric] = {
+METRICS: dict[Target, Metric] = {
     "multilabel": "roc_auc",
     "multiclass": "accuracy",
     "regression": "mae",
@@ -46,7 +46,7 @@ def score(output: Array, labels: Array, info: TaskInfo) -> float:
 
     ROC-AUC of independent labels, accuracy of classes, minus the mean absolute error of numbers.
     Epochs, mergers and recoveries are compared by it. Give numbers in standard deviations of the
-    training labels (`merging.training.losses.LabelScale.standardise`): then several labels, and
+    training labels (`merging.training.losses.LabelScale.standardised`): then several labels, and
     several tasks, count alike whatever their units.
 
     Args:
@@ -75,11 +75,12 @@ def reported(score: float, target: Target) -> float:
 
 
 def metrics(output: Array, labels: Array, info: TaskInfo) -> dict[str, float]:
-    """All metrics of a target, each averaged over the labels for which it is defined.
+    """All metrics of a target, the main one (`METRICS`) first, each averaged over the labels for
+    which it is defined.
 
     Independent labels: `roc_auc` and `auprc` (average precision), over labels with both classes.
     Classes: `accuracy`, and `roc_auc` and `auprc` of each class against all others. Numbers:
-    `rmse`, `mae`, `r2` (1 - residual variance / variance) and `spearman` (rank correlation; NaN
+    `mae`, `rmse`, `r2` (1 - residual variance / variance) and `spearman` (rank correlation; NaN
     for a constant answer), in the units that they are given in.
 
     Args and errors: as `score`.
@@ -96,8 +97,8 @@ def metrics(output: Array, labels: Array, info: TaskInfo) -> dict[str, float]:
 
 
 def _check(output: Array, info: TaskInfo) -> None:
-    if info.target not in HEADLINE:
-        raise InvalidInputError(f"target: got {info.target!r}, expected one of {list(HEADLINE)}")
+    if info.target not in METRICS:
+        raise InvalidInputError(f"target: got {info.target!r}, expected one of {list(METRICS)}")
     if not np.isfinite(output).all():
         remedy = "a smaller `learning_rate` may help"
         raise TrainingError(f"got answers that are not finite, expected finite ones; {remedy}")
@@ -131,8 +132,7 @@ def _over_labels(metric: Callable[[Array, Array], float], output: Array, labels:
         known = ~np.isnan(column)
         if known.any():
             found.append(float(metric(column[known], values[known])))
-    defined = [value for value in found if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
+    return mean_of_defined(found)
 
 
 def _r2(labels: Array, output: Array) -> float:
@@ -146,8 +146,8 @@ def _spearman(labels: Array, output: Array) -> float:
 
 
 _OF_NUMBERS: dict[str, Callable[[Array, Array], float]] = {
-    "rmse": root_mean_squared_error,
     "mae": mean_absolute_error,
+    "rmse": root_mean_squared_error,
     "r2": _r2,
     "spearman": _spearman,
 }
@@ -189,10 +189,13 @@ def roc_auc(labels: Tensor, scores: Tensor) -> RocAuc:
             if defined
             else math.nan
         )
-    defined_values = [value for value in per_label if not math.isnan(value)]
-    return RocAuc(
-        sum(defined_values) / len(defined_values) if defined_values else math.nan, tuple(per_label)
-    )
+    return RocAuc(mean_of_defined(per_label), tuple(per_label))
+
+
+def mean_of_defined(values: Sequence[float]) -> float:
+    """Mean of the values that are numbers; NaN if there is none."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def batches(

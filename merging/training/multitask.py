@@ -1,7 +1,6 @@
 """Multi-task learning, a reference for merging: one backbone with one head per task, trained
 jointly with all labels; resumable after every epoch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.training.loop import ResumableTraining
 from merging.training.losses import LabelScale, loss
-from merging.training.metrics import predict, score
+from merging.training.metrics import mean_of_defined, predict, score
 from merging.training.settings import MultitaskConfig
 from models.data.batch import GraphBatch, mean_readout
 from models.networks.hu2020 import Backbone, BackboneConfig
@@ -89,17 +88,17 @@ def train_multitask(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     training = ResumableTraining(model, optimizer, checkpoint, seed, device)
     scales = {
-        task: LabelScale.of(dataset.labels[dataset.split.train], dataset.info)
+        task: LabelScale.of(dataset.info, [dataset.labels[dataset.split.train]])
         for task, dataset in datasets.items()
     }
     standardised = [
-        replace(dataset, labels=scales[task].standardise(dataset.labels))
+        replace(dataset, labels=scales[task].standardised(dataset.labels))
         for task, dataset in datasets.items()
     ]
     for epoch in training.epochs(config.epochs, "multi-task: epochs"):
         mean_loss = _train_epoch(model, optimizer, standardised, config, device)
         by_task = _validate(model, standardised, device)
-        reached = _mean_of_defined(by_task)
+        reached = mean_of_defined(by_task)
         training.keep_best(epoch, reached)
         training.kept["by_task"] = [*training.kept.get("by_task", []), by_task]
         training.shown = {
@@ -169,18 +168,13 @@ def _validate(
     return scores
 
 
-def _mean_of_defined(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
-
-
 def _result(
     training: ResumableTraining, scales: Mapping[str, LabelScale], measure: str
 ) -> MultitaskResult:
     state, by_epoch = training.kept["best"], training.kept["by_task"]
     tensors = {key: value for key, value in state.items() if key.startswith("backbone.")}
     for position, (task, scale) in enumerate(scales.items()):
-        head = scale.fold(sub_state(state, f"heads.{position}."))
+        head = scale.folded(sub_state(state, f"heads.{position}."))
         tensors |= {f"heads.{task}.{name}": value for name, value in head.items()}
     record = {
         "epochs": len(training.history),

@@ -69,20 +69,20 @@ def test_energies_and_forces_have_a_loss_of_their_own() -> None:
 
 def test_scale_by_hand() -> None:
     labels = torch.tensor([[1.0, 5.0, NAN], [3.0, 5.0, NAN], [NAN, 5.0, NAN]])
-    scale = LabelScale.of(labels, info("regression", 3))
+    scale = LabelScale.of(info("regression", 3), [labels])
     assert scale.mean.tolist() == [2, 5, 0]
     assert scale.deviation.tolist() == [1, 1, 1]  # a constant label is not divided by zero
-    standardised = scale.standardise(labels)
+    standardised = scale.standardised(labels)
     assert standardised[:, :2].tolist()[:2] == [[-1, 0], [1, 0]]
     assert bool(standardised[:, 2].isnan().all())
 
 
 def test_labels_and_classes_are_not_scaled() -> None:
     labels, classes = torch.tensor([[0.0, 1.0], [NAN, 1.0]]), torch.tensor([2, -1, 0])
-    assert LabelScale.of(labels, info("multilabel")).standardise(labels)[:, 1].tolist() == [1, 1]
-    assert LabelScale.of(classes, info("multiclass", 3)).standardise(classes) is classes
+    assert LabelScale.of(info("multilabel"), [labels]).standardised(labels)[:, 1].tolist() == [1, 1]
+    assert LabelScale.of(info("multiclass", 3), [classes]).standardised(classes) is classes
     head = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
-    folded = LabelScale.of(labels, info("multilabel")).fold(head)
+    folded = LabelScale.of(info("multilabel"), [labels]).folded(head)
     assert all(torch.equal(folded[name], value) for name, value in head.items())
 
 
@@ -90,12 +90,12 @@ def test_a_folded_head_answers_in_the_units_of_the_labels() -> None:
     """What it answers, standardised, is what the head answered before."""
     torch.manual_seed(0)
     labels = 40 * torch.randn(50, 2).double() + torch.tensor([300.0, -7.0]).double()
-    scale = LabelScale.of(labels, info("regression"))
+    scale = LabelScale.of(info("regression"), [labels])
     head, embeddings = nn.Linear(4, 2).double(), torch.randn(50, 4).double()
     folded = nn.Linear(4, 2).double()
-    folded.load_state_dict(scale.fold(head.state_dict()))
+    folded.load_state_dict(scale.folded(head.state_dict()))
     with torch.no_grad():
-        assert_law(scale.standardise(folded(embeddings)), head(embeddings), 1e-9)
+        assert_law(scale.standardised(folded(embeddings)), head(embeddings), 1e-9)
 
 
 def test_training_standardised_and_folding_is_training_in_the_units() -> None:
@@ -104,23 +104,23 @@ def test_training_standardised_and_folding_is_training_in_the_units() -> None:
     torch.manual_seed(1)
     x, labels = torch.randn(30, 3).double(), 5 * torch.randn(30, 2).double() + 90
     labels[::4, 1] = NAN
-    scale = LabelScale.of(labels, info("regression"))
+    scale = LabelScale.of(info("regression"), [labels])
     plain = nn.Linear(3, 2).double()
     units = nn.Linear(3, 2).double()
-    units.load_state_dict(scale.fold(plain.state_dict()))
+    units.load_state_dict(scale.folded(plain.state_dict()))
     step = torch.optim.SGD(plain.parameters(), 0.1)
     deviation = scale.deviation.double()
     for _ in range(20):
         step.zero_grad()
-        loss(plain(x), scale.standardise(labels), info("regression")).backward()
+        loss(plain(x), scale.standardised(labels), info("regression")).backward()
         step.step()
-        errors = scale.standardise(units(x)) - scale.standardise(labels)
+        errors = scale.standardised(units(x)) - scale.standardised(labels)
         known = ~labels.isnan()
         value = torch.where(known, errors.nan_to_num().square(), 0.0).sum() / known.sum()
         gradients = torch.autograd.grad(value, list(units.parameters()))
         with torch.no_grad():  # in the coordinates of the standardised head
             units.weight -= 0.1 * deviation[:, None] ** 2 * gradients[0]
             units.bias -= 0.1 * deviation**2 * gradients[1]
-    folded = scale.fold(plain.state_dict())
+    folded = scale.folded(plain.state_dict())
     assert_law(units.weight.detach(), folded["weight"], 1e-8)
     assert_law(units.bias.detach(), folded["bias"], 1e-8)

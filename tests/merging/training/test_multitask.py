@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from merging.training.multitask import (
 from merging.training.settings import MultitaskConfig
 from models.classifier import GraphClassifier
 from models.state_dict import load_tensors
+from models.task import TaskInfo
 from tests.conftest import pico_config
 
 CPU = torch.device("cpu")
@@ -80,6 +82,26 @@ def test_keeps_the_epoch_with_the_best_average(pico_run: Run, tmp_path: Path) ->
         assert roc_auc(
             dataset.labels[rows], logits(pico_run, result, task, rows)
         ).mean == pytest.approx(by_task[task][best])
+
+
+def test_a_regression_is_answered_in_the_units_of_its_labels(pico_run: Run, tmp_path: Path) -> None:
+    """Labels of 100 y + 7 are learnt as y is, beside a task that stays as it was."""
+    settings = MultitaskConfig(epochs=2, batch_size=16, dropout=0.1)
+    nitrogen, other = datasets(pico_run).values()
+    info = TaskInfo(labels=other.label_names, target="regression")
+    heads = {}
+    for name, labels in (("plain", other.labels), ("scaled", 100 * other.labels + 7)):
+        both = {"nitrogen": nitrogen, "other": replace(other, info=info, labels=labels)}
+        checkpoint = tmp_path / f"{name}.pt"
+        result = train_multitask(
+            both, pico_run.pretrained(), pico_config(), settings, 0, checkpoint, CPU
+        )
+        assert len(result.record["valid_score"]) == 2
+        heads[name] = result.tensors
+    weight, bias = (f"heads.other.{kind}" for kind in ("weight", "bias"))
+    close = {"rtol": 1e-3, "atol": 1e-2}
+    torch.testing.assert_close(heads["scaled"][weight], 100 * heads["plain"][weight], **close)
+    torch.testing.assert_close(heads["scaled"][bias], 100 * heads["plain"][bias] + 7, **close)
 
 
 def test_stopped_and_resumed_is_the_same_run(pico_run: Run, tmp_path: Path) -> None:
