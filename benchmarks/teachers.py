@@ -20,7 +20,7 @@ from merging.run.models import finetuned, without_adapters
 from merging.run.run import Run
 from merging.run.scores import answering, measured
 from merging.run.stages import teacher, trained
-from merging.training.losses import masked_loss
+from merging.training.losses import loss
 from merging.training.metrics import batches
 from merging.training.supervised import MultitaskModel, untrained
 from models.networks.hu2020 import make_backbone
@@ -69,9 +69,9 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
         for chosen, batch in batches(
             dataset.graphs, rows[torch.randperm(len(rows))], settings.batch_size
         ):
-            loss = masked_loss(model(batch, task), dataset.labels[chosen])
+            value = loss(model(batch, task), dataset.labels[chosen], dataset.info)
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             optimizer.step()
             for span, average in averages.items():
                 follow(average, model, 1 / (span * steps))

@@ -199,6 +199,10 @@ class OfflineFamily(ABC):
         """What is reported, by name, the main one first."""
         return metrics.metrics(outputs.numpy(), labels.numpy(), info)
 
+    def shown(self, info: TaskInfo) -> tuple[str, ...]:
+        """Which of these metrics tables without averages show, the main one first."""
+        return (metrics.METRICS[info.target],)
+
     def together(self, values: Sequence[Any]) -> Any:
         """Outputs or labels of several batches as of one."""
         return torch.cat(list(values))

@@ -356,6 +356,12 @@ class PredictionItem(BaseModel):
         ),
         examples=[{"bbbp": {"p_np": 0.91}, "bace": {"Class": 0.27}}],
     )
+    units: dict[str, dict[str, str]] | None = Field(
+        None,
+        description="per task for regression and label the unit of the value; present where an"
+        " asked task has units",
+        examples=[{"solubility": {"logS": "log mol/L"}}],
+    )
     routing: dict[str, dict[str, dict[str, float]]] | None = Field(
         None,
         description=(
@@ -385,8 +391,14 @@ class TaskOut(BaseModel):
     target: Target = Field(
         description=(
             "`multilabel`: a probability for each label by itself; `multiclass`: probabilities that"
-            " sum to 1; `regression`: values; `energy_and_forces`: eV and eV / Angstrom"
+            " sum to 1; `regression`: values, in the `units`; `energy_and_forces`: eV and eV /"
+            " Angstrom"
         )
+    )
+    units: dict[str, str] | None = Field(
+        None,
+        description="of a regression, by label the unit of its numbers, where it is known",
+        examples=[{"logS": "log mol/L"}],
     )
     num_features: int | None = Field(
         None, description="where the model takes graphs: how long a row of `x` is"

@@ -122,3 +122,11 @@ def roc_auc(labels: list[float], scores: list[float]) -> float:
         if ln == 0
     ]
     return sum((p > n) + 0.5 * (p == n) for p, n in pairs) / len(pairs)
+
+
+def mean_ranks(values: list[float]) -> list[float]:
+    """By value its rank from 1; equal ones share the mean of their ranks."""
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
+        for value in values
+    ]

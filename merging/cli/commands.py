@@ -194,8 +194,8 @@ def compare_methods(arguments: argparse.Namespace) -> None:
         return
     summary = compare(runs, arguments.results, build)
     _draw(arguments.results / summary["setting"])
-    about = f"test ROC-AUC in percent, stored statistics, seeds {summary['seeds']}"
-    print(f"{about}\n{summary_table(summary)}")
+    about = "test ROC-AUC in percent (or as a column says), stored statistics, seeds"
+    print(f"{about} {summary['seeds']}\n{summary_table(summary)}")
 
 
 def ablate_settings(arguments: argparse.Namespace) -> None:

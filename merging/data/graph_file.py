@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,7 +35,7 @@ from models.data.molecule import NUM_ATOM_TYPES
 from models.errors import DataError, InvalidInputError
 from models.files import write_atomically
 from models.names import check_labels
-from models.task import TaskInfo
+from models.task import LabelTarget, TaskInfo, Unit, check_units
 
 
 class FileSpec(Section):
@@ -45,19 +45,41 @@ class FileSpec(Section):
         file: path in the data folder, or absolute.
         level, target: what is answered (`models.task.TaskInfo`).
         labels: names of the answers, in the order of the file's columns or classes.
+        units: of a regression, the unit of each label.
     """
 
     kind: Literal["file"] = "file"
     file: str
     level: Literal["graph", "node"]
-    target: Literal["multilabel", "multiclass", "regression"]
+    target: LabelTarget
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    units: tuple[Unit, ...] = ()
     about: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_labels(self.labels)
+        check_units(self.units, self.labels, self.target)
         return self
+
+    @property
+    def info(self) -> TaskInfo:
+        """What the task answers."""
+        return TaskInfo(
+            labels=self.labels,
+            description=self.about,
+            level=self.level,
+            target=self.target,
+            units=self.units,
+        )
+
+    @model_serializer(mode="wrap")
+    def _without_absent_units(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is trained without units keeps its fingerprint from before there were any."""
+        values: dict[str, Any] = handler(self)
+        if not self.units:
+            values.pop("units", None)
+        return values
 
 
 _NEEDED = ("x", "edge_index", "node_counts", "edge_counts", "labels")
@@ -241,11 +263,8 @@ def file_task(spec: FileSpec, data: Path, seed: int) -> AnswerTask:
     if problem:
         raise DataError(f"{spec.file}: labels: {problem}")
     split = stored.split or random_split(rows, seed, 0.8, 0.1)
-    info = TaskInfo(
-        labels=spec.labels, description=spec.about, level=spec.level, target=spec.target
-    )
     width, sources = stored.graphs[0].num_features, {Path(spec.file).name: sha256(data / spec.file)}
-    return AnswerTask(stored.graphs, width, None, info, stored.labels, split, sources=sources)
+    return AnswerTask(stored.graphs, width, None, spec.info, stored.labels, split, sources=sources)
 
 
 def _misfit(labels: Tensor, spec: FileSpec) -> str:

@@ -43,10 +43,9 @@ _NO_LABELS = frozenset(
         *("train", "valid", "test", "is_train", "is_valid", "is_test"),
     )
 )
-_QUALIFIERS = "<>=~≤≥±"
+QUALIFIERS = "<>=~≤≥±"
 _EXPECTED = "expected 0, 1 or a missing value"
-_NOT_YET = "regression and more than two classes are not there yet for molecules"
-_REMEDY = "bring a column of 0 and 1, for instance of what is above a threshold"
+_OTHER_TARGETS = "regression is `target: regression`, more than two classes `target: multiclass`"
 _SHOWN = 4
 _LONGEST = 60  # characters
 
@@ -57,23 +56,24 @@ class Label:
 
     Attributes:
         name: of the column.
-        values: by row 0.0, 1.0, or NaN where missing.
-        one, zero: what stands for 1 and for 0 in the file, as first spelt there.
+        values: by row the number of its class, or of a regression the number itself; NaN where
+            missing.
+        classes: by its number what a class is called in the file, as first spelt there; of a
+            regression none.
     """
 
     name: str
     values: tuple[float, ...]
-    one: str
-    zero: str
+    classes: tuple[str, ...] = ()
 
     @property
     def plain(self) -> bool:
         """Whether the file itself says 0 and 1."""
-        return (_number(self.zero), _number(self.one)) == (0.0, 1.0)
+        return tuple(map(number_in, self.classes)) == (0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class _Value:
+class Value:
     """A value of a column: as first spelt, how many cells have it, and the row of the first one."""
 
     spelling: str
@@ -103,8 +103,8 @@ def read_label(
         DataError: the column has not exactly two classes, or it is not known which of them is 1.
             The message names line and value; file and column are the caller's.
     """
-    key_of = _keys(cells)
-    values = _values(cells, key_of)
+    key_of = keys_of(cells)
+    values = values_of(cells, key_of)
     if not values:
         counts = f"{len(cells)} missing values and no other"
         raise DataError(f"got {counts}, expected 0 and 1 in some rows")
@@ -116,7 +116,7 @@ def read_label(
     one, zero = pair
     number = {cell: math.nan if key is None else float(key == one) for cell, key in key_of.items()}
     numbers = tuple(number[cell] for cell in cells)
-    return Label(name, numbers, values[one].spelling, values[zero].spelling)
+    return Label(name, numbers, (values[zero].spelling, values[one].spelling))
 
 
 def why_no_label(name: str, cells: Sequence[str]) -> str | None:
@@ -128,15 +128,15 @@ def why_no_label(name: str, cells: Sequence[str]) -> str | None:
         return "it has no name, as an index of rows"
     if name.strip().casefold() in _NO_LABELS:
         return "its name says that it is none"
-    numbers = [_number(cell) for cell in cells[:3]]
+    numbers = [number_in(cell) for cell in cells[:3]]
     if len(cells) > 2 and numbers in ([0, 1, 2], [1, 2, 3]):
         start = int(numbers[0] or 0)
-        if all(_number(cell) == k for k, cell in enumerate(cells, start)):
+        if all(number_in(cell) == k for k, cell in enumerate(cells, start)):
             return "it numbers the rows"
     return None
 
 
-def _keys(cells: Sequence[str]) -> dict[str, str | None]:
+def keys_of(cells: Sequence[str]) -> dict[str, str | None]:
     """By cell as it is written, what it says (`normalised`), or None where it is missing."""
     texts = {cell: " ".join(cell.split()).casefold() for cell in set(cells)}
     missing = MISSING - {"-"} if "+" in texts.values() else MISSING
@@ -145,11 +145,11 @@ def _keys(cells: Sequence[str]) -> dict[str, str | None]:
 
 def normalised(text: str) -> str:
     """What a cell says: the value of a number, or a text in lower case."""
-    number = _number(text)
+    number = number_in(text)
     return " ".join(text.split()).casefold() if number is None else repr(number + 0.0)  # no -0.0
 
 
-def _number(text: str) -> float | None:
+def number_in(text: str) -> float | None:
     """The number that a cell says, also with a decimal comma; None for another text."""
     whole, comma, fraction = text.strip().partition(",")
     try:
@@ -159,9 +159,9 @@ def _number(text: str) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _values(cells: Sequence[str], key_of: Mapping[str, str | None]) -> dict[str, _Value]:
+def values_of(cells: Sequence[str], key_of: Mapping[str, str | None]) -> dict[str, Value]:
     """By key the values that are not missing, in the order of their first rows."""
-    found: dict[str, _Value] = {}
+    found: dict[str, Value] = {}
     counts: dict[str, int] = {}
     first: dict[str, int] = {}
     for row, cell in enumerate(cells):
@@ -170,12 +170,12 @@ def _values(cells: Sequence[str], key_of: Mapping[str, str | None]) -> dict[str,
     for cell, row in first.items():
         key = key_of[cell]
         if key is not None:
-            before = found.get(key, _Value(cell.strip(), 0, row))
-            found[key] = _Value(before.spelling, before.count + counts[cell], before.row)
+            before = found.get(key, Value(cell.strip(), 0, row))
+            found[key] = Value(before.spelling, before.count + counts[cell], before.row)
     return found
 
 
-def _pair(values: Mapping[str, _Value], positive: str | None) -> tuple[str, str] | None:
+def _pair(values: Mapping[str, Value], positive: str | None) -> tuple[str, str] | None:
     """The keys of class 1 and class 0 among the values, if it is known which they are."""
     if positive is not None:
         one = normalised(positive)
@@ -202,7 +202,7 @@ def _opposites(word: str) -> list[str]:
 
 
 def _one_class(
-    values: Mapping[str, _Value],
+    values: Mapping[str, Value],
     cells: Sequence[str],
     key_of: Mapping[str, str | None],
 ) -> str:
@@ -215,7 +215,7 @@ def _one_class(
 
 
 def _no_classes(
-    values: Mapping[str, _Value],
+    values: Mapping[str, Value],
     lines: Sequence[int],
     pair: tuple[str, str] | None,
 ) -> str:
@@ -230,16 +230,16 @@ def _no_classes(
     wrong = next(value for key, value in values.items() if key not in classes)
     found = f"line {lines[wrong.row]}: got {quoted(wrong.spelling)}"
     if numeric and _is_numeric(wrong.spelling):
-        return f"{found}, {_EXPECTED}; {_NOT_YET}: {_REMEDY}"
+        return f"{found}, {_EXPECTED}; {_OTHER_TARGETS}"
     beside = " and ".join(quoted(values[key].spelling) for key in classes)
     count = f"{len(values)} different values in all"
-    remedy = "leave a cell empty where the class is not known"
+    remedy = "leave a cell empty where its class is not known, or say `target: multiclass`"
     return f"{found} beside {beside}, {count}, expected two classes; {remedy}"
 
 
 def _is_numeric(text: str) -> bool:
     """Whether a cell is a number, maybe with a qualifier (`>10`)."""
-    return _number(text.lstrip(_QUALIFIERS + " ")) is not None
+    return number_in(text.lstrip(QUALIFIERS + " ")) is not None
 
 
 def quoted(cell: str) -> str:
@@ -247,6 +247,6 @@ def quoted(cell: str) -> str:
     return repr(cell if len(cell) <= _LONGEST else f"{cell[:_LONGEST]}...")
 
 
-def _some(values: Mapping[str, _Value]) -> str:
+def _some(values: Mapping[str, Value]) -> str:
     shown = [quoted(value.spelling) for value in values.values()][:_SHOWN]
     return ", ".join(shown) + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")

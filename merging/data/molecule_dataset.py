@@ -27,7 +27,7 @@ from merging.data.split import (
     VALID,
     Split,
     check_parts,
-    lacking_classes,
+    lacking_labels,
     random_split,
     scaffold_split,
 )
@@ -37,7 +37,7 @@ from models.data.molecule import MolGraph, PackedGraphs, pack
 from models.data.smiles import READING_RULE, read_graph, read_smiles
 from models.errors import DataError, MoleculeError
 from models.files import write_atomically
-from models.task import TaskInfo
+from models.task import Target, TaskInfo
 
 _CACHE_VERSION = f"2, reading rule {READING_RULE}"
 _SHOWN = 5
@@ -84,42 +84,47 @@ class MoleculeDataset:
 
     Attributes:
         task: its name.
-        label_names: C names.
+        info: what it answers: labels (of `multiclass`, classes), target, units.
         graphs: G molecules.
-        labels: (G, C) float32, 0 or 1, NaN where missing.
+        labels: (G, L) float32, 0 or 1 or the numbers of a regression, NaN where missing; of
+            `multiclass` (G,) int64 classes, -1 where missing.
         split: what is trained, validated and tested on.
         source_sha256: of the file it was read from.
         dropped: rows of the file that were left out.
         record: how the file was read, plain values for records and cards: `file`, `rows`,
             `molecules`, `dropped`; `smiles_column`, `labels`; `words`, by label the cells that are
-            1 and 0 where the file does not say 0 and 1; `split`, in words; `parts`, the molecules
-            in each; `not_measured`, by part the labels that lack a class there; `repeated`, see
-            `_repeated`.
-        about: a line about the task.
+            1 and 0 where the file does not say 0 and 1; of other targets `target` with `ranges`
+            and `units` by label, or the `column` of the classes; `split`, in words; `parts`, the
+            molecules in each; `not_measured`, by part the labels that cannot be measured there;
+            `repeated`, see `_repeated`.
         most_per_epoch: an epoch of training draws at most so many molecules, anew each time; None:
             all of them.
     """
 
     task: str
-    label_names: tuple[str, ...]
+    info: TaskInfo
     graphs: PackedGraphs
     labels: Tensor
     split: Split
     source_sha256: str
     dropped: tuple[DroppedRow, ...]
     record: dict[str, Any]
-    about: str = ""
     most_per_epoch: int | None = None
 
     @property
-    def info(self) -> TaskInfo:
-        """What the task asks of a molecule."""
-        return TaskInfo(labels=self.label_names, description=self.about)
+    def label_names(self) -> tuple[str, ...]:
+        """L names, in the order of the head."""
+        return self.info.labels
+
+    @property
+    def target(self) -> Target:
+        """What the labels are."""
+        return self.info.target
 
     @property
     def outputs(self) -> int:
-        """C."""
-        return len(self.label_names)
+        """L."""
+        return len(self.info.labels)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -143,10 +148,10 @@ class MoleculeDataset:
         return "; ".join(
             (
                 f"{self.task}: {record['molecules']} molecules of {source}, {dropped}",
-                f"{count} label{'s' if count > 1 else ''}: {labels}",
+                f"{count} {_counted(record)}: {labels}",
                 f"split {record['split']}: {sizes}",
                 *(f"not measured in {subset}: {n} of them" for subset, n in lacking.items()),
-                *_said_repeated(record["repeated"]),
+                *_said_repeated(record["repeated"], self.target),
             )
         )
 
@@ -187,7 +192,7 @@ def load_dataset(
     digest = sha256(file)
     origin = {"version": _CACHE_VERSION, "sha256": digest, "spec": spec.model_dump_json()}
     if cache.is_file():
-        cached = _read_cache(task, cache, origin)
+        cached = _read_cache(task, spec, cache, origin)
         if cached is not None:
             _write_dropped(cached.dropped, dropped_path(task, cache_folder))
             return cached
@@ -201,24 +206,46 @@ def dropped_path(task: str, cache_folder: Path) -> Path:
     return cache_folder / f"{task}.dropped.csv"
 
 
-def _said_repeated(repeated: Mapping[str, int]) -> list[str]:
+def _counted(record: Mapping[str, Any]) -> str:
+    if "column" in record:
+        return f"classes of {record['column']!r}"
+    return "label" if len(record["labels"]) == 1 else "labels"
+
+
+_CONTRADICTORY = {
+    "multilabel": "with 0 and 1 for one label",
+    "multiclass": "with several classes",
+    "regression": "with several numbers for one label",
+}
+
+
+def _said_repeated(repeated: Mapping[str, int], target: Target) -> list[str]:
     if not repeated["molecules"]:
         return []
     found = f"molecules in several rows: {repeated['molecules']}"
-    known = {"contradictory": "with 0 and 1 for one label", "across_parts": "in several parts"}
+    known = {"contradictory": _CONTRADICTORY[target], "across_parts": "in several parts"}
     more = [f"{repeated[name]} {what}" for name, what in known.items() if repeated[name]]
     return [", ".join([found, *more])]
 
 
 def said_labels(record: Mapping[str, Any]) -> str:
-    """The first few labels of a `MoleculeDataset.record`, with the cells that are 1 and 0."""
-    names, words = record["labels"], record["words"]
-    shown = []
-    for name in names[:_SHOWN]:
-        one, zero = words.get(name, ("", ""))
-        shown.append(f"{name} ({one} = 1, {zero} = 0)" if name in words else name)
+    """The first few labels of a `MoleculeDataset.record`, with the cells that are 1 and 0, or of a
+    regression with unit and range."""
+    names = record["labels"]
+    shown = [_said_label(name, record) for name in names[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(shown) + more
+
+
+def _said_label(name: str, record: Mapping[str, Any]) -> str:
+    if name in record["words"]:
+        one, zero = record["words"][name]
+        return f"{name} ({one} = 1, {zero} = 0)"
+    if "ranges" in record:
+        least, most = record["ranges"][name]
+        unit = record["units"].get(name, "no unit said")
+        return f"{name} ({least:g} to {most:g}, {unit})"
+    return name
 
 
 def load_smiles(
@@ -281,52 +308,91 @@ def read_csv(
     kept = [k for k, molecule in enumerate(parsed) if molecule is not None]
     molecules = [molecule for molecule in parsed if molecule is not None]
     dropped = _dropped(table, [k for k, molecule in enumerate(parsed) if molecule is None])
-    names = tuple(label.name for label in table.labels)
+    info = spec.info(_label_names(table, spec.target))
     for what, got, expected in (
         ("readable molecules", len(kept), spec.num_molecules),
-        ("labels", len(names), spec.num_labels),
+        ("labels", len(info.labels), spec.num_labels),
     ):
         if expected is not None and got != expected:
             raise DataError(f"{file}: got {got} {what}, expected the published {expected}")
     _write_dropped(dropped, dropped_file)
     _check_dropped(file, dropped, len(kept) + len(dropped), spec.max_dropped, dropped_file)
-    labels = torch.tensor([label.values for label in table.labels]).T[kept].contiguous()
+    labels = _tensor(table, spec.target)[kept].contiguous()
     split, how = _split(spec, table, kept, [molecule.scaffold for molecule in molecules])
-    lacking = lacking_classes(split, labels, names)
+    lacking = lacking_labels(split, labels, info)
     if spec not in MOLECULENET.values():  # those are taken as they are published
-        _check_parts(file, spec, split, labels, names)
+        _check_parts(file, spec, split, labels, info)
     record = {
         "file": file.name,
         "rows": len(kept) + len(dropped),
         "molecules": len(kept),
         "dropped": len(dropped),
         "smiles_column": table.molecule_column,
-        "labels": list(names),
-        "words": {label.name: [label.one, label.zero] for label in table.labels if not label.plain},
+        "labels": list(info.labels),
+        "words": _words(table, spec.target),
+        **_of_target(table, info, labels),
         "split": how,
         "parts": {subset: len(rows) for subset, rows in vars(split).items()},
         "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
         "repeated": _repeated([molecule.smiles for molecule in molecules], labels, split),
     }
     graphs = pack([molecule.graph for molecule in molecules])
-    return MoleculeDataset(task, names, graphs, labels, split, digest, dropped, record)
+    return MoleculeDataset(task, info, graphs, labels, split, digest, dropped, record)
+
+
+def _label_names(table: MoleculeTable, target: Target) -> tuple[str, ...]:
+    if target == "multiclass":
+        return table.labels[0].classes
+    return tuple(label.name for label in table.labels)
+
+
+def _words(table: MoleculeTable, target: Target) -> dict[str, list[str]]:
+    """By label the cells that are 1 and 0, where the file does not say 0 and 1."""
+    if target != "multilabel":
+        return {}
+    return {label.name: list(label.classes[::-1]) for label in table.labels if not label.plain}
+
+
+def _tensor(table: MoleculeTable, target: Target) -> Tensor:
+    """Labels of all rows, see `MoleculeDataset.labels`."""
+    values = torch.tensor([label.values for label in table.labels]).T
+    return values[:, 0].nan_to_num(-1).long() if target == "multiclass" else values
+
+
+def _of_target(table: MoleculeTable, info: TaskInfo, labels: Tensor) -> dict[str, Any]:
+    """What a record says of a target other than two classes."""
+    if info.target == "multiclass":
+        return {"target": info.target, "column": table.labels[0].name}
+    if info.target == "regression":
+        known = [column[~column.isnan()] for column in labels.T]
+        ranges = [[round(float(end), 6) for end in column.aminmax()] for column in known]
+        named = dict(zip(info.labels, ranges, strict=True))
+        return {"target": info.target, "ranges": named, "units": info.unit_of}
+    return {}
 
 
 def _repeated(smiles: Sequence[str], labels: Tensor, split: Split) -> dict[str, int]:
     """How many molecules stand in several rows, however they are written: `molecules`; of these
-    `contradictory`, with 0 and 1 for one label, and `across_parts`, in several parts of the
-    split."""
+    `contradictory`, with different values of one label, and `across_parts`, in several parts of
+    the split."""
     rows_of: dict[str, list[int]] = {}
     for k, canonical in enumerate(smiles):
         rows_of.setdefault(canonical, []).append(k)
     several = [rows for rows in rows_of.values() if len(rows) > 1]
     part_of = {row: subset for subset, rows in vars(split).items() for row in rows.tolist()}
-    both = [(labels[rows] == 0).any(0) & (labels[rows] == 1).any(0) for rows in several]
+    if not labels.is_floating_point():  # classes
+        labels = torch.where(labels >= 0, labels.float(), torch.nan).unsqueeze(1)
     return {
         "molecules": len(several),
-        "contradictory": sum(bool(either.any()) for either in both),
+        "contradictory": sum(_differ(labels[rows]) for rows in several),
         "across_parts": sum(len({part_of[row] for row in rows}) > 1 for rows in several),
     }
+
+
+def _differ(labels: Tensor) -> bool:
+    """Whether a label has several values in some rows (n, L)."""
+    greatest, least = labels.nan_to_num(-torch.inf).amax(0), labels.nan_to_num(torch.inf).amin(0)
+    return bool((greatest > least).any())
 
 
 def _dropped(table: MoleculeTable, unreadable: Sequence[int]) -> tuple[DroppedRow, ...]:
@@ -408,26 +474,26 @@ def _check_parts(
     spec: DatasetSpec,
     split: Split,
     labels: Tensor,
-    names: Sequence[str],
+    info: TaskInfo,
 ) -> None:
     try:
-        check_parts(split, lacking_classes(split, labels, names), names)
+        check_parts(split, lacking_labels(split, labels, info), info)
     except DataError as error:
         how = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
         other = "another column" if spec.split_column else "a `split_column` of your own"
-        seed = _working_seed(labels, names)
+        seed = _working_seed(labels, info)
         instead = " and no `split_column`" if spec.split_column else ""
         random = f"`split: random` with `split_seed: {seed}`{instead}, "
         remedy = f"try {'' if seed is None else random}{other}, or more rows"
         raise DataError(f"{file}, {how}: {error}; {remedy}") from error
 
 
-def _working_seed(labels: Tensor, names: Sequence[str]) -> int | None:
+def _working_seed(labels: Tensor, info: TaskInfo) -> int | None:
     """The first seed of a random split that can be trained on and measured."""
     for seed in range(_SEEDS_TRIED):
         split = random_split(len(labels), seed)
         with suppress(DataError):
-            check_parts(split, lacking_classes(split, labels, names), names)
+            check_parts(split, lacking_labels(split, labels, info), info)
             return seed
     return None
 
@@ -476,7 +542,9 @@ def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) 
     write_tensors(cache, {**tensors, "labels": dataset.labels}, metadata)
 
 
-def _read_cache(task: str, cache: Path, origin: dict[str, str]) -> MoleculeDataset | None:
+def _read_cache(
+    task: str, spec: DatasetSpec, cache: Path, origin: dict[str, str]
+) -> MoleculeDataset | None:
     """The cached set, or None if it was made from another file, for another description of it, or
     by another version, or is damaged."""
     try:
@@ -495,7 +563,7 @@ def _read_cache(task: str, cache: Path, origin: dict[str, str]) -> MoleculeDatas
     record = json.loads(metadata["record"])
     return MoleculeDataset(
         task=task,
-        label_names=tuple(record["labels"]),
+        info=spec.info(record["labels"]),
         graphs=PackedGraphs(**graphs),
         labels=tensors["labels"],
         split=Split(**split),

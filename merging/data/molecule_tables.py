@@ -3,15 +3,26 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from merging.data.columns import read_classes, read_numbers
 from merging.data.labels import Label, normalised, read_label, why_no_label
 from merging.data.split import named_parts, part_text
 from models.data.tables import SAMPLE, column_called, molecule_column, open_stream, open_table
 from models.errors import DataError, InvalidInputError
 from models.names import check_labels
+from models.task import LabelTarget, TaskInfo, Unit
 from models.validation import one_of
 
 _IGNORED = "mol_id"  # MoleculeNet's names of molecules
@@ -60,7 +71,13 @@ class DatasetSpec(BaseModel):
     Attributes:
         smiles_column: the column of the molecules; None chooses it by name and content.
         label_columns: the columns of the labels; None takes all others (but `mol_id` and
-            `split_column`), each of which then must hold two classes.
+            `split_column`), each of which then must hold two classes. Of a regression and of
+            several classes it must be said, unless there is only one other column.
+        target: what is learnt: `multilabel` (two classes in each column), `regression` (numbers)
+            or `multiclass` (one column of several classes).
+        units: of a regression, the unit of all labels or by label. It is in every answer.
+        classes: of `multiclass`, all classes by name in the order of the answers; None takes those
+            that are there, numbers in their order, words by the alphabet.
         positive: which of a label's two words is class 1, for all labels or by label; needed where
             the words do not say it (`merging.data.labels`).
         split: `scaffold` (Bemis-Murcko, 0.8 / 0.1 / 0.1, without chance) or `random` (the same
@@ -82,6 +99,9 @@ class DatasetSpec(BaseModel):
 
     smiles_column: str | None = None
     label_columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    target: LabelTarget = "multilabel"
+    units: Unit | dict[str, Unit] | None = None
+    classes: Annotated[tuple[Word, ...], Field(min_length=2)] | None = None
     positive: Word | dict[str, Word] | None = None
     split: Literal["scaffold", "random"] = "scaffold"
     split_seed: Annotated[int, Field(ge=0)] = 0
@@ -99,6 +119,28 @@ class DatasetSpec(BaseModel):
         check_labels(columns or ())
         return columns
 
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a target that is not said: sets from before there was one keep what was made."""
+        values: dict[str, Any] = handler(self)
+        for name in ("target", "units", "classes"):
+            if values[name] == type(self).model_fields[name].default:
+                del values[name]
+        return values
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        of_target = {"units": "regression", "classes": "multiclass", "positive": "multilabel"}
+        for name, target in of_target.items():
+            if getattr(self, name) is not None and self.target != target:
+                got = f"got it for target {self.target!r}"
+                raise ValueError(f"{name}: {got}, expected `target: {target}`")
+        if self.target == "multiclass" and len(self.label_columns or ()) > 1:
+            got = f"got {len(self.label_columns or ())} columns for target 'multiclass'"
+            raise ValueError(f"label_columns: {got}, expected one (a task for each)")
+        check_labels(map(normalised, self.classes or ()))
+        return self
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         labels = self.label_columns or ()
@@ -110,6 +152,17 @@ class DatasetSpec(BaseModel):
         if self.folds and self.split_column is None:
             raise ValueError("folds: got them without `split_column`, expected their column")
         return self
+
+    def info(self, labels: Sequence[str]) -> TaskInfo:
+        """What a task with these labels (of `multiclass`, classes) answers."""
+        units = self.units or ""
+        by_label = units if isinstance(units, dict) else dict.fromkeys(labels, units)
+        return TaskInfo(
+            labels=tuple(labels),
+            description=self.about,
+            target=self.target,
+            units=tuple(by_label.get(label, "") for label in labels) if units else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -219,21 +272,49 @@ def _labels(
         check_labels(name for name, _ in columns.values())
     except InvalidInputError as error:
         raise DataError(f"{file}: {error}") from error
-    positive = _positive(file, spec, columns.values())
     named = spec.label_columns is not None
+    if spec.target != "multilabel" and not named and len(columns) > 1:
+        names = ", ".join(repr(name) for name, _ in columns.values())
+        remedy = f"name them, as in `label_columns: [{next(iter(columns.values()))[0]}]`"
+        found = f"got columns {names} beside the molecules"
+        raise DataError(f"{file}: {found}, expected to know which are labels: {remedy}")
+    _check_units(file, spec, [name for name, _ in columns.values()])
+    positive = _positive(file, spec, columns.values())
     read, problems = [], {}
     for k, (name, cells) in columns.items():
         try:
             reason = None if named else why_no_label(name, cells)
             if reason:
                 raise DataError(reason)
-            read.append(read_label(name, cells, lines, positive.get(name)))
+            read.append(_read(spec, name, cells, lines, positive.get(name)))
         except DataError as error:
             problems[k] = f"column {name!r}" + ("" if name else f" (number {k + 1})") + f": {error}"
     if problems:
         labels = [label.name for label in read]
         raise DataError(_no_labels(file, list(problems.values()), labels, named))
     return tuple(read)
+
+
+def _read(
+    spec: DatasetSpec,
+    name: str,
+    cells: Sequence[str],
+    lines: Sequence[int],
+    positive: str | None,
+) -> Label:
+    if spec.target == "regression":
+        return read_numbers(name, cells, lines)
+    if spec.target == "multiclass":
+        return read_classes(name, cells, lines, spec.classes or ())
+    return read_label(name, cells, lines, positive)
+
+
+def _check_units(file: Path, spec: DatasetSpec, names: Sequence[str]) -> None:
+    """Raises DataError: a unit of a label that is none."""
+    for name in spec.units if isinstance(spec.units, dict) else ():
+        if name not in names:
+            expected = one_of(name, names)
+            raise DataError(f"{file}: units: got label {name!r}, expected {expected}")
 
 
 def _positive(

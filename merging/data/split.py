@@ -9,6 +9,7 @@ from torch import Tensor
 
 from merging.data.labels import quoted
 from models.errors import DataError
+from models.task import Target, TaskInfo
 
 TRAIN, VALID = 0.8, 0.1
 """Shares of the training and validation part; the rest is the test part."""
@@ -104,51 +105,63 @@ def part_text(cell: str) -> str:
     return cell.strip().casefold().removesuffix(".0")
 
 
-def lacking_classes(
-    split: Split,
-    labels: Tensor,
-    names: Sequence[str],
-) -> dict[str, dict[str, str]]:
-    """By part the labels that do not have both classes there, with their counts.
+_NEEDED: Mapping[Target, str] = {
+    "multilabel": "both classes of {} label",
+    "multiclass": "rows of {} class",
+    "regression": "numbers that differ of {} label",
+}
+"""What a part needs of every or of at least one label (of `multiclass`, class)."""
+
+
+def lacking_labels(split: Split, labels: Tensor, info: TaskInfo) -> dict[str, dict[str, str]]:
+    """By part the labels that cannot be learnt or measured there, with what there is of them:
+    those without both classes, classes without rows, numbers of which no two differ.
 
     Args:
         split: of the G rows.
-        labels: (G, C), 0 or 1, NaN where missing.
-        names: of the C labels.
+        labels: (G, L), NaN where missing; of classes (G,) integers, -1 where missing.
+        info: of the task.
     """
-    return {subset: _lacking(labels[rows], names) for subset, rows in vars(split).items()}
+    return {subset: _lacking(labels[rows], info) for subset, rows in vars(split).items()}
 
 
-def check_parts(
-    split: Split,
-    lacking: Mapping[str, Mapping[str, str]],
-    names: Sequence[str],
-) -> None:
+def check_parts(split: Split, lacking: Mapping[str, Mapping[str, str]], info: TaskInfo) -> None:
     """Check that a split can be trained on and measured.
 
     Args:
         split: of the rows.
-        lacking: the labels that lack a class, by part (`lacking_classes`).
-        names: of all labels.
+        lacking: by part the labels that cannot be learnt or measured there (`lacking_labels`).
+        info: of the task.
 
     Raises:
-        DataError: a part is empty, a label lacks a class in the training part, or no label has both
-            classes in the validation or the test part.
+        DataError: a part is empty, a label cannot be learnt in the training part, or none can be
+            measured in the validation or the test part.
     """
     sizes_of = [f"{len(rows)} in {subset}" for subset, rows in vars(split).items()]
     sizes = f"molecules: {', '.join(sizes_of)}"
     if empty := [subset for subset, rows in vars(split).items() if not len(rows)]:
         raise DataError(f"got {sizes}, expected some in {' and '.join(empty)} too")
     for subset, counts in lacking.items():
-        if counts and (subset == "train" or len(counts) == len(names)):
+        if counts and (subset == "train" or len(counts) == len(info.labels)):
             shown = "; ".join(f"{name}: {count}" for name, count in list(counts.items())[:_SHOWN])
             more = f"; and {len(counts) - _SHOWN} labels more" if len(counts) > _SHOWN else ""
-            whom = "of every label" if subset == "train" else "of at least one label"
+            whom = "every" if subset == "train" else "at least one"
             found = f"got {sizes}; and in {subset} {shown}{more}"
-            raise DataError(f"{found}, expected both classes {whom}")
+            raise DataError(f"{found}, expected {_NEEDED[info.target].format(whom)}")
 
 
-def _lacking(labels: Tensor, names: Sequence[str]) -> dict[str, str]:
+def _lacking(labels: Tensor, info: TaskInfo) -> dict[str, str]:
+    if info.target == "multiclass":
+        present = set(labels.tolist())
+        return {name: "0 rows" for k, name in enumerate(info.labels) if k not in present}
+    if info.target == "regression":
+        found = [column[~column.isnan()] for column in labels.T]
+        counted = zip(info.labels, found, strict=True)
+        return {name: _numbers(known) for name, known in counted if len(known.unique()) < 2}
     ones, zeros = (labels == 1).sum(0).tolist(), (labels == 0).sum(0).tolist()
-    counted = zip(names, zeros, ones, strict=True)
-    return {name: f"{zero} x 0, {one} x 1" for name, zero, one in counted if not (zero and one)}
+    pairs = zip(info.labels, zeros, ones, strict=True)
+    return {name: f"{zero} x 0, {one} x 1" for name, zero, one in pairs if not (zero and one)}
+
+
+def _numbers(known: Tensor) -> str:
+    return f"{len(known)} x {float(known[0]):g}" if len(known) else "no number"

@@ -201,6 +201,10 @@ class ForceFields(OfflineFamily):
         forces = 1e3 * float((outputs.forces - labels.forces).abs().mean())
         return {"energy": energy, "forces": forces}
 
+    def shown(self, info: TaskInfo) -> tuple[str, ...]:
+        """Both."""
+        return "energy", "forces"
+
     def together(self, values: Sequence[Labels]) -> Labels:
         """Of several batches."""
         energies, forces = zip(*((one.energy, one.forces) for one in values), strict=True)

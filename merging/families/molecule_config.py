@@ -15,6 +15,7 @@ from models.errors import ConfigError
 from models.experts.router import RouterConfig
 from models.names import Name, check_distinct
 from models.networks.hu2020 import BackboneConfig
+from models.task import LabelTarget
 from models.validation import problems_of
 
 _FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
@@ -153,7 +154,13 @@ class MoleculeConfig(RunConfig):
                 f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank"
                 " stacks them)"
             )
+        merger_spec(self.merge.method).check_targets(self.targets)
         return self
+
+    @property
+    def targets(self) -> dict[str, LabelTarget]:
+        """By task what it answers."""
+        return {task: self.dataset_for(task).target for task in self.tasks}
 
     @property
     def shape(self) -> BackboneConfig:

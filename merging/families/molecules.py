@@ -15,6 +15,7 @@ from models.experts.expert import Expert
 from models.experts.unified import DEFAULT_ROUTING
 from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind, load_backbone
 from models.state_dict import load_tensors
+from models.task import Target, TaskInfo
 
 _CHEMISTRY = (
     "Trained on drug-like molecules and environmental chemicals; answers for other chemistry "
@@ -35,8 +36,7 @@ class Molecules(OfflineFamily):
         """A task's molecules: featurised once ever, then read from the work folder. Raises
         DataError."""
         spec, cache = config.dataset_for(task), folders.work / "data"
-        dataset = load_dataset(task, spec, folders.data, cache, folders.workers)
-        return replace(dataset, about=spec.about)
+        return load_dataset(task, spec, folders.data, cache, folders.workers)
 
     def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
         """With random weights."""
@@ -79,8 +79,8 @@ One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim
 {len(manifest.tasks)} fine-tuned models, with adapters of rank {manifest.rank} at
 {shape.num_layers + 1} sites for each task.
 
-An answer is the probability that a label is 1, as the data set defines it. Without another wish it
-is given with routing `{DEFAULT_ROUTING}`."""
+{_answers(manifest.tasks)}
+Without another wish it is given with routing `{DEFAULT_ROUTING}`."""
 
     def limits(self, manifest: Any) -> str:
         """What the tasks' data allow to say: those of MoleculeNet are known, others are their
@@ -109,6 +109,23 @@ is given with routing `{DEFAULT_ROUTING}`."""
 def checkpoint(config: MoleculeConfig, folders: Folders) -> Path:
     """The file that all models start from. Raises CheckpointError: see `find_checkpoint`."""
     return find_checkpoint(config.pretrained.weights, folders.work, folders.data)
+
+
+_ANSWERS: dict[Target, str] = {
+    "multilabel": "An answer is the probability that a label is 1, as the data set defines it.",
+    "multiclass": "An answer is a probability for each class; these sum to 1.",
+    "regression": "An answer is a number, in the unit of its label.",
+}
+
+
+def _answers(infos: dict[str, TaskInfo]) -> str:
+    """What an answer is; where tasks differ, of which."""
+    tasks_of: dict[Target, list[str]] = {}
+    for task, info in infos.items():
+        tasks_of.setdefault(info.target, []).append(f"`{task}`")
+    if len(tasks_of) == 1:
+        return _ANSWERS[next(iter(tasks_of))]
+    return "\n".join(f"{', '.join(tasks)}: {_ANSWERS[t]}" for t, tasks in tasks_of.items())
 
 
 MOLECULES = Molecules()

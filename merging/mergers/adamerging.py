@@ -1,6 +1,7 @@
 """AdaMerging: the coefficients of the task vectors are learned, without labels, by making the
 merged model sure of itself."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -13,6 +14,8 @@ from tqdm import tqdm
 from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
 from merging.mergers.task_vector import TaskVector
 from models.data.batch import GraphBatch
+from models.errors import InvalidInputError
+from models.task import Target
 
 
 class AdaMergingOptions(MergerOptions):
@@ -37,12 +40,19 @@ def adamerging(inputs: MergeInputs, options: AdaMergingOptions) -> MergeResult:
     """theta_l = theta_pre_l + sum_k lambda_kl tau_kl, lambda minimising the mean entropy of the
     predictions (Yang et al. 2024, arXiv:2310.02575).
 
-    The paper's predictions are of one class among many; ours are independent labels, whose
-    Bernoulli entropies are averaged, so that a task of many labels counts as much as any.
+    The paper's predictions are of one class among many. Of independent labels the Bernoulli
+    entropies are averaged, so that a task of many labels counts as much as any.
     Coefficients stay in [0, 1], as in the authors' code: by scaling the weights up, any model grows
     sure of anything.
+
+    Raises:
+        InvalidInputError: a regression, whose numbers have no entropy, or a task on nodes.
     """
     inputs.require_graph_labels("adamerging")
+    for task, seen in inputs.calibration.items():
+        if seen.target not in _ENTROPIES:
+            expected = "expected tasks whose answers are probabilities (adamerging)"
+            raise InvalidInputError(f"got {task}, a {seen.target}, {expected}")
     adaptation = _Adaptation(inputs, options)
     before = adaptation.entropy()
     adaptation.run(options)
@@ -66,6 +76,17 @@ def bernoulli_entropy(logits: Tensor) -> Tensor:
     # the entropy is even, and at +|z| the logarithm of a rounded 1 would be taken
     size = logits.abs()
     return (F.softplus(-size) + size * (-size).sigmoid()).mean()
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Mean over molecules of -sum_c p_c log p_c, p = softmax(logits), in nats: (G, C) -> scalar."""
+    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+
+
+_ENTROPIES: dict[Target, Callable[[Tensor], Tensor]] = {
+    "multilabel": bernoulli_entropy,
+    "multiclass": categorical_entropy,
+}
 
 
 class _Adaptation:
@@ -131,6 +152,6 @@ class _Adaptation:
         return [(task, self._calibration[task].batches) for task in self.tasks]
 
     def _entropy(self, weights: dict[str, Tensor], task: str, batch: GraphBatch) -> Tensor:
-        return bernoulli_entropy(
-            self._calibration[task].logits(functional_call(self._network, weights, (batch,)), batch)
-        )
+        seen = self._calibration[task]
+        logits = seen.logits(functional_call(self._network, weights, (batch,)), batch)
+        return _ENTROPIES[seen.target](logits)

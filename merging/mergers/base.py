@@ -17,7 +17,7 @@ from models.families.table import FAMILIES
 from models.networks.hu2020 import Backbone
 from models.networks.pyg import GraphNetwork
 from models.state_dict import load_tensors
-from models.task import Level
+from models.task import Level, Target
 
 Network = Backbone | GraphNetwork
 """Those with a readout and a linear head."""
@@ -40,12 +40,14 @@ class Calibration:
         level: whether the head answers for a graph or for each node.
         nodes: for each batch, the numbers of the nodes that count: where tasks share a graph, the
             nodes are what tells them apart; empty for all.
+        target: what the head answers; numbers in standard deviations, whatever their units.
     """
 
     head: dict[str, Tensor]
     batches: tuple[Any, ...]
     level: Level = "graph"
     nodes: tuple[Tensor, ...] = ()
+    target: Target = "multilabel"
 
     def __post_init__(self) -> None:
         if not self.batches:

@@ -18,6 +18,7 @@ from merging.mergers.base import (
 )
 from merging.mergers.task_vector import TaskVector
 from models.data.batch import GraphBatch
+from models.task import Target
 
 
 class FisherOptions(MergerOptions):
@@ -74,7 +75,9 @@ def diagonal_fisher(
     With independent labels the expectation is sum_c p_c (1 - p_c) (d z_c / d theta_j)^2. It is
     found with one gradient per molecule, that of sum_c s_c sqrt(p_c (1 - p_c)) z_c with random
     signs s_c: exact for one label, unbiased for more. A drawn y would have the same expectation,
-    but a rare label's share would come from the few molecules for which it was drawn.
+    but a rare label's share would come from the few molecules for which it was drawn. With classes
+    it is the gradient of sum_c s_c sqrt(p_c) log p_c, with numbers (a normal distribution of
+    standard deviation 1) that of sum_c s_c z_c.
     """
     parameters = dict(network.named_parameters())
     squares = {
@@ -84,14 +87,21 @@ def diagonal_fisher(
         for molecule in single_graphs(batch):
             logits = calibration.logits(network(molecule), molecule)
             signs = torch.randint(2, logits.shape, generator=generator).to(logits) * 2 - 1
-            deviation = (logits.sigmoid() * (-logits).sigmoid()).sqrt().detach()
-            gradients = torch.autograd.grad(
-                (signs * deviation * logits).sum(), list(parameters.values())
-            )
+            weighted = signs * _square_roots(logits, calibration.target)
+            gradients = torch.autograd.grad(weighted.sum(), list(parameters.values()))
             for total, gradient in zip(squares.values(), gradients, strict=True):
                 total += gradient.double().square()
     count = sum(batch.num_graphs for batch in calibration.batches)
     return {key: total / count for key, total in squares.items()}
+
+
+def _square_roots(logits: Tensor, target: Target) -> Tensor:
+    """(G, C) numbers whose gradients' squares add up to the Fisher information of G answers."""
+    if target == "multilabel":
+        return (logits.sigmoid() * (-logits).sigmoid()).sqrt().detach() * logits
+    if target == "multiclass":
+        return logits.softmax(-1).sqrt().detach() * logits.log_softmax(-1)
+    return logits
 
 
 def single_graphs(batch: GraphBatch) -> Iterator[GraphBatch]:

@@ -34,6 +34,7 @@ from merging.mergers.ties import TiesOptions, ties
 from models.errors import ConfigError, InvalidInputError
 from models.networks.hu2020 import BackboneKind
 from models.networks.pyg import GraphNetworkKind
+from models.task import Target
 from models.validation import one_of, problems_of
 
 
@@ -49,6 +50,7 @@ class MergerSpec:
         options: the class of its options; the defaults are the paper's where not said otherwise.
         calibrated: whether it must see unlabelled graphs and the heads.
         kinds: of networks that it can merge; none means all.
+        targets: what the tasks may answer.
     """
 
     name: str
@@ -58,6 +60,14 @@ class MergerSpec:
     options: type[MergerOptions] = MergerOptions
     calibrated: bool = False
     kinds: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = get_args(Target)
+
+    def check_targets(self, targets: Mapping[str, Target]) -> None:
+        """Raises ConfigError: a task (by name its target) answers what the merger cannot use."""
+        for task, target in targets.items():
+            if target not in self.targets:
+                expected = f"expected {' or '.join(self.targets)}, or another merger"
+                raise ConfigError(f"{self.name}: got task {task!r}, a {target}, {expected}")
 
     def parse(self, options: Mapping[str, Any]) -> MergerOptions:
         """Its options from a configuration. Raises ConfigError naming every problem."""
@@ -139,6 +149,7 @@ MERGERS = {
             AdaMergingOptions,
             calibrated=True,
             kinds=LINEAR_HEADS,
+            targets=("multilabel", "multiclass"),  # whose answers have an entropy
         ),
         MergerSpec(
             "git_rebasin",

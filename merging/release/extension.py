@@ -9,15 +9,16 @@ from typing import Any
 
 from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
-from merging.release.card import CALIBRATION, calibration_table, data_table
-from merging.release.release import Calibrated, calibrate, data_provenance
+from merging.release.card import calibration_section, data_table, metrics_tables
+from merging.release.release import Calibrated, calibrate, data_provenance, measure_served
 from merging.run.models import expert, finetuned, single_task_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import answering, main_metric, measured
+from merging.run.scores import answering, measured
 from merging.run.stage import Stage
 from merging.run.stages import aligned, check_adapters, teacher
 from merging.run.store import StageResult
-from merging.studies.markdown import markdown_table, percent
+from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
+from merging.training.metrics import SCORE_NAMES, reported
 from models.artifact import BACKBONE, CARD, ArtifactParts, check_output, load_parts, save_artifact
 from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
@@ -30,6 +31,7 @@ from models.screening import nearest_experts
 
 _SCREENED_WITH = 300  # molecules
 _LOOKED_AT = 10 * _SCREENED_WITH
+_MEASURED = ("finetuned", "bare", "with_adapters")
 
 
 def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
@@ -51,20 +53,26 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
         for task in run.tasks
     }
     gains = {task: gain(run, backbone, task, own) for task, own in made.items()}
+    test = measure_served(run, backbone, made)
     calibrated = calibrate(run, backbone, made)
+    infos = {task: run.dataset(task).info for task in made}
     before = parts.manifest.metrics.get("added", {})
-    added = {task: gains[task] | {"calibration": calibrated.get(task, {})} for task in made}
+    added = {
+        task: {**gains[task], "calibration": calibrated.get(task), "test": test[task]}
+        for task in made
+    }
     manifest = parts.manifest.model_copy(
         update={
             "name": called.name,
             "version": called.version,
-            "tasks": parts.manifest.tasks | {task: run.dataset(task).info for task in made},
+            "tasks": parts.manifest.tasks | infos,
             "nearest": {},  # known of all tasks or of none
             "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
             "metrics": parts.manifest.metrics | {"added": before | added},
         }
     )
-    card = _card(artifact) + _card_section(gains, calibrated) + _data_section(run)
+    card = _card(artifact) + _card_section(gains, calibrated)
+    card += f"\n{metrics_tables(test, infos)}\n" + _data_section(run)
     experts = parts.experts | made
     return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
 
@@ -218,23 +226,27 @@ def _make_adapters(run: Run, backbone: Backbone, task: str, checkpoint: Path) ->
 
 
 def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any]:
-    """What the new adapters reach: test score of the fine-tuned model, of its head on the bare
-    backbone and with the adapters, and the share (with adapters - bare) / (fine-tuned - bare) of
-    the gain; None where fine-tuning gains nothing.
+    """What the new adapters reach: by the metric that is named (`SCORE_NAMES`), on the test rows,
+    the fine-tuned model, its head on the bare backbone and with the adapters; and the share
+    (with adapters - bare) / (fine-tuned - bare) of the gain, None where fine-tuning gains nothing.
     """
     models = {
         "finetuned": finetuned(run, task),
         "bare": without_adapters(run, backbone, task),
         "with_adapters": single_task_model(run, backbone, task, made),
     }
-    metric = main_metric(run, task)
-    scores: dict[str, Any] = {
-        name: measured(run, answering(run, model, task), task)["test"][metric]
+    target = run.dataset(task).info.target
+    scores = {
+        name: measured(run, answering(run, model, task), task)["test"]["score"]
         for name, model in models.items()
     }
     possible = scores["finetuned"] - scores["bare"]
     share = (scores["with_adapters"] - scores["bare"]) / possible if possible > 0 else None
-    return {**scores, "share": None if share is None else round(share, 4)}
+    return {
+        "metric": SCORE_NAMES[target],
+        **{name: reported(value, target) for name, value in scores.items()},
+        "share": None if share is None else round(share, 4),
+    }
 
 
 def _check_fit(run: Run, manifest: Manifest) -> None:
@@ -274,11 +286,13 @@ def _card(artifact: Path) -> str:
 
 
 def _card_section(gains: dict[str, dict[str, Any]], calibrated: Calibrated) -> str:
-    head = ["task", "fine-tuned", "backbone without adapters", "with adapters", "share of the gain"]
+    ways = ["fine-tuned", "backbone without adapters", "with adapters"]
+    head = ["task", "metric", *ways, "share of the gain"]
     rows = [
         [
             task,
-            *(percent(found[name]) for name in ("finetuned", "bare", "with_adapters")),
+            METRIC_NAMES[found["metric"]],
+            *(metric_cell(found["metric"], found[name]) for name in _MEASURED),
             str(found["share"]),
         ]
         for task, found in gains.items()
@@ -286,13 +300,12 @@ def _card_section(gains: dict[str, dict[str, Any]], calibrated: Calibrated) -> s
     return f"""
 ## Added later
 
-Test ROC-AUC in percent; all else in the artifact is unchanged.
+On the test part, ROC-AUC and accuracy in percent, `MAE / std` in standard deviations of the
+training labels (the smaller the better); all else in the artifact is unchanged.
 
 {markdown_table(head, rows)}
 
-{CALIBRATION}
-
-{calibration_table(calibrated)}
+{calibration_section(calibrated)}
 """
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from merging.studies.markdown import METRIC_NAMES
+from merging.training.metrics import by_task
 from models.artifact import MANIFEST, ArtifactParts, load_parts
 from models.experts.unified import DEFAULT_ROUTING
 
@@ -27,10 +29,11 @@ def describe(folder: Path) -> str:
     own_files = {MANIFEST, *manifest.files}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     strangers = ", ".join(map(ascii, sorted(found - own_files)))
-    scores = manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}).get("roc_auc", {})
+    scores = by_task(manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}))
     rows = []
     for task, info in manifest.tasks.items():
-        score = f"ROC-AUC {scores[task]:.3f}  " if task in scores else ""
+        metric, value = scores.get(task, ("", 0.0))
+        score = f"{METRIC_NAMES[metric]} {value:.3f}  " if metric else ""
         rows.append(f"  {task:10} {len(info.labels):4} labels  {score}{info.description}")
     return "\n".join(
         [

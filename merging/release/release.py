@@ -1,5 +1,6 @@
 """From a finished run to the artifact that the service answers from, with its model card."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
     data = {task: run.dataset(task) for task in run.tasks}
     experts = released_experts(run)
     network, adapted = merged_network(run), run.family.adapters
+    test = measure_served(run, network, experts) if adapted else {}
     calibrated = calibrate(run, network, experts) if adapted else {}
     methods = {
         method.name: {"title": method.title, **method.over_tasks()} for method in _methods(run)
@@ -61,7 +63,7 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         tasks={task: own.info for task, own in data.items()},
         input=run.family.takes(experts, data),
         provenance=_provenance(run),
-        metrics=_metrics(methods, calibrated) if adapted else _plain_metrics(run),
+        metrics=_metrics(methods, calibrated, test) if adapted else _plain_metrics(run),
     )
     card = model_card(run.family, manifest, methods)
     return save_artifact(folder, manifest, network, experts, card, replace)
@@ -138,26 +140,55 @@ def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> Calibrated:
     return found
 
 
-def _metrics(methods: dict[str, Any], calibrated: Calibrated) -> dict[str, Any]:
+def measure_served(run: Run, backbone: Any, experts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All test metrics of experts on a backbone, asked by routing `own`: by task, and of a
+    regression by label, in the label's unit."""
+    found: dict[str, dict[str, Any]] = {}
+    for task, own in experts.items():
+        data, model = run.dataset(task), single_task_model(run, backbone, task, own)
+        steps = data.steps("test", run.family.evaluation_batch)
+        outputs, labels = run.family.answers(answering(run, model, task), steps, run.device)
+        if data.info.target != "regression":
+            found[task] = _rounded(run.family.metrics(outputs, labels, data.info))
+            continue
+        found[task] = {
+            label: _rounded(run.family.metrics(outputs[:, [k]], labels[:, [k]], data.info))
+            for k, label in enumerate(data.info.labels)
+        }
+    return found
+
+
+def _rounded(found: dict[str, float]) -> dict[str, float | None]:
+    """Five digits; None where a metric is not defined, which JSON has no number for."""
+    return {name: None if math.isnan(value) else round(value, 5) for name, value in found.items()}
+
+
+def _metrics(
+    methods: dict[str, Any], calibrated: Calibrated, test: dict[str, Any]
+) -> dict[str, Any]:
     averages = {name: method["stored"]["average"] for name, method in methods.items()}
     recovered = {
         name: recovery(average, averages["weight_average"], averages["finetuned"])
         for name, average in averages.items()
     }
     stored = {name: method["stored"] for name, method in methods.items()}
-    return stored | {"recovery": recovered, "calibration": calibrated}
+    return stored | {"recovery": recovered, "calibration": calibrated, "test": test}
 
 
 def _plain_metrics(run: Run) -> dict[str, Any]:
     """Test scores of the tasks' own models and of the artifact's; a number, or numbers by name."""
     found: dict[str, Any] = {"metric": {task: main_metric(run, task) for task in run.tasks}}
     for name, way in (("separate", "finetuned"), ("merged", "merged")):
-        tests = {task: scores(run, way, task)["stored"]["test"] for task in run.tasks}
-        found[name] = {
-            task: test if len(test) > 1 else next(iter(test.values()))
-            for task, test in tests.items()
-        }
+        found[name] = {}
+        for task in run.tasks:
+            test, shown = scores(run, way, task)["stored"]["test"], _shown(run, task)
+            named = {metric: test[metric] for metric in shown}
+            found[name][task] = named if len(shown) > 1 else test[shown[0]]
     return found
+
+
+def _shown(run: Run, task: str) -> tuple[str, ...]:
+    return run.family.shown(run.dataset(task).info)
 
 
 def _provenance(run: Run) -> dict[str, Any]:

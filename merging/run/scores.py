@@ -22,7 +22,8 @@ from merging.run.stages import (
     trained,
 )
 from merging.run.store import StageResult
-from merging.training.metrics import METRICS
+from merging.training.metrics import METRICS, by_metric
+from merging.training.supervised import label_scale, standardised
 from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
 
 Kinds = tuple[Statistics, ...]
@@ -30,7 +31,8 @@ BOTH: Kinds = ("stored", "batch")
 Forward = Callable[[Any], Any]
 """What a task's head says of a batch."""
 Measured = dict[str, dict[str, float]]
-"""By subset ("valid", "test"), what was measured by name."""
+"""By subset ("valid", "test") the metrics that the family shows, and "score": the greater the
+better, of a regression in standard deviations, so that tasks can be averaged."""
 AUTHORS_BATCH_SIZE = 32
 """Of test batches whose statistics normalise them, as the G-Merging authors evaluate."""
 
@@ -77,9 +79,19 @@ def measured(run: Run, forward: Forward, task: str, kind: Statistics = "stored")
     found: Measured = {}
     for subset in ("valid", "test"):
         answers = family.answers(forward, data.steps(subset, size), run.device)
-        values = family.metrics(*answers, data.info)
-        found[subset] = {name: round(value, 5) for name, value in values.items()}
+        found[subset] = values_of(run, task, *answers)
     return found
+
+
+def values_of(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, float]:
+    """Of one subset, see `Measured`."""
+    data, family = run.dataset(task), run.family
+    found, scale = family.metrics(outputs, labels, data.info), label_scale(data)
+    values = {name: found[name] for name in family.shown(data.info)}
+    values["score"] = family.score(
+        standardised(scale, outputs), standardised(scale, labels), data.info
+    )
+    return {name: round(value, 5) for name, value in values.items()}
 
 
 def scores(run: Run, way: str, task: str, kinds: Kinds = ("stored",)) -> dict[str, Measured]:
@@ -197,23 +209,23 @@ class Method:
         return [self.stage(self.run, task, self.kinds) for task in self.tasks]
 
     def over_tasks(self) -> dict[str, Any]:
-        """Main scores of all tasks with averages, by kind of statistics: {metric: {task: test},
-        "average", "valid_" + metric: {task: valid}, "valid_average"}. The metric is "score" where
-        tasks have several."""
+        """Scores of all tasks with averages, by kind of statistics: {metric: {task: test},
+        "average", "valid_" + metric: {task: valid}, "valid_average"}, a metric for each target that
+        there is (`SCORE_NAMES`); the averages are of the scores, the greater the better."""
         records = {
             task: self.run.result(stage).record
             for task, stage in zip(self.tasks, self.stages, strict=True)
         }
-        metrics = {task: main_metric(self.run, task) for task in records}
-        name = metrics[self.tasks[0]] if len(set(metrics.values())) == 1 else "score"
+        targets = {task: self.run.dataset(task).info.target for task in records}
         found: dict[str, Any] = {}
         for kind in self.kinds:
             test, valid = (
-                {task: record[kind][subset][metrics[task]] for task, record in records.items()}
+                {task: record[kind][subset]["score"] for task, record in records.items()}
                 for subset in ("test", "valid")
             )
-            found[kind] = {name: test, "average": _mean(test)}
-            found[kind] |= {f"valid_{name}": valid, "valid_average": _mean(valid)}
+            before = {f"valid_{name}": own for name, own in by_metric(valid, targets).items()}
+            found[kind] = {**by_metric(test, targets), "average": _mean(test)}
+            found[kind] |= {**before, "valid_average": _mean(valid)}
         return found
 
 
@@ -261,8 +273,12 @@ def _scored(way: str, run: Run, task: str, kinds: Kinds) -> Stage:
 
 
 def recovery(average: float, weight_average: float, finetuned: float) -> float | None:
-    """(method - weight average) / (fine-tuned - weight average) of three averages; None if there is
-    nothing to recover."""
+    """(method - weight average) / (fine-tuned - weight average) of three average scores; None if
+    there is nothing to recover.
+
+    The score of an error is minus the error, so that of a regression alone it is the share of the
+    error that averaging the weights adds, which the method takes away again.
+    """
     gap = finetuned - weight_average
     return round((average - weight_average) / gap, 4) if gap > 0 else None
 

@@ -17,7 +17,13 @@ from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.store import StageResult
 from merging.training.alignment import align
-from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
+from merging.training.supervised import (
+    MultitaskModel,
+    TrainedModel,
+    label_scale,
+    train,
+    untrained,
+)
 from models.errors import ConfigError
 from models.state_dict import sub_state
 
@@ -64,8 +70,12 @@ def _make_joint(run: Run, checkpoint: Path) -> StageResult:
 
 def merged(run: Run) -> Stage:
     """The teachers' networks merged as the configuration says, and each task's head as the merged
-    network needs it (`merge_result`)."""
+    network needs it (`merge_result`). Raises ConfigError: the merger cannot use what a task
+    answers."""
     how, seen = run.config.merge, run.family.calibration_graphs(run.config)
+    merger_spec(how.method).check_targets(
+        {task: run.dataset(task).info.target for task in run.tasks}
+    )
     teachers = tuple(teacher(run, task) for task in run.tasks)
     make = partial(_make_merged, run)
     return Stage(f"merged/{how.method}", run.seed, (how, seen), teachers, make)
@@ -184,10 +194,13 @@ def heads(run: Run) -> dict[str, StateDict]:
 
 
 def calibration(run: Run, task: str) -> Calibration:
-    """What a merger may see of a task: its head, and some training graphs without their labels."""
-    head = trained(run, teacher(run, task)).heads[task]
+    """What a merger may see of a task: its head (of a regression, in standard deviations), and some
+    training graphs without their labels."""
+    head, data = trained(run, teacher(run, task)).heads[task], run.dataset(task)
+    scale = label_scale(data)
+    head = scale.unfolded(head) if scale else head
     batches, nodes = calibration_graphs(run, task)
-    return Calibration(head, tuple(batches), run.dataset(task).info.level, tuple(nodes))
+    return Calibration(head, tuple(batches), data.info.level, tuple(nodes), data.info.target)
 
 
 def calibration_graphs(run: Run, task: str) -> tuple[Sequence[Any], Sequence[Tensor]]:

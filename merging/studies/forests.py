@@ -8,6 +8,7 @@ differs by less than 1.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdFingerprintGenerator
 from rdkit.Chem.MolStandardize import rdMolStandardize
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +26,9 @@ from models.errors import InvalidInputError
 
 RADIUS = 2
 BITS = 2048
+Fingerprints = NDArray[np.uint8]
+Settings = dict[str, Any]
+"""Of a forest: how many trees, the seed, threads."""
 
 
 def ecfp4(smiles: Sequence[str]) -> NDArray[np.uint8]:
@@ -66,7 +70,8 @@ def fit_predict(
     two parts.
 
     A label with one class in the training part has that class as its constant score; one without
-    any known value has 0.5.
+    any known value has 0.5. One forest tells several classes apart; numbers have regression
+    forests.
 
     Args:
         dataset: the task.
@@ -76,8 +81,8 @@ def fit_predict(
         jobs: threads that grow trees.
 
     Returns:
-        {"valid": (n, C), "test": (n, C)}, float32 probabilities of class 1, rows in the order of
-        the split.
+        {"valid": (n, L), "test": (n, L)}, float32, rows in the order of the split: probabilities of
+        class 1, or of each class, or numbers.
 
     Raises:
         InvalidInputError: another number of SMILES than of graphs.
@@ -89,31 +94,60 @@ def fit_predict(
         )
     fingerprints, train = ecfp4(smiles), dataset.split.train
     rows = torch.cat([dataset.split.valid, dataset.split.test])
-    scores = torch.empty((len(rows), len(dataset.label_names)))
-    for label in tqdm(
-        range(len(dataset.label_names)), desc=f"{dataset.task}: forests", unit="label"
-    ):
-        values = dataset.labels[train, label]
-        known = ~values.isnan()
-        forest = RandomForestClassifier(
-            trees, class_weight="balanced", random_state=seed, n_jobs=jobs
-        )
-        scores[:, label] = _one_label(forest, fingerprints, train[known], values[known], rows)
+    settings = {"n_estimators": trees, "random_state": seed, "n_jobs": jobs}
+    if dataset.target == "multiclass":
+        scores = _classes(settings, fingerprints, dataset, rows)
+    else:
+        columns = []
+        one_label = _numbers if dataset.target == "regression" else _two_classes
+        for values in tqdm(dataset.labels.T, desc=f"{dataset.task}: forests", unit="label"):
+            known = train[~values[train].isnan()]
+            columns.append(one_label(settings, fingerprints, known, values, rows))
+        scores = torch.stack(columns, dim=1)
     valid, test = scores.split([len(dataset.split.valid), len(dataset.split.test)])
     return {"valid": valid, "test": test}
 
 
-def _one_label(
-    forest: RandomForestClassifier,
-    fingerprints: NDArray[np.uint8],
+def _fit(
+    forest: RandomForestClassifier | RandomForestRegressor,
+    fingerprints: Fingerprints,
     train: Tensor,
     values: Tensor,
-    rows: Tensor,
-) -> Tensor:
-    """(len(rows),) or a scalar: probability of class 1."""
-    if values.unique().numel() < 2:
-        return values.mean().nan_to_num(0.5)
+) -> None:
     forest.fit(fingerprints[train.numpy()], values.numpy())
     # threads add up the votes in the order in which they end, which changes the last digits
     forest.set_params(n_jobs=1)
-    return torch.from_numpy(forest.predict_proba(fingerprints[rows.numpy()])[:, 1])
+
+
+def _two_classes(
+    settings: Settings, fingerprints: Fingerprints, train: Tensor, labels: Tensor, rows: Tensor
+) -> Tensor:
+    """(len(rows),) float32: probability of class 1."""
+    values = labels[train]
+    if values.unique().numel() < 2:
+        return values.mean().nan_to_num(0.5).expand(len(rows))
+    forest = RandomForestClassifier(class_weight="balanced", **settings)
+    _fit(forest, fingerprints, train, values)
+    return torch.from_numpy(forest.predict_proba(fingerprints[rows.numpy()])[:, 1]).float()
+
+
+def _numbers(
+    settings: Settings, fingerprints: Fingerprints, train: Tensor, labels: Tensor, rows: Tensor
+) -> Tensor:
+    """(len(rows),) float32."""
+    forest = RandomForestRegressor(**settings)
+    _fit(forest, fingerprints, train, labels[train])
+    return torch.from_numpy(forest.predict(fingerprints[rows.numpy()])).float()
+
+
+def _classes(
+    settings: Settings, fingerprints: Fingerprints, dataset: MoleculeDataset, rows: Tensor
+) -> Tensor:
+    """(len(rows), L) float32: probabilities, 0 of a class that was not trained on."""
+    forest = RandomForestClassifier(class_weight="balanced", **settings)
+    train = dataset.split.train[dataset.labels[dataset.split.train] >= 0]
+    _fit(forest, fingerprints, train, dataset.labels[train])
+    found = torch.zeros((len(rows), len(dataset.label_names)))
+    probabilities = forest.predict_proba(fingerprints[rows.numpy()])
+    found[:, torch.from_numpy(forest.classes_)] = torch.from_numpy(probabilities).float()
+    return found

@@ -18,10 +18,12 @@ from merging.run.scores import (
 from merging.run.stage import Stage
 from merging.run.stages import adapters, joint, merged, teacher
 from merging.studies.markdown import (
+    average_cell,
     markdown_table,
+    metric_cell,
     over_seeds,
-    percent,
     standard_deviation,
+    task_column,
 )
 from merging.studies.results import (
     accounting,
@@ -36,7 +38,7 @@ from merging.studies.rows import (
     multitask_score,
     table_rows,
 )
-from merging.training.metrics import PERCENT
+from merging.training.metrics import by_task
 
 Build = Callable[[Sequence[Stage], str], None]
 """Makes stages, maybe several at a time; the text says what they are."""
@@ -141,8 +143,9 @@ def _tests(row: Method) -> dict[str, tuple[str, float]]:
     found = {}
     for task, stage in zip(row.tasks, row.stages, strict=True):
         values = row.run.result(stage).record["stored"]["test"]
-        for metric, value in values.items():
-            found[task if len(values) == 1 else f"{task}, {metric}"] = metric, value
+        shown = row.run.family.shown(row.run.dataset(task).info)
+        for metric in shown:
+            found[task if len(shown) == 1 else f"{task}, {metric}"] = metric, values[metric]
     return found
 
 
@@ -174,7 +177,7 @@ def scores_table(settings: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: dict[str, Any], metric: str) -> str:
-    factor, digits = (100, 1) if metric in PERCENT else (1, 3)
+    factor, digits = (100, 1) if metric in ("accuracy", "roc_auc") else (1, 3)
     return f"{factor * value['mean']:.{digits}f} +- {factor * value['std']:.{digits}f}"
 
 
@@ -220,9 +223,9 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         {"setting", "seeds", "methods": {name: {"title", "seeds", "stored" | "batch": {"mean":
         {task: value}, "std": {task: value}, "average", "average_std", "valid_average",
-        "recovery"}}}}. Standard deviations are of the sample (n - 1), None for a single seed. A
-        method is summarised over the seeds that have it; "recovery" (with "stored") is that of the
-        averages over these seeds.
+        "recovery"}}}}, with "metrics": {task: name} where one is not ROC-AUC. Standard deviations
+        are of the sample (n - 1), None for a single seed. A method is summarised over the seeds
+        that have it; "recovery" (with "stored") is that of the averages over these seeds.
     """
     names = {name: own["title"] for seed in seeds for name, own in seed["methods"].items()}
     summary: dict[str, Any] = {
@@ -245,11 +248,14 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: list[dict[str, Any]]) -> dict[str, Any]:
-    by_task = {task: [one["roc_auc"][task] for one in values] for task in values[0]["roc_auc"]}
+    measured = [by_task(one) for one in values]
+    metrics = {task: metric for task, (metric, _) in measured[0].items()}
+    found = {task: [scores[task][1] for scores in measured] for task in metrics}
     averages = [one["average"] for one in values]
     return {
-        "mean": {task: round(fmean(own), 5) for task, own in by_task.items()},
-        "std": {task: standard_deviation(own) for task, own in by_task.items()},
+        **({"metrics": metrics} if set(metrics.values()) != {"roc_auc"} else {}),
+        "mean": {task: round(fmean(own), 5) for task, own in found.items()},
+        "std": {task: standard_deviation(own) for task, own in found.items()},
         "average": round(fmean(averages), 5),
         "average_std": standard_deviation(averages),
         "valid_average": round(fmean(one["valid_average"] for one in values), 5),
@@ -273,16 +279,21 @@ def _recovery(seeds: list[dict[str, Any]], name: str) -> float | None:
 
 
 def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
-    """Markdown: test ROC-AUC in percent with its standard deviation over seeds, and recovery; a row
-    per method."""
+    """Markdown: test ROC-AUC in percent (or the metric that a column names) with its standard
+    deviation over seeds, and recovery; a row per method."""
     methods = {name: method for name, method in summary["methods"].items() if statistics in method}
-    tasks = list(next(iter(methods.values()))[statistics]["mean"])
+    first = next(iter(methods.values()))[statistics]
+    metrics = first.get("metrics") or dict.fromkeys(first["mean"], "roc_auc")
     rows = []
     for method in methods.values():
         values = method[statistics]
-        cells = [percent(values["mean"][task], values["std"][task]) for task in tasks] + [
-            percent(values["average"], values["average_std"])
+        cells = [
+            metric_cell(metric, values["mean"][task], values["std"][task])
+            for task, metric in metrics.items()
         ]
+        average = average_cell(metrics.values(), values["average"], values["average_std"])
         recovered = values.get("recovery")
-        rows.append([method["title"], *cells, "-" if recovered is None else f"{recovered:.2f}"])
-    return markdown_table(["method", *tasks, "average", "recovery"], rows)
+        shown = "-" if recovered is None else f"{recovered:.2f}"
+        rows.append([method["title"], *cells, average, shown])
+    columns = [task_column(task, metric) for task, metric in metrics.items()]
+    return markdown_table(["method", *columns, "average", "recovery"], rows)

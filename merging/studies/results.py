@@ -9,7 +9,7 @@ from torch import Tensor
 
 from merging.run.models import finetuned, unified
 from merging.run.run import Run
-from merging.run.scores import all_adapters, answering, main_metric, measured
+from merging.run.scores import all_adapters, answering, measured
 from merging.run.stage import Stage
 from merging.run.stages import adapters, merged, merged_network, teacher, trained
 from merging.run.store import StageResult
@@ -32,12 +32,11 @@ def _swap(run: Run, source: str, task: str, _: Path) -> StageResult:
 
 
 def swap_matrix(run: Run) -> dict[str, dict[str, float]]:
-    """Test ROC-AUC of each task's head on each task's fine-tuned backbone: {backbone: {task:
-    value}}. The diagonal are the fine-tuned models."""
-    metrics = {task: main_metric(run, task) for task in run.tasks}
+    """Test score of each task's head on each task's fine-tuned backbone: {backbone: {task: value}}.
+    The diagonal are the fine-tuned models."""
     return {
         source: {
-            task: run.result(swapped(run, source, task)).record["test"][metrics[task]]
+            task: run.result(swapped(run, source, task)).record["test"]["score"]
             for task in run.tasks
         }
         for source in run.tasks

@@ -19,6 +19,7 @@ from merging.run.scores import (
     merger_method,
     routed_method,
     score,
+    values_of,
 )
 from merging.run.stage import Stage
 from merging.run.store import StageResult
@@ -112,6 +113,5 @@ def _make_forest(
     found: dict[str, dict[str, float]] = {}
     for subset in ("valid", "test"):
         labels = dataset.labels[getattr(dataset.split, subset)]
-        values = run.family.metrics(answers[subset], labels, dataset.info)
-        found[subset] = {metric: round(value, 5) for metric, value in values.items()}
+        found[subset] = values_of(run, task, answers[subset], labels)
     return StageResult(record={"stored": found})

@@ -29,8 +29,8 @@ class TrainedModel:
     Attributes:
         network: state dict.
         heads: state dict by task; of a regression, a head answers in the units of the labels.
-        record: epochs run, best epoch, validation score by epoch (mean over the tasks; also of each
-            task, where there are several), gradient steps, seconds.
+        record: epochs run, best epoch, validation score by epoch (the greater the better; mean over
+            the tasks, also of each task, where there are several), gradient steps, seconds.
     """
 
     network: StateDict
@@ -157,6 +157,18 @@ def epoch_steps(tasks: Mapping[str, TaskData], settings: TrainingConfig) -> list
     return [steps[k] for k in torch.randperm(len(steps)).tolist()]
 
 
+def label_scale(data: TaskData) -> LabelScale | None:
+    """The scale of a regression's training labels; None for other targets."""
+    if data.info.target != "regression":
+        return None
+    return LabelScale.of(data.info, (step.labels for step in data.steps("train", 2**20)))
+
+
+def standardised(scale: LabelScale | None, values: Any) -> Any:
+    """Labels or answers in standard deviations from the mean, if there is a scale."""
+    return scale.standardised(values) if scale else values
+
+
 class _Training:
     """The steps of an epoch, and what is made of the best one."""
 
@@ -165,11 +177,7 @@ class _Training:
     ) -> None:
         self.model, self.settings, self.device = model, settings, device
         self.steps = 0
-        self.scales = {
-            task: LabelScale.of(data.info, (step.labels for step in data.steps("train", 2**20)))
-            for task, data in model.tasks.items()
-            if data.info.target == "regression"
-        }
+        self.scales = {task: label_scale(data) for task, data in model.tasks.items()}
 
     def parameters(self, trained: Trained) -> list[nn.Parameter]:
         """Those that are trained; only these ask for gradients."""
@@ -195,19 +203,15 @@ class _Training:
     def _loss(self, task: str, step: Step) -> Tensor:
         model, data = self.model, self.model.tasks[task]
         outputs = step.select(model(step.batch.to(self.device), task))
-        labels = self._labels(task, step.labels).to(self.device)
+        labels = standardised(self.scales[task], step.labels).to(self.device)
         return model.family.loss(outputs, labels, data, model.head(task), self.settings)
-
-    def _labels(self, task: str, labels: Any) -> Any:
-        scale = self.scales.get(task)
-        return scale.standardised(labels) if scale else labels
 
     def validate(self, task: str) -> float:
         """The validation score of a task."""
         model, data = self.model.eval(), self.model.tasks[task]
         steps = data.steps("valid", model.family.evaluation_batch)
         outputs, labels = model.family.answers(partial(model, task=task), steps, self.device)
-        return model.family.score(outputs, self._labels(task, labels), data.info)
+        return model.family.score(outputs, standardised(self.scales[task], labels), data.info)
 
     def result(self, training: ResumableTraining) -> TrainedModel:
         """The best epoch."""

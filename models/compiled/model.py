@@ -71,7 +71,7 @@ class CompiledModel:
                 "got a model that cannot be compiled, expected a GCN on the CPU with the plain"
                 " entropic router"
             )
-        self.tasks, self.site_names = model.tasks, model.site_names
+        self.tasks, self.site_names, self.targets = model.tasks, model.site_names, model.targets
         self._router, self._heads = model.router, model.heads
         backbone = cast(Backbone, model.backbone)  # a GCN for molecules, as `supports` says
         self._embeddings = (
@@ -99,13 +99,13 @@ class CompiledModel:
 
     @staticmethod
     def supports(model: UnifiedModel) -> bool:
-        """Whether a model can be compiled: a GCN for molecules on the CPU, labels of graphs, and a
+        """Whether a model can be compiled: a GCN for molecules on the CPU, tasks on graphs, and a
         router that solves the plain entropic problem."""
         router = model.router
         plain = (
             router.solver == "sinkhorn" and not router.debias and router.epsilon >= _LEAST_EPSILON
         )
-        if {*model.levels.values(), *model.targets.values()} != {"graph", "multilabel"}:
+        if set(model.levels.values()) != {"graph"}:
             return False
         return (
             plain
@@ -136,7 +136,8 @@ class CompiledModel:
             task: self._heads[position](h[k])
             for k, (task, position) in enumerate(zip(names, positions, strict=True))
         }
-        return UnifiedOutput(logits, {task: weights[:, :, k] for k, task in enumerate(names)})
+        mixed = {task: weights[:, :, k] for k, task in enumerate(names)}
+        return UnifiedOutput(logits, mixed, self.targets)
 
     def _own(
         self, graphs: PreparedBatch, asked: ExpertSelection, routing: Routing, room: _Room

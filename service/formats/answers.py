@@ -67,6 +67,9 @@ def item(
         }
     shown: dict[str, Any] = {"index": index, "smiles": result.smiles}
     shown["tasks"] = {task: _shown(info.task_infos[task], result.tasks[task]) for task in tasks}
+    units = {task: info.task_infos[task].unit_of for task in tasks if info.task_infos[task].units}
+    if units:
+        shown["units"] = units
     if explain_routing:
         shown["routing"] = {task: _sites(info, result.tasks[task].routing) for task in tasks}
     return shown

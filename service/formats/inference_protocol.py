@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.errors import InvalidInputError, did_you_mean
 from models.experts.unified import DEFAULT_ROUTING, Routing
+from models.task import TaskInfo
 from service.core.engine import EngineInfo
 from service.core.pipeline import Answer
 from service.formats.answers import written
@@ -25,6 +26,10 @@ from service.formats.answers import written
 INPUT = "smiles"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ("binary_tensor_data",)
+_PARAMETERS = (
+    "of a regression or of classes: `target`, and by number of the column the name of its label or"
+    " class (`label.0`) and its unit (`unit.0`), where it has one"
+)
 _Name = Annotated[str, Field(max_length=128)]
 
 
@@ -103,6 +108,7 @@ class TensorMetadata(BaseModel):
     name: str
     datatype: str
     shape: list[int]
+    parameters: dict[str, str] | None = Field(None, description=_PARAMETERS)
 
 
 class ServerMetadata(BaseModel):
@@ -132,7 +138,7 @@ class OutputTensor(BaseModel):
     data: list[float] | None = Field(
         None, description="in row-major order; absent where it is behind the JSON"
     )
-    parameters: dict[str, int] | None = None
+    parameters: dict[str, int | str] | None = Field(None, description=_PARAMETERS)
 
 
 class InferResponse(BaseModel):
@@ -150,13 +156,28 @@ def model_metadata(name: str, info: EngineInfo) -> ModelMetadata:
     molecules, or answers for each atom."""
     info.check_table(info.tasks)
     outputs = [
-        TensorMetadata(name=task, datatype="FP32", shape=[-1, len(labels)])
-        for task, labels in info.labels.items()
+        TensorMetadata(
+            name=name,
+            datatype="FP32",
+            shape=[-1, len(task.labels)],
+            parameters=_tensor_parameters(task) or None,
+        )
+        for name, task in info.task_infos.items()
     ]
     smiles = TensorMetadata(name=INPUT, datatype="BYTES", shape=[-1])
     return ModelMetadata(
         name=name, versions=[info.version], platform="g-merging", inputs=[smiles], outputs=outputs
     )
+
+
+def _tensor_parameters(task: TaskInfo) -> dict[str, str]:
+    """What a tensor's columns are, where they are no independent labels: the target, and by number
+    of the column the name of its label or class, and its unit."""
+    if task.target == "multilabel":
+        return {}
+    labels = {f"label.{k}": label for k, label in enumerate(task.labels)}
+    units = {f"unit.{k}": unit for k, unit in enumerate(task.units) if unit}
+    return {"target": task.target, **labels, **units}
 
 
 def read_request(body: bytes, header_length: str | None) -> tuple[InferRequest, list[str]]:
@@ -259,12 +280,13 @@ def write_response(
             [answer.tasks[task].values for answer in answers]
         ).astype("<f4")
         tensor: dict[str, Any] = {"name": task, "datatype": "FP32", "shape": list(values.shape)}
+        parameters: dict[str, int | str] = {**_tensor_parameters(info.task_infos[task])}
         if wanted.get(task, request.parameters.binary_data_output):
             binary.append(values.tobytes())
-            tensor["parameters"] = {"binary_data_size": values.nbytes}
+            parameters["binary_data_size"] = values.nbytes
         else:
             tensor["data"] = written(values.ravel(), info.task_infos[task].target)
-        outputs.append(tensor)
+        outputs.append(tensor | ({"parameters": parameters} if parameters else {}))
     head: dict[str, Any] = {
         "model_name": model,
         "model_version": info.version,

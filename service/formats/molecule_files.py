@@ -239,8 +239,9 @@ class ResultWriter:
 
     Attributes:
         output: form of the answers. CSV has the record's id if there is one, the columns of the
-            file, the canonical SMILES, the error, and one number per label. NDJSON has items as of
-            `/predict`, with the id, and with the columns of the file as `row`, under unique names.
+            file, the canonical SMILES, the error, and a column per label or class (`task.label`, of
+            a number with its unit: `task.label [unit]`). NDJSON has items as of `/predict`, with
+            the id, and with the columns of the file as `row`, under unique names.
         file: the file that is answered.
         info: description of the model.
         tasks: tasks to write, in order.
@@ -262,7 +263,7 @@ class ResultWriter:
         """Return the header line; empty for NDJSON."""
         if self.output == "ndjson":
             return b""
-        labels = [f"{task}.{label}" for task in self.tasks for label in self.info.labels[task]]
+        labels = [column for task in self.tasks for column in _columns(task, self.info)]
         ids = [] if self.file.id_column is None else ["id"]
         header = [*ids, *self.file.columns, "gmerging_smiles", "gmerging_error", *labels]
         return _csv([header])
@@ -298,6 +299,13 @@ class ResultWriter:
         ids = dict(zip(("id",), self._id(record), strict=False))
         answer = item(index, result, self.info, self.tasks, False)
         return orjson.dumps({"index": index, **ids, **answer, "row": row}) + b"\n"
+
+
+def _columns(task: str, info: EngineInfo) -> list[str]:
+    """Heads of a task's columns."""
+    units = info.task_infos[task].unit_of
+    named = ((label, units.get(label)) for label in info.labels[task])
+    return [f"{task}.{label}" + (f" [{unit}]" if unit else "") for label, unit in named]
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:

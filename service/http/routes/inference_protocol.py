@@ -85,7 +85,10 @@ async def server() -> ServerMetadata:
 
 
 @router.get(
-    "/models/{name}", summary="What a model takes and gives", responses=problems(401, 404, 422, 503)
+    "/models/{name}",
+    summary="What a model takes and gives",
+    response_model_exclude_none=True,
+    responses=problems(401, 404, 422, 503),
 )
 async def metadata(name: _ModelPath, services: AcceptingDep) -> ModelMetadata:
     """Describe the input of a model, SMILES, and one output per task."""
@@ -95,6 +98,7 @@ async def metadata(name: _ModelPath, services: AcceptingDep) -> ModelMetadata:
 @router.get(
     "/models/{name}/versions/{version}",
     summary="What a version of a model takes and gives",
+    response_model_exclude_none=True,
     responses=problems(401, 404, 422, 503),
 )
 async def version_metadata(

@@ -41,9 +41,11 @@ async def tasks(services: AcceptingDep, model: _ModelQuery = None) -> TasksRespo
 
 
 def _task(info: EngineInfo, task: str) -> TaskOut:
+    described = info.task_infos[task]
     return TaskOut(
         name=task,
-        **info.task_infos[task].model_dump(),
+        **described.model_dump(exclude={"units"}),
+        units=described.unit_of or None,
         **info.input.of_task(task),
     )
 

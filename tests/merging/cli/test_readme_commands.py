@@ -20,6 +20,7 @@ from merging.cli.main import _parser, main
 from merging.data.checkpoints import PUBLISHED
 from merging.data.molecule_dataset import MOLECULENET
 from merging.families.molecule_config import PretrainedConfig
+from merging.run.config import load_config
 from models.artifact import load_artifact, save_artifact
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
@@ -76,6 +77,16 @@ def test_every_command_is_one(words: list[str]) -> None:
 def test_the_example_of_other_weights_is_a_configuration() -> None:
     section = yaml.safe_load(yaml_block("pretrained:"))["pretrained"]
     assert PretrainedConfig.model_validate(section).source
+
+
+def test_the_example_of_numbers_and_classes_is_a_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "measured.yaml"
+    file.write_text(yaml_block("# measured.yaml\n"))
+    config = load_config(file)
+    assert config.targets == {"esol": "regression", "phase": "multiclass"}
+    esol = config.dataset_for("esol")
+    assert esol.info(esol.label_columns or ()).unit_of == {"logS": "log mol/L", "mp": "K"}
+    assert config.dataset_for("phase").classes == ("solid", "glass", "liquid")
 
 
 def test_the_readme_names_every_published_checkpoint() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from merging.config.base import CONFIG_FOLDER
 from merging.data.encoders import svd_encoder
@@ -262,6 +263,16 @@ def test_file_comes_back(tmp_path: Path) -> None:
         torch.equal(a, b)
         for a, b in zip(vars(stored.split).values(), vars(split).values(), strict=True)
     )
+
+
+def test_a_file_of_numbers_may_have_units(tmp_path: Path) -> None:
+    described = write_rule(tmp_path / "a.npz", "graph", "regression")
+    plain = make_config({"a": described}).tasks["a"]
+    assert "units" not in plain.model_dump()  # finished pieces keep their fingerprints
+    named = make_config({"a": described | {"units": ["K", ""]}})
+    assert load_task(named, "a", tmp_path, 0).info.unit_of == {described["labels"][0]: "K"}
+    with pytest.raises(ValidationError, match="units: got 1 for 2 labels"):
+        make_config({"a": described | {"units": ["K"]}})
 
 
 FINE = {

@@ -41,7 +41,7 @@ def read(cells: list[str], positive: str | None = None) -> list[float]:
 def test_two_classes_are_read(cells: list[str], expected: list[float], one: str, zero: str) -> None:
     label = read_label("y", cells, range(2, len(cells) + 2))
     assert label.values == pytest.approx(expected, nan_ok=True)
-    assert (label.one, label.zero) == (one, zero)
+    assert label.classes == (zero, one)
 
 
 @pytest.mark.parametrize("missing", sorted(MISSING))
@@ -126,7 +126,7 @@ def test_a_column_is_read_as_0_1_and_missing_or_refused(cells: list[str]) -> Non
     assert len(label.values) == len(cells)
     assert {value for value in label.values if not math.isnan(value)} == {0.0, 1.0}
     ones = {cell.strip() for cell, value in zip(cells, label.values, strict=True) if value == 1}
-    assert label.one in ones
+    assert label.classes[1] in ones
 
 
 @pytest.mark.parametrize(

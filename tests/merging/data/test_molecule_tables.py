@@ -151,7 +151,7 @@ def test_labels_are_refused_before_molecules_are_read(
     rows = [(smiles, f"{k}.5") for k, (smiles, _) in enumerate(ROWS)]
     message = refused(tmp_path, table(rows, ("smiles", "pIC50")))
     assert "column 'pIC50': line 2: got '0.5', expected 0, 1 or a missing value" in message
-    assert "regression and more than two classes are not there yet" in message
+    assert "regression is `target: regression`, more than two classes `target: mul" in message
     message = refused(tmp_path, table([(smiles, "1") for smiles in molecules()]))
     assert "column 'has_n': got 80 x 1 and 0 x 0" in message
 

@@ -4,12 +4,13 @@ import torch
 from merging.data.split import (
     Split,
     check_parts,
-    lacking_classes,
+    lacking_labels,
     named_parts,
     random_split,
     scaffold_split,
 )
 from models.errors import DataError
+from models.task import TaskInfo
 
 NAN = torch.nan
 
@@ -62,9 +63,9 @@ def test_a_column_numbers_the_folds() -> None:
 
 def check(split: Split, labels: list[list[float]]) -> dict[str, dict[str, str]]:
     columns = torch.tensor(labels).T
-    names = [f"y{k}" for k in range(len(labels))]
-    lacking = lacking_classes(split, columns, names)
-    check_parts(split, lacking, names)
+    info = TaskInfo(labels=tuple(f"y{k}" for k in range(len(labels))))
+    lacking = lacking_labels(split, columns, info)
+    check_parts(split, lacking, info)
     return lacking
 
 
@@ -73,6 +74,38 @@ def test_a_split_that_can_be_measured_passes() -> None:
     lacking = check(split_of(2, 2, 2), [[0, 1, 0, 1, 0, 1], [0, 1, 0, 0, NAN, NAN]])
     assert lacking["valid"] == {"y1": "2 x 0, 0 x 1"}
     assert lacking["test"] == {"y1": "0 x 0, 0 x 1"}
+
+
+def test_what_numbers_need() -> None:
+    info = TaskInfo(labels=("a", "b"), target="regression")
+    labels = torch.tensor([[1.0, 1], [2, 2], [3, 7], [4, 7], [5, NAN], [6, NAN]])
+    lacking = lacking_labels(split_of(2, 2, 2), labels, info)
+    assert lacking == {"train": {}, "valid": {"b": "2 x 7"}, "test": {"b": "no number"}}
+    check_parts(split_of(2, 2, 2), lacking, info)
+    lacking = lacking_labels(split_of(2, 2, 2), labels.flip(0), info)
+    with pytest.raises(
+        DataError, match="in train b: no number, expected numbers that differ of ev"
+    ):
+        check_parts(split_of(2, 2, 2), lacking, info)
+
+
+def test_what_classes_need() -> None:
+    info = TaskInfo(labels=("a", "b", "c"), target="multiclass")
+    labels = torch.tensor([0, 1, 2, 0, -1, 1, 1, -1])
+    lacking = lacking_labels(split_of(4, 2, 2), labels, info)
+    assert lacking["train"] == {}
+    assert lacking["valid"] == {"a": "0 rows", "c": "0 rows"}
+    check_parts(split_of(4, 2, 2), lacking, info)
+    for rows, message in (
+        ([0, 1, 0, 0, 1, 2, 1, 2], "in train c: 0 rows, expected rows of every class"),
+        (
+            [0, 1, 2, 0, -1, -1, 1, 1],
+            "in valid a: 0 rows; b: 0 rows; c: 0 rows, expected rows of at",
+        ),
+    ):
+        lacking = lacking_labels(split_of(4, 2, 2), torch.tensor(rows), info)
+        with pytest.raises(DataError, match=message):
+            check_parts(split_of(4, 2, 2), lacking, info)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 hand."""
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from merging.mergers.adamerging import bernoulli_entropy
+from merging.mergers.adamerging import bernoulli_entropy, categorical_entropy
 from merging.mergers.base import Calibration, MergeInputs, MergeResult, stacked
 from merging.mergers.dare import drop
 from merging.mergers.emr import mask, unified_vector
@@ -529,6 +530,39 @@ class TestFisher:
             torch.stack(list(draws.values())).mean(0).float(), expected, rtol=1e-3, atol=1e-8
         )
 
+    def test_is_the_expectation_over_classes(self) -> None:
+        """sum_c p_c (d log p_c / d theta)^2, as the mean over draws of the signs."""
+        given = inputs(2)
+        state, single = given.finetuned["task1"], molecules("c1ccccc1C(=O)O")
+        own = replace(given.calibration["task1"], batches=(single,), target="multiclass")
+        draws = [
+            diagonal_fisher(given.network(state), own, torch.Generator().manual_seed(seed))[KEY]
+            for seed in range(12)
+        ]
+        distinct = {round(float(found.sum()), 9): found for found in draws}
+        assert len(distinct) == 2
+        model = classifier(given, state, "task1")
+        expected = torch.zeros_like(state[KEY])
+        for label in range(2):
+            log_p = model(single).log_softmax(-1)[0, label]
+            (gradient,) = torch.autograd.grad(
+                log_p, [dict(model.named_parameters())[f"backbone.{KEY}"]]
+            )
+            expected += log_p.exp().detach() * gradient.square()
+        torch.testing.assert_close(
+            torch.stack(list(distinct.values())).mean(0).float(), expected, rtol=1e-3, atol=1e-8
+        )
+
+    def test_of_numbers_is_the_square_of_their_gradient(self) -> None:
+        given = inputs(1)
+        state, single = given.finetuned["task0"], molecules("c1ccccc1C(=O)O")
+        own = replace(given.calibration["task0"], batches=(single,), target="regression")
+        found = diagonal_fisher(given.network(state), own, given.generator("any"))[KEY]
+        model = classifier(given, state, "task0")
+        weights = [dict(model.named_parameters())[f"backbone.{KEY}"]]
+        (gradient,) = torch.autograd.grad(model(single).sum(), weights)
+        torch.testing.assert_close(found.float(), gradient.square(), rtol=1e-3, atol=1e-8)
+
     @pytest.mark.parametrize("normalise", [True, False])
     def test_who_alone_needs_a_parameter_sets_it_and_who_needs_none_does_not_matter(
         self, normalise: bool
@@ -729,6 +763,29 @@ class TestAdaMerging:
             mean_entropy(given, result.backbone)
             < mean_entropy(given, run("task_arithmetic", given, scaling=0.3).backbone) - 0.005
         )
+
+    def test_lowers_the_entropy_of_classes(self) -> None:
+        given = inputs(2)
+        batch = molecules(*SMILES[:4], *SMILES[5:7])
+        seen = {
+            task: replace(own, batches=(batch,), target="multiclass")
+            for task, own in given.calibration.items()
+        }
+        result = run("adamerging", replace(given, calibration=seen), steps=10, learning_rate=0.02)
+        assert result.record["entropy_after"] < result.record["entropy_before"] - 1e-3
+
+    def test_entropy_of_classes_by_hand(self) -> None:
+        logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [80.0, 0.0, 0.0, 0.0]])
+        assert float(categorical_entropy(logits)) == pytest.approx(math.log(4) / 2)
+
+    def test_refuses_numbers(self) -> None:
+        given = inputs(2)
+        own = replace(given.calibration["task1"], target="regression")
+        given = replace(given, calibration=given.calibration | {"task1": own})
+        with pytest.raises(
+            InvalidInputError, match="got task1, a regression, expected tasks whose"
+        ):
+            run("adamerging", given)
 
     def test_says_the_entropy_before_and_after(self) -> None:
         given = inputs(3)

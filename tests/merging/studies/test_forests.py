@@ -13,6 +13,7 @@ from merging.studies.forests import ecfp4, fit_predict, neutral
 from merging.training.metrics import roc_auc
 from models.data.smiles import featurize
 from models.errors import DataError, InvalidInputError
+from models.task import TaskInfo
 from tests.merging.conftest import molecules, write_csv
 
 
@@ -131,3 +132,27 @@ def test_smiles_of_another_file_are_refused(pico: MoleculeConfig, tmp_path: Path
     )
     with pytest.raises(DataError, match="got another file"):
         load_smiles(dataset, spec, tmp_path / "data", tmp_path / "cache")
+
+
+def test_forests_of_numbers_answer_in_their_units(pico_run: Run) -> None:
+    dataset = other(pico_run)
+    info = TaskInfo(labels=("a", "b"), target="regression")
+    numbers = replace(dataset, info=info, labels=20 * dataset.labels + 300)
+    scores = fit_predict(numbers, molecules(), trees=20, seed=0)["test"]
+    assert scores.shape == (len(dataset.split.test), 2)
+    assert 300 <= float(scores.min()) < float(scores.max()) <= 320
+    known = numbers.labels[dataset.split.test, 0]
+    assert float((scores[:, 0] - known).abs().mean()) < 4  # a guess of the mean errs by 8 or more
+
+
+def test_a_forest_of_classes_gives_a_probability_for_each(pico_run: Run) -> None:
+    dataset = other(pico_run)
+    labels = dataset.labels[:, 0].long() + 1  # classes 1 and 2; nothing is known of class 0
+    labels[dataset.split.train[::7]] = -1
+    info = TaskInfo(labels=("none", "without", "with"), target="multiclass")
+    classes = replace(dataset, info=info, labels=labels)
+    scores = fit_predict(classes, molecules(), trees=20, seed=0)["test"]
+    assert scores.sum(1).tolist() == pytest.approx([1.0] * len(scores))
+    assert not scores[:, 0].any()
+    right = scores.argmax(1) == labels[dataset.split.test]
+    assert float(right.double().mean()) > 0.8

@@ -13,7 +13,13 @@ from merging.family import Folders
 from merging.training.losses import LabelScale, loss
 from merging.training.metrics import METRICS, metrics
 from merging.training.settings import GraphTrainingConfig
-from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
+from merging.training.supervised import (
+    MultitaskModel,
+    TrainedModel,
+    label_scale,
+    train,
+    untrained,
+)
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
@@ -175,10 +181,13 @@ def test_scale_by_hand(tmp_path: Path) -> None:
     task.labels[task.split.train] = torch.nan
     task.labels[task.split.train[:2]] = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
     scale = LabelScale.of(task.info, (step.labels for step in task.steps("train", 16)))
-    assert scale
     assert scale.mean.tolist() == [2, 5]
     assert scale.deviation.tolist() == [1, 1]  # a constant label is not divided by zero
-    assert LabelScale.of(task.info.model_copy(update={"target": "multilabel"}), []) is None
+
+
+def test_only_a_regression_has_a_scale(tmp_path: Path) -> None:
+    assert label_scale(make_task(tmp_path, "graph", "regression"))
+    assert label_scale(make_task(tmp_path, "graph", "multilabel")) is None
 
 
 def test_losses_by_hand() -> None:

@@ -145,6 +145,19 @@ def test_released_artifact_on_real_molecules(routing: Routing, shared: Path) -> 
     assert max(float((got[task] - expected[task]).abs().max()) for task in expected) < 1e-5
 
 
+def test_numbers_and_classes_are_answered_as_by_the_plain_model(molecules: GraphBatch) -> None:
+    experts = random_experts(pico_config())
+    experts["beta"].target, experts["gamma"].target = "multiclass", "regression"
+    plain = UnifiedModel(random_backbone(pico_config()), experts, RouterConfig())
+    with torch.inference_mode():
+        expected = plain(molecules).probabilities
+    got = CompiledModel(plain)(molecules)
+    assert torch.equal(got.probabilities["gamma"], got.logits["gamma"])
+    for task, values in expected.items():
+        torch.testing.assert_close(got.probabilities[task], values, rtol=0, atol=_TOLERANCE)
+    assert got.probabilities["beta"].sum(1).allclose(torch.ones(molecules.num_graphs))
+
+
 def test_what_cannot_be_compiled() -> None:
     for router in (
         RouterConfig(solver="exact"),
@@ -158,6 +171,10 @@ def test_what_cannot_be_compiled() -> None:
     )
     with pytest.raises(InvalidInputError, match="expected a GCN"):
         CompiledModel(gin)
+    experts = random_experts(pico_config())
+    experts["beta"].level = "node"
+    on_nodes = UnifiedModel(random_backbone(pico_config()), experts, RouterConfig())
+    assert not CompiledModel.supports(on_nodes)
 
 
 def test_wrong_arguments(molecules: GraphBatch) -> None:
