@@ -16,10 +16,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key that stands twice in one section is an error."""
+    """Safe YAML in which a repeated key of a section is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node. Raises yaml.constructor.ConstructorError: a key is there twice."""
+        """Construct the mapping of a node. Raises ConstructorError: a key is repeated."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := sorted({key for key in keys if keys.count(key) > 1 and key != "<<"}):
             problem = f"got {', '.join(twice)} twice in one section, expected each key once"
@@ -78,14 +78,18 @@ def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> An
     base, parent = {key: base[key] for key in base if key not in _IDENTITY}, base
     if "setting" in parent:
         values = _named(values, file, parent)
-    return {**base, **{section: _over(base.get(section), own) for section, own in values.items()}}
+    sections = {name: _overridden(base.get(name), value) for name, value in values.items()}
+    return {**base, **sections}
 
 
 _IDENTITY = ("setting", "description", "release")
 
 
 def _named(values: dict[str, Any], file: Path, parent: dict[str, Any]) -> dict[str, Any]:
-    """The values with a setting of their own. Raises ConfigError: it would be the other's."""
+    """Fill in `setting` and `description` of a file that extends another.
+
+    The setting is the file's name. Raises ConfigError: that is the extended file's setting.
+    """
     if "setting" not in values and file.stem.casefold() == str(parent["setting"]).casefold():
         expected = "expected `setting:` with another name (results are kept by it)"
         raise ConfigError(f"{file}: got no setting, and extends one of the file's name, {expected}")
@@ -93,24 +97,28 @@ def _named(values: dict[str, Any], file: Path, parent: dict[str, Any]) -> dict[s
     return {"setting": file.stem, "description": about} | values
 
 
-def _over(base: Any, own: Any) -> Any:
-    return {**base, **own} if isinstance(base, dict) and isinstance(own, dict) else own
+def _overridden(base: Any, value: Any) -> Any:
+    """A section of the extended file, overridden key by key; any other value replaces it."""
+    return {**base, **value} if isinstance(base, dict) and isinstance(value, dict) else value
 
 
 def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
-    """A configuration without what it says of other tasks than these. What has another form than
-    expected stays, for the validation to name."""
+    """Drop from a configuration what it says of other tasks than `tasks`.
+
+    Values of an unexpected type are kept, for the validation to report.
+    """
+
+    def only(by_task: dict[str, Any]) -> dict[str, Any]:
+        return {task: value for task, value in by_task.items() if task in tasks}
+
     kept = dict(values)
     for section in ("datasets", "finetune_by_task", "alignment_by_task"):
         if isinstance(values.get(section), dict):
-            kept[section] = {task: own for task, own in values[section].items() if task in tasks}
-    compare = values.get("compare")
-    if isinstance(compare, dict):
-        kept["compare"] = own = dict(compare)
+            kept[section] = only(values[section])
+    if isinstance(values.get("compare"), dict):
+        kept["compare"] = compare = dict(values["compare"])
         if isinstance(named := compare.get("ablation_tasks"), list | tuple):
-            own["ablation_tasks"] = [task for task in named if task in tasks]
+            compare["ablation_tasks"] = [task for task in named if task in tasks]
         if isinstance(trees := compare.get("forest_trees_by_task"), dict):
-            own["forest_trees_by_task"] = {
-                task: own for task, own in trees.items() if task in tasks
-            }
+            compare["forest_trees_by_task"] = only(trees)
     return kept

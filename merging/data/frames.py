@@ -1,5 +1,5 @@
 """Frames of molecular dynamics with energies and forces: MD17 (molecules) and LiPS20 (solids), with
-their neighbours worked out once."""
+neighbour lists computed once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from models.data.atoms import Atoms, AtomsBatch, Neighbours, join, neighbours
 from models.errors import DataError
 
 SPLIT_SEED = 0
-_MD17_PARTS = ("train", "val", "test")
+_MD17_FILES = ("train", "val", "test")
 _LIPS20_NUMBERS = {"Li": 3, "P": 15, "S": 16}
 
 
@@ -50,12 +50,12 @@ class FrameDataset:
     split: Split
 
     def select(self, rows: Tensor) -> AtomsBatch:
-        """The frames at `rows` (G,), in that order, as one batch."""
+        """Collate the frames at `rows` (G,), in that order, into one batch."""
         chosen = rows.tolist()
         return join([self.structures[row] for row in chosen], [self.lists[row] for row in chosen])
 
     def labels(self, rows: Tensor) -> Labels:
-        """Energies and forces of the frames at `rows` (G,), in that order."""
+        """Return energies and forces of the frames at `rows` (G,), in that order."""
         return Labels(self.energy[rows], self.forces[rows].flatten(0, 1))
 
 
@@ -80,14 +80,14 @@ def _dataset(
             f"got positions, forces and energies of shapes {shapes} in {folder}, expected (F, N,"
             " 3), (F, N, 3) and (F,)"
         )
-    if not all(np.isfinite(each).all() for each in (positions, forces, energy)):
+    if not all(np.isfinite(array).all() for array in (positions, forces, energy)):
         raise DataError(f"got a number that is not finite in {folder}, expected finite ones")
-    elements, places = torch.from_numpy(numbers).long(), torch.from_numpy(positions).float()
+    elements, coordinates = torch.from_numpy(numbers).long(), torch.from_numpy(positions).float()
     boxes = [None] * frames if cells is None else list(torch.from_numpy(cells).float())
     structures = tuple(
-        Atoms(elements, place, box).validate() for place, box in zip(places, boxes, strict=True)
+        Atoms(elements, xyz, box).validate() for xyz, box in zip(coordinates, boxes, strict=True)
     )
-    lists = tuple(neighbours(each, cutoff) for each in structures)
+    lists = tuple(neighbours(atoms, cutoff) for atoms in structures)
     return FrameDataset(
         folder.name,
         structures,
@@ -106,7 +106,7 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
 
 
 def _array(path: Path) -> Any:
-    """What numpy reads from a file, never a pickle."""
+    """An array or an archive of arrays; a pickle is refused."""
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -122,14 +122,14 @@ def _text(path: Path) -> str:
         raise DataError(f"got no file at {path}, expected the kinds of atoms") from error
 
 
-def _check_frames(path: Path, there: int, wanted: int) -> None:
-    if there < wanted:
-        raise DataError(f"got {there} frames at {path}, expected at least {wanted}")
+def _check_frames(path: Path, found: int, needed: int) -> None:
+    if found < needed:
+        raise DataError(f"got {found} frames at {path}, expected at least {needed}")
 
 
 class FramesConfig(Section):
-    """How many frames of each system are used. Where the data come without parts, frames are drawn
-    with the seed of the split, never of a run."""
+    """Numbers of training, validation and test frames of every system. Where the data have no
+    split, frames are drawn with `SPLIT_SEED`, never with the seed of a run."""
 
     train: Count
     valid: Count
@@ -137,23 +137,32 @@ class FramesConfig(Section):
 
 
 def read_md17(folder: Path, frames: FramesConfig, cutoff: float) -> FrameDataset:
-    """One molecule of MD17 (Chmiela et al. 2017), in the parts that its folder has: the first
-    frames of each."""
-    counts = dict(zip(_MD17_PARTS, (frames.train, frames.valid, frames.test), strict=True))
-    parts = {
-        part: _arrays(folder / f"{part}.npz", ("pos", "energy", "forces", "atomic_numbers"))
-        for part in _MD17_PARTS
+    """Read a molecule of MD17 (Chmiela et al. 2017) in the split of its folder: the first frames of
+    `train.npz`, `val.npz` and `test.npz`.
+
+    Args:
+        folder: holds the three files.
+        frames: how many frames of every file.
+        cutoff: of the neighbour lists, in Angstrom.
+
+    Raises:
+        DataError: a file is absent, lacks an array or has too few frames, or the shapes differ.
+    """
+    counts = dict(zip(_MD17_FILES, (frames.train, frames.valid, frames.test), strict=True))
+    arrays = {
+        subset: _arrays(folder / f"{subset}.npz", ("pos", "energy", "forces", "atomic_numbers"))
+        for subset in _MD17_FILES
     }
-    for part, count in counts.items():
-        _check_frames(folder / f"{part}.npz", len(parts[part]["pos"]), count)
+    for subset, count in counts.items():
+        _check_frames(folder / f"{subset}.npz", len(arrays[subset]["pos"]), count)
     positions, energy, forces = (
-        np.concatenate([parts[part][key][: counts[part]] for part in _MD17_PARTS])
+        np.concatenate([arrays[subset][key][:count] for subset, count in counts.items()])
         for key in ("pos", "energy", "forces")
     )
     rows = torch.arange(len(positions)).split(list(counts.values()))
     return _dataset(
         folder,
-        parts["train"]["atomic_numbers"],
+        arrays["train"]["atomic_numbers"],
         positions,
         None,
         energy.reshape(-1),
@@ -164,8 +173,17 @@ def read_md17(folder: Path, frames: FramesConfig, cutoff: float) -> FrameDataset
 
 
 def read_lips20(folder: Path, frames: FramesConfig, cutoff: float) -> FrameDataset:
-    """One solid of LiPS20 (DeePMD's raw form); frames are drawn at random, the same ones in every
-    run."""
+    """Read a solid of LiPS20 (in DeePMD's raw format); frames are drawn at random, the same ones in
+    every run.
+
+    Args:
+        folder: holds the arrays and the kinds of atoms.
+        frames: how many frames of every subset.
+        cutoff: of the neighbour lists, in Angstrom.
+
+    Raises:
+        DataError: a file is absent, has an unknown element or too few frames, or the shapes differ.
+    """
     arrays = {name: _array(folder / f"{name}.npy") for name in ("coord", "energy", "force", "box")}
     kinds, names = ((_text(folder / name)).split() for name in ("type.raw", "type_map.raw"))
     if unknown := set(names) - _LIPS20_NUMBERS.keys():

@@ -1,14 +1,14 @@
-"""Does a plan predict which merges hurt? Every pair of the run's models merged and measured, beside
-the distances between them.
+"""The study of GW-SMM: the measured loss of merging every pair of a run's models, against the
+distances that a plan is made from.
 
-`python -m merging.planning.study` writes `results/neighbours/gw-smm.json` and its figures; what was
-measured is kept in the work folder.
+`python -m merging.studies.gw_smm` writes `results/neighbours/gw-smm.json` and its figures;
+measurements are kept in the work folder.
 """
 
 import argparse
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -28,21 +28,23 @@ from merging.drawing.plan import draw_plan
 from merging.mergers.registry import MergeConfig
 from merging.planning.distances import (
     Matrix,
+    PairDistance,
     Variant,
     distance_matrix,
     feature_matrix,
     gromov_wasserstein,
+    pair_table,
 )
 from merging.planning.grouping import Group, all_groupings, average_linkage
 from merging.planning.plan import (
-    ALONE,
     PUBLISHED,
+    SINGLE_MODEL,
     PlanSettings,
     group_run,
     make_plan,
-    measured,
     model_distances,
-    own_space,
+    space_distance,
+    task_space,
 )
 from merging.run.config import load_config
 from merging.run.jobs import Job, run_jobs
@@ -59,11 +61,11 @@ from merging.run.stages import (
 )
 from merging.studies.gw_smm_analysis import (
     agreement,
-    among,
     correlations,
-    gathered,
     mantel,
     pair_losses,
+    plan_rank,
+    scores_of,
     variant_statistics,
 )
 from merging.studies.markdown import over_seeds
@@ -71,21 +73,21 @@ from merging.studies.results import environment, measure_task
 from merging.training.metrics import batches
 from models.networks.hu2020 import make_backbone
 
-PART_MOLECULES, STATISTICS_MOLECULES, LABELS = 1000, 1024, 100
-PARTS = ("valid", "test")
+SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS = 1000, 1024, 100
+SUBSETS = ("valid", "test")
 AVERAGE = MergeConfig(method="weight_average")
 VARIANT_STARTS: dict[Variant, int] = {"exact": 4, "sampled": 1, "low_rank": 1}
-SIZES, DRAWN_WAYS = (128, 256, 512), 6
+SIZES, DRAWN_PARTITIONS = (128, 256, 512), 6
 
 
 def on_samples(run: Run) -> Run:
-    """The run with less to measure on, the same for every model: HIV, MUV and the 617 labels of
-    ToxCast alone would take most of the time.
+    """Return the run with smaller data sets to measure on, the same for every model: HIV, MUV and
+    the 617 labels of ToxCast would take most of the time.
 
-    Of the validation and test parts at most `PART_MOLECULES` each, all that are positive for some
-    label among them (ROC-AUC does not depend on the ratio); of the training part, for BatchNorm
-    statistics, at most `STATISTICS_MOLECULES`; of at most `LABELS` labels, the others are missing.
-    Not for another process, which would read the data whole.
+    Validation and test subsets are cut to `SUBSET_MOLECULES`, keeping every molecule that is
+    positive for some label (ROC-AUC does not depend on the ratio of classes); the training subset,
+    which gives BatchNorm statistics, to `STATISTICS_MOLECULES`; all but `LABELS` labels are masked.
+    The run must stay in this process: another one would load the full data.
     """
     return replace(run, _datasets={task: _sampled(run.dataset(task)) for task in run.config.tasks})
 
@@ -96,27 +98,15 @@ def _sampled(dataset: MoleculeDataset) -> MoleculeDataset:
     labels[:, kept] = dataset.labels[:, kept]
     fewer = replace(dataset, labels=labels)
     statistics = split.train[_evenly(len(split.train), STATISTICS_MOLECULES)]
-    return replace(
-        fewer,
-        split=Split(
-            statistics, _with_positives(fewer, split.valid), _with_positives(fewer, split.test)
-        ),
-    )
+    valid, test = (_with_positives(fewer, rows) for rows in (split.valid, split.test))
+    return replace(fewer, split=Split(statistics, valid, test))
 
 
 def _with_positives(dataset: MoleculeDataset, rows: Tensor) -> Tensor:
     positive = (dataset.labels[rows] == 1).any(1)
     others = rows[~positive]
-    return (
-        torch.cat(
-            [
-                rows[positive],
-                others[_evenly(len(others), max(0, PART_MOLECULES - int(positive.sum())))],
-            ]
-        )
-        .sort()
-        .values
-    )
+    drawn = _evenly(len(others), max(0, SUBSET_MOLECULES - int(positive.sum())))
+    return torch.cat([rows[positive], others[drawn]]).sort().values
 
 
 def _evenly(count: int, most: int) -> Tensor:
@@ -124,13 +114,24 @@ def _evenly(count: int, most: int) -> Tensor:
 
 
 def groups_of(run: Run, size: int) -> list[Group]:
-    """All groups of that size."""
+    """List all groups of `size` tasks of a run."""
     return list(itertools.combinations(run.config.tasks, size))
 
 
 def score(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> dict[str, float]:
-    """ROC-AUC ("valid", "test") of a task with its head on the merged backbone of its group,
-    without adapters; `small` is the run on samples."""
+    """Measure a task with its head on the merged backbone of its group, without adapters, or read
+    the measurement from the work folder.
+
+    Args:
+        run: the run that is merged.
+        small: the run that is measured on, see `on_samples`.
+        group: tasks that are merged with each other.
+        merge: the merger.
+        task: a task of the group.
+
+    Returns:
+        ROC-AUC by "valid" and "test".
+    """
     merged = group_run(run, group, merge, "study")
 
     def make() -> dict[str, float]:
@@ -142,7 +143,8 @@ def score(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> 
 
 
 def score_finetuned(run: Run, small: Run, task: str) -> dict[str, float]:
-    """The same of the fine-tuned model as it is, with the BatchNorm statistics of its training."""
+    """Measure a fine-tuned model with the BatchNorm statistics of its training: ROC-AUC by "valid"
+    and "test"."""
     key = _key(finetune_key(run, task), task)
     return run.record(
         f"planning/scores/finetuned/{task}",
@@ -152,11 +154,11 @@ def score_finetuned(run: Run, small: Run, task: str) -> dict[str, float]:
 
 
 def _key(origin: str, task: str) -> str:
-    return fingerprint(origin, task, PART_MOLECULES, STATISTICS_MOLECULES, LABELS)
+    return fingerprint(origin, task, SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS)
 
 
 def jobs(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig) -> list[Job]:
-    """The measurements of all groups of these sizes."""
+    """List the measurements of all groups of these sizes, as jobs."""
     return [
         partial(score, run, small, group, merge, task)
         for size in sizes
@@ -169,11 +171,12 @@ def jobs(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig) -> list
 
 
 def distance_tables(run: Run) -> dict[str, list[list[float]]]:
-    """By metric the distances of all models, measured now or read back: those that a plan can be
-    made from, and two that tell models from molecules.
+    """Measure the distances between all models by every metric, or read them from the work folder.
 
-    `gw_same` compares feature spaces of the same molecules, `gw_data` the molecules of two tasks in
-    the eyes of the one pre-trained model.
+    Returns:
+        (K, K) tables by name: the metrics of a plan; `gw_same`, between feature spaces of the same
+        molecules; and `gw_data`, between the tasks' molecules in the feature space of the
+        pre-trained model.
     """
     return run.record(
         "planning/distances",
@@ -187,24 +190,23 @@ def _distance_tables(run: Run) -> dict[str, list[list[float]]]:
         metric: model_distances(run, PlanSettings.model_validate({"metric": metric}))
         for metric in ("gw", "cka", "cosine")
     }
-    for name, space in (("gw_same", _same_molecules), ("gw_data", _pretrained_space)):
-        tables[name] = np.zeros_like(tables["gw"])
-        seen = cache(partial(space, run))
-        for i, k in itertools.combinations(range(len(run.config.tasks)), 2):
-            first, second = sorted((run.config.tasks[i], run.config.tasks[k]))
-            tables[name][i, k] = tables[name][k, i] = measured(
-                run, name, first, second, seen, PlanSettings(restarts=1)
-            )["distance"]
+    tables["gw_same"] = pair_table(run.config.tasks, _distances_of(run, "gw_same", _shared_space))
+    tables["gw_data"] = pair_table(
+        run.config.tasks, _distances_of(run, "gw_data", _pretrained_space)
+    )
     return {name: table.round(6).tolist() for name, table in tables.items()}
 
 
-def _same_molecules(run: Run, task: str) -> Matrix:
-    return distance_matrix(
-        feature_matrix(
-            finetuned_backbone(run, task),
-            [calibration(run, each).batches[0] for each in run.config.tasks],
-        )
+def _distances_of(run: Run, name: str, space: Callable[[Run, str], Matrix]) -> PairDistance:
+    cached = cache(partial(space, run))
+    return lambda first, second: float(
+        space_distance(run, name, first, second, cached, PlanSettings(restarts=1))["distance"]
     )
+
+
+def _shared_space(run: Run, task: str) -> Matrix:
+    batches = [calibration(run, name).batches[0] for name in run.config.tasks]
+    return distance_matrix(feature_matrix(finetuned_backbone(run, task), batches))
 
 
 def _pretrained_space(run: Run, task: str) -> Matrix:
@@ -215,22 +217,22 @@ def _pretrained_space(run: Run, task: str) -> Matrix:
 
 
 def variants(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """What each variant finds for every pair."""
-    space = cache(partial(own_space, run))
-    settings = {
-        variant: PlanSettings(variant=variant, restarts=starts)
-        for variant, starts in VARIANT_STARTS.items()
-    }
+    """Compute the Gromov-Wasserstein distances of all pairs by every variant of the solver: records
+    of `space_distance` by variant."""
+    space = cache(partial(task_space, run))
     pairs = [sorted(pair) for pair in groups_of(run, 2)]
-    return {
-        variant: [measured(run, "gw", first, second, space, each) for first, second in pairs]
-        for variant, each in settings.items()
-    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for variant, starts in VARIANT_STARTS.items():
+        settings = PlanSettings(variant=variant, restarts=starts)
+        found[variant] = [
+            space_distance(run, "gw", first, second, space, settings) for first, second in pairs
+        ]
+    return found
 
 
 def sizes(run: Run) -> dict[str, Any]:
-    """Seconds of one start of each variant and the distance that it finds, by the number of
-    molecules, for the first two tasks by name."""
+    """Measure every variant of the solver on growing numbers of molecules of the first two tasks by
+    name: {molecules: {variant: {"distance", "seconds"}}}, from one start."""
     return run.record(
         "planning/sizes",
         fingerprint(*(finetune_key(run, task) for task in sorted(run.config.tasks)[:2])),
@@ -241,13 +243,11 @@ def sizes(run: Run) -> dict[str, Any]:
 def _sizes(run: Run) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for count in SIZES:
-        spaces = [_first_molecules(run, task, count) for task in sorted(run.config.tasks)[:2]]
+        first, second = (_sample_space(run, task, count) for task in sorted(run.config.tasks)[:2])
         table[str(count)] = {}
         for variant in VARIANT_STARTS:
-            start = time.process_time()
-            found = gromov_wasserstein(
-                spaces[0], spaces[1], variant, 1, np.random.default_rng(run.seed)
-            )
+            start, generator = time.process_time(), np.random.default_rng(run.seed)
+            found = gromov_wasserstein(first, second, variant, 1, generator)
             table[str(count)][variant] = {
                 "distance": round(found.distance, 5),
                 "seconds": round(time.process_time() - start, 6),
@@ -255,26 +255,23 @@ def _sizes(run: Run) -> dict[str, Any]:
     return table
 
 
-def _first_molecules(run: Run, task: str, count: int) -> Matrix:
+def _sample_space(run: Run, task: str, count: int) -> Matrix:
     dataset = run.dataset(task)
     rows = dataset.split.train[_evenly(len(dataset.split.train), count)]
-    return distance_matrix(
-        feature_matrix(
-            finetuned_backbone(run, task), (batch for _, batch in batches(dataset.graphs, rows, 64))
-        )
-    )
+    sample = (batch for _, batch in batches(dataset.graphs, rows, 64))
+    return distance_matrix(feature_matrix(finetuned_backbone(run, task), sample))
 
 
-# --- everything together ---
+# --- the whole study ---
 
 
 def measure(run: Run, small: Run, both: bool) -> None:
-    """The scores of a seed that do not depend on a plan; those of the second merger only where
-    `both`."""
+    """Measure the scores of a seed that do not depend on a plan, those of pairs merged by weight
+    average only if `both`."""
     tasks = run.config.tasks
     work: list[Job] = [partial(score_finetuned, run, small, task) for task in tasks]
     work += (
-        jobs(run, small, [1], ALONE)
+        jobs(run, small, [1], SINGLE_MODEL)
         + jobs(run, small, [1, 2, len(tasks)], PUBLISHED)
         + jobs(run, small, [len(tasks)], AVERAGE)
     )
@@ -283,12 +280,12 @@ def measure(run: Run, small: Run, both: bool) -> None:
 
 
 def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
-    """The content of the results file.
+    """Measure everything, and return the content of the results file.
 
     Args:
-        runs: of one configuration, one for each seed; groups of three are measured for the first.
-        both: the seeds, the first among them if any, for which pairs are merged by weight average
-            too.
+        runs: of one configuration, one per seed; groups of three are measured for the first only.
+        both: the seeds for which pairs are merged by weight average too; if any, the first is among
+            them.
     """
     seeds = [_seed(run, run.seed in both, (2,) if k else (2, 3)) for k, run in enumerate(runs)]
     tables = {
@@ -314,11 +311,11 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
             "plan": PlanSettings().model_dump(),
             "molecules": {
                 "distances": CALIBRATION_MOLECULES,
-                "part": PART_MOLECULES,
+                "part": SUBSET_MOLECULES,
                 "statistics": STATISTICS_MOLECULES,
                 "labels": LABELS,
             },
-            "drawn_ways": DRAWN_WAYS,
+            "drawn_ways": DRAWN_PARTITIONS,
         },
         "tasks": list(runs[0].config.tasks),
         "seeds": [run.seed for run in runs],
@@ -355,17 +352,17 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
 def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
     small, tasks = on_samples(run), run.config.tasks
     measure(run, small, both)
-    alone = {task: score(run, small, (task,), ALONE, task) for task in tasks}
+    single = {task: score(run, small, (task,), SINGLE_MODEL, task) for task in tasks}
     losses: dict[str, Any] = {}
     for merge in (PUBLISHED, AVERAGE) if both else (PUBLISHED,):
-        scores = gathered(groups_of(run, 2), partial(_score_in, run, small, merge))
+        scores = scores_of(groups_of(run, 2), partial(_score_in, run, small, merge))
         losses |= {
-            f"{merge.method}_{part}": pair_losses(tasks, scores, alone, part).round(6).tolist()
-            for part in PARTS
+            f"{merge.method}_{subset}": pair_losses(tasks, scores, single, subset).round(6).tolist()
+            for subset in SUBSETS
         }
     references = {
         "finetuned": {task: score_finetuned(run, small, task) for task in tasks},
-        "each_alone": alone,
+        "each_alone": single,
         "each_alone_trimmed": {task: score(run, small, (task,), PUBLISHED, task) for task in tasks},
         "one_group": {task: score(run, small, tasks, PUBLISHED, task) for task in tasks},
         "one_group_average": {task: score(run, small, tasks, AVERAGE, task) for task in tasks},
@@ -379,7 +376,8 @@ def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def _averages(by_task: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {part: round(fmean(each[part] for each in by_task.values()), 5) for part in PARTS}
+    scores = by_task.values()
+    return {subset: round(fmean(score[subset] for score in scores), 5) for subset in SUBSETS}
 
 
 def _score_in(
@@ -389,35 +387,32 @@ def _score_in(
 
 
 def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
-    """Each metric's groups of at most `size` among others of these sizes. A group of one is merged
-    as the others are: only the grouping differs."""
+    """Every metric's groups of at most `size` tasks, compared with other partitions of the same
+    sizes. A group of one is trimmed like the others, so that only the grouping differs."""
     found = {}
     for metric, table in distance_tables(run).items():
         groups = average_linkage(run.config.tasks, np.array(table), size).groups
-        ways = _ways(groups, run.seed)
-        scores = gathered(
-            sorted({group for way in (groups, *ways) for group in way}),
+        others = _partitions(groups, run.seed)
+        scores = scores_of(
+            sorted({group for partition in (groups, *others) for group in partition}),
             partial(_score_in, run, small, PUBLISHED),
         )
         found[metric] = {
             "groups": [list(group) for group in groups],
-            **{part: among(groups, ways, scores, part) for part in PARTS},
+            **{subset: plan_rank(groups, others, scores, subset) for subset in SUBSETS},
         }
     return found
 
 
-def _ways(groups: Sequence[Group], seed: int) -> list[tuple[Group, ...]]:
-    """All groups of the same sizes, or some that are drawn where each would cost new merges."""
-    every = list(
-        all_groupings(
-            [task for group in groups for task in group], [len(group) for group in groups]
-        )
-    )
-    if max(map(len, groups)) < 3 or len(every) <= DRAWN_WAYS:
+def _partitions(groups: Sequence[Group], seed: int) -> list[tuple[Group, ...]]:
+    """All partitions into groups of the same sizes, or a few drawn ones where every partition would
+    take new merges."""
+    tasks = [task for group in groups for task in group]
+    every = list(all_groupings(tasks, [len(group) for group in groups]))
+    if max(map(len, groups)) < 3 or len(every) <= DRAWN_PARTITIONS:
         return every
-    return [
-        every[k] for k in np.random.default_rng(seed).choice(len(every), DRAWN_WAYS, replace=False)
-    ]
+    drawn = np.random.default_rng(seed).choice(len(every), DRAWN_PARTITIONS, replace=False)
+    return [every[k] for k in drawn]
 
 
 def main() -> None:

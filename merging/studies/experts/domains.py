@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from merging.data.encoders import atom_features, reduced, unit_mean_square
+from merging.data.encoders import atom_features, svd_features, unit_mean_square
 from merging.data.molecule_dataset import MOLECULENET, load_dataset
 from merging.data.planetoid import CLASS_NAMES, PlanetoidName, load_planetoid
 from merging.data.split import Split
@@ -64,7 +64,7 @@ def load_domain(name: str, config: ExpertsConfig, data: Path, cache: Path) -> Do
 def _citation(name: PlanetoidName, config: ExpertsConfig, data: Path) -> Domain:
     dataset = load_planetoid(name, data)
     whole = FeatureGraph(
-        unit_mean_square(reduced(dataset.x, config.network.in_dim)), dataset.edge_index
+        unit_mean_square(svd_features(dataset.x, config.network.in_dim)), dataset.edge_index
     )
     return Domain(
         name,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.data.encoders import atom_features, reduced, unit_mean_square
+from merging.data.encoders import atom_features, svd_features, unit_mean_square
 from merging.data.split import Split
 from merging.studies.experts.config import (
     EXPERTS_CONFIG_FOLDER,
@@ -309,7 +309,7 @@ def test_graphs_of_undoes_collating() -> None:
 
 def test_features_are_brought_to_one_width_and_loudness() -> None:
     x = torch.randn((40, 12), generator=torch.Generator().manual_seed(0)).relu()
-    narrow = reduced(x, 11)
+    narrow = svd_features(x, 11)
     assert narrow.shape == (40, 11)
     left, values, _ = torch.linalg.svd(x.double())
     torch.testing.assert_close(
@@ -324,7 +324,7 @@ def test_features_are_brought_to_one_width_and_loudness() -> None:
     assert torch.equal(mapped[0], mapped[3])
     assert all(not torch.allclose(mapped[0], mapped[k]) for k in (1, 2))
     with pytest.raises(InvalidInputError, match="expected more than the width"):
-        reduced(x, 12)
+        svd_features(x, 12)
     with pytest.raises(InvalidInputError, match="at most 123"):
         atom_features(atoms, 124)
 
