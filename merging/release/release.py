@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from merging.data.files import sha256
-from merging.release.calibration import brier_score, expected_calibration_error, fit_scale
+from merging.release.calibration import brier_score, expected_calibration_error, temperature_scale
 from merging.release.card import Measured, model_card
 from merging.run.config import ReleaseConfig, release_of
 from merging.run.run import Run
@@ -88,7 +88,7 @@ def calibrate(run: Run, backbone: Backbone, made: dict[str, Expert]) -> dict[str
         model, dataset = alone(run, backbone, task, expert), run.dataset(task)
         valid = task_logits(run, model, task, "own", dataset.split.valid)
         test = task_logits(run, model, task, "own", dataset.split.test)
-        scale = fit_scale(valid, dataset.labels[dataset.split.valid])
+        scale = temperature_scale(valid, dataset.labels[dataset.split.valid])
         expert.head.weight.data *= scale.to(run.device)[:, None]
         expert.head.bias.data *= scale.to(run.device)
         labels = dataset.labels[dataset.split.test]

@@ -66,12 +66,7 @@ def test_every_molecule_once_and_what_is_left_out_is_counted(data: Path, tmp_pat
     assert graphs(corpus) == Counter(text(featurize(each).graph) for each in expected)
     assert {
         key: corpus.record[key] for key in ("lines", "molecules", "unreadable", "excluded")
-    } == {
-        "lines": len(expected) + 2,
-        "molecules": len(expected),
-        "unreadable": 2,
-        "excluded": 0,
-    }
+    } == {"lines": len(expected) + 2, "molecules": len(expected), "unreadable": 2, "excluded": 0}
     assert sum(corpus.sizes) == len(expected)
     assert len(corpus.sizes) == 3
     assert corpus.record["benchmarks"] == {}

@@ -52,8 +52,7 @@ def test_damaged_results_are_named(content: bytes, tmp_path: Path) -> None:
 
 
 def test_writers_with_one_process_id_do_not_share_a_temporary_file(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in two containers on one volume: both write, and then both move their file into place."""
     monkeypatch.setattr(os, "getpid", lambda: 7)

@@ -7,7 +7,7 @@ import torch
 from merging.run.run import Run
 from merging.training.alignment import (
     AlignmentResult,
-    Teacher,
+    TeacherOutputs,
     align,
     alignment_loss,
     set_statistics,
@@ -105,9 +105,9 @@ def test_an_epoch_sees_at_most_so_many_molecules(
     pico_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    original = Teacher.__call__
+    original = TeacherOutputs.__call__
     monkeypatch.setattr(
-        Teacher,
+        TeacherOutputs,
         "__call__",
         lambda self, rows, batch: (seen.append(rows.tolist()), original(self, rows, batch))[1],
     )
@@ -149,9 +149,9 @@ def test_statistics_pool_over_batches(pico_run: Run, monkeypatch: pytest.MonkeyP
 def test_cached_teacher_equals_the_network(pico_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, backbone = pico_run.dataset("other"), random_backbone(pico_config(), seed=1)
     rows = dataset.split.train
-    cached = Teacher(backbone, dataset.graphs, rows, torch.device("cpu"))
+    cached = TeacherOutputs(backbone, dataset.graphs, rows, torch.device("cpu"))
     monkeypatch.setattr("merging.training.alignment.CACHE_BYTES", 0)
-    computed = Teacher(backbone, dataset.graphs, rows, torch.device("cpu"))
+    computed = TeacherOutputs(backbone, dataset.graphs, rows, torch.device("cpu"))
     part = rows[torch.tensor([7, 0, 31])]
     ours, theirs = (teacher(part, dataset.graphs.select(part)) for teacher in (cached, computed))
     torch.testing.assert_close(ours.graph_embedding, theirs.graph_embedding)
