@@ -1,4 +1,5 @@
-# The service in one image: built with everything pip needs, run with nothing but Python and the installed packages.
+# The service in one image: built with everything pip needs, run with nothing but Python and the
+# installed packages.
 FROM python:3.11-slim-bookworm AS build
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -6,15 +7,18 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 
-# Which build of torch. Empty takes the one of pip's own index: it runs on a CPU and, on x86-64 Linux, carries CUDA as well, several GB. The address of
-# the PyTorch project's CPU index makes an image of under 2 GB, one of its CUDA indexes an image for that CUDA version:
+# Which build of torch. Empty takes the one of pip's own index: it runs on a CPU and, on x86-64
+# Linux, carries CUDA as well, several GB. The address of the PyTorch project's CPU index makes an
+# image of under 2 GB, one of its CUDA indexes an image for that CUDA version:
 #   docker compose build --build-arg TORCH_INDEX_URL=<address> service
-# The version is pinned; at one version pip prefers a build with a local label (+cpu, +cu126) to one without, so an extra index is enough.
+# The version is pinned; at one version pip prefers a build with a local label (+cpu, +cu126) to one
+# without, so an extra index is enough.
 ARG TORCH_INDEX_URL=
 COPY constraints.txt ./
 RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint constraints.txt torch
 
-# Dependencies before the code, so that a change of the code rebuilds in seconds: without packages, the project installs as its dependencies alone.
+# Dependencies before the code, so that a change of the code rebuilds in seconds: without packages,
+# the project installs as its dependencies alone.
 COPY pyproject.toml README.md ./
 RUN pip install --constraint constraints.txt ".[service]" && pip uninstall --yes g-merging
 
@@ -22,7 +26,8 @@ COPY models models
 COPY merging merging
 COPY service service
 RUN pip install --no-deps .
-# What numba compiles, so that a container need not (but on a processor of another kind). Not in /src, where the packages would be the sources.
+# What numba compiles, so that a container need not (but on a processor of another kind). Not in
+# /src, where the packages would be the sources.
 RUN cd / && NUMBA_CACHE_DIR=/opt/numba python -c "from service.core.engine import load_engine; from service.settings import Settings; s = Settings(); load_engine(s.artifact, s)"
 
 
@@ -30,11 +35,13 @@ FROM python:3.11-slim-bookworm
 
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/numba /opt/numba
-# For jobs, where GMERGING_JOBS says so. A new volume takes its owner from the folder that it is mounted on.
+# For jobs, where GMERGING_JOBS says so. A new volume takes its owner from the folder that it is
+# mounted on.
 RUN install --directory --owner=10001 --group=10001 /var/lib/gmerging
-# Listening on all addresses is right inside a container: who can reach the port is decided where it is published.
-# NUMBA_CACHE_DIR must be writable for numba to use it at all, which /opt/numba is not: its contents are copied at the start.
-# HOME, because the user below has no entry in /etc/passwd and torch asks for a place to cache in.
+# Listening on all addresses is right inside a container: who can reach the port is decided where it
+# is published. NUMBA_CACHE_DIR must be writable for numba to use it at all, which /opt/numba is
+# not: its contents are copied at the start. HOME, because the user below has no entry in
+# /etc/passwd and torch asks for a place to cache in.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/tmp \

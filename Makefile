@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Where pip finds torch, if not where it looks by itself: TORCH_PIP="--index-url ..." picks another build (CPU or a CUDA version).
+# Where pip finds torch, if not where it looks by itself: TORCH_PIP="--index-url ..." picks another
+# build (CPU or a CUDA version).
 TORCH_PIP ?=
 TORCH := torch==2.13.0
 THREADS ?= 1
-# gpu-check runs under the machine's own Python; arguments of benchmarks/gpu_check.py go into GPU_CHECK.
+# gpu-check runs under the machine's own Python; arguments of benchmarks/gpu_check.py go into
+# GPU_CHECK.
 GPU_PYTHON ?= python3
 GPU_CHECK ?=
 
@@ -70,7 +72,8 @@ bench-smoke: $(VENV)/.dev ## is it as fast as on record? ratios, not seconds; a 
 gpu-pack: $(VENV)/.dev ## fill .gpu/ (60 MB at most) with what gpu-check needs on a bare machine: wheels, molecules, a teacher
 	bash benchmarks/gpu_pack.sh $(BIN)/python
 
-# No environment of its own: a machine with a GPU has its torch and PyG, and often no way to install anything.
+# No environment of its own: a machine with a GPU has its torch and PyG, and often no way to install
+# anything.
 gpu-check: ## on a machine with a GPU, in at most eight minutes: tests, equality with the CPU, rates, training, service, memory
 	bash benchmarks/gpu_check.sh $(GPU_PYTHON) $(GPU_CHECK)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make gpu-check`: benchmarks/gpu_check.py with the wheels of .gpu/, where there are any. On a bare machine: torch and PyG are there, nothing else need be.
-# usage: gpu_check.sh PYTHON [ARGUMENT ...]
+# `make gpu-check`: benchmarks/gpu_check.py with the wheels of .gpu/, where there are any. On a bare
+# machine: torch and PyG are there, nothing else need be. usage: gpu_check.sh PYTHON [ARGUMENT ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1

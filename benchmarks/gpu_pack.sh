@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fills .gpu/ with what a bare machine needs for `make gpu-check`: wheels, real molecules, and Hu et al.'s GCN as a teacher.
-# usage: gpu_pack.sh PYTHON   (one that has this project's packages)
+# Fills .gpu/ with what a bare machine needs for `make gpu-check`: wheels, real molecules, and Hu et
+# al.'s GCN as a teacher. usage: gpu_pack.sh PYTHON   (one that has this project's packages)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1

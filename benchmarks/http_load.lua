@@ -1,5 +1,5 @@
--- For wrk: posts the lines of a file, one after the other; at the end, the figures as one line of JSON.
--- wrk ... -s http_load.lua URL -- FILE
+-- For wrk: posts the lines of a file, one after the other; at the end, the figures as one line of
+-- JSON. wrk ... -s http_load.lua URL -- FILE
 
 local requests, sent = {}, 0
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Build the image, start the service and Prometheus, predict, and see the prediction in Prometheus and everything else on the dashboard; then take
-# everything down. Needs Docker with Compose v2, curl and Python 3. Exits with 0 only if all of it held.
+# Build the image, start the service and Prometheus, predict, and see the prediction in Prometheus
+# and everything else on the dashboard; then take everything down. Needs Docker with Compose v2,
+# curl and Python 3. Exits with 0 only if all of it held.
 #
 #   SMOKE_PORT, SMOKE_PROMETHEUS_PORT   ports on this machine (18000, 19090)
 #   COMPOSE_FILE                        other compose files, as Compose itself reads it
@@ -29,7 +30,8 @@ query() {
     curl --silent --fail --get "$PROMETHEUS/api/v1/query" --data-urlencode "query=$1" | sed -n 's/.*"value":\[[^,]*,"\([^"]*\)"\].*/\1/p'
 }
 
-# until_query EXPRESSION: wait until it has a value; it should only have one when what it says is true.
+# until_query EXPRESSION: wait until it has a value; it should only have one when what it says is
+# true.
 until_query() {
     local deadline=$((SECONDS + 90))
     until [ -n "$(query "$1")" ]; do
@@ -67,7 +69,8 @@ grep -q '"state":"queued"' <<<"$job" || fail "no job: $job"
 until_query 'sum(gmerging_jobs_total{outcome="done"}) == 1'
 say "a file became a job, and the job is done"
 
-# New molecules each time, for an answer from the cache takes part in no pass; and longer apart than two scrapes are, for rates.
+# New molecules each time, for an answer from the cache takes part in no pass; and longer apart than
+# two scrapes are, for rates.
 for molecule in CCN CCCO CCCN; do
     for routing in own moe merged; do
         predict "{\"smiles\": [\"$molecule\", \"CCO\", \"[Se]\", \"not a molecule\"], \"routing\": \"$routing\"}" >/dev/null

@@ -8,6 +8,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from merging.training import pretraining
 from merging.training.objectives import ContextPredictionConfig
 from merging.training.pretraining import PretrainConfig, load_pretrain_config, pretrain
 from models.errors import ConfigError
@@ -93,11 +94,9 @@ def test_a_resumed_run_is_the_same_run(
         result: dict[str, float] = original(*args)
         return result
 
-    import merging.pretraining
-
-    original = merging.pretraining._train_shard
+    original = pretraining._train_shard
     with monkeypatch.context() as patch:
-        patch.setattr("merging.training.pretraining._train_shard", stop_at_third)
+        patch.setattr(pretraining, "_train_shard", stop_at_third)
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, tmp_path / "data", tmp_path / "work", 0, CPU)
     so_far = tmp_path / "work/pretrained/pico-seed0.safetensors"
