@@ -19,7 +19,7 @@ from merging.graphs.pipeline import GraphRun
 from merging.graphs.release import release_graphs
 from merging.studies.experts.config import EXPERTS_CONFIG_FOLDER, load_experts_config
 from merging.studies.experts.study import run_study
-from merging.studies.experts.summary import tables
+from merging.studies.experts.summary import expert_tables
 from merging.studies.gffmerge import run_study as run_force_field_study
 from merging.studies.gffmerge_tables import overall
 
@@ -119,7 +119,7 @@ def _experts(arguments: argparse.Namespace) -> None:
     set_up(arguments)
     seeds = list(dict.fromkeys(arguments.seeds))
     print(
-        tables(
+        expert_tables(
             run_study(
                 load_experts_config(arguments.config),
                 arguments.data,

@@ -1,5 +1,5 @@
-"""The study: train banks of experts, measure what routing and merging make of them, and what each
-costs."""
+"""The study of merged experts: trains banks of experts, and measures routing, ensembles, merged
+experts and their cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from merging.studies.experts.cost import forward_seconds
 from merging.studies.experts.domains import Domain, load_domain
 from merging.studies.experts.model import ExpertBank, route
 from merging.studies.experts.probe import probe
-from merging.studies.experts.summary import summarise
+from merging.studies.experts.summary import summarise_experts
 from merging.studies.experts.training import train_bank
 from merging.studies.results import environment
 from models.data.batch import GraphBatch
@@ -101,16 +101,17 @@ class Study:
 def run_study(
     config: ExpertsConfig, data: Path, work: Path, seeds: Sequence[int], output: Path
 ) -> Record:
-    """Train and measure every variant with every seed, write the results file, and return its
-    content.
-
-    Stopped at any time, the same call goes on where it was.
+    """Train and measure every variant with every seed, and write the results file. The same call
+    resumes an interrupted study.
 
     Args:
         config: the study.
         data, work: folders, as in `merging.run.run.Run`.
-        seeds: one bank for each and for each variant.
+        seeds: one bank is trained per seed and variant.
         output: the JSON file.
+
+    Returns:
+        The content of the results file.
     """
     study = Study.open(config, data, work)
     controls = {
@@ -128,7 +129,7 @@ def run_study(
         "settings": config.model_dump(mode="json"),
         "seeds": list(seeds),
         "environment": environment(),
-        **summarise(measured, controls),
+        **summarise_experts(measured, controls),
         "cost": study.cost(next(iter(config.variants)), seeds[0]),
         "controls": controls,
         "measured": measured,
@@ -138,8 +139,8 @@ def run_study(
 
 
 def measure_controls(study: Study, seed: int) -> Record:
-    """Probes, by domain, of the initialisation that all experts share, and of the features as they
-    are."""
+    """Probe, by domain, the common initialisation of the experts ("untrained") and the node
+    features themselves ("features")."""
     untrained = ExpertBank(study.config.network, ("untrained",), seed).experts[0]
     encoders: dict[str, Encoder] = {"untrained": untrained, "features": lambda batch: batch.x}
     return {
@@ -149,8 +150,8 @@ def measure_controls(study: Study, seed: int) -> Record:
 
 
 def measure_bank(study: Study, bank: ExpertBank) -> Record:
-    """By domain: competence and probe of every expert, and the bank's routing with and without the
-    domain's own expert."""
+    """Measure, by domain, competence and probe of every expert, and the routing of the bank with
+    and without the domain's expert."""
     measured = {}
     for domain in study.domains:
         experts = {
@@ -171,12 +172,22 @@ def measure_bank(study: Study, bank: ExpertBank) -> Record:
 
 
 def measure_routing(bank: ExpertBank, domain: Domain, psi: Tensor, k: int) -> Record:
-    """What the experts of a bank make of a domain together: alpha, probes, and how far the merged
-    output is from the ensemble's."""
+    """Route a domain over the experts of a bank, and probe ensemble and merged experts.
+
+    Args:
+        bank: K experts.
+        domain: the data.
+        psi: (K,) competence of the experts for the domain.
+        k: number of experts with a weight above 0.
+
+    Returns:
+        "ranked", names by competence; "alpha", routing weights; "relative_error" of the merged
+        outputs to those of the ensembles; "probes" of the encoders.
+    """
     alpha, everyone = route(psi, k), route(psi, len(psi))
     ranked = [bank.names[i] for i in psi.argsort(descending=True, stable=True).tolist()]
     with torch.no_grad():
-        apart = {
+        errors = {
             "merged": relative_error(
                 bank.merged(alpha, domain.evaluated), bank.ensemble(alpha, domain.evaluated)
             ),
@@ -190,11 +201,11 @@ def measure_routing(bank: ExpertBank, domain: Domain, psi: Tensor, k: int) -> Re
         "merged_all": lambda batch: bank.merged(everyone, batch),
     }
     probes = {name: asdict(probe(domain, encoder)) for name, encoder in encoders.items()}
-    return {"ranked": ranked, "alpha": alpha.tolist(), "relative_error": apart, "probes": probes}
+    return {"ranked": ranked, "alpha": alpha.tolist(), "relative_error": errors, "probes": probes}
 
 
 def domain_competence(bank: ExpertBank, domain: Domain) -> Tensor:
-    """psi of each expert for a domain, (K,): mean over its graphs."""
+    """Compute psi of every expert for a domain, (K,): the mean over its graphs."""
     parts = [
         domain.graphs[first : first + COMPETENCE_BATCH]
         for first in range(0, len(domain.graphs), COMPETENCE_BATCH)
@@ -203,7 +214,7 @@ def domain_competence(bank: ExpertBank, domain: Domain) -> Tensor:
 
 
 def relative_error(output: Tensor, target: Tensor) -> float:
-    """|output - target|^2 / |target|^2."""
+    """Compute |output - target|^2 / |target|^2."""
     return float((output - target).square().sum() / target.square().sum())
 
 

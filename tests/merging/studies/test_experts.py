@@ -20,7 +20,7 @@ from merging.studies.experts.domains import Domain, graphs_of, load_domain, piec
 from merging.studies.experts.model import ExpertBank, competence, edge_loss, merge_experts, route
 from merging.studies.experts.probe import probe
 from merging.studies.experts.study import run_study
-from merging.studies.experts.summary import tables
+from merging.studies.experts.summary import expert_tables
 from merging.studies.experts.training import distillation, pull_together, train_bank
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
@@ -358,7 +358,7 @@ def test_study_of_pico_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     own = content["measured"]["none"]["3"]["bace"]["experts"]["bace"]["test"]
     assert rows["own"]["by_domain"]["bace"]["values"][0] == own
     assert "bace" not in content["measured"]["none"]["3"]["bace"]["left_out"]["ranked"]
-    assert "| first by competence (top-1) |" in tables(content)
+    assert "| first by competence (top-1) |" in expert_tables(content)
 
 
 def test_configurations_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_configurations_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_the_page_holds_the_measured_tables() -> None:
     content = json.loads((ROOT / "results/neighbours/expert-merging.json").read_text())
-    assert tables(content) in (ROOT / "docs/expert-merging.md").read_text()
+    assert expert_tables(content) in (ROOT / "docs/expert-merging.md").read_text()
 
 
 def test_an_expert_is_a_graph_network() -> None:
