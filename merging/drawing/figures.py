@@ -134,9 +134,10 @@ def heatmap(
     """Draw a matrix as a heat map with its values, times `scale`, written into the cells.
 
     Args:
-        matrix: {row: {column: value}}, with the same columns in all rows and as many of them as
-        rows. rows, columns: labels of the axes. title: above the figure. scale: 1 shows two
-        decimals, any other scale one.
+        matrix: {row: {column: value}}, with the same columns in every row, as many as rows.
+        rows, columns: labels of the axes.
+        title: above the figure.
+        scale: 1 shows two decimals, any other scale one.
     """
     figure, axes = new_axes(0.62 * len(matrix) + 1.6, 0.45 * len(matrix) + 1.4)
     values = [[scale * value for value in row.values()] for row in matrix.values()]
