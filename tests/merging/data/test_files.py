@@ -33,7 +33,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, half)
     assert read_json(path) == 1
-    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_a_full_disk_says_whose(tmp_path: Path) -> None:

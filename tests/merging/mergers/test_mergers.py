@@ -215,7 +215,8 @@ class TestContract:
     def test_says_where_it_is_from(self, method: str) -> None:
         spec = MERGERS[method]
         assert "arXiv:" in spec.paper
-        assert spec.title
+        assert [other.title for other in MERGERS.values()].count(spec.title) == 1
+        assert spec.title not in MERGERS
         assert spec.name == method
 
 

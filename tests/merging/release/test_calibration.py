@@ -37,8 +37,8 @@ def test_no_other_scale_has_a_higher_posterior() -> None:
     scale = float(temperature_scale(logits, labels))
     best = log_posterior(logits[:, 0], labels[:, 0], scale)
     assert best > max(
-        log_posterior(logits[:, 0], labels[:, 0], each)
-        for each in (0.99 * scale, 1.01 * scale, 0.1, 0.3, 1.0, 3.0)
+        log_posterior(logits[:, 0], labels[:, 0], other)
+        for other in (0.99 * scale, 1.01 * scale, 0.1, 0.3, 1.0, 3.0)
     )
 
 
@@ -56,10 +56,8 @@ def test_three_positives_move_little_where_many_would_move_far() -> None:
         torch.tensor([[-1.0], [-1.0], [-2.0], [1.0], [1.0], [2.0]]),
         torch.tensor([[0.0], [0.0], [0.0], [1.0], [1.0], [1.0]]),
     )
-    few, many = (
-        temperature_scale(logits, labels),
-        temperature_scale(logits.repeat(500, 1), labels.repeat(500, 1)),
-    )
+    few = temperature_scale(logits, labels)
+    many = temperature_scale(logits.repeat(500, 1), labels.repeat(500, 1))
     assert 1 < float(few) < 2
     assert float(many) > 3
 
@@ -70,7 +68,16 @@ def test_scale_is_positive_where_the_logits_point_the_wrong_way() -> None:
 
 def test_huge_logits_do_not_overflow() -> None:
     logits, labels = drawn(500, 0.5)
-    assert temperature_scale(logits * 1e4, labels).isfinite().all()
+    logits = logits.double() * 1e4
+    signed = torch.where(labels == 1, logits, -logits)
+
+    def posterior(scale: float) -> float:
+        likelihood = float(torch.nn.functional.logsigmoid(scale * signed).sum())
+        return likelihood - (math.log(scale) / 0.5) ** 2 / 2
+
+    scale = float(temperature_scale(logits, labels))
+    others = (0.99 * scale, 1.01 * scale, 1e-5, 1e-3, 1.0)
+    assert posterior(scale) > max(posterior(other) for other in others)
 
 
 def test_each_label_by_itself_and_missing_values_left_out() -> None:

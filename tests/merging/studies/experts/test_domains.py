@@ -13,18 +13,18 @@ from tests.merging.studies.experts.pico import ring
 
 def test_pieces_keep_every_node_once_and_only_edges_inside() -> None:
     whole = ring(50, 1, chords=10)
-    parts = pieces(whole, 16)
-    assert max(part.num_nodes for part in parts) <= 16
-    rows = torch.cat([part.x for part in parts])
+    found = pieces(whole, 16)
+    assert max(piece.num_nodes for piece in found) <= 16
+    rows = torch.cat([piece.x for piece in found])
     assert torch.equal(rows[rows[:, 0].argsort()], whole.x[whole.x[:, 0].argsort()])
     edges = {
         (tuple(whole.x[i].tolist()), tuple(whole.x[j].tolist()))
         for i, j in whole.edge_index.T.tolist()
     }
     kept = [
-        (tuple(part.x[i].tolist()), tuple(part.x[j].tolist()))
-        for part in parts
-        for i, j in part.edge_index.T.tolist()
+        (tuple(piece.x[i].tolist()), tuple(piece.x[j].tolist()))
+        for piece in found
+        for i, j in piece.edge_index.T.tolist()
     ]
     assert set(kept) <= edges
     assert len(set(kept)) == len(kept) > len(edges) / 2
