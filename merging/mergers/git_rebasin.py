@@ -20,11 +20,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
-from merging.mergers.task_vector import is_merged
+from merging.mergers.task_vector import State, is_merged
 from models.networks.hu2020 import BackboneConfig
 from models.networks.pyg import GraphNetworkConfig
 
-State = dict[str, Tensor]
 Orders = dict[str, Tensor]
 """By space a permutation of its units: the unit of the model at each position, (size,) int64."""
 

@@ -22,20 +22,13 @@ from torch import Tensor
 
 from merging.mergers.base import Calibration, MergeInputs, MergeResult, MergerOptions, Network
 from merging.mergers.least_squares import NormalEquations, averaged, solve_ridge
-from merging.mergers.linear_maps import (
-    BatchEdges,
-    LayerCall,
-    LinearMap,
-    State,
-    layer_output,
-    linear_maps,
-)
-from merging.mergers.task_vector import is_merged
+from merging.mergers.linear_maps import BatchEdges, LayerCall, LinearMap, layer_output, linear_maps
+from merging.mergers.task_vector import State, is_merged
 from models.experts.adapter import apply_norm, batch_statistics
 
 Rows = list[tuple[Tensor, Tensor]]
 """One teacher's inputs (n, p) and residuals to the targets (n, q), float64, batch by batch."""
-Solver = Callable[[Sequence[Rows]], Tensor]
+_Solver = Callable[[Sequence[Rows]], Tensor]
 """Takes the rows of every teacher, returns the change (p, q) of W from the prior."""
 
 
@@ -180,7 +173,7 @@ def _stacked(residuals: Sequence[Rows]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _merge(
-    inputs: MergeInputs, options: GnnMergeOptions, solver: Solver, merged_inputs: bool
+    inputs: MergeInputs, options: GnnMergeOptions, solver: _Solver, merged_inputs: bool
 ) -> MergeResult:
     inputs.vectors()  # refuses backbones of other shapes
     student = inputs.network(_mean(inputs))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from merging.mergers.task_vector import State
 from models.data.batch import GraphBatch
 from models.networks.hu2020 import BackboneConfig
 from models.networks.propagation import Propagation
@@ -24,7 +25,6 @@ from models.networks.pyg import GraphNetworkConfig
 from models.ops.segment import segment_count, segment_softmax
 from models.ops.sparse import Pattern, spmm
 
-State = dict[str, Tensor]
 SLOPE = 0.2
 """Negative slope of the leaky ReLU in both kinds of GAT."""
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from models.errors import CheckpointError
 
+State = dict[str, Tensor]
+"""A state dict: tensors by parameter name."""
+
 
 def is_merged(key: str, value: Tensor) -> bool:
     """Return whether a tensor of a backbone's state dict takes part in merging.
@@ -24,10 +27,10 @@ class TaskVector:
         delta: the difference by parameter name, of the backbone's merged tensors only.
     """
 
-    delta: dict[str, Tensor]
+    delta: State
 
     @classmethod
-    def between(cls, pretrained: dict[str, Tensor], finetuned: dict[str, Tensor]) -> "TaskVector":
+    def between(cls, pretrained: State, finetuned: State) -> "TaskVector":
         """Compute the task vector of a fine-tuned state dict.
 
         Raises:
@@ -52,7 +55,7 @@ class TaskVector:
             }
         )
 
-    def apply(self, pretrained: dict[str, Tensor], scaling: float = 1.0) -> dict[str, Tensor]:
+    def apply(self, pretrained: State, scaling: float = 1.0) -> State:
         """Return the state dict theta_pre + scaling * tau, in new tensors; what is not merged is a
         copy of the pre-trained tensor."""
         return {

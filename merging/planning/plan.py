@@ -43,7 +43,7 @@ TITLES: dict[Metric, str] = {
     "cka": "1 - CKA",
     "cosine": "1 - cosine of task vectors",
 }
-PUBLISHED = MergeConfig(method="ties", options={"density": 0.3, "scaling": 0.5})
+PUBLISHED_MERGE = MergeConfig(method="ties", options={"density": 0.3, "scaling": 0.5})
 """The published merger of GW-SMM's groups."""
 SINGLE_MODEL = MergeConfig(method="ties", options={"density": 1.0, "scaling": 1.0})
 """The merger of a group of one, theta_pre + tau: the model stays as it was fine-tuned."""
@@ -88,7 +88,7 @@ class Plan(Section):
     models: dict[str, str]
     distances: tuple[tuple[float, ...], ...]
     groups: dict[GroupName, tuple[str, ...]]
-    merge: MergeConfig = PUBLISHED
+    merge: MergeConfig = PUBLISHED_MERGE
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -132,7 +132,7 @@ def plan_settings(**values: Any) -> PlanSettings:
         raise ConfigError(f"settings of the plan: {problems_of(error, PlanSettings)}") from error
 
 
-def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED) -> Plan:
+def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED_MERGE) -> Plan:
     """Measure the distances between a run's fine-tuned models, and group the models by them.
 
     Distances are measured without labels, on a few hundred training molecules per task. Missing

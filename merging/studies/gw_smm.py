@@ -37,7 +37,7 @@ from merging.planning.distances import (
 )
 from merging.planning.grouping import Group, all_groupings, average_linkage
 from merging.planning.plan import (
-    PUBLISHED,
+    PUBLISHED_MERGE,
     SINGLE_MODEL,
     PlanSettings,
     group_run,
@@ -118,7 +118,9 @@ def groups_of(run: Run, size: int) -> list[Group]:
     return list(itertools.combinations(run.config.tasks, size))
 
 
-def score(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> dict[str, float]:
+def score_group(
+    run: Run, small: Run, group: Group, merge: MergeConfig, task: str
+) -> dict[str, float]:
     """Measure a task with its head on the merged backbone of its group, without adapters, or read
     the measurement from the work folder.
 
@@ -160,7 +162,7 @@ def _key(origin: str, task: str) -> str:
 def jobs(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig) -> list[Job]:
     """List the measurements of all groups of these sizes, as jobs."""
     return [
-        partial(score, run, small, group, merge, task)
+        partial(score_group, run, small, group, merge, task)
         for size in sizes
         for group in groups_of(run, size)
         for task in group
@@ -265,14 +267,14 @@ def _sample_space(run: Run, task: str, count: int) -> Matrix:
 # --- the whole study ---
 
 
-def measure(run: Run, small: Run, both: bool) -> None:
+def measure_scores(run: Run, small: Run, both: bool) -> None:
     """Measure the scores of a seed that do not depend on a plan, those of pairs merged by weight
     average only if `both`."""
     tasks = run.config.tasks
     work: list[Job] = [partial(score_finetuned, run, small, task) for task in tasks]
     work += (
         jobs(run, small, [1], SINGLE_MODEL)
-        + jobs(run, small, [1, 2, len(tasks)], PUBLISHED)
+        + jobs(run, small, [1, 2, len(tasks)], PUBLISHED_MERGE)
         + jobs(run, small, [len(tasks)], AVERAGE)
     )
     work += jobs(run, small, [2], AVERAGE) if both else []
@@ -307,7 +309,7 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
         ),
         "settings": {
             "configuration": runs[0].config.setting,
-            "merge": PUBLISHED.model_dump(),
+            "merge": PUBLISHED_MERGE.model_dump(),
             "plan": PlanSettings().model_dump(),
             "molecules": {
                 "distances": CALIBRATION_MOLECULES,
@@ -351,10 +353,10 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
 
 def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
     small, tasks = on_samples(run), run.config.tasks
-    measure(run, small, both)
-    single = {task: score(run, small, (task,), SINGLE_MODEL, task) for task in tasks}
+    measure_scores(run, small, both)
+    single = {task: score_group(run, small, (task,), SINGLE_MODEL, task) for task in tasks}
     losses: dict[str, Any] = {}
-    for merge in (PUBLISHED, AVERAGE) if both else (PUBLISHED,):
+    for merge in (PUBLISHED_MERGE, AVERAGE) if both else (PUBLISHED_MERGE,):
         scores = scores_of(groups_of(run, 2), partial(_score_in, run, small, merge))
         losses |= {
             f"{merge.method}_{subset}": pair_losses(tasks, scores, single, subset).round(6).tolist()
@@ -363,9 +365,15 @@ def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
     references = {
         "finetuned": {task: score_finetuned(run, small, task) for task in tasks},
         "each_alone": single,
-        "each_alone_trimmed": {task: score(run, small, (task,), PUBLISHED, task) for task in tasks},
-        "one_group": {task: score(run, small, tasks, PUBLISHED, task) for task in tasks},
-        "one_group_average": {task: score(run, small, tasks, AVERAGE, task) for task in tasks},
+        "each_alone_trimmed": {
+            task: score_group(run, small, (task,), PUBLISHED_MERGE, task) for task in tasks
+        },
+        "one_group": {
+            task: score_group(run, small, tasks, PUBLISHED_MERGE, task) for task in tasks
+        },
+        "one_group_average": {
+            task: score_group(run, small, tasks, AVERAGE, task) for task in tasks
+        },
     }
     return {
         "distances": distance_tables(run),
@@ -383,7 +391,7 @@ def _averages(by_task: dict[str, dict[str, float]]) -> dict[str, float]:
 def _score_in(
     run: Run, small: Run, merge: MergeConfig, group: Group, task: str
 ) -> dict[str, float]:
-    return score(run, small, group, merge, task)
+    return score_group(run, small, group, merge, task)
 
 
 def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
@@ -395,7 +403,7 @@ def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
         others = _partitions(groups, run.seed)
         scores = scores_of(
             sorted({group for partition in (groups, *others) for group in partition}),
-            partial(_score_in, run, small, PUBLISHED),
+            partial(_score_in, run, small, PUBLISHED_MERGE),
         )
         found[metric] = {
             "groups": [list(group) for group in groups],

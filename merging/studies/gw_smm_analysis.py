@@ -13,7 +13,7 @@ from merging.planning.distances import Matrix, pair_table
 from merging.planning.grouping import Group
 from merging.studies.markdown import markdown_table, over_seeds, percent
 
-Scores = Mapping[Group, Mapping[str, Mapping[str, float]]]
+GroupScores = Mapping[Group, Mapping[str, Mapping[str, float]]]
 """ROC-AUC by group, task of the group, and subset ("valid", "test"). Groups have their tasks in
 order of name."""
 
@@ -70,7 +70,10 @@ def without_task_effects(table: Matrix) -> Matrix:
 
 
 def pair_losses(
-    tasks: Sequence[str], scores: Scores, single: Mapping[str, Mapping[str, float]], subset: str
+    tasks: Sequence[str],
+    scores: GroupScores,
+    single: Mapping[str, Mapping[str, float]],
+    subset: str,
 ) -> Matrix:
     """Compute the loss of merging for every pair: the mean over its two tasks of the ROC-AUC of the
     single model minus that of the merged one.
@@ -91,13 +94,13 @@ def pair_losses(
     return pair_table(tasks, loss)
 
 
-def mean_score(groups: Sequence[Group], scores: Scores, subset: str) -> float:
+def mean_score(groups: Sequence[Group], scores: GroupScores, subset: str) -> float:
     """Average the ROC-AUC of all tasks, every task on the merged backbone of its group."""
     return fmean(scores[group][task][subset] for group in groups for task in group)
 
 
 def plan_rank(
-    groups: Sequence[Group], others: Sequence[Sequence[Group]], scores: Scores, subset: str
+    groups: Sequence[Group], others: Sequence[Sequence[Group]], scores: GroupScores, subset: str
 ) -> dict[str, Any]:
     """Compare the groups of a plan with other partitions into groups of the same sizes, of which it
     may be one.
@@ -123,7 +126,7 @@ def plan_rank(
 
 def scores_of(
     groups: Sequence[Group], score: Callable[[Group, str], Mapping[str, float]]
-) -> Scores:
+) -> GroupScores:
     """Collect the scores of groups by calling `score` for every group and task of it."""
     return {tuple(sorted(group)): {task: score(group, task) for task in group} for group in groups}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from merging.planning.plan import PUBLISHED
+from merging.planning.plan import PUBLISHED_MERGE
 from merging.run.config import load_config
 from merging.run.run import Run
 from merging.run.stages import bare, finetuned_backbone, without_adapters
@@ -36,7 +36,7 @@ def content(pico_run: Run) -> dict[str, Any]:
 class TestStudy:
     def test_scores_are_those_of_the_pipeline(self, pico_run: Run, content: dict[str, Any]) -> None:
         """The pico sets are smaller than the samples, so they are measured whole."""
-        run = pico_run.varied(merge=PUBLISHED.model_dump())
+        run = pico_run.varied(merge=PUBLISHED_MERGE.model_dump())
         scores = {
             task: measure_task(run, without_adapters(run, task), task, "own", "stored")
             for task in run.config.tasks

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from merging.data.files import read_json
 from merging.planning.grouping import all_groupings
 from merging.studies.gw_smm_analysis import (
-    Scores,
+    GroupScores,
     agreement,
     correlations,
     gw_smm_tables,
@@ -26,10 +26,10 @@ from tests.merging.tables import symmetric
 
 class TestAnalysis:
     def test_plan_among_all_others(self) -> None:
-        """Scores that only two right groups have; one of the three ways to pair four tasks up is
-        theirs."""
+        """Only two right groups score high; one of the three ways to pair four tasks up has
+        them."""
         right = (("a", "b"), ("c", "d"))
-        scores: Scores = {
+        scores: GroupScores = {
             pair: {task: {"test": 0.9 if pair in right else 0.6} for task in pair}
             for pair in itertools.combinations("abcd", 2)
         }
