@@ -354,7 +354,11 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
 def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
     small, tasks = on_samples(run), run.config.tasks
     measure_scores(run, small, both)
-    single = {task: score_group(run, small, (task,), SINGLE_MODEL, task) for task in tasks}
+
+    def scored(group: Group, merge: MergeConfig, task: str) -> dict[str, float]:
+        return score_group(run, small, group, merge, task)
+
+    single = {task: scored((task,), SINGLE_MODEL, task) for task in tasks}
     losses: dict[str, Any] = {}
     for merge in (PUBLISHED_MERGE, AVERAGE) if both else (PUBLISHED_MERGE,):
         scores = scores_of(groups_of(run, 2), partial(_score_in, run, small, merge))
@@ -365,15 +369,9 @@ def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
     references = {
         "finetuned": {task: score_finetuned(run, small, task) for task in tasks},
         "each_alone": single,
-        "each_alone_trimmed": {
-            task: score_group(run, small, (task,), PUBLISHED_MERGE, task) for task in tasks
-        },
-        "one_group": {
-            task: score_group(run, small, tasks, PUBLISHED_MERGE, task) for task in tasks
-        },
-        "one_group_average": {
-            task: score_group(run, small, tasks, AVERAGE, task) for task in tasks
-        },
+        "each_alone_trimmed": {task: scored((task,), PUBLISHED_MERGE, task) for task in tasks},
+        "one_group": {task: scored(tasks, PUBLISHED_MERGE, task) for task in tasks},
+        "one_group_average": {task: scored(tasks, AVERAGE, task) for task in tasks},
     }
     return {
         "distances": distance_tables(run),
