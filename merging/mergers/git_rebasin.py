@@ -10,7 +10,7 @@ with all others fixed, is a linear assignment: maximise the sum over its paramet
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
 from merging.mergers.task_vector import State, is_merged
-from models.networks.hu2020 import BackboneConfig
 from models.networks.pyg import GraphNetworkConfig
 
 Orders = dict[str, Tensor]
@@ -231,18 +230,18 @@ def _equal(first: list[Orders], second: list[Orders]) -> bool:
 # --- the spaces of every kind of network ---
 
 
-def chain_of(config: BackboneConfig | GraphNetworkConfig) -> Chain:
+def chain_of(config: Any) -> Chain:
     """Return the spaces of a network of this shape.
 
     `h0` is the input of the first layer (Hu et al.'s networks only: generic node features are no
     hidden units), `h1` its output, and so on; `m0`, `m1`, ... are hidden units within a layer.
     """
     layers, dim = config.num_layers, config.hidden_dim
-    if isinstance(config, GraphNetworkConfig):
+    if config.kind not in _LAYERS:
         axes = {
-            f"gnns.{n}.{key}": spaces
+            f"gnns.{n}.{key}": axis
             for n in range(layers)
-            for key, spaces in _pyg_layer(config, n).items()
+            for key, axis in _pyg_layer(config, n).items()
         }
         sizes = {
             space: dim

@@ -140,7 +140,7 @@ def linear_maps(config: BackboneConfig | GraphNetworkConfig) -> tuple[LinearMap,
     """Return the linear maps of a layer of this network, in the order of computation."""
     if config.kind == "gat":
         return tuple(chain.from_iterable(_gat(head, config.hidden_dim) for head in range(2)))
-    if isinstance(config, GraphNetworkConfig) and config.kind == "pyg_gat":
+    if config.kind == "pyg_gat":
         width = config.hidden_dim // config.heads
         return tuple(chain.from_iterable(_pyg_gat(head, width) for head in range(config.heads)))
     return _FIXED[config.kind]

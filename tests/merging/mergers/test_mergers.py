@@ -86,12 +86,11 @@ def tensors(given: MergeInputs) -> list[Tensor]:
     tables = [
         given.pretrained,
         *given.finetuned.values(),
-        *(own.head for own in given.calibration.values()),
+        *(seen.head for seen in given.calibration.values()),
     ]
-    graphs = [batch for own in given.calibration.values() for batch in own.batches]
-    return [value for table in tables for value in table.values()] + [
-        value for b in graphs for value in (b.x, b.edge_index, b.edge_attr, b.batch)
-    ]
+    batches = [vars(batch) for seen in given.calibration.values() for batch in seen.batches]
+    held = [value for table in (*tables, *batches) for value in table.values()]
+    return [value for value in held if isinstance(value, Tensor)]
 
 
 def results(result: MergeResult) -> list[State]:
