@@ -13,9 +13,10 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-from merging.config.base import Section, fingerprint
+from merging.config.base import Section
 from merging.config.reading import only_tasks
 from merging.data.files import write_json
+from merging.families.molecule_config import MoleculeConfig
 from merging.mergers.registry import MergeConfig
 from merging.mergers.task_vector import TaskVector
 from merging.planning.distances import (
@@ -30,9 +31,16 @@ from merging.planning.distances import (
     pair_table,
 )
 from merging.planning.grouping import Grouping, average_linkage
-from merging.run.config import RunConfig
 from merging.run.run import Run
-from merging.run.stages import calibration, finetune_key, finetuned, finetuned_backbone
+from merging.run.stage import Stage
+from merging.run.stages import (
+    calibration_graphs,
+    check_adapters,
+    own_network,
+    teacher,
+    trained,
+)
+from merging.run.store import StageResult
 from models.errors import ConfigError
 from models.state_dict import sub_state
 from models.validation import problems_of
@@ -74,8 +82,8 @@ class Plan(Section):
     Attributes:
         setting, seed: of the run that the plan was made for.
         settings: metric, solver and group size.
-        models: by task the key of its fine-tuned model (`finetune_key`): the plan is valid for
-            these models only.
+        models: by task the key of its fine-tuned model (`Stage.key`): the plan is valid for these
+            models only.
         distances: (K, K), rows and columns in the order of `models`.
         groups: tasks by name of the group, every task in exactly one. They may be edited by hand.
         merge: merger of groups of several models.
@@ -135,22 +143,23 @@ def plan_settings(**values: Any) -> PlanSettings:
 def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED_MERGE) -> Plan:
     """Measure the distances between a run's fine-tuned models, and group the models by them.
 
-    Distances are measured without labels, on a few hundred training molecules per task. Missing
-    models are fine-tuned first; known distances are read from the work folder.
+    Distances are distance_stage without labels, on a few hundred training molecules per task.
+    Missing models are fine-tuned first; known distances are read from the work folder.
 
     Args:
         run: the run.
         settings: metric, solver and group size.
         merge: merger of groups of several models.
     """
-    tasks = run.config.tasks
+    check_adapters(run)
+    tasks = run.tasks
     table = model_distances(run, settings)
     groups = average_linkage(tasks, table, settings.group_size).groups
     return Plan(
         setting=run.config.setting,
         seed=run.seed,
         settings=settings,
-        models={task: finetune_key(run, task) for task in tasks},
+        models={task: teacher(run, task).key for task in tasks},
         distances=tuple(tuple(row) for row in table.tolist()),
         groups={f"group{k}": group for k, group in enumerate(groups, 1)},
         merge=merge,
@@ -161,37 +170,33 @@ def model_distances(run: Run, settings: PlanSettings) -> Matrix:
     """Measure the distances between the models of all tasks: (K, K) in the order of the
     configuration, 0 on the diagonal."""
     metrics = {"gw": _gromov_wasserstein_of, "cka": _cka_of, "cosine": _cosine_of}
-    return pair_table(run.config.tasks, metrics[settings.metric](run, settings))
+    return pair_table(run.tasks, metrics[settings.metric](run, settings))
 
 
 def task_space(run: Run, task: str) -> Matrix:
     """Compute the distances between a task's calibration molecules in the feature space of its
     fine-tuned model: (n, n), n = 256 or the size of the training subset."""
-    return distance_matrix(
-        feature_matrix(finetuned_backbone(run, task), calibration(run, task).batches)
-    )
+    return distance_matrix(feature_matrix(own_network(run, task), calibration_graphs(run, task)[0]))
 
 
 def shared_features(run: Run, task: str) -> Tensor:
     """Compute a fine-tuned model's features of molecules that are the same for all models, about
     2048 from all tasks together: (G, d)."""
-    count = max(1, PROBE_BATCHES // len(run.config.tasks))
-    batches = [
-        batch for name in run.config.tasks for batch in calibration(run, name).batches[:count]
-    ]
-    return feature_matrix(finetuned_backbone(run, task), batches)
+    count = max(1, PROBE_BATCHES // len(run.tasks))
+    batches = [batch for name in run.tasks for batch in calibration_graphs(run, name)[0][:count]]
+    return feature_matrix(own_network(run, task), batches)
 
 
-def space_distance(
+def distance_stage(
     run: Run,
     name: str,
     first: str,
     second: str,
     space: Callable[[str], Matrix],
     settings: PlanSettings,
-) -> dict[str, Any]:
-    """Compute the Gromov-Wasserstein distance between the spaces of two tasks, or read it from the
-    work folder.
+) -> Stage:
+    """Return the stage that computes the Gromov-Wasserstein distance between the spaces of two
+    tasks.
 
     Args:
         run: the run.
@@ -201,25 +206,25 @@ def space_distance(
         settings: of the solver.
 
     Returns:
-        The fields of `GromovWasserstein`, and "seconds" of processor time.
+        A stage whose record has the fields of `GromovWasserstein`, and "seconds" of processor time.
     """
 
-    def make() -> dict[str, Any]:
+    def make(_: Path) -> StageResult:
         a, b, start = space(first), space(second), time.process_time()
         generator = np.random.default_rng([run.seed, zlib.crc32(f"{first}/{second}".encode())])
         found = gromov_wasserstein(a, b, settings.variant, settings.restarts, generator)
-        return {**asdict(found), "seconds": round(time.process_time() - start, 6)}
+        seconds = round(time.process_time() - start, 6)
+        return StageResult(record={**asdict(found), "seconds": seconds})
 
-    key = fingerprint(
-        finetune_key(run, first), finetune_key(run, second), settings.variant, settings.restarts
-    )
-    return run.record(f"planning/{name}/{first}-{second}", key, make)
+    inputs = teacher(run, first), teacher(run, second)
+    solver = settings.variant, settings.restarts
+    return Stage(f"planning/{name}/{first}-{second}", run.seed, solver, inputs, make)
 
 
 def _gromov_wasserstein_of(run: Run, settings: PlanSettings) -> PairDistance:
     space = cache(lambda task: task_space(run, task))
     return lambda first, second: float(
-        space_distance(run, "gw", first, second, space, settings)["distance"]
+        run.result(distance_stage(run, "gw", first, second, space, settings)).record["distance"]
     )
 
 
@@ -229,10 +234,8 @@ def _cka_of(run: Run, settings: PlanSettings) -> PairDistance:
 
 
 def _cosine_of(run: Run, settings: PlanSettings) -> PairDistance:
-    start = run.pretrained()
-    vector = cache(
-        lambda task: TaskVector.between(start, sub_state(finetuned(run, task).tensors, "backbone."))
-    )
+    start = sub_state(run.initial(), "network.")
+    vector = cache(lambda task: TaskVector.between(start, trained(run, teacher(run, task)).network))
     return lambda first, second: cosine_distance(vector(first), vector(second))
 
 
@@ -268,12 +271,12 @@ def planned_runs(run: Run, plan: Plan) -> dict[str, Run]:
     Raises:
         ConfigError: the plan is of other tasks or of other models than the run's.
     """
-    if set(plan.tasks) != set(run.config.tasks):
+    if set(plan.tasks) != set(run.tasks):
         raise ConfigError(
             f"got a plan of tasks {sorted(plan.tasks)}, expected one of the configuration's,"
-            f" {sorted(run.config.tasks)}"
+            f" {sorted(run.tasks)}"
         )
-    if changed := [task for task in plan.tasks if plan.models[task] != finetune_key(run, task)]:
+    if changed := [task for task in plan.tasks if plan.models[task] != teacher(run, task).key]:
         raise ConfigError(
             f"got a plan of other models than this run's for {', '.join(changed)} (setting, seed or"
             " data), expected it made anew"
@@ -298,13 +301,13 @@ def group_run(run: Run, tasks: tuple[str, ...], merge: MergeConfig, name: str) -
     """
     release = run.config.release
     changes: Mapping[str, Any] = {
-        "tasks": [task for task in run.config.tasks if task in tasks],
+        "tasks": [task for task in run.tasks if task in tasks],
         "merge": merge.model_dump(),
         "setting": f"{run.config.setting}-{name}",
         "release": release and release.model_dump() | {"name": f"{release.name}-{name}"},
     }
     values = {**only_tasks(run.config.model_dump(mode="json"), list(tasks)), **changes}
     try:
-        return replace(run, config=RunConfig.model_validate(values))
+        return replace(run, config=MoleculeConfig.model_validate(values))
     except ValidationError as error:
-        raise ConfigError(f"group {name}: {problems_of(error, RunConfig)}") from error
+        raise ConfigError(f"group {name}: {problems_of(error, MoleculeConfig)}") from error

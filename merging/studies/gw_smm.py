@@ -1,14 +1,9 @@
 """The study of GW-SMM: the measured loss of merging every pair of a run's models, against the
-distances that a plan is made from.
+distances that a plan is made from (`gmerging study gw-smm`)."""
 
-`python -m merging.studies.gw_smm` writes `results/neighbours/gw-smm.json` and its figures;
-measurements are kept in the work folder.
-"""
-
-import argparse
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -20,15 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merging.config.base import fingerprint
 from merging.data.files import write_json
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.data.split import Split
 from merging.drawing.plan import draw_plan
+from merging.families.molecules import MOLECULES
 from merging.mergers.registry import MergeConfig
 from merging.planning.distances import (
     Matrix,
-    PairDistance,
     Variant,
     distance_matrix,
     feature_matrix,
@@ -40,25 +34,25 @@ from merging.planning.plan import (
     PUBLISHED_MERGE,
     SINGLE_MODEL,
     PlanSettings,
+    distance_stage,
     group_run,
     make_plan,
     model_distances,
-    space_distance,
     task_space,
 )
-from merging.run.config import load_config
-from merging.run.jobs import Job, run_jobs
+from merging.run.models import finetuned, without_adapters
 from merging.run.run import Run
+from merging.run.scores import answering, environment, measured
+from merging.run.stage import Stage, build
 from merging.run.stages import (
-    CALIBRATION_MOLECULES,
-    bare,
-    calibration,
-    finetune_key,
-    finetuned_alone,
-    finetuned_backbone,
-    merge_key,
-    merged_backbone,
+    calibration_graphs,
+    check_adapters,
+    merged,
+    merged_network,
+    own_network,
+    teacher,
 )
+from merging.run.store import StageResult
 from merging.studies.gw_smm_analysis import (
     agreement,
     correlations,
@@ -69,9 +63,9 @@ from merging.studies.gw_smm_analysis import (
     variant_statistics,
 )
 from merging.studies.markdown import over_seeds
-from merging.studies.results import environment, measure_task
 from merging.training.metrics import batches
 from models.networks.hu2020 import make_backbone
+from models.state_dict import sub_state
 
 SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS = 1000, 1024, 100
 SUBSETS = ("valid", "test")
@@ -81,15 +75,15 @@ SIZES, DRAWN_PARTITIONS = (128, 256, 512), 6
 
 
 def on_samples(run: Run) -> Run:
-    """Return the run with smaller data sets to measure on, the same for every model: HIV, MUV and
-    the 617 labels of ToxCast would take most of the time.
+    """Return the run with smaller data sets to measure_scores on, the same for every model: HIV,
+    MUV and the 617 labels of ToxCast would take most of the time.
 
     Validation and test subsets are cut to `SUBSET_MOLECULES`, keeping every molecule that is
     positive for some label (ROC-AUC does not depend on the ratio of classes); the training subset,
     which gives BatchNorm statistics, to `STATISTICS_MOLECULES`; all but `LABELS` labels are masked.
     The run must stay in this process: another one would load the full data.
     """
-    return replace(run, _datasets={task: _sampled(run.dataset(task)) for task in run.config.tasks})
+    return replace(run, _datasets={task: _sampled(run.dataset(task)) for task in run.tasks})
 
 
 def _sampled(dataset: MoleculeDataset) -> MoleculeDataset:
@@ -115,14 +109,12 @@ def _evenly(count: int, most: int) -> Tensor:
 
 def groups_of(run: Run, size: int) -> list[Group]:
     """List all groups of `size` tasks of a run."""
-    return list(itertools.combinations(run.config.tasks, size))
+    return list(itertools.combinations(run.tasks, size))
 
 
-def score_group(
-    run: Run, small: Run, group: Group, merge: MergeConfig, task: str
-) -> dict[str, float]:
-    """Measure a task with its head on the merged backbone of its group, without adapters, or read
-    the measurement from the work folder.
+def score_stage(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> Stage:
+    """Return the stage that measures a task with its head on the merged backbone of its group,
+    without adapters.
 
     Args:
         run: the run that is merged.
@@ -132,37 +124,43 @@ def score_group(
         task: a task of the group.
 
     Returns:
-        ROC-AUC by "valid" and "test".
+        A stage whose record has the ROC-AUC by "valid" and "test".
     """
-    merged = group_run(run, group, merge, "study")
-
-    def make() -> dict[str, float]:
-        return measure_task(
-            small, bare(small, merged_backbone(merged), task), task, "own", "stored"
-        )
-
-    return run.record(f"planning/scores/{merge.method}/{task}", _key(merge_key(merged), task), make)
+    grouped = group_run(run, group, merge, "study")
+    make = partial(_make_score, grouped, small, task)
+    inputs = merged(grouped), teacher(run, task)
+    name = f"planning/scores/{merge.method}/{task}"
+    return Stage(name, run.seed, _sampling(), inputs, make)
 
 
-def score_finetuned(run: Run, small: Run, task: str) -> dict[str, float]:
-    """Measure a fine-tuned model with the BatchNorm statistics of its training: ROC-AUC by "valid"
-    and "test"."""
-    key = _key(finetune_key(run, task), task)
-    return run.record(
-        f"planning/scores/finetuned/{task}",
-        key,
-        lambda: measure_task(small, finetuned_alone(small, task), task, "own", "stored"),
-    )
+def _make_score(grouped: Run, small: Run, task: str, _: Path) -> StageResult:
+    model = without_adapters(small, merged_network(grouped), task)
+    return _areas(measured(small, answering(small, model, task), task))
 
 
-def _key(origin: str, task: str) -> str:
-    return fingerprint(origin, task, SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS)
+def finetuned_stage(run: Run, small: Run, task: str) -> Stage:
+    """Return the stage that measures a fine-tuned model with the BatchNorm statistics of its
+    training: ROC-AUC by "valid" and "test"."""
+    make, inputs = partial(_make_finetuned_score, small, task), (teacher(run, task),)
+    return Stage(f"planning/scores/finetuned/{task}", run.seed, _sampling(), inputs, make)
 
 
-def jobs(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig) -> list[Job]:
-    """List the measurements of all groups of these sizes, as jobs."""
+def _make_finetuned_score(small: Run, task: str, _: Path) -> StageResult:
+    return _areas(measured(small, answering(small, finetuned(small, task), task), task))
+
+
+def _areas(found: dict[str, dict[str, float]]) -> StageResult:
+    return StageResult(record={subset: values["roc_auc"] for subset, values in found.items()})
+
+
+def _sampling() -> tuple[int, ...]:
+    return SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS
+
+
+def group_scores(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig) -> list[Stage]:
+    """List the stages that measure all groups of these sizes."""
     return [
-        partial(score_group, run, small, group, merge, task)
+        score_stage(run, small, group, merge, task)
         for size in sizes
         for group in groups_of(run, size)
         for task in group
@@ -180,72 +178,71 @@ def distance_tables(run: Run) -> dict[str, list[list[float]]]:
         molecules; and `gw_data`, between the tasks' molecules in the feature space of the
         pre-trained model.
     """
-    return run.record(
-        "planning/distances",
-        fingerprint(*(finetune_key(run, task) for task in run.config.tasks)),
-        partial(_distance_tables, run),
-    )
+    return run.result(_distance_stage(run)).record
 
 
-def _distance_tables(run: Run) -> dict[str, list[list[float]]]:
-    tables = {
-        metric: model_distances(run, PlanSettings.model_validate({"metric": metric}))
-        for metric in ("gw", "cka", "cosine")
-    }
-    tables["gw_same"] = pair_table(run.config.tasks, _distances_of(run, "gw_same", _shared_space))
-    tables["gw_data"] = pair_table(
-        run.config.tasks, _distances_of(run, "gw_data", _pretrained_space)
-    )
-    return {name: table.round(6).tolist() for name, table in tables.items()}
+def _distance_stage(run: Run) -> Stage:
+    spaces = {"gw": task_space, "gw_same": _shared_space, "gw_data": _pretrained_space}
+    pairs = {}
+    for name, space in spaces.items():
+        cached = cache(partial(space, run))
+        settings = PlanSettings() if name == "gw" else PlanSettings(restarts=1)
+        for first, second in map(sorted, groups_of(run, 2)):
+            pair = name, first, second
+            pairs[pair] = distance_stage(run, *pair, cached, settings)
+    make = partial(_make_distances, run, pairs)
+    return Stage("planning/distances", run.seed, (), tuple(pairs.values()), make)
 
 
-def _distances_of(run: Run, name: str, space: Callable[[Run, str], Matrix]) -> PairDistance:
-    cached = cache(partial(space, run))
-    return lambda first, second: float(
-        space_distance(run, name, first, second, cached, PlanSettings(restarts=1))["distance"]
-    )
+def _make_distances(run: Run, pairs: dict[tuple[str, str, str], Stage], _: Path) -> StageResult:
+    metrics = ("gw", "cka", "cosine")
+    tables = {name: model_distances(run, PlanSettings(metric=name)) for name in metrics}
+    for name in ("gw_same", "gw_data"):
+        tables[name] = pair_table(run.tasks, partial(_stored_distance, run, pairs, name))
+    return StageResult(record={name: table.round(6).tolist() for name, table in tables.items()})
+
+
+def _stored_distance(
+    run: Run, pairs: dict[tuple[str, str, str], Stage], name: str, first: str, second: str
+) -> float:
+    return float(run.result(pairs[name, first, second]).record["distance"])
 
 
 def _shared_space(run: Run, task: str) -> Matrix:
-    batches = [calibration(run, name).batches[0] for name in run.config.tasks]
-    return distance_matrix(feature_matrix(finetuned_backbone(run, task), batches))
+    batches = [calibration_graphs(run, name)[0][0] for name in run.tasks]
+    return distance_matrix(feature_matrix(own_network(run, task), batches))
 
 
 def _pretrained_space(run: Run, task: str) -> Matrix:
-    backbone = make_backbone(
-        run.pretrained(), run.config.pretrained.backbone, "pre-trained weights"
-    )
-    return distance_matrix(feature_matrix(backbone, calibration(run, task).batches))
+    initial = sub_state(run.initial(), "network.")
+    backbone = make_backbone(initial, run.config.shape, "pre-trained weights")
+    return distance_matrix(feature_matrix(backbone, calibration_graphs(run, task)[0]))
 
 
 def variants(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Compute the Gromov-Wasserstein distances of all pairs by every variant of the solver: records
-    of `space_distance` by variant."""
+    of `distance_stage` by variant."""
     space = cache(partial(task_space, run))
-    pairs = [sorted(pair) for pair in groups_of(run, 2)]
+    pairs = [(first, second) for first, second in map(sorted, groups_of(run, 2))]
     found: dict[str, list[dict[str, Any]]] = {}
     for variant, starts in VARIANT_STARTS.items():
         settings = PlanSettings(variant=variant, restarts=starts)
-        found[variant] = [
-            space_distance(run, "gw", first, second, space, settings) for first, second in pairs
-        ]
+        stages = [distance_stage(run, "gw", *pair, space, settings) for pair in pairs]
+        found[variant] = [run.result(stage).record for stage in stages]
     return found
 
 
 def sizes(run: Run) -> dict[str, Any]:
     """Measure every variant of the solver on growing numbers of molecules of the first two tasks by
     name: {molecules: {variant: {"distance", "seconds"}}}, from one start."""
-    return run.record(
-        "planning/sizes",
-        fingerprint(*(finetune_key(run, task) for task in sorted(run.config.tasks)[:2])),
-        partial(_sizes, run),
-    )
+    inputs = tuple(teacher(run, task) for task in sorted(run.tasks)[:2])
+    return run.result(Stage("planning/sizes", run.seed, SIZES, inputs, partial(_sizes, run))).record
 
 
-def _sizes(run: Run) -> dict[str, Any]:
+def _sizes(run: Run, _: Path) -> StageResult:
     table: dict[str, Any] = {}
     for count in SIZES:
-        first, second = (_sample_space(run, task, count) for task in sorted(run.config.tasks)[:2])
+        first, second = (_sample_space(run, task, count) for task in sorted(run.tasks)[:2])
         table[str(count)] = {}
         for variant in VARIANT_STARTS:
             start, generator = time.process_time(), np.random.default_rng(run.seed)
@@ -254,14 +251,14 @@ def _sizes(run: Run) -> dict[str, Any]:
                 "distance": round(found.distance, 5),
                 "seconds": round(time.process_time() - start, 6),
             }
-    return table
+    return StageResult(record=table)
 
 
 def _sample_space(run: Run, task: str, count: int) -> Matrix:
     dataset = run.dataset(task)
     rows = dataset.split.train[_evenly(len(dataset.split.train), count)]
     sample = (batch for _, batch in batches(dataset.graphs, rows, 64))
-    return distance_matrix(feature_matrix(finetuned_backbone(run, task), sample))
+    return distance_matrix(feature_matrix(own_network(run, task), sample))
 
 
 # --- the whole study ---
@@ -270,15 +267,12 @@ def _sample_space(run: Run, task: str, count: int) -> Matrix:
 def measure_scores(run: Run, small: Run, both: bool) -> None:
     """Measure the scores of a seed that do not depend on a plan, those of pairs merged by weight
     average only if `both`."""
-    tasks = run.config.tasks
-    work: list[Job] = [partial(score_finetuned, run, small, task) for task in tasks]
-    work += (
-        jobs(run, small, [1], SINGLE_MODEL)
-        + jobs(run, small, [1, 2, len(tasks)], PUBLISHED_MERGE)
-        + jobs(run, small, [len(tasks)], AVERAGE)
-    )
-    work += jobs(run, small, [2], AVERAGE) if both else []
-    run_jobs(f"seed {run.seed}: measuring", work, 1, 1)
+    tasks = run.tasks
+    work = [finetuned_stage(run, small, task) for task in tasks]
+    work += group_scores(run, small, [1], SINGLE_MODEL)
+    work += group_scores(run, small, [1, 2, len(tasks)], PUBLISHED_MERGE)
+    work += group_scores(run, small, [2, len(tasks)] if both else [len(tasks)], AVERAGE)
+    build(work, run.store, description=f"seed {run.seed}: measuring")
 
 
 def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
@@ -312,14 +306,14 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
             "merge": PUBLISHED_MERGE.model_dump(),
             "plan": PlanSettings().model_dump(),
             "molecules": {
-                "distances": CALIBRATION_MOLECULES,
+                "distances": MOLECULES.calibration_graphs(runs[0].config),
                 "part": SUBSET_MOLECULES,
                 "statistics": STATISTICS_MOLECULES,
                 "labels": LABELS,
             },
             "drawn_ways": DRAWN_PARTITIONS,
         },
-        "tasks": list(runs[0].config.tasks),
+        "tasks": list(runs[0].tasks),
         "seeds": [run.seed for run in runs],
         "environment": {**environment(), "pot": version("pot")},
         "correlation": {
@@ -352,22 +346,21 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
 
 
 def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
-    small, tasks = on_samples(run), run.config.tasks
+    small, tasks = on_samples(run), run.tasks
     measure_scores(run, small, both)
 
     def scored(group: Group, merge: MergeConfig, task: str) -> dict[str, float]:
-        return score_group(run, small, group, merge, task)
+        return run.result(score_stage(run, small, group, merge, task)).record
 
     single = {task: scored((task,), SINGLE_MODEL, task) for task in tasks}
     losses: dict[str, Any] = {}
     for merge in (PUBLISHED_MERGE, AVERAGE) if both else (PUBLISHED_MERGE,):
-        scores = scores_of(groups_of(run, 2), partial(_score_in, run, small, merge))
-        losses |= {
-            f"{merge.method}_{subset}": pair_losses(tasks, scores, single, subset).round(6).tolist()
-            for subset in SUBSETS
-        }
+        pairs = scores_of(groups_of(run, 2), partial(_score_in, run, small, merge))
+        for subset in SUBSETS:
+            table = pair_losses(tasks, pairs, single, subset)
+            losses[f"{merge.method}_{subset}"] = table.round(6).tolist()
     references = {
-        "finetuned": {task: score_finetuned(run, small, task) for task in tasks},
+        "finetuned": {task: run.result(finetuned_stage(run, small, task)).record for task in tasks},
         "each_alone": single,
         "each_alone_trimmed": {task: scored((task,), PUBLISHED_MERGE, task) for task in tasks},
         "one_group": {task: scored(tasks, PUBLISHED_MERGE, task) for task in tasks},
@@ -386,10 +379,8 @@ def _averages(by_task: dict[str, dict[str, float]]) -> dict[str, float]:
     return {subset: round(fmean(score[subset] for score in scores), 5) for subset in SUBSETS}
 
 
-def _score_in(
-    run: Run, small: Run, merge: MergeConfig, group: Group, task: str
-) -> dict[str, float]:
-    return score_group(run, small, group, merge, task)
+def _score_in(run: Run, small: Run, merge: MergeConfig, group: Group, task: str) -> Any:
+    return run.result(score_stage(run, small, group, merge, task)).record
 
 
 def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
@@ -397,7 +388,7 @@ def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
     sizes. A group of one is trimmed like the others, so that only the grouping differs."""
     found = {}
     for metric, table in distance_tables(run).items():
-        groups = average_linkage(run.config.tasks, np.array(table), size).groups
+        groups = average_linkage(run.tasks, np.array(table), size).groups
         others = _partitions(groups, run.seed)
         scores = scores_of(
             sorted({group for partition in (groups, *others) for group in partition}),
@@ -421,33 +412,22 @@ def _partitions(groups: Sequence[Group], seed: int) -> list[tuple[Group, ...]]:
     return [every[k] for k in drawn]
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=Path("gcn_supervised_contextpred.yaml"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--both",
-        type=int,
-        nargs="*",
-        default=[],
-        help="seeds for which pairs are merged by weight average too",
-    )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("work"))
-    parser.add_argument("--results", type=Path, default=Path("results/neighbours"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    config = load_config(arguments.config)
-    runs = [
-        Run(config, seed, arguments.data, arguments.work, torch.device("cpu"))
-        for seed in arguments.seeds
-    ]
-    write_json(arguments.results / "gw-smm.json", study(runs, arguments.both))
-    draw_plan(make_plan(runs[0], PlanSettings()), arguments.results / "gw-smm")
+def run_study(runs: Sequence[Run], both: Sequence[int], folder: Path) -> dict[str, Any]:
+    """Measure everything, and write `gw-smm.json` and the figures of the first run's plan into a
+    folder; measurements are kept in the work folder.
 
+    Args:
+        runs, both: see `study`.
+        folder: gets the files.
 
-if __name__ == "__main__":
-    main()
+    Returns:
+        The content of the results file.
+
+    Raises:
+        ConfigError: the runs' family of models has no adapters.
+    """
+    check_adapters(runs[0])
+    content = study(runs, both)
+    write_json(folder / "gw-smm.json", content)
+    draw_plan(make_plan(runs[0], PlanSettings()), folder / "gw-smm")
+    return content

@@ -9,7 +9,11 @@ import torch
 
 from merging.data.files import read_json, write_json
 from merging.mergers.registry import MergeConfig
-from merging.planning.distances import cka_distance, distance_matrix, feature_matrix
+from merging.planning.distances import (
+    cka_distance,
+    distance_matrix,
+    feature_matrix,
+)
 from merging.planning.plan import (
     Plan,
     PlanSettings,
@@ -23,10 +27,9 @@ from merging.planning.plan import (
 from merging.release.release import release
 from merging.run.config import load_config
 from merging.run.run import Run
-from merging.run.stages import calibration, finetuned, finetuned_backbone, merged, merged_backbone
+from merging.run.stages import calibration, merged, merged_network, own_network, teacher, trained
 from models.artifact import load_artifact
 from models.errors import ConfigError
-from models.state_dict import sub_state
 from tests.merging.conftest import write_pico
 
 
@@ -61,14 +64,14 @@ class TestPlan:
             batch for task in ("nitrogen", "other") for batch in calibration(pico_run, task).batches
         ]
         torch.testing.assert_close(
-            features[0], feature_matrix(finetuned_backbone(pico_run, "nitrogen"), batches)
+            features[0], feature_matrix(own_network(pico_run, "nitrogen"), batches)
         )
         made = make_plan(pico_run, PlanSettings(metric="cka", group_size=2))
         assert made.distances[0][1] == pytest.approx(cka_distance(*features), abs=1e-9)
 
     def test_distance_is_that_of_the_models_own_molecules(self, pico_run: Run, plan: Plan) -> None:
         features = [
-            feature_matrix(finetuned_backbone(pico_run, task), calibration(pico_run, task).batches)
+            feature_matrix(own_network(pico_run, task), calibration(pico_run, task).batches)
             for task in pico_run.config.tasks
         ]
         assert features[0].shape == (len(pico_run.dataset("nitrogen").split.train), 16)
@@ -137,10 +140,11 @@ class TestPlan:
     def test_group_is_merged_by_the_plans_method(self, pico_run: Run, plan: Plan) -> None:
         (run,) = planned_runs(pico_run, plan).values()
         assert run.config.tasks == pico_run.config.tasks
-        assert merged(run).record["method"] == "ties"
-        assert merged(run).record["options"] == {"density": 0.3, "scaling": 0.5}
+        assert run.result(merged(run)).record["method"] == "ties"
+        assert run.result(merged(run)).record["options"] == {"density": 0.3, "scaling": 0.5}
         other = plan.model_copy(update={"merge": MergeConfig(method="weight_average")})
-        assert merged(planned_runs(pico_run, other)["group1"]).record["method"] == "weight_average"
+        (run,) = planned_runs(pico_run, other).values()
+        assert run.result(merged(run)).record["method"] == "weight_average"
 
     def test_group_of_one_is_the_finetuned_model(self, pico_run: Run) -> None:
         plan = make_plan(pico_run, PlanSettings(restarts=1, group_size=1))
@@ -152,8 +156,8 @@ class TestPlan:
         made = len(list((pico_run.work / "pieces/finetuned").iterdir()))
         for run in runs.values():
             (task,) = run.config.tasks
-            expected = sub_state(finetuned(pico_run, task).tensors, "backbone.")
-            got = merged_backbone(run).state_dict()
+            expected = trained(pico_run, teacher(pico_run, task)).network
+            got = merged_network(run).state_dict()
             for key, value in expected.items():
                 if "running" not in key and "num_batches" not in key:
                     # theta_pre + (theta_k - theta_pre) in float32

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from merging.planning.plan import PUBLISHED_MERGE
+from merging.planning.plan import (
+    PUBLISHED_MERGE,
+)
 from merging.run.config import load_config
+from merging.run.models import merged_only, without_adapters
 from merging.run.run import Run
-from merging.run.stages import bare, finetuned_backbone, without_adapters
+from merging.run.scores import answering, measured
+from merging.run.stages import own_network
 from merging.studies.gw_smm import on_samples, study
 from merging.studies.gw_smm_analysis import gw_smm_tables
-from merging.studies.results import measure_task
 from tests.merging.conftest import write_pico
 
 
@@ -38,21 +41,27 @@ class TestStudy:
         """The pico sets are smaller than the samples, so they are measured whole."""
         run = pico_run.varied(merge=PUBLISHED_MERGE.model_dump())
         scores = {
-            task: measure_task(run, without_adapters(run, task), task, "own", "stored")
-            for task in run.config.tasks
+            task: measured(run, answering(run, merged_only(run, task), task), task)
+            for task in run.tasks
         }
         single = {
-            task: measure_task(
-                run, bare(run, finetuned_backbone(run, task), task), task, "own", "stored"
+            task: measured(
+                run,
+                answering(run, without_adapters(run, own_network(run, task), task), task),
+                task,
             )
-            for task in run.config.tasks
+            for task in run.tasks
         }
         found = content["by_seed"]["0"]
         for subset in ("valid", "test"):
-            assert found["references"]["one_group"][subset] == pytest.approx(
-                np.mean([score[subset] for score in scores.values()]), abs=1e-5
+            areas, before = (
+                [measures[subset]["roc_auc"] for measures in by_task.values()]
+                for by_task in (scores, single)
             )
-            loss = np.mean([single[task][subset] - scores[task][subset] for task in scores])
+            assert found["references"]["one_group"][subset] == pytest.approx(
+                np.mean(areas), abs=1e-5
+            )
+            loss = np.mean(np.array(before) - np.array(areas))
             assert found["losses"][f"ties_{subset}"][0][1] == pytest.approx(loss, abs=1e-4)
 
     def test_the_only_plan_is_as_good_as_itself(self, content: dict[str, Any]) -> None:
