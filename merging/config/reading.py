@@ -1,4 +1,4 @@
-"""Reading of YAML: strict, with `extends`."""
+"""Reading of YAML configurations: strict, with `extends`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
-    """Read and check a YAML file, see `read_values`. Raises ConfigError: every problem is named."""
+    """Read a YAML file into a model of its sections, see `read_values`.
+
+    Args:
+        path: of the file, or the bare name of a file in the folder `bundled` of the package.
+        model: class of the configuration.
+        bundled: folder of the package.
+
+    Raises:
+        ConfigError: the file cannot be read, or its values do not fit; every problem is named.
+    """
     try:
         return model.model_validate(read_values(path, (bundled,)))
     except ValidationError as error:
@@ -37,13 +46,16 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
 
 
 def read_values(path: Path, bundled: Sequence[Path]) -> dict[str, Any]:
-    """Read the sections of a YAML file; a bare name is looked up in the folders `bundled`, of those
-    that come with the package.
+    """Read the sections of a YAML file.
 
-    `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section
-    the file's own keys count before the other's, and where it names its own tasks, what the other
-    says of other tasks is left out. Who the other is (`_IDENTITY`) is not handed on: a setting
-    without a name has its file's.
+    `extends: other.yaml` inherits from another file, beside it or bundled: a section's keys
+    override those of the other file, and if the file names its tasks, what the other says of other
+    tasks is dropped. The other's `setting`, `description` and `release` are not inherited; a file
+    without a `setting` gets its own name.
+
+    Args:
+        path: of the file, or the bare name of a file in one of the folders `bundled`.
+        bundled: folders of the package.
 
     Raises:
         ConfigError: the file is absent, is not YAML, holds no sections, or extends itself.
@@ -56,8 +68,8 @@ def read_values(path: Path, bundled: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read_values(path: Path, bundled: Sequence[Path], extended_by: tuple[Path, ...]) -> Any:
-    places = (path, *(folder / path.name for folder in bundled))
-    file = next((place for place in places if place.is_file()), None)
+    candidates = (path, *(folder / path.name for folder in bundled))
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         known = ", ".join(
             sorted(found.name for folder in bundled for found in folder.glob("*.yaml"))

@@ -26,14 +26,14 @@ _LIPS20_NUMBERS = {"Li": 3, "P": 15, "S": 16}
 
 @dataclass(frozen=True)
 class Labels:
-    """Energies (G,) float64 in eV and forces (N, 3) float32 in eV / Angstrom of G structures of N
-    atoms, known or answered."""
+    """Energies (G,) float64 in eV and forces (N, 3) float32 in eV / Angstrom of G structures with N
+    atoms together, as labels or as predictions."""
 
     energy: Tensor
     forces: Tensor
 
     def to(self, device: torch.device | str) -> "Labels":
-        """The same on another device."""
+        """Return the labels on another device."""
         return Labels(self.energy.to(device), self.forces.to(device))
 
 
@@ -44,7 +44,7 @@ class FrameDataset:
     Attributes:
         task: its name.
         structures: F frames.
-        lists: their neighbours within the cutoff.
+        lists: the neighbours within the cutoff, by frame.
         energy: (F,) float64, in eV.
         forces: (F, n, 3) float32, in eV / Angstrom.
         split: row numbers of the subsets.
@@ -65,7 +65,7 @@ class FrameDataset:
 
     @property
     def info(self) -> TaskInfo:
-        """Energy of a structure, forces on its atoms."""
+        """The task: the energy of a structure, and the forces on its atoms."""
         return TaskInfo(labels=("energy",), description=self.about, target="energy_and_forces")
 
     @property
@@ -83,7 +83,7 @@ class FrameDataset:
         return Labels(self.energy[rows], self.forces[rows].flatten(0, 1))
 
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
-        """See `merging.data.task_data.TaskData.steps`."""
+        """Return the steps of one pass over a subset, `batch_size` frames per step."""
         rows: Tensor = getattr(self.split, subset)
         rows = rows[torch.randperm(len(rows))] if shuffle else rows
         return [
@@ -94,12 +94,12 @@ class FrameDataset:
     def calibration(
         self, count: int, batch_size: int, seed: int
     ) -> tuple[tuple[AtomsBatch, ...], tuple[Tensor, ...]]:
-        """See `merging.data.task_data.TaskData.calibration`; the first frames are taken."""
+        """Return batches of the first `count` training frames for mergers, without labels."""
         groups = self.split.train[:count].split(batch_size)
         return tuple(self.select(rows) for rows in groups), ()
 
     def first(self, count: int) -> Self:
-        """See `merging.data.task_data.TaskData.first`."""
+        """Return the task with its first `count` training frames only."""
         return replace(self, split=replace(self.split, train=self.split.train[:count]))
 
 

@@ -43,8 +43,8 @@ class FileSpec(Section):
 
     Attributes:
         file: path in the data folder, or absolute.
-        level, target: what is answered (`models.task.TaskInfo`).
-        labels: names of the answers, in the order of the file's columns or classes.
+        level, target: of the labels (`models.task.TaskInfo`).
+        labels: names of the labels or classes, in the order of the file's columns or classes.
     """
 
     kind: Literal["file"] = "file"
@@ -119,11 +119,10 @@ def write_graphs(
 
 
 def write_molecules(dataset: MoleculeDataset, path: Path) -> None:
-    """Write a set of molecules as a file that `merging.data.graph_file` reads, with its scaffold
-    split.
+    """Write a set of molecules as a graph file, with its scaffold split.
 
     A node is an atom, its features are the one-hot atom type (`models.data.molecule`: 118 elements,
-    one never used here, one for an unknown atom); bonds have no features.
+    one unused, one for unknown atoms); bonds have no features.
     """
     packed = dataset.graphs
     atom_types = (
