@@ -101,8 +101,8 @@ class RunConfig(Section):
         """Of the weights that a task's training starts from, in a run with that seed."""
         return seed
 
-    def check_variants(self, path: Path) -> None:
-        """Raises ConfigError: a variant that the file at `path` describes does not fit."""
+    def check_variants(self) -> None:
+        """Raises ConfigError: a variant that the configuration describes does not fit."""
 
     def called(self) -> ReleaseConfig:
         """Name and version of the artifact. Raises ConfigError: there is no `release`."""
@@ -124,6 +124,8 @@ class OfflineFamily(ABC):
         folder: of those that come with the package, below `configs`.
         adapters: whether adapters are trained. False: artifacts have rank 0, and tasks cannot be
             added to them.
+        unserved: kinds of data (`kind` of their sections) that are trained on and merged, but that
+            no artifact answers.
         compared: mergers that `gmerging compare` measures where the configuration names none.
         calibration_batch, evaluation_batch: graphs in a batch.
     """
@@ -132,6 +134,7 @@ class OfflineFamily(ABC):
     config: ClassVar[type[RunConfig]]
     folder: ClassVar[str] = ""
     adapters: ClassVar[bool] = False
+    unserved: ClassVar[tuple[str, ...]] = ()
     compared: ClassVar[tuple[MergeConfig, ...]] = (MergeConfig(method="weight_average"),)
     calibration_batch: ClassVar[int] = 32
     evaluation_batch: ClassVar[int] = 256
@@ -139,12 +142,6 @@ class OfflineFamily(ABC):
     @abstractmethod
     def read(self, config: Any, task: str, folders: Folders, seed: int) -> Any:
         """The `TaskData` of a task. Raises DataError: a file is absent or wrong."""
-
-    def describe(self, task: str, data: Any) -> str:
-        """A line for people: what was read as what."""
-        info, files = data.info, ", ".join(data.sources)
-        labels = f"{len(info.labels)} label{'s' if len(info.labels) > 1 else ''}"
-        return f"{task}: {info.description}; {labels}, {info.level}, {info.target}; from {files}"
 
     @abstractmethod
     def network(self, shape: Any, dropout: float = 0.0) -> nn.Module:
@@ -244,10 +241,6 @@ class OfflineFamily(ABC):
         for module in made:
             module.requires_grad_(False).eval()
         return made
-
-    def check_release(self, config: Any) -> None:
-        """Raises ConfigError: a task is trained and merged, but no artifact answers it."""
-        return
 
     def expert(self, config: Any, data: Any, head: StateDict, adapters: StateDict) -> nn.Module:
         """What a task brings to an artifact."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from merging.cli.options import print_artifact, set_up
+import torch
+
 from merging.drawing.figures import draw_figures
 from merging.drawing.plan import draw_plan
 from merging.mergers.registry import MERGERS
@@ -32,14 +33,37 @@ from merging.studies.report import (
     summary_table,
 )
 from merging.training.pretraining import load_pretrain_config, pretrain
+from models.artifact import Manifest
 from models.errors import ConfigError, DataError
 
 PLAIN_RESULTS = Path("neighbours/generic-graphs.json")
 """Below the folder of results, those of models without adapters."""
 
 
+_SEEDS = 2**31
+
+
+def _set_up(arguments: argparse.Namespace) -> torch.device:
+    """Give torch its threads; returns the device, the CPU where a command has no choice. Raises
+    ConfigError: a number is out of range."""
+    for name in ("threads", "processes"):
+        if getattr(arguments, name, 1) < 1:
+            raise ConfigError(f"--{name}: got {getattr(arguments, name)}, expected at least 1")
+    drawn = getattr(arguments, "seeds", [getattr(arguments, "seed", 0)])
+    if wrong := [value for value in drawn if not 0 <= value < _SEEDS]:
+        raise ConfigError(f"--seed: got {wrong[0]}, expected 0 to {_SEEDS - 1}")
+    torch.set_num_threads(arguments.threads)
+    chosen: torch.device = getattr(arguments, "device", torch.device("cpu"))
+    return chosen
+
+
+def _print_artifact(manifest: Manifest, folder: Path) -> None:
+    """What was written, and where."""
+    print(f"{manifest.name} {manifest.version}: {len(manifest.tasks)} tasks in {folder}")
+
+
 def _run(arguments: argparse.Namespace, seed: int | None = None) -> Run:
-    device = set_up(arguments)
+    device = _set_up(arguments)
     seed = arguments.seed if seed is None else seed
     config, workers = load_config(arguments.config), arguments.threads
     run = Run(config, seed, arguments.data, arguments.work, device, workers)
@@ -56,7 +80,7 @@ def _runs(arguments: argparse.Namespace) -> dict[str, Run]:
 def _check_data(run: Run, tasks: Sequence[str]) -> None:
     """Read the data of all tasks before anything is trained, and tell what was read as what."""
     for task in tasks:
-        print(run.family.describe(task, run.dataset(task)))
+        print(run.dataset(task).summary)
 
 
 def _build(
@@ -76,7 +100,7 @@ def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
 
 def pretrain_backbone(arguments: argparse.Namespace) -> None:
     """`pretrain`."""
-    device, config = set_up(arguments), load_pretrain_config(arguments.config)
+    device, config = _set_up(arguments), load_pretrain_config(arguments.config)
     folders, threads = (arguments.data, arguments.work), arguments.threads
     path = pretrain(config, *folders, arguments.seed, device, threads)
     print(f"pre-trained weights: {path}")
@@ -151,7 +175,7 @@ def release_models(arguments: argparse.Namespace) -> None:
     stages = [stage for run in runs.values() for stage in release_stages(run)]
     _build(arguments, first, stages, "release")
     for group, run in runs.items():
-        print_artifact(release(run, folders[group], arguments.replace), folders[group])
+        _print_artifact(release(run, folders[group], arguments.replace), folders[group])
 
 
 def _release_folder(arguments: argparse.Namespace, group: str, run: Run) -> Path:
@@ -210,13 +234,13 @@ def add_task(arguments: argparse.Namespace) -> None:
     given = arguments.artifact, arguments.output, arguments.replace
     check_addition(run, *given)
     _check_data(run, run.tasks)
-    print_artifact(add_tasks(run, *given), arguments.output)
+    _print_artifact(add_tasks(run, *given), arguments.output)
 
 
 def remove_task(arguments: argparse.Namespace) -> None:
     """`remove-task`."""
     left = remove_tasks(arguments.artifact, arguments.tasks, arguments.output, arguments.replace)
-    print_artifact(left, arguments.output)
+    _print_artifact(left, arguments.output)
 
 
 def screen_artifact(arguments: argparse.Namespace) -> None:
@@ -226,7 +250,7 @@ def screen_artifact(arguments: argparse.Namespace) -> None:
     counts = manifest.provenance["screened"]
     unreadable = f"{counts['unreadable']} could not be read"
     print(f"screened with {counts['molecules']} molecules, {unreadable}")
-    print_artifact(manifest, arguments.output)
+    _print_artifact(manifest, arguments.output)
 
 
 def inspect_artifact(arguments: argparse.Namespace) -> None:
@@ -236,7 +260,7 @@ def inspect_artifact(arguments: argparse.Namespace) -> None:
 
 def study_gnnmerge(arguments: argparse.Namespace) -> None:
     """`study gnnmerge`."""
-    set_up(arguments)
+    _set_up(arguments)
     given = arguments.data, arguments.work, arguments.seconds, arguments.results
     content = gnnmerge.run_study(*given)
     print(gnnmerge.speed_table(content))
@@ -244,7 +268,7 @@ def study_gnnmerge(arguments: argparse.Namespace) -> None:
 
 def study_gffmerge(arguments: argparse.Namespace) -> None:
     """`study gffmerge`."""
-    set_up(arguments)
+    _set_up(arguments)
     config, work = load_config(arguments.config), arguments.work / "gffmerge"
     seeds = list(dict.fromkeys(arguments.seeds))
     print(overall(gffmerge.run_study(config, arguments.data, work, seeds, arguments.results)))
@@ -259,7 +283,7 @@ def study_gw_smm(arguments: argparse.Namespace) -> None:
 
 def study_experts(arguments: argparse.Namespace) -> None:
     """`study experts`."""
-    set_up(arguments)
+    _set_up(arguments)
     config, seeds = load_experts_config(arguments.config), list(dict.fromkeys(arguments.seeds))
     folders = arguments.data, arguments.work
     print(expert_tables(run_experts(config, *folders, seeds, arguments.results)))

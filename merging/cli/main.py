@@ -21,8 +21,8 @@ NEIGHBOURS = Path("results/neighbours")
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 for an error that is the project's own or of a
     file, 2 for wrong arguments, 130 for one that was stopped."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         arguments.command(arguments)
     except (GMergingError, OSError) as error:
         print(f"gmerging: {error}", file=sys.stderr)

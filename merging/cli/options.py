@@ -1,4 +1,4 @@
-"""Options that several commands of `gmerging` have, and what becomes of them."""
+"""Options that several commands of `gmerging` have."""
 
 import argparse
 import os
@@ -7,15 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from merging.planning.distances import Variant
 from merging.planning.plan import Metric
-from models.artifact import Manifest
 from models.device import choose_device
-from models.errors import ConfigError
 
-_SEEDS = 2**31
 Option = Callable[[argparse.ArgumentParser], Any]
 """Adds an option or several that belong together."""
 
@@ -78,7 +73,7 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
 
 
 device = option(
-    "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda if there is one"
+    "--device", type=choose_device, default="auto", help="auto (cuda if there is one), cpu or cuda"
 )
 seed = option("--seed", type=int, default=0, help="of all that is drawn")
 seeds = option("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run for each")
@@ -104,21 +99,3 @@ artifact = option("--artifact", type=Path, required=True, help="folder of the fi
 new_artifact = option(
     "--output", type=Path, required=True, help="folder of the new artifact; may be the same"
 )
-
-
-def set_up(arguments: argparse.Namespace) -> torch.device:
-    """Give torch its threads; returns the device. Raises ConfigError: a number out of
-    range, or no such device."""
-    for name in ("threads", "processes"):
-        if getattr(arguments, name, 1) < 1:
-            raise ConfigError(f"--{name}: got {getattr(arguments, name)}, expected at least 1")
-    drawn = getattr(arguments, "seeds", [getattr(arguments, "seed", 0)])
-    if wrong := [value for value in drawn if not 0 <= value < _SEEDS]:
-        raise ConfigError(f"--seed: got {wrong[0]}, expected 0 to {_SEEDS - 1}")
-    torch.set_num_threads(arguments.threads)
-    return choose_device(getattr(arguments, "device", "cpu"))
-
-
-def print_artifact(manifest: Manifest, folder: Path) -> None:
-    """What was written, and where."""
-    print(f"{manifest.name} {manifest.version}: {len(manifest.tasks)} tasks in {folder}")

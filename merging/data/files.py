@@ -24,16 +24,28 @@ def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write tensors and string metadata as a safetensors file, atomically."""
+    write_bytes(path, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    content = save(contiguous, metadata)  # written by us, so that a full disk is an OSError
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    return save(contiguous, metadata)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON with a final newline, atomically."""
-    write_atomically(
-        path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n")
-    )
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """Return indented JSON with a final newline, in UTF-8."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically. Raises OSError, also for a full disk."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def read_json(path: Path) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from merging.config.base import Count, Section
 from merging.data.files import sha256
 from merging.data.split import Split
-from merging.data.task_data import Step, Subset
+from merging.data.task_data import Step, Subset, summary_of
 from models.data.atoms import Atoms, AtomsBatch, Neighbours, join, neighbours
 from models.errors import DataError
 from models.task import TaskInfo
@@ -72,6 +72,11 @@ class FrameDataset:
     def size(self) -> int:
         """Number of atoms in all frames."""
         return self.forces.shape[0] * self.forces.shape[1]
+
+    @property
+    def summary(self) -> str:
+        """A line that describes the task and the files that it was read from."""
+        return summary_of(self.info, self.sources)
 
     def select(self, rows: Tensor) -> AtomsBatch:
         """Collate the frames at `rows` (G,), in that order, into one batch."""

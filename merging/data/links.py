@@ -1,9 +1,9 @@
 """Link prediction on a citation graph: pairs of nodes, and their scores."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -67,10 +67,6 @@ class LinkTask(GraphTask):
         labels = torch.cat([torch.ones(links.shape[1]), torch.zeros(others.shape[1])]).unsqueeze(1)
         pairs = torch.cat([links, others], dim=1)
         return [Step(lambda: self.whole, labels, partial(_pair_scores, pairs))]
-
-    def first(self, count: int) -> Self:
-        """Return the task with its first `count` training links only."""
-        return replace(self, links=self.links | {"train": self.links["train"][:, :count]})
 
 
 def _pair_scores(pairs: Tensor, outputs: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,6 +131,25 @@ class MoleculeDataset:
         """G."""
         return len(self.graphs)
 
+    @property
+    def summary(self) -> str:
+        """A line for people: what was read as what."""
+        record, labels = self.record, said_labels(self.record)
+        count = len(record["labels"])
+        sizes = ", ".join(f"{n} {subset}" for subset, n in record["parts"].items())
+        lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
+        source = f"{record['file']}, column {record['smiles_column']!r}"
+        dropped = f"{record['dropped']} of {record['rows']} rows dropped"
+        return "; ".join(
+            (
+                f"{self.task}: {record['molecules']} molecules of {source}, {dropped}",
+                f"{count} label{'s' if count > 1 else ''}: {labels}",
+                f"split {record['split']}: {sizes}",
+                *(f"not measured in {subset}: {n} of them" for subset, n in lacking.items()),
+                *_said_repeated(record["repeated"]),
+            )
+        )
+
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
         """See `merging.data.task_data.TaskData.steps`."""
         rows: Tensor = getattr(self.split, subset)
@@ -149,10 +168,6 @@ class MoleculeDataset:
         order = torch.randperm(len(self.split.train), generator=generator)[:count]
         chosen = self.split.train[order].split(batch_size)
         return tuple(self.graphs.select(rows) for rows in chosen), ()
-
-    def first(self, count: int) -> Self:
-        """See `merging.data.task_data.TaskData.first`."""
-        return replace(self, split=replace(self.split, train=self.split.train[:count]))
 
 
 def load_dataset(
@@ -184,25 +199,6 @@ def load_dataset(
 def dropped_path(task: str, cache_folder: Path) -> Path:
     """Where the rows of a task's file that were left out are listed."""
     return cache_folder / f"{task}.dropped.csv"
-
-
-def describe_dataset(dataset: MoleculeDataset) -> str:
-    """A line for people: what was read as what."""
-    record, labels = dataset.record, said_labels(dataset.record)
-    count = len(record["labels"])
-    parts = ", ".join(f"{count} {subset}" for subset, count in record["parts"].items())
-    unmeasured = {subset: len(names) for subset, names in record["not_measured"].items() if names}
-    source = f"{record['file']}, column {record['smiles_column']!r}"
-    dropped = f"{record['dropped']} of {record['rows']} rows dropped"
-    return "; ".join(
-        (
-            f"{dataset.task}: {record['molecules']} molecules of {source}, {dropped}",
-            f"{count} label{'s' if count > 1 else ''}: {labels}",
-            f"split {record['split']}: {parts}",
-            *(f"not measured in {subset}: {count} of them" for subset, count in unmeasured.items()),
-            *_said_repeated(record["repeated"]),
-        )
-    )
 
 
 def _said_repeated(repeated: Mapping[str, int]) -> list[str]:

@@ -1,9 +1,9 @@
 """The data of a task, in the form that training, merging and measuring use for every model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,10 @@ class TaskData(Protocol):
     def size(self) -> int:
         """Number of graphs, nodes or atoms; larger tasks are scheduled first."""
 
+    @property
+    def summary(self) -> str:
+        """A line that describes the task and the files that it was read from."""
+
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> Sequence[Step]:
         """Return the steps of one pass over a subset, `batch_size` graphs per step; a shuffled
         order is drawn from torch's generator by the call."""
@@ -78,8 +82,11 @@ class TaskData(Protocol):
         """Return batches of at most `count` training graphs for mergers, without labels, and by
         batch the numbers of the nodes to use; no numbers where all nodes are used."""
 
-    def first(self, count: int) -> Self:
-        """Return the task with its first `count` training rows only."""
+
+def summary_of(info: TaskInfo, sources: Mapping[str, str]) -> str:
+    """Describe a task and the files that it was read from in one line."""
+    asked = f"{len(info.labels)} label{'s' if len(info.labels) > 1 else ''}, {info.level}"
+    return f"{info.description}: {asked}, {info.target}; of {', '.join(sources)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +111,11 @@ class GraphTask:
     def size(self) -> int:
         """Number of nodes."""
         return sum(graph.num_nodes for graph in self.graphs)
+
+    @property
+    def summary(self) -> str:
+        """A line that describes the task and the files that it was read from."""
+        return summary_of(self.info, self.sources)
 
     @cached_property
     def whole(self) -> GraphBatch:
@@ -170,10 +182,6 @@ class AnswerTask(GraphTask):
         if not self.some_nodes:
             return batches, ()
         return batches, tuple(self._rows_inside(self.split.train, group)[1] for group in groups)
-
-    def first(self, count: int) -> Self:
-        """Return the task with its first `count` training rows only."""
-        return replace(self, split=replace(self.split, train=self.split.train[:count]))
 
     @cached_property
     def _sizes(self) -> Tensor:

@@ -19,7 +19,7 @@ from merging.mergers.registry import MergeConfig
 from merging.training.settings import GraphTrainingConfig, Initialisation
 from models.data.feature_graph import FeatureGraph
 from models.data.schema import FeatureInput
-from models.errors import ConfigError, DataError
+from models.errors import DataError
 from models.experts.expert import Expert
 from models.names import Name, check_distinct
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig, GraphNetworkKind
@@ -82,6 +82,7 @@ class Graphs(OfflineFamily):
     kinds = get_args(GraphNetworkKind)
     config = GraphConfig
     folder = "graphs"
+    unserved = ("link",)
     compared = (MergeConfig(method="weight_average"), MergeConfig(method="gnnmerge_pp"))
 
     def read(self, config: GraphConfig, task: str, folders: Folders, seed: int) -> GraphTask:
@@ -115,15 +116,6 @@ class Graphs(OfflineFamily):
     def settings(self, config: GraphConfig, task: str) -> tuple[Setting, ...]:
         """The description of the data, and whether they are encoded."""
         return config.dataset_for(task), config.encoder
-
-    def check_release(self, config: GraphConfig) -> None:
-        """Raises ConfigError: a task is about links."""
-        unserved = [task for task, spec in config.tasks.items() if spec.kind == "link"]
-        if unserved:
-            raise ConfigError(
-                f"tasks: got {', '.join(unserved)} of kind 'link', which no artifact answers,"
-                " expected tasks on nodes or graphs"
-            )
 
     def expert(
         self, config: GraphConfig, data: GraphTask, head: StateDict, adapters: StateDict

@@ -1,7 +1,6 @@
 """The configuration of a run on molecules: one YAML file per published setting."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
@@ -204,18 +203,17 @@ class MoleculeConfig(RunConfig):
                 values[f"{section}_by_task"][task] = own | changed
         return MoleculeConfig.model_validate(values)
 
-    def check_variants(self, path: Path) -> None:
-        """Raises ConfigError: an ablation or a sweep in the file at `path` does not fit."""
+    def check_variants(self) -> None:
+        """Raises ConfigError: an ablation or a sweep does not fit."""
         groups = {"ablations": self.compare.ablations}
         groups |= {f"sweeps.{name}": variants for name, variants in self.compare.sweeps.items()}
-        base = self._variant(path, "ablation_base", self.compare.ablation_base)
+        base = self._variant("ablation_base", self.compare.ablation_base)
         for group, variants in groups.items():
             for name, change in variants.items():
-                base._variant(path, f"{group}.{name}", change)
+                base._variant(f"{group}.{name}", change)
 
-    def _variant(self, path: Path, place: str, change: Mapping[str, Any]) -> "MoleculeConfig":
+    def _variant(self, place: str, change: Mapping[str, Any]) -> "MoleculeConfig":
         try:
             return self.varied(change)
         except ValidationError as error:
-            problems = problems_of(error, MoleculeConfig)
-            raise ConfigError(f"{path}: compare.{place}: {problems}") from error
+            raise ConfigError(f"compare.{place}: {problems_of(error, MoleculeConfig)}") from error

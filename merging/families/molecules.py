@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from merging.data.checkpoints import find_checkpoint, origin
 from merging.data.files import sha256
-from merging.data.molecule_dataset import MoleculeDataset, describe_dataset, load_dataset
+from merging.data.molecule_dataset import MoleculeDataset, load_dataset
 from merging.families.molecule_config import MoleculeConfig
 from merging.family import Folders, OfflineFamily, StateDict
 from merging.training.settings import MultitaskConfig
@@ -37,10 +37,6 @@ class Molecules(OfflineFamily):
         spec, cache = config.dataset_for(task), folders.work / "data"
         dataset = load_dataset(task, spec, folders.data, cache, folders.workers)
         return replace(dataset, about=spec.about)
-
-    def describe(self, task: str, data: MoleculeDataset) -> str:
-        """A line for people: what was read as what."""
-        return describe_dataset(data)
 
     def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
         """With random weights."""

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from models.artifact import MANIFEST, load_parts
 from models.experts.unified import DEFAULT_ROUTING
-from models.networks.schnet import ForceFieldConfig
 
 
 def describe(folder: Path) -> str:
@@ -19,7 +18,8 @@ def describe(folder: Path) -> str:
     """
     artifact = load_parts(folder)
     manifest, shape = artifact.manifest, artifact.manifest.backbone
-    layers = shape.num_interactions if isinstance(shape, ForceFieldConfig) else shape.num_layers
+    lengths = shape.model_dump()
+    layers = lengths.get("num_layers", lengths.get("num_interactions"))
     backbone = sum(parameter.numel() for parameter in artifact.backbone.parameters())
     sizes = [
         (key, value.numel())

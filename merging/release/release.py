@@ -23,6 +23,7 @@ from merging.run.scores import (
 from merging.run.stage import Stage
 from merging.run.stages import check_shared, heads, merged_network
 from models.artifact import Manifest, check_output, make_manifest, save_artifact
+from models.errors import ConfigError
 
 Calibrated = dict[str, dict[str, float]]
 
@@ -67,7 +68,12 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
 
 def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfig:
     """What the run's artifact is called; before hours of training. Raises as `release`."""
-    run.family.check_release(run.config)
+    kinds = {task: getattr(run.config.dataset_for(task), "kind", "") for task in run.tasks}
+    if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved]:
+        found = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}"
+        raise ConfigError(
+            f"tasks: {found}, which no artifact answers, expected tasks on nodes or graphs"
+        )
     called: ReleaseConfig = run.config.called()
     check_output(folder, called.name, called.version, run.tasks, replace)
     return called

@@ -1,33 +1,44 @@
-"""Reading the configuration of a run, of whatever kind of model it is."""
+"""Reading the configuration of a run, of whatever family it is."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from merging.config.base import CONFIG_FOLDER
 from merging.config.reading import read_values
-from merging.families.table import FAMILIES, family_of
-from merging.family import RunConfig
+from merging.families.molecules import MOLECULES
+from merging.families.table import FAMILIES, KINDS
+from merging.family import OfflineFamily, RunConfig
 from models.errors import ConfigError
-from models.validation import problems_of
+from models.validation import one_of, problems_of
 
 BUNDLED = tuple(dict.fromkeys(CONFIG_FOLDER / family.folder for family in FAMILIES))
 """Where the configurations are that come with the package."""
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read a YAML file; a bare name is looked up among those that come with the package. The kind
-    of its network says which family it is of (`merging.families.table.family_of`).
+    """Read a YAML file; a bare name is looked up among those that come with the package.
+
+    It is of the family of the kind of its `network`; without one, models are fine-tuned from
+    pre-trained weights, which are of molecules.
 
     Raises:
         ConfigError: the file is absent, is not YAML, or does not fit; every problem is named.
     """
-    values: dict[str, Any] = read_values(path, BUNDLED)
-    model = family_of(path, values).config
+    values = read_values(path, BUNDLED)
+    family: OfflineFamily = MOLECULES
+    if "network" in values:
+        network = values["network"]
+        kind = str(network.get("kind") if isinstance(network, dict) else network)
+        if kind not in KINDS:
+            expected = one_of(kind, tuple(KINDS))
+            raise ConfigError(f"{path}: network.kind: got {kind!r}, expected {expected}")
+        family = KINDS[kind]
     try:
-        config = model.model_validate(values)
+        config = family.config.model_validate(values)
+        config.check_variants()
     except ValidationError as error:
-        raise ConfigError(f"{path}: {problems_of(error, model)}") from error
-    config.check_variants(path)
+        raise ConfigError(f"{path}: {problems_of(error, family.config)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return config

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from merging.families.table import family_for
+from merging.families.table import KINDS
 from merging.family import Folders, OfflineFamily, StateDict
 from merging.run.stage import Stage, build
 from merging.run.store import ResultStore, StageResult
@@ -43,7 +43,7 @@ class Run:
     @property
     def family(self) -> OfflineFamily:
         """The kind of model."""
-        return family_for(self.config)
+        return KINDS[self.config.shape.kind]
 
     @property
     def folders(self) -> Folders:

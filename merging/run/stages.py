@@ -19,7 +19,7 @@ from merging.run.store import StageResult
 from merging.training.alignment import align
 from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
 from models.errors import ConfigError
-from models.state_dict import load_tensors, sub_state
+from models.state_dict import sub_state
 
 
 def teacher(run: Run, task: str) -> Stage:
@@ -110,9 +110,9 @@ def _make_tuned(run: Run, checkpoint: Path) -> StageResult:
     settings, found = run.config.tuning_after, merge_result(run)
     data = {task: run.dataset(task).first(settings.frames) for task in run.tasks}
     model = MultitaskModel(run.family, run.config.shape, data)
-    load_tensors(model.network, found.backbone, "merged network")
+    model.network.load_state_dict(found.backbone)
     for task in run.tasks:
-        load_tensors(model.head(task), found.heads[task], f"head of {task}")
+        model.head(task).load_state_dict(found.heads[task])
     made = train(model, settings, run.seed, checkpoint, run.device, "heads")
     return _kept(made, settings=settings.model_dump())
 
@@ -157,19 +157,18 @@ def check_adapters(run: Run) -> None:
 def trained(run: Run, stage: Stage) -> TrainedModel:
     """What `teacher`, `joint` or `tuned` made."""
     result = run.result(stage)
-    tasks = dict.fromkeys(key.split("/")[1] for key in result.tensors if key[:6] == "heads/")
-    heads = {task: sub_state(result.tensors, f"heads/{task}/") for task in tasks}
-    return TrainedModel(sub_state(result.tensors, "network/"), heads, result.record)
+    tasks = dict.fromkeys(key.split("/")[0] for key in result.under("heads/"))
+    heads = {task: result.under(f"heads/{task}/") for task in tasks}
+    return TrainedModel(result.under("network/"), heads, result.record)
 
 
 def merge_result(run: Run) -> MergeResult:
     """What `merged` made; `heads` are those of all tasks."""
     found = run.result(merged(run))
-    by_task = {task: sub_state(found.tensors, f"versions/{task}/") for task in run.tasks}
-    heads = {task: sub_state(found.tensors, f"heads/{task}/") for task in run.tasks}
+    by_task = {task: found.under(f"versions/{task}/") for task in run.tasks}
+    heads = {task: found.under(f"heads/{task}/") for task in run.tasks}
     versions = {task: state for task, state in by_task.items() if state}
-    backbone = sub_state(found.tensors, "backbone/")
-    return MergeResult(backbone, versions, found.record, heads=heads)
+    return MergeResult(found.under("backbone/"), versions, found.record, heads=heads)
 
 
 def heads_stage(run: Run) -> Stage:
@@ -202,7 +201,7 @@ def calibration_graphs(run: Run, task: str) -> tuple[Sequence[Any], Sequence[Ten
 
 def own_network(run: Run, task: str) -> Any:
     """A task's own network, in evaluation mode."""
-    return _network(run, trained(run, teacher(run, task)).network, f"network of {task}")
+    return _network(run, trained(run, teacher(run, task)).network)
 
 
 def merged_network(run: Run, task: str | None = None) -> Any:
@@ -210,7 +209,7 @@ def merged_network(run: Run, task: str | None = None) -> Any:
     mode."""
     found = merge_result(run)
     state = found.backbone if task is None else found.backbone_for(task)
-    return _network(run, state, "merged network")
+    return _network(run, state)
 
 
 def check_shared(run: Run) -> None:
@@ -222,9 +221,9 @@ def check_shared(run: Run) -> None:
         )
 
 
-def _network(run: Run, state: StateDict, origin: str) -> nn.Module:
+def _network(run: Run, state: StateDict) -> nn.Module:
     network = run.family.network(run.config.shape)
-    load_tensors(network, state, origin)
+    network.load_state_dict(state)
     return network.eval()
 
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from merging.data.files import read_json, reading, write_json, write_tensors
+from merging.data.files import json_bytes, read_json, reading, tensor_bytes, write_bytes
 from models.errors import DataError, TrainingError
 
 
@@ -34,6 +34,11 @@ class StageResult:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, without that."""
+        begun = ((key, value) for key, value in self.tensors.items() if key.startswith(prefix))
+        return {key.removeprefix(prefix): value for key, value in begun}
 
 
 @dataclass(frozen=True)
@@ -85,16 +90,21 @@ class ResultStore:
                 result = make(checkpoint)
             except TrainingError as error:
                 raise TrainingError(f"{name}: {error}") from error
-            if result.tensors:
-                record = {"record": json.dumps(result.record)}
-                write_tensors(self._path(place, "safetensors"), result.tensors, record)
-            else:
-                write_json(self._path(place, "json"), result.record)
+            content, ending = _content(result)
+            write_bytes(self._path(place, ending), content)
             checkpoint.unlink(missing_ok=True)
             return result
 
     def _path(self, place: str, ending: str) -> Path:
         return self.folder / f"{place}.{ending}"
+
+
+def _content(result: StageResult) -> tuple[bytes, str]:
+    """A file's bytes, and how its name ends."""
+    if result.tensors:
+        record = {"record": json.dumps(result.record)}
+        return tensor_bytes(result.tensors, record), "safetensors"
+    return json_bytes(result.record), "json"
 
 
 @contextmanager
