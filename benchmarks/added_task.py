@@ -12,25 +12,26 @@ from typing import Any
 
 from benchmarks.common import by_task
 from merging.config.reading import only_tasks
-from merging.release.extension import gain, new_adapters
-from merging.run.config import RunConfig
+from merging.families.molecule_config import MoleculeConfig
+from merging.release.extension import added_adapters, gain
+from merging.run.models import expert
 from merging.run.run import Run
-from merging.run.stages import adapters_from, expert, merge_key, merged_backbone
+from merging.run.stages import merged, merged_network
 
 
-def without(config: RunConfig, task: str) -> RunConfig:
+def without(config: MoleculeConfig, task: str) -> MoleculeConfig:
     """The same configuration with one task less."""
     others = [name for name in config.tasks if name != task]
     values = config.model_dump() | {"tasks": others, "compare": {}}
-    return RunConfig.model_validate(only_tasks(values, others))
+    return MoleculeConfig.model_validate(only_tasks(values, others))
 
 
 def added(run: Run, task: str) -> dict[str, Any]:
     """What a task reaches on the backbone that the others are merged into."""
     others = replace(run, config=without(run.config, task))
-    backbone = merged_backbone(others)
-    adapters = adapters_from(run, new_adapters(run, backbone, merge_key(others), task).tensors)
-    return gain(run, backbone, task, expert(run, task, adapters))
+    backbone = merged_network(others)
+    adapters = run.result(added_adapters(run, backbone, merged(others).key, task))
+    return gain(run, backbone, task, expert(run, task, adapters.tensors))
 
 
 if __name__ == "__main__":

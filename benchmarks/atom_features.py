@@ -10,6 +10,9 @@ molecules as they are drawn, and of neutralised ones.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,17 +20,16 @@ from torch import Tensor, nn
 
 from benchmarks.common import by_task
 from merging.data.molecule_dataset import MoleculeDataset, load_smiles
+from merging.run.models import finetuned
 from merging.run.run import Run
-from merging.run.stages import finetuned_alone
+from merging.run.scores import answering, measured
 from merging.studies.forests import neutral
-from merging.studies.results import both_parts, measure_task
-from merging.training.finetuning import train_epoch
-from merging.training.metrics import predict
-from models.classifier import GraphClassifier
+from merging.training.supervised import MultitaskModel, train
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, pack
 from models.data.smiles import featurize, read_smiles
 from models.networks.hu2020 import Backbone, BackboneConfig
+from models.state_dict import sub_state
 
 MAX_CHARGE, MAX_HYDROGENS = 3, 4
 DRAWN: dict[str, Callable[[str], str]] = {"as_drawn": str, "neutralised": neutral}
@@ -70,35 +72,33 @@ def with_charges(run: Run, task: str, drawn: Callable[[str], str]) -> MoleculeDa
     """A task whose graphs have these columns; split and labels as they are."""
     dataset = run.dataset(task)
     smiles = load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data")
-    return replace(dataset, graphs=pack([graph_of(drawn(each)) for each in smiles]))
+    return replace(dataset, graphs=pack([graph_of(drawn(text)) for text in smiles]))
 
 
 def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
     """Scores at the epoch that is best on validation; settings and seeds of the real
     fine-tuning."""
-    settings, shape = run.config.finetune_for(dataset.task), run.config.pretrained.backbone
+    settings, shape = run.config.training_for(dataset.task), run.config.shape
     torch.manual_seed(run.seed)
-    model = GraphClassifier(shape, len(dataset.label_names), settings.dropout)
-    model.backbone = SeeingBackbone(shape, settings.dropout, run.pretrained())
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-    best: dict[str, float] = {}
-    for epoch in range(1, settings.epochs + 1):
-        torch.manual_seed(run.seed * 100_003 + epoch)
-        train_epoch(model, optimizer, dataset, settings.batch_size, run.device)
-        model.eval()
-        scores = both_parts(
-            dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device)
-        )
-        if not best or scores["valid"] > best["valid"]:
-            best = {"epoch": epoch, **scores}
-    return best
+    model = MultitaskModel(run.family, shape, {dataset.task: dataset}, settings.dropout)
+    initial = sub_state(run.initial(), "network.")
+    model.network = SeeingBackbone(shape, settings.dropout, initial)
+    with TemporaryDirectory() as folder:
+        made = train(model, settings, run.seed, Path(folder) / "resume.pt", run.device)
+    model.network.load_state_dict(made.network)
+    model.head(dataset.task).load_state_dict(made.heads[dataset.task])
+    model.eval()
+    sampled = replace(run, _datasets={dataset.task: dataset})
+    found = measured(sampled, partial(model, task=dataset.task), dataset.task)
+    areas = {subset: values["roc_auc"] for subset, values in found.items()}
+    return {"epoch": made.record["best_epoch"], **areas}
 
 
 def compared(run: Run, task: str) -> dict[str, Any]:
     """The fine-tuned model as it is, and with each way of drawing."""
-    as_it_is = measure_task(run, finetuned_alone(run, task), task, "own", "stored")
+    found = measured(run, answering(run, finetuned(run, task), task), task)
     return {
-        "hu2020": as_it_is,
+        "hu2020": {subset: values["roc_auc"] for subset, values in found.items()},
         **{name: fine_tune(run, with_charges(run, task, drawn)) for name, drawn in DRAWN.items()},
     }
 

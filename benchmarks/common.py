@@ -11,6 +11,8 @@ import torch
 from merging.data.files import read_json, write_json
 from merging.run.config import load_config
 from merging.run.run import Run
+from merging.run.scores import answering, measured
+from models.experts.unified import Routing, UnifiedModel
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -50,6 +52,12 @@ def by_task(
         found = measure(run, task)
         print(task, found, flush=True)
         store(run, script, task, found)
+
+
+def areas(run: Run, model: UnifiedModel, task: str, routing: Routing = "own") -> dict[str, float]:
+    """ROC-AUC of a model on the validation and test molecules of a task."""
+    found = measured(run, answering(run, model, task, routing), task)
+    return {subset: values["roc_auc"] for subset, values in found.items()}
 
 
 def store(run: Run, script: str, name: str, found: dict[str, Any]) -> None:

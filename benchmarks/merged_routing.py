@@ -20,12 +20,13 @@ from torch import Tensor
 from benchmarks.common import parser, run_of
 from benchmarks.measuring import in_turns, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
-from merging.config.base import fingerprint
 from merging.data.files import read_json, write_json
+from merging.run.models import unified
 from merging.run.run import Run
-from merging.run.stages import unified, unified_key
-from merging.studies.results import both_parts, environment
-from merging.training.metrics import batches, predict
+from merging.run.scores import all_adapters, environment, measured
+from merging.run.stage import Stage
+from merging.run.store import StageResult
+from merging.training.metrics import batches
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import collate
@@ -106,32 +107,36 @@ def accuracy(run: Run) -> dict[str, Any]:
             if case == "own" and layers != "last layer":
                 continue  # it does not mix
             name = "own" if case == "own" else f"{case}, {layers}"
-            for task in run.config.tasks:
-                key = fingerprint(unified_key(varied), task, case)
+            for task in run.tasks:
+                make = partial(scores, varied, compiled, task, routing)
+                stage = Stage(
+                    f"merged_routing/{task}-compiled",
+                    run.seed,
+                    (varied.config.routing, case),
+                    all_adapters(varied),
+                    make,
+                )
                 with stream(stream_of(case)):
-                    score = partial(scores, varied, compiled, task, routing)
-                    found.setdefault(name, {})[task] = run.record(
-                        f"merged_routing/{task}-compiled", key, score
-                    )
+                    found.setdefault(name, {})[task] = run.result(stage).record
             print(name, means(found[name]), flush=True)
     return found
 
 
-def scores(run: Run, model: CompiledModel, task: str, routing: Routing) -> dict[str, float]:
-    """ROC-AUC of a task on the validation and test parts."""
+def scores(run: Run, model: CompiledModel, task: str, routing: Routing, _: Path) -> StageResult:
+    """ROC-AUC of a task on the validation and test molecules."""
 
     def logits(batch: GraphBatch) -> Tensor:
         return model(batch, [task], routing).logits[task]
 
-    dataset = run.dataset(task)
-    return both_parts(dataset, lambda _, rows: predict(logits, dataset.graphs, rows, run.device))
+    found = measured(run, logits, task)
+    return StageResult(record={subset: values["roc_auc"] for subset, values in found.items()})
 
 
 def means(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Average over the tasks, by part."""
     return {
-        part: round(sum(each[part] for each in by_task.values()) / len(by_task), 5)
-        for part in ("valid", "test")
+        subset: round(sum(scores[subset] for scores in by_task.values()) / len(by_task), 5)
+        for subset in ("valid", "test")
     }
 
 
@@ -173,7 +178,7 @@ def gap(run: Run) -> dict[str, Any]:
         model = unified(run.varied(router={"mixed_layers": count}))
         _Compared.found = []
         with stream(_Compared), torch.inference_mode():
-            for task in run.config.tasks:
+            for task in run.tasks:
                 rows = run.dataset(task).split.test
                 chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), 256)).long()]
                 for _, batch in batches(run.dataset(task).graphs, chosen, 256):

@@ -3,7 +3,7 @@ adapters, on validation and on test.
 
     python -m benchmarks.mixed_layers --seed 0
 
-It stands on the finished pieces of `gmerging compare` (work folder), and writes
+It stands on the results of `gmerging compare` (work folder), and writes
 `results/<setting>/mixed_layers-seed<N>.json`.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import parser, run_of, store
-from merging.run.stages import unified
+from merging.run.models import unified
 from merging.training.metrics import predict, roc_auc
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
@@ -43,7 +43,7 @@ def main() -> None:
         model.router = RouterConfig(**{**run.config.router.model_dump(), **_CASES[name]})
         compiled = CompiledModel(model)
         scores: dict[str, dict[str, float]] = {"valid": {}, "test": {}}
-        for task in run.config.tasks:
+        for task in run.tasks:
             dataset, routing = run.dataset(task), DEFAULT_ROUTING if name == "own" else "moe"
 
             def logits(batch: GraphBatch, task: str = task, routing: Routing = routing) -> Tensor:

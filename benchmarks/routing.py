@@ -3,36 +3,29 @@ models, on validation and on test.
 
     python -m benchmarks.routing far few heldout groups joint --seed 0
 
-It stands on the finished pieces of `gmerging compare` (work folder), and writes
+It stands on the results of `gmerging compare` (work folder), and writes
 `results/<setting>/routing-seed<N>.json`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.common import parser, run_of, store
+from benchmarks.common import areas, parser, run_of, store
 from merging.data.molecule_dataset import load_smiles
+from merging.run.models import expert, experts, single_task_model, unified, without_adapters
 from merging.run.run import Run
-from merging.run.stages import (
-    adapters_from,
-    alone,
-    bare,
-    expert,
-    experts,
-    finetuned_backbone,
-    merged_backbone,
-    trained_adapters,
-    unified,
-)
+from merging.run.scores import answering
+from merging.run.stages import merged_network, own_network
 from merging.studies.forests import ecfp4
-from merging.studies.results import measure_task, task_logits
 from merging.training.alignment import align, alignment_loss, set_statistics
 from merging.training.metrics import predict, roc_auc
-from merging.training.multitask import draw_batches
+from merging.training.settings import MultitaskConfig
+from merging.training.supervised import epoch_steps
 from models.data.batch import GraphBatch, mean_readout
 from models.experts.adapter import LayerOutputs, TaskAdapters, apply_norm, trace
 from models.experts.expert import Expert
@@ -52,7 +45,7 @@ def far(run: Run) -> dict[str, Any]:
     similarity. Does the weight tell who is far from home?
     """
     model, found = unified(run), {}
-    for k, task in enumerate(run.config.tasks):
+    for k, task in enumerate(run.tasks):
         dataset = run.dataset(task)
         bits = torch.from_numpy(
             ecfp4(load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data"))
@@ -70,7 +63,8 @@ def far(run: Run) -> dict[str, Any]:
             run.device,
         )
         scores: dict[Routing, Tensor] = {
-            routing: task_logits(run, model, task, routing, rows) for routing in ("own", "moe")
+            routing: predict(answering(run, model, task, routing), dataset.graphs, rows, run.device)
+            for routing in ("own", "moe")
         }
         found[task] = {"correlation": round(float(spearmanr(nearest, weight).statistic), 3)}
         for name, part in zip(("far", "middle", "near"), nearest.argsort().chunk(3), strict=True):
@@ -109,8 +103,8 @@ def few(run: Run) -> dict[str, Any]:
             made = align(
                 dataset.graphs,
                 rows,
-                finetuned_backbone(run, task),
-                merged_backbone(run),
+                own_network(run, task),
+                merged_network(run),
                 settings,
                 run.seed,
                 checkpoint,
@@ -119,13 +113,12 @@ def few(run: Run) -> dict[str, Any]:
             )
             checkpoint.unlink()
             model = UnifiedModel(
-                merged_backbone(run),
-                experts(run) | {task: expert(run, task, made.adapters)},
+                merged_network(run),
+                experts(run) | {task: expert(run, task, made.adapters.state_dict())},
                 run.config.router,
             )
             found.setdefault(task, {})[str(count)] = {
-                routing: measure_task(run, model, task, routing, "stored")
-                for routing in ("own", "moe")
+                routing: areas(run, model, task, routing) for routing in ("own", "moe")
             }
             print("few", task, count, found[task][str(count)], flush=True)
     return found
@@ -135,25 +128,18 @@ def heldout(run: Run) -> dict[str, Any]:
     """A task without adapters of its own: the bare merged backbone, and the equal mixture of the
     other tasks' adapters."""
     found = {}
-    for task in run.config.tasks:
-        others = [
-            adapters_from(run, trained_adapters(run, each).tensors)
-            for each in run.config.tasks
-            if each != task
-        ]
+    for task in run.tasks:
+        others = [expert(run, other).adapters for other in run.tasks if other != task]
         mixture = mean_adapters(run, others)
         dataset = run.dataset(task)
         set_statistics(
-            mixture, merged_backbone(run), dataset.graphs, dataset.split.train, run.device
+            mixture, merged_network(run), dataset.graphs, dataset.split.train, run.device
         )
+        answering_for_it = expert(run, task, mixture.cpu().state_dict())
         found[task] = {
-            "bare": measure_task(run, bare(run, merged_backbone(run), task), task, "own", "stored"),
-            "mean_of_others": measure_task(
-                run,
-                alone(run, merged_backbone(run), task, expert(run, task, mixture)),
-                task,
-                "own",
-                "stored",
+            "bare": areas(run, without_adapters(run, merged_network(run), task), task),
+            "mean_of_others": areas(
+                run, single_task_model(run, merged_network(run), task, answering_for_it), task
             ),
         }
         print("heldout", task, found[task], flush=True)
@@ -163,7 +149,7 @@ def heldout(run: Run) -> dict[str, Any]:
 def mean_adapters(run: Run, adapters: Sequence[TaskAdapters]) -> TaskAdapters:
     """One adapter per site that subtracts the mean of what the given ones subtract: a mixture of K
     adapters of rank r is one of rank K r."""
-    made = TaskAdapters(run.config.pretrained.backbone, sum(each.rank for each in adapters))
+    made = TaskAdapters(run.config.shape, sum(each.rank for each in adapters))
     for site, parts in zip(
         made.sites, zip(*(each.sites for each in adapters), strict=True), strict=True
     ):
@@ -178,10 +164,10 @@ def groups(run: Run) -> dict[str, Any]:
     everyone = experts(run)
     for group in (("tox21", "toxcast", "sider", "clintox"), ("bbbp", "bace", "hiv", "muv")):
         model = UnifiedModel(
-            merged_backbone(run), {task: everyone[task] for task in group}, run.config.router
+            merged_network(run), {task: everyone[task] for task in group}, run.config.router
         )
         for task in group:
-            found[task] = {"group": measure_task(run, model, task, "moe", "stored")}
+            found[task] = {"group": areas(run, model, task, "moe")}
             print("groups", task, found[task], flush=True)
     return found
 
@@ -190,18 +176,16 @@ def joint(run: Run) -> dict[str, Any]:
     """The router in the loop: all adapters trained further, each loss through the mixture that will
     answer it; no labels, no gate parameters."""
     torch.manual_seed(run.seed)
-    tasks, backbone = run.config.tasks, merged_backbone(run).requires_grad_(False)
-    adapters = [adapters_from(run, trained_adapters(run, task).tensors) for task in tasks]
-    teachers = [finetuned_backbone(run, task).requires_grad_(False) for task in tasks]
+    tasks, backbone = run.tasks, merged_network(run).requires_grad_(False)
+    adapters = [expert(run, task).adapters for task in tasks]
+    teachers = [own_network(run, task).requires_grad_(False) for task in tasks]
     optimizer = torch.optim.Adam(
-        [parameter for each in adapters for parameter in each.parameters()], lr=3e-4, fused=True
+        [parameter for own in adapters for parameter in own.parameters()], lr=3e-4, fused=True
     )
+    few_of_each = {task: replace(run.dataset(task), most_per_epoch=512) for task in tasks}
     for epoch in range(3):
-        for k, part in draw_batches([run.dataset(task) for task in tasks], cap=512, batch_size=32):
-            batch, settings = (
-                run.dataset(tasks[k]).graphs.select(part),
-                run.config.alignment_for(tasks[k]),
-            )
+        for task, step in epoch_steps(few_of_each, MultitaskConfig(batch_size=32)):
+            k, batch, settings = tasks.index(task), step.batch, run.config.alignment_for(task)
             loss = alignment_loss(
                 mixed(run, backbone, adapters, k, batch),
                 trace(teachers[k], batch),
@@ -213,17 +197,16 @@ def joint(run: Run) -> dict[str, Any]:
             optimizer.step()
         print("joint epoch", epoch + 1, float(loss.detach()), flush=True)
     made: dict[str, Expert] = {
-        task: expert(run, task, each) for task, each in zip(tasks, adapters, strict=True)
+        task: expert(run, task, own.cpu().state_dict())
+        for task, own in zip(tasks, adapters, strict=True)
     }
     model = UnifiedModel(backbone, made, run.config.router)
     found = {
-        task: {
-            routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")
-        }
+        task: {routing: areas(run, model, task, routing) for routing in ("own", "moe")}
         for task in tasks
     }
-    for task, each in found.items():
-        print("joint", task, each, flush=True)
+    for task, scores in found.items():
+        print("joint", task, scores, flush=True)
     return found
 
 
@@ -269,10 +252,8 @@ def published(run: Run) -> dict[str, Any]:
     """What all tries are compared with: own and mixed answers of the finished model."""
     model = unified(run)
     return {
-        task: {
-            routing: measure_task(run, model, task, routing, "stored") for routing in ("own", "moe")
-        }
-        for task in run.config.tasks
+        task: {routing: areas(run, model, task, routing) for routing in ("own", "moe")}
+        for task in run.tasks
     }
 
 

@@ -9,18 +9,20 @@ Writes `results/<setting>/teachers-seed<N>.json`: validation and test ROC-AUC of
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.common import parser, run_of, store
 from merging.mergers.task_vector import TaskVector
+from merging.run.models import finetuned, without_adapters
 from merging.run.run import Run
-from merging.run.stages import bare, finetuned, finetuned_alone
-from merging.studies.results import both_parts, measure_task
+from merging.run.scores import answering, measured
+from merging.run.stages import teacher, trained
 from merging.training.losses import masked_loss
-from merging.training.metrics import batches, predict
-from models.classifier import GraphClassifier
+from merging.training.metrics import batches
+from merging.training.supervised import MultitaskModel, untrained
 from models.networks.hu2020 import make_backbone
 from models.state_dict import sub_state
 
@@ -35,31 +37,29 @@ def pull_back(run: Run, task: str) -> dict[str, Any]:
 
     Source: WiSE-FT, Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903.
     """
-    start = run.pretrained()
-    vector = TaskVector.between(start, sub_state(finetuned(run, task).tensors, "backbone."))
-    models = {
-        str(s): bare(
-            run,
-            make_backbone(vector.apply(start, s), run.config.pretrained.backbone, "pulled back"),
-            task,
-        )
-        for s in SCALINGS
-    }
+    start = sub_state(run.initial(), "network.")
+    vector = TaskVector.between(start, trained(run, teacher(run, task)).network)
+    models = {"finetuned": finetuned(run, task)}
+    for s in SCALINGS:
+        backbone = make_backbone(vector.apply(start, s), run.config.shape, "pulled back")
+        models[str(s)] = without_adapters(run, backbone, task)
     return {
-        name: measure_task(run, model, task, "own", "stored")
-        for name, model in {"finetuned": finetuned_alone(run, task), **models}.items()
+        name: areas(measured(run, answering(run, model, task), task))
+        for name, model in models.items()
     }
+
+
+def areas(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """ROC-AUC on the validation and test rows."""
+    return {subset: values["roc_auc"] for subset, values in found.items()}
 
 
 def averaging(run: Run, task: str) -> dict[str, Any]:
     """The best epoch by validation of the model itself, and of each average; one fine-tuning as
     configured, seeded like the real one."""
-    dataset, settings = run.dataset(task), run.config.finetune_for(task)
-    torch.manual_seed(run.seed)
-    model = GraphClassifier(
-        run.config.pretrained.backbone, len(dataset.label_names), settings.dropout
-    )
-    model.backbone.load_state_dict(run.pretrained())
+    dataset, settings = run.dataset(task), run.config.training_for(task)
+    start = run.initial(), run.seed, settings.dropout
+    model = untrained(run.family, run.config.shape, {task: dataset}, *start)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     rows, averages = dataset.split.train, {span: copy.deepcopy(model) for span in SPANS}
     steps, best = -(-len(rows) // settings.batch_size), {}
@@ -69,38 +69,29 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
         for chosen, batch in batches(
             dataset.graphs, rows[torch.randperm(len(rows))], settings.batch_size
         ):
-            loss = masked_loss(model(batch), dataset.labels[chosen])
+            loss = masked_loss(model(batch, task), dataset.labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             for span, average in averages.items():
                 follow(average, model, 1 / (span * steps))
-        for name, each in {
-            "finetuned": model,
-            **{str(span): average for span, average in averages.items()},
-        }.items():
-            scores = score(run, task, each.eval())
-            if name not in best or scores["valid"] > best[name]["valid"]:
-                best[name] = {"epoch": epoch, **scores}
+        for name, tried in {"finetuned": model, **averages}.items():
+            scores = areas(measured(run, partial(tried.eval(), task=task), task))
+            if str(name) not in best or scores["valid"] > best[str(name)]["valid"]:
+                best[str(name)] = {"epoch": epoch, **scores}
     return best
 
 
 @torch.no_grad()
-def follow(average: GraphClassifier, model: GraphClassifier, share: float) -> None:
+def follow(average: MultitaskModel, model: MultitaskModel, share: float) -> None:
     """Move an average, BatchNorm statistics included, a share of the way to the model."""
     for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if kept.is_floating_point():
             kept.lerp_(new, share)
 
 
-def score(run: Run, task: str, model: GraphClassifier) -> dict[str, float]:
-    """ROC-AUC on both parts."""
-    dataset = run.dataset(task)
-    return both_parts(dataset, lambda _, rows: predict(model, dataset.graphs, rows, run.device))
-
-
 WAYS: dict[str, Callable[[Run, str], dict[str, Any]]] = {
-    each.__name__: each for each in (pull_back, averaging)
+    way.__name__: way for way in (pull_back, averaging)
 }
 
 

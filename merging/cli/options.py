@@ -1,88 +1,101 @@
-"""What the commands of `gmerging` have in common."""
+"""Options that several commands of `gmerging` have."""
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
-import torch
-
+from merging.planning.distances import Variant
+from merging.planning.plan import Metric
 from models.device import choose_device
-from models.errors import ConfigError
-from models.manifest import Manifest
 
-_SEEDS = 2**31
-AddCommand = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
-"""Adds a command: its name, what does it, and a line about it."""
+Option = Callable[[argparse.ArgumentParser], Any]
+"""Adds an option or several that belong together."""
 
 
-def add_run_options(
-    command: argparse.ArgumentParser, folder: Path, config: str, on_device: bool = True
-) -> None:
-    """What every run has: its configuration, threads, data and work folder; and the device, where
-    it can be chosen."""
-    bundled = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
-    command.add_argument(
-        "--config",
-        type=Path,
-        default=Path(config),
-        help=f"YAML file, or one that comes with the package: {bundled}",
-    )
-    command.add_argument(
+def option(*names: str, **settings: Any) -> Option:
+    """As `ArgumentParser.add_argument` takes it."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def folder_options(parser: argparse.ArgumentParser) -> None:
+    """Where a command reads and writes, and on how many threads."""
+    parser.add_argument(
         "--threads",
         type=int,
         default=max(1, (os.cpu_count() or 2) // 2),
         help="torch threads per process",
     )
-    if on_device:
-        command.add_argument(
-            "--device",
-            default="auto",
-            choices=("auto", "cpu", "cuda"),
-            help="auto: cuda if there is one",
-        )
-    command.add_argument(
+    parser.add_argument(
         "--data",
         type=Path,
         default=Path(os.environ.get("GMERGING_DATA") or "../shared/data"),
         help="data folder, also by GMERGING_DATA; sets that are not there are fetched",
     )
-    command.add_argument(
+    parser.add_argument(
         "--work",
         type=Path,
         default=Path(os.environ.get("GMERGING_WORK") or "work"),
         help=(
-            "work folder, also by GMERGING_WORK: finished pieces are kept there and found again,"
+            "work folder, also by GMERGING_WORK: what is finished is kept there and found again,"
             " and what was stopped goes on"
         ),
     )
 
 
-def add_replace_option(command: argparse.ArgumentParser) -> None:
-    """Let a command that writes an artifact replace one that is not its own."""
-    command.add_argument(
-        "--replace",
-        action="store_true",
-        help="replace an artifact of another name or of other tasks too; nothing else is replaced",
+def _add_config(default: str, folders: Iterable[Path], parser: argparse.ArgumentParser) -> None:
+    known = (path.name for folder in folders for path in sorted(folder.glob("*.yaml")))
+    about = f"YAML file, or one that comes with the package: {', '.join(known)}"
+    parser.add_argument("--config", type=Path, default=Path(default), help=about)
+    folder_options(parser)
+
+
+def config_options(default: str, folders: Iterable[Path]) -> Option:
+    """The configuration, one of those in the folders if it is not said, and `folder_options`."""
+    return partial(_add_config, default, tuple(folders))
+
+
+def plan_options(parser: argparse.ArgumentParser) -> None:
+    """How a plan is made."""
+    parser.add_argument(
+        "--metric",
+        choices=get_args(Metric),
+        default="gw",
+        help="feature spaces (gw, cka) or task vectors (cosine)",
     )
+    about = "solver of Gromov-Wasserstein"
+    parser.add_argument("--variant", choices=get_args(Variant), default="exact", help=about)
+    about = "starts of that solver for each pair, the best counts"
+    parser.add_argument("--restarts", type=int, default=4, help=about)
+    parser.add_argument("--group-size", type=int, default=3, help="the most models in a group")
 
 
-def set_up(arguments: argparse.Namespace) -> torch.device:
-    """Give torch its threads; returns the device. Raises ConfigError: a number out of
-    range, or no such device."""
-    for name in ("threads", "processes"):
-        if getattr(arguments, name, 1) < 1:
-            raise ConfigError(f"--{name}: got {getattr(arguments, name)}, expected at least 1")
-    seeds = getattr(arguments, "seeds", [getattr(arguments, "seed", 0)])
-    if wrong := [seed for seed in seeds if not 0 <= seed < _SEEDS]:
-        raise ConfigError(f"--seed: got {wrong[0]}, expected 0 to {_SEEDS - 1}")
-    torch.set_num_threads(arguments.threads)
-    return choose_device(getattr(arguments, "device", "cpu"))
-
-
-def say_artifact(manifest: Manifest, folder: Path | None) -> None:
-    """Tell what was written, and where."""
-    print(
-        f"{manifest.name} {manifest.version}: {len(manifest.tasks)} tasks in"
-        f" {folder or Path('models/releases') / manifest.name}"
-    )
+device = option(
+    "--device", type=choose_device, default="auto", help="auto (cuda if there is one), cpu or cuda"
+)
+seed = option("--seed", type=int, default=0, help="of all that is drawn")
+seeds = option("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run for each")
+processes = option(
+    "--processes", type=int, default=1, help="stages worked on at a time, one process each"
+)
+tasks = option(
+    "--tasks", nargs="+", metavar="TASK", help="only these tasks, not all of the configuration"
+)
+plan = option("--plan", type=Path, help="plan file: each of its groups is merged on its own")
+results = option(
+    "--results",
+    type=Path,
+    default=Path("results"),
+    help="folder of the results, one folder in it per setting",
+)
+replace = option(
+    "--replace",
+    action="store_true",
+    help="replace an artifact of another name or of other tasks too; nothing else is replaced",
+)
+artifact = option("--artifact", type=Path, required=True, help="folder of the finished artifact")
+new_artifact = option(
+    "--output", type=Path, required=True, help="folder of the new artifact; may be the same"
+)

@@ -1,16 +1,13 @@
-"""merging.run.config.base"""
+"""What all configurations share: strict sections, numbers, the release, fingerprints."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from models.names import MAX_NAME, Name
 
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 
@@ -26,19 +23,30 @@ _Number = BeforeValidator(_no_truth_value)
 Rate = Annotated[float, _Number, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, _Number, Field(ge=1)]
 Weight = Annotated[float, _Number, Field(ge=0, allow_inf_nan=False)]
+_VERSION = rf"^[A-Za-z0-9][A-Za-z0-9.+_-]{{0,{MAX_NAME - 1}}}$"
 
 
 class Section(BaseModel):
-    """A section of a configuration: frozen, and an unknown key is an error."""
+    """A section of a configuration: unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def fingerprint(*parts: BaseModel | str | int) -> str:
-    """A short hash of what a finished piece depends on: another configuration makes another
-    piece."""
-    text = json.dumps(
-        [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts],
-        sort_keys=True,
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+class ReleaseConfig(Section):
+    """Name and version of the artifact that the run ends in."""
+
+    name: Name
+    version: Annotated[str, Field(pattern=_VERSION)] = "0.1.0"
+
+
+Setting = BaseModel | str | int | float
+"""What a result depends on besides other results."""
+
+
+def fingerprint(*settings: Setting) -> str:
+    """A short hash of what a result depends on: another setting makes another result."""
+    values = [
+        setting.model_dump(mode="json") if isinstance(setting, BaseModel) else setting
+        for setting in settings
+    ]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
-"""merging.run.config.reading"""
+"""Reading of YAML: strict, with `extends`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,32 +29,39 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
-    """Read a YAML file; a bare name is looked up among those that come with the package, in the
-    folder `bundled`.
+    """Read and check a YAML file, see `read_values`. Raises ConfigError: every problem is named."""
+    try:
+        return model.model_validate(read_values(path, (bundled,)))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {problems_of(error, model)}") from error
+
+
+def read_values(path: Path, bundled: Sequence[Path]) -> dict[str, Any]:
+    """Read the sections of a YAML file; a bare name is looked up in the folders `bundled`, of those
+    that come with the package.
 
     `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section
-        the file's own keys count before the other's, and
-    where it names its own tasks, what the other says of other tasks is left out.
-    Who the other is (`_IDENTITY`) is not handed on: a setting without a name has its file's.
+    the file's own keys count before the other's, and where it names its own tasks, what the other
+    says of other tasks is left out. Who the other is (`_IDENTITY`) is not handed on: a setting
+    without a name has its file's.
 
     Raises:
-        ConfigError: the file is absent, is not YAML, extends itself, or does not fit; every problem
-            is named.
+        ConfigError: the file is absent, is not YAML, holds no sections, or extends itself.
     """
     values = _read_values(path, bundled, ())
     if not isinstance(values, dict):
         found = "nothing" if values is None else "no sections"
         raise ConfigError(f"{path}: got {found}, expected sections, as in `setting: mine`")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {problems_of(error, model)}") from error
+    return values
 
 
-def _read_values(path: Path, bundled: Path, extended_by: tuple[Path, ...]) -> Any:
-    file = path if path.is_file() else bundled / path.name
-    if not file.is_file():
-        known = ", ".join(sorted(each.name for each in bundled.glob("*.yaml")))
+def _read_values(path: Path, bundled: Sequence[Path], extended_by: tuple[Path, ...]) -> Any:
+    places = (path, *(folder / path.name for folder in bundled))
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        known = ", ".join(
+            sorted(found.name for folder in bundled for found in folder.glob("*.yaml"))
+        )
         where = f"{extended_by[-1]}: extends: " if extended_by else ""
         found = f"got no configuration at {path}, expected a YAML file or one of: {known}"
         raise ConfigError(where + found)

@@ -24,16 +24,28 @@ def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file."""
+    write_bytes(path, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    content = save(contiguous, metadata)  # a full disk is then an OSError
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    return save(contiguous, metadata)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON with a final newline."""
-    write_atomically(
-        path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n")
-    )
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """Indented JSON with a final newline."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; a full disk is an OSError."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def read_json(path: Path) -> Any:

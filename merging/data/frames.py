@@ -1,9 +1,10 @@
 """Frames of molecular dynamics with energies and forces: MD17 (molecules) and LiPS20 (solids), with
 their neighbours worked out once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from merging.config.base import Count, Section
+from merging.data.files import sha256
 from merging.data.split import Split
+from merging.data.task_data import Step, Subset, summary_of
 from models.data.atoms import Atoms, AtomsBatch, Neighbours, join, neighbours
 from models.errors import DataError
+from models.task import TaskInfo
 
 SPLIT_SEED = 0
 _MD17_PARTS = ("train", "val", "test")
@@ -22,11 +26,15 @@ _LIPS20_NUMBERS = {"Li": 3, "P": 15, "S": 16}
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of G structures of N atoms: energy (G,) float64 in eV, forces (N, 3) float32 in
-    eV / Angstrom."""
+    """Energies (G,) float64 in eV and forces (N, 3) float32 in eV / Angstrom of G structures of N
+    atoms, known or answered."""
 
     energy: Tensor
     forces: Tensor
+
+    def to(self, device: torch.device | str) -> "Labels":
+        """The same on another device."""
+        return Labels(self.energy.to(device), self.forces.to(device))
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,9 @@ class FrameDataset:
         lists: their neighbours within the cutoff.
         energy: (F,) float64, in eV.
         forces: (F, n, 3) float32, in eV / Angstrom.
-        split: row numbers of the parts.
+        split: row numbers of the subsets.
+        sources: sha256 of the files, by name.
+        about: a line about the task.
     """
 
     task: str
@@ -48,6 +58,25 @@ class FrameDataset:
     energy: Tensor
     forces: Tensor
     split: Split
+    sources: dict[str, str] = field(default_factory=dict)
+    about: str = ""
+    record: ClassVar[dict[str, Any]] = {}
+    outputs: ClassVar[int] = 1
+
+    @property
+    def info(self) -> TaskInfo:
+        """Energy of a structure, forces on its atoms."""
+        return TaskInfo(labels=("energy",), description=self.about, target="energy_and_forces")
+
+    @property
+    def size(self) -> int:
+        """Number of atoms in all frames."""
+        return self.forces.shape[0] * self.forces.shape[1]
+
+    @property
+    def summary(self) -> str:
+        """See `merging.data.task_data.TaskData.summary`."""
+        return summary_of(self.info, self.sources)
 
     def select(self, rows: Tensor) -> AtomsBatch:
         """The frames at `rows` (G,), in that order, as one batch."""
@@ -57,6 +86,26 @@ class FrameDataset:
     def labels(self, rows: Tensor) -> Labels:
         """Energies and forces of the frames at `rows` (G,), in that order."""
         return Labels(self.energy[rows], self.forces[rows].flatten(0, 1))
+
+    def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
+        """See `merging.data.task_data.TaskData.steps`."""
+        rows: Tensor = getattr(self.split, subset)
+        rows = rows[torch.randperm(len(rows))] if shuffle else rows
+        return [
+            Step(partial(self.select, chosen), self.labels(chosen))
+            for chosen in rows.split(batch_size)
+        ]
+
+    def calibration(
+        self, count: int, batch_size: int, seed: int
+    ) -> tuple[tuple[AtomsBatch, ...], tuple[Tensor, ...]]:
+        """See `merging.data.task_data.TaskData.calibration`; the first frames are taken."""
+        groups = self.split.train[:count].split(batch_size)
+        return tuple(self.select(rows) for rows in groups), ()
+
+    def first(self, count: int) -> Self:
+        """The same task with its first `count` training frames only."""
+        return replace(self, split=replace(self.split, train=self.split.train[:count]))
 
 
 def _dataset(
@@ -95,6 +144,7 @@ def _dataset(
         torch.from_numpy(energy).double(),
         torch.from_numpy(forces).float(),
         split,
+        {path.name: sha256(path) for path in sorted(folder.glob("*.*")) if path.is_file()},
     )
 
 

@@ -1,5 +1,16 @@
-"""Molecules as generic graphs: the measure of what plain node features reach, and an example of how
-a graph file is written."""
+"""A user's own graphs and labels in one `.npz` file of numpy arrays, without pickles.
+
+| array | shape | what |
+|---|---|---|
+| x | (sum N, F) | numbers of each node, all finite |
+| edge_index | (2, sum E) | sources and targets, numbered from 0 within each graph; an undirected \
+edge in both directions |
+| node_counts, edge_counts | (G,) | how many nodes and edges each graph has |
+| labels | (M, C) or (M,) | M = G for labels of graphs, sum N for labels of nodes: 0 / 1 / NaN, or \
+numbers / NaN; or classes (M,), -1 where unknown |
+| train, valid, test | (n,) | rows of `labels`; all three or none (then 80 / 10 / 10 % at random, \
+by the seed) |
+"""
 
 import zipfile
 from collections.abc import Sequence
@@ -15,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from merging.config.base import Section
+from merging.data.files import sha256
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.data.split import Split, random_split
 from merging.data.task_data import AnswerTask
@@ -24,26 +36,6 @@ from models.errors import DataError, InvalidInputError
 from models.files import write_atomically
 from models.names import check_labels
 from models.task import TaskInfo
-
-
-def write_molecules(dataset: MoleculeDataset, path: Path) -> None:
-    """Write a set of molecules as a file that `merging.data.graph_file` reads, with its scaffold
-    split.
-
-    A node is an atom, its features are the one-hot atom type (`models.data.molecule`: 118 elements,
-    one never used here, one for an unknown atom); bonds have no features.
-    """
-    packed = dataset.graphs
-    atom_types = (
-        F.one_hot(packed.x[:, 0].long(), NUM_ATOM_TYPES).float().split(packed.node_counts.tolist())
-    )
-    bonds = packed.edge_index.long().split(packed.edge_counts.tolist(), dim=1)
-    write_graphs(
-        path,
-        [FeatureGraph(*each) for each in zip(atom_types, bonds, strict=True)],
-        dataset.labels,
-        dataset.split,
-    )
 
 
 class FileSpec(Section):
@@ -124,6 +116,26 @@ def write_graphs(
             np.savez_compressed(stream, **{name: value.numpy() for name, value in arrays.items()})
 
     write_atomically(path, write)
+
+
+def write_molecules(dataset: MoleculeDataset, path: Path) -> None:
+    """Write a set of molecules as a file that `merging.data.graph_file` reads, with its scaffold
+    split.
+
+    A node is an atom, its features are the one-hot atom type (`models.data.molecule`: 118 elements,
+    one never used here, one for an unknown atom); bonds have no features.
+    """
+    packed = dataset.graphs
+    atom_types = (
+        F.one_hot(packed.x[:, 0].long(), NUM_ATOM_TYPES).float().split(packed.node_counts.tolist())
+    )
+    bonds = packed.edge_index.long().split(packed.edge_counts.tolist(), dim=1)
+    write_graphs(
+        path,
+        [FeatureGraph(x, edges) for x, edges in zip(atom_types, bonds, strict=True)],
+        dataset.labels,
+        dataset.split,
+    )
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -232,9 +244,8 @@ def file_task(spec: FileSpec, data: Path, seed: int) -> AnswerTask:
     info = TaskInfo(
         labels=spec.labels, description=spec.about, level=spec.level, target=spec.target
     )
-    return AnswerTask(
-        stored.graphs, stored.graphs[0].num_features, None, info, stored.labels, split
-    )
+    width, sources = stored.graphs[0].num_features, {Path(spec.file).name: sha256(data / spec.file)}
+    return AnswerTask(stored.graphs, width, None, info, stored.labels, split, sources=sources)
 
 
 def _misfit(labels: Tensor, spec: FileSpec) -> str:

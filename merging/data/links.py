@@ -1,7 +1,6 @@
-"""merging.data.links"""
+"""Which nodes of a citation graph are linked: pairs, and their scores."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,10 +13,10 @@ from merging.data.planetoid import (
     NodeDataset,
     PlanetoidName,
 )
-from merging.data.task_data import PARTS, Part, Step, _Graphs
+from merging.data.task_data import SUBSETS, GraphTask, Step, Subset
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph
-from models.task import Level, Target
+from models.task import TaskInfo
 
 
 class LinkSpec(Section):
@@ -37,40 +36,39 @@ class LinkSpec(Section):
 
 
 @dataclass(frozen=True, eq=False)
-class LinkTask(_Graphs):
+class LinkTask(GraphTask):
     """Which nodes of one graph are linked. The graph that is seen has the training links only.
 
     Attributes:
         outputs: width of the head.
-        links: by part, (2, n) pairs that are linked, each once.
-        others: by part, as many pairs that are not; for training None, since each epoch draws its
+        links: by subset, (2, n) pairs that are linked, each once.
+        others: by subset, as many pairs that are not; for training None, since each epoch draws its
             own.
         known: (2, E) all links in both directions, which no drawn pair may be.
     """
 
     outputs: int
-    links: dict[Part, Tensor]
-    others: dict[Part, Tensor]
+    links: dict[Subset, Tensor]
+    others: dict[Subset, Tensor]
     known: Tensor
-    level: Level = "node"
-    target: Target = "multilabel"
 
     def calibration(
-        self, count: int, batch_size: int
+        self, count: int, batch_size: int, seed: int
     ) -> tuple[tuple[GraphBatch, ...], tuple[Tensor, ...]]:
         """What a merger may see: the graph, and all of its nodes count."""
-        return (self._whole,), ()
+        return (self.whole,), ()
 
-    def steps(self, part: Part, batch_size: int, shuffle: bool = False) -> Iterator[Step]:
-        """All pairs of a part in one step; those without a link are drawn anew for training."""
-        links = self.links[part]
+    def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
+        """All pairs of a subset in one step; those without a link are drawn anew for training."""
+        links = self.links[subset]
         others = (
-            self.others[part]
-            if part in self.others
+            self.others[subset]
+            if subset in self.others
             else unlinked(self.known, self.graphs[0].num_nodes, links.shape[1])
         )
         labels = torch.cat([torch.ones(links.shape[1]), torch.zeros(others.shape[1])]).unsqueeze(1)
-        yield Step(self._whole, partial(_pair_scores, torch.cat([links, others], dim=1)), labels)
+        pairs = torch.cat([links, others], dim=1)
+        return [Step(lambda: self.whole, labels, partial(_pair_scores, pairs))]
 
 
 def _pair_scores(pairs: Tensor, outputs: Tensor) -> Tensor:
@@ -95,16 +93,30 @@ def unlinked(edge_index: Tensor, nodes: int, count: int) -> Tensor:
 
 
 def link_task(spec: LinkSpec, dataset: NodeDataset, seed: int) -> LinkTask:
-    """Links of one graph: 85 % to train on, 5 % for validation, 10 % to test, by the seed."""
+    """The links of a graph, 85 / 5 / 10 % of them to train, validate and test, by the seed."""
     nodes, generator = len(dataset.x), torch.Generator().manual_seed(seed)
     links = dataset.edge_index[:, dataset.edge_index[0] < dataset.edge_index[1]]
     links = links[:, torch.randperm(links.shape[1], generator=generator)]
     valid, test = round(0.05 * links.shape[1]), round(0.1 * links.shape[1])
     sizes = [links.shape[1] - valid - test, valid, test]
-    parts = dict(zip(PARTS, links.split(sizes, dim=1), strict=True))
+    by_subset = dict(zip(SUBSETS, links.split(sizes, dim=1), strict=True))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         drawn = unlinked(dataset.edge_index, nodes, valid + test)
-    others: dict[Part, Tensor] = {"valid": drawn[:, :valid], "test": drawn[:, valid:]}
-    seen = FeatureGraph(dataset.x, torch.cat([parts["train"], parts["train"].flip(0)], dim=1))
-    return LinkTask((seen,), dataset.x.shape[1], None, spec.dim, parts, others, dataset.edge_index)
+    others: dict[Subset, Tensor] = {"valid": drawn[:, :valid], "test": drawn[:, valid:]}
+    train = by_subset["train"]
+    seen = FeatureGraph(dataset.x, torch.cat([train, train.flip(0)], dim=1))
+    about = spec.about or f"links between nodes of {spec.graph}"
+    info = TaskInfo(labels=("linked",), description=about, level="node")
+    width = dataset.x.shape[1]
+    return LinkTask(
+        (seen,),
+        width,
+        None,
+        info,
+        spec.dim,
+        by_subset,
+        others,
+        dataset.edge_index,
+        sources=dataset.sources,
+    )

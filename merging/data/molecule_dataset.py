@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +31,13 @@ from merging.data.split import (
     random_split,
     scaffold_split,
 )
+from merging.data.task_data import Step, Subset
+from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, PackedGraphs, pack
 from models.data.smiles import READING_RULE, read_graph, read_smiles
 from models.errors import DataError, MoleculeError
 from models.files import write_atomically
+from models.task import TaskInfo
 
 _CACHE_VERSION = f"2, reading rule {READING_RULE}"
 _SHOWN = 5
@@ -91,6 +95,9 @@ class MoleculeDataset:
             1 and 0 where the file does not say 0 and 1; `split`, in words; `parts`, the molecules
             in each; `not_measured`, by part the labels that lack a class there; `repeated`, see
             `_repeated`.
+        about: a line about the task.
+        most_per_epoch: an epoch of training draws at most so many molecules, anew each time; None:
+            all of them.
     """
 
     task: str
@@ -101,6 +108,66 @@ class MoleculeDataset:
     source_sha256: str
     dropped: tuple[DroppedRow, ...]
     record: dict[str, Any]
+    about: str = ""
+    most_per_epoch: int | None = None
+
+    @property
+    def info(self) -> TaskInfo:
+        """What the task asks of a molecule."""
+        return TaskInfo(labels=self.label_names, description=self.about)
+
+    @property
+    def outputs(self) -> int:
+        """C."""
+        return len(self.label_names)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """sha256 of the file, by its name."""
+        return {self.record["file"]: self.source_sha256}
+
+    @property
+    def size(self) -> int:
+        """G."""
+        return len(self.graphs)
+
+    @property
+    def summary(self) -> str:
+        """A line for people: what was read as what."""
+        record, labels = self.record, said_labels(self.record)
+        count = len(record["labels"])
+        sizes = ", ".join(f"{n} {subset}" for subset, n in record["parts"].items())
+        lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
+        source = f"{record['file']}, column {record['smiles_column']!r}"
+        dropped = f"{record['dropped']} of {record['rows']} rows dropped"
+        return "; ".join(
+            (
+                f"{self.task}: {record['molecules']} molecules of {source}, {dropped}",
+                f"{count} label{'s' if count > 1 else ''}: {labels}",
+                f"split {record['split']}: {sizes}",
+                *(f"not measured in {subset}: {n} of them" for subset, n in lacking.items()),
+                *_said_repeated(record["repeated"]),
+            )
+        )
+
+    def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
+        """See `merging.data.task_data.TaskData.steps`."""
+        rows: Tensor = getattr(self.split, subset)
+        if shuffle:
+            rows = rows[torch.randperm(len(rows))[: self.most_per_epoch]]
+        return [
+            Step(partial(self.graphs.select, chosen), self.labels[chosen])
+            for chosen in rows.split(batch_size)
+        ]
+
+    def calibration(
+        self, count: int, batch_size: int, seed: int
+    ) -> tuple[tuple[GraphBatch, ...], tuple[Tensor, ...]]:
+        """See `merging.data.task_data.TaskData.calibration`; drawn by the seed."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.split.train), generator=generator)[:count]
+        chosen = self.split.train[order].split(batch_size)
+        return tuple(self.graphs.select(rows) for rows in chosen), ()
 
 
 def load_dataset(
@@ -132,25 +199,6 @@ def load_dataset(
 def dropped_path(task: str, cache_folder: Path) -> Path:
     """Where the rows of a task's file that were left out are listed."""
     return cache_folder / f"{task}.dropped.csv"
-
-
-def describe_dataset(dataset: MoleculeDataset) -> str:
-    """A line for people: what was read as what."""
-    record, labels = dataset.record, said_labels(dataset.record)
-    count = len(record["labels"])
-    parts = ", ".join(f"{count} {subset}" for subset, count in record["parts"].items())
-    unmeasured = {subset: len(names) for subset, names in record["not_measured"].items() if names}
-    source = f"{record['file']}, column {record['smiles_column']!r}"
-    dropped = f"{record['dropped']} of {record['rows']} rows dropped"
-    return "; ".join(
-        (
-            f"{dataset.task}: {record['molecules']} molecules of {source}, {dropped}",
-            f"{count} label{'s' if count > 1 else ''}: {labels}",
-            f"split {record['split']}: {parts}",
-            *(f"not measured in {subset}: {count} of them" for subset, count in unmeasured.items()),
-            *_said_repeated(record["repeated"]),
-        )
-    )
 
 
 def _said_repeated(repeated: Mapping[str, int]) -> list[str]:

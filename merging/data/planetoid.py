@@ -2,7 +2,7 @@
 without trusting the pickles that these are."""
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from merging.config.base import Section
+from merging.data.files import sha256
 from merging.data.split import Split, random_split
 from merging.data.task_data import AnswerTask
 from models.data.batch import GraphBatch
@@ -52,6 +53,7 @@ class NodeDataset:
         class_names: C names.
         split: node numbers of the published split: 20 nodes of each class to train on, 500 to
             validate, 1000 to test.
+        sources: sha256 of the raw files, by name.
     """
 
     name: str
@@ -60,6 +62,7 @@ class NodeDataset:
     labels: Tensor
     class_names: tuple[str, ...]
     split: Split
+    sources: dict[str, str] = field(default_factory=dict)
 
     def batch(self) -> GraphBatch:
         """The whole graph as a batch of one."""
@@ -83,7 +86,8 @@ def load_planetoid(name: PlanetoidName, data: Path) -> NodeDataset:
         DataError: a file is absent, names something that is no array, or the graph does not have
             the published size.
     """
-    *pickled, index = planetoid_files(name, data)
+    files = planetoid_files(name, data)
+    *pickled, index = files
     parts = {path.suffix[1:]: _unpickle(path) for path in pickled}
     test = torch.from_numpy(np.loadtxt(index, dtype=np.int64, ndmin=1))
     known, total = parts["allx"].shape[0], max(parts["graph"]) + 1
@@ -103,7 +107,9 @@ def load_planetoid(name: PlanetoidName, data: Path) -> NodeDataset:
     labels = torch.where(one_hot.sum(1) > 0, one_hot.argmax(1), -1)
     train = len(parts["y"])
     split = Split(torch.arange(train), torch.arange(train, train + 500), test.sort().values)
-    return NodeDataset(name, x, _edges(parts["graph"], total), labels, CLASS_NAMES[name], split)
+    edges, names = _edges(parts["graph"], total), CLASS_NAMES[name]
+    sources = {path.name: sha256(path) for path in files}
+    return NodeDataset(name, x, edges, labels, names, split, sources)
 
 
 def planetoid_files(name: PlanetoidName, data: Path) -> list[Path]:
@@ -215,4 +221,5 @@ def class_task(spec: PlanetoidSpec, dataset: NodeDataset, seed: int) -> AnswerTa
         numbers[dataset.labels],
         parts,
         some_nodes=spec.classes is not None,
+        sources=dataset.sources,
     )

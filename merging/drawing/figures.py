@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from merging.data.files import check_results, read_json, read_seeds
-from merging.run.config import BASE_VARIANT
+from merging.families.molecule_config import BASE_VARIANT
 from models.errors import DataError
 from models.files import write_atomically
 

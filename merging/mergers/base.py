@@ -1,24 +1,32 @@
 """What every merger takes and gives."""
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from merging.mergers.task_vector import TaskVector
 from models.data.batch import GraphBatch, mean_readout
 from models.errors import InvalidInputError
-from models.networks.hu2020 import Backbone, BackboneConfig
-from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.networks.hu2020 import Backbone, BackboneKind
+from models.networks.pyg import GraphNetwork, GraphNetworkKind
+from models.networks.schnet import ForceField
 from models.state_dict import load_tensors
 from models.task import Level
 
 Network = Backbone | GraphNetwork
+"""Those with a readout and a linear head."""
+NETWORKS: Mapping[str, Callable[[Any], nn.Module]] = {
+    **dict.fromkeys(get_args(BackboneKind), Backbone),
+    **dict.fromkeys(get_args(GraphNetworkKind), GraphNetwork),
+    "schnet": ForceField,
+}
+"""The networks that can be merged, by the kind of their shape."""
 
 
 class MergerOptions(BaseModel):
@@ -32,7 +40,7 @@ class Calibration:
     """What a merger may see of a task besides its weights; never a label.
 
     Attributes:
-        head: state dict (weight (C, d), bias (C,)) of the task's fine-tuned head.
+        head: state dict of the task's own head; where it is linear, weight (C, d) and bias (C,).
         batches: training graphs of the task, the same number for every task where there are as
             many.
         level: whether the head answers for a graph or for each node.
@@ -41,7 +49,7 @@ class Calibration:
     """
 
     head: dict[str, Tensor]
-    batches: tuple[GraphBatch, ...]
+    batches: tuple[Any, ...]
     level: Level = "graph"
     nodes: tuple[Tensor, ...] = ()
 
@@ -78,14 +86,14 @@ class MergeInputs:
     Attributes:
         pretrained: theta_pre, where all experts started.
         finetuned: theta_k by task.
-        config: shape of the backbones; needed by the mergers that run them.
+        config: shape of the networks; the registry says which kinds a merger can run.
         calibration: by task; empty for a merger whose row in the registry does not ask for it.
         seed: of what a merger draws.
     """
 
     pretrained: dict[str, Tensor]
     finetuned: dict[str, dict[str, Tensor]]
-    config: BackboneConfig | GraphNetworkConfig
+    config: Any
     calibration: dict[str, Calibration] = field(default_factory=dict)
     seed: int = 0
 
@@ -96,14 +104,10 @@ class MergeInputs:
             for task, finetuned in self.finetuned.items()
         }
 
-    def network(self, tensors: dict[str, Tensor]) -> Network:
+    def network(self, tensors: dict[str, Tensor]) -> Any:
         """A backbone with these weights of its own, in evaluation mode, on their device. Raises
         CheckpointError (see `load_tensors`)."""
-        network = (
-            GraphNetwork(self.config)
-            if isinstance(self.config, GraphNetworkConfig)
-            else Backbone(self.config)
-        )
+        network = NETWORKS[self.config.kind](self.config)
         load_tensors(network, tensors, "a backbone to merge")
         return network.eval().to(next(iter(tensors.values())).device)
 
@@ -111,7 +115,7 @@ class MergeInputs:
         """For mergers whose objective is that of independent labels of graphs. Raises
         InvalidInputError."""
         if on_nodes := sorted(
-            task for task, each in self.calibration.items() if each.level == "node"
+            task for task, seen in self.calibration.items() if seen.level == "node"
         ):
             raise InvalidInputError(
                 f"got {', '.join(on_nodes)} on nodes, expected tasks on graphs ({method} is for"
@@ -139,21 +143,26 @@ class MergeResult:
         head_orders: for a method that puts a model's hidden units in another order (Git Re-Basin):
             by task, which unit of the task's own model the merged unit i is, (d,) int64. A task
             that is absent has its own order.
+        heads: for a method that solves heads too (GFFMerge), state dicts of them by task; empty
+            otherwise.
     """
 
     backbone: dict[str, Tensor]
     by_task: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     head_orders: dict[str, Tensor] = field(default_factory=dict)
+    heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def backbone_for(self, task: str) -> dict[str, Tensor]:
         """The state dict that answers a task."""
         return self.by_task.get(task, self.backbone)
 
-    def head_for(self, task: str, weight: Tensor) -> Tensor:
-        """The weight (C, d) of a task's head as the merged backbone needs it: its columns in the
-        merged order."""
-        return weight[:, self.head_orders[task]] if task in self.head_orders else weight
+    def head_for(self, task: str, head: dict[str, Tensor]) -> dict[str, Tensor]:
+        """State dict of a task's head as the merged backbone needs it, from the task's own: solved
+        anew, or with the columns of its weight (C, d) in the merged order."""
+        if task not in self.head_orders:
+            return self.heads.get(task, head)
+        return {**head, "weight": head["weight"][:, self.head_orders[task]]}
 
 
 Merger = Callable[[MergeInputs, Any], MergeResult]
@@ -162,5 +171,5 @@ Merger = Callable[[MergeInputs, Any], MergeResult]
 
 def stacked(tables: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """K tables of the same names as one, (K, *shape) by name."""
-    each = list(tables)
-    return {key: torch.stack([table[key] for table in each]) for key in each[0]}
+    rows = list(tables)
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

@@ -1,30 +1,30 @@
-"""Mergers of force fields: the mean, TIES, and GFFMerge's closed form, which solves every Linear on
-what the teachers' own Linears give.
+"""GFFMerge: force fields merged in closed form, every Linear solved on what the teachers' own
+Linears give (Verma et al. 2026, arXiv:2606.03232).
 
-Shared afterwards: the interaction blocks. Of each task: its atom embeddings, its scale and its
-energies of elements. The head is either.
+Shared afterwards: the interaction blocks. Of each task: its atom embeddings, its head, its scale
+and its energies of elements.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from merging.mergers.base import stacked
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
 from merging.mergers.least_squares import NormalEquations, solve, with_ones
-from merging.mergers.task_vector import TaskVector
-from merging.mergers.ties import TiesOptions, combine
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
 from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField, potential
+from models.state_dict import load_tensors
 
 Heads = Literal["merged", "own"]
-Inputs = Literal["teacher", "sequential"]
+Inputs = Literal["teacher", "merged"]
 _LINEARS = ("conv.nn.0", "conv.nn.2", "conv.lin1", "conv.lin2", "lin")
 _HEAD = ("lin1", "lin2")
 
@@ -50,26 +50,32 @@ Teachers = Mapping[str, Teacher]
 Model = tuple[ForceField, ForceFieldExpert]
 
 
-def mean(teachers: Teachers, heads: Heads = "merged") -> MergedForceField:
-    """theta = mean_k theta_k."""
-    return _aligned(_mean(teachers, heads), teachers)
+class GffMergeOptions(MergerOptions):
+    """Options of GFFMerge.
+
+    Attributes:
+        ridge: rho of the normal equations.
+        inputs: what a Linear is solved on: its inputs in the `teacher` (as published), or in the
+            `merged` model, whose earlier Linears are solved by then.
+        slopes: in Angstrom, see `closed_form`; 0 is as published.
+    """
+
+    ridge: Annotated[float, Field(gt=0)] = 1e-6
+    inputs: Inputs = "teacher"
+    slopes: Annotated[float, Field(ge=0)] = 0.0
 
 
-def ties(
-    teachers: Teachers, initial: Model | None, options: TiesOptions, heads: Heads = "merged"
-) -> MergedForceField:
-    """TIES (Yadav et al. 2023, arXiv:2306.01708) on what training added to `initial`, or on the
-    weights themselves where each teacher had its own."""
-    weights = [
-        shared_weights(teacher.network, teacher.expert, heads) for teacher in teachers.values()
-    ]
-    base = (
-        shared_weights(*initial, heads)
-        if initial
-        else {name: torch.zeros_like(value) for name, value in weights[0].items()}
-    )
-    merged = combine([TaskVector.between(base, each) for each in weights], options)
-    return _aligned(_with_weights(teachers, merged.apply(base, options.scaling)), teachers)
+def gffmerge(inputs: MergeInputs, options: GffMergeOptions) -> MergeResult:
+    """`closed_form` of the interaction blocks; each task's head is solved too, from its rows."""
+    shape, teachers = inputs.config, {}
+    for task, state in inputs.finetuned.items():
+        network, expert, seen = ForceField(shape), ForceFieldExpert(shape), inputs.calibration[task]
+        load_tensors(network, state, f"network of {task}")
+        load_tensors(expert, seen.head, f"head of {task}")
+        teachers[task] = Teacher(network, expert, seen.batches)
+    merged = closed_form(teachers, options.ridge, options.inputs, "own", options.slopes)
+    heads = {task: merged.expert(task).state_dict() for task in teachers}
+    return MergeResult(merged.network.state_dict(), heads=heads, record=options.model_dump())
 
 
 def closed_form(
@@ -89,8 +95,8 @@ def closed_form(
         teachers: by task.
         ridge: rho; it pulls to the mean of the teachers' weights, so that copies of one model give
             that model.
-        inputs: Z_k as the Linear gets it in the teacher (as published), or `sequential`: in the
-            merged model, whose earlier Linears are solved.
+        inputs: Z_k as the Linear gets it in the `teacher` (as published), or in the `merged` model,
+            whose earlier Linears are solved.
         heads: `merged` into one, or each task's `own`, solved in the same way from that task's rows
             alone.
         slopes: above 0, rows for the derivatives are added: with all atoms displaced at random by
@@ -104,7 +110,7 @@ def closed_form(
     for group in [names] if inputs == "teacher" else [[name] for name in names]:
         given = (
             students
-            if inputs == "sequential"
+            if inputs == "merged"
             else {task: (teacher.network, teacher.expert) for task, teacher in teachers.items()}
         )
         found = {
@@ -119,7 +125,7 @@ def closed_form(
                     [found[task][name] for task in tasks],
                     ridge,
                 )
-    return _aligned(merged, teachers)
+    return aligned(merged, teachers)
 
 
 def linears(network: ForceField, expert: nn.Module) -> dict[str, nn.Linear]:
@@ -175,7 +181,7 @@ def _with_weights(teachers: Teachers, weights: dict[str, Tensor]) -> MergedForce
     return MergedForceField(network, experts)
 
 
-def _aligned(merged: MergedForceField, teachers: Teachers) -> MergedForceField:
+def aligned(merged: MergedForceField, teachers: Teachers) -> MergedForceField:
     """Energies of elements shifted so that each task's mean energy over its structures is its
     teacher's. Forces stay as they are."""
     for task, teacher in teachers.items():

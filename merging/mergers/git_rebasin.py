@@ -9,7 +9,7 @@ others held, is a linear assignment: maximise sum over its parameters of <W_refe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from merging.mergers.base import MergeInputs, MergeResult, MergerOptions
 from merging.mergers.task_vector import is_merged
-from models.networks.hu2020 import BackboneConfig
 from models.networks.pyg import GraphNetworkConfig
 
 State = dict[str, Tensor]
@@ -219,15 +218,15 @@ def _equal(first: list[Orders], second: list[Orders]) -> bool:
 # --- where the units of each network lie ---
 
 
-def chain_of(config: BackboneConfig | GraphNetworkConfig) -> Chain:
+def chain_of(config: Any) -> Chain:
     """The spaces of a network: `h0` enters the first layer (Hu et al.'s networks; features have no
     hidden units), `h1` leaves it, and so on."""
     layers, dim = config.num_layers, config.hidden_dim
-    if isinstance(config, GraphNetworkConfig):
+    if config.kind not in _LAYERS:
         axes = {
-            f"gnns.{n}.{key}": each
+            f"gnns.{n}.{key}": axis
             for n in range(layers)
-            for key, each in _pyg_layer(config, n).items()
+            for key, axis in _pyg_layer(config, n).items()
         }
         sizes = {
             space: dim

@@ -137,7 +137,7 @@ def linear_parts(config: BackboneConfig | GraphNetworkConfig) -> tuple[Part, ...
     """The parts of each layer, in the order in which they are computed."""
     if config.kind == "gat":
         return tuple(part for head in range(2) for part in _gat(head, config.hidden_dim))
-    if isinstance(config, GraphNetworkConfig) and config.kind == "pyg_gat":
+    if config.kind == "pyg_gat":
         return tuple(
             part
             for head in range(config.heads)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import (
     ValidationError,
@@ -21,6 +21,7 @@ from merging.mergers.base import MergeInputs, Merger, MergeResult, MergerOptions
 from merging.mergers.dare import DareOptions, DareTiesOptions, dare, dare_ties
 from merging.mergers.emr import emr
 from merging.mergers.fisher import FisherOptions, fisher
+from merging.mergers.gffmerge import GffMergeOptions, gffmerge
 from merging.mergers.git_rebasin import GitRebasinOptions, git_rebasin
 from merging.mergers.gnnmerge import (
     ClosedFormOptions,
@@ -31,6 +32,8 @@ from merging.mergers.gnnmerge import (
 from merging.mergers.regmean import RegMeanOptions, regmean
 from merging.mergers.ties import TiesOptions, ties
 from models.errors import ConfigError, InvalidInputError
+from models.networks.hu2020 import BackboneKind
+from models.networks.pyg import GraphNetworkKind
 from models.validation import one_of, problems_of
 
 
@@ -44,7 +47,8 @@ class MergerSpec:
         paper: where it is from.
         merger: the function.
         options: the class of its options; the defaults are the paper's where not said otherwise.
-        calibrated: whether it must see unlabelled molecules and the heads.
+        calibrated: whether it must see unlabelled graphs and the heads.
+        kinds: of networks that it can merge; none means all.
     """
 
     name: str
@@ -53,6 +57,7 @@ class MergerSpec:
     merger: Merger
     options: type[MergerOptions] = MergerOptions
     calibrated: bool = False
+    kinds: tuple[str, ...] = ()
 
     def parse(self, options: Mapping[str, Any]) -> MergerOptions:
         """Its options from a configuration. Raises ConfigError naming every problem."""
@@ -63,6 +68,8 @@ class MergerSpec:
             raise ConfigError(f"options of {self.name}: {problems}") from error
 
 
+LINEAR_HEADS = (*get_args(BackboneKind), *get_args(GraphNetworkKind))
+"""Kinds of networks with a readout and a linear head, whose linear parts and units are known."""
 MERGERS = {
     spec.name: spec
     for spec in (
@@ -111,6 +118,7 @@ MERGERS = {
             fisher,
             FisherOptions,
             calibrated=True,
+            kinds=LINEAR_HEADS,
         ),
         MergerSpec(
             "regmean",
@@ -120,6 +128,7 @@ MERGERS = {
             regmean,
             RegMeanOptions,
             calibrated=True,
+            kinds=LINEAR_HEADS,
         ),
         MergerSpec(
             "adamerging",
@@ -129,6 +138,7 @@ MERGERS = {
             adamerging,
             AdaMergingOptions,
             calibrated=True,
+            kinds=LINEAR_HEADS,
         ),
         MergerSpec(
             "git_rebasin",
@@ -137,6 +147,7 @@ MERGERS = {
             " arXiv:2209.04836",
             git_rebasin,
             GitRebasinOptions,
+            kinds=LINEAR_HEADS,
         ),
         MergerSpec(
             "gnnmerge",
@@ -146,6 +157,7 @@ MERGERS = {
             gnnmerge,
             IterativeOptions,
             calibrated=True,
+            kinds=LINEAR_HEADS,
         ),
         MergerSpec(
             "gnnmerge_pp",
@@ -155,6 +167,16 @@ MERGERS = {
             gnnmerge_plus_plus,
             ClosedFormOptions,
             calibrated=True,
+            kinds=LINEAR_HEADS,
+        ),
+        MergerSpec(
+            "gffmerge",
+            "GFFMerge",
+            "Verma et al. 2026, GFFMerge, arXiv:2606.03232",
+            gffmerge,
+            GffMergeOptions,
+            calibrated=True,
+            kinds=("schnet",),
         ),
     )
 }
@@ -174,20 +196,27 @@ def merge(
     """Run a merger by name.
 
     Raises:
-        ConfigError: no merger has that name, or it does not have such an option.
+        ConfigError: no merger has that name, it does not have such an option, or it cannot merge
+            networks of this kind.
         InvalidInputError: there is nothing to merge, or the merger needs calibration data that is
             not there.
         CheckpointError: the backbones are not of one shape.
     """
     spec = merger_spec(method)
+    parsed = spec.parse(options or {})
     if not inputs.finetuned:
         raise InvalidInputError("finetuned: got no model, expected at least one")
+    if spec.kinds and inputs.config.kind not in spec.kinds:
+        raise ConfigError(
+            f"got merge method {method!r} for networks of kind {inputs.config.kind!r}, expected"
+            f" one that merges them ({method} is for {', '.join(spec.kinds)})"
+        )
     if spec.calibrated and inputs.calibration.keys() != inputs.finetuned.keys():
         raise InvalidInputError(
             f"calibration: got {sorted(inputs.calibration)}, expected molecules for"
             f" {sorted(inputs.finetuned)} ({method} needs them)"
         )
-    return spec.merger(inputs, spec.parse(options or {}))
+    return spec.merger(inputs, parsed)
 
 
 class MergeConfig(Section):

@@ -201,7 +201,7 @@ def cka_distance(x: Tensor, y: Tensor) -> float:
         raise InvalidInputError(
             f"features: got {len(x)} and {len(y)} molecules, expected the same ones"
         )
-    x, y = (each.double() - each.double().mean(0) for each in (x, y))
+    x, y = (features.double() - features.double().mean(0) for features in (x, y))
     similarity = (x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
     return float(1 - similarity)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-from merging.config.base import fingerprint
+from merging.config.base import Section
 from merging.config.reading import only_tasks
 from merging.data.files import write_json
+from merging.families.molecule_config import MoleculeConfig
 from merging.mergers.registry import MergeConfig
 from merging.mergers.task_vector import TaskVector
 from merging.planning.distances import (
@@ -29,9 +30,16 @@ from merging.planning.distances import (
     gromov_wasserstein,
 )
 from merging.planning.grouping import Grouping, average_linkage
-from merging.run.config import RunConfig
 from merging.run.run import Run
-from merging.run.stages import calibration, finetune_key, finetuned, finetuned_backbone
+from merging.run.stage import Stage
+from merging.run.stages import (
+    calibration_graphs,
+    check_adapters,
+    own_network,
+    teacher,
+    trained,
+)
+from merging.run.store import StageResult
 from models.errors import ConfigError
 from models.state_dict import sub_state
 from models.validation import problems_of
@@ -52,11 +60,7 @@ Between = Callable[[str, str], float]
 GroupName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PlanSettings(_Part):
+class PlanSettings(Section):
     """How a plan is made.
 
     Attributes:
@@ -72,13 +76,13 @@ class PlanSettings(_Part):
     group_size: Annotated[int, Field(ge=1)] = 3
 
 
-class Plan(_Part):
+class Plan(Section):
     """Which models are merged with each other; what the plan file holds.
 
     Attributes:
         setting, seed: of the run that it was made for.
         settings: how it was made.
-        models: by task, what the fine-tuned model was made from (`finetune_key`): other models need
+        models: by task, what the fine-tuned model was made from (`Stage.key`): other models need
             another plan.
         distances: (K, K), rows and columns in the order of `models`.
         groups: by name; each task is in one of them. They may be changed by hand.
@@ -145,14 +149,15 @@ def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED) 
 
     Models that are not there are fine-tuned; distances that were measured are read back.
     """
-    tasks = run.config.tasks
+    check_adapters(run)
+    tasks = run.tasks
     table = model_distances(run, settings)
     groups = average_linkage(tasks, table, settings.group_size).groups
     return Plan(
         setting=run.config.setting,
         seed=run.seed,
         settings=settings,
-        models={task: finetune_key(run, task) for task in tasks},
+        models={task: teacher(run, task).key for task in tasks},
         distances=tuple(tuple(row) for row in table.tolist()),
         groups={f"group{k}": group for k, group in enumerate(groups, 1)},
         merge=merge,
@@ -165,7 +170,7 @@ def model_distances(run: Run, settings: PlanSettings) -> Matrix:
     between = {"gw": _gromov_wasserstein_of, "cka": _cka_of, "cosine": _cosine_of}[settings.metric](
         run, settings
     )
-    tasks = run.config.tasks
+    tasks = run.tasks
     table = np.zeros((len(tasks), len(tasks)))
     for i, k in itertools.combinations(range(len(tasks)), 2):
         first, second = sorted((tasks[i], tasks[k]))
@@ -176,16 +181,14 @@ def model_distances(run: Run, settings: PlanSettings) -> Matrix:
 def own_space(run: Run, task: str) -> Matrix:
     """Distances between a task's own molecules in the eyes of its model: those that a calibrated
     merger sees, (256, 256) or as many as there are."""
-    return distance_matrix(
-        feature_matrix(finetuned_backbone(run, task), calibration(run, task).batches)
-    )
+    return distance_matrix(feature_matrix(own_network(run, task), calibration_graphs(run, task)[0]))
 
 
 def probe_features(run: Run, task: str) -> Tensor:
     """Features of the same molecules for every model: some of each task, about 2048 in all."""
-    each = max(1, PROBE_BATCHES // len(run.config.tasks))
-    shared = [batch for name in run.config.tasks for batch in calibration(run, name).batches[:each]]
-    return feature_matrix(finetuned_backbone(run, task), shared)
+    few = max(1, PROBE_BATCHES // len(run.tasks))
+    shared = [batch for name in run.tasks for batch in calibration_graphs(run, name)[0][:few]]
+    return feature_matrix(own_network(run, task), shared)
 
 
 def measured(
@@ -195,9 +198,9 @@ def measured(
     second: str,
     space: Callable[[str], Matrix],
     settings: PlanSettings,
-) -> dict[str, Any]:
-    """The Gromov-Wasserstein distance of two models, computed now or read back: the fields of
-    `GromovWasserstein` and "seconds" (of this process).
+) -> Stage:
+    """The Gromov-Wasserstein distance of two models: the fields of `GromovWasserstein` and
+    "seconds" (of this process).
 
     Args:
         run: the run.
@@ -207,22 +210,21 @@ def measured(
         settings: of the solver.
     """
 
-    def make() -> dict[str, Any]:
+    def make(_: Path) -> StageResult:
         a, b, start = space(first), space(second), time.process_time()
-        generator = np.random.default_rng([run.seed, zlib.crc32(f"{first}/{second}".encode())])
-        found = gromov_wasserstein(a, b, settings.variant, settings.restarts, generator)
-        return {**asdict(found), "seconds": round(time.process_time() - start, 6)}
+        drawn = np.random.default_rng([run.seed, zlib.crc32(f"{first}/{second}".encode())])
+        found = gromov_wasserstein(a, b, settings.variant, settings.restarts, drawn)
+        seconds = round(time.process_time() - start, 6)
+        return StageResult(record={**asdict(found), "seconds": seconds})
 
-    key = fingerprint(
-        finetune_key(run, first), finetune_key(run, second), settings.variant, settings.restarts
-    )
-    return run.record(f"planning/{name}/{first}-{second}", key, make)
+    inputs, how = (teacher(run, first), teacher(run, second)), (settings.variant, settings.restarts)
+    return Stage(f"planning/{name}/{first}-{second}", run.seed, how, inputs, make)
 
 
 def _gromov_wasserstein_of(run: Run, settings: PlanSettings) -> Between:
     space = cache(lambda task: own_space(run, task))
     return lambda first, second: float(
-        measured(run, "gw", first, second, space, settings)["distance"]
+        run.result(measured(run, "gw", first, second, space, settings)).record["distance"]
     )
 
 
@@ -232,10 +234,8 @@ def _cka_of(run: Run, settings: PlanSettings) -> Between:
 
 
 def _cosine_of(run: Run, settings: PlanSettings) -> Between:
-    start = run.pretrained()
-    vector = cache(
-        lambda task: TaskVector.between(start, sub_state(finetuned(run, task).tensors, "backbone."))
-    )
+    start = sub_state(run.initial(), "network.")
+    vector = cache(lambda task: TaskVector.between(start, trained(run, teacher(run, task)).network))
     return lambda first, second: cosine_distance(vector(first), vector(second))
 
 
@@ -271,12 +271,12 @@ def planned_runs(run: Run, plan: Plan) -> dict[str, Run]:
     Raises:
         ConfigError: the plan is of other tasks or of other models than the run's.
     """
-    if set(plan.tasks) != set(run.config.tasks):
+    if set(plan.tasks) != set(run.tasks):
         raise ConfigError(
             f"got a plan of tasks {sorted(plan.tasks)}, expected one of the configuration's,"
-            f" {sorted(run.config.tasks)}"
+            f" {sorted(run.tasks)}"
         )
-    if changed := [task for task in plan.tasks if plan.models[task] != finetune_key(run, task)]:
+    if changed := [task for task in plan.tasks if plan.models[task] != teacher(run, task).key]:
         raise ConfigError(
             f"got a plan of other models than this run's for {', '.join(changed)} (setting, seed or"
             " data), expected it made anew"
@@ -291,13 +291,13 @@ def group_run(run: Run, tasks: tuple[str, ...], merge: MergeConfig, name: str) -
     """The run of some of the tasks, merged in some way; data that was read is shared."""
     release = run.config.release
     own: Mapping[str, Any] = {
-        "tasks": [task for task in run.config.tasks if task in tasks],
+        "tasks": [task for task in run.tasks if task in tasks],
         "merge": merge.model_dump(),
         "setting": f"{run.config.setting}-{name}",
         "release": release and release.model_dump() | {"name": f"{release.name}-{name}"},
     }
     values = {**only_tasks(run.config.model_dump(mode="json"), list(tasks)), **own}
     try:
-        return replace(run, config=RunConfig.model_validate(values))
+        return replace(run, config=MoleculeConfig.model_validate(values))
     except ValidationError as error:
-        raise ConfigError(f"group {name}: {problems_of(error, RunConfig)}") from error
+        raise ConfigError(f"group {name}: {problems_of(error, MoleculeConfig)}") from error

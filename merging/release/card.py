@@ -1,36 +1,109 @@
-"""merging.release.release.card"""
+"""The model card of an artifact: what it is, how good, how it was made, and its limits."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from merging.graphs.evaluation import Metric
+from merging.data.molecule_dataset import said_labels
+from merging.family import OfflineFamily
+from merging.mergers.registry import MERGERS
+from merging.run.scores import AUTHORS_BATCH_SIZE
 from merging.studies.markdown import markdown_table, percent
-from merging.studies.report import data_table
-from merging.studies.results import AUTHORS_BATCH_SIZE
-from models.experts.unified import DEFAULT_ROUTING
+from merging.training.metrics import TITLES
 from models.manifest import Manifest
-from models.networks.hu2020 import BackboneConfig
 
 CALIBRATION = """\
 Probabilities are calibrated by a temperature per label, fitted on the validation part and folded
 into the heads (ROC-AUC does not change). On the test part, expected calibration error (15 bins) and
 Brier score:"""
-_CHEMISTRY = (
-    "Trained on drug-like molecules and environmental chemicals; answers for other chemistry "
-    "(polymers, metals, very large molecules) are extrapolations."
-)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the model card shows: scores of the main methods by name, and of each task's
-    probabilities before and after calibration."""
+def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, Any]) -> str:
+    """The README.md of an artifact.
 
-    methods: dict[str, Any]
-    calibration: dict[str, dict[str, float]]
+    Args:
+        family: its kind of model.
+        manifest: of the artifact.
+        methods: titles and scores of what it is compared with, by name (`Method.over_tasks`).
+    """
+    adapted = "gmerging_own" in methods
+    tables = _adapted_scores(manifest, methods) if adapted else _plain_scores(manifest)
+    config, records = manifest.provenance["config"], manifest.provenance["data"]
+    read = {task: record for task, record in records.items() if record}
+    data = f"## Data\n\n{data_table(read)}\n\n" if read else ""
+    how = config["merge"]
+    merger = f"{how['method']} ({MERGERS[how['method']].paper})"
+    return f"""# {manifest.name} {manifest.version}
+
+{family.about(manifest)}
+
+{_tasks_table(manifest)}
+
+{data}{tables}
+
+## How it was made
+
+Setting `{config["setting"]}`: {config["description"]}. Seed {manifest.provenance["seed"]}.
+Merged by {merger}, options {how["options"] or "as published"}.
+The whole configuration, library versions and checksums of weights and data are in `manifest.json`.
+
+## Limits
+
+{family.limits(manifest)}
+"""
 
 
-def results_table(methods: dict[str, Any], statistics: str) -> str:
+def _tasks_table(manifest: Manifest) -> str:
+    rows = [
+        [f"`{task}`", info.description, str(len(info.labels)), info.level, info.target]
+        for task, info in manifest.tasks.items()
+    ]
+    return markdown_table(["task", "what", "labels", "level", "target"], rows)
+
+
+def _plain_scores(manifest: Manifest) -> str:
+    """Test scores of the tasks' own models and of the merged one."""
+    measured, rows = manifest.metrics, []
+    for task, metric in measured["metric"].items():
+        own, ours = measured["separate"][task], measured["merged"][task]
+        values = (
+            {name: (own[name], ours[name]) for name in own}
+            if isinstance(own, dict)
+            else {metric: (own, ours)}
+        )
+        for name, pair in values.items():
+            rows.append([f"`{task}`", TITLES[name], *(f"{value:.4f}" for value in pair)])
+    table = markdown_table(["task", "test score", "separate model", "this model"], rows)
+    return f"## Test scores\n\n{table}"
+
+
+def _adapted_scores(manifest: Manifest, methods: Mapping[str, Any]) -> str:
+    """Test scores of all methods, with both kinds of statistics, and what calibration changed."""
+    ours = {name: own["title"] for name, own in methods.items() if name.startswith("gmerging")}
+    recovered = ", ".join(
+        f"{title} {manifest.metrics['recovery'][name]}" for name, title in ours.items()
+    )
+    calibrated = manifest.metrics["calibration"]
+    return f"""## Test ROC-AUC (percent), seed {manifest.provenance["seed"]}
+
+BatchNorm with stored statistics, as the service answers:
+
+{results_table(methods, "stored")}
+
+Recovery (method - weight average) / (fine-tuned - weight average): {recovered}.
+
+BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE}, as the G-Merging authors
+evaluate (for comparison; a served answer never depends on its batch):
+
+{results_table(methods, "batch")}
+
+## Calibration
+
+{CALIBRATION}
+
+{calibration_table(calibrated)}"""
+
+
+def results_table(methods: Mapping[str, Any], statistics: str) -> str:
     """Markdown: test ROC-AUC in percent, a row per method."""
     tasks = list(methods["finetuned"][statistics]["roc_auc"])
     rows = []
@@ -38,108 +111,28 @@ def results_table(methods: dict[str, Any], statistics: str) -> str:
         if statistics not in method:  # a merger that is measured only as it is served
             continue
         values = method[statistics]
-        rows.append(
-            [
-                method["title"],
-                *(percent(values["roc_auc"][task]) for task in tasks),
-                percent(values["average"]),
-            ]
-        )
+        cells = [percent(values["roc_auc"][task]) for task in tasks]
+        rows.append([method["title"], *cells, percent(values["average"])])
     return markdown_table(["method", *tasks, "average"], rows)
 
 
-def calibration_table(scores: dict[str, dict[str, float]]) -> str:
+def calibration_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown: calibration errors on the test part, a row per task."""
     names = ("ece_before", "ece_after", "brier_before", "brier_after")
-    rows = [[task, *(f"{each[name]:.3f}" for name in names)] for task, each in scores.items()]
+    rows = [[task, *(f"{own[name]:.3f}" for name in names)] for task, own in scores.items()]
     return markdown_table(["task", "ECE before", "after", "Brier score before", "after"], rows)
 
 
-def _limits(manifest: Manifest) -> str:
-    """What the tasks' data allow to say: those of MoleculeNet are known, others are their
-    owner's."""
-    described = manifest.provenance["config"]["datasets"]
-    own = [task for task in manifest.tasks if described.get(task, {}).get("file")]
-    published = [task for task in manifest.tasks if task not in own]
-    lines = []
-    if published:
-        terms = "; SIDER's terms are share-alike and non-commercial" if "sider" in published else ""
-        lines = [_CHEMISTRY, f"Data of {', '.join(published)}: MoleculeNet{terms}."]
-    if own:
-        lines += [
-            f"Data of {', '.join(own)}: the files in the table above, under their owner's terms."
-        ]
-        lines += ["Answers for molecules that are unlike those of the files are extrapolations."]
-    return "\n".join(lines)
+def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each task was trained on, from `MoleculeDataset.record` by task."""
+    head = ["task", "file", "molecules", "rows dropped", "split", "train / valid / test", "labels"]
+    return markdown_table(head, [_data_row(task, record) for task, record in records.items()])
 
 
-def model_card(manifest: Manifest, measured: Measured) -> str:
-    """The README.md of an artifact."""
-    rows = [
-        [f"`{task}`", info.description, str(len(info.labels))]
-        for task, info in manifest.tasks.items()
-    ]
-    ours = {
-        name: method["title"]
-        for name, method in measured.methods.items()
-        if name.startswith("gmerging")
-    }
-    recovered = ", ".join(
-        f"{title} {manifest.metrics['recovery'][name]}" for name, title in ours.items()
-    )
-    config, shape = manifest.provenance["config"], manifest.backbone
-    assert isinstance(shape, BackboneConfig)  # as `release` makes it
-    return f"""# {manifest.name} {manifest.version}
-
-One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim})
-merged from {len(manifest.tasks)} fine-tuned models,
-with adapters of rank {manifest.rank} at {shape.num_layers + 1} sites for each task.
-
-{markdown_table(["task", "what", "labels"], rows)}
-
-An answer is the probability that a label is 1, as the data set defines it.
-Without another wish it is given with routing `{DEFAULT_ROUTING}`.
-
-## Data
-
-{data_table(manifest.provenance["data"])}
-
-## Test ROC-AUC (percent), seed {manifest.provenance["seed"]}
-
-BatchNorm with stored statistics, as the service answers:
-
-{results_table(measured.methods, "stored")}
-
-Recovery (method - weight average) / (fine-tuned - weight average): {recovered}.
-
-BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE},
-as the G-Merging authors evaluate
-(for comparison; a served answer never depends on its batch):
-
-{results_table(measured.methods, "batch")}
-
-## Calibration
-
-{CALIBRATION}
-
-{calibration_table(measured.calibration)}
-
-## How it was made
-
-Setting `{config["setting"]}`: {config["description"]}.
-Merged by {config["merge"]["method"]}, options {config["merge"]["options"] or "as published"}.
-The whole configuration, library versions and checksums of weights and data are in `manifest.json`.
-
-## Limits
-
-{_limits(manifest)}
-Pre-trained weights: {manifest.provenance["pretrained_source"]}.
-For research: no answer of this model is a statement on the safety of a substance.
-"""
-
-
-METRIC_TITLES: dict[Metric, str] = {
-    "accuracy": "accuracy",
-    "roc_auc": "ROC-AUC",
-    "mae": "mean absolute error",
-}
+def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
+    lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
+    labels = [said_labels(record)]
+    labels += [f"{count} not measured in {subset}" for subset, count in lacking.items()]
+    counts = [str(record[name]) for name in ("molecules", "dropped")]
+    sizes = " / ".join(str(size) for size in record["parts"].values())
+    return [task, record["file"], *counts, record["split"], sizes, "; ".join(labels)]

@@ -2,30 +2,22 @@
 files stay as they are, to the last bit."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from merging.config.base import fingerprint
 from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
-from merging.release.card import CALIBRATION, calibration_table
-from merging.release.release import calibrate
-from merging.run.config import release_of
+from merging.release.card import CALIBRATION, calibration_table, data_table
+from merging.release.release import Calibrated, calibrate, data_provenance
+from merging.run.models import expert, finetuned, single_task_model, without_adapters
 from merging.run.run import Run
-from merging.run.stages import (
-    adapters_from,
-    aligned,
-    alone,
-    bare,
-    expert,
-    finetune_key,
-    finetuned_alone,
-)
-from merging.run.store import Piece
+from merging.run.scores import answering, main_metric, measured
+from merging.run.stage import Stage
+from merging.run.stages import aligned, check_adapters, teacher
+from merging.run.store import StageResult
 from merging.studies.markdown import markdown_table, percent
-from merging.studies.report import data_table
-from merging.studies.results import measure_task
 from models.artifact import BACKBONE, CARD, ArtifactParts, check_output, load_parts, save_artifact
 from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
@@ -35,7 +27,6 @@ from models.manifest import Manifest
 from models.names import check_distinct
 from models.networks.hu2020 import Backbone, make_backbone
 from models.screening import nearest_experts
-from models.task import TaskInfo
 
 _SCREENED_WITH = 300  # molecules
 _LOOKED_AT = 10 * _SCREENED_WITH
@@ -53,30 +44,21 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
 
     Raises: as `check_addition`.
     """
-    parts, called = check_addition(run, artifact, output, replace), release_of(run.config)
+    parts, called = check_addition(run, artifact, output, replace), run.config.called()
     backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
-    made = {}
-    for task in run.config.tasks:
-        piece = new_adapters(run, backbone, origin, task)
-        made[task] = expert(run, task, adapters_from(run, piece.tensors))
-    gains = {task: gain(run, backbone, task, each) for task, each in made.items()}
+    made = {
+        task: expert(run, task, run.result(added_adapters(run, backbone, origin, task)).tensors)
+        for task in run.tasks
+    }
+    gains = {task: gain(run, backbone, task, own) for task, own in made.items()}
     calibrated = calibrate(run, backbone, made)
     before = parts.manifest.metrics.get("added", {})
-    added = {task: gains[task] | {"calibration": calibrated[task]} for task in made}
+    added = {task: gains[task] | {"calibration": calibrated.get(task, {})} for task in made}
     manifest = parts.manifest.model_copy(
         update={
             "name": called.name,
             "version": called.version,
-            "tasks": (
-                parts.manifest.tasks
-                | {
-                    task: TaskInfo(
-                        labels=run.dataset(task).label_names,
-                        description=run.config.dataset_for(task).about,
-                    )
-                    for task in made
-                }
-            ),
+            "tasks": parts.manifest.tasks | {task: run.dataset(task).info for task in made},
             "nearest": {},  # known of all tasks or of none
             "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
             "metrics": parts.manifest.metrics | {"added": before | added},
@@ -92,12 +74,14 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
 
     Raises:
         ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained
-            weights), a task is there already, or it has no `release`.
+            weights), a task is there already, it has no `release`, or models of its kind have no
+            adapters.
         ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
-    called, parts = release_of(run.config), load_parts(artifact)
+    check_adapters(run)
+    called, parts = run.config.called(), load_parts(artifact)
     _check_fit(run, parts.manifest)
-    tasks = [*parts.manifest.tasks, *run.config.tasks]
+    tasks = [*parts.manifest.tasks, *run.tasks]
     check_output(output, called.name, called.version, tasks, replace, parts.digest)
     return parts
 
@@ -136,7 +120,7 @@ def remove_tasks(
         )
     removed = sorted({*parts.manifest.provenance.get("removed", ()), *tasks})
     nearest = {
-        task: tuple(each for each in others if each in left)
+        task: tuple(other for other in others if other in left)
         for task, others in parts.manifest.nearest.items()
         if task in left
     }
@@ -219,51 +203,47 @@ def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
     return graphs, len(unreadable)
 
 
-def new_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Piece:
+def added_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Stage:
     """Adapters of a task on a finished backbone, with their statistics: state dict of a
     TaskAdapters. `origin` tells the backbone from others."""
-    key = fingerprint(run.config.alignment_for(task), origin, finetune_key(run, task))
+    settings = run.config.alignment_for(task), origin
+    make = partial(_make_adapters, run, backbone, task)
+    size = run.dataset(task).size
+    return Stage(f"added/{task}", run.seed, settings, (teacher(run, task),), make, size)
+
+
+def _make_adapters(run: Run, backbone: Backbone, task: str, checkpoint: Path) -> StageResult:
     student = make_backbone(backbone.state_dict(), backbone.config, "finished backbone")
-    return run.piece(
-        f"added/{task}", key, lambda checkpoint: aligned(run, task, student, checkpoint)
-    )
+    return aligned(run, task, student, checkpoint)
 
 
 def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any]:
-    """What the new adapters reach: test ROC-AUC of the fine-tuned model, of its head on the bare
+    """What the new adapters reach: test score of the fine-tuned model, of its head on the bare
     backbone and with the adapters, and the share (with adapters - bare) / (fine-tuned - bare) of
     the gain; None where fine-tuning gains nothing.
     """
     models = {
-        "finetuned": finetuned_alone(run, task),
-        "bare": bare(run, backbone, task),
-        "with_adapters": alone(run, backbone, task, made),
+        "finetuned": finetuned(run, task),
+        "bare": without_adapters(run, backbone, task),
+        "with_adapters": single_task_model(run, backbone, task, made),
     }
+    metric = main_metric(run, task)
     scores: dict[str, Any] = {
-        name: measure_task(run, model, task, "own", "stored")["test"]
+        name: measured(run, answering(run, model, task), task)["test"][metric]
         for name, model in models.items()
     }
     possible = scores["finetuned"] - scores["bare"]
-    return {
-        **scores,
-        "share": (
-            round((scores["with_adapters"] - scores["bare"]) / possible, 4)
-            if possible > 0
-            else None
-        ),
-    }
+    share = (scores["with_adapters"] - scores["bare"]) / possible if possible > 0 else None
+    return {**scores, "share": None if share is None else round(share, 4)}
 
 
 def _check_fit(run: Run, manifest: Manifest) -> None:
     config, problems = run.config, []
+    digest = run.family.provenance(config, run.folders)["pretrained_sha256"]
     for name, got, expected in (
-        ("pretrained.backbone", config.pretrained.backbone, manifest.backbone),
-        ("alignment.rank", config.alignment.rank, manifest.rank),
-        (
-            "pretrained.weights, sha256",
-            sha256(run.pretrained_path()),
-            manifest.provenance.get("pretrained_sha256"),
-        ),
+        ("pretrained.backbone", config.shape, manifest.backbone),
+        ("alignment.rank", config.rank, manifest.rank),
+        ("pretrained.weights, sha256", digest, manifest.provenance.get("pretrained_sha256")),
     ):
         if got != expected:
             problems.append(f"{name}: got {got}, expected the artifact's, {expected}")
@@ -279,14 +259,12 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
 
 
 def _provenance(run: Run, parts: ArtifactParts) -> list[dict[str, Any]]:
-    data = {task: run.dataset(task).source_sha256 for task in run.config.tasks}
     added = {
         "config": run.config.model_dump(mode="json"),
         "seed": run.seed,
-        "data_sha256": data,
+        **data_provenance(run),
         "to": parts.digest,
     }
-    added["data"] = {task: run.dataset(task).record for task in run.config.tasks}
     return [*parts.manifest.provenance.get("added", ()), added]
 
 
@@ -295,15 +273,15 @@ def _card(artifact: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def _card_section(gains: dict[str, dict[str, Any]], calibrated: dict[str, dict[str, float]]) -> str:
+def _card_section(gains: dict[str, dict[str, Any]], calibrated: Calibrated) -> str:
     head = ["task", "fine-tuned", "backbone without adapters", "with adapters", "share of the gain"]
     rows = [
         [
             task,
-            *(percent(each[name]) for name in ("finetuned", "bare", "with_adapters")),
-            str(each["share"]),
+            *(percent(found[name]) for name in ("finetuned", "bare", "with_adapters")),
+            str(found["share"]),
         ]
-        for task, each in gains.items()
+        for task, found in gains.items()
     ]
     return f"""
 ## Added later
@@ -319,4 +297,4 @@ Test ROC-AUC in percent; all else in the artifact is unchanged.
 
 
 def _data_section(run: Run) -> str:
-    return f"\n{data_table({task: run.dataset(task).record for task in run.config.tasks})}\n"
+    return f"\n{data_table({task: run.dataset(task).record for task in run.tasks})}\n"

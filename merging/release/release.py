@@ -3,23 +3,34 @@
 from pathlib import Path
 from typing import Any
 
-from merging.data.files import sha256
+from merging.config.base import ReleaseConfig
+from merging.mergers.registry import MergeConfig
 from merging.release.calibration import brier_score, expected_calibration_error, fit_scale
-from merging.release.card import Measured, model_card
-from merging.run.config import ReleaseConfig, release_of
+from merging.release.card import model_card
+from merging.run.models import expert, single_task_model
 from merging.run.run import Run
-from merging.run.stages import alone, experts, shared_backbone
-from merging.studies.results import environment, recovery, task_logits
-from merging.studies.rows import Row, gmerging_rows, merger_row, reference_rows
+from merging.run.scores import (
+    Method,
+    answering,
+    environment,
+    finetuned_method,
+    gmerging_methods,
+    main_metric,
+    merger_method,
+    recovery,
+    scores,
+)
+from merging.run.stage import Stage
+from merging.run.stages import check_shared, heads, merged_network
 from models.artifact import check_output, save_artifact
-from models.experts.expert import Expert
+from models.errors import ConfigError
 from models.manifest import Manifest, make_manifest
-from models.networks.hu2020 import Backbone
-from models.task import TaskInfo
+
+Calibrated = dict[str, dict[str, float]]
 
 
 def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
-    """Run every stage that is not done yet, calibrate, and write the artifact.
+    """Run every stage that is not done yet, calibrate probabilities, and write the artifact.
 
     Args:
         run: the run.
@@ -27,92 +38,126 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         replace: an artifact of another name or of other tasks may be replaced too.
 
     Raises:
-        ConfigError: the configuration has no `release`.
+        ConfigError: the configuration has no `release`, a task cannot be served, or the merger
+            gives each task a network of its own.
         ArtifactError: the artifact may not be written there (`models.artifact.check_output`).
+        DataError: a task's data are absent or wrong.
     """
     called = check_release(run, folder, replace)
-    made, config = experts(run), run.config
-    measured = Measured(
-        {row.name: {"title": row.title, **row.over_tasks()} for row in _rows(run)},
-        calibrate(run, shared_backbone(run), made),
-    )
-    infos = {
-        task: TaskInfo(
-            labels=run.dataset(task).label_names, description=config.dataset_for(task).about
-        )
-        for task in config.tasks
+    check_shared(run)
+    data = {task: run.dataset(task) for task in run.tasks}
+    experts = released_experts(run)
+    network, adapted = merged_network(run), run.family.adapters
+    calibrated = calibrate(run, network, experts) if adapted else {}
+    methods = {
+        method.name: {"title": method.title, **method.over_tasks()} for method in _methods(run)
     }
     manifest = make_manifest(
         name=called.name,
         version=called.version,
-        backbone=config.pretrained.backbone,
-        rank=config.alignment.rank,
-        router=config.router,
-        tasks=infos,
+        backbone=run.config.shape,
+        rank=run.config.rank,
+        router=run.config.routing,
+        tasks={task: own.info for task, own in data.items()},
+        input=run.family.takes(experts, data),
         provenance=_provenance(run),
-        metrics=_metrics(measured),
+        metrics=_metrics(methods, calibrated) if adapted else _plain_metrics(run),
     )
-    card = model_card(manifest, measured)
-    return save_artifact(folder, manifest, shared_backbone(run), made, card, replace)
+    card = model_card(run.family, manifest, methods)
+    return save_artifact(folder, manifest, network, experts, card, replace)
 
 
 def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfig:
     """What the run's artifact is called; before hours of training. Raises as `release`."""
-    called = release_of(run.config)
-    check_output(folder, called.name, called.version, run.config.tasks, replace)
+    kinds = {task: getattr(run.config.dataset_for(task), "kind", "") for task in run.tasks}
+    if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved]:
+        found = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}"
+        raise ConfigError(
+            f"tasks: {found}, which no artifact answers, expected tasks on nodes or graphs"
+        )
+    called: ReleaseConfig = run.config.called()
+    check_output(folder, called.name, called.version, run.tasks, replace)
     return called
 
 
-def _rows(run: Run) -> list[Row]:
-    merge = run.config.merge
-    baselines = {"weight_average": {}, merge.method: merge.options}
-    return [
-        reference_rows(run)[0],
-        *(merger_row(run, method, options) for method, options in baselines.items()),
-        *gmerging_rows(run),
-    ]
+def release_stages(run: Run) -> list[Stage]:
+    """All that `release` reads."""
+    return [stage for method in _methods(run) for stage in method.stages]
 
 
-def calibrate(run: Run, backbone: Backbone, made: dict[str, Expert]) -> dict[str, dict[str, float]]:
-    """Fold a temperature per label, fitted on the validation part, into the heads (in place).
+def released_experts(run: Run) -> dict[str, Any]:
+    """What each task brings to the artifact."""
+    if run.family.adapters:
+        return {task: expert(run, task) for task in run.tasks}
+    own = heads(run)
+    return {
+        task: run.family.expert(run.config, run.dataset(task), own[task], {}) for task in run.tasks
+    }
+
+
+def _methods(run: Run) -> list[Method]:
+    """What the artifact is compared with, and itself."""
+    how: MergeConfig = run.config.merge
+    if not run.family.adapters:
+        return [finetuned_method(run), merger_method(run, how)]
+    plain = {"weight_average": MergeConfig(method="weight_average"), how.method: how}
+    mergers = [merger_method(run, each) for each in plain.values()]
+    return [finetuned_method(run), *mergers, *gmerging_methods(run)]
+
+
+def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> Calibrated:
+    """Fold a temperature per label, fitted on the validation rows, into the heads of tasks whose
+    answers are probabilities of labels (in place).
 
     Args:
         run: that the experts are of.
         backbone: the merged one.
-        made: experts by task; each is asked alone, by routing `own`, the service's default.
+        experts: by task; each is asked by itself, by routing `own`, the service's default.
 
     Returns:
-        By task, on the test part: "ece_before", "ece_after", "brier_before", "brier_after".
+        By task, on the test rows: "ece_before", "ece_after", "brier_before", "brier_after".
     """
-    scores = {}
-    for task, expert in made.items():
-        model, dataset = alone(run, backbone, task, expert), run.dataset(task)
-        valid = task_logits(run, model, task, "own", dataset.split.valid)
-        test = task_logits(run, model, task, "own", dataset.split.test)
-        scale = fit_scale(valid, dataset.labels[dataset.split.valid])
-        expert.head.weight.data *= scale.to(run.device)[:, None]
-        expert.head.bias.data *= scale.to(run.device)
-        labels = dataset.labels[dataset.split.test]
+    found: Calibrated = {}
+    for task, own in experts.items():
+        data, model = run.dataset(task), single_task_model(run, backbone, task, own)
+        if data.info.target != "multilabel":
+            continue
+        forward, size = answering(run, model, task), run.family.evaluation_batch
+        seen, known = run.family.answers(forward, data.steps("valid", size), run.device)
+        scale = fit_scale(seen, known)
+        test, labels = run.family.answers(forward, data.steps("test", size), run.device)
+        own.head.weight.data *= scale.to(run.device)[:, None]
+        own.head.bias.data *= scale.to(run.device)
         before, after = test.sigmoid(), (test * scale).sigmoid()
-        scores[task] = {
+        found[task] = {
             "ece_before": expected_calibration_error(before, labels),
             "ece_after": expected_calibration_error(after, labels),
             "brier_before": brier_score(before, labels),
             "brier_after": brier_score(after, labels),
         }
-    return scores
+    return found
 
 
-def _metrics(measured: Measured) -> dict[str, Any]:
-    averages = {name: method["stored"]["average"] for name, method in measured.methods.items()}
+def _metrics(methods: dict[str, Any], calibrated: Calibrated) -> dict[str, Any]:
+    averages = {name: method["stored"]["average"] for name, method in methods.items()}
     recovered = {
         name: recovery(average, averages["weight_average"], averages["finetuned"])
         for name, average in averages.items()
     }
-    return {name: method["stored"] for name, method in measured.methods.items()} | {
-        "recovery": recovered,
-        "calibration": measured.calibration,
-    }
+    stored = {name: method["stored"] for name, method in methods.items()}
+    return stored | {"recovery": recovered, "calibration": calibrated}
+
+
+def _plain_metrics(run: Run) -> dict[str, Any]:
+    """Test scores of the tasks' own models and of the artifact's; a number, or numbers by name."""
+    found: dict[str, Any] = {"metric": {task: main_metric(run, task) for task in run.tasks}}
+    for name, way in (("separate", "finetuned"), ("merged", "merged")):
+        tests = {task: scores(run, way, task)["stored"]["test"] for task in run.tasks}
+        found[name] = {
+            task: test if len(test) > 1 else next(iter(test.values()))
+            for task, test in tests.items()
+        }
+    return found
 
 
 def _provenance(run: Run) -> dict[str, Any]:
@@ -120,9 +165,16 @@ def _provenance(run: Run) -> dict[str, Any]:
     return {
         "config": run.config.model_dump(mode="json"),
         "seed": run.seed,
-        "pretrained_sha256": sha256(run.pretrained_path()),
-        "pretrained_source": run.pretrained_source(),
-        "data_sha256": {task: run.dataset(task).source_sha256 for task in run.config.tasks},
-        "data": {task: run.dataset(task).record for task in run.config.tasks},
+        **run.family.provenance(run.config, run.folders),
+        **data_provenance(run),
         "environment": environment(),
+    }
+
+
+def data_provenance(run: Run) -> dict[str, Any]:
+    """Digests of the data, and how they were read."""
+    sources = {task: dict(run.dataset(task).sources) for task in run.tasks}
+    return {
+        "data_sha256": sources,
+        "data": {task: dict(run.dataset(task).record) for task in run.tasks},
     }

@@ -1,233 +1,44 @@
-"""The run configuration: one YAML file per published setting. Unknown keys are errors; nothing is
-filled in silently."""
+"""Reading the configuration of a run, of whatever family it is."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
 
-from pydantic import (
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ValidationError
 
-from merging.config.base import CONFIG_FOLDER, Count, Section
-from merging.config.reading import read_config
-from merging.data.molecule_dataset import MOLECULENET
-from merging.data.molecule_tables import DatasetSpec
-from merging.mergers.registry import MergeConfig, merger_spec
-from merging.training.settings import AlignmentConfig, FinetuneConfig, MultitaskConfig
+from merging.config.base import CONFIG_FOLDER
+from merging.config.reading import read_values
+from merging.families.molecules import MOLECULES
+from merging.families.table import FAMILIES, KINDS
+from merging.family import OfflineFamily, RunConfig
 from models.errors import ConfigError
-from models.experts.router import RouterConfig
-from models.names import MAX_NAME, Name, check_distinct
-from models.networks.hu2020 import BackboneConfig
-from models.validation import problems_of
+from models.validation import one_of, problems_of
 
-_FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
-"""Figures that are no sweep's (`merging.drawing.figures`)."""
-BASE_VARIANT = "full"
-"""Row of every group of variants: the configuration with `ablation_base` and no other change."""
-
-
-class CompareConfig(Section):
-    """What `gmerging compare` puts beside G-Merging.
-
-    Attributes:
-        mergers: by name the option sets that are tried; the one with the best validation average is
-            reported.
-        multitask: joint training; None leaves it out.
-        forest_trees, forest_trees_by_task: trees in each random forest on ECFP4 fingerprints; None
-            leaves the forests out.
-        ablations, sweeps: G-Merging with settings changed (see `RunConfig.varied`), each trained
-            and measured on its own.
-        ablation_base: changes that all ablations and sweeps share, and the row that they are
-            compared with.
-        ablation_tasks: the tasks that ablations and sweeps are measured on; none means all. The
-            backbone is merged of all tasks in any case.
-    """
-
-    mergers: dict[str, tuple[dict[str, Any], ...]] = {}
-    multitask: MultitaskConfig | None = None
-    forest_trees: Count | None = 500
-    forest_trees_by_task: dict[str, Count] = {}
-    ablation_base: dict[str, dict[str, Any]] = {}
-    ablation_tasks: tuple[str, ...] = ()
-    ablations: dict[str, dict[str, dict[str, Any]]] = {}
-    sweeps: dict[Name, dict[str, dict[str, dict[str, Any]]]] = {}
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if taken := [name for name in self.sweeps if name.casefold() in _FIGURES]:
-            raise ValueError(
-                f"sweeps: got {taken[0]!r}, the name of another figure, expected another"
-            )
-        check_distinct(self.sweeps)
-        for variants in (self.ablations, *self.sweeps.values()):
-            if BASE_VARIANT in variants:
-                raise ValueError(
-                    f"got a variant {BASE_VARIANT!r}, which is the base, expected another name"
-                )
-        for method, candidates in self.mergers.items():
-            if not candidates:
-                raise ValueError(
-                    f"compare.mergers.{method}: got no option set, expected at least one ({{}} is"
-                    " the defaults)"
-                )
-            for options in candidates:
-                merger_spec(method).parse(options)
-        return self
-
-
-class PretrainedConfig(Section):
-    """The checkpoint that all experts start from.
-
-    Attributes:
-        weights: a path, or the name of a published checkpoint (see `merging.data.checkpoints`).
-        source: where another checkpoint came from, in a sentence for manifest and model card;
-            None: what is published is known by its bytes, else path and SHA-256 are recorded.
-    """
-
-    backbone: BackboneConfig
-    weights: str
-    source: str | None = None
-
-
-_VERSION = rf"^[A-Za-z0-9][A-Za-z0-9.+_-]{{0,{MAX_NAME - 1}}}$"
-
-
-class ReleaseConfig(Section):
-    """Name and version of the artifact that the run ends in."""
-
-    name: Name
-    version: Annotated[str, Field(pattern=_VERSION)] = "0.1.0"
-
-
-def release_of(config: Any) -> ReleaseConfig:
-    """Name and version of a configuration's artifact. Raises ConfigError: it has none."""
-    release: ReleaseConfig | None = config.release
-    if release is None:
-        raise ConfigError(
-            f"release: got none in configuration {config.setting!r}, expected a name of its own "
-            "(what it extends hands on none): "
-            f"write `release: {{name: {config.setting}, version: 1.0.0}}` into it"
-        )
-    return release
-
-
-class RunConfig(Section):
-    """One setting of the paper.
-
-    Attributes:
-        setting: its name, and that of the folder of its results.
-        release: what the artifact is called; needed only by commands that write one.
-    """
-
-    setting: Name
-    description: str
-    pretrained: PretrainedConfig
-    tasks: tuple[Name, ...]
-    datasets: dict[str, DatasetSpec] = {}
-    finetune: FinetuneConfig = FinetuneConfig()
-    finetune_by_task: dict[str, FinetuneConfig] = {}
-    merge: MergeConfig = MergeConfig()
-    alignment: AlignmentConfig = AlignmentConfig()
-    alignment_by_task: dict[str, AlignmentConfig] = {}
-    router: RouterConfig = RouterConfig()
-    compare: CompareConfig = CompareConfig()
-    release: ReleaseConfig | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _inherit(cls, values: Any) -> Any:
-        """Sections by task need only name what differs from the common section."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        for section in ("finetune", "alignment"):
-            common, by_task = values.get(section, {}), values.get(f"{section}_by_task", {})
-            if isinstance(common, dict) and isinstance(by_task, dict):
-                values[f"{section}_by_task"] = {
-                    task: {**common, **own} if isinstance(own, dict) else own
-                    for task, own in by_task.items()
-                }
-        return values
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.tasks:
-            raise ValueError("tasks: got none, expected at least one")
-        by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
-        named = {name for section in by_task for name in section}
-        named |= {*self.compare.ablation_tasks, *self.compare.forest_trees_by_task}
-        unknown = sorted(named - set(self.tasks))
-        if unknown:
-            expected = f"expected names among tasks {list(self.tasks)}"
-            raise ValueError(f"settings by task: got names {unknown}, {expected}")
-        without_data = [
-            task for task in self.tasks if task not in self.datasets and task not in MOLECULENET
-        ]
-        if without_data:
-            raise ValueError(
-                f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described"
-                " under `datasets`"
-            )
-        if len(set(self.tasks)) != len(self.tasks):
-            raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
-        check_distinct(self.tasks)
-        ranks = {self.alignment.rank, *(own.rank for own in self.alignment_by_task.values())}
-        if len(ranks) > 1:
-            raise ValueError(
-                f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank"
-                " stacks them)"
-            )
-        return self
-
-    def varied(self, changes: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
-        """The same configuration with changes by section: `{"alignment": {"rank": 10}}`, for every
-        task alike. A change of `merge` replaces it.
-
-        Raises:
-            pydantic.ValidationError: the result does not fit, or there is no such section.
-        """
-        values = self.model_dump()
-        for section, changed in changes.items():
-            own = None if section == "merge" else values.get(section)
-            values[section] = {**own, **changed} if isinstance(own, dict) else dict(changed)
-            for task, own in values.get(f"{section}_by_task", {}).items():
-                values[f"{section}_by_task"][task] = own | changed
-        return RunConfig.model_validate(values)
-
-    def dataset_for(self, task: str) -> DatasetSpec:
-        """Where a task's molecules are: described in the configuration, or one of the eight
-        published sets."""
-        return self.datasets.get(task) or MOLECULENET[task]
-
-    def finetune_for(self, task: str) -> FinetuneConfig:
-        """Fine-tuning settings of a task."""
-        return self.finetune_by_task.get(task, self.finetune)
-
-    def alignment_for(self, task: str) -> AlignmentConfig:
-        """Adapter training settings of a task."""
-        return self.alignment_by_task.get(task, self.alignment)
+BUNDLED = tuple(dict.fromkeys(CONFIG_FOLDER / family.folder for family in FAMILIES))
+"""Where the configurations are that come with the package."""
 
 
 def load_config(path: Path) -> RunConfig:
-    """The configuration of a run, see `read_config`; its ablations and sweeps are checked too."""
-    config = read_config(path, RunConfig, CONFIG_FOLDER)
-    compare = config.compare
-    groups = {f"sweeps.{sweep}": variants for sweep, variants in compare.sweeps.items()}
-    places = [("ablation_base", compare.ablation_base)]
-    for group, variants in {"ablations": compare.ablations, **groups}.items():
-        places += [(f"{group}.{name}", change) for name, change in variants.items()]
-    base = config
-    for place, change in places:
-        try:
-            varied = base.varied(change)
-        except ValidationError as error:
-            problems = problems_of(error, RunConfig)
-            raise ConfigError(f"{path}: compare.{place}: {problems}") from error
-        base = varied if place == "ablation_base" else base
+    """Read a YAML file; a bare name is looked up among those that come with the package.
+
+    It is of the family of the kind of its `network`; without one, models are fine-tuned from
+    pre-trained weights, which are of molecules.
+
+    Raises:
+        ConfigError: the file is absent, is not YAML, or does not fit; every problem is named.
+    """
+    values = read_values(path, BUNDLED)
+    family: OfflineFamily = MOLECULES
+    if "network" in values:
+        network = values["network"]
+        kind = str(network.get("kind") if isinstance(network, dict) else network)
+        if kind not in KINDS:
+            expected = one_of(kind, tuple(KINDS))
+            raise ConfigError(f"{path}: network.kind: got {kind!r}, expected {expected}")
+        family = KINDS[kind]
+    try:
+        config = family.config.model_validate(values)
+        config.check_variants()
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {problems_of(error, family.config)}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return config
-
-
-"""Sections that say who a configuration is: where its results go, what its artifact is called."""

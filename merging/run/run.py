@@ -1,21 +1,16 @@
-"""One run: a configuration, a seed and a work folder in which finished pieces are kept and found
-again."""
+"""One run: a configuration, a seed, and a work folder in which results are kept and found again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from merging.config.base import fingerprint
-from merging.data.checkpoints import find_checkpoint, origin
-from merging.data.files import sha256
-from merging.data.molecule_dataset import MoleculeDataset, load_dataset
-from merging.run.config import RunConfig
-from merging.run.store import Piece, PieceStore
-from models.networks.hu2020 import load_backbone
+from merging.families.table import KINDS
+from merging.family import Folders, OfflineFamily, StateDict
+from merging.run.stage import Stage, build
+from merging.run.store import ResultStore, StageResult
 
 
 @dataclass(frozen=True)
@@ -23,71 +18,80 @@ class Run:
     """Where a run reads and writes, and on what it computes.
 
     Attributes:
-        config: the setting.
+        config: the setting, of whatever family.
         seed: of everything that is drawn.
         data: the data folder.
-        work: the work folder; finished pieces live in `pieces/`, named by what they were made from,
-            so that every setting, seed and ablation finds the pieces that it shares with another;
-            featurised data lives in `data/`.
+        work: the work folder; results live in `pieces/`, named by what they were made from, so that
+            every setting, seed and ablation finds those that it shares with another; featurised
+            data lives in `data/`.
         device: cpu or cuda.
-        workers: processes for featurising.
+        workers: processes for reading molecules.
     """
 
-    config: RunConfig
+    config: Any
     seed: int
     data: Path
     work: Path
-    device: torch.device
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 1
-    _datasets: dict[str, MoleculeDataset] = field(default_factory=dict, repr=False, compare=False)
+    _datasets: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which reads data sets from the cache itself."""
+        """For another process, which reads data sets itself."""
         return {**vars(self), "_datasets": {}}
 
-    def varied(self, **sections: Mapping[str, Any]) -> "Run":
-        """The same run with some settings changed (see `RunConfig.varied`); data that was read is
-        shared."""
-        return replace(self, config=self.config.varied(sections))
-
-    def dataset(self, task: str) -> MoleculeDataset:
-        """A task's data set: featurised once ever, read once a run."""
-        if task not in self._datasets:
-            self._datasets[task] = load_dataset(
-                task, self.config.dataset_for(task), self.data, self.work / "data", self.workers
-            )
-        return self._datasets[task]
-
-    def pretrained_path(self) -> Path:
-        """The file of the checkpoint that all experts start from.
-
-        Raises:
-            CheckpointError: see `find_checkpoint`.
-        """
-        return find_checkpoint(self.config.pretrained.weights, self.work, self.data)
-
-    def pretrained_source(self) -> str:
-        """Where that checkpoint came from, as the configuration says or `origin` finds."""
-        given = self.config.pretrained
-        return given.source or origin(given.weights, self.pretrained_path())
-
-    def start_key(self) -> str:
-        """What all experts start from: the backbone's shape, and the checkpoint by its bytes."""
-        return fingerprint(self.config.pretrained.backbone, sha256(self.pretrained_path()))
-
-    def pretrained(self) -> dict[str, Tensor]:
-        """The checkpoint that all experts start from, checked against the backbone's shape."""
-        return load_backbone(self.pretrained_path(), self.config.pretrained.backbone).state_dict()
-
-    def piece(self, name: str, key: str, make: Callable[[Path], Piece]) -> Piece:
-        """The piece `name` that was made from the settings `key` stands for, see
-        `PieceStore.piece`."""
-        return self._store.piece(name, key, make)
-
-    def record(self, name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """As `piece`, for results without tensors."""
-        return self._store.record(name, key, make)
+    @property
+    def family(self) -> OfflineFamily:
+        """The kind of model."""
+        return KINDS[self.config.shape.kind]
 
     @property
-    def _store(self) -> PieceStore:
-        return PieceStore(self.work / "pieces", self.seed)
+    def folders(self) -> Folders:
+        """Where it reads and writes."""
+        return Folders(self.data, self.work, self.workers)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the configuration."""
+        return tuple(self.config.tasks)
+
+    @property
+    def store(self) -> ResultStore:
+        """Where the results of stages are."""
+        return ResultStore(self.work / "pieces")
+
+    @property
+    def origin(self) -> str:
+        """What all training starts from, see `OfflineFamily.origin`. Raises CheckpointError."""
+        return self.family.origin(self.config, self.folders)
+
+    def varied(self, **sections: Mapping[str, Any]) -> "Run":
+        """The same run with some settings changed (see `MoleculeConfig.varied`); data that was read
+        is shared."""
+        return replace(self, config=self.config.varied(sections))
+
+    def dataset(self, task: str) -> Any:
+        """A task's data, read once a run. Raises DataError."""
+        if task not in self._datasets:
+            read = self.family.read(self.config, task, self.folders, self.seed)
+            self._datasets[task] = read
+        return self._datasets[task]
+
+    def initial(self, task: str | None = None) -> StateDict:
+        """The weights that a task's training starts from, or that of all tasks together."""
+        seed = self.seed if task is None else self.config.initial_seed(task, self.seed)
+        return self.family.initial(self.config, seed, self.folders)
+
+    def result(self, stage: Stage) -> StageResult:
+        """The result of a stage, made now or read back."""
+        return stage.result(self.store)
+
+    def build(
+        self,
+        targets: Iterable[Stage],
+        description: str = "stages",
+        processes: int = 1,
+        threads: int = 1,
+    ) -> None:
+        """Make the targets and what they need, see `merging.run.stage.build`."""
+        build(targets, self.store, processes, threads, description)

@@ -1,268 +1,241 @@
-"""The stages of a run, each skipped if its result is there: fine-tune, merge, train adapters,
-assemble. Evaluation and release stand on these."""
+"""The stages of a run, of whatever family: each task's own model, one model of all tasks, the
+merged network, heads tuned on it, adapters; and what their results are, read back."""
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from merging.config.base import fingerprint
+from merging.config.base import Setting
+from merging.family import StateDict
 from merging.mergers.base import Calibration, MergeInputs, MergeResult
 from merging.mergers.registry import merge, merger_spec
 from merging.run.run import Run
-from merging.run.store import Piece
-from merging.training.alignment import align, set_statistics
-from merging.training.finetuning import finetune
-from merging.training.metrics import batches
-from models.data.smiles import READING_RULE
+from merging.run.stage import Stage
+from merging.run.store import StageResult
+from merging.training.alignment import align
+from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
 from models.errors import ConfigError
-from models.experts.adapter import TaskAdapters
-from models.experts.expert import Expert
-from models.experts.router import RouterConfig
-from models.experts.unified import UnifiedModel
-from models.networks.hu2020 import Backbone, make_backbone
-from models.state_dict import load_tensors, sub_state
-
-CALIBRATION_MOLECULES = 256
-CALIBRATION_BATCH = 32
+from models.state_dict import sub_state
 
 
-def finetuned(run: Run, task: str) -> Piece:
-    """The fine-tuned model of a task: state dict of a GraphClassifier."""
-    settings = run.config.finetune_for(task)
+def teacher(run: Run, task: str) -> Stage:
+    """A task's own model, trained on it alone (`trained`)."""
+    config = run.config
+    start = run.origin, config.initial_seed(task, run.seed)
+    settings = config.shape, config.training_for(task), *start, *_data(run, task)
+    size = run.dataset(task).size
+    make = partial(_make_teacher, run, task)
+    return Stage(f"finetuned/{task}", run.seed, settings, (), make, size)
 
-    def make(checkpoint: Path) -> Piece:
-        result = finetune(
-            run.dataset(task),
-            run.pretrained(),
-            run.config.pretrained.backbone,
-            settings,
-            run.seed,
-            checkpoint,
-            run.device,
+
+def _make_teacher(run: Run, task: str, checkpoint: Path) -> StageResult:
+    data, settings = run.dataset(task), run.config.training_for(task)
+    start = run.initial(task), run.seed, settings.dropout
+    model = untrained(run.family, run.config.shape, {task: data}, *start)
+    made = train(model, settings, run.seed, checkpoint, run.device)
+    return _kept(made, settings=settings.model_dump(), data=data.record)
+
+
+def joint(run: Run) -> Stage:
+    """One network with a head for each task, trained on all of them (`trained`). Raises
+    ConfigError: the configuration does not say how."""
+    config, settings = run.config, run.config.joint_training
+    if settings is None:
+        raise ConfigError(f"got no joint training in {config.setting!r}, expected its settings")
+    data = (setting for task in run.tasks for setting in _data(run, task))
+    size = sum(run.dataset(task).size for task in run.tasks)
+    make = partial(_make_joint, run)
+    start = config.shape, settings, run.origin
+    return Stage("multitask", run.seed, (*start, *data), (), make, size)
+
+
+def _make_joint(run: Run, checkpoint: Path) -> StageResult:
+    settings = run.config.joint_training
+    data = {task: run.family.shared(run.dataset(task), settings) for task in run.tasks}
+    start = run.initial(), run.seed, settings.dropout
+    model = untrained(run.family, run.config.shape, data, *start)
+    made = train(model, settings, run.seed, checkpoint, run.device)
+    return _kept(made, settings=settings.model_dump())
+
+
+def merged(run: Run) -> Stage:
+    """The teachers' networks merged as the configuration says, and each task's head as the merged
+    network needs it (`merge_result`)."""
+    how, seen = run.config.merge, run.family.calibration_graphs(run.config)
+    teachers = tuple(teacher(run, task) for task in run.tasks)
+    make = partial(_make_merged, run)
+    return Stage(f"merged/{how.method}", run.seed, (how, seen), teachers, make)
+
+
+def _make_merged(run: Run, _: Path) -> StageResult:
+    how, family, shape = run.config.merge, run.family, run.config.shape
+    models = {task: trained(run, teacher(run, task)) for task in run.tasks}
+    networks = {task: model.network for task, model in models.items()}
+    calibrated = run.tasks if merger_spec(how.method).calibrated else ()
+    seen = {task: calibration(run, task) for task in calibrated}
+    start = time.perf_counter()
+    inputs = MergeInputs(sub_state(run.initial(), "network."), networks, shape, seen, run.seed)
+    result = merge(how.method, inputs, how.options)
+    seconds = round(time.perf_counter() - start, 4)
+    if result.head_orders and family.adapters:
+        raise ConfigError(
+            f"got merge method {how.method!r}, which reorders hidden units, expected one that keeps"
+            " the order of heads and teachers"
         )
-        own = {"settings": settings.model_dump(), "data": run.dataset(task).record}
-        return Piece(result.tensors, result.record | own)
-
-    return run.piece(f"finetuned/{task}", finetune_key(run, task), make)
-
-
-def merged(run: Run) -> MergeResult:
-    """The merged backbone that the configuration asks for."""
-    method, options = run.config.merge.method, run.config.merge.options
-
-    def make(_: Path) -> Piece:
-        experts = {
-            task: sub_state(finetuned(run, task).tensors, "backbone.") for task in run.config.tasks
-        }
-        seen = (
-            {task: calibration(run, task) for task in run.config.tasks}
-            if merger_spec(method).calibrated
-            else {}
+    tensors = {f"backbone/{key}": value for key, value in result.backbone.items()}
+    for task, model in models.items():
+        given = (
+            (model.network, model.heads[task]),
+            lambda task=task: calibration_graphs(run, task)[0],
         )
-        start = time.perf_counter()
-        result = merge(
-            method,
-            MergeInputs(run.pretrained(), experts, run.config.pretrained.backbone, seen, run.seed),
-            options,
-        )
-        if result.head_orders:
-            raise ConfigError(
-                f"got merge method {method!r}, which reorders hidden units, expected one that keeps"
-                " the order of heads and teachers"
-            )
-        tensors = {
-            f"{task}/{key}": value
-            for task, state in {"": result.backbone, **result.by_task}.items()
-            for key, value in state.items()
-        }
-        seconds = round(time.perf_counter() - start, 2)
-        return Piece(
-            tensors,
-            {
-                "method": method,
-                "options": options,
-                "tasks": list(run.config.tasks),
-                **result.record,
-                "seconds": seconds,
-            },
+        states = {"versions": result.by_task.get(task, {})}
+        states["heads"] = family.settle(shape, result, task, *given)
+        for name, state in states.items():
+            tensors |= {f"{name}/{task}/{key}": value for key, value in state.items()}
+    about = {"method": how.method, "options": how.options, "tasks": list(run.tasks)}
+    return StageResult(tensors, {**about, **result.record, "seconds": seconds})
+
+
+def tuned(run: Run) -> Stage:
+    """The heads, trained for a short time on the merged network (`trained`)."""
+    settings = run.config.tuning_after
+    return Stage("tuned", run.seed, (settings,), (merged(run),), partial(_make_tuned, run))
+
+
+def _make_tuned(run: Run, checkpoint: Path) -> StageResult:
+    settings, found = run.config.tuning_after, merge_result(run)
+    data = {task: run.dataset(task).first(settings.frames) for task in run.tasks}
+    model = MultitaskModel(run.family, run.config.shape, data)
+    model.network.load_state_dict(found.backbone)
+    for task in run.tasks:
+        model.head(task).load_state_dict(found.heads[task])
+    made = train(model, settings, run.seed, checkpoint, run.device, "heads")
+    return _kept(made, settings=settings.model_dump())
+
+
+def adapters(run: Run, task: str) -> Stage:
+    """A task's adapters on the merged network, with their statistics: state dict of a TaskAdapters.
+    Raises ConfigError: models of this kind have none."""
+    check_adapters(run)
+    settings, size = run.config.alignment_for(task), run.dataset(task).size
+    make = partial(_make_adapters, run, task)
+    inputs = merged(run), teacher(run, task)
+    return Stage(f"adapters/{task}", run.seed, (settings,), inputs, make, size)
+
+
+def _make_adapters(run: Run, task: str, checkpoint: Path) -> StageResult:
+    return aligned(run, task, merged_network(run, task), checkpoint)
+
+
+def aligned(run: Run, task: str, student: Any, checkpoint: Path) -> StageResult:
+    """Train a task's adapters on a network, which is frozen and moved to the run's device."""
+    dataset, settings = run.dataset(task), run.config.alignment_for(task)
+    data, networks = (dataset.graphs, dataset.split.train), (own_network(run, task), student)
+    made = align(*data, *networks, settings, run.seed, checkpoint, run.device, task)
+    return StageResult(
+        made.adapters.state_dict(), {**made.record, "settings": settings.model_dump()}
+    )
+
+
+def check_adapters(run: Run) -> None:
+    """Raises ConfigError: models of this kind have no adapters."""
+    if not run.family.adapters:
+        kind = run.config.shape.kind
+        raise ConfigError(
+            f"got a configuration of networks of kind {kind!r}, which have no adapters, expected"
+            " one of molecules (`pretrained`)"
         )
 
-    piece = run.piece(f"merged/{method}", merge_key(run), make)
-    by_task = {
-        task: state for task in run.config.tasks if (state := sub_state(piece.tensors, f"{task}/"))
-    }
-    return MergeResult(sub_state(piece.tensors, "/"), by_task, piece.record)
+
+# --- results ---
+
+
+def trained(run: Run, stage: Stage) -> TrainedModel:
+    """What `teacher`, `joint` or `tuned` made."""
+    result = run.result(stage)
+    tasks = dict.fromkeys(key.split("/")[0] for key in result.under("heads/"))
+    heads = {task: result.under(f"heads/{task}/") for task in tasks}
+    return TrainedModel(result.under("network/"), heads, result.record)
+
+
+def merge_result(run: Run) -> MergeResult:
+    """What `merged` made; `heads` are those of all tasks."""
+    found = run.result(merged(run))
+    by_task = {task: found.under(f"versions/{task}/") for task in run.tasks}
+    heads = {task: found.under(f"heads/{task}/") for task in run.tasks}
+    versions = {task: state for task, state in by_task.items() if state}
+    return MergeResult(found.under("backbone/"), versions, found.record, heads=heads)
+
+
+def heads_stage(run: Run) -> Stage:
+    """The stage that the heads come from which an artifact gets."""
+    return merged(run) if run.config.tuning_after is None else tuned(run)
+
+
+def heads(run: Run) -> dict[str, StateDict]:
+    """The heads that an artifact gets, by task: tuned, where that is configured."""
+    if run.config.tuning_after is None:
+        return merge_result(run).heads
+    return trained(run, tuned(run)).heads
 
 
 def calibration(run: Run, task: str) -> Calibration:
-    """What a merger may see of a task: its head, and some training molecules without their
-    labels."""
-    dataset = run.dataset(task)
-    generator = torch.Generator().manual_seed(run.seed)
-    chosen = dataset.split.train[
-        torch.randperm(len(dataset.split.train), generator=generator)[:CALIBRATION_MOLECULES]
-    ]
-    parts = tuple(batch for _, batch in batches(dataset.graphs, chosen, CALIBRATION_BATCH))
-    return Calibration(sub_state(finetuned(run, task).tensors, "head."), parts)
+    """What a merger may see of a task: its head, and some training graphs without their labels."""
+    head = trained(run, teacher(run, task)).heads[task]
+    batches, nodes = calibration_graphs(run, task)
+    return Calibration(head, tuple(batches), run.dataset(task).info.level, tuple(nodes))
 
 
-def trained_adapters(run: Run, task: str) -> Piece:
-    """The adapters of a task on the configured merged backbone, with their statistics: state dict
-    of a TaskAdapters."""
-    return run.piece(
-        f"adapters/{task}",
-        adapter_key(run, task),
-        lambda checkpoint: aligned(run, task, merged_backbone(run, task), checkpoint),
+def calibration_graphs(run: Run, task: str) -> tuple[Sequence[Any], Sequence[Tensor]]:
+    """Those graphs in batches, and which nodes count (`TaskData.calibration`)."""
+    count, size = run.family.calibration_graphs(run.config), run.family.calibration_batch
+    found: tuple[Sequence[Any], Sequence[Tensor]] = run.dataset(task).calibration(
+        count, size, run.seed
     )
+    return found
 
 
-def aligned(run: Run, task: str, student: Backbone, checkpoint: Path) -> Piece:
-    """Train a task's adapters on a backbone, which is frozen and moved to the run's device."""
-    dataset, settings, teacher = (
-        run.dataset(task),
-        run.config.alignment_for(task),
-        finetuned_backbone(run, task),
-    )
-    result = align(
-        dataset.graphs,
-        dataset.split.train,
-        teacher,
-        student,
-        settings,
-        run.seed,
-        checkpoint,
-        run.device,
-        task,
-    )
-    return Piece(result.adapters.state_dict(), {**result.record, "settings": settings.model_dump()})
+def own_network(run: Run, task: str) -> Any:
+    """A task's own network, in evaluation mode."""
+    return _network(run, trained(run, teacher(run, task)).network)
 
 
-def experts(run: Run) -> dict[str, Expert]:
-    """Adapters and fine-tuned heads of all tasks."""
-    return {
-        task: expert(run, task, adapters_from(run, trained_adapters(run, task).tensors))
-        for task in run.config.tasks
-    }
-
-
-def expert(run: Run, task: str, adapters: TaskAdapters) -> Expert:
-    """A task's fine-tuned head behind the given adapters."""
-    made = Expert(run.config.pretrained.backbone, adapters.rank, run.dataset(task).label_names)
-    made.adapters = adapters
-    load_tensors(made.head, sub_state(finetuned(run, task).tensors, "head."), f"head of {task}")
-    return made
-
-
-def unified(run: Run) -> UnifiedModel:
-    """G-Merging's model: the configured merged backbone with all adapters and heads. Raises
-    ConfigError (see `shared_backbone`)."""
-    return UnifiedModel(shared_backbone(run), experts(run), run.config.router).to(run.device)
-
-
-def adapted(run: Run, task: str) -> UnifiedModel:
-    """One task alone: the merged backbone (the task's own version, if the merger gives one) with
-    its adapters."""
-    own = expert(run, task, adapters_from(run, trained_adapters(run, task).tensors))
-    return alone(run, merged_backbone(run, task), task, own)
-
-
-def without_adapters(run: Run, task: str) -> UnifiedModel:
-    """One task alone: the merged backbone with the task's head."""
-    return bare(run, merged_backbone(run, task), task)
-
-
-def alone(run: Run, backbone: Backbone, task: str, own: Expert) -> UnifiedModel:
-    """A model of one task, in the same form as `unified`: then all methods are measured by the same
-    code."""
-    return UnifiedModel(backbone, {task: own}, RouterConfig()).to(run.device)
-
-
-def bare(run: Run, backbone: Backbone, task: str) -> UnifiedModel:
-    """A backbone with a task's fine-tuned head and no adapters.
-
-    BatchNorm statistics are recomputed on the task's training molecules, as G-Merging does: the
-    same footing.
-    """
-    none, dataset = _no_adapters(run), run.dataset(task)
-    set_statistics(none, backbone.to(run.device), dataset.graphs, dataset.split.train, run.device)
-    return alone(run, backbone, task, expert(run, task, none))
-
-
-def finetuned_alone(run: Run, task: str, backbone_of: str | None = None) -> UnifiedModel:
-    """The fine-tuned model of a task alone; or its head on the backbone of another task (the
-    backbone-swap matrix)."""
-    backbone, none = finetuned_backbone(run, backbone_of or task), _no_adapters(run)
-    state = backbone.state_dict()
-    for layer in range(backbone.config.num_layers):
-        none.norm_mean[layer] = state[f"batch_norms.{layer}.running_mean"]
-        none.norm_var[layer] = state[f"batch_norms.{layer}.running_var"]
-    return alone(run, backbone, task, expert(run, task, none))
-
-
-def _no_adapters(run: Run) -> TaskAdapters:
-    # its `up` is zero: nothing is subtracted
-    return TaskAdapters(run.config.pretrained.backbone, rank=1).to(run.device)
-
-
-def adapters_from(run: Run, tensors: dict[str, Tensor]) -> TaskAdapters:
-    """A TaskAdapters filled from its state dict."""
-    adapters = TaskAdapters(run.config.pretrained.backbone, run.config.alignment.rank)
-    load_tensors(adapters, tensors, "adapters")
-    return adapters
-
-
-def merged_backbone(run: Run, task: str | None = None) -> Backbone:
-    """The merged backbone, or a task's own version of it where the merger gives one; in evaluation
+def merged_network(run: Run, task: str | None = None) -> Any:
+    """The merged network, or a task's own version of it where the merger gives one; in evaluation
     mode."""
-    result = merged(run)
-    tensors = result.backbone if task is None else result.backbone_for(task)
-    return make_backbone(tensors, run.config.pretrained.backbone, "merged backbone")
+    found = merge_result(run)
+    state = found.backbone if task is None else found.backbone_for(task)
+    return _network(run, state)
 
 
-def shared_backbone(run: Run) -> Backbone:
-    """The merged backbone that all tasks share, in evaluation mode.
-
-    Raises:
-        ConfigError: the configured merger gives each task its own.
-    """
-    if merged(run).by_task:
+def check_shared(run: Run) -> None:
+    """Raises ConfigError: the configured merger gives each task a network of its own."""
+    if merge_result(run).by_task:
         raise ConfigError(
             f"got merge method {run.config.merge.method!r}, which gives each task its own backbone,"
             " expected one that gives one for all"
         )
-    return merged_backbone(run)
 
 
-def finetuned_backbone(run: Run, task: str) -> Backbone:
-    """A task's fine-tuned backbone, in evaluation mode."""
-    return make_backbone(
-        sub_state(finetuned(run, task).tensors, "backbone."),
-        run.config.pretrained.backbone,
-        f"backbone of {task}",
-    )
+def _network(run: Run, state: StateDict) -> nn.Module:
+    network = run.family.network(run.config.shape)
+    network.load_state_dict(state)
+    return network.eval()
 
 
-def finetune_key(run: Run, task: str) -> str:
-    """What a fine-tuned model depends on: settings, seed, checkpoint and data themselves, and how
-    molecules are read."""
-    data = run.config.dataset_for(task), run.dataset(task).source_sha256, READING_RULE
-    return fingerprint(run.start_key(), run.config.finetune_for(task), task, run.seed, *data)
+def _data(run: Run, task: str) -> tuple[Setting, ...]:
+    """A task's data, by what is in their files."""
+    described = run.family.settings(run.config, task)
+    return task, *described, *run.dataset(task).sources.values()
 
 
-def merge_key(run: Run) -> str:
-    """What a merged backbone depends on."""
-    return fingerprint(
-        run.config.merge, run.seed, *(finetune_key(run, task) for task in run.config.tasks)
-    )
-
-
-def adapter_key(run: Run, task: str) -> str:
-    """What a task's adapters depend on."""
-    return fingerprint(run.config.alignment_for(task), task, run.seed, merge_key(run))
-
-
-def unified_key(run: Run) -> str:
-    """What the unified model depends on."""
-    return fingerprint(run.config.router, *(adapter_key(run, task) for task in run.config.tasks))
+def _kept(model: TrainedModel, **about: Any) -> StageResult:
+    """In the form that `trained` reads."""
+    tensors = {f"network/{key}": value for key, value in model.network.items()}
+    for task, head in model.heads.items():
+        tensors |= {f"heads/{task}/{key}": value for key, value in head.items()}
+    return StageResult(tensors, {**model.record, **about})

@@ -1,12 +1,10 @@
 """GNNMerge against earlier mergers: in one domain, across domains and for different tasks, from the
-same and from different initial weights.
+same and from different initial weights: `gmerging study gnnmerge`.
 
-`python -m merging.graphs.study run` measures one cell (setting, layers, seed) after the other and
-keeps each, so it may be stopped at any time; `molecules` measures merged backbones of MoleculeNet;
-`write` puts what there is into `results/neighbours/gnnmerge.json`.
+One cell (setting, layers, seed) is measured after the other and kept, so that the study may be
+stopped at any time; then merged backbones of MoleculeNet.
 """
 
-import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,21 +21,19 @@ from merging.data.encoders import svd_encoder
 from merging.data.files import read_json, write_json
 from merging.data.links import LinkSpec
 from merging.data.planetoid import PlanetoidName, PlanetoidSpec, load_planetoid
-from merging.data.task_data import Part
-from merging.families.graphs import GraphRunConfig, TaskData, load_task
-from merging.graphs.evaluation import evaluate
-from merging.graphs.pipeline import GraphRun, calibration, joint, metrics, separate
-from merging.graphs.training import fitted_model, initial_network
+from merging.data.task_data import GraphTask, Subset
+from merging.families.graphs import GRAPHS, GraphConfig, encoded
+from merging.family import Folders
 from merging.mergers.base import MergeInputs, MergeResult
 from merging.mergers.registry import merge
-from merging.run.config import ReleaseConfig
-from merging.run.store import Piece, PieceStore
+from merging.run.run import Run
+from merging.run.scores import environment, main_metric, plain
+from merging.run.stages import calibration, joint, teacher, trained
 from merging.studies.gnnmerge_molecules import measure_molecules, molecule_run
 from merging.studies.markdown import markdown_table, over_seeds, percent
-from merging.studies.results import environment
 from merging.training.settings import GraphTrainingConfig
-from models.data.feature_graph import FeatureGraph
 from models.networks.pyg import GraphNetworkConfig, GraphNetworkKind
+from models.state_dict import sub_state
 
 KINDS: tuple[GraphNetworkKind, ...] = get_args(GraphNetworkKind)
 SEEDS = (0, 1, 2)
@@ -103,17 +99,15 @@ SETTINGS: dict[str, dict[str, PlanetoidSpec | LinkSpec]] = {
 RESULTS = Path("results/neighbours/gnnmerge.json")
 
 
-class _Started(GraphRun):
-    """A run whose first model starts from the same weights in either case, so that it is trained
+class StudyConfig(GraphConfig):
+    """One whose first model starts from the same weights in either case, so that it is trained
     once."""
 
-    def initial_seed(self, task: str) -> int:
+    def initial_seed(self, task: str, seed: int) -> int:
         """Of the weights that a task's network starts from."""
-        return self.seed + (
-            1000 * list(self.config.tasks).index(task)
-            if self.config.initialisation == "different"
-            else 0
-        )
+        if self.initialisation == "shared":
+            return seed
+        return seed + 1000 * list(self.tasks).index(task)
 
 
 @dataclass(frozen=True)
@@ -125,56 +119,37 @@ class Cell:
     kind: GraphNetworkKind
     seed: int
 
-    def run(self, data: Path, work: Path, shared: bool) -> GraphRun:
+    def run(self, data: Path, work: Path, shared: bool) -> Run:
         """Its models, from the same or from different initial weights."""
         network = GraphNetworkConfig(kind=self.kind, in_dim=WIDTH, num_layers=2, hidden_dim=WIDTH)
-        config = GraphRunConfig(
+        config = StudyConfig(
             setting=self.setting,
             network=network,
             encoder="svd",
             tasks=SETTINGS[self.setting],
             initialisation="shared" if shared else "different",
             training=LINK_TRAINING if self.setting.startswith("tasks") else TRAINING,
-            release=ReleaseConfig(name=self.setting),
         )
-        return _Started(
-            config,
-            self.seed,
-            data,
-            work,
-            _loaded=encoded_tasks(self.setting, self.seed, data, work),
-        )
+        read = encoded_tasks(self.setting, self.seed, data)
+        return Run(config, self.seed, data, work, _datasets=dict(read))
 
 
 @cache
-def encoded_tasks(setting: str, seed: int, data: Path, work: Path) -> dict[str, TaskData]:
-    """The tasks as `load_task` gives them, but that the encoder of a graph is found once for all
-    tasks and seeds."""
-    found: dict[str, TaskData] = {}
+def encoded_tasks(setting: str, seed: int, data: Path) -> dict[str, GraphTask]:
+    """The tasks with the encoder of a whole graph, which is found once for all tasks and seeds."""
+    found: dict[str, GraphTask] = {}
     for task, spec in SETTINGS[setting].items():
-        plain = GraphNetworkConfig(
-            kind="pyg_gcn", in_dim=load_planetoid(spec.graph, data).x.shape[1]
-        )
-        config = GraphRunConfig(
-            setting=setting, network=plain, tasks={task: spec}, release=ReleaseConfig(name=setting)
-        )
-        raw = load_task(config, task, data, seed)
-        encoder = _encoder(spec.graph, raw.graphs[0].x, work)
-        found[task] = replace(
-            raw,
-            graphs=tuple(FeatureGraph(encoder(each.x), each.edge_index) for each in raw.graphs),
-            encoder=encoder,
-        )
+        width = load_planetoid(spec.graph, data).x.shape[1]
+        plain_network = GraphNetworkConfig(kind="pyg_gcn", in_dim=width)
+        config = GraphConfig(setting=setting, network=plain_network, tasks={task: spec})
+        raw = GRAPHS.read(config, task, Folders(data, data), seed)
+        found[task] = encoded(raw, _encoder(spec.graph, data))
     return found
 
 
-def _encoder(graph: PlanetoidName, x: Tensor, work: Path) -> nn.Linear:
-    piece = PieceStore(work / "encoders", 0).piece(
-        graph, str(WIDTH), lambda _: Piece(svd_encoder(x, WIDTH).state_dict(), {})
-    )
-    encoder = nn.Linear(x.shape[1], WIDTH).requires_grad_(False)
-    encoder.load_state_dict(piece.tensors)
-    return encoder
+@cache
+def _encoder(graph: PlanetoidName, data: Path) -> nn.Linear:
+    return svd_encoder(load_planetoid(graph, data).x, WIDTH)
 
 
 def cells() -> Iterator[Cell]:
@@ -194,13 +169,14 @@ def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
         "different": cell.run(data, work, shared=False),
     }
     measured = {start: _measured(run, start == "same") for start, run in runs.items()}
-    scores, seconds = ({start: each[side] for start, each in measured.items()} for side in (0, 1))
-    return {"metric": metrics(runs["same"]), "scores": scores, "seconds": seconds}
+    scores, seconds = ({start: both[side] for start, both in measured.items()} for side in (0, 1))
+    metric = {task: main_metric(runs["same"], task) for task in runs["same"].tasks}
+    return {"metric": metric, "scores": scores, "seconds": seconds}
 
 
-def _measured(run: GraphRun, shared: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    models = {task: separate(run, task) for task in run.config.tasks}
-    together = joint(run)
+def _measured(run: Run, shared: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    models = {task: trained(run, teacher(run, task)) for task in run.tasks}
+    together = trained(run, joint(run))
     scores = {
         "separate": {
             task: _score(run, task, model.network, model.heads[task], "test")
@@ -208,17 +184,17 @@ def _measured(run: GraphRun, shared: bool) -> tuple[dict[str, dict[str, float]],
         },
         "joint": {
             task: _score(run, task, together.network, together.heads[task], "test")
-            for task in run.config.tasks
+            for task in run.tasks
         },
     }
     seconds = {
         "separate": sum(model.record["seconds"] for model in models.values()),
         "joint": together.record["seconds"],
     }
-    initial = initial_network(run.config.network, run.seed)
+    initial = sub_state(run.initial(), "network.")
     # no common start: theta_pre is 0
     start = initial if shared else {key: torch.zeros_like(value) for key, value in initial.items()}
-    seen = {task: calibration(run, task) for task in run.config.tasks}
+    seen = {task: calibration(run, task) for task in run.tasks}
     inputs = MergeInputs(
         start,
         {task: model.network for task, model in models.items()},
@@ -229,7 +205,7 @@ def _measured(run: GraphRun, shared: bool) -> tuple[dict[str, dict[str, float]],
     for row, (method, options) in METHODS.items():
         given = (
             replace(
-                inputs, calibration={task: replace(each, nodes=()) for task, each in seen.items()}
+                inputs, calibration={task: replace(own, nodes=()) for task, own in seen.items()}
             )
             if row.endswith("all_nodes")
             else inputs
@@ -258,24 +234,20 @@ def _timed(
     return results, round((time.perf_counter() - start) / len(results), 5)
 
 
-def _scores(
-    run: GraphRun, inputs: MergeInputs, result: MergeResult, part: Part
-) -> dict[str, float]:
-    heads = {
-        task: {**each.head, "weight": result.head_for(task, each.head["weight"])}
-        for task, each in inputs.calibration.items()
-    }
+def _scores(run: Run, inputs: MergeInputs, result: MergeResult, subset: Subset) -> dict[str, float]:
+    heads = {task: result.head_for(task, own.head) for task, own in inputs.calibration.items()}
     return {
-        task: _score(run, task, result.backbone_for(task), head, part)
+        task: _score(run, task, result.backbone_for(task), head, subset)
         for task, head in heads.items()
     }
 
 
 def _score(
-    run: GraphRun, task: str, network: dict[str, Tensor], head: dict[str, Tensor], part: Part
+    run: Run, task: str, network: dict[str, Tensor], head: dict[str, Tensor], subset: Subset
 ) -> float:
-    data = run.task(task)
-    return round(evaluate(fitted_model(network, run.config.network, head, data), data, part), 5)
+    data, forward = run.dataset(task), plain(run, task, network, head)
+    answers = run.family.answers(forward, data.steps(subset, 256), run.device)
+    return round(run.family.metrics(*answers, data.info)[main_metric(run, task)], 5)
 
 
 def run_cells(data: Path, work: Path, seconds: float) -> None:
@@ -306,7 +278,7 @@ def summarise(work: Path) -> dict[str, Any]:
         }
         for start, name in product(("same", "different"), TITLES) if found else ():
             scores = [content["scores"][start][name] for content in found.values()]
-            by_task = {task: over_seeds([each[task] for each in scores]) for task in scores[0]}
+            by_task = {task: over_seeds([own[task] for own in scores]) for task in scores[0]}
             labels = {
                 "setting": setting,
                 "kind": kind,
@@ -317,7 +289,7 @@ def summarise(work: Path) -> dict[str, Any]:
             rows.append(
                 {
                     **labels,
-                    "mean": over_seeds([fmean(each.values()) for each in scores]),
+                    "mean": over_seeds([fmean(own.values()) for own in scores]),
                     "tasks": by_task,
                 }
             )
@@ -367,9 +339,9 @@ def scores_table(content: dict[str, Any], setting: str) -> str:
     """Markdown: mean test score of the two tasks in per cent, a row for each method, columns by
     layers and by initial weights."""
     found = {
-        (each["row"], each["kind"], each["initialisation"]): each["mean"]
-        for each in content["rows"]
-        if each["setting"] == setting
+        (row["row"], row["kind"], row["initialisation"]): row["mean"]
+        for row in content["rows"]
+        if row["setting"] == setting
     }
     columns = [
         (kind, start)
@@ -381,7 +353,7 @@ def scores_table(content: dict[str, Any], setting: str) -> str:
     rows = [
         [
             title,
-            *(percent(found[name, *each]["mean"], found[name, *each]["std"]) for each in columns),
+            *(percent(found[name, *at]["mean"], found[name, *at]["std"]) for at in columns),
         ]
         for name, title in TITLES.items()
     ]
@@ -395,11 +367,9 @@ def speed_table(content: dict[str, Any]) -> str:
     for name in METHODS:
         cells = []
         for kind in KINDS:
-            found = [
-                each for each in content["speed"] if each["row"] == name and each["kind"] == kind
-            ]
+            found = [row for row in content["speed"] if row["row"] == name and row["kind"] == kind]
             seconds, ratio = (
-                [value for each in found for value in each[what]["values"]]
+                [value for row in found for value in row[what]["values"]]
                 for what in ("seconds", "ratio")
             )
             cells.append(f"{median(seconds):.4f} s, {median(ratio):.0f} x" if found else "")
@@ -407,29 +377,22 @@ def speed_table(content: dict[str, Any]) -> str:
     return markdown_table(["method", *(kind.removeprefix("pyg_").upper() for kind in KINDS)], rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`run`, `molecules` and `write`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=["run", "molecules", "write"])
-    parser.add_argument("--data", type=Path, default=Path("shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("work"))
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin nothing new after so many"
-    )
-    given = parser.parse_args(arguments)
-    folder = given.work / "gnnmerge"
-    torch.set_num_threads(1)
-    if given.command == "run":
-        run_cells(given.data, folder, given.seconds)
-    elif given.command == "molecules":
-        write_json(
-            folder / "molecules.json", measure_molecules(molecule_run(given.data, given.work, 1))
-        )
-    else:
-        write_results(folder, read_json(folder / "molecules.json"), RESULTS)
+def run_study(data: Path, work: Path, seconds: float, path: Path) -> dict[str, Any]:
+    """Measure what is not measured yet, and write everything into one file.
 
+    Args:
+        data, work: folders, as in `merging.run.run.Run`.
+        seconds: begin nothing new after so many.
+        path: the results file.
 
-if __name__ == "__main__":
-    main()
+    Returns:
+        Its content.
+    """
+    folder = work / "gnnmerge"
+    end = time.perf_counter() + seconds
+    run_cells(data, folder, seconds)
+    molecules = read_json(folder / "molecules.json")
+    if molecules is None and time.perf_counter() < end:
+        molecules = measure_molecules(molecule_run(data, work, 1))
+        write_json(folder / "molecules.json", molecules)
+    return write_results(folder, molecules, path)

@@ -6,12 +6,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
+from merging.mergers.registry import MergeConfig
 from merging.run.config import load_config
 from merging.run.run import Run
+from merging.run.scores import Method, adapted_method, merger_method
 from merging.studies.markdown import markdown_table, percent
-from merging.studies.rows import adapted_row, merger_row
 
 MEASURED = ("bace", "bbbp", "clintox", "sider", "tox21", "toxcast")
 """HIV and MUV are merged too, but not measured: 134,000 molecules for each row."""
@@ -31,13 +30,8 @@ ADAPTED_TASKS = ("bace", "clintox")
 
 def molecule_run(data: Path, work: Path, seed: int) -> Run:
     """The run whose fine-tuned models are merged."""
-    return Run(
-        load_config(Path("gcn_supervised_contextpred_rank10.yaml")),
-        seed,
-        data,
-        work,
-        torch.device("cpu"),
-    )
+    config = load_config(Path("gcn_supervised_contextpred_rank10.yaml"))
+    return Run(config, seed, data, work)
 
 
 def measure_molecules(run: Run) -> dict[str, Any]:
@@ -50,18 +44,18 @@ def measure_molecules(run: Run) -> dict[str, Any]:
         "adapted": {},
     }
     for name, (_, method, options) in ROWS.items():
-        content["merged"][name] = replace(
-            merger_row(run, method, options), only=MEASURED
-        ).over_tasks()["stored"]["roc_auc"]
+        row = merger_method(run, MergeConfig(method=method, options=options))
+        content["merged"][name] = _areas(replace(row, only=MEASURED))
     for name in ADAPTED:
         title, method, options = ROWS[name]
-        row = adapted_row(
-            run.varied(merge={"method": method, "options": options}), "gnnmerge_adapted", title
-        )
-        content["adapted"][name] = replace(row, only=ADAPTED_TASKS).over_tasks()["stored"][
-            "roc_auc"
-        ]
+        varied = run.varied(merge={"method": method, "options": options})
+        row = adapted_method(varied, "gnnmerge_adapted", title)
+        content["adapted"][name] = _areas(replace(row, only=ADAPTED_TASKS))
     return content
+
+
+def _areas(row: Method) -> Any:
+    return row.over_tasks()["stored"]["roc_auc"]
 
 
 def molecules_table(molecules: dict[str, Any]) -> str:

@@ -1,11 +1,6 @@
 """Does a plan predict which merges hurt? Every pair of the run's models merged and measured, beside
-the distances between them.
+the distances between them: `gmerging study gw-smm`."""
 
-`python -m merging.planning.study` writes `results/neighbours/gw-smm.json` and its figures; what was
-measured is kept in the work folder.
-"""
-
-import argparse
 import itertools
 import time
 from collections.abc import Sequence
@@ -20,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merging.config.base import fingerprint
 from merging.data.files import write_json
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.data.split import Split
 from merging.drawing.plan import draw_plan
+from merging.families.molecules import MOLECULES
 from merging.mergers.registry import MergeConfig
 from merging.planning.distances import (
     Matrix,
@@ -40,23 +35,25 @@ from merging.planning.plan import (
     PlanSettings,
     group_run,
     make_plan,
-    measured,
     model_distances,
     own_space,
 )
-from merging.run.config import load_config
-from merging.run.jobs import Job, run_jobs
-from merging.run.run import Run
-from merging.run.stages import (
-    CALIBRATION_MOLECULES,
-    bare,
-    calibration,
-    finetune_key,
-    finetuned_alone,
-    finetuned_backbone,
-    merge_key,
-    merged_backbone,
+from merging.planning.plan import (
+    measured as distance_stage,
 )
+from merging.run.models import finetuned, without_adapters
+from merging.run.run import Run
+from merging.run.scores import answering, environment, measured
+from merging.run.stage import Stage, build
+from merging.run.stages import (
+    calibration_graphs,
+    check_adapters,
+    merged,
+    merged_network,
+    own_network,
+    teacher,
+)
+from merging.run.store import StageResult
 from merging.studies.gw_smm_analysis import (
     agreement,
     among,
@@ -67,9 +64,9 @@ from merging.studies.gw_smm_analysis import (
     variant_statistics,
 )
 from merging.studies.markdown import over_seeds
-from merging.studies.results import environment, measure_task
 from merging.training.metrics import batches
 from models.networks.hu2020 import make_backbone
+from models.state_dict import sub_state
 
 PART_MOLECULES, STATISTICS_MOLECULES, LABELS = 1000, 1024, 100
 PARTS = ("valid", "test")
@@ -87,7 +84,7 @@ def on_samples(run: Run) -> Run:
     statistics, at most `STATISTICS_MOLECULES`; of at most `LABELS` labels, the others are missing.
     Not for another process, which would read the data whole.
     """
-    return replace(run, _datasets={task: _sampled(run.dataset(task)) for task in run.config.tasks})
+    return replace(run, _datasets={task: _sampled(run.dataset(task)) for task in run.tasks})
 
 
 def _sampled(dataset: MoleculeDataset) -> MoleculeDataset:
@@ -125,40 +122,46 @@ def _evenly(count: int, most: int) -> Tensor:
 
 def groups_of(run: Run, size: int) -> list[Group]:
     """All groups of that size."""
-    return list(itertools.combinations(run.config.tasks, size))
+    return list(itertools.combinations(run.tasks, size))
 
 
-def score(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> dict[str, float]:
+def score(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> Stage:
     """ROC-AUC ("valid", "test") of a task with its head on the merged backbone of its group,
     without adapters; `small` is the run on samples."""
-    merged = group_run(run, group, merge, "study")
-
-    def make() -> dict[str, float]:
-        return measure_task(
-            small, bare(small, merged_backbone(merged), task), task, "own", "stored"
-        )
-
-    return run.record(f"planning/scores/{merge.method}/{task}", _key(merge_key(merged), task), make)
+    grouped = group_run(run, group, merge, "study")
+    make = partial(_make_score, grouped, small, task)
+    inputs = merged(grouped), teacher(run, task)
+    name = f"planning/scores/{merge.method}/{task}"
+    return Stage(name, run.seed, _sampling(), inputs, make)
 
 
-def score_finetuned(run: Run, small: Run, task: str) -> dict[str, float]:
+def _make_score(grouped: Run, small: Run, task: str, _: Path) -> StageResult:
+    model = without_adapters(small, merged_network(grouped), task)
+    return _areas(measured(small, answering(small, model, task), task))
+
+
+def score_finetuned(run: Run, small: Run, task: str) -> Stage:
     """The same of the fine-tuned model as it is, with the BatchNorm statistics of its training."""
-    key = _key(finetune_key(run, task), task)
-    return run.record(
-        f"planning/scores/finetuned/{task}",
-        key,
-        lambda: measure_task(small, finetuned_alone(small, task), task, "own", "stored"),
-    )
+    make, inputs = partial(_make_finetuned, small, task), (teacher(run, task),)
+    return Stage(f"planning/scores/finetuned/{task}", run.seed, _sampling(), inputs, make)
 
 
-def _key(origin: str, task: str) -> str:
-    return fingerprint(origin, task, PART_MOLECULES, STATISTICS_MOLECULES, LABELS)
+def _make_finetuned(small: Run, task: str, _: Path) -> StageResult:
+    return _areas(measured(small, answering(small, finetuned(small, task), task), task))
 
 
-def jobs(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig) -> list[Job]:
+def _areas(found: dict[str, dict[str, float]]) -> StageResult:
+    return StageResult(record={subset: values["roc_auc"] for subset, values in found.items()})
+
+
+def _sampling() -> tuple[int, ...]:
+    return PART_MOLECULES, STATISTICS_MOLECULES, LABELS
+
+
+def group_scores(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig) -> list[Stage]:
     """The measurements of all groups of these sizes."""
     return [
-        partial(score, run, small, group, merge, task)
+        score(run, small, group, merge, task)
         for size in sizes
         for group in groups_of(run, size)
         for task in group
@@ -175,43 +178,43 @@ def distance_tables(run: Run) -> dict[str, list[list[float]]]:
     `gw_same` compares feature spaces of the same molecules, `gw_data` the molecules of two tasks in
     the eyes of the one pre-trained model.
     """
-    return run.record(
-        "planning/distances",
-        fingerprint(*(finetune_key(run, task) for task in run.config.tasks)),
-        partial(_distance_tables, run),
-    )
+    return run.result(_distance_stage(run)).record
 
 
-def _distance_tables(run: Run) -> dict[str, list[list[float]]]:
-    tables = {
-        metric: model_distances(run, PlanSettings.model_validate({"metric": metric}))
-        for metric in ("gw", "cka", "cosine")
-    }
-    for name, space in (("gw_same", _same_molecules), ("gw_data", _pretrained_space)):
-        tables[name] = np.zeros_like(tables["gw"])
+def _distance_stage(run: Run) -> Stage:
+    spaces = {"gw": own_space, "gw_same": _same_molecules, "gw_data": _pretrained_space}
+    pairs = {}
+    for name, space in spaces.items():
         seen = cache(partial(space, run))
-        for i, k in itertools.combinations(range(len(run.config.tasks)), 2):
-            first, second = sorted((run.config.tasks[i], run.config.tasks[k]))
-            tables[name][i, k] = tables[name][k, i] = measured(
-                run, name, first, second, seen, PlanSettings(restarts=1)
-            )["distance"]
-    return {name: table.round(6).tolist() for name, table in tables.items()}
+        settings = PlanSettings() if name == "gw" else PlanSettings(restarts=1)
+        for first, second in map(sorted, groups_of(run, 2)):
+            pair = name, first, second
+            pairs[pair] = distance_stage(run, *pair, seen, settings)
+    make = partial(_make_distances, run, pairs)
+    return Stage("planning/distances", run.seed, (), tuple(pairs.values()), make)
+
+
+def _make_distances(run: Run, pairs: dict[tuple[str, str, str], Stage], _: Path) -> StageResult:
+    metrics = ("gw", "cka", "cosine")
+    tables = {name: model_distances(run, PlanSettings(metric=name)) for name in metrics}
+    at = {task: k for k, task in enumerate(run.tasks)}
+    for (name, first, second), stage in pairs.items():
+        if name != "gw":
+            table = tables.setdefault(name, np.zeros_like(tables["gw"]))
+            distance = run.result(stage).record["distance"]
+            table[at[first], at[second]] = table[at[second], at[first]] = distance
+    return StageResult(record={name: table.round(6).tolist() for name, table in tables.items()})
 
 
 def _same_molecules(run: Run, task: str) -> Matrix:
-    return distance_matrix(
-        feature_matrix(
-            finetuned_backbone(run, task),
-            [calibration(run, each).batches[0] for each in run.config.tasks],
-        )
-    )
+    batches = [calibration_graphs(run, name)[0][0] for name in run.tasks]
+    return distance_matrix(feature_matrix(own_network(run, task), batches))
 
 
 def _pretrained_space(run: Run, task: str) -> Matrix:
-    backbone = make_backbone(
-        run.pretrained(), run.config.pretrained.backbone, "pre-trained weights"
-    )
-    return distance_matrix(feature_matrix(backbone, calibration(run, task).batches))
+    initial = sub_state(run.initial(), "network.")
+    backbone = make_backbone(initial, run.config.shape, "pre-trained weights")
+    return distance_matrix(feature_matrix(backbone, calibration_graphs(run, task)[0]))
 
 
 def variants(run: Run) -> dict[str, list[dict[str, Any]]]:
@@ -223,25 +226,25 @@ def variants(run: Run) -> dict[str, list[dict[str, Any]]]:
     }
     pairs = [sorted(pair) for pair in groups_of(run, 2)]
     return {
-        variant: [measured(run, "gw", first, second, space, each) for first, second in pairs]
-        for variant, each in settings.items()
+        variant: [
+            run.result(distance_stage(run, "gw", first, second, space, how)).record
+            for first, second in pairs
+        ]
+        for variant, how in settings.items()
     }
 
 
 def sizes(run: Run) -> dict[str, Any]:
     """Seconds of one start of each variant and the distance that it finds, by the number of
     molecules, for the first two tasks by name."""
-    return run.record(
-        "planning/sizes",
-        fingerprint(*(finetune_key(run, task) for task in sorted(run.config.tasks)[:2])),
-        partial(_sizes, run),
-    )
+    inputs = tuple(teacher(run, task) for task in sorted(run.tasks)[:2])
+    return run.result(Stage("planning/sizes", run.seed, SIZES, inputs, partial(_sizes, run))).record
 
 
-def _sizes(run: Run) -> dict[str, Any]:
+def _sizes(run: Run, _: Path) -> StageResult:
     table: dict[str, Any] = {}
     for count in SIZES:
-        spaces = [_first_molecules(run, task, count) for task in sorted(run.config.tasks)[:2]]
+        spaces = [_first_molecules(run, task, count) for task in sorted(run.tasks)[:2]]
         table[str(count)] = {}
         for variant in VARIANT_STARTS:
             start = time.process_time()
@@ -252,17 +255,14 @@ def _sizes(run: Run) -> dict[str, Any]:
                 "distance": round(found.distance, 5),
                 "seconds": round(time.process_time() - start, 6),
             }
-    return table
+    return StageResult(record=table)
 
 
 def _first_molecules(run: Run, task: str, count: int) -> Matrix:
     dataset = run.dataset(task)
     rows = dataset.split.train[_evenly(len(dataset.split.train), count)]
-    return distance_matrix(
-        feature_matrix(
-            finetuned_backbone(run, task), (batch for _, batch in batches(dataset.graphs, rows, 64))
-        )
-    )
+    found = (batch for _, batch in batches(dataset.graphs, rows, 64))
+    return distance_matrix(feature_matrix(own_network(run, task), found))
 
 
 # --- everything together ---
@@ -271,15 +271,12 @@ def _first_molecules(run: Run, task: str, count: int) -> Matrix:
 def measure(run: Run, small: Run, both: bool) -> None:
     """The scores of a seed that do not depend on a plan; those of the second merger only where
     `both`."""
-    tasks = run.config.tasks
-    work: list[Job] = [partial(score_finetuned, run, small, task) for task in tasks]
-    work += (
-        jobs(run, small, [1], ALONE)
-        + jobs(run, small, [1, 2, len(tasks)], PUBLISHED)
-        + jobs(run, small, [len(tasks)], AVERAGE)
-    )
-    work += jobs(run, small, [2], AVERAGE) if both else []
-    run_jobs(f"seed {run.seed}: measuring", work, 1, 1)
+    tasks = run.tasks
+    work = [score_finetuned(run, small, task) for task in tasks]
+    work += group_scores(run, small, [1], ALONE)
+    work += group_scores(run, small, [1, 2, len(tasks)], PUBLISHED)
+    work += group_scores(run, small, [2, len(tasks)] if both else [len(tasks)], AVERAGE)
+    build(work, run.store, description=f"seed {run.seed}: measuring")
 
 
 def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
@@ -313,14 +310,14 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
             "merge": PUBLISHED.model_dump(),
             "plan": PlanSettings().model_dump(),
             "molecules": {
-                "distances": CALIBRATION_MOLECULES,
+                "distances": MOLECULES.calibration_graphs(runs[0].config),
                 "part": PART_MOLECULES,
                 "statistics": STATISTICS_MOLECULES,
                 "labels": LABELS,
             },
             "drawn_ways": DRAWN_WAYS,
         },
-        "tasks": list(runs[0].config.tasks),
+        "tasks": list(runs[0].tasks),
         "seeds": [run.seed for run in runs],
         "environment": {**environment(), "pot": version("pot")},
         "correlation": {
@@ -353,22 +350,25 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
 
 
 def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
-    small, tasks = on_samples(run), run.config.tasks
+    small, tasks = on_samples(run), run.tasks
     measure(run, small, both)
-    alone = {task: score(run, small, (task,), ALONE, task) for task in tasks}
+
+    def scored(group: Group, merge: MergeConfig, task: str) -> dict[str, float]:
+        return run.result(score(run, small, group, merge, task)).record
+
+    alone = {task: scored((task,), ALONE, task) for task in tasks}
     losses: dict[str, Any] = {}
     for merge in (PUBLISHED, AVERAGE) if both else (PUBLISHED,):
-        scores = gathered(groups_of(run, 2), partial(_score_in, run, small, merge))
-        losses |= {
-            f"{merge.method}_{part}": pair_losses(tasks, scores, alone, part).round(6).tolist()
-            for part in PARTS
-        }
+        pairs = gathered(groups_of(run, 2), partial(_score_in, run, small, merge))
+        for subset in PARTS:
+            table = pair_losses(tasks, pairs, alone, subset)
+            losses[f"{merge.method}_{subset}"] = table.round(6).tolist()
     references = {
-        "finetuned": {task: score_finetuned(run, small, task) for task in tasks},
+        "finetuned": {task: run.result(score_finetuned(run, small, task)).record for task in tasks},
         "each_alone": alone,
-        "each_alone_trimmed": {task: score(run, small, (task,), PUBLISHED, task) for task in tasks},
-        "one_group": {task: score(run, small, tasks, PUBLISHED, task) for task in tasks},
-        "one_group_average": {task: score(run, small, tasks, AVERAGE, task) for task in tasks},
+        "each_alone_trimmed": {task: scored((task,), PUBLISHED, task) for task in tasks},
+        "one_group": {task: scored(tasks, PUBLISHED, task) for task in tasks},
+        "one_group_average": {task: scored(tasks, AVERAGE, task) for task in tasks},
     }
     return {
         "distances": distance_tables(run),
@@ -379,13 +379,13 @@ def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def _averages(by_task: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {part: round(fmean(each[part] for each in by_task.values()), 5) for part in PARTS}
+    return {
+        subset: round(fmean(scores[subset] for scores in by_task.values()), 5) for subset in PARTS
+    }
 
 
-def _score_in(
-    run: Run, small: Run, merge: MergeConfig, group: Group, task: str
-) -> dict[str, float]:
-    return score(run, small, group, merge, task)
+def _score_in(run: Run, small: Run, merge: MergeConfig, group: Group, task: str) -> Any:
+    return run.result(score(run, small, group, merge, task)).record
 
 
 def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
@@ -393,7 +393,7 @@ def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
     as the others are: only the grouping differs."""
     found = {}
     for metric, table in distance_tables(run).items():
-        groups = average_linkage(run.config.tasks, np.array(table), size).groups
+        groups = average_linkage(run.tasks, np.array(table), size).groups
         ways = _ways(groups, run.seed)
         scores = gathered(
             sorted({group for way in (groups, *ways) for group in way}),
@@ -401,7 +401,7 @@ def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
         )
         found[metric] = {
             "groups": [list(group) for group in groups],
-            **{part: among(groups, ways, scores, part) for part in PARTS},
+            **{subset: among(groups, ways, scores, subset) for subset in PARTS},
         }
     return found
 
@@ -420,33 +420,11 @@ def _ways(groups: Sequence[Group], seed: int) -> list[tuple[Group, ...]]:
     ]
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=Path("gcn_supervised_contextpred.yaml"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--both",
-        type=int,
-        nargs="*",
-        default=[],
-        help="seeds for which pairs are merged by weight average too",
-    )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("work"))
-    parser.add_argument("--results", type=Path, default=Path("results/neighbours"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    config = load_config(arguments.config)
-    runs = [
-        Run(config, seed, arguments.data, arguments.work, torch.device("cpu"))
-        for seed in arguments.seeds
-    ]
-    write_json(arguments.results / "gw-smm.json", study(runs, arguments.both))
-    draw_plan(make_plan(runs[0], PlanSettings()), arguments.results / "gw-smm")
-
-
-if __name__ == "__main__":
-    main()
+def run_study(runs: Sequence[Run], both: Sequence[int], folder: Path) -> dict[str, Any]:
+    """Measure, and write `gw-smm.json` and the plan's figures into a folder; what was measured is
+    kept in the work folder. See `study`."""
+    check_adapters(runs[0])
+    content = study(runs, both)
+    write_json(folder / "gw-smm.json", content)
+    draw_plan(make_plan(runs[0], PlanSettings()), folder / "gw-smm")
+    return content

@@ -1,55 +1,68 @@
 """The comparison as files: `seed<N>.json`, `summary.json`, `ablations.json`, a Markdown table.
 `merging.drawing.figures` draws from these."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from merging.data.files import read_seeds, write_json
-from merging.data.molecule_dataset import said_labels
-from merging.run.jobs import Job
+from merging.data.files import read_json, read_seeds, write_json
 from merging.run.run import Run
-from merging.run.stages import finetuned, merged, trained_adapters
-from merging.studies.markdown import markdown_table, percent, standard_deviation
-from merging.studies.results import accounting, environment, expert_weights, recovery, swap_matrix
+from merging.run.scores import (
+    Method,
+    environment,
+    finetuned_method,
+    merger_method,
+    recovery,
+)
+from merging.run.stage import Stage
+from merging.run.stages import adapters, joint, merged, teacher
+from merging.studies.markdown import (
+    markdown_table,
+    over_seeds,
+    percent,
+    standard_deviation,
+)
+from merging.studies.results import (
+    accounting,
+    expert_weights,
+    swap_matrix,
+    swapped,
+    task_weights,
+)
 from merging.studies.rows import (
-    Row,
     ablation_rows,
-    adapter_jobs,
-    finetuning_jobs,
-    measuring_jobs,
     merger_candidates,
-    merging_jobs,
-    multitask_jobs,
-    swap_jobs,
+    multitask_score,
     table_rows,
 )
+from merging.training.metrics import PERCENT
 
-RunJobs = Callable[[str, list[Job]], None]
-"""Does independent jobs, maybe several at a time; the text says what they are."""
+Build = Callable[[Sequence[Stage], str], None]
+"""Makes stages, maybe several at a time; the text says what they are."""
 
 
-def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
-    """Measure every method in every run, and write the setting's results.
+def compare(runs: list[Run], folder: Path, build: Build) -> dict[str, Any]:
+    """Measure every method in every run on molecules, and write the setting's results.
 
     Args:
         runs: one for each seed of one setting.
         folder: below it `<setting>/seed<N>.json`, `<setting>/summary.json` and `<setting>/table.md`
             are written; other seeds that lie there already are part of the summary.
-        run_jobs: how work is done.
+        build: how stages are made.
 
     Returns:
         The summary, see `summarise`.
     """
-    run_jobs("fine-tuning", [*finetuning_jobs(runs), *multitask_jobs(runs)])
-    candidates = [row for run in runs for row in merger_candidates(run)]
-    run_jobs("merging", merging_jobs([*runs, *(row.run for row in candidates)]))
-    run_jobs("measuring candidates", measuring_jobs(candidates))
+    tried = [row for run in runs for row in merger_candidates(run)]
+    build([stage for row in tried for stage in row.stages], "candidates")
     rows = {run.seed: table_rows(run) for run in runs}
-    everything = [row for each in rows.values() for row in each]
-    run_jobs("training adapters", adapter_jobs(everything))
-    run_jobs("measuring", [*measuring_jobs(everything), *swap_jobs(runs)])
+    wanted = [stage for of_seed in rows.values() for row in of_seed for stage in row.stages]
+    for run in runs:
+        pairs = [(source, task) for source in run.tasks for task in run.tasks]
+        wanted += [swapped(run, source, task) for source, task in pairs]
+        wanted += [task_weights(run, task) for task in run.tasks]
+    build(wanted, "comparison")
     target = folder / runs[0].config.setting
     for run in runs:
         write_json(target / f"seed{run.seed}.json", seed_results(run, rows[run.seed]))
@@ -59,7 +72,7 @@ def compare(runs: list[Run], folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
     return summary
 
 
-def ablate(run: Run, folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
+def ablate(run: Run, folder: Path, build: Build) -> dict[str, Any]:
     """Measure the ablations and sweeps of a configuration with one seed, and write
     `<setting>/ablations.json`.
 
@@ -67,19 +80,15 @@ def ablate(run: Run, folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
         {"setting", "seed", "base", "tasks", "groups": {group: {variant: {"changes", "stored":
         {...}, "batch": {...}}}}}.
     """
-    run_jobs("fine-tuning", finetuning_jobs([run]))
     groups = ablation_rows(run)
-    rows = [row for each in groups.values() for row in each]
-    run_jobs("merging", merging_jobs([row.run for row in rows]))
-    run_jobs("training adapters", adapter_jobs(rows))
-    run_jobs("measuring", measuring_jobs(rows))
+    build([stage for rows in groups.values() for row in rows for stage in row.stages], "ablations")
     content = {
         "setting": run.config.setting,
         "seed": run.seed,
         "base": run.config.compare.ablation_base,
-        "tasks": run.config.compare.ablation_tasks or run.config.tasks,
+        "tasks": run.config.compare.ablation_tasks or run.tasks,
         "groups": {
-            group: {row.title: row.over_tasks() for row in each} for group, each in groups.items()
+            group: {row.title: row.over_tasks() for row in rows} for group, rows in groups.items()
         },
         "environment": environment(),
     }
@@ -87,13 +96,95 @@ def ablate(run: Run, folder: Path, run_jobs: RunJobs) -> dict[str, Any]:
     return content
 
 
-def seed_results(run: Run, rows: list[Row]) -> dict[str, Any]:
+def compare_plainly(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
+    """Measure separate models, joint training and mergers, of runs without adapters that differ in
+    their seed only, and write that to a JSON file; other settings that are there stay.
+
+    Returns:
+        What the file now says: by setting, test scores by task and seconds, over the seeds.
+    """
+    first = runs[0]
+    mergers = {how.method: how for how in (*first.family.compared, first.config.merge)}
+    rows: dict[str, list[Method]] = {
+        "separate": [finetuned_method(run) for run in runs],
+        "joint": [Method("multitask", "Joint training", run, multitask_score) for run in runs],
+        **{name: [merger_method(run, how) for run in runs] for name, how in mergers.items()},
+    }
+    build([stage for of in rows.values() for row in of for stage in row.stages], "comparison")
+    tests = {name: [_tests(row) for row in of] for name, of in rows.items()}
+    compared = {
+        "setting": first.config.setting,
+        "config": first.config.model_dump(mode="json"),
+        "seeds": [run.seed for run in runs],
+        "metric": {label: metric for label, (metric, _) in tests["separate"][0].items()},
+        "scores": {
+            name: {label: _over([found[label][1] for found in of]) for label in of[0]}
+            for name, of in tests.items()
+        },
+        "seconds": {
+            name: _over([_seconds(name, row.run) for row in of]) for name, of in rows.items()
+        },
+    }
+    settings = (read_json(path) or {"settings": []})["settings"]
+    others = [setting for setting in settings if setting["setting"] != compared["setting"]]
+    content = {
+        "what": "test scores of separate, joint and merged models without adapters",
+        "settings": sorted([*others, compared], key=lambda setting: str(setting["setting"])),
+        "environment": environment(),
+    }
+    write_json(path, content)
+    return content
+
+
+def _tests(row: Method) -> dict[str, tuple[str, float]]:
+    """Metric and test score by task; by task and metric, where a task has several."""
+    found = {}
+    for task, stage in zip(row.tasks, row.stages, strict=True):
+        values = row.run.result(stage).record["stored"]["test"]
+        for metric, value in values.items():
+            found[task if len(values) == 1 else f"{task}, {metric}"] = metric, value
+    return found
+
+
+def _seconds(name: str, run: Run) -> float:
+    """Of the training, or of the merge."""
+    stages = {"separate": [teacher(run, task) for task in run.tasks], "joint": [joint(run)]}
+    made = stages.get(name, [merged(run)])
+    seconds = sum(float(run.result(stage).record["seconds"]) for stage in made)
+    return round(seconds, 4)
+
+
+def _over(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (of a sample; 0 for one value) and the values themselves."""
+    found = over_seeds(values)
+    return {**found, "std": found["std"] or 0.0}
+
+
+def scores_table(settings: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row for each setting and task, scores of `compare_plainly` as mean and deviation;
+    a method that a setting lacks is left blank."""
+    names = list(dict.fromkeys(name for content in settings for name in content["scores"]))
+    rows = []
+    for content in settings:
+        found = content["scores"]
+        for task, metric in content["metric"].items():
+            cells = [_cell(found[name][task], metric) if name in found else "" for name in names]
+            rows.append([content["setting"], task, metric, *cells])
+    return markdown_table(["setting", "task", "metric", *names], rows)
+
+
+def _cell(value: dict[str, Any], metric: str) -> str:
+    factor, digits = (100, 1) if metric in PERCENT else (1, 3)
+    return f"{factor * value['mean']:.{digits}f} +- {factor * value['std']:.{digits}f}"
+
+
+def seed_results(run: Run, rows: list[Method]) -> dict[str, Any]:
     """All results of one seed.
 
     Returns:
         {"setting", "seed", "methods": {name: {"title", "merge", "stored" | "batch": {...},
         "recovery"}}, "swap_matrix", "expert_weights", "accounting", ...} with scores as
-        `Row.over_tasks` gives them, in [0, 1]; only some methods have "batch".
+        `Method.over_tasks` gives them, in [0, 1]; only some methods have "batch".
     """
     methods: dict[str, Any] = {
         row.name: {
@@ -109,10 +200,10 @@ def seed_results(run: Run, rows: list[Row]) -> dict[str, Any]:
         "setting": run.config.setting,
         "seed": run.seed,
         "methods": methods,
-        "merge": merged(run).record,
-        "router": run.config.router.model_dump(mode="json"),
-        "finetuning": {task: finetuned(run, task).record for task in run.config.tasks},
-        "alignment": {task: trained_adapters(run, task).record for task in run.config.tasks},
+        "merge": run.result(merged(run)).record,
+        "router": run.config.routing.model_dump(mode="json"),
+        "finetuning": {task: run.result(teacher(run, task)).record for task in run.tasks},
+        "alignment": {task: run.result(adapters(run, task)).record for task in run.tasks},
         "swap_matrix": swap_matrix(run),
         "expert_weights": expert_weights(run),
         "accounting": accounting(run),
@@ -133,35 +224,35 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
         method is summarised over the seeds that have it; "recovery" (with "stored") is that of the
         averages over these seeds.
     """
-    names = {name: each["methods"][name]["title"] for each in seeds for name in each["methods"]}
+    names = {name: own["title"] for seed in seeds for name, own in seed["methods"].items()}
     summary: dict[str, Any] = {
         "setting": seeds[0]["setting"],
-        "seeds": [each["seed"] for each in seeds],
+        "seeds": [seed["seed"] for seed in seeds],
         "methods": {},
     }
     for name, title in names.items():
-        found = [each["methods"][name] for each in seeds if name in each["methods"]]
+        found = [seed["methods"][name] for seed in seeds if name in seed["methods"]]
         kinds = [kind for kind in ("stored", "batch") if kind in found[0]]
         summary["methods"][name] = {
             "title": title,
             "seeds": len(found),
-            **{kind: _spread([each[kind] for each in found]) for kind in kinds},
+            **{kind: _spread([own[kind] for own in found]) for kind in kinds},
         }
         summary["methods"][name]["stored"]["recovery"] = _recovery(
-            [each["methods"] for each in seeds], name
+            [seed["methods"] for seed in seeds], name
         )
     return summary
 
 
 def _spread(values: list[dict[str, Any]]) -> dict[str, Any]:
-    by_task = {task: [each["roc_auc"][task] for each in values] for task in values[0]["roc_auc"]}
-    averages = [each["average"] for each in values]
+    by_task = {task: [one["roc_auc"][task] for one in values] for task in values[0]["roc_auc"]}
+    averages = [one["average"] for one in values]
     return {
-        "mean": {task: round(fmean(each), 5) for task, each in by_task.items()},
-        "std": {task: standard_deviation(each) for task, each in by_task.items()},
+        "mean": {task: round(fmean(own), 5) for task, own in by_task.items()},
+        "std": {task: standard_deviation(own) for task, own in by_task.items()},
         "average": round(fmean(averages), 5),
         "average_std": standard_deviation(averages),
-        "valid_average": round(fmean(each["valid_average"] for each in values), 5),
+        "valid_average": round(fmean(one["valid_average"] for one in values), 5),
     }
 
 
@@ -175,8 +266,8 @@ def _recovery(seeds: list[dict[str, Any]], name: str) -> float | None:
         return None
     return recovery(
         *(
-            fmean(methods[each]["stored"]["average"] for methods in found)
-            for each in (name, "weight_average", "finetuned")
+            fmean(methods[row]["stored"]["average"] for methods in found)
+            for row in (name, "weight_average", "finetuned")
         )
     )
 
@@ -195,18 +286,3 @@ def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
         recovered = values.get("recovery")
         rows.append([method["title"], *cells, "-" if recovered is None else f"{recovered:.2f}"])
     return markdown_table(["method", *tasks, "average", "recovery"], rows)
-
-
-def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """What each task was trained on, from `MoleculeDataset.record` by task."""
-    head = ["task", "file", "molecules", "rows dropped", "split", "train / valid / test", "labels"]
-    return markdown_table(head, [_data_row(task, record) for task, record in records.items()])
-
-
-def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
-    lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
-    labels = [said_labels(record)]
-    labels += [f"{count} not measured in {subset}" for subset, count in lacking.items()]
-    counts = [str(record[name]) for name in ("molecules", "dropped")]
-    sizes = " / ".join(str(size) for size in record["parts"].values())
-    return [task, record["file"], *counts, record["split"], sizes, "; ".join(labels)]

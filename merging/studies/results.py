@@ -1,139 +1,91 @@
-"""Measuring a run: ROC-AUC, backbone swaps, expert weights, and the accounting of parameters and
-seconds."""
+"""What else is told of a run: backbone swaps, expert weights, parameters and seconds."""
 
-import platform
-from collections.abc import Callable
-from importlib.metadata import version
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from merging.config.base import fingerprint
-from merging.data.molecule_dataset import MoleculeDataset
+from merging.run.models import finetuned, unified
 from merging.run.run import Run
-from merging.run.stages import (
-    finetune_key,
-    finetuned,
-    finetuned_alone,
-    merged,
-    merged_backbone,
-    trained_adapters,
-    unified,
-    unified_key,
-)
-from merging.training.metrics import predict, roc_auc
+from merging.run.scores import all_adapters, answering, main_metric, measured
+from merging.run.stage import Stage
+from merging.run.stages import adapters, merged, merged_network, teacher, trained
+from merging.run.store import StageResult
+from merging.training.metrics import predict
 from models.data.batch import GraphBatch
-from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
-from models.state_dict import sub_state
+from models.experts.unified import UnifiedOutput
 
-AUTHORS_BATCH_SIZE = 32
-STORED_BATCH_SIZE = 256
 WEIGHTS_MOLECULES = 512
 
 
-def measure_task(
-    run: Run, model: UnifiedModel, task: str, routing: Routing, statistics: Statistics
-) -> dict[str, float]:
-    """ROC-AUC of a task on the validation and test parts. With batch statistics, batches of 32 in
-    the order of the split."""
-    return both_parts(
-        run.dataset(task), lambda _, rows: task_logits(run, model, task, routing, rows, statistics)
-    )
+def swapped(run: Run, source: str, task: str) -> Stage:
+    """Scores of a task's head on the fine-tuned backbone of another task."""
+    inputs, make = (teacher(run, source), teacher(run, task)), partial(_swap, run, source, task)
+    return Stage(f"swap/{source}/{task}", run.seed, (), inputs, make, run.dataset(task).size)
 
 
-def task_logits(
-    run: Run,
-    model: UnifiedModel,
-    task: str,
-    routing: Routing,
-    rows: Tensor,
-    statistics: Statistics = "stored",
-) -> Tensor:
-    """What a model says of a task's molecules, (len(rows), C), on the CPU."""
-    size = AUTHORS_BATCH_SIZE if statistics == "batch" else STORED_BATCH_SIZE
-
-    def forward(batch: GraphBatch) -> Tensor:
-        return model(batch, [task], routing, statistics).logits[task]  # type: ignore[no-any-return]
-
-    return predict(forward, run.dataset(task).graphs, rows, run.device, size)
-
-
-def both_parts(
-    dataset: MoleculeDataset, scores_of: Callable[[str, Tensor], Tensor]
-) -> dict[str, float]:
-    """ROC-AUC on the validation and test parts of what `scores_of` gives for a part's name and row
-    numbers, (n, C)."""
-    parts = {"valid": dataset.split.valid, "test": dataset.split.test}
-    return {
-        name: round(roc_auc(dataset.labels[rows], scores_of(name, rows)).mean, 5)
-        for name, rows in parts.items()
-    }
+def _swap(run: Run, source: str, task: str, _: Path) -> StageResult:
+    forward = answering(run, finetuned(run, task, source), task)
+    return StageResult(record=dict(measured(run, forward, task)))
 
 
 def swap_matrix(run: Run) -> dict[str, dict[str, float]]:
     """Test ROC-AUC of each task's head on each task's fine-tuned backbone: {backbone: {task:
     value}}. The diagonal are the fine-tuned models."""
+    metrics = {task: main_metric(run, task) for task in run.tasks}
     return {
-        source: {task: swapped(run, source, task) for task in run.config.tasks}
-        for source in run.config.tasks
+        source: {
+            task: run.result(swapped(run, source, task)).record["test"][metrics[task]]
+            for task in run.tasks
+        }
+        for source in run.tasks
     }
 
 
-def swapped(run: Run, source: str, task: str) -> float:
-    """One entry of the matrix, measured now or read back."""
+def task_weights(run: Run, task: str) -> Stage:
+    """How much the router lets each expert count for a task, mean over sites and test molecules; a
+    row sums to 1."""
+    inputs, size = all_adapters(run), run.dataset(task).size
+    settings, make = (run.config.routing,), partial(_weigh, run, task)
+    return Stage(f"weights/{task}", run.seed, settings, inputs, make, size)
 
-    def make() -> dict[str, float]:
-        return measure_task(run, finetuned_alone(run, task, source), task, "own", "stored")
 
-    key = fingerprint(finetune_key(run, source), finetune_key(run, task))
-    return float(run.record(f"swap/{source}/{task}", key, make)["test"])
+def _weigh(run: Run, task: str, _: Path) -> StageResult:
+    model, dataset = unified(run), run.dataset(task)
+    rows = dataset.split.test
+
+    def weights(batch: GraphBatch) -> Tensor:
+        output: UnifiedOutput = model(batch, [task], "moe")
+        return output.routing_weights[task].mean(1)
+
+    chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), WEIGHTS_MOLECULES)).long()]
+    means = predict(weights, dataset.graphs, chosen, run.device).mean(0)
+    found = {name: round(float(mean), 4) for name, mean in zip(model.tasks, means, strict=True)}
+    return StageResult(record=found)
 
 
 def expert_weights(run: Run) -> dict[str, dict[str, float]]:
-    """How much the router lets each expert count, mean over sites and test molecules: {task:
-    {expert: weight}}; a row sums to 1."""
-    return {task: task_weights(run, task) for task in run.config.tasks}
-
-
-def task_weights(run: Run, task: str) -> dict[str, float]:
-    """One row of it, measured now or read back."""
-
-    def make() -> dict[str, float]:
-        model, rows = unified(run), run.dataset(task).split.test
-
-        def weights(batch: GraphBatch) -> Tensor:
-            output: UnifiedOutput = model(batch, [task], "moe")
-            return output.routing_weights[task].mean(1)
-
-        chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), WEIGHTS_MOLECULES)).long()]
-        means = predict(weights, run.dataset(task).graphs, chosen, run.device).mean(0)
-        return {
-            expert: round(float(mean), 4) for expert, mean in zip(model.tasks, means, strict=True)
-        }
-
-    return run.record(f"weights/{task}", unified_key(run), make)
+    """`task_weights` of all tasks: {task: {expert: weight}}."""
+    return {task: run.result(task_weights(run, task)).record for task in run.tasks}
 
 
 def accounting(run: Run) -> dict[str, Any]:
     """Numbers (parameters and stored statistics) of the merged model against K models, and seconds
     of training and merging."""
-    config, rank, tasks = (
-        run.config.pretrained.backbone,
-        run.config.alignment.rank,
-        run.config.tasks,
-    )
-    site = 2 * config.hidden_dim * rank
-    sites, norms = config.num_layers + 1, 2 * config.num_layers * config.hidden_dim
+    shape, rank, tasks = run.config.shape, run.config.rank, run.tasks
+    site = 2 * shape.hidden_dim * rank
+    sites, norms = shape.num_layers + 1, 2 * shape.num_layers * shape.hidden_dim
+    models = {task: trained(run, teacher(run, task)) for task in tasks}
     heads = {
-        task: sum(
-            value.numel() for value in sub_state(finetuned(run, task).tensors, "head.").values()
-        )
-        for task in tasks
+        task: sum(value.numel() for value in model.heads[task].values())
+        for task, model in models.items()
     }
-    backbone = sum(parameter.numel() for parameter in merged_backbone(run).parameters())
+    backbone = sum(parameter.numel() for parameter in merged_network(run).parameters())
     separate = sum(backbone + norms + head for head in heads.values())
     merged_total = backbone + sum(sites * site + norms + head for head in heads.values())
+    seconds = {task: run.result(adapters(run, task)).record["seconds"] for task in tasks}
     return {
         "parameters": {
             "backbone": backbone,
@@ -146,24 +98,8 @@ def accounting(run: Run) -> dict[str, Any]:
             "share": round(merged_total / separate, 4),
         },
         "seconds": {
-            "finetuning": {task: finetuned(run, task).record["seconds"] for task in tasks},
-            "merging": merged(run).record["seconds"],
-            "adapters": {task: trained_adapters(run, task).record["seconds"] for task in tasks},
+            "finetuning": {task: model.record["seconds"] for task, model in models.items()},
+            "merging": run.result(merged(run)).record["seconds"],
+            "adapters": seconds,
         },
-    }
-
-
-def recovery(average: float, weight_average: float, finetuned: float) -> float | None:
-    """(method - weight average) / (fine-tuned - weight average) of three averages; None if there is
-    nothing to recover."""
-    gap = finetuned - weight_average
-    return round((average - weight_average) / gap, 4) if gap > 0 else None
-
-
-def environment() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    packages = ("torch", "rdkit", "numpy", "scipy", "scikit-learn", "g-merging")
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
     }

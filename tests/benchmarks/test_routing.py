@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks import routing
+from merging.run.models import expert, unified
 from merging.run.run import Run
-from merging.run.stages import adapters_from, trained_adapters, unified
 from models.experts.adapter import trace
 
 
@@ -17,19 +17,16 @@ def test_every_try_scores_every_task(pico_run: Run, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_mean_of_adapters_subtracts_the_mean(pico_run: Run) -> None:
-    adapters = [
-        adapters_from(pico_run, trained_adapters(pico_run, task).tensors)
-        for task in pico_run.config.tasks
-    ]
+    adapters = [expert(pico_run, task).adapters for task in pico_run.tasks]
     h = torch.randn(5, 16)
-    expected = sum(each.sites[1](h) for each in adapters) / 2
+    expected = sum(own.sites[1](h) for own in adapters) / 2
     torch.testing.assert_close(routing.mean_adapters(pico_run, adapters).sites[1](h), expected)
 
 
 def test_the_mixed_stream_is_that_of_the_unified_model(pico_run: Run) -> None:
     """What is trained in the loop is what will answer."""
     tasks, batch = pico_run.config.tasks, pico_run.dataset("other").graphs.select(torch.arange(6))
-    adapters = [adapters_from(pico_run, trained_adapters(pico_run, task).tensors) for task in tasks]
+    adapters = [expert(pico_run, task).adapters for task in tasks]
     model = unified(pico_run)
     with torch.no_grad():
         outputs = routing.mixed(pico_run, model.backbone, adapters, 1, batch)

@@ -1,17 +1,16 @@
 """Both ways run on pico data, and say what they should where the answer is known."""
 
-from benchmarks.teachers import WAYS, score
+from benchmarks.teachers import WAYS, areas
 from merging.run.run import Run
-from merging.run.stages import finetuned
-from models.classifier import GraphClassifier
-from tests.conftest import pico_config
+from merging.run.scores import measured, plain
+from merging.run.stages import teacher, trained
 
 
 def test_the_fine_tuned_model_is_the_real_one(pico_run: Run) -> None:
-    """`averaging` trains as the pipeline does; `pull_back` starts from what the pipeline made."""
-    model = GraphClassifier(pico_config(), 2).eval()
-    model.load_state_dict(finetuned(pico_run, "other").tensors)
-    expected = score(pico_run, "other", model)
+    """`averaging` trains as the run does; `pull_back` starts from what the run made."""
+    made = trained(pico_run, teacher(pico_run, "other"))
+    forward = plain(pico_run, "other", made.network, made.heads["other"])
+    expected = areas(measured(pico_run, forward, "other"))
     for way in WAYS.values():
         found = way(pico_run, "other")
         assert {name: found["finetuned"][name] for name in ("valid", "test")} == expected

@@ -8,7 +8,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from merging.run.config import RunConfig, load_config
+from merging.families.molecule_config import MoleculeConfig
+from merging.run.config import load_config
 from merging.run.run import Run
 from tests.conftest import pico_config, random_backbone
 
@@ -116,10 +117,12 @@ def write_pico(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pico(pico_config_file: Path) -> RunConfig:
-    return load_config(pico_config_file)
+def pico(pico_config_file: Path) -> MoleculeConfig:
+    config = load_config(pico_config_file)
+    assert isinstance(config, MoleculeConfig)
+    return config
 
 
 @pytest.fixture
-def pico_run(pico: RunConfig, tmp_path: Path) -> Run:
+def pico_run(pico: MoleculeConfig, tmp_path: Path) -> Run:
     return Run(pico, 0, tmp_path / "data", tmp_path / "work", torch.device("cpu"))

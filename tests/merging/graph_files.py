@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from merging.data.graph_file import write_graphs
-from merging.families.graphs import GraphRunConfig
+from merging.families.graphs import GraphConfig
 from models.data.feature_graph import FeatureGraph
 from models.ops.segment import segment_mean
 
@@ -85,7 +85,7 @@ def write_rule(
     }
 
 
-def make_config(tasks: dict[str, Any], **changes: Any) -> GraphRunConfig:
+def make_config(tasks: dict[str, Any], **changes: Any) -> GraphConfig:
     """A pico configuration."""
     values: dict[str, Any] = {
         "setting": "pico",
@@ -94,4 +94,4 @@ def make_config(tasks: dict[str, Any], **changes: Any) -> GraphRunConfig:
         "training": TRAINING,
         "release": {"name": "pico"},
     }
-    return GraphRunConfig.model_validate(values | changes)
+    return GraphConfig.model_validate(values | changes)

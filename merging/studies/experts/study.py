@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from merging.config.base import fingerprint
-from merging.data.files import read_json, reading, write_json, write_tensors
-from merging.run.store import made_once
+from merging.data.files import write_json
+from merging.run.scores import environment
+from merging.run.stage import Stage
+from merging.run.store import ResultStore, StageResult
 from merging.studies.experts.config import ExpertsConfig
 from merging.studies.experts.cost import forward_seconds
 from merging.studies.experts.domains import Domain, load_domain
@@ -21,7 +21,6 @@ from merging.studies.experts.model import ExpertBank, route
 from merging.studies.experts.probe import probe
 from merging.studies.experts.summary import summarise
 from merging.studies.experts.training import train_bank
-from merging.studies.results import environment
 from models.data.batch import GraphBatch
 from models.data.feature_graph import collate_features
 
@@ -32,8 +31,8 @@ Encoder = Callable[[GraphBatch], Tensor]
 
 @dataclass(frozen=True)
 class Study:
-    """A configuration with its data, and the work folder in which finished pieces are kept and
-    found again."""
+    """A configuration with its data, and the work folder in which results are kept and found
+    again."""
 
     config: ExpertsConfig
     domains: tuple[Domain, ...]
@@ -42,60 +41,58 @@ class Study:
     @classmethod
     def open(cls, config: ExpertsConfig, data: Path, work: Path) -> "Study":
         """Read all domains. Raises DataError."""
-        return cls(
-            config,
-            tuple(load_domain(name, config, data, work / "data") for name in config.domains),
-            work,
-        )
+        cache = work / "data"
+        domains = (load_domain(name, config, data, cache) for name in config.domains)
+        return cls(config, tuple(domains), work)
 
     def bank(self, variant: str, seed: int) -> ExpertBank:
         """The trained experts of a variant, trained now or read back; an interrupted training goes
         on."""
-        path = self._path("bank", variant, seed, "safetensors")
         bank = ExpertBank(self.config.network, self.config.domains, seed)
-        if not path.is_file():
-            with made_once(path):
-                if not path.is_file():
-                    checkpoint = path.with_suffix(".resume.pt")
-                    settings = self.config.variants[variant]
-                    bank = train_bank(self.domains, self.config, settings, seed, checkpoint)
-                    write_tensors(path, bank.state_dict())
-                    checkpoint.unlink(missing_ok=True)
-        with reading(path):
-            bank.load_state_dict(load_file(path))
+        bank.load_state_dict(self._result(self._trained(variant, seed)).tensors)
         return bank.eval().requires_grad_(False)
 
-    def kept(self, what: str, variant: str, seed: int, make: Callable[[], Record]) -> Record:
-        """A measured piece, measured now or read back."""
-        path = self._path(what, variant, seed, "json")
-        stored: Record | None = read_json(path)
-        if stored is None:
-            stored = make()
-            write_json(path, stored)
-        return stored
+    def controls(self, seed: int) -> Record:
+        """See `measure_controls`."""
+        return self._record("controls", seed, partial(measure_controls, self, seed))
 
     def measured(self, variant: str, seed: int) -> Record:
         """What a variant's bank is worth, see `measure_bank`."""
-        return self.kept(
-            "measured", variant, seed, lambda: measure_bank(self, self.bank(variant, seed))
-        )
+        make = partial(self._of_bank, measure_bank, variant, seed)
+        return self._record("measured", seed, make, self._trained(variant, seed))
 
     def cost(self, variant: str, seed: int) -> Record:
         """What an answer of a variant's bank costs, see `measure_cost`."""
-        return self.kept(
-            "cost", variant, seed, lambda: measure_cost(self, self.bank(variant, seed))
-        )
+        make = partial(self._of_bank, measure_cost, variant, seed)
+        return self._record("cost", seed, make, self._trained(variant, seed))
 
-    def _path(self, what: str, variant: str, seed: int, ending: str) -> Path:
-        config = self.config.model_copy(update={"variants": {}, "description": "", "setting": ""})
-        parts = (
-            [config, self.config.variants[variant]] if variant in self.config.variants else [config]
-        )
-        return (
-            self.work
-            / "expert_merging"
-            / f"{what}-{variant}-seed{seed}-{fingerprint(*parts)}.{ending}"
-        )
+    def _trained(self, variant: str, seed: int) -> Stage:
+        def make(checkpoint: Path) -> StageResult:
+            settings = self.config.variants[variant]
+            bank = train_bank(self.domains, self.config, settings, seed, checkpoint)
+            return StageResult(bank.state_dict())
+
+        settings = self._settings(), self.config.variants[variant]
+        return Stage(f"bank-{variant}", seed, settings, (), make)
+
+    def _of_bank(
+        self, measure: Callable[["Study", ExpertBank], Record], variant: str, seed: int
+    ) -> Record:
+        return measure(self, self.bank(variant, seed))
+
+    def _record(self, what: str, seed: int, make: Callable[[], Record], *inputs: Stage) -> Record:
+        """What was measured, now or before."""
+        name = "-".join([what, *(stage.name.removeprefix("bank-") for stage in inputs)])
+        settings = () if inputs else (self._settings(),)
+        stage = Stage(name, seed, settings, inputs, lambda _: StageResult(record=make()))
+        return self._result(stage).record
+
+    def _result(self, stage: Stage) -> StageResult:
+        return stage.result(ResultStore(self.work / "expert_merging"))
+
+    def _settings(self) -> ExpertsConfig:
+        """What all variants depend on."""
+        return self.config.model_copy(update={"variants": {}, "description": "", "setting": ""})
 
 
 def run_study(
@@ -113,10 +110,7 @@ def run_study(
         output: the JSON file.
     """
     study = Study.open(config, data, work)
-    controls = {
-        str(seed): study.kept("controls", "untrained", seed, partial(measure_controls, study, seed))
-        for seed in seeds
-    }
+    controls = {str(seed): study.controls(seed) for seed in seeds}
     measured = {
         name: {str(seed): study.measured(name, seed) for seed in seeds} for name in config.variants
     }
@@ -195,11 +189,11 @@ def measure_routing(bank: ExpertBank, domain: Domain, psi: Tensor, k: int) -> Re
 
 def domain_competence(bank: ExpertBank, domain: Domain) -> Tensor:
     """psi of each expert for a domain, (K,): mean over its graphs."""
-    parts = [
+    groups = [
         domain.graphs[first : first + COMPETENCE_BATCH]
         for first in range(0, len(domain.graphs), COMPETENCE_BATCH)
     ]
-    return torch.cat([bank.competence(collate_features(part)) for part in parts], dim=1).mean(1)
+    return torch.cat([bank.competence(collate_features(group)) for group in groups], dim=1).mean(1)
 
 
 def relative_error(output: Tensor, target: Tensor) -> float:

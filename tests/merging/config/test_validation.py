@@ -10,19 +10,20 @@ import yaml
 from pydantic import BaseModel
 
 from merging.config.base import CONFIG_FOLDER
-from merging.families.force_fields import ForceFieldStudyConfig, load_force_field_config
-from merging.families.graphs import GraphRunConfig, load_graph_config
+from merging.families.force_fields import ForceFieldRunConfig
+from merging.families.graphs import GraphConfig
+from merging.families.molecule_config import MoleculeConfig
 from merging.mergers.registry import MERGERS
-from merging.run.config import RunConfig, load_config
+from merging.run.config import load_config
 from merging.studies.experts.config import ExpertsConfig, load_experts_config
 from merging.training.pretraining import PretrainConfig, load_pretrain_config
 from models.errors import ConfigError
 from models.validation import sections_at
 
 KINDS: dict[str, tuple[type[BaseModel], Callable[[Path], Any], str]] = {
-    "molecules": (RunConfig, load_config, "gcn_contextpred.yaml"),
-    "graphs": (GraphRunConfig, load_graph_config, "graphs/cora_citeseer.yaml"),
-    "force fields": (ForceFieldStudyConfig, load_force_field_config, "force_fields/md17.yaml"),
+    "molecules": (MoleculeConfig, load_config, "gcn_contextpred.yaml"),
+    "graphs": (GraphConfig, load_config, "graphs/cora_citeseer.yaml"),
+    "force fields": (ForceFieldRunConfig, load_config, "force_fields/md17.yaml"),
     "experts": (ExpertsConfig, load_experts_config, "experts/six_domains.yaml"),
     "pre-training": (PretrainConfig, load_pretrain_config, "pretraining/gin_contextpred.yaml"),
 }
@@ -103,7 +104,10 @@ def test_an_unknown_key_is_refused_at_any_depth(
         ),
         ("merge: {method: tise}", "got merge method 'tise', expected one of pretrained"),
         ("merge: {method: tise}", "did you mean 'ties'?"),
-        ("zzz: 1", "zzz: got an unknown key, expected one of setting, description, pretrained"),
+        (
+            "zzz: 1",
+            "zzz: got an unknown key, expected one of setting, description, merge, release, tasks",
+        ),
         (
             "finetune: {epochs: 1, epochs: 2}",
             "got epochs twice in one section, expected each key once",
@@ -129,8 +133,8 @@ def test_an_anchor_may_be_merged_and_overridden(pico_config_file: Path) -> None:
     by_task = f"finetune_by_task:\n  nitrogen: {own}\n  other: {inherited}\n"
     child.write_text(f"extends: pico.yaml\nsetting: child\n{by_task}")
     config = load_config(child)
-    assert config.finetune_for("other").epochs == 8
-    assert config.finetune_for("other").dropout == 0.2
+    assert config.training_for("other").epochs == 8
+    assert config.training_for("other").dropout == 0.2
 
 
 def test_data_of_other_tasks_are_not_handed_on(pico_config_file: Path) -> None:

@@ -16,12 +16,15 @@ from merging.config.base import CONFIG_FOLDER
 from merging.data import checkpoints
 from merging.data.checkpoints import PUBLISHED, find_checkpoint, origin, published_path
 from merging.data.files import sha256
-from merging.run.config import PretrainedConfig, RunConfig, load_config
+from merging.families.molecule_config import MoleculeConfig, PretrainedConfig
+from merging.families.molecules import MOLECULES, checkpoint
+from merging.run.config import load_config
 from merging.run.run import Run
-from merging.run.stages import finetune_key
+from merging.run.stages import teacher
 from models.artifact import load_artifact
 from models.errors import CheckpointError
 from models.networks.hu2020 import load_backbone
+from models.state_dict import sub_state
 from tests.conftest import pico_config, random_backbone
 from tests.merging.run.test_stages import command
 
@@ -216,14 +219,16 @@ def test_names_are_the_published_files(shared: Path) -> None:
 
 def test_every_bundled_name_is_known() -> None:
     for path in CONFIG_FOLDER.glob("*.yaml"):
-        weights = load_config(path).pretrained.weights
+        config = load_config(path)
+        assert isinstance(config, MoleculeConfig)
+        weights = config.pretrained.weights
         assert weights in PUBLISHED or weights.startswith("pretrained/")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 def test_other_checkpoints_by_path_whatever_wrote_them(
     suffix: str,
-    pico: RunConfig,
+    pico: MoleculeConfig,
     tmp_path: Path,
 ) -> None:
     file, state = tmp_path / f"mine{suffix}", random_backbone(pico_config(), seed=3).state_dict()
@@ -236,9 +241,12 @@ def test_other_checkpoints_by_path_whatever_wrote_them(
         tmp_path / "work",
         torch.device("cpu"),
     )
-    assert run.pretrained_path() == file
-    assert all(torch.equal(value, state[key]) for key, value in run.pretrained().items())
-    assert run.pretrained_source() == f"file {file.name}, SHA-256 {sha256(file)}"
+    assert checkpoint(run.config, run.folders) == file
+    initial = sub_state(run.initial(), "network.")
+    assert initial.keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in initial.items())
+    said = MOLECULES.provenance(run.config, run.folders)
+    assert said["pretrained_source"] == f"file {file.name}, SHA-256 {sha256(file)}"
 
 
 def test_weights_of_our_own_pre_training_tell_their_story(tmp_path: Path) -> None:
@@ -267,7 +275,7 @@ def test_pieces_are_named_by_the_weights_and_not_by_their_path(
     pico_run: Run,
     tmp_path: Path,
 ) -> None:
-    key = finetune_key(pico_run, "other")
+    key = teacher(pico_run, "other").key
     moved = (tmp_path / "weights.safetensors").rename(tmp_path / "moved.safetensors")
     changes = {"weights": str(moved), "source": "a friend"}
     given = pico_run.config.pretrained.model_copy(update=changes)
@@ -278,9 +286,9 @@ def test_pieces_are_named_by_the_weights_and_not_by_their_path(
         pico_run.work,
         pico_run.device,
     )
-    assert finetune_key(run, "other") == key
+    assert teacher(run, "other").key == key
     save_file(random_backbone(pico_config(), seed=5).state_dict(), moved)
-    assert finetune_key(run, "other") != key
+    assert teacher(run, "other").key != key
 
 
 def test_another_layout_is_named_key_by_key(

@@ -9,17 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from merging.config.base import CONFIG_FOLDER
 from merging.data.encoders import svd_encoder
 from merging.data.graph_file import read_graphs, write_graphs
 from merging.data.links import LinkTask
 from merging.data.planetoid import CLASS_NAMES, PlanetoidName, PlanetoidSpec, load_planetoid
 from merging.data.split import Split
-from merging.data.task_data import PARTS, AnswerTask
-from merging.families.graphs import GRAPHS_CONFIG_FOLDER, load_graph_config, load_task
+from merging.data.task_data import SUBSETS, AnswerTask
+from merging.families.graphs import GRAPHS, GraphConfig
+from merging.family import Folders
+from merging.run.config import load_config
 from models.errors import ConfigError, DataError
 from tests.merging.graph_files import make_config, ring_graphs, rule, write_rule
 
+FOLDER = CONFIG_FOLDER / "graphs"
 WIDTHS = {"cora": 1433, "citeseer": 3703}
+
+
+def load_task(config: GraphConfig, task: str, data: Path, seed: int) -> Any:
+    return GRAPHS.read(config, task, Folders(data, data), seed)
 
 
 def planetoid_task(shared: Path, seed: int = 0, **spec: Any) -> AnswerTask | LinkTask:
@@ -111,11 +119,11 @@ def test_label_split_shares_the_graph_and_divides_the_nodes(shared: Path) -> Non
     assert isinstance(rest, AnswerTask)
     assert first.info.labels == ("class_0", "class_1", "class_2")
     assert rest.info.labels == ("class_6", "class_5", "class_4", "class_3")
-    for part in PARTS:
+    for part in SUBSETS:
         ours, others = getattr(first.split, part), getattr(rest.split, part)
         assert torch.equal(first.labels[ours], whole.labels[ours])
         assert torch.equal(6 - rest.labels[others], whole.labels[others])
-    every = torch.cat([getattr(task.split, part) for task in (first, rest) for part in PARTS])
+    every = torch.cat([getattr(task.split, part) for task in (first, rest) for part in SUBSETS])
     assert torch.equal(every.sort().values, torch.arange(len(whole.x)))
     assert abs(len(first.split.train) + len(rest.split.train) - 0.6 * len(whole.x)) < 1
     other_seed = planetoid_task(shared, seed=1, graph="cora", classes=[0, 1, 2], split="random")
@@ -130,7 +138,7 @@ def test_published_split_keeps_its_parts_in_a_label_split(shared: Path) -> None:
     )
     assert isinstance(task, AnswerTask)
     assert len(task.split.train) == 40
-    for part in PARTS:
+    for part in SUBSETS:
         rows, published = getattr(task.split, part), getattr(whole.split, part)
         assert torch.equal(
             rows, published[torch.isin(whole.labels[published], torch.tensor([1, 4]))]
@@ -148,18 +156,18 @@ def test_links_are_divided_and_hidden(shared: Path) -> None:
         low, high = pairs.min(0).values, pairs.max(0).values
         return low * len(whole.x) + high
 
-    links = {part: codes(task.links[part]) for part in PARTS}
+    links = {part: codes(task.links[part]) for part in SUBSETS}
     assert torch.equal(
         torch.cat(list(links.values())).sort().values, codes(whole.edge_index).unique()
     )
     total = whole.edge_index.shape[1] // 2
-    assert [len(links[part]) for part in PARTS] == [
+    assert [len(links[part]) for part in SUBSETS] == [
         total - round(0.05 * total) - round(0.1 * total),
         round(0.05 * total),
         round(0.1 * total),
     ]
     assert torch.equal(codes(task.graphs[0].edge_index).unique(), links["train"].sort().values)
-    for part in PARTS:
+    for part in SUBSETS:
         (step,) = task.steps(part, 1)
         half = len(step.labels) // 2
         assert torch.equal(step.labels.flatten(), torch.cat([torch.ones(half), torch.zeros(half)]))
@@ -185,7 +193,7 @@ def test_steps_show_every_row_once_where_it_belongs(
     assert isinstance(task, AnswerTask)
     truth = rule(ring_graphs(), level, target)
     torch.testing.assert_close(task.labels, truth, equal_nan=True)
-    for part in PARTS:
+    for part in SUBSETS:
         seen = []
         for step in task.steps(part, 7, shuffle=True):
             assert step.batch.num_graphs <= 7
@@ -219,11 +227,11 @@ def test_calibration_of_some_nodes_is_those_trained_on(tmp_path: Path) -> None:
         make_config({"a": write_rule(tmp_path / "a.npz", "node", "multiclass")}), "a", tmp_path, 0
     )
     assert isinstance(task, AnswerTask)
-    batches, nodes = replace(task, some_nodes=True).calibration(count=10**6, batch_size=16)
+    batches, nodes = replace(task, some_nodes=True).calibration(10**6, 16, 0)
     kept = torch.cat([batch.x[rows] for batch, rows in zip(batches, nodes, strict=True)])
     everything = torch.cat([graph.x for graph in task.graphs])
     assert torch.equal(kept, everything[task.split.train])
-    few, all_nodes = task.calibration(count=5, batch_size=16)
+    few, all_nodes = task.calibration(5, 16, 0)
     assert sum(batch.num_graphs for batch in few) == 5
     assert all_nodes == ()
 
@@ -233,7 +241,7 @@ def test_label_split_shows_a_merger_its_own_nodes(shared: Path) -> None:
         planetoid_task(shared, graph="cora", classes=classes) for classes in (None, [0, 1])
     )
     assert isinstance(part, AnswerTask)
-    (_, own), (_, every) = part.calibration(1, 1), whole.calibration(1, 1)
+    (_, own), (_, every) = part.calibration(1, 1, 0), whole.calibration(1, 1, 0)
     assert torch.equal(own[0], part.split.train)
     assert every == ()
 
@@ -374,14 +382,14 @@ def test_features_of_another_width_need_an_encoder(tmp_path: Path) -> None:
 
 
 def test_bundled_configurations_are_read() -> None:
-    files = sorted(GRAPHS_CONFIG_FOLDER.glob("*.yaml"))
+    files = sorted(FOLDER.glob("*.yaml"))
     assert {path.stem for path in files} >= {
         "cora_label_split",
         "cora_citeseer",
         "citeseer_label_split",
     }
     for path in files:
-        config = load_graph_config(Path(path.name))
+        config = load_config(Path(path.name))
         assert config.setting == path.stem
         by_graph: dict[str, list[int]] = {}
         for spec in config.tasks.values():
@@ -407,7 +415,7 @@ def test_bundled_configurations_are_read() -> None:
     ],
 )
 def test_a_wrong_configuration_is_named(tmp_path: Path, text: str, said: str) -> None:
-    base = GRAPHS_CONFIG_FOLDER / "cora_label_split.yaml"
+    base = FOLDER / "cora_label_split.yaml"
     kept = "\n".join(
         line
         for line in base.read_text().splitlines()
@@ -416,4 +424,4 @@ def test_a_wrong_configuration_is_named(tmp_path: Path, text: str, said: str) ->
     tasks = "" if text.startswith("tasks") else "tasks: {a: {kind: link, graph: cora}}\n"
     (tmp_path / "wrong.yaml").write_text(f"{kept}\n{tasks}{text}\n")
     with pytest.raises(ConfigError, match=said):
-        load_graph_config(tmp_path / "wrong.yaml")
+        load_config(tmp_path / "wrong.yaml")

@@ -7,13 +7,13 @@ import torch
 from merging.data import molecule_dataset as datasets
 from merging.data.molecule_dataset import MOLECULENET, find_source, load_dataset
 from merging.data.molecule_tables import DatasetSpec
-from merging.run.config import RunConfig
+from merging.families.molecule_config import MoleculeConfig
 from models.data.smiles import READING_RULE, featurize
 from models.errors import DataError
 from tests.merging.conftest import molecules, tail_has, write_csv
 
 
-def test_labels_missing_values_and_graphs(pico: RunConfig, tmp_path: Path) -> None:
+def test_labels_missing_values_and_graphs(pico: MoleculeConfig, tmp_path: Path) -> None:
     dataset = load_dataset(
         "other", pico.dataset_for("other"), tmp_path / "data", tmp_path / "cache"
     )
@@ -27,7 +27,9 @@ def test_labels_missing_values_and_graphs(pico: RunConfig, tmp_path: Path) -> No
         assert torch.equal(batch.edge_index, expected.edge_index)
 
 
-def test_cache_gives_the_same_and_is_renewed_with_the_file(pico: RunConfig, tmp_path: Path) -> None:
+def test_cache_gives_the_same_and_is_renewed_with_the_file(
+    pico: MoleculeConfig, tmp_path: Path
+) -> None:
     def load() -> torch.Tensor:
         return load_dataset(
             "nitrogen", pico.dataset_for("nitrogen"), tmp_path / "data", tmp_path / "cache"
@@ -42,7 +44,9 @@ def test_cache_gives_the_same_and_is_renewed_with_the_file(pico: RunConfig, tmp_
     assert torch.equal(load(), 1 - first)
 
 
-def test_cache_is_renewed_with_the_description_of_the_file(pico: RunConfig, tmp_path: Path) -> None:
+def test_cache_is_renewed_with_the_description_of_the_file(
+    pico: MoleculeConfig, tmp_path: Path
+) -> None:
     spec = pico.dataset_for("other")
     assert load_dataset("other", spec, tmp_path / "data", tmp_path / "cache").label_names == (
         "has_o",
@@ -54,7 +58,7 @@ def test_cache_is_renewed_with_the_description_of_the_file(pico: RunConfig, tmp_
     )
 
 
-def test_gzip_and_worker_processes_give_the_same(pico: RunConfig, tmp_path: Path) -> None:
+def test_gzip_and_worker_processes_give_the_same(pico: MoleculeConfig, tmp_path: Path) -> None:
     plain = load_dataset(
         "nitrogen", pico.dataset_for("nitrogen"), tmp_path / "data", tmp_path / "cache"
     )
@@ -72,7 +76,9 @@ def test_gzip_and_worker_processes_give_the_same(pico: RunConfig, tmp_path: Path
     assert torch.equal(plain.labels, zipped.labels)
 
 
-def test_split_parts_are_disjoint_and_share_no_scaffold(pico: RunConfig, tmp_path: Path) -> None:
+def test_split_parts_are_disjoint_and_share_no_scaffold(
+    pico: MoleculeConfig, tmp_path: Path
+) -> None:
     dataset = load_dataset(
         "nitrogen", pico.dataset_for("nitrogen"), tmp_path / "data", tmp_path / "cache"
     )
@@ -96,7 +102,7 @@ def test_split_parts_are_disjoint_and_share_no_scaffold(pico: RunConfig, tmp_pat
     ],
 )
 def test_what_does_not_fit_is_named(
-    spec: DatasetSpec, message: str, pico: RunConfig, tmp_path: Path
+    spec: DatasetSpec, message: str, pico: MoleculeConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message):
         load_dataset("nitrogen", spec, tmp_path / "data", tmp_path / "cache")

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from merging.data.molecule_dataset import (
     MoleculeDataset,
-    describe_dataset,
     dropped_path,
     load_dataset,
     load_smiles,
@@ -123,7 +122,7 @@ def test_words_are_read_and_said(tmp_path: Path) -> None:
     assert dataset.labels[:, 0].tolist() == NITROGEN
     assert dataset.labels[:4, 1].tolist() == [0, 1, 0, 1]
     assert dataset.record["words"] == {"assay": ["Active", "inactive"], "screen": ["hit", "miss"]}
-    said = describe_dataset(dataset)
+    said = dataset.summary
     assert "2 labels: assay (Active = 1, inactive = 0), screen (hit = 1, miss = 0)" in said
     assert torch.equal(load(tmp_path, content, positive="hit").labels, dataset.labels)
     assert "'hti', which no label holds" in refused(tmp_path, content, positive="hti")
@@ -270,7 +269,7 @@ def test_dropped_rows_are_counted_and_listed(tmp_path: Path) -> None:
     ]
     assert "SMILES" in listed[0]["reason"]
     assert "got 3 cells, expected 2" in listed[2]["reason"]
-    said = describe_dataset(dataset)
+    said = dataset.summary
     assert "80 molecules of own.csv, column 'smiles', 3 of 83 rows dropped" in said
     spec = DatasetSpec(file="own.csv")
     assert load_smiles(dataset, spec, tmp_path, tmp_path / "cache") == molecules()
@@ -410,11 +409,11 @@ def test_molecules_in_several_rows_are_counted_however_they_are_written(tmp_path
     again = [("[OH:3]c1ccccc1", "1"), ("[H]N([H])C1=CC=CC=C1", "1")]
     dataset = load(tmp_path, table([*ROWS, *again]))
     assert dataset.record["repeated"] == {"molecules": 2, "contradictory": 1, "across_parts": 0}
-    said = describe_dataset(dataset)
+    said = dataset.summary
     assert said.endswith("; molecules in several rows: 2, 1 with 0 and 1 for one label")
     parts_of = ["train"] * 60 + ["valid"] * 10 + ["test"] * 11 + ["train"]
     rows = [(*row, part) for row, part in zip([*ROWS, *again], parts_of, strict=True)]
     dataset = load(tmp_path, table(rows, ("smiles", "has_n", "part")), split_column="part")
     assert dataset.record["repeated"]["across_parts"] == 1
-    assert describe_dataset(dataset).endswith(", 1 in several parts")
-    assert "several rows" not in describe_dataset(load(tmp_path, table(ROWS)))
+    assert dataset.summary.endswith(", 1 in several parts")
+    assert "several rows" not in load(tmp_path, table(ROWS)).summary

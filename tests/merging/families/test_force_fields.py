@@ -1,6 +1,8 @@
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.data.frames import FramesConfig, read_lips20, read_md17
-from merging.families.force_fields import (
-    FORCE_FIELD_CONFIGS,
-    ForceFieldStudyConfig,
-    load_force_field_config,
-    load_frames,
-)
-from merging.force_fields.pieces import Study
-from merging.force_fields.release import release_atoms
-from merging.force_fields.training import evaluate, fit
+from merging.config.base import CONFIG_FOLDER
+from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
+from merging.families.force_fields import FORCE_FIELDS, ForceFieldRunConfig
+from merging.family import Folders
 from merging.mergers import gffmerge as mergers
 from merging.mergers.gffmerge import Heads, Teacher
-from merging.mergers.ties import TiesOptions
+from merging.mergers.registry import MergeConfig
+from merging.release.release import release
+from merging.run import stages
+from merging.run.config import load_config
+from merging.run.run import Run
+from merging.run.stages import calibration, merge_result, own_network, trained
 from merging.studies import gffmerge as study
 from merging.studies import gffmerge_tables as table
-from merging.training.settings import FitConfig
+from merging.training.settings import ForceTrainingConfig
+from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
 from models.artifact import load_artifact
 from models.data.atoms import Atoms, AtomsBatch, collate_atoms, composition, energies_of_elements
 from models.errors import ArtifactError, ConfigError, DataError
@@ -41,21 +43,24 @@ ROOT = Path(__file__).parents[3]
 NETWORK = ForceFieldConfig(
     hidden_dim=8, num_filters=6, num_interactions=1, num_gaussians=4, cutoff=3.0
 )
-CONFIG = ForceFieldStudyConfig.model_validate(
+CONFIG = ForceFieldRunConfig.model_validate(
     {
+        "setting": "pico",
         "source": "md17",
         "tasks": ["ethanol", "water"],
         "network": NETWORK.model_dump(),
         "frames": {"train": 8, "valid": 2, "test": 4},
         "training": {"epochs": 1, "batch_size": 4, "learning_rate": 0.01},
-        "merge": {"graphs": 8, "sequential_graphs": 4},
-        "tuning": {"epochs": 1, "batch_size": 4},
+        "merge": {"method": "gffmerge", "options": {"inputs": "merged", "slopes": 0.3}},
+        "calibration_frames": 8,
+        "tuning": {"epochs": 1, "batch_size": 4, "frames": 8},
+        "release": {"name": "md17-schnet"},
     }
 )
 SHAPES = {"ethanol": [6, 6, 8, 1, 1], "water": [8, 1, 1]}
 VARIANTS = [
     (inputs, heads, slopes)
-    for inputs in ("teacher", "sequential")
+    for inputs in ("teacher", "merged")
     for heads in ("merged", "own")
     for slopes in (0.0, 0.3)
 ]
@@ -99,6 +104,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def load_forces(path: Path) -> ForceFieldRunConfig:
+    config = load_config(path)
+    assert isinstance(config, ForceFieldRunConfig)
+    return config
+
+
+def read_frames(config: ForceFieldRunConfig, task: str, data: Path) -> FrameDataset:
+    return FORCE_FIELDS.read(config, task, Folders(data, data), 0)
+
+
 def structures(task: str, count: int = 12) -> AtomsBatch:
     generator = torch.Generator().manual_seed(len(task))
     numbers = torch.tensor(SHAPES[task])
@@ -129,9 +144,8 @@ def forces(network: ForceField, expert: ForceFieldExpert, task: str) -> Tensor:
 
 
 def test_the_configurations_that_come_with_the_package() -> None:
-    found = {
-        path.stem: load_force_field_config(path) for path in FORCE_FIELD_CONFIGS.glob("*.yaml")
-    }
+    folder = CONFIG_FOLDER / "force_fields"
+    found = {path.stem: load_forces(path) for path in folder.glob("*.yaml")}
     assert found["md17"].source == "md17"
     assert set(found["md17"].tasks) == {"aspirin", "ethanol", "naphthalene", "salicylic_acid"}
     assert found["lips20"].source == "lips20"
@@ -143,11 +157,11 @@ def test_a_study_has_several_tasks_each_once(tmp_path: Path, tasks: list[str]) -
     path.write_text(json.dumps(CONFIG.model_dump(mode="json") | {"tasks": tasks}))
     expected = r"two or more, each once|differ in more than case|got name '\.\./b'"
     with pytest.raises(ConfigError, match=expected):
-        load_force_field_config(path)
+        load_forces(path)
 
 
 def test_md17_frames_keep_their_parts(data: Path) -> None:
-    found = load_frames(CONFIG, data)["ethanol"]
+    found = read_frames(CONFIG, "ethanol", data)
     stored = np.load(data / "md17" / "ethanol" / "test.npz")
     assert [len(rows) for rows in (found.split.train, found.split.valid, found.split.test)] == [
         8,
@@ -228,11 +242,11 @@ def test_lips20_frames_are_periodic_and_the_same_in_every_run(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["md17", "lips20"])
 def test_the_shared_data_can_be_read(shared: Path, name: str) -> None:
-    config = load_force_field_config(Path(f"{name}.yaml"))
     frames = FramesConfig(train=2, valid=1, test=1)
-    found = load_frames(config.model_copy(update={"frames": frames}), shared / "data")
-    assert list(found) == list(config.tasks)
-    for dataset in found.values():
+    config = load_forces(Path(f"{name}.yaml")).model_copy(update={"frames": frames})
+    assert len(config.tasks) > 2
+    for task in config.tasks:
+        dataset = read_frames(config, task, shared / "data")
         assert dataset.forces.sum(1).abs().max() < 0.05  # nothing pulls a whole molecule or crystal
         assert (dataset.structures[0].cell is not None) == (name == "lips20")
 
@@ -255,17 +269,32 @@ def test_energies_of_elements_are_found_again() -> None:
     assert found.abs().sum() == pytest.approx(9.0)
 
 
+def started(data: Path, *tasks: str) -> MultitaskModel:
+    found = {task: read_frames(CONFIG, task, data) for task in tasks}
+    initial = FORCE_FIELDS.initial(CONFIG, 3, Folders(data, data))
+    return untrained(FORCE_FIELDS, NETWORK, found, initial, 0)
+
+
+def tensors_of(made: TrainedModel) -> dict[str, Tensor]:
+    heads = {
+        f"{task}/{key}": value for task, own in made.heads.items() for key, value in own.items()
+    }
+    return made.network | heads
+
+
 def test_training_learns_and_can_be_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Study(CONFIG, 0, data, tmp_path)
-    settings = FitConfig(epochs=4, batch_size=2, learning_rate=0.03)
-    whole, stopped = (run.untrained(("water",), 3) for _ in range(2))
-    dataset = {"water": run.datasets["water"]}
-    before = evaluate(whole, "water", dataset["water"], dataset["water"].split.valid).forces
-    record = fit(whole, dataset, settings, 0, tmp_path / "whole.pt")
-    assert min(record["valid_force_mae"]) < 0.9 * before
-    assert record["steps"] == 16
+    settings = ForceTrainingConfig(epochs=4, batch_size=2, learning_rate=0.03)
+    first = started(data, "water").eval()
+    dataset = first.tasks["water"]
+    answers = FORCE_FIELDS.answers(
+        partial(first, task="water"), dataset.steps("valid", 25), torch.device("cpu")
+    )
+    before = FORCE_FIELDS.score(*answers, dataset.info)
+    whole = train(first, settings, 0, tmp_path / "whole.pt")
+    assert max(whole.record["valid"]) > 0.9 * before
+    assert whole.record["steps"] == 16
     left = iter([True, True])
 
     def write(path: Path, fill: Callable[[Path], object]) -> None:
@@ -276,39 +305,51 @@ def test_training_learns_and_can_be_stopped(
     with monkeypatch.context() as patched:
         patched.setattr("merging.training.loop.write_atomically", write)
         with pytest.raises(KeyboardInterrupt):
-            fit(stopped, dataset, settings, 0, tmp_path / "stopped.pt")
-    again = run.untrained(("water",), 3)
-    assert (
-        fit(again, dataset, settings, 0, tmp_path / "stopped.pt")["valid_force_mae"]
-        == record["valid_force_mae"]
-    )
-    assert all(
-        torch.equal(value, again.state_dict()[key]) for key, value in whole.state_dict().items()
-    )
+            train(started(data, "water"), settings, 0, tmp_path / "stopped.pt")
+    again = train(started(data, "water"), settings, 0, tmp_path / "stopped.pt")
+    assert again.record["valid"] == whole.record["valid"]
+    expected, got = tensors_of(whole), tensors_of(again)
+    assert all(torch.equal(value, got[key]) for key, value in expected.items())
 
 
 def test_heads_are_tuned_alone(data: Path, tmp_path: Path) -> None:
-    run = Study(CONFIG, 0, data, tmp_path)
-    model = run.untrained(CONFIG.tasks, 0)
+    model = started(data, *CONFIG.tasks)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fit(model, run.datasets, CONFIG.tuning, 0, tmp_path / "resume.pt", "heads")
+    assert CONFIG.tuning
+    train(model, CONFIG.tuning, 0, tmp_path / "resume.pt", trained="heads")
     changed = {
         key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
     }
     assert changed == {
-        f"experts.{k}.{part}"
+        f"heads.{k}.{name}"
         for k in range(2)
-        for part in ("lin1.weight", "lin1.bias", "lin2.weight", "lin2.bias")
+        for name in ("lin1.weight", "lin1.bias", "lin2.weight", "lin2.bias")
     }
+
+
+def test_all_heads_start_alike_and_energies_are_right_from_the_first_step(data: Path) -> None:
+    model = started(data, *CONFIG.tasks)
+    first, second = (model.head(task) for task in CONFIG.tasks)
+    assert torch.equal(first.lin1.weight, second.lin1.weight)
+    for task, dataset in model.tasks.items():
+        batch, head = dataset.select(dataset.split.train), model.head(task)
+        with torch.no_grad():
+            said = potential(model.network, head, batch, batch.positions)  # type: ignore[arg-type]
+        known = dataset.energy[dataset.split.train]
+        assert float(said.mean()) == pytest.approx(float(known.mean()), abs=1e-4)
 
 
 # Mergers
 
 
+def mean(teachers: dict[str, Teacher], heads: Heads) -> MergedForceField:
+    return study.averaged(teachers, None, "weight_average", heads)
+
+
 def methods() -> dict[str, Callable[[dict[str, Teacher]], MergedForceField]]:
     found: dict[str, Callable[[dict[str, Teacher]], MergedForceField]] = {
-        "mean": mergers.mean,
-        "mean, own heads": lambda t: mergers.mean(t, "own"),
+        "mean": partial(mean, heads="merged"),
+        "mean, own heads": partial(mean, heads="own"),
     }
     for inputs, heads, slopes in VARIANTS:
         found[f"{inputs} {heads} {slopes}"] = lambda t, i=inputs, h=heads, s=slopes: (
@@ -332,7 +373,7 @@ def test_copies_of_one_model_give_that_model(name: str) -> None:
             )
 
 
-@pytest.mark.parametrize("name", ["mean", "teacher merged 0.0", "sequential own 0.3"])
+@pytest.mark.parametrize("name", ["mean", "teacher merged 0.0", "merged own 0.3"])
 def test_a_merger_leaves_its_teachers_and_forgets_their_order(name: str) -> None:
     teachers = pair()
     before = [
@@ -449,8 +490,8 @@ def test_derivatives_of_inputs_and_outputs_are_slopes() -> None:
 def test_the_closed_form_is_nearer_to_the_teachers_than_the_mean() -> None:
     teachers = pair()
     merged, averaged = (
-        mergers.closed_form(teachers, 1e-6, "sequential", "own", 0.3),
-        mergers.mean(teachers, "own"),
+        mergers.closed_form(teachers, 1e-6, "merged", "own", 0.3),
+        mean(teachers, "own"),
     )
 
     def distance(model: MergedForceField) -> float:
@@ -471,20 +512,22 @@ def test_the_closed_form_is_nearer_to_the_teachers_than_the_mean() -> None:
 
 def test_ties_starts_from_the_beginning_or_from_nothing() -> None:
     start = teacher("water", 0)
-    moved = {task: teacher(task, 0, mergers.deepcopy(start.network)) for task in SHAPES}
+    moved = {task: teacher(task, 0, deepcopy(start.network)) for task in SHAPES}
     key = "interactions.0.lin.weight"
     for sign, each in zip((1.0, 2.0), moved.values(), strict=True):
         with torch.no_grad():
             each.network.get_parameter(key)[0, 0] += sign
-    options = TiesOptions(density=1e-9)  # the one largest change
-    merged = mergers.ties(moved, (start.network, start.expert), options, "own").network.state_dict()
+    options = {"density": 1e-9}  # the one largest change
+    merged = study.averaged(
+        moved, (start.network, start.expert), "ties", "own", options
+    ).network.state_dict()
     assert float(merged[key][0, 0] - start.network.state_dict()[key][0, 0]) == pytest.approx(1.5)
     assert all(
         torch.equal(value, start.network.state_dict()[name])
         for name, value in merged.items()
         if name != key
     )
-    alone = mergers.ties(moved, None, options, "own").network
+    alone = study.averaged(moved, None, "ties", "own", options).network
     assert sum(int(each.count_nonzero()) for each in alone.parameters()) <= 2
 
 
@@ -512,26 +555,56 @@ def test_a_study_from_data_to_table(
     assert text.count("| joint training |") == 2
     # what is finished is read back, not measured again
     monkeypatch.setattr(study, "errors_of", None)
-    monkeypatch.setattr("merging.force_fields.pieces.fit", None)
+    monkeypatch.setattr(study, "train", None)
+    monkeypatch.setattr("merging.run.stages.train", None)
     assert study.run_study(CONFIG, data, tmp_path / "work", [0], results) == entry
 
     monkeypatch.undo()
-    config, network, experts, record = study.release_force_field(
-        Study(CONFIG, 0, data, tmp_path / "work")
-    )
-    model = MergedForceField(network, experts)
-    assert (config, model.tasks) == (NETWORK, CONFIG.tasks)
+    run = Run(CONFIG, 0, data, tmp_path / "work")
+    manifest = release(run, tmp_path / "artifact")
     released = next(
         row
         for row in entry["rows"]
-        if row["method"] == record["method"] and row["beginning"] == "shared"
+        if row["method"] == study.RELEASED and row["beginning"] == "shared"
     )
-    assert record["test"] == released["by_seed"][0]
-    manifest = release_atoms(Study(CONFIG, 0, data, tmp_path / "work"), tmp_path / "artifact")
-    assert (tuple(manifest.tasks), manifest.metrics) == (CONFIG.tasks, record["test"])
-    assert load_artifact(tmp_path / "artifact").model.tasks == CONFIG.tasks
+    for task, errors in released["by_seed"][0].items():
+        assert manifest.metrics["merged"][task] == pytest.approx(errors, abs=1e-5)
+    artifact = load_artifact(tmp_path / "artifact")
+    assert tuple(manifest.tasks) == artifact.model.tasks == CONFIG.tasks
+    for task in CONFIG.tasks:
+        dataset = run.dataset(task)
+        (step,) = dataset.steps("test", 25)
+        served = artifact.model(step.batch, [task])[task]
+        errors = FORCE_FIELDS.metrics(
+            Labels(served.energy, served.forces), step.labels, dataset.info
+        )
+        assert errors == pytest.approx(manifest.metrics["merged"][task], abs=1e-3)
+    card = (tmp_path / "artifact/README.md").read_text()
+    assert f"{manifest.metrics['separate']['water']['forces']:.4f}" in card
     with pytest.raises(ArtifactError, match="no artifact"):  # before anything is trained
-        release_atoms(Study(CONFIG, 0, Path("nowhere"), tmp_path / "none"), tmp_path / "work")
+        release(Run(CONFIG, 0, Path("nowhere"), tmp_path / "none"), tmp_path / "work")
+
+
+def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
+    data: Path, tmp_path: Path
+) -> None:
+    """Without GFFMerge and without tuning: a task's head stays its own, shifted in energy."""
+    changes = {"merge": MergeConfig(method="weight_average"), "tuning": None}
+    run = Run(CONFIG.model_copy(update=changes), 0, data, tmp_path / "work")
+    found = merge_result(run)
+    networks = [own_network(run, task).state_dict() for task in run.tasks]
+    for key, value in found.backbone.items():
+        torch.testing.assert_close(value, torch.stack([own[key] for own in networks]).mean(0))
+    for task in run.tasks:
+        own = trained(run, stages.teacher(run, task)).heads[task]
+        moved = {key for key in own if not torch.equal(own[key], found.heads[task][key])}
+        assert moved == {"atom_energies"}
+        made = FORCE_FIELDS.model(NETWORK, found.backbone, found.heads[task], run.dataset(task))
+        batches = calibration(run, task).batches
+        said = torch.cat([potential(*made, batch, batch.positions) for batch in batches])  # type: ignore[arg-type]
+        head = FORCE_FIELDS.model(NETWORK, networks[run.tasks.index(task)], own, run.dataset(task))
+        taught = torch.cat([potential(*head, batch, batch.positions) for batch in batches])  # type: ignore[arg-type]
+        assert float(said.detach().mean()) == pytest.approx(float(taught.detach().mean()), abs=1e-5)
 
 
 def test_the_page_shows_the_results() -> None:

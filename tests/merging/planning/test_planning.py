@@ -44,16 +44,10 @@ from merging.planning.plan import (
 )
 from merging.release.release import release
 from merging.run.config import load_config
+from merging.run.models import merged_only, without_adapters
 from merging.run.run import Run
-from merging.run.stages import (
-    bare,
-    calibration,
-    finetuned,
-    finetuned_backbone,
-    merged,
-    merged_backbone,
-    without_adapters,
-)
+from merging.run.scores import answering, measured
+from merging.run.stages import calibration, merged, merged_network, own_network, teacher, trained
 from merging.studies.gw_smm import on_samples, study
 from merging.studies.gw_smm_analysis import (
     Scores,
@@ -64,10 +58,8 @@ from merging.studies.gw_smm_analysis import (
     without_task_effects,
 )
 from merging.studies.gw_smm_tables import tables
-from merging.studies.results import measure_task
 from models.artifact import load_artifact
 from models.errors import ConfigError, InvalidInputError
-from models.state_dict import sub_state
 from tests.merging.conftest import write_pico
 
 VARIANTS: tuple[Variant, ...] = ("exact", "sampled", "low_rank")
@@ -381,22 +373,28 @@ class TestStudy:
         """The pico sets are smaller than the samples, so they are measured whole."""
         run = pico_run.varied(merge=PUBLISHED.model_dump())
         scores = {
-            task: measure_task(run, without_adapters(run, task), task, "own", "stored")
-            for task in run.config.tasks
+            task: measured(run, answering(run, merged_only(run, task), task), task)
+            for task in run.tasks
         }
         alone = {
-            task: measure_task(
-                run, bare(run, finetuned_backbone(run, task), task), task, "own", "stored"
+            task: measured(
+                run,
+                answering(run, without_adapters(run, own_network(run, task), task), task),
+                task,
             )
-            for task in run.config.tasks
+            for task in run.tasks
         }
         found = content["by_seed"]["0"]
-        for each in ("valid", "test"):
-            assert found["references"]["one_group"][each] == pytest.approx(
-                np.mean([score[each] for score in scores.values()]), abs=1e-5
+        for subset in ("valid", "test"):
+            areas, before = (
+                [measures[subset]["roc_auc"] for measures in by_task.values()]
+                for by_task in (scores, alone)
             )
-            loss = np.mean([alone[task][each] - scores[task][each] for task in scores])
-            assert found["losses"][f"ties_{each}"][0][1] == pytest.approx(loss, abs=1e-4)
+            assert found["references"]["one_group"][subset] == pytest.approx(
+                np.mean(areas), abs=1e-5
+            )
+            loss = np.mean(np.array(before) - np.array(areas))
+            assert found["losses"][f"ties_{subset}"][0][1] == pytest.approx(loss, abs=1e-4)
 
     def test_the_only_plan_is_as_good_as_itself(self, content: dict[str, Any]) -> None:
         plan = content["by_seed"]["0"]["plans"]["2"]["gw"]
@@ -460,7 +458,7 @@ class TestPlan:
 
     def test_distance_is_that_of_the_models_own_molecules(self, pico_run: Run, plan: Plan) -> None:
         features = [
-            feature_matrix(finetuned_backbone(pico_run, task), calibration(pico_run, task).batches)
+            feature_matrix(own_network(pico_run, task), calibration(pico_run, task).batches)
             for task in pico_run.config.tasks
         ]
         assert features[0].shape == (len(pico_run.dataset("nitrogen").split.train), 16)
@@ -529,10 +527,11 @@ class TestPlan:
     def test_group_is_merged_by_the_plans_method(self, pico_run: Run, plan: Plan) -> None:
         (run,) = planned_runs(pico_run, plan).values()
         assert run.config.tasks == pico_run.config.tasks
-        assert merged(run).record["method"] == "ties"
-        assert merged(run).record["options"] == {"density": 0.3, "scaling": 0.5}
+        assert run.result(merged(run)).record["method"] == "ties"
+        assert run.result(merged(run)).record["options"] == {"density": 0.3, "scaling": 0.5}
         other = plan.model_copy(update={"merge": MergeConfig(method="weight_average")})
-        assert merged(planned_runs(pico_run, other)["group1"]).record["method"] == "weight_average"
+        (run,) = planned_runs(pico_run, other).values()
+        assert run.result(merged(run)).record["method"] == "weight_average"
 
     def test_group_of_one_is_the_finetuned_model(self, pico_run: Run) -> None:
         plan = make_plan(pico_run, PlanSettings(restarts=1, group_size=1))
@@ -544,8 +543,8 @@ class TestPlan:
         made = len(list((pico_run.work / "pieces/finetuned").iterdir()))
         for run in runs.values():
             (task,) = run.config.tasks
-            expected = sub_state(finetuned(pico_run, task).tensors, "backbone.")
-            got = merged_backbone(run).state_dict()
+            expected = trained(pico_run, teacher(pico_run, task)).network
+            got = merged_network(run).state_dict()
             for key, value in expected.items():
                 if "running" not in key and "num_batches" not in key:
                     # theta_pre + (theta_k - theta_pre) in float32

@@ -284,15 +284,15 @@ def test_added_tasks_are_calibrated(extended: Path) -> None:
     tensors = load_file(piece)
     record = safe_open(piece, "pt").metadata()
     sure = {
-        key: 100 * value if key.startswith("head.") else value for key, value in tensors.items()
+        key: 100 * value if key.startswith("heads/") else value for key, value in tensors.items()
     }
     save_file(sure, piece, record)
     assert add(extended, "artifact", "extended") == 0
     head = load_parts(extended / "extended").experts["carbonyl"].head
-    scale = (head.weight / sure["head.weight"]).flatten()
+    scale = (head.weight / sure["heads/carbonyl/weight"]).flatten()
     assert bool((scale < 0.5).all())
     torch.testing.assert_close(scale, scale[:1].expand_as(scale))
-    torch.testing.assert_close(head.bias, scale[:1] * sure["head.bias"])
+    torch.testing.assert_close(head.bias, scale[:1] * sure["heads/carbonyl/bias"])
     measured = read_manifest(extended / "extended")[0].metrics["added"]["carbonyl"]["calibration"]
     assert measured["ece_after"] < measured["ece_before"]
     assert measured["brier_after"] < measured["brier_before"]

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from merging.config.base import CONFIG_FOLDER, fingerprint
-from merging.run.config import RunConfig, load_config, release_of
+from merging.families.molecule_config import MoleculeConfig
+from merging.run.config import load_config
 from models.errors import ConfigError
 
 
@@ -16,10 +17,10 @@ def test_bundled_configurations_are_valid_and_named_after_their_setting(path: Pa
     assert len(config.tasks) == 8
 
 
-def test_settings_by_task_inherit_the_common_ones(pico: RunConfig) -> None:
+def test_settings_by_task_inherit_the_common_ones(pico: MoleculeConfig) -> None:
     assert pico.alignment_for("nitrogen").epochs == 3
     assert pico.alignment_for("other") == pico.alignment.model_copy(update={"epochs": 2})
-    assert pico.finetune_for("other") == pico.finetune
+    assert pico.training_for("other") == pico.finetune
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,9 @@ def test_wrong_values_are_named(
         load_config(pico_config_file)
 
 
-def test_a_file_extends_another_section_by_section(pico_config_file: Path, pico: RunConfig) -> None:
+def test_a_file_extends_another_section_by_section(
+    pico_config_file: Path, pico: MoleculeConfig
+) -> None:
     child = pico_config_file.with_name("child.yaml")
     child.write_text(
         "extends: pico.yaml\nsetting: child\nalignment: {rank: 2}\ncompare: {multitask: null}\n"
@@ -161,7 +164,7 @@ def test_a_file_of_anything_else_is_refused(content: bytes, message: str, tmp_pa
         load_config(tmp_path / "x.yaml")
 
 
-def test_a_file_may_be_utf_16(pico_config_file: Path, pico: RunConfig) -> None:
+def test_a_file_may_be_utf_16(pico_config_file: Path, pico: MoleculeConfig) -> None:
     pico_config_file.write_text(pico_config_file.read_text(), "utf-16")
     assert load_config(pico_config_file) == pico
 
@@ -221,18 +224,18 @@ def test_forests_of_other_tasks_are_not_handed_on(pico_config_file: Path) -> Non
     assert load_config(child).compare.forest_trees_by_task == {"other": 4}
 
 
-def test_varied_changes_a_section_for_every_task(pico: RunConfig) -> None:
+def test_varied_changes_a_section_for_every_task(pico: MoleculeConfig) -> None:
     varied = pico.varied({"alignment": {"rank": 2, "epochs": 7}, "merge": {"method": "ties"}})
     assert {varied.alignment_for(task).rank for task in varied.tasks} == {2}
     assert {varied.alignment_for(task).epochs for task in varied.tasks} == {7}
     assert (varied.merge.method, varied.merge.options) == ("ties", {})
-    assert varied.finetune_for("other") == pico.finetune_for("other")
+    assert varied.training_for("other") == pico.training_for("other")
     assert pico.alignment.rank == 4
     with pytest.raises(ValueError, match=r"alignment\.rnak"):
         pico.varied({"alignment": {"rnak": 2}})
 
 
-def test_fingerprint_changes_with_every_part(pico: RunConfig) -> None:
+def test_fingerprint_changes_with_every_part(pico: MoleculeConfig) -> None:
     base = fingerprint(pico.finetune, "task", 0)
     assert base == fingerprint(pico.finetune.model_copy(), "task", 0)
     assert (
@@ -277,13 +280,13 @@ def test_what_is_extended_does_not_hand_on_who_it_is(pico_config_file: Path) -> 
             r" 1\.0\.0\}`"
         ),
     ):
-        release_of(config)
+        config.called()
     assert config.varied({"alignment": {"rank": 2}}).release is None
     child.write_text("extends: pico.yaml\nsetting: own\nrelease: {name: own}\n")
     config = load_config(child)
     assert config.setting == "own"
     # not the other's version
-    assert release_of(config).model_dump() == {"name": "own", "version": "0.1.0"}
+    assert config.called().model_dump() == {"name": "own", "version": "0.1.0"}
     grandchild = pico_config_file.with_name("grand.yaml")
     grandchild.write_text("extends: mine.yaml\n")
     config = load_config(grandchild)
@@ -309,7 +312,7 @@ def test_a_file_with_the_name_of_the_setting_that_it_extends_needs_one_of_its_ow
 
 def test_no_two_bundled_configurations_write_the_same_results_or_artifact() -> None:
     configs = [load_config(Path(path.name)) for path in CONFIG_FOLDER.glob("*.yaml")]
-    names = [(release_of(config).name, release_of(config).version) for config in configs]
+    names = [(config.called().name, config.called().version) for config in configs]
     assert len(set(names)) == len({config.setting for config in configs}) == len(configs)
 
 
@@ -321,6 +324,6 @@ def test_the_example_of_the_readme_has_a_name_of_its_own(tmp_path: Path) -> None
         load_config(Path("gcn_supervised_contextpred_rank10.yaml")),
     )
     assert config.tasks == tuple(config.datasets) == ("solubility", "hERG", "ames")
-    assert release_of(config).name not in (release_of(parent).name, "moleculenet-gcn")
+    assert config.called().name not in (parent.called().name, "moleculenet-gcn")
     assert config.setting != parent.setting
     assert config.alignment.rank == parent.alignment.rank  # the README adds these tasks to it

@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from merging.cli.main import _parser, main
-from merging.run.config import RunConfig
+from merging.families.molecule_config import MoleculeConfig
+from merging.run.models import adapted, finetuned
 from merging.run.run import Run
-from merging.run.stages import adapted, finetuned, finetuned_alone, merged_backbone
+from merging.run.scores import answering, measured
+from merging.run.stages import merged_network, own_network, teacher, trained
 from merging.studies.markdown import markdown_table
-from merging.studies.results import measure_task
 from models.artifact import load_artifact
-from models.classifier import GraphClassifier
+from models.data.batch import mean_readout
 from models.errors import CheckpointError
 from tests.conftest import pico_config
 from tests.merging.conftest import molecules, tail_has, write_csv
@@ -45,6 +46,10 @@ def pieces(tmp_path: Path, folder: str) -> dict[str, int]:
         path.name: path.stat().st_mtime_ns
         for path in (tmp_path / "work/pieces" / folder).rglob("*.safetensors")
     }
+
+
+def head_of(run: Run, task: str) -> torch.Tensor:
+    return trained(run, teacher(run, task)).heads[task]["weight"]
 
 
 @pytest.fixture
@@ -123,15 +128,18 @@ def test_a_second_task_that_cannot_be_trained_stops_the_first(
     assert not pieces(tmp_path, "finetuned")
 
 
-def test_calibration_changes_probabilities_and_no_ranking(released: Path, pico: RunConfig) -> None:
+def test_calibration_changes_probabilities_and_no_ranking(
+    released: Path, pico: MoleculeConfig
+) -> None:
     """The artifact's scores are those that were measured before its heads were calibrated."""
     run = Run(pico, 0, released / "data", released / "work", torch.device("cpu"))
     artifact = load_artifact(released / "artifact")
     for task in pico.tasks:
-        scores = measure_task(run, artifact.model, task, "own", "stored")
-        assert scores["test"] == artifact.manifest.metrics["gmerging_own"]["roc_auc"][task]
+        scores = measured(run, answering(run, artifact.model, task), task)
+        own = artifact.manifest.metrics["gmerging_own"]["roc_auc"][task]
+        assert scores["test"]["roc_auc"] == own
     head = dict(zip(artifact.model.tasks, artifact.model.heads, strict=True))["nitrogen"]
-    assert not torch.equal(head.weight, finetuned(run, "nitrogen").tensors["head.weight"])  # type: ignore[arg-type]
+    assert not torch.equal(head.weight, head_of(run, "nitrogen"))  # type: ignore[arg-type]
 
 
 def test_second_release_makes_nothing_anew(released: Path) -> None:
@@ -161,7 +169,7 @@ def test_another_setting_makes_only_what_depends_on_it(released: Path) -> None:
 
 
 def test_other_data_makes_other_models(pico_run: Run, tmp_path: Path) -> None:
-    first = finetuned(pico_run, "nitrogen").tensors["head.weight"]
+    first = head_of(pico_run, "nitrogen")
     write_csv(
         tmp_path / "data/nitrogen.csv",
         "smiles",
@@ -169,7 +177,7 @@ def test_other_data_makes_other_models(pico_run: Run, tmp_path: Path) -> None:
         list(zip(molecules(), tail_has("O"), strict=True)),
     )
     again = Run(pico_run.config, 0, pico_run.data, pico_run.work, pico_run.device)
-    assert not torch.equal(finetuned(again, "nitrogen").tensors["head.weight"], first)
+    assert not torch.equal(head_of(again, "nitrogen"), first)
 
 
 def test_processes_give_the_same_as_one(pico_config_file: Path, tmp_path: Path) -> None:
@@ -187,21 +195,23 @@ def test_processes_give_the_same_as_one(pico_config_file: Path, tmp_path: Path) 
 def test_finetuned_baseline_equals_the_classifier(pico_run: Run) -> None:
     """The baselines run through the unified model's code; with stored statistics that is the
     fine-tuned network itself."""
-    piece, dataset = finetuned(pico_run, "other"), pico_run.dataset("other")
-    classifier = GraphClassifier(pico_config(), 2).eval()
-    classifier.load_state_dict(piece.tensors)
+    found, dataset = trained(pico_run, teacher(pico_run, "other")), pico_run.dataset("other")
+    head = torch.nn.Linear(pico_config().hidden_dim, 2)
+    head.load_state_dict(found.heads["other"])
     batch = dataset.graphs.select(dataset.split.test)
-    model = finetuned_alone(pico_run, "other")
+    expected = head(mean_readout(own_network(pico_run, "other")(batch), batch))
+    model = finetuned(pico_run, "other")
     torch.testing.assert_close(
-        model(batch, ["other"], "own").logits["other"], classifier(batch), rtol=1e-4, atol=1e-5
+        model(batch, ["other"], "own").logits["other"], expected, rtol=1e-4, atol=1e-5
     )
-    assert 0 <= measure_task(pico_run, model, "other", "own", "batch")["test"] <= 1
+    forward = answering(pico_run, model, "other", kind="batch")
+    assert 0 <= measured(pico_run, forward, "other", "batch")["test"]["roc_auc"] <= 1
 
 
 def test_a_merger_with_versions_by_task_is_adapted_version_by_version(pico_run: Run) -> None:
     run = pico_run.varied(merge={"method": "emr"})
     versions = [
-        merged_backbone(run, task).state_dict()["gnns.0.linear.weight"] for task in run.config.tasks
+        merged_network(run, task).state_dict()["gnns.0.linear.weight"] for task in run.config.tasks
     ]
     assert not torch.equal(*versions)
     for task, version in zip(run.config.tasks, versions, strict=True):
@@ -242,7 +252,7 @@ def test_errors_are_one_sentence_and_exit_status_one(
 def test_wrong_shape_of_pretrained_weights_is_refused(pico_run: Run, tmp_path: Path) -> None:
     save_file({"x_embedding1.weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"x_embedding1\.weight has shape"):
-        pico_run.pretrained()
+        pico_run.initial()
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A piece is made by one run at a time, and by the next one if that was killed."""
+"""A result is made by one run at a time, and by the next one if that was killed."""
 
 import errno
 import math
@@ -15,14 +15,14 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from merging.run.store import Piece, PieceStore
+from merging.run.store import ResultStore, StageResult
 from merging.training.loop import ResumableTraining
 from models.errors import DataError, TrainingError
 
 EPOCHS = 5
 
 
-def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> Piece:
+def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> StageResult:
     """Counts its epochs in one weight; kills its own process in epoch `stop_at`."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
@@ -36,29 +36,29 @@ def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> Piece:
         with torch.no_grad():
             model.weight += 1
         training.history.append(0.0)
-    return Piece({"weight": model.weight.detach()}, {"epochs": len(training.history)})
+    return StageResult({"weight": model.weight.detach()}, {"epochs": len(training.history)})
 
 
-def test_two_runs_of_one_piece_make_it_once(
+def test_two_runs_of_one_result_make_it_once(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    store, seen = PieceStore(tmp_path, 0), []
+    store, seen = ResultStore(tmp_path), []
     inside, go_on = threading.Event(), threading.Event()
 
-    def make(checkpoint: Path) -> Piece:
+    def make(checkpoint: Path) -> StageResult:
         inside.set()
         assert go_on.wait(20)
         return train(checkpoint, seen)
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(store.piece, "a/b", "key", make)
+        first = pool.submit(store.make, "a/b-seed0-key", "a/b", make)
         assert inside.wait(20)
-        second = pool.submit(store.piece, "a/b", "key", make)
-        # nobody waits for another's piece
-        other = store.piece("a/c", "key", lambda checkpoint: train(checkpoint, []))
+        second = pool.submit(store.make, "a/b-seed0-key", "a/b", make)
+        # nobody waits for another's result
+        other = store.make("a/c-seed0-key", "a/c", lambda checkpoint: train(checkpoint, []))
         with pytest.raises(Timeout):  # the second run has the lock no more than we do
-            FileLock(tmp_path / "a/b-seed0-key.safetensors.lock").acquire(timeout=0.5)
+            FileLock(tmp_path / "a/b-seed0-key.lock").acquire(timeout=0.5)
         assert not second.done()
         go_on.set()
         assert (
@@ -77,7 +77,9 @@ def test_two_runs_of_one_piece_make_it_once(
 
 def _killed(folder: Path, started: Event) -> None:
     started.set()
-    PieceStore(folder, 0).piece("a", "key", lambda checkpoint: train(checkpoint, [], stop_at=4))
+    ResultStore(folder).make(
+        "a-seed0-key", "a", lambda checkpoint: train(checkpoint, [], stop_at=4)
+    )
 
 
 def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
@@ -90,21 +92,23 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
     assert killed.exitcode == -signal.SIGKILL
     assert (tmp_path / "a-seed0-key.resume.pt").is_file()
     seen: list[int] = []
-    piece = PieceStore(tmp_path, 0).piece("a", "key", lambda checkpoint: train(checkpoint, seen))
+    piece = ResultStore(tmp_path).make(
+        "a-seed0-key", "a", lambda checkpoint: train(checkpoint, seen)
+    )
     assert seen == [4, 5]
     assert piece.tensors["weight"] == EPOCHS
     assert not (tmp_path / "a-seed0-key.resume.pt").exists()
 
 
 def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
-    store = PieceStore(tmp_path, 0)
+    store = ResultStore(tmp_path)
 
-    def broken(checkpoint: Path) -> Piece:
+    def broken(checkpoint: Path) -> StageResult:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        store.piece("a", "key", broken)
-    assert store.piece("a", "key", lambda checkpoint: train(checkpoint, [])).record == {
+        store.make("a-seed0-key", "a", broken)
+    assert store.make("a-seed0-key", "a", lambda checkpoint: train(checkpoint, [])).record == {
         "epochs": EPOCHS
     }
 
@@ -117,37 +121,40 @@ def test_a_file_system_without_locks_is_named(
 
     monkeypatch.setattr(FileLock, "acquire", without)
     with pytest.raises(DataError, match=r"got no lock on .*No locks available\), expected a work"):
-        PieceStore(tmp_path, 0).piece("a", "key", lambda checkpoint: train(checkpoint, []))
+        ResultStore(tmp_path).make("a-seed0-key", "a", lambda checkpoint: train(checkpoint, []))
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x00" * 100])
-def test_damaged_pieces_and_states_are_named(content: bytes, tmp_path: Path) -> None:
-    store = PieceStore(tmp_path, 0)
-    piece, state = (tmp_path / f"thing-seed0-key.{end}" for end in ("safetensors", "resume.pt"))
-    for path in (state, piece):
+def test_damaged_results_and_states_are_named(content: bytes, tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    kept, state = (tmp_path / f"thing-seed0-key.{end}" for end in ("safetensors", "resume.pt"))
+    for path in (state, kept):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"{path.name}: got a damaged file .*; delete it, and"):
-            store.piece("thing", "key", lambda checkpoint: train(checkpoint, []))
+            store.make("thing-seed0-key", "thing", lambda checkpoint: train(checkpoint, []))
         path.unlink()
     assert (
-        store.piece("thing", "key", lambda checkpoint: train(checkpoint, [])).record["epochs"] == 5
+        store.make("thing-seed0-key", "thing", lambda checkpoint: train(checkpoint, [])).record[
+            "epochs"
+        ]
+        == 5
     )
 
 
 def test_a_training_that_diverges_is_a_sentence_and_keeps_the_last_good_state(
     tmp_path: Path,
 ) -> None:
-    def diverge(checkpoint: Path) -> Piece:
+    def diverge(checkpoint: Path) -> StageResult:
         model = nn.Linear(1, 1)
         optimizer = torch.optim.SGD(model.parameters())
         training = ResumableTraining(model, optimizer, checkpoint, 0, torch.device("cpu"))
         for epoch in training.epochs(EPOCHS, "test"):
             nn.init.constant_(model.weight, math.inf if epoch == 3 else 1.0)
             training.history.append(0.0)
-        return Piece({}, {})
+        return StageResult({}, {})
 
     with pytest.raises(
         TrainingError, match=r"thing: epoch 3: got weight that is not finite, .*rate"
     ):
-        PieceStore(tmp_path, 0).piece("thing", "key", diverge)
+        ResultStore(tmp_path).make("thing-seed0-key", "thing", diverge)
     assert len(torch.load(tmp_path / "thing-seed0-key.resume.pt")["history"]) == 2

@@ -7,7 +7,7 @@ import torch
 
 from merging.data.molecule_dataset import MoleculeDataset, load_dataset, load_smiles
 from merging.data.molecule_tables import DatasetSpec
-from merging.run.config import RunConfig
+from merging.families.molecule_config import MoleculeConfig
 from merging.run.run import Run
 from merging.studies.forests import ecfp4, fit_predict, neutral
 from merging.training.metrics import roc_auc
@@ -119,7 +119,7 @@ def test_smiles_of_the_kept_rows_are_read_again(tmp_path: Path) -> None:
     ] == dataset.graphs.node_counts.tolist()
 
 
-def test_smiles_of_another_file_are_refused(pico: RunConfig, tmp_path: Path) -> None:
+def test_smiles_of_another_file_are_refused(pico: MoleculeConfig, tmp_path: Path) -> None:
     spec = pico.dataset_for("other")
     dataset = load_dataset("other", spec, tmp_path / "data", tmp_path / "cache")
     assert load_smiles(dataset, spec, tmp_path / "data", tmp_path / "cache") == molecules()

@@ -54,7 +54,7 @@ def test_comparison_writes_seeds_summary_table_and_figures(compared: Path) -> No
     assert summary["methods"].keys() == ROWS
     for name, method in summary["methods"].items():
         for kind in set(method) & {"stored", "batch"}:
-            values = [each["methods"][name][kind]["roc_auc"]["other"] for each in seeds]
+            values = [seed["methods"][name][kind]["roc_auc"]["other"] for seed in seeds]
             assert method[kind]["mean"]["other"] == pytest.approx(sum(values) / 2, abs=1e-5)
             assert method[kind]["std"]["other"] == pytest.approx(
                 abs(values[0] - values[1]) / 2**0.5, abs=1e-5

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,14 +7,17 @@ import torch
 from torch import Tensor
 
 from merging.data.links import LinkTask, unlinked
-from merging.data.task_data import AnswerTask
-from merging.families.graphs import load_task
-from merging.graphs.evaluation import evaluate, score
-from merging.graphs.training import TaskModel, TrainResult, fitted_model, initial_network, train
-from merging.training.losses import known_loss, label_scale
+from merging.data.task_data import AnswerTask, Subset
+from merging.families.graphs import GRAPHS, GraphConfig
+from merging.family import Folders
+from merging.training.losses import LabelScale, loss
+from merging.training.metrics import METRICS, metrics
 from merging.training.settings import GraphTrainingConfig
+from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
+from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.task import Target, TaskInfo
 from tests.merging.graph_files import NETWORK, TRAINING, make_config, write_rule
 
 SHAPE = GraphNetworkConfig.model_validate(NETWORK)
@@ -25,14 +29,8 @@ KINDS = [
 
 
 def make_task(folder: Path, level: str, target: str, seed: int = 0) -> AnswerTask:
-    loaded = load_task(
-        make_config(
-            {"a": write_rule(folder / f"{level}-{target}-{seed}.npz", level, target, seed=seed)}
-        ),
-        "a",
-        folder,
-        0,
-    )
+    written = write_rule(folder / f"{level}-{target}-{seed}.npz", level, target, seed=seed)
+    loaded = GRAPHS.read(make_config({"a": written}), "a", Folders(folder, folder), 0)
     assert isinstance(loaded, AnswerTask)
     return loaded
 
@@ -43,23 +41,41 @@ def run(
     seed: int = 0,
     shape: GraphNetworkConfig = SHAPE,
     **changes: Any,
-) -> TrainResult:
+) -> TrainedModel:
     settings = GraphTrainingConfig.model_validate(TRAINING | changes)
-    return train(tasks, initial_network(shape, seed), shape, settings, seed, checkpoint)
+    config = GraphConfig.model_construct(network=shape)
+    initial = GRAPHS.initial(config, seed, Folders(checkpoint.parent, checkpoint.parent))
+    model = untrained(GRAPHS, shape, tasks, initial, seed, settings.dropout)
+    return train(model, settings, seed, checkpoint)
+
+
+def evaluate(
+    result: TrainedModel, name: str, task: Any, subset: Subset, shape: GraphNetworkConfig = SHAPE
+) -> float:
+    network, head = GRAPHS.model(shape, result.network, result.heads[name], task)
+
+    def forward(batch: GraphBatch) -> Tensor:
+        said: Tensor = GRAPHS.outputs(network, head, batch, task.info, training=False)
+        return said
+
+    answers = GRAPHS.answers(forward, task.steps(subset, 256), torch.device("cpu"))
+    return GRAPHS.metrics(*answers, task.info)[METRICS[task.info.target]]
+
+
+def score(target: Target, labels: Tensor, outputs: Tensor) -> float:
+    info = TaskInfo(labels=tuple(f"{k}" for k in range(outputs.shape[1])), target=target)
+    return metrics(outputs.numpy(), labels.numpy(), info)[METRICS[target]]
 
 
 def constant_score(task: AnswerTask) -> float:
-    """What the best answer without looking at a graph reaches on the test part."""
-    train_labels, labels = task.labels[task.split.train], task.labels[task.split.test]
-    if task.target == "multiclass":
-        return float(
-            (labels[labels >= 0] == train_labels[train_labels >= 0].mode().values).double().mean()
-        )
-    return (
-        0.5
-        if task.target == "multilabel"
-        else score("regression", labels, train_labels.nanmedian(0).values.expand_as(labels))
-    )
+    """What the best answer without looking at a graph reaches on the test rows."""
+    seen, labels = task.labels[task.split.train], task.labels[task.split.test]
+    target = task.info.target
+    if target == "multiclass":
+        return float((labels[labels >= 0] == seen[seen >= 0].mode().values).double().mean())
+    if target == "multilabel":
+        return 0.5
+    return score("regression", labels, seen.nanmedian(0).values.expand_as(labels))
 
 
 @pytest.mark.parametrize(("level", "target"), KINDS)
@@ -67,7 +83,7 @@ def test_every_target_is_learnt(tmp_path: Path, level: str, target: str) -> None
     task = make_task(tmp_path, level, target)
     result = run({"a": task}, tmp_path / "state.pt")
     reached, constant = (
-        evaluate(fitted_model(result.network, SHAPE, result.heads["a"], task), task, "test"),
+        evaluate(result, "a", task, "test"),
         constant_score(task),
     )
     if target == "regression":  # an error, in the units of the labels
@@ -83,10 +99,7 @@ def test_every_network_learns(tmp_path: Path, kind: str) -> None:
         GraphNetworkConfig.model_validate(NETWORK | {"kind": kind}),
     )
     result = run({"a": task}, tmp_path / "state.pt", shape=shape)
-    assert (
-        evaluate(fitted_model(result.network, shape, result.heads["a"], task), task, "test")
-        > constant_score(task) + 0.2
-    )
+    assert evaluate(result, "a", task, "test", shape) > constant_score(task) + 0.2
 
 
 def test_joint_training_learns_targets_of_all_kinds(tmp_path: Path) -> None:
@@ -95,10 +108,7 @@ def test_joint_training_learns_targets_of_all_kinds(tmp_path: Path) -> None:
         for level, target in (("graph", "multiclass"), ("node", "regression"))
     }
     result = run(tasks, tmp_path / "state.pt")
-    reached = {
-        name: evaluate(fitted_model(result.network, SHAPE, result.heads[name], task), task, "test")
-        for name, task in tasks.items()
-    }
+    reached = {name: evaluate(result, name, task, "test") for name, task in tasks.items()}
     assert reached["graph-multiclass"] > constant_score(tasks["graph-multiclass"]) + 0.2
     assert reached["node-regression"] < 0.5 * constant_score(tasks["node-regression"])
 
@@ -115,7 +125,7 @@ def test_stopped_and_resumed_is_the_same_run(tmp_path: Path) -> None:
     assert_same(parts, whole)
 
 
-def assert_same(one: TrainResult, other: TrainResult) -> None:
+def assert_same(one: TrainedModel, other: TrainedModel) -> None:
     assert all(torch.equal(value, other.network[key]) for key, value in one.network.items())
     assert all(
         torch.equal(value, other.heads[task][key])
@@ -139,9 +149,7 @@ def test_ends_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path) -> Non
     history, best = result.record["valid"], result.record["best_epoch"]
     assert len(history) == best + 3 < 40
     assert best == history.index(max(history)) + 1
-    assert evaluate(
-        fitted_model(result.network, SHAPE, result.heads["a"], task), task, "valid"
-    ) == pytest.approx(max(history))
+    assert evaluate(result, "a", task, "valid") == pytest.approx(max(history))
 
 
 def test_units_of_a_regression_change_nothing_but_the_answers(tmp_path: Path) -> None:
@@ -151,7 +159,7 @@ def test_units_of_a_regression_change_nothing_but_the_answers(tmp_path: Path) ->
         task.graphs, task.num_features, None, task.info, 1000 * task.labels + 7, task.split
     )
     plain, large = (
-        run({"a": each}, tmp_path / f"{k}.pt", epochs=3) for k, each in enumerate((task, scaled))
+        run({"a": own}, tmp_path / f"{k}.pt", epochs=3) for k, own in enumerate((task, scaled))
     )
     torch.testing.assert_close(
         large.heads["a"]["weight"], 1000 * plain.heads["a"]["weight"], rtol=1e-3, atol=1e-3
@@ -166,13 +174,19 @@ def test_scale_by_hand(tmp_path: Path) -> None:
     task = make_task(tmp_path, "graph", "regression")
     task.labels[task.split.train] = torch.nan
     task.labels[task.split.train[:2]] = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    mean, deviation = label_scale(task)
-    assert mean.tolist() == [2, 5]
-    assert deviation.tolist() == [1, 1]  # a constant label is not divided by zero
+    scale = LabelScale.of(task.info, (step.labels for step in task.steps("train", 16)))
+    assert scale
+    assert scale.mean.tolist() == [2, 5]
+    assert scale.deviation.tolist() == [1, 1]  # a constant label is not divided by zero
+    assert LabelScale.of(task.info.model_copy(update={"target": "multilabel"}), []) is None
 
 
 def test_losses_by_hand() -> None:
     nan = torch.nan
+
+    def known_loss(target: Target, outputs: Tensor, labels: Tensor) -> Tensor:
+        return loss(outputs, labels, TaskInfo(labels=("a", "b"), target=target))
+
     numbers = known_loss(
         "regression", torch.tensor([[1.0, 2.0], [4.0, 0.0]]), torch.tensor([[3.0, nan], [nan, 1.0]])
     )
@@ -181,12 +195,13 @@ def test_losses_by_hand() -> None:
     assert float(known_loss("multiclass", logits, torch.tensor([0, -1]))) == pytest.approx(
         float(torch.log1p(torch.exp(torch.tensor(-2.0))))
     )
-    for target, labels in (
+    unknown: tuple[tuple[Target, Tensor], ...] = (
         ("multiclass", torch.tensor([-1, -1])),
         ("regression", torch.full((2, 2), nan)),
         ("multilabel", torch.full((2, 2), nan)),
-    ):
-        assert float(known_loss(target, logits, labels)) == 0  # type: ignore[arg-type]
+    )
+    for target, labels in unknown:
+        assert float(known_loss(target, logits, labels)) == 0
 
 
 def test_scores_by_hand() -> None:
@@ -202,6 +217,9 @@ def test_scores_by_hand() -> None:
         torch.tensor([[0.0], [1.0], [nan], [1.0]]),
         torch.tensor([[0.0], [1.0], [9.0], [-1.0]]),
     ) == pytest.approx(0.5)
+
+
+LINKED = TaskInfo(labels=("linked",), level="node")
 
 
 def two_blocks(size: int = 30) -> LinkTask:
@@ -222,18 +240,15 @@ def two_blocks(size: int = 30) -> LinkTask:
     )
     graph = FeatureGraph(x, torch.cat([train_links, train_links.flip(0)], dim=1))
     parts = {"train": train_links, "valid": test[:, :20], "test": test[:, 20:]}
-    return LinkTask(
-        (graph,), 4, None, 8, parts, {"valid": others[:, :20], "test": others[:, 20:60]}, known
-    )  # type: ignore[arg-type]
+    drawn = {"valid": others[:, :20], "test": others[:, 20:60]}
+    return LinkTask((graph,), 4, None, LINKED, 8, parts, drawn, known)  # type: ignore[arg-type]
 
 
 def test_links_are_learnt(tmp_path: Path) -> None:
     task = two_blocks()
     result = run({"a": task}, tmp_path / "state.pt")
     # of pairs within a group half are linked
-    assert (
-        evaluate(fitted_model(result.network, SHAPE, result.heads["a"], task), task, "test") > 0.7
-    )
+    assert evaluate(result, "a", task, "test") > 0.7
 
 
 def test_pairs_without_a_link_are_drawn_anew_from_our_own_seed() -> None:
@@ -252,12 +267,14 @@ def test_pairs_without_a_link_are_drawn_anew_from_our_own_seed() -> None:
 def test_a_model_is_its_network_and_its_head() -> None:
     torch.manual_seed(0)
     graph = FeatureGraph(torch.randn(3, 4), torch.tensor([[0, 1], [1, 0]]))
-    task = LinkTask((graph,), 4, None, 2, {}, {}, graph.edge_index)
-    batch = task.calibration(1, 1)[0][0]
-    network = GraphNetwork(SHAPE).eval()
-    nodes, graphs = TaskModel(network, "node", 2), TaskModel(network, "graph", 2)
-    graphs.head.load_state_dict(nodes.head.state_dict())
-    torch.testing.assert_close(graphs(batch), nodes(batch).mean(0, keepdim=True))
+    task = LinkTask((graph,), 4, None, LINKED, 2, {}, {}, graph.edge_index)
+    batch = task.calibration(1, 1, 0)[0][0]
+    whole = replace(task, info=LINKED.model_copy(update={"level": "graph"}))
+    model = MultitaskModel(GRAPHS, SHAPE, {"nodes": task, "graphs": whole}).eval()
+    model.head("graphs").load_state_dict(model.head("nodes").state_dict())
+    nodes = model(batch, "nodes")
+    assert nodes.shape == (3, 2)
+    torch.testing.assert_close(model(batch, "graphs"), nodes.mean(0, keepdim=True))
 
 
 @pytest.mark.parametrize("kind", ["pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat"])
@@ -276,9 +293,9 @@ def test_nodes_within_one_link_more_than_layers_decide_an_answer(kind: str) -> N
     assert 5 < int(near.sum()) < 55
     numbers = near.cumsum(0) - 1
     inside = graph.edge_index[:, near[graph.edge_index].all(0)]
-    part = FeatureGraph(graph.x[near], numbers[inside])
+    around = FeatureGraph(graph.x[near], numbers[inside])
     torch.manual_seed(0)
     network = GraphNetwork(shape).eval()
     torch.testing.assert_close(
-        network(collate_features([part]))[numbers[7]], network(collate_features([graph]))[7]
+        network(collate_features([around]))[numbers[7]], network(collate_features([graph]))[7]
     )

@@ -1,0 +1,219 @@
+"""The configuration of a run on molecules: one YAML file per published setting."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from merging.config.base import Count, Section
+from merging.data.molecule_dataset import MOLECULENET
+from merging.data.molecule_tables import DatasetSpec
+from merging.family import RunConfig
+from merging.mergers.registry import merger_spec
+from merging.training.settings import AlignmentConfig, FinetuneConfig, MultitaskConfig
+from models.errors import ConfigError
+from models.experts.router import RouterConfig
+from models.names import Name, check_distinct
+from models.networks.hu2020 import BackboneConfig
+from models.validation import problems_of
+
+_FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
+"""Figures that are no sweep's (`merging.drawing.figures`)."""
+BASE_VARIANT = "full"
+"""Row of every group of variants: the configuration with `ablation_base` and no other change."""
+
+
+class CompareConfig(Section):
+    """What `gmerging compare` puts beside G-Merging.
+
+    Attributes:
+        mergers: by name the option sets that are tried; the one with the best validation average is
+            reported.
+        multitask: joint training; None leaves it out.
+        forest_trees, forest_trees_by_task: trees in each random forest on ECFP4 fingerprints; None
+            leaves the forests out.
+        ablations, sweeps: G-Merging with settings changed (see `MoleculeConfig.varied`), each
+            trained and measured on its own.
+        ablation_base: changes that all ablations and sweeps share, and the row that they are
+            compared with.
+        ablation_tasks: the tasks that ablations and sweeps are measured on; none means all. The
+            backbone is merged of all tasks in any case.
+    """
+
+    mergers: dict[str, tuple[dict[str, Any], ...]] = {}
+    multitask: MultitaskConfig | None = None
+    forest_trees: Count | None = 500
+    forest_trees_by_task: dict[str, Count] = {}
+    ablation_base: dict[str, dict[str, Any]] = {}
+    ablation_tasks: tuple[str, ...] = ()
+    ablations: dict[str, dict[str, dict[str, Any]]] = {}
+    sweeps: dict[Name, dict[str, dict[str, dict[str, Any]]]] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if taken := [name for name in self.sweeps if name.casefold() in _FIGURES]:
+            raise ValueError(
+                f"sweeps: got {taken[0]!r}, the name of another figure, expected another"
+            )
+        check_distinct(self.sweeps)
+        for variants in (self.ablations, *self.sweeps.values()):
+            if BASE_VARIANT in variants:
+                raise ValueError(
+                    f"got a variant {BASE_VARIANT!r}, which is the base, expected another name"
+                )
+        for method, candidates in self.mergers.items():
+            if not candidates:
+                raise ValueError(
+                    f"compare.mergers.{method}: got no option set, expected at least one ({{}} is"
+                    " the defaults)"
+                )
+            for options in candidates:
+                merger_spec(method).parse(options)
+        return self
+
+
+class PretrainedConfig(Section):
+    """The checkpoint that all experts start from.
+
+    Attributes:
+        weights: a path, or the name of a published checkpoint (see `merging.data.checkpoints`).
+        source: where another checkpoint came from, in a sentence for manifest and model card;
+            None: what is published is known by its bytes, else path and SHA-256 are recorded.
+    """
+
+    backbone: BackboneConfig
+    weights: str
+    source: str | None = None
+
+
+class MoleculeConfig(RunConfig):
+    """Tasks on molecules, fine-tuned from one checkpoint, merged, and corrected by adapters: one
+    setting of the paper.
+
+    Attributes:
+        pretrained: the checkpoint.
+        datasets: where the molecules of tasks are that are no published set.
+        finetune, alignment: of all tasks; `_by_task` names what differs.
+        router: how the adapters of several tasks are mixed.
+        compare: what `gmerging compare` puts beside G-Merging.
+    """
+
+    description: str
+    pretrained: PretrainedConfig
+    tasks: tuple[Name, ...]
+    datasets: dict[str, DatasetSpec] = {}
+    finetune: FinetuneConfig = FinetuneConfig()
+    finetune_by_task: dict[str, FinetuneConfig] = {}
+    alignment: AlignmentConfig = AlignmentConfig()
+    alignment_by_task: dict[str, AlignmentConfig] = {}
+    router: RouterConfig = RouterConfig()
+    compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: Any) -> Any:
+        """Sections by task need only name what differs from the common section."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for section in ("finetune", "alignment"):
+            common, by_task = values.get(section, {}), values.get(f"{section}_by_task", {})
+            if isinstance(common, dict) and isinstance(by_task, dict):
+                values[f"{section}_by_task"] = {
+                    task: {**common, **own} if isinstance(own, dict) else own
+                    for task, own in by_task.items()
+                }
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.tasks:
+            raise ValueError("tasks: got none, expected at least one")
+        by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
+        named = {name for section in by_task for name in section}
+        named |= {*self.compare.ablation_tasks, *self.compare.forest_trees_by_task}
+        unknown = sorted(named - set(self.tasks))
+        if unknown:
+            expected = f"expected names among tasks {list(self.tasks)}"
+            raise ValueError(f"settings by task: got names {unknown}, {expected}")
+        without_data = [
+            task for task in self.tasks if task not in self.datasets and task not in MOLECULENET
+        ]
+        if without_data:
+            raise ValueError(
+                f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described"
+                " under `datasets`"
+            )
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
+        check_distinct(self.tasks)
+        ranks = {self.alignment.rank, *(own.rank for own in self.alignment_by_task.values())}
+        if len(ranks) > 1:
+            raise ValueError(
+                f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank"
+                " stacks them)"
+            )
+        return self
+
+    @property
+    def shape(self) -> BackboneConfig:
+        """The backbone's."""
+        return self.pretrained.backbone
+
+    @property
+    def rank(self) -> int:
+        """Of the adapters."""
+        return self.alignment.rank
+
+    @property
+    def routing(self) -> RouterConfig:
+        """How the adapters of several tasks are mixed."""
+        return self.router
+
+    @property
+    def joint_training(self) -> MultitaskConfig | None:
+        """`compare.multitask`."""
+        return self.compare.multitask
+
+    def dataset_for(self, task: str) -> DatasetSpec:
+        """Where a task's molecules are: described in the configuration, or one of the eight
+        published sets."""
+        return self.datasets.get(task) or MOLECULENET[task]
+
+    def training_for(self, task: str) -> FinetuneConfig:
+        """Fine-tuning settings of a task."""
+        return self.finetune_by_task.get(task, self.finetune)
+
+    def alignment_for(self, task: str) -> AlignmentConfig:
+        """Adapter training settings of a task."""
+        return self.alignment_by_task.get(task, self.alignment)
+
+    def varied(self, changes: Mapping[str, Mapping[str, Any]]) -> "MoleculeConfig":
+        """The same configuration with changes by section: `{"alignment": {"rank": 10}}`, for every
+        task alike. A change of `merge` replaces it.
+
+        Raises:
+            pydantic.ValidationError: the result does not fit, or there is no such section.
+        """
+        values = self.model_dump()
+        for section, changed in changes.items():
+            own = None if section == "merge" else values.get(section)
+            values[section] = {**own, **changed} if isinstance(own, dict) else dict(changed)
+            for task, own in values.get(f"{section}_by_task", {}).items():
+                values[f"{section}_by_task"][task] = own | changed
+        return MoleculeConfig.model_validate(values)
+
+    def check_variants(self) -> None:
+        """Raises ConfigError: an ablation or a sweep does not fit."""
+        groups = {"ablations": self.compare.ablations}
+        groups |= {f"sweeps.{name}": variants for name, variants in self.compare.sweeps.items()}
+        base = self._variant("ablation_base", self.compare.ablation_base)
+        for group, variants in groups.items():
+            for name, change in variants.items():
+                base._variant(f"{group}.{name}", change)
+
+    def _variant(self, place: str, change: Mapping[str, Any]) -> "MoleculeConfig":
+        try:
+            return self.varied(change)
+        except ValidationError as error:
+            raise ConfigError(f"compare.{place}: {problems_of(error, MoleculeConfig)}") from error

@@ -1,0 +1,114 @@
+"""Molecules, offline: the backbones of Hu et al. 2020, fine-tuned from pre-trained weights."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from merging.data.checkpoints import find_checkpoint, origin
+from merging.data.files import sha256
+from merging.data.molecule_dataset import MoleculeDataset, load_dataset
+from merging.families.molecule_config import MoleculeConfig
+from merging.family import Folders, OfflineFamily, StateDict
+from merging.training.settings import MultitaskConfig
+from models.data.smiles import READING_RULE
+from models.experts.expert import Expert
+from models.experts.unified import DEFAULT_ROUTING
+from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind, load_backbone
+from models.state_dict import load_tensors
+
+_CHEMISTRY = (
+    "Trained on drug-like molecules and environmental chemicals; answers for other chemistry "
+    "(polymers, metals, very large molecules) are extrapolations."
+)
+
+
+class Molecules(OfflineFamily):
+    """Backbones of Hu et al. with a linear head for each task, and adapters on the merged one."""
+
+    kinds = get_args(BackboneKind)
+    config = MoleculeConfig
+    adapters = True
+
+    def read(
+        self, config: MoleculeConfig, task: str, folders: Folders, seed: int
+    ) -> MoleculeDataset:
+        """A task's molecules: featurised once ever, then read from the work folder. Raises
+        DataError."""
+        spec, cache = config.dataset_for(task), folders.work / "data"
+        dataset = load_dataset(task, spec, folders.data, cache, folders.workers)
+        return replace(dataset, about=spec.about)
+
+    def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
+        """With random weights."""
+        return Backbone(shape, dropout)
+
+    def initial(self, config: MoleculeConfig, seed: int, folders: Folders) -> StateDict:
+        """The checkpoint, checked against the backbone's shape. Raises CheckpointError."""
+        state = load_backbone(checkpoint(config, folders), config.shape).state_dict()
+        return {f"network.{key}": value for key, value in state.items()}
+
+    def origin(self, config: MoleculeConfig, folders: Folders) -> str:
+        """The checkpoint by its bytes, and how molecules are read."""
+        return f"{sha256(checkpoint(config, folders))}, reading rule {READING_RULE}"
+
+    def shared(self, data: MoleculeDataset, settings: MultitaskConfig) -> MoleculeDataset:
+        """With at most `cap` molecules in an epoch."""
+        return replace(data, most_per_epoch=settings.cap)
+
+    def expert(
+        self, config: MoleculeConfig, data: MoleculeDataset, head: StateDict, adapters: StateDict
+    ) -> Expert:
+        """A task's head behind its adapters, of whatever rank these are."""
+        info, rank = data.info, adapters["sites.0.up"].shape[0]
+        made = Expert(config.shape, rank, info.labels, info.level, info.target)
+        load_tensors(made.head, head, "head")
+        load_tensors(made.adapters, adapters, "adapters")
+        return made
+
+    def provenance(self, config: MoleculeConfig, folders: Folders) -> dict[str, Any]:
+        """The checkpoint, and where it came from."""
+        path, given = checkpoint(config, folders), config.pretrained
+        source = given.source or origin(given.weights, path)
+        return {"pretrained_sha256": sha256(path), "pretrained_source": source}
+
+    def about(self, manifest: Any) -> str:
+        """What was merged, and what an answer is."""
+        shape = manifest.backbone
+        return f"""\
+One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim}) merged from
+{len(manifest.tasks)} fine-tuned models, with adapters of rank {manifest.rank} at
+{shape.num_layers + 1} sites for each task.
+
+An answer is the probability that a label is 1, as the data set defines it. Without another wish it
+is given with routing `{DEFAULT_ROUTING}`."""
+
+    def limits(self, manifest: Any) -> str:
+        """What the tasks' data allow to say: those of MoleculeNet are known, others are their
+        owner's."""
+        described = manifest.provenance["config"]["datasets"]
+        own = [task for task in manifest.tasks if described.get(task, {}).get("file")]
+        published = [task for task in manifest.tasks if task not in own]
+        lines = []
+        if published:
+            terms = (
+                "; SIDER's terms are share-alike and non-commercial" if "sider" in published else ""
+            )
+            lines = [_CHEMISTRY, f"Data of {', '.join(published)}: MoleculeNet{terms}."]
+        if own:
+            files = "the files in the table above, under their owner's terms"
+            lines += [f"Data of {', '.join(own)}: {files}."]
+            unlike = "Answers for molecules that are unlike those of the files are extrapolations."
+            lines += [unlike]
+        lines += [
+            f"Pre-trained weights: {manifest.provenance['pretrained_source']}.",
+            "For research: no answer of this model is a statement on the safety of a substance.",
+        ]
+        return "\n".join(lines)
+
+
+def checkpoint(config: MoleculeConfig, folders: Folders) -> Path:
+    """The file that all models start from. Raises CheckpointError: see `find_checkpoint`."""
+    return find_checkpoint(config.pretrained.weights, folders.work, folders.data)
+
+
+MOLECULES = Molecules()

@@ -1,0 +1,12 @@
+"""The one table of offline families. Nothing registers itself on import."""
+
+from collections.abc import Mapping
+
+from merging.families.force_fields import FORCE_FIELDS
+from merging.families.graphs import GRAPHS
+from merging.families.molecules import MOLECULES
+from merging.family import OfflineFamily
+
+FAMILIES: tuple[OfflineFamily, ...] = (MOLECULES, GRAPHS, FORCE_FIELDS)
+KINDS: Mapping[str, OfflineFamily] = {kind: family for family in FAMILIES for kind in family.kinds}
+"""The families by the kind of their networks."""

@@ -1,1 +1,0 @@
-"""GFFMerge: force fields of several systems, merged into one network in closed form."""

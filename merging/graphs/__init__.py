@@ -1,1 +1,0 @@
-"""Offline work on graphs with any numeric node features: data, training, merging and release."""
