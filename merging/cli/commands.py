@@ -33,8 +33,8 @@ from merging.studies.report import (
     summary_table,
 )
 from merging.training.pretraining import load_pretrain_config, pretrain
-from models.artifact import Manifest
 from models.errors import ConfigError, DataError
+from models.manifest import Manifest
 
 PLAIN_RESULTS = Path("neighbours/generic-graphs.json")
 """Below the folder of results, those of models without adapters."""

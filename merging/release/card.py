@@ -9,7 +9,7 @@ from merging.mergers.registry import MERGERS
 from merging.run.scores import AUTHORS_BATCH_SIZE
 from merging.studies.markdown import markdown_table, percent
 from merging.training.metrics import TITLES
-from models.artifact import Manifest
+from models.manifest import Manifest
 
 CALIBRATION = """\
 Probabilities are calibrated by a temperature per label, fitted on the validation part and folded

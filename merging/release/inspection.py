@@ -18,8 +18,7 @@ def describe(folder: Path) -> str:
     """
     artifact = load_parts(folder)
     manifest, shape = artifact.manifest, artifact.manifest.backbone
-    lengths = shape.model_dump()
-    layers = lengths.get("num_layers", lengths.get("num_interactions"))
+    layers, width = shape.size
     backbone = sum(parameter.numel() for parameter in artifact.backbone.parameters())
     sizes = [
         (key, value.numel())
@@ -44,10 +43,7 @@ def describe(folder: Path) -> str:
                 f" {manifest.created}, verified, sha256 {artifact.digest[:12]}"
             ),
             f"takes: {manifest.input.kind}",
-            (
-                f"backbone: {shape.kind}, {layers} layers x {shape.hidden_dim}, {backbone:,}"
-                " parameters"
-            ),
+            (f"backbone: {shape.kind}, {layers} layers x {width}, {backbone:,} parameters"),
             (
                 f"adapters: rank {manifest.rank}, {len(artifact.experts)} experts, {adapters:,}"
                 " parameters"

@@ -22,8 +22,9 @@ from merging.run.scores import (
 )
 from merging.run.stage import Stage
 from merging.run.stages import check_shared, heads, merged_network
-from models.artifact import Manifest, check_output, make_manifest, save_artifact
+from models.artifact import check_output, save_artifact
 from models.errors import ConfigError
+from models.manifest import Manifest, make_manifest
 
 Calibrated = dict[str, dict[str, float]]
 
