@@ -1,32 +1,26 @@
 """What every merger takes and gives."""
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from merging.mergers.task_vector import TaskVector
 from models.data.batch import GraphBatch, mean_readout
 from models.errors import InvalidInputError
-from models.networks.hu2020 import Backbone, BackboneKind
-from models.networks.pyg import GraphNetwork, GraphNetworkKind
-from models.networks.schnet import ForceField
+from models.families.table import FAMILIES
+from models.networks.hu2020 import Backbone
+from models.networks.pyg import GraphNetwork
 from models.state_dict import load_tensors
 from models.task import Level
 
 Network = Backbone | GraphNetwork
 """Those with a readout and a linear head."""
-NETWORKS: Mapping[str, Callable[[Any], nn.Module]] = {
-    **dict.fromkeys(get_args(BackboneKind), Backbone),
-    **dict.fromkeys(get_args(GraphNetworkKind), GraphNetwork),
-    "schnet": ForceField,
-}
-"""The networks that can be merged, by the kind of their shape."""
 
 
 class MergerOptions(BaseModel):
@@ -107,7 +101,7 @@ class MergeInputs:
     def network(self, tensors: dict[str, Tensor]) -> Any:
         """A backbone with these weights of its own, in evaluation mode, on their device. Raises
         CheckpointError (see `load_tensors`)."""
-        network = NETWORKS[self.config.kind](self.config)
+        network = FAMILIES[self.config.kind].network(self.config)
         load_tensors(network, tensors, "a backbone to merge")
         return network.eval().to(next(iter(tensors.values())).device)
 
