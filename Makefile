@@ -18,7 +18,7 @@ FAST := tests/test_architecture.py \
 		transport/test_twd.py test_artifact.py) \
 	$(addprefix tests/merging/,run/test_config.py mergers/test_mergers.py \
 		data/test_checkpoints.py) \
-	$(addprefix tests/service/,http/test_http.py core/test_batcher.py test_settings.py \
+	$(addprefix tests/service/,http/routes/test_predictions.py core/test_batcher.py test_settings.py \
 		test_readme.py)
 
 .PHONY: help serve test test-all check check-fast release audit smoke bench-smoke gpu-pack gpu-check clean

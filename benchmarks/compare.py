@@ -27,8 +27,9 @@ from benchmarks.peers import PEERS, Peer
 from merging.data.files import read_json, write_json
 from models.artifact import load_artifact, load_parts
 from models.compiled.model import CompiledModel
-from models.data.molecule import MolGraph, collate
+from models.data.molecule import collate
 from models.data.smiles import read_graphs
+from models.errors import MoleculeError
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
@@ -46,7 +47,7 @@ def answer(model: CompiledModel, smiles: Sequence[str], routing: Routing) -> int
             [
                 graph
                 for graph in read_graphs(smiles[begin : begin + _BATCH])
-                if isinstance(graph, MolGraph)
+                if not isinstance(graph, MoleculeError)
             ]
         )
         answered += int(
@@ -137,7 +138,7 @@ def separate_models() -> list[CompiledModel]:
 def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
     """Eight models one after the other against one pass of ours, from graphs to probabilities, and
     their memory."""
-    graphs = [graph for graph in read_graphs(smiles) if isinstance(graph, MolGraph)]
+    graphs = [graph for graph in read_graphs(smiles) if not isinstance(graph, MoleculeError)]
     batches = [collate(graphs[begin : begin + _BATCH]) for begin in range(0, len(graphs), _BATCH)]
     ours, theirs = CompiledModel(load_artifact(RELEASED).model), separate_models()
 

@@ -39,7 +39,7 @@ from benchmarks.own_service import get, loaded, post, served, timed_posts
 from models.artifact import load_artifact
 from models.data.molecule import MolGraph, collate, pack
 from models.data.smiles import featurize_all
-from models.experts.unified import Routing, UnifiedModel
+from models.experts.unified import Routing
 from models.networks.hu2020 import Backbone, load_backbone
 from models.transport.problem import Solver
 from service.core.engine import ArtifactEngine, PassOutput
@@ -188,7 +188,6 @@ def breakdown(bench: Bench, engine: ArtifactEngine) -> dict[str, float]:
     model = load_artifact(RELEASED, bench.device).model
     batch = collate(graphs)
     moved = batch.to(bench.device)
-    assert isinstance(model, UnifiedModel)
 
     def back() -> object:
         return [values.cpu() for values in output.probabilities.values()]
@@ -229,8 +228,6 @@ def training(bench: Bench) -> dict[str, Any]:
     from merging.training.settings import AlignmentConfig
 
     released = load_artifact(RELEASED).model
-    assert isinstance(released, UnifiedModel)
-    assert isinstance(released.backbone, Backbone)
     graphs = pack(bench.graphs[:512])
     found: dict[str, Any] = {}
     for solver in get_args(Solver):

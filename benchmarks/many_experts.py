@@ -24,21 +24,15 @@ from torch import Tensor
 from benchmarks.measuring import RESULTS, in_turns, machine, summary
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
-from models.artifact import (
-    ArtifactParts,
-    Manifest,
-    load_artifact,
-    load_parts,
-    make_manifest,
-    save_artifact,
-)
+from models.artifact import ArtifactParts, load_artifact, load_parts, save_artifact
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
 from models.data.smiles import featurize
 from models.experts.expert import Expert
 from models.experts.unified import UnifiedModel
-from models.screening import ScreenedModel, looked_at, nearest_experts
+from models.manifest import Manifest, make_manifest
+from models.screening import ScreenedModel, candidate_experts, nearest_experts
 from models.task import TaskInfo
 
 _NOISE = 0.05, 0.1, 0.2, 0.5
@@ -179,7 +173,7 @@ def loading(parts: ArtifactParts, rounds: int) -> dict[str, Any]:
             folder, screened(parts.manifest, {}, candidates), parts.backbone, parts.experts
         )
         cases = {
-            "lazily": partial(load_artifact, folder, tasks=looked_at(manifest, task)),
+            "lazily": partial(load_artifact, folder, tasks=candidate_experts(manifest, task)),
             "all_parts": partial(load_parts, folder),
             "as_a_model": partial(load_artifact, folder),
         }

@@ -30,7 +30,7 @@ from models.compiled.model import CompiledModel
 from models.data import smiles as featurize
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, pack
-from models.experts.unified import Routing, UnifiedModel
+from models.experts.unified import Routing
 
 ROUTINGS: tuple[Routing, ...] = ("own", "moe")
 _ORDER_MATTERS = ("@", "/", "\\", "[H]", "[IH", "->", "<-")
@@ -193,7 +193,6 @@ def main() -> None:
     arguments = options.parse_args()
     torch.set_num_threads(1)
     artifact = load_artifact(RELEASED)
-    assert isinstance(artifact.model, UnifiedModel)
     model, path = CompiledModel(artifact.model), RESULTS / "reading_rule.json"
     found: dict[str, Any] = {
         "machine": machine(1),

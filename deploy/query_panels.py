@@ -1,10 +1,9 @@
-"""Ask Prometheus for everything that the dashboard shows, and fail unless there is a number for all
-of it.
+"""Query Prometheus for every expression of the dashboard, and fail if one has no number.
 
     python3 deploy/query_panels.py 127.0.0.1:9090 bbbp
 
-Needs nothing but Python. Rates need two scrapes with something between them, so it asks for a
-while.
+It needs Python alone. A rate needs two scrapes with requests between them, so queries are repeated
+for a while.
 """
 
 import argparse
@@ -20,7 +19,11 @@ DASHBOARD = Path(__file__).parent / "grafana" / "dashboards" / "gmerging.json"
 
 
 def panel_expressions(task: str) -> dict[str, str]:
-    """Every expression of the dashboard by its panel, with values for Grafana's variables."""
+    """Return every expression of the dashboard by panel, with Grafana's variables filled in.
+
+    Args:
+        task: value of the variable `task`.
+    """
     panels = json.loads(DASHBOARD.read_text())["panels"]
     return {
         f"{panel['title']} {target['refId']}": (
@@ -32,8 +35,16 @@ def panel_expressions(task: str) -> dict[str, str]:
 
 
 def has_number(address: str, expression: str) -> bool:
-    """Whether an instant query has at least one result that is a number (0/0 is none)."""
-    # rather than urllib: it knows no proxy settings
+    """Return whether an instant query has a result that is a finite number (0/0 is none).
+
+    Args:
+        address: Prometheus' `host:port`.
+        expression: PromQL expression.
+
+    Raises:
+        SystemExit: Prometheus refuses the expression.
+    """
+    # http.client and not urllib, which would use the proxy of the environment.
     connection = http.client.HTTPConnection(address, timeout=10)
     connection.request("GET", "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
     answer = json.load(connection.getresponse())
@@ -43,23 +54,25 @@ def has_number(address: str, expression: str) -> bool:
 
 
 def main() -> None:
-    """Ask until all has an answer, or the time is over."""
+    """Repeat the queries until every expression has a number, or the time is up."""
     parser = argparse.ArgumentParser(
         description="Ask Prometheus for everything that the dashboard shows."
     )
     parser.add_argument("address", help="of Prometheus: host:port")
     parser.add_argument("task", help="to show routing weights for")
     parser.add_argument("--seconds", type=float, default=60, help="how long to wait for data")
-    chosen = parser.parse_args()
-    everything = missing = panel_expressions(chosen.task)
-    deadline = time.monotonic() + chosen.seconds
+    options = parser.parse_args()
+    expressions = missing = panel_expressions(options.task)
+    deadline = time.monotonic() + options.seconds
     while missing := {
-        name: each for name, each in missing.items() if not has_number(chosen.address, each)
+        panel: expression
+        for panel, expression in missing.items()
+        if not has_number(options.address, expression)
     }:
         if time.monotonic() > deadline:
-            sys.exit("\n".join(f"no data for {name}: {each}" for name, each in missing.items()))
+            sys.exit("\n".join(f"no data for {panel}: {q}" for panel, q in missing.items()))
         time.sleep(1)
-    sys.stdout.write(f"all {len(everything)} expressions of the dashboard have data\n")
+    sys.stdout.write(f"all {len(expressions)} expressions of the dashboard have data\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The merged model on disk: one folder with `manifest.json`, `backbone.safetensors` and
+"""The merged model on disk: a folder with `manifest.json`, `backbone.safetensors` and
 `tasks/<task>.safetensors`.
 
-The manifest names every file with its sha256, so that an artifact is either loaded whole and
-unaltered or refused. There is no pickle in it.
+The manifest has the sha256 of every file: an artifact whose files were altered is refused. There is
+no pickle in it.
 """
 
 import hashlib
@@ -13,117 +13,28 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeInput
-from models.data.smiles import READING_RULE
 from models.errors import ArtifactError, CheckpointError
-from models.experts.expert import Expert
-from models.experts.router import RouterConfig
-from models.experts.unified import UnifiedModel
+from models.families.molecules import molecular_backbone
 from models.files import replace_folder, sync, temporary_beside
-from models.names import Name, check_distinct
-from models.networks.hu2020 import Backbone, BackboneConfig
-from models.networks.pyg import GraphNetwork, GraphNetworkConfig
-from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
+from models.manifest import FORMAT_VERSION, Manifest
+from models.networks.hu2020 import Backbone
 from models.state_dict import load_tensors
-from models.task import TaskInfo, select_tasks
+from models.task import select_tasks
 from models.trial import try_tasks
 from models.validation import problems_of
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"
 CARD = "README.md"
-
-NetworkConfig = Annotated[
-    BackboneConfig | GraphNetworkConfig | ForceFieldConfig, Field(discriminator="kind")
-]
-Network = Backbone | GraphNetwork | ForceField
-Member = Expert | ForceFieldExpert
-"""What a task brings to a network."""
-_TAKES: dict[type[BaseModel], type[BaseModel]] = {
-    MoleculeInput: BackboneConfig,
-    FeatureInput: GraphNetworkConfig,
-    AtomsInput: ForceFieldConfig,
-}
-
-
-class Manifest(BaseModel):
-    """What an artifact is and where it came from.
-
-    Attributes:
-        format_version: of this file format.
-        name, version: of the model.
-        created: UTC, ISO 8601.
-        input: what the model takes.
-        backbone, rank, router: shape and options; rank 0: there are no adapters.
-        tasks: in the order of the experts.
-        nearest: by task, other tasks whose experts the router is likely to find near, nearest first
-            (`models.screening`). Empty: not known.
-        provenance: configuration, seed, library versions and checksums of what it was made from.
-        metrics: what was measured when it was made.
-        files: sha256 of every other file, by path inside the folder.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int
-    name: Name
-    version: str
-    created: str
-    input: InputSchema = MoleculeInput()
-    backbone: NetworkConfig
-    rank: int = Field(ge=0)
-    router: RouterConfig
-    tasks: dict[Name, TaskInfo] = Field(min_length=1)
-    nearest: dict[str, tuple[str, ...]] = {}
-    provenance: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    files: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        check_distinct(self.tasks)
-        return self
-
-    @model_validator(mode="after")
-    def _check_input(self) -> Self:
-        if not isinstance(self.backbone, _TAKES[type(self.input)]):
-            raise ValueError(
-                f"input: got kind {self.input.kind!r} for a backbone of kind"
-                f" {self.backbone.kind!r}, which takes something else"
-            )
-        by_task = {"graph": "num_features", "atoms": "elements"}.get(self.input.kind)
-        if by_task and getattr(self.input, by_task).keys() != self.tasks.keys():
-            raise ValueError(
-                f"input.{by_task}: got entries for {list(getattr(self.input, by_task))!a}, expected"
-                " one for each task"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_nearest(self) -> Self:
-        if self.nearest and self.nearest.keys() != self.tasks.keys():
-            raise ValueError(
-                f"nearest: got entries for {list(self.nearest)!a}, expected one for each task, or"
-                " none at all"
-            )
-        for task, others in self.nearest.items():
-            if len({task, *others}) <= len(others) or not self.tasks.keys() >= set(others):
-                raise ValueError(
-                    f"nearest: got {others!a} for {task}, expected other tasks of the manifest,"
-                    " each once"
-                )
-        return self
 
 
 @dataclass(frozen=True)
@@ -132,22 +43,28 @@ class Artifact:
 
     Attributes:
         manifest: its manifest, of all tasks.
-        model: ready to answer those tasks that were loaded.
+        model: ready to answer those tasks that were loaded; what the manifest's family makes.
         digest: sha256 of the manifest file, and so of everything.
     """
 
     manifest: Manifest
-    model: UnifiedModel | MergedForceField
+    model: Any
     digest: str
 
 
 @dataclass(frozen=True)
 class ArtifactParts:
-    """An artifact taken apart: the merged backbone, and what each task that was loaded brings; the
-    manifest is of all tasks."""
+    """An artifact taken apart.
+
+    Attributes:
+        manifest: of all tasks.
+        backbone: the merged network.
+        experts: what every task that was loaded brings, by task.
+        digest: sha256 of the manifest file.
+    """
 
     manifest: Manifest
-    backbone: Network
+    backbone: nn.Module
     experts: dict[str, Any]
     digest: str
 
@@ -155,38 +72,7 @@ class ArtifactParts:
     def molecular_backbone(self) -> Backbone:
         """The backbone, for what only artifacts for molecules can have done to them. Raises
         ArtifactError."""
-        if not isinstance(self.backbone, Backbone):
-            raise ArtifactError(
-                f"got an artifact of kind {self.manifest.input.kind!r}, expected one for molecules"
-            )
-        return self.backbone
-
-
-def make_manifest(
-    name: str,
-    version: str,
-    backbone: BackboneConfig | GraphNetworkConfig | ForceFieldConfig,
-    rank: int,
-    router: RouterConfig,
-    tasks: Mapping[str, TaskInfo],
-    input: InputSchema | None = None,  # noqa: A002 - as in the file
-    provenance: dict[str, Any] | None = None,
-    metrics: dict[str, Any] | None = None,
-) -> Manifest:
-    """A manifest of today's format, made now; `save_artifact` fills in the checksums."""
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        name=name,
-        version=version,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        input=input or MoleculeInput(reading_rule=READING_RULE),
-        backbone=backbone,
-        rank=rank,
-        router=router,
-        tasks=dict(tasks),
-        provenance=provenance or {},
-        metrics=metrics or {},
-    )
+        return molecular_backbone(self.backbone, self.manifest.input.kind)
 
 
 def check_output(
@@ -197,23 +83,23 @@ def check_output(
     replace: bool = False,
     made_from: str | None = None,
 ) -> Path:
-    """Where an artifact may be written: asked before hours of training, and again after them.
+    """Check that an artifact may be written to a folder, before hours of training and after them.
 
-    A folder that is not there, or empty, may be written. An artifact may be replaced by itself in
-    the same or a newer version: of the same name and tasks. Whatever else is there stays, and so
-    does an artifact that is read-only.
+    It may be written to a folder that does not exist or is empty, or in place of an artifact of the
+    same name and tasks in the same or an older version. It may not replace anything else, nor a
+    read-only artifact.
 
     Args:
-        folder: where.
+        folder: to write to.
         name, version, tasks: of the artifact that is to be written.
-        replace: an artifact of another name, of other tasks or newer may be replaced too.
-        made_from: digest of the artifact that the new one is made from, which may be replaced too.
+        replace: it may also replace an artifact of another name, of other tasks or newer.
+        made_from: digest of the artifact that it is made from, which it may also replace.
 
     Returns:
         The folder, absolute and without symbolic links.
 
     Raises:
-        ArtifactError: it may not; the message says why.
+        ArtifactError: it may not be written there, and why.
     """
     target = _writable(folder)
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
@@ -252,7 +138,8 @@ def check_output(
 
 
 def _writable(folder: Path) -> Path:
-    """The folder, absolute and without symbolic links, if something may be written there at all."""
+    """The folder, absolute and without symbolic links. Raises ArtifactError: nothing can be written
+    there."""
     try:
         target = folder.resolve()
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -268,7 +155,7 @@ def _writable(folder: Path) -> Path:
             raise ArtifactError(f"{folder}: {message}")
     there = next(parent for parent in target.parents if os.path.lexists(parent))
     trial = temporary_beside(there / target.name)
-    try:  # rights alone do not tell: a file system may be read-only or of another kind
+    try:  # permissions do not tell: the file system may be read-only
         trial.mkdir()
         trial.rmdir()
     except OSError as error:
@@ -282,31 +169,31 @@ def _may_change(folder: Path) -> bool:
 
 
 def _numbers(version: str) -> list[int]:
-    """What versions are compared by: 1.10.0 comes after 1.9.0."""
+    """The numbers of a version, for comparison: 1.10.0 is newer than 1.9.0."""
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def save_artifact(
     folder: Path,
     manifest: Manifest,
-    backbone: Network,
-    experts: Mapping[str, Member],
+    backbone: nn.Module,
+    experts: Mapping[str, nn.Module],
     card: str = "",
     replace: bool = False,
     made_from: str | None = None,
 ) -> Manifest:
-    """Write an artifact: a reader sees the old folder or the new one, never a mixture.
+    """Write an artifact atomically: a reader sees the old folder or the new one.
 
-    It is written beside the folder, read back, and every task has to answer, before anything is
-    replaced. If that fails, what was there stays, and nothing else.
+    It is first written beside the folder and loaded again, and every task answers a small input. If
+    any of that fails, the old folder stays as it was and nothing else is left.
 
     Args:
-        folder: where, see `check_output`.
+        folder: to write to, see `check_output`.
         manifest: without checksums.
-        backbone: the merged one (its own BatchNorm statistics are not used and stay as they are).
+        backbone: the merged network; its BatchNorm statistics are not used, every task has its own.
         experts: by task, in the order of the manifest.
-        card: text of `README.md`, the model card; none if empty.
-        replace, made_from: which artifacts may be replaced, see `check_output`.
+        card: text of `README.md`, the model card; empty: no such file.
+        replace, made_from: which artifacts it may replace, see `check_output`.
 
     Returns:
         The manifest as written.
@@ -367,10 +254,10 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _read_back(folder: Path) -> None:
-    """Raises ArtifactError: what was written cannot be loaded, or a task does not answer."""
+    """Load a written artifact and try its tasks. Raises ArtifactError."""
     parts = load_parts(folder)
     try:
-        try_tasks(parts.backbone, parts.experts, parts.manifest.input)
+        try_tasks(parts.manifest, parts.backbone, parts.experts)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {error}") from error
 
@@ -378,28 +265,25 @@ def _read_back(folder: Path) -> None:
 def load_artifact(
     folder: Path, device: torch.device | str = "cpu", tasks: Sequence[str] | None = None
 ) -> Artifact:
-    """Load and verify an artifact or some of its tasks, ready to answer; the router then mixes
-    these. Raises as `load_parts`."""
+    """Load and verify an artifact, or some of its tasks, whose experts alone are then mixed. Raises
+    as `load_parts`."""
     return assemble(load_parts(folder, tasks), device)
 
 
 def assemble(parts: ArtifactParts, device: torch.device | str = "cpu") -> Artifact:
-    """The parts put together, ready to answer."""
-    model: UnifiedModel | MergedForceField
-    if isinstance(parts.backbone, ForceField):
-        model = MergedForceField(parts.backbone, parts.experts)
-    else:
-        model = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
-    return Artifact(parts.manifest, model.to(device), parts.digest)
+    """Put the parts of an artifact together into its model, on a device."""
+    manifest = parts.manifest
+    model = manifest.family.model(parts.backbone, parts.experts, manifest.router)
+    return Artifact(manifest, model.to(device), parts.digest)
 
 
 def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactParts:
-    """Load and verify what an artifact is made of, to make another one from it.
+    """Load and verify the parts of an artifact, for example to make another one from them.
 
     Args:
         folder: of the artifact.
-        tasks: whose files are read and in what order; no other task's file has to be there. None:
-            all, and whatever else has a checksum.
+        tasks: names of the tasks to load, in this order; other tasks' files may be missing. None:
+            all tasks, and every file that has a checksum is verified.
 
     Raises:
         UnknownTaskError: the manifest has no such task.
@@ -411,76 +295,36 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
     names, _ = select_tasks(tuple(manifest.tasks), tasks)
     needed = manifest.files if tasks is None else (BACKBONE, *map(_task_file, names))
     contents = {name: _read_verified(folder, name, manifest.files[name]) for name in needed}
+    backbone, experts = _modules(manifest, names, folder)
+    _fill(backbone, contents[BACKBONE], folder / BACKBONE)
+    for task, expert in experts.items():
+        _fill(expert, contents[_task_file(task)], folder / _task_file(task))
+        try:
+            manifest.family.check_expert(expert, manifest.input, task)
+        except ArtifactError as error:
+            raise ArtifactError(f"{folder / _task_file(task)}: {error}") from error
+    return ArtifactParts(manifest, backbone.eval(), experts, digest)
+
+
+def _modules(
+    manifest: Manifest, tasks: Iterable[str], folder: Path
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The network and the tasks' experts before their weights are loaded. Raises ArtifactError."""
+    family, shape = manifest.family, manifest.backbone
     try:
-        backbone = _network(manifest.backbone)
-        experts = {task: _member(manifest, task) for task in names}
+        return family.network(shape), {
+            task: family.expert(shape, manifest.rank, manifest.tasks[task], manifest.input, task)
+            for task in tasks
+        }
     except (RuntimeError, MemoryError) as error:
         found = f"got sizes of a network that cannot be made: {error}"
         raise ArtifactError(
             f"{folder / MANIFEST}: {found}, expected those of the tensors"
         ) from error
-    _fill(backbone, contents[BACKBONE], folder / BACKBONE)
-    for task, expert in experts.items():
-        _fill(expert, contents[_task_file(task)], folder / _task_file(task))
-        _check_expert(expert, folder / _task_file(task))
-    parts = ArtifactParts(manifest, backbone.eval(), experts, digest)
-    if isinstance(backbone, ForceField):
-        _check_elements(parts, folder)
-    return parts
-
-
-def _check_expert(expert: Member, origin: Path) -> None:
-    """Raises ArtifactError: a variance is negative, or no adapter subtracts anything.
-
-    A single adapter may be idle: which ones are trained is a setting (`alignment.sites`).
-    """
-    if not isinstance(expert, Expert):
-        return
-    if bool((expert.adapters.norm_var < 0).any()):
-        raise ArtifactError(f"{origin}: adapters.norm_var is negative, expected variances")
-    if expert.adapters.rank and not expert.adapters.active_sites:
-        raise ArtifactError(
-            f"{origin}: adapters.sites.*.up or .down are zero at all {len(expert.adapters.sites)} "
-            f"sites, expected adapters of rank {expert.adapters.rank} that do something"
-        )
-
-
-def _check_elements(parts: ArtifactParts, folder: Path) -> None:
-    """What the manifest promises to answer, and what the tensors say, must be the same: else the
-    first request would find out."""
-    assert isinstance(parts.manifest.input, AtomsInput)  # as the manifest was checked
-    for task, expert in parts.experts.items():
-        known, declared = (
-            expert.elements.nonzero().flatten().tolist(),
-            sorted(set(parts.manifest.input.elements[task])),
-        )
-        if known != declared:
-            raise ArtifactError(
-                f"{folder}: got elements {known} in the tensors of {task}, expected those of the"
-                f" manifest, {declared}"
-            )
-
-
-def _network(config: BackboneConfig | GraphNetworkConfig | ForceFieldConfig) -> Network:
-    if isinstance(config, ForceFieldConfig):
-        return ForceField(config)
-    return GraphNetwork(config) if isinstance(config, GraphNetworkConfig) else Backbone(config)
-
-
-def _member(manifest: Manifest, task: str) -> Member:
-    if isinstance(manifest.backbone, ForceFieldConfig):
-        return ForceFieldExpert(manifest.backbone)
-    info = manifest.tasks[task]
-    num_features = (
-        manifest.input.num_features[task] if isinstance(manifest.input, FeatureInput) else None
-    )
-    return Expert(
-        manifest.backbone, manifest.rank, info.labels, info.level, info.target, num_features
-    )
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
-    """The manifest and its sha256, checked but for the tensors. Raises ArtifactError."""
+    """Read and check the manifest alone; returns it with its sha256. Raises ArtifactError."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"got no {MANIFEST} in {folder}, expected an artifact folder")

@@ -1,27 +1,28 @@
-"""Many experts: which ones a task's mixture looks at, found in advance, and a model that looks at
-no others.
+"""Many experts: a list of candidates for every task, made in advance, and a model that mixes only
+these.
 
-The router's work for a request grows with the number of experts K, and its tables with K^2. Which
-experts are near is mostly a matter of the experts and not of the molecule, so that it is estimated
-once, on molecules without labels; a request is then routed exactly, among few. Source: ours.
+The router's work per request grows with the number of experts K, and its tables with K^2. Which
+experts are near depends mostly on the experts, little on the molecule. So it is estimated once, on
+molecules without labels; a request is then routed exactly among the candidates. Source: ours.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.artifact import ArtifactParts, Manifest
-from models.compiled.model import CompiledModel, fastest
+from models.artifact import ArtifactParts
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
-from models.errors import InvalidInputError
+from models.errors import ArtifactError, InvalidInputError
 from models.experts.adapter import apply_norm, trace
 from models.experts.expert import Expert
-from models.experts.router import RouterConfig, cosine_cost, graph_distances
-from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedModel, UnifiedOutput
-from models.networks.hu2020 import Backbone
+from models.experts.router import RouterConfig, cosine_cost_of_products, graph_distances
+from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedOutput
+from models.manifest import Manifest
+from models.networks.base import LayeredNetwork
 from models.task import select_tasks
 
 _SEED = 0
@@ -30,7 +31,7 @@ _KEPT = 64  # small models at a time
 
 
 def nearest_experts(
-    backbone: Backbone,
+    backbone: LayeredNetwork,
     experts: Mapping[str, Expert],
     router: RouterConfig,
     graphs: Sequence[MolGraph],
@@ -38,27 +39,27 @@ def nearest_experts(
     tasks: Iterable[str] | None = None,
     nodes: int = 256,
 ) -> dict[str, tuple[str, ...]]:
-    """Which experts a task's router is likely to find near: a screen, and no bound on what it
-    leaves out.
+    """The experts that a task's router is likely to find near. An estimate: an expert that is left
+    out may be near for some molecule.
 
-    The task's own stream (not the mixed one) passes over the graphs. At each site that mixes, every
-    expert's mean distance from the own expert is taken: at the graph site the router's own, at a
-    node site the cost of leaving all mass where it is, on a sample of nodes. That is what the
-    transport problem costs at most, if solved exactly, as a few matrix products. An expert is as
-    near as at the site where it is nearest of all, since each site chooses for itself; ties are
-    broken by the mean over the sites, in units of the temperatures. How many are enough depends on
-    how many are about equally near, times the sites (`benchmarks/many_experts.py`); experts without
-    relatives have no short list. Runs on the CPU.
+    The graphs pass through the task's own stream (routing "own"). At every site that mixes, the
+    mean distance of every expert's output from the own expert's is taken: at the graph site the
+    router's distance; at a node site the cost of moving no mass, on a sample of nodes, which is an
+    upper bound of the exact transport cost and takes a few matrix products. Experts are ranked by
+    the best of their ranks at the sites, since every site mixes by its own distances; ties are
+    broken by the mean distance over the sites, in units of the temperatures. How many candidates
+    are enough: `benchmarks/many_experts.py`; experts that are about equally far have no short list.
+    Runs on the CPU.
 
-    Work for K tasks grows with K^2: K passes, and 4 d r K multiplications for each sampled row of
-    each site of each.
+    Work for K tasks grows with K^2: K passes, and 4 d r K multiplications per sampled row and site
+    of a pass.
 
     Args:
         backbone, experts, router: as of a `UnifiedModel`; no table of pairs of experts is made.
-        graphs: a few hundred, like those that will be asked about.
-        most: how many names for each task, at most.
-        tasks: for which; None is all.
-        nodes: how many are drawn of all graphs together, with a fixed seed.
+        graphs: a few hundred, like those of later requests.
+        most: maximal number of names per task.
+        tasks: whose nearest experts to find; None: all.
+        nodes: number of nodes drawn from all graphs together, with a fixed seed.
 
     Returns:
         By task, names of other tasks, nearest first: `Manifest.nearest`.
@@ -81,8 +82,8 @@ def nearest_experts(
         for task, own in zip(names, positions, strict=True):
             inputs = _site_inputs(backbone, experts[task], batch, drawn)
             scores = [
-                each.distances(inputs[site], own, site == num_layers)
-                for site, each in sites.items()
+                adapters.distances(inputs[site], own, site == num_layers)
+                for site, adapters in sites.items()
             ]
             temperatures = [
                 router.graph_temperature if site == num_layers else router.temperature
@@ -94,8 +95,14 @@ def nearest_experts(
 
 
 class _Site:
-    """The adapters of all experts at one site, side by side: down (d, K r), up (K r, d), squares
-    (K, r, r) the products of each with itself."""
+    """The adapters of all experts at one site, concatenated.
+
+    Attributes:
+        size: (K, r).
+        down: (d, K r).
+        up: (K r, d).
+        squares: (K, r, r), W_up_k W_up_k^T of every expert k.
+    """
 
     def __init__(self, experts: Iterable[Expert], site: int) -> None:
         adapters = [expert.adapters.sites[site] for expert in experts]
@@ -104,7 +111,8 @@ class _Site:
         self.size, self.up, self.squares = up.shape[:2], up.flatten(0, 1), up @ up.mT
 
     def distances(self, h: Tensor, own: int, of_graphs: bool) -> Tensor:
-        """Mean over the rows of h (n, d) of each expert's distance from the own one: (K,)."""
+        """Distance of every expert's output from the own expert's, mean over the rows of h (n, d):
+        (K,)."""
         of_block = self._graph_distances if of_graphs else self._node_costs
         return torch.cat([of_block(block, own) for block in h.split(_BLOCK)]).mean(0)
 
@@ -118,14 +126,14 @@ class _Site:
         output = z[:, own] @ self.up.unflatten(0, self.size)[own]
         inner = torch.linalg.vecdot((output @ self.up.T).unflatten(1, self.size), z)
         square = torch.einsum("nkr,krq,nkq->nk", z, self.squares, z).clamp_(min=0)
-        return cosine_cost(inner, square, square[:, own, None].expand_as(square))
+        return cosine_cost_of_products(inner, square, square[:, own, None].expand_as(square))
 
 
 def _site_inputs(
-    backbone: Backbone, expert: Expert, batch: GraphBatch, drawn: Tensor
+    backbone: LayeredNetwork, expert: Expert, batch: GraphBatch, drawn: Tensor
 ) -> list[Tensor]:
-    """What the adapters of each site see in the task's own stream: the drawn rows (n, d) at node
-    sites, all (G, d) at the graph site."""
+    """Inputs of a task's adapters in its own stream, by site: the drawn rows (n, d) at node sites,
+    all rows (G, d) at the graph site."""
     adapters, inputs = expert.adapters, []
 
     def correct(site: int, h: Tensor) -> Tensor:
@@ -144,17 +152,17 @@ def _site_inputs(
 
 
 def _order(scores: Tensor) -> list[int]:
-    """Experts by the best of their ranks at the sites, then by the mean of their scores: (sites, K)
-    -> K numbers."""
+    """Experts sorted by their best rank at any site, then by their mean score: (sites, K) -> K
+    numbers."""
     best = scores.argsort(1).argsort(1).amin(0)
     by_mean = scores.mean(0).argsort()
     order: list[int] = by_mean[best[by_mean].argsort(stable=True)].tolist()
     return order
 
 
-def looked_at(manifest: Manifest, task: str) -> tuple[str, ...]:
-    """The tasks whose experts are looked at for a task: itself and its nearest, `candidates` of
-    them; all tasks unless `is_screened`."""
+def candidate_experts(manifest: Manifest, task: str) -> tuple[str, ...]:
+    """The tasks whose experts a task's mixture considers: itself and the nearest `candidates`; all
+    tasks unless `is_screened`."""
     select_tasks(tuple(manifest.tasks), [task])
     return (
         (task, *manifest.nearest[task][: manifest.router.candidates])
@@ -164,7 +172,7 @@ def looked_at(manifest: Manifest, task: str) -> tuple[str, ...]:
 
 
 def is_screened(manifest: Manifest) -> bool:
-    """Whether an artifact wants not all of its experts to be looked at."""
+    """Whether a task's mixture considers only some of the artifact's experts."""
     candidates = manifest.router.candidates
     return (
         bool(manifest.nearest) and candidates is not None and len(manifest.tasks) > candidates + 1
@@ -172,18 +180,22 @@ def is_screened(manifest: Manifest) -> bool:
 
 
 class ScreenedModel:
-    """Answers as a `UnifiedModel` of all experts does, with stored statistics, from small models
-    that are made when they are needed.
+    """Answers for all experts from small models of a few of them, which are made on first use.
 
-    Routings "moe" and "merged" have one small model for each asked task, of the experts that are
-    looked at for it; the answer's weights are over all experts and zero for the others. Routing
-    "own" has one for so many tasks in a row; its answers are the same. Every expert is held once,
-    and no pairs of them.
+    With routings "moe" and "merged" every requested task has a small model of its candidate
+    experts; the routing weights are over all experts, 0 for those that are no candidates. With
+    routing "own" a small model answers several neighbouring tasks, as `UnifiedModel` does. Stored
+    statistics. Every expert is held once; no table of pairs of experts is made.
     """
 
     def __init__(self, parts: ArtifactParts, device: torch.device | str = "cpu") -> None:
-        """Raises InvalidInputError: the artifact has no table, no `candidates`, or no more experts
-        than those; or not all of them are loaded."""
+        """Prepare; small models are made when they are needed.
+
+        Raises:
+            InvalidInputError: the artifact has no `nearest`, no `candidates`, or no more experts
+                than candidates; or not all of its experts are loaded.
+            ArtifactError: its model mixes no experts.
+        """
         manifest = parts.manifest
         if not is_screened(manifest) or tuple(parts.experts) != tuple(manifest.tasks):
             raise InvalidInputError(
@@ -192,10 +204,13 @@ class ScreenedModel:
             )
         self.tasks, self._manifest = tuple(manifest.tasks), manifest
         self._position = {task: k for k, task in enumerate(self.tasks)}
-        # Of a function and not of a method: nothing then points back to this object, and its memory
-        # is free as soon as it is dropped.
+        # A cached function, not a method: it holds no reference to this object, whose memory is
+        # freed as soon as it is dropped.
         self._small = lru_cache(_KEPT)(partial(_small_model, parts, device))
         self.site_names = self._small(self.tasks[:1]).site_names
+        if not self.site_names:
+            got = f"got `nearest` for a backbone of kind {manifest.backbone.kind!r}"
+            raise ArtifactError(f"{got}, expected it only where experts are mixed")
 
     def __call__(
         self,
@@ -208,7 +223,7 @@ class ScreenedModel:
         logits, weights = {}, {}
         for experts, asked in self._groups(names, routing).items():
             output = self._small(experts)(batch, asked, routing)
-            positions = [self._position[each] for each in experts]
+            positions = [self._position[task] for task in experts]
             for task in asked:
                 logits[task], few = output.logits[task], output.routing_weights[task]
                 weights[task] = few.new_zeros(*few.shape[:-1], len(self.tasks))
@@ -219,9 +234,9 @@ class ScreenedModel:
         )
 
     def _groups(self, names: Sequence[str], routing: Routing) -> dict[tuple[str, ...], list[str]]:
-        """The asked tasks by the experts of the small model that answers them."""
+        """The requested tasks by the experts of the small model that answers them."""
         if routing != "own":
-            return {looked_at(self._manifest, task): [task] for task in names}
+            return {candidate_experts(self._manifest, task): [task] for task in names}
         size = (self._manifest.router.candidates or 0) + 1
         groups: dict[tuple[str, ...], list[str]] = {}
         for task in names:
@@ -230,14 +245,8 @@ class ScreenedModel:
         return groups
 
 
-def _small_model(
-    parts: ArtifactParts, device: torch.device | str, experts: tuple[str, ...]
-) -> CompiledModel | UnifiedModel:
+def _small_model(parts: ArtifactParts, device: torch.device | str, tasks: tuple[str, ...]) -> Any:
+    family, experts = parts.manifest.family, {task: parts.experts[task] for task in tasks}
     with torch.inference_mode(False):  # it outlives the request that it is made in
-        return fastest(
-            UnifiedModel(
-                parts.molecular_backbone,
-                {task: parts.experts[task] for task in experts},
-                parts.manifest.router,
-            ).to(device)
-        )
+        model = family.model(parts.backbone, experts, parts.manifest.router)
+        return family.served(model.to(device))

@@ -1,4 +1,4 @@
-"""`python -m service`, or `gmerging-serve`: the service under uvicorn."""
+"""Entry point of `python -m service` and `gmerging-serve`: run the service under uvicorn."""
 
 import argparse
 import contextlib
@@ -19,8 +19,8 @@ from uvicorn.config import STARTUP_FAILURE
 from models.errors import ConfigError, GMergingError
 from service.bulk.jobs import JobStore
 from service.settings import Settings, load_settings
-from service.sockets import address_of, listen, not_free
-from service.supervisor import HANGS_SECONDS, Supervisor
+from service.sockets import listen, port_error, url_of
+from service.supervisor import UNRESPONSIVE_SECONDS, Supervisor
 from service.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -30,8 +30,16 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve until told to stop by SIGINT or SIGTERM; then finish what is in flight and exit with 0.
-    Or make an API key."""
+    """Run the service until SIGINT or SIGTERM, or print a new API key.
+
+    On a signal the service finishes the requests in flight and the process exits with status 0.
+
+    Args:
+        arguments: command-line arguments without the program's name; `sys.argv[1:]` if None.
+
+    Raises:
+        SystemExit: a setting, the artifact or the port cannot be used; its code is the message.
+    """
     parser = argparse.ArgumentParser(
         "gmerging-serve",
         description=(
@@ -43,10 +51,10 @@ def main(arguments: list[str] | None = None) -> None:
         "key", help="make an API key, and the entry for the list of keys that opens for it"
     )
     key.add_argument("name", help="who will hold it; shown in logs")
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
-        if chosen.command == "key":
-            _print_key(chosen.name)
+        if options.command == "key":
+            _print_key(options.name)
         else:
             _serve(load_settings())
     except (GMergingError, ValueError) as error:
@@ -64,60 +72,61 @@ def _print_key(name: str) -> None:
 
 def _serve(settings: Settings) -> None:
     configure_logging(settings)
-    # uvicorn repeats the signal that stopped it once it is done; by default that would make a clean
-    # stop look like a death by signal.
+    # uvicorn raises the signal that stopped it once more when it is done. The default handler would
+    # turn a clean stop into a death by signal.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
-    # Or every process that Python starts for us, as `python -c`, has the current folder in front of
-    # its path, and takes what lies there for ours.
+    # Child processes (`python -c`) would otherwise import modules of the current folder first.
     os.environ["PYTHONSAFEPATH"] = "1"
-    _leave_folder()
+    _leave_current_folder()
     options = {
         "log_config": None,
-        "access_log": False,  # the middleware's has the request's id and the route
+        "access_log": False,  # the middleware logs requests, with their id and route
         "server_header": False,
         "timeout_graceful_shutdown": settings.shutdown_seconds,
-        "timeout_worker_healthcheck": HANGS_SECONDS,
+        "timeout_worker_healthcheck": UNRESPONSIVE_SECONDS,
     }
-    if settings.jobs is not None:  # before anything that takes time
+    if settings.jobs is not None:  # checks the folder before the models are loaded
         JobStore(settings.jobs, 3600 * settings.job_hours)
-    serve = _serve_alone if settings.workers == 1 else _serve_together
-    with contextlib.ExitStack() as taken:
+    serve = _serve_one_process if settings.workers == 1 else _serve_workers
+    with contextlib.ExitStack() as closing:
         sockets = listen(settings.host, settings.port)
         for listening in sockets:
-            taken.enter_context(listening)
+            closing.enter_context(listening)
         serve(settings, sockets, options)
 
 
-def _leave_folder() -> None:
-    """Go to a folder that stays.
+def _leave_current_folder() -> None:
+    """Change to the root folder, and make the entries of PYTHONPATH absolute.
 
-    Every process that is started later begins in the current folder, and does not begin at all
-    where that has been removed, as the folder of a release that was replaced.
+    A child process starts in the current folder of its parent, and cannot start where that folder
+    was deleted, as a deployment that replaces a release does.
     """
     if path := os.environ.get("PYTHONPATH"):
-        with contextlib.suppress(FileNotFoundError):  # it has been removed already
+        with contextlib.suppress(FileNotFoundError):  # the current folder was deleted
             entries = map(os.path.abspath, path.split(os.pathsep))
             os.environ["PYTHONPATH"] = os.pathsep.join(entries)
     os.chdir("/")
 
 
 class _Server(uvicorn.Server):
-    """Says where it answers; uvicorn does so only for sockets of its own."""
+    """uvicorn server that logs the addresses of sockets it was given; uvicorn logs only its own."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        _say_where(sockets or [])
+        _log_addresses(sockets or [])
 
 
-def _serve_alone(settings: Settings, sockets: list[socket.socket], options: dict[str, Any]) -> None:
+def _serve_one_process(
+    settings: Settings, sockets: list[socket.socket], options: dict[str, Any]
+) -> None:
     from service.app import create_app
     from service.core.engine import load_engine
 
     app = create_app(settings)
     _serve_metrics(settings, app.state.metrics.registry)
-    # Loaded here and not by the application, so that an artifact that cannot be used is one line
-    # and not a traceback.
+    # Loaded here and not in the lifespan, so that an artifact that cannot be used is reported in
+    # one line and not as a traceback.
     app.state.engine = load_engine(settings.artifact, settings)
     server = _Server(uvicorn.Config(app, **options))
     server.run(sockets)
@@ -125,7 +134,7 @@ def _serve_alone(settings: Settings, sockets: list[socket.socket], options: dict
         sys.exit(STARTUP_FAILURE)
 
 
-def _serve_together(
+def _serve_workers(
     settings: Settings,
     sockets: list[socket.socket],
     options: dict[str, Any],
@@ -133,7 +142,7 @@ def _serve_together(
     from models.artifact import load_parts
 
     with tempfile.TemporaryDirectory(prefix="gmerging-") as folder:
-        # Workers inherit it, and prometheus-client reads it when it is imported: not before here.
+        # Set before the first import of prometheus-client, which reads it; workers inherit it.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         from service.app import worker_app
         from service.telemetry.metrics import shared_registry
@@ -143,7 +152,7 @@ def _serve_together(
         options |= {"factory": True, "workers": settings.workers}
         config = uvicorn.Config(partial(worker_app, settings), **options)
         supervisor = Supervisor(config, sockets)
-        _say_where(sockets)
+        _log_addresses(sockets)
         supervisor.run()
     if supervisor.failed:
         sys.exit(STARTUP_FAILURE)
@@ -157,13 +166,13 @@ def _serve_metrics(settings: Settings, registry: "CollectorRegistry") -> None:
     try:
         start_http_server(settings.metrics_port, settings.host, registry)
     except OSError as error:
-        sentence = not_free("METRICS_PORT", settings.host, settings.metrics_port, error)
-        raise ConfigError(sentence) from None
+        message = port_error("METRICS_PORT", settings.host, settings.metrics_port, error)
+        raise ConfigError(message) from None
 
 
-def _say_where(sockets: list[socket.socket]) -> None:
+def _log_addresses(sockets: list[socket.socket]) -> None:
     for listening in sockets:
-        log.info("running on %s (press Ctrl-C to quit)", address_of(listening))
+        log.info("running on %s (press Ctrl-C to quit)", url_of(listening))
 
 
 def _exit(_number: int, _frame: FrameType | None) -> None:

@@ -1,5 +1,4 @@
-"""The application: joins settings, engines, routes and middleware. Nothing is built when this
-module is imported."""
+"""The application: joins settings, models, routes and middleware. Importing it builds nothing."""
 
 import asyncio
 import logging
@@ -23,11 +22,11 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 
-from service.bulk.flow import StreamPlaces
+from service.bulk.flow import StreamPermits
 from service.bulk.job_runner import JobRunner
 from service.bulk.jobs import JobStore
 from service.core.engine import Engine, load_engine
-from service.core.memory import keep_flat, settled
+from service.core.memory import frozen_gc, limit_malloc_arenas
 from service.core.models import ModelRegistry
 from service.core.parsing import LOSSES
 from service.core.pipeline import Pipeline
@@ -50,7 +49,7 @@ from service.http.routes import (
     operation,
     predictions,
 )
-from service.http.routes.common import closed_query
+from service.http.routes.common import refuse_unknown_parameters
 from service.rates import Rates
 from service.schemas import StreamLine
 from service.security import KeyRing
@@ -69,7 +68,7 @@ DESCRIPTION = (
 
 _REFRESH_SECONDS = 1.0
 _UPLOAD_SECONDS = 3600.0
-# For the documentation alone: `Authenticate` checks keys, before a body is read.
+# For the OpenAPI document only: the middleware `Authenticate` checks the keys.
 _KEYS = [
     Security(HTTPBearer(auto_error=False)),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
@@ -77,49 +76,45 @@ _KEYS = [
 
 
 class Application(FastAPI):
-    """FastAPI whose OpenAPI document says that problems are `application/problem+json`, as they
-    are."""
+    """FastAPI application whose OpenAPI document lists problems as `application/problem+json`."""
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document."""
+        """Build the OpenAPI document once, and return it."""
         if self.openapi_schema is None:
             document = super().openapi()
-            # Bodies that a route reads by itself are not among those that FastAPI knows of.
+            # FastAPI does not know the bodies that a route reads by itself.
             document["components"]["schemas"] |= _schemas_of(InferRequest, StreamLine)
-            responses = [
-                r
-                for path in document["paths"].values()
-                for operation in path.values()
-                for r in operation["responses"].values()
+            operations = [
+                operation for path in document["paths"].values() for operation in path.values()
             ]
+            responses = [r for operation in operations for r in operation["responses"].values()]
             for content in (response.get("content", {}) for response in responses):
-                if (
-                    content.get("application/json", {})
-                    .get("schema", {})
-                    .get("$ref", "")
-                    .endswith("/Problem")
-                ):
+                schema = content.get("application/json", {}).get("schema", {})
+                if schema.get("$ref", "").endswith("/Problem"):
                     content[MEDIA_TYPE] = content.pop("application/json")
             self.openapi_schema = document
         return self.openapi_schema
 
 
-def _schemas_of(*kinds: type[BaseModel]) -> dict[str, Any]:
-    schemas: dict[str, Any] = models_json_schema(
-        [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
-    )[1]["$defs"]
+def _schemas_of(*models: type[BaseModel]) -> dict[str, Any]:
+    template = "#/components/schemas/{model}"
+    document = models_json_schema([(m, "validation") for m in models], ref_template=template)[1]
+    schemas: dict[str, Any] = document["$defs"]
     return schemas
 
 
 def worker_app(settings: Settings) -> FastAPI:
-    """The application of one of several worker processes; these end when their supervisor does."""
+    """Create the application of one worker process, which exits when its supervisor does."""
     configure_logging(settings)
-    threading.Thread(target=_end_with_parent, name="end with parent", daemon=True).start()
+    threading.Thread(target=_exit_with_parent, name="exit with parent", daemon=True).start()
     return create_app(settings)
 
 
-def _end_with_parent() -> None:
-    """Or workers whose supervisor was killed would hold the port, with nobody to stop them."""
+def _exit_with_parent() -> None:
+    """Send SIGTERM to this process once its supervisor is gone.
+
+    A worker whose supervisor was killed would hold the port, with nobody left to stop it.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -129,25 +124,31 @@ def _end_with_parent() -> None:
 
 
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
-    """Build an application.
+    """Create the application.
 
     Args:
-        settings: from the environment if None.
-        engine: answers requests that name no model; loaded from the settings' artifact at
-            start-up if None, and if `app.state.engine` is not set until then. Start-up fails if a
-            model cannot be used.
+        settings: settings of the service; read from the environment if None.
+        engine: engine of the default model. If None, the lifespan takes `app.state.engine`, or
+            loads the artifact of the settings.
+
+    Returns:
+        An application whose lifespan loads the models, and fails if one of them cannot be used.
+
+    Raises:
+        ConfigError: a setting or the list of API keys is invalid.
     """
-    chosen = load_settings() if settings is None else settings
+    settings = load_settings() if settings is None else settings
     metrics = Metrics(ITEM_CODES, LOSSES)
-    shared = Path(os.environ[MULTIPROCESS_FOLDER]) if MULTIPROCESS_FOLDER in os.environ else None
-    rates = Rates(shared / "rates.json" if shared else None)
-    keys = KeyRing(chosen.api_keys, chosen.api_keys_file, rates)
+    shared = os.environ.get(MULTIPROCESS_FOLDER)
+    shared_folder = None if shared is None else Path(shared)
+    rates = Rates(shared_folder / "rates.json" if shared_folder else None)
+    keys = KeyRing(settings.api_keys, settings.api_keys_file, rates)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _running(chosen, metrics, keys, shared, app.state.engine) as services:
+        async with _running(settings, metrics, keys, shared_folder, app.state.engine) as services:
             app.state.services = services
-            with _draining(services.pipeline, chosen.drain_seconds):
+            with _draining(services.pipeline, settings.drain_seconds):
                 yield
 
     app = Application(
@@ -155,12 +156,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         version=version("g-merging"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        openapi_url=None,  # ours is `documentation.router`
+        openapi_url=None,  # served by `documentation.router`
         redirect_slashes=False,
     )
     app.state.metrics, app.state.services, app.state.engine = metrics, None, engine
     open_routers = [operation.router, inference_protocol.health_router]
-    if chosen.metrics_port is None:
+    if settings.metrics_port is None:
         open_routers.append(operation.metrics_router)
     keyed_routers = [
         predictions.router,
@@ -171,31 +172,31 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     ]
     for router in open_routers:
         app.include_router(router)
-    app.include_router(documentation.router, dependencies=[Depends(closed_query)])
+    app.include_router(documentation.router, dependencies=[Depends(refuse_unknown_parameters)])
     for router in keyed_routers:
-        app.include_router(router, dependencies=[Depends(closed_query), *_KEYS])
+        app.include_router(router, dependencies=[Depends(refuse_unknown_parameters), *_KEYS])
     install_handlers(app)
     routers = [*open_routers, documentation.router, *keyed_routers]
     routes = [route for router in routers for route in router.routes]
-    _add_middleware(app, chosen, metrics, keys, routes)
+    _add_middleware(app, settings, metrics, keys, routes)
     return app
 
 
 def _add_middleware(
-    app: FastAPI, chosen: Settings, metrics: Metrics, keys: KeyRing, routes: Sequence[BaseRoute]
+    app: FastAPI, settings: Settings, metrics: Metrics, keys: KeyRing, routes: Sequence[BaseRoute]
 ) -> None:
-    """Each is added around what is there: the last one is the outermost."""
+    """Add the middleware from the innermost to the outermost."""
     app.add_middleware(HeadAsGet)
-    app.add_middleware(LimitBody, limits=partial(_body_limit, chosen))
+    app.add_middleware(LimitBody, limits=partial(_body_limit, settings))
     app.add_middleware(InflateBody)
     app.add_middleware(Authenticate, keys=keys)
-    if chosen.cors_origins:
+    if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=chosen.cors_origins,
+            allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["*"],  # those that name the model, the job and the request
+            expose_headers=["*"],  # X-Model-*, Location, X-Request-Id
         )
     app.add_middleware(ObserveRequests, metrics=metrics, routes=routes)
 
@@ -205,14 +206,17 @@ async def _running(
     settings: Settings,
     metrics: Metrics,
     keys: KeyRing,
-    shared: Path | None,
+    shared_folder: Path | None,
     engine: Engine | None,
 ) -> AsyncIterator[Services]:
-    """The parts of the application, started; stopped at the end, with all requests answered.
+    """Start the services of an application; on exit, answer all requests and stop them.
 
-    `shared` is the folder of several workers.
+    Args:
+        settings, metrics, keys: of the application.
+        shared_folder: folder that all workers of the service share; None for a single process.
+        engine: engine of the default model; loaded from the artifact if None.
     """
-    keep_flat()
+    limit_malloc_arenas()
     if settings.tracing:
         start_tracing()
     registry = ModelRegistry(
@@ -221,34 +225,25 @@ async def _running(
         settings.artifact,
         settings.models,
         settings.watch_seconds,
-        shared / "orders.json" if shared else None,
+        shared_folder / "orders.json" if shared_folder else None,
     )
     pipeline = Pipeline(settings, metrics)
-    jobs = (
-        None
-        if settings.jobs is None
-        else await asyncio.to_thread(JobStore, settings.jobs, 3600 * settings.job_hours)
-    )
+    jobs = None
+    if settings.jobs is not None:
+        jobs = await asyncio.to_thread(JobStore, settings.jobs, 3600 * settings.job_hours)
     runner = None if jobs is None else JobRunner(jobs, pipeline, registry, keys, metrics)
-    metrics.watch(lambda: pipeline.gauges(0 if jobs is None else jobs.waiting()))
-    refreshing = (
-        asyncio.create_task(_refresh(metrics, shared), name="refresh metrics") if shared else None
-    )
+    metrics.read_gauges_with(lambda: pipeline.gauges(0 if jobs is None else jobs.waiting()))
+    refreshing = None
+    if shared_folder is not None:
+        refreshing = asyncio.create_task(_refresh(metrics, shared_folder), name="refresh metrics")
     try:
         await registry.start(engine)
         await pipeline.start()
         if runner is not None:
             runner.start()
-        with settled():
-            yield Services(
-                settings,
-                metrics,
-                keys,
-                pipeline,
-                registry,
-                StreamPlaces(settings.max_streams),
-                jobs,
-            )
+        with frozen_gc():
+            streams = StreamPermits(settings.max_streams)
+            yield Services(settings, metrics, keys, pipeline, registry, streams, jobs)
     finally:
         if runner is not None:
             await runner.close()
@@ -260,7 +255,7 @@ async def _running(
 
 
 async def _refresh(metrics: Metrics, folder: Path) -> None:
-    """Keep this process's gauges new, and forget those of processes that are gone."""
+    """Refresh this worker's gauges every second, and delete those of workers that are gone."""
     while True:
         for pid in {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_*.db")}:
             if not Path(f"/proc/{pid}").exists():
@@ -271,8 +266,10 @@ async def _refresh(metrics: Metrics, folder: Path) -> None:
 
 @contextmanager
 def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
-    """While this holds, SIGTERM and SIGINT first take readiness away, and only `seconds` later stop
-    the server: so load balancers can look away."""
+    """Delay SIGTERM and SIGINT by `seconds`, in which `/readyz` already answers 503.
+
+    Load balancers stop sending requests in that time. A second signal stops the server at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -280,23 +277,20 @@ def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
 
     def stop_later(number: int, frame: FrameType | None) -> None:
         stop = handlers[signal.Signals(number)]
-        again = not pipeline.ready
+        is_second = not pipeline.ready
         pipeline.drain()
-        log.info(
-            "told to stop by %s: not ready from now on, closing in %g s",
-            signal.Signals(number).name,
-            0 if again else seconds,
-        )
+        name, delay = signal.Signals(number).name, 0 if is_second else seconds
+        log.info("told to stop by %s: not ready from now on, closing in %g s", name, delay)
         if not callable(stop):
             return
-        if again or not seconds:
+        if not delay:
             stop(number, frame)
         else:
-            timer = threading.Timer(seconds, stop, (number, None))
+            timer = threading.Timer(delay, stop, (number, None))
             timer.daemon = True
             timer.start()
 
-    # a server's, and not a test's
+    # Only where a server has installed handlers of its own, and not in a test.
     if all(
         callable(handler) and handler is not signal.default_int_handler
         for handler in handlers.values()
@@ -308,7 +302,7 @@ def _draining(pipeline: Pipeline, seconds: float) -> Iterator[None]:
 
 def _body_limit(settings: Settings, path: str) -> BodyLimit | None:
     if path == "/predict/stream":
-        return None  # it has no end, and limits of its own
+        return None  # a stream may be endless; the route limits its lines
     if path == "/predict/file":
         return BodyLimit("max_file_bytes", settings.max_file_bytes, _UPLOAD_SECONDS)
     return BodyLimit("max_body_bytes", settings.max_body_bytes, settings.request_timeout_seconds)

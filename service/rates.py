@@ -1,5 +1,4 @@
-"""How many molecules each client asked for within the last minute, in one process or in all
-workers of a service."""
+"""Sliding count of the molecules per client and minute, for one process or all workers."""
 
 import fcntl
 import math
@@ -13,46 +12,51 @@ import orjson
 
 _WINDOW_SECONDS = 60
 
-_Counts = dict[str, tuple[int, int, int]]  # by client: which minute, its count, the count before
+# By client: number of the minute, its count, the count of the minute before.
+_Counts = dict[str, tuple[int, int, int]]
 
 
 class Rates:
-    """Sliding windows: the count of the minute before goes into the last minute's by the share of
-    it that the last minute still covers."""
+    """Molecules that each client has asked for in the last minute.
+
+    The sliding minute is approximated from two fixed minutes: the count of the previous minute
+    enters with the share of it that the sliding minute still covers.
+    """
 
     def __init__(self, file: Path | None = None) -> None:
-        """Begin with nothing counted.
+        """Start with nothing counted.
 
         Args:
-            file: that the workers of one service share; None: this process is alone.
+            file: file that the workers of a service share; None counts in this process alone.
         """
         self._file = file
         self._counts: _Counts = {}
 
-    def spend(self, client: str, molecules: int, most: int) -> int:
-        """Count molecules if they fit.
+    def spend(self, client: str, molecules: int, limit: int) -> int:
+        """Count molecules if they fit into the client's limit.
 
         Args:
-            client: its name.
-            molecules: at most `most` of them.
-            most: in any minute.
+            client: name of the client.
+            molecules: number of molecules, at most `limit`.
+            limit: molecules per minute.
 
         Returns:
-            0 if they were counted, otherwise the seconds until they will fit, if nobody spends.
+            0 if they were counted; otherwise the seconds until they will fit, if nothing else is
+            counted.
         """
-        with self._shared() as counts:
+        with self._locked_counts() as counts:
             minute, elapsed = divmod(time.monotonic(), _WINDOW_SECONDS)
-            last, count, before = counts.get(client, (int(minute), 0, 0))
-            for _ in range(min(int(minute) - last, 2)):
-                count, before = 0, count
-            room = most - molecules - count
-            if before * (1 - elapsed / _WINDOW_SECONDS) <= room:
-                counts[client] = (int(minute), count + molecules, before)
+            counted_minute, count, previous = counts.get(client, (int(minute), 0, 0))
+            for _ in range(min(int(minute) - counted_minute, 2)):
+                count, previous = 0, count
+            room = limit - molecules - count
+            if previous * (1 - elapsed / _WINDOW_SECONDS) <= room:
+                counts[client] = (int(minute), count + molecules, previous)
                 return 0
-        return max(1, math.ceil(_seconds_until(room, count, before, molecules, most) - elapsed))
+        return max(1, math.ceil(_seconds_until(room, count, previous, molecules, limit) - elapsed))
 
     @contextmanager
-    def _shared(self) -> Iterator[_Counts]:
+    def _locked_counts(self) -> Iterator[_Counts]:
         if self._file is None:
             yield self._counts
             return
@@ -64,12 +68,12 @@ class Rates:
             file.write(orjson.dumps(counts))
 
 
-def _seconds_until(room: int, count: int, before: int, molecules: int, most: int) -> float:
-    """From the beginning of this minute until there is room."""
-    if room >= 0:  # once enough of the minute before has gone
-        return _WINDOW_SECONDS * (1 - room / before)
-    # Once enough of this minute has gone, which begins to go with the next.
-    return _WINDOW_SECONDS * (2 - (most - molecules) / count)
+def _seconds_until(room: int, count: int, previous: int, molecules: int, limit: int) -> float:
+    """Return the seconds from the beginning of this minute until the molecules fit."""
+    if room >= 0:  # once enough of the previous minute has left the window
+        return _WINDOW_SECONDS * (1 - room / previous)
+    # Once enough of this minute has left it, which begins with the next minute.
+    return _WINDOW_SECONDS * (2 - (limit - molecules) / count)
 
 
 def _read(file: IO[bytes]) -> _Counts:

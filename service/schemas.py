@@ -1,5 +1,4 @@
-"""What goes over the wire: requests are validated by these models, answers are documented by
-them."""
+"""Requests and responses of the HTTP API: requests are validated, responses documented by them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from models.data.schema import InputSchema
 from models.errors import did_you_mean
 from models.experts.unified import DEFAULT_ROUTING, Routing
+from models.families.table import AnyInput
 from models.task import Level, Target
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
@@ -40,20 +39,21 @@ WATER = {
     "positions": [[0, 0, 0.117], [0, 0.757, -0.467], [0, -0.757, -0.467]],
 }
 
-# Strict: 6.0, "6" and true are no atom types. Bounded: what does not fit a machine word never
-# reaches a tensor.
+# Strict: 6.0, "6" and true are no atom types. Bounded, so that every value fits into a tensor.
 _Integer = Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)]
 
 
-# Fail fast: a hostile list of a million wrong values is one error, not a million (half a minute and
-# 3 GB for a body of 4 MB).
+# Fail fast: a list of a million wrong values is one error and not a million, which took half a
+# minute and 3 GB for a body of 4 MB.
 _Row = Annotated[list[_Integer], Field(fail_fast=True)]
 _Table = Annotated[list[_Row], Field(fail_fast=True)]
 
 
 def _as_it_came(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Checked and not converted: whether a number was written as an integer is of interest where it
-    is an atom type."""
+    """Check a value without converting it.
+
+    Atom types must have been written as integers, so 5.0 must not become 5.
+    """
     check(value)
     return value
 
@@ -68,11 +68,10 @@ _MOST_UNKNOWN_FIELDS = 10
 
 @dataclass(frozen=True)
 class NoText:
-    """What stands in a list of molecules in place of a text: an error of that item, and of no
-    other.
+    """A value that is not text in a list of molecules; an error of this item only.
 
     Attributes:
-        got: what it is, in words of JSON.
+        got: the kind of the value, in terms of JSON.
     """
 
     got: str
@@ -89,7 +88,7 @@ _OBJECT = NoText("an object")
 
 
 def no_text(item: Any) -> NoText:
-    """What a value of JSON is that is no text."""
+    """Return the kind of a JSON value that is not text."""
     return _NO_TEXT.get(type(item), _OBJECT)
 
 
@@ -98,8 +97,10 @@ def _text_or_kind(item: Any) -> str | NoText:
 
 
 def _listed(value: Any) -> Any:
-    """One is a list of one. Of what is no text only the kind is kept: a million of them cost no
-    more than the list that they came in."""
+    """Return a single text as a list of one, and replace items that are not text by their kind.
+
+    A million wrong values then cost no more memory than the list that they came in.
+    """
     if isinstance(value, list):
         return list(map(_text_or_kind, value))
     return [value] if isinstance(value, str) else value
@@ -115,7 +116,11 @@ _Texts = Annotated[
 
 
 def _exactly_one(fields: dict[str, Any]) -> str:
-    """The name of the one that is given. Raises ValueError."""
+    """Return the name of the one field that is given.
+
+    Raises:
+        ValueError: none or several are given.
+    """
     given = [name for name, value in fields.items() if value is not None]
     if len(given) != 1:
         got = " and ".join(given) or "none"
@@ -129,8 +134,7 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, data: Any) -> Any:
-        """Every unknown field is an error of its own, which names the nearest known one; up to a
-        bound."""
+        """Refuse unknown fields, each with the nearest known name, up to a number of them."""
         unknown = (
             [name for name in data if name not in cls.model_fields]
             if isinstance(data, dict)
@@ -196,9 +200,14 @@ class GraphIn(_Request):
         ),
     )
 
+    def given(self) -> dict[str, Any]:
+        """The fields that are given, by name, in the order of their declaration."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 class PredictRequest(_Request):
-    """Molecules as text, or graphs, and what to answer about them."""
+    """Molecules as text, or graphs, with the tasks to predict."""
 
     smiles: _Texts | None = Field(
         None,
@@ -242,7 +251,7 @@ class PredictRequest(_Request):
 
 
 class StreamLine(_Request):
-    """One line of a stream: an object as this, or a molecule as a JSON string."""
+    """One line of a stream: an object with these fields, or a molecule as a JSON string."""
 
     smiles: str | None = Field(
         None,
@@ -288,7 +297,7 @@ PREDICT_EXAMPLES: dict[str, Any] = {
 
 
 class ModelName(BaseModel):
-    """Which model gave an answer."""
+    """The artifact that gave an answer."""
 
     name: str = Field(examples=["moleculenet-gcn"])
     version: str = Field(examples=["1.0.0"])
@@ -296,14 +305,14 @@ class ModelName(BaseModel):
 
 
 class ItemError(BaseModel):
-    """Why one molecule or graph could not be read."""
+    """Reason why one molecule or graph could not be answered."""
 
     code: str = Field(description="stable name", examples=["smiles_syntax"])
     message: str
 
 
 class NodesOut(BaseModel):
-    """What a task on nodes answers for one graph."""
+    """Answer of a task on nodes for one graph."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -314,7 +323,7 @@ class NodesOut(BaseModel):
 
 
 class EnergyAndForcesOut(BaseModel):
-    """What a force field answers for one structure."""
+    """Answer of a force field for one structure."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -394,12 +403,12 @@ class TasksResponse(BaseModel):
 
 
 class ModelResponse(ModelName):
-    """Everything the artifact says about itself, and the limits of this service."""
+    """Description of a model by its artifact, and the limits of this service."""
 
     created: str
     format_version: int
     device: str
-    input: InputSchema = Field(description="what the model takes")
+    input: AnyInput = Field(description="what the model takes")
     tasks: list[str]
     sites: list[str] = Field(description="where experts are mixed")
     backbone: dict[str, Any]
@@ -412,7 +421,7 @@ class ModelResponse(ModelName):
 
 
 class ModelAction(_Request):
-    """What an admin wants done."""
+    """Action of an admin on a model."""
 
     action: Literal["load", "reload", "unload"] = Field(
         description="`load` takes a new model or a new artifact of one, `reload` only the latter"
@@ -420,7 +429,7 @@ class ModelAction(_Request):
 
 
 class AdminModel(BaseModel):
-    """A model and what it answers from."""
+    """A model and the artifact that it answers from."""
 
     model: str = Field(description="the name by which requests ask for it")
     loaded: bool
@@ -437,7 +446,7 @@ class AdminModelsResponse(BaseModel):
 
 
 class JobOut(BaseModel):
-    """A file that is being answered, or has been."""
+    """State and progress of a job, a file that is being answered."""
 
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
@@ -466,7 +475,7 @@ class HealthResponse(BaseModel):
 
 
 class FieldProblem(BaseModel):
-    """One thing wrong with a request's body."""
+    """One invalid field of a request."""
 
     pointer: str = Field(
         description="JSON pointer to it; of a parameter, where it is and its name",

@@ -1,8 +1,8 @@
-"""What a running application consists of; the routes work with these."""
+"""The services of a running application, as the routes use them."""
 
 from dataclasses import dataclass
 
-from service.bulk.flow import StreamPlaces
+from service.bulk.flow import StreamPermits
 from service.bulk.jobs import JobStore
 from service.core.models import ModelRegistry
 from service.core.pipeline import Pipeline
@@ -13,14 +13,16 @@ from service.telemetry.metrics import Metrics
 
 @dataclass
 class Services:
-    """All parts of an application that was started.
+    """Services of one started application.
 
     Attributes:
-        settings, metrics, keys: of the application.
-        pipeline: answers.
-        models: which models there are.
-        streams: places for streams.
-        jobs: None if there is no folder for them.
+        settings: settings of the service.
+        metrics: Prometheus metrics.
+        keys: API keys and their rate limits.
+        pipeline: answers predictions.
+        models: the loaded models, by name.
+        streams: permits for concurrent streams.
+        jobs: jobs on disk; None if the service keeps no jobs.
     """
 
     settings: Settings
@@ -28,5 +30,5 @@ class Services:
     keys: KeyRing
     pipeline: Pipeline
     models: ModelRegistry
-    streams: StreamPlaces
+    streams: StreamPermits
     jobs: JobStore | None

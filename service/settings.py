@@ -1,4 +1,4 @@
-"""Settings of the service, read from the environment once, at start."""
+"""Settings of the service, read once from the environment."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from models.errors import ConfigError, did_you_mean
 
 PREFIX = "GMERGING_"
 RELEASED_ARTIFACT = Path(models.__file__).parent / "releases" / "moleculenet-gcn"
-ELSEWHERE = frozenset({"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT"})
-"""Variables of the same prefix that are no settings: the first two are read by the command
-`gmerging`, the third by docker-compose.yml."""
+OTHER_VARIABLES = frozenset({"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT"})
+"""Variables with the prefix that are no settings: the command `gmerging` reads the first two,
+docker-compose.yml the third."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -30,28 +30,27 @@ def _absolute(path: Path) -> Path:
 def _origin(text: str) -> str:
     if text not in ("*", "null") and not _ORIGIN.fullmatch(text):
         raise ValueError("expected scheme://host or scheme://host:port, or *")
-    return text.lower()  # as browsers send it
+    return text.lower()  # browsers send it in lower case
 
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]+)?")
 _Origin = Annotated[str, AfterValidator(_origin)]
-# The service leaves the folder that it was started in, and workers are started later.
+# Absolute, because the service leaves its folder before it starts workers.
 _Path = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Settings(BaseSettings):
-    """Every setting is the environment variable `GMERGING_<NAME>`.
+    """Settings of the service; each is read from the environment variable `GMERGING_<NAME>`.
 
-    The defaults of the size limits hold all of MoleculeNet: its largest molecule has 492 atoms and
-    its longest SMILES 1340 characters.
+    The default size limits hold all of MoleculeNet: its largest molecule has 492 atoms, and its
+    longest SMILES 1340 characters.
     """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
     )
 
-    # Loopback, because there are no keys unless some are given: to be reachable from other machines
-    # is a decision. The image takes it (0.0.0.0).
+    # Loopback, because by default there are no keys; the container image listens on 0.0.0.0.
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     metrics_port: int | None = Field(
@@ -82,8 +81,8 @@ class Settings(BaseSettings):
         le=256,
         description="processes that answer, each with its own models, queue and cache",
     )
-    # More threads help one large request on idle cores and hurt on busy ones (measured: 1.7 to 2.7
-    # times slower with two on two busy cores).
+    # More threads speed up one large request on idle cores, and hurt on busy ones
+    # (measured: 1.7 to 2.7 times slower with two threads on two busy cores).
     threads: int = Field(1, ge=1, le=1024, description="torch threads of one model pass")
     parsers: int = Field(
         2, ge=1, le=256, description="processes that read molecules, for each worker"
@@ -102,9 +101,9 @@ class Settings(BaseSettings):
         4 * 1024**2, ge=1024, description="bytes in one request, and in one line of a stream"
     )
     max_file_bytes: int = Field(1024**3, ge=1024, description="bytes in one uploaded file")
-    # On a CPU throughput is flat from 2500 to 9000 and falls beyond (caches), and a pass delays
-    # whoever comes next; a GPU wants far more. Molecules that share a pass share work
-    # (models.compiled): 16384 is 80 molecules for eight tasks, a tenth of a second.
+    # On a CPU throughput is flat from 2500 to 9000 and falls beyond (caches), and a pass delays the
+    # next request; a GPU needs far more. Molecules of one pass share work (models.compiled):
+    # 16384 is 80 molecules for eight tasks, a tenth of a second.
     max_batch_cost: int = Field(16384, ge=1, description="atoms times tasks in one model pass")
     max_pending_cost: int = Field(
         500_000,
@@ -187,43 +186,43 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Settings from the environment.
+    """Read the settings from the environment.
 
     Raises:
-        ConfigError: names every variable that is wrong, with what it holds, every one of the
-            prefix that is no setting, with the setting whose name is nearest, and every setting
-            that is given in two spellings.
+        ConfigError: a variable has an invalid value, has the prefix and is no setting, or is given
+            in two spellings. The message names all of them, and for an unknown one the setting of
+            the nearest name.
     """
-    wrong = [_unknown(name) for name in os.environ if _is_unknown(name.upper())]
-    wrong += [
+    errors = [_unknown(name) for name in os.environ if _is_unknown(name.upper())]
+    errors += [
         f"got {name} and {name.upper()}, expected one of them"
         for name in os.environ
-        if name.upper() in variables() and name != name.upper() and name.upper() in os.environ
+        if name.upper() in variable_names() and name != name.upper() and name.upper() in os.environ
     ]
     try:
         settings = Settings()
     except ValidationError as error:
-        wrong += [_describe(item["loc"], item["msg"], item["input"]) for item in error.errors()]
-    if wrong:
-        raise ConfigError("; ".join(wrong))
+        errors += [_describe(item["loc"], item["msg"], item["input"]) for item in error.errors()]
+    if errors:
+        raise ConfigError("; ".join(errors))
     return settings
 
 
-def variables() -> list[str]:
-    """The names of the variables of all settings."""
+def variable_names() -> list[str]:
+    """Return the names of the environment variables of all settings."""
     return [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
 
 
 def _is_unknown(name: str) -> bool:
-    return name.startswith(PREFIX) and name not in ELSEWHERE and name not in variables()
+    return name.startswith(PREFIX) and name not in OTHER_VARIABLES and name not in variable_names()
 
 
 def _unknown(name: str) -> str:
-    return f"got {name}, which is no setting{did_you_mean(name.upper(), variables(), PREFIX)}"
+    return f"got {name}, which is no setting{did_you_mean(name.upper(), variable_names(), PREFIX)}"
 
 
 def _describe(location: tuple[int | str, ...], message: str, value: object) -> str:
-    if not location:
-        return message.removeprefix("Value error, ")
     reason = message.removeprefix("Value error, ")
+    if not location:
+        return reason
     return f"{PREFIX}{str(location[0]).upper()}: got {value!r}: {reason}"

@@ -1,4 +1,4 @@
-"""The port that the service answers on, taken before anything that takes time."""
+"""Listening sockets, opened before the models are loaded."""
 
 import errno
 import os
@@ -7,47 +7,54 @@ import socket
 from models.errors import ConfigError
 from service.settings import PREFIX
 
-# `localhost` is often an address of IPv6 as well, on machines that have none.
-_ABSENT = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+# `localhost` often resolves to an IPv6 address too, on machines without IPv6.
+_NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """A listening socket for each address of the host.
+    """Open a listening socket for every address of a host.
 
-    A socket that is only bound keeps nobody else from the port: so it listens from here on, and
-    who connects meanwhile waits.
+    A socket that is only bound does not keep others from the port. These listen at once; clients
+    that connect before the service has started wait in the backlog.
 
     Args:
-        host: name or address.
-        port: 0 takes a free one, the same for all addresses.
+        host: host name or IP address.
+        port: port number; 0 takes a free port, the same for all addresses.
 
     Raises:
-        ConfigError: there is no such host, or the port is not free.
+        ConfigError: the host cannot be resolved, or the port is in use.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigError(f"{PREFIX}HOST: got {host!r}: {error.strerror}") from None
     sockets: list[socket.socket] = []
-    absent: OSError | None = None
+    unavailable: OSError | None = None
     for family, address in dict.fromkeys((entry[0], entry[4][0]) for entry in found):
         try:
             sockets.append(socket.create_server((str(address), port), family=family, backlog=2048))
         except OSError as error:
-            absent = error
-            if error.errno in _ABSENT:
+            unavailable = error
+            if error.errno in _NO_SUCH_ADDRESS:
                 continue
-            for taken in sockets:
-                taken.close()
-            raise ConfigError(not_free("PORT", host, port, error)) from None
+            for listening in sockets:
+                listening.close()
+            raise ConfigError(port_error("PORT", host, port, error)) from None
         port = sockets[0].getsockname()[1]
     if not sockets:
-        raise ConfigError(f"{PREFIX}HOST: got {host!r}: {_reason(absent)}")
+        raise ConfigError(f"{PREFIX}HOST: got {host!r}: {_reason(unavailable)}")
     return sockets
 
 
-def not_free(setting: str, host: str, port: int, error: OSError) -> str:
-    """The sentence on a port that cannot be had."""
+def port_error(setting: str, host: str, port: int, error: OSError) -> str:
+    """Return the message for a port that cannot be opened.
+
+    Args:
+        setting: name of the setting, without its prefix.
+        host: address that was tried.
+        port: port that was tried.
+        error: error of the operating system.
+    """
     return f"{PREFIX}{setting}: got {port} on {host}: {_reason(error)}, expected a free port"
 
 
@@ -55,7 +62,7 @@ def _reason(error: OSError | None) -> str:
     return os.strerror(error.errno) if error is not None and error.errno else str(error)
 
 
-def address_of(listening: socket.socket) -> str:
-    """As a URL."""
+def url_of(listening: socket.socket) -> str:
+    """Return the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

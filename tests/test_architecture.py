@@ -62,3 +62,53 @@ def test_core_knows_no_web_and_no_optimiser() -> None:
             roots = {each.split(".")[0] for each in imports(path)}
             assert not roots & {"fastapi", "uvicorn", "argparse", "sklearn", "yaml"}, name
             assert "torch.optim" not in path.read_text(), name
+
+
+# What a kind of input or network is known by. Who has to ask is a family.
+KINDS = {
+    "MolGraph",
+    "FeatureGraph",
+    "Atoms",
+    "Structure",
+    "GraphBatch",
+    "AtomsBatch",
+    "MoleculeInput",
+    "FeatureInput",
+    "AtomsInput",
+    "BackboneConfig",
+    "GraphNetworkConfig",
+    "ForceFieldConfig",
+    "Backbone",
+    "GraphNetwork",
+    "ForceField",
+    "MergedForceField",
+    "UnifiedModel",
+    "CompiledModel",
+}
+
+
+def test_only_families_ask_what_kind_a_model_is() -> None:
+    found = []
+    for package in ("models", "service", "benchmarks"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if "families" in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "type"):
+                    names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+                    found += [f"{path}:{node.lineno}"] if names & KINDS else []
+                elif isinstance(node, ast.MatchClass) and ast.unparse(node.cls) in KINDS:
+                    found.append(f"{path}:{node.cls.lineno}")
+    assert not found, "ask the family instead (models/families/base.py)"
+
+
+def test_only_the_table_of_families_lists_shapes_and_schemas() -> None:
+    """A union of them anywhere else would have to grow with each new kind."""
+    shapes = {"BackboneConfig", "GraphNetworkConfig", "ForceFieldConfig"}
+    schemas = {"MoleculeInput", "FeatureInput", "AtomsInput"}
+    for package in ("models", "service"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+                    names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+                    assert not names & (shapes | schemas), f"{path}:{node.lineno}"

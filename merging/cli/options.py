@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from models.artifact import Manifest
 from models.device import choose_device
 from models.errors import ConfigError
+from models.manifest import Manifest
 
 _SEEDS = 2**31
 AddCommand = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]

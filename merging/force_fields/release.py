@@ -7,9 +7,10 @@ from merging.force_fields.pieces import Study
 from merging.studies.gffmerge import release_force_field
 from merging.studies.markdown import markdown_table
 from merging.studies.results import environment
-from models.artifact import Manifest, check_output, make_manifest, save_artifact
+from models.artifact import check_output, save_artifact
 from models.data.schema import AtomsInput
 from models.experts.router import RouterConfig
+from models.manifest import Manifest, make_manifest
 from models.task import TaskInfo
 
 

@@ -19,11 +19,12 @@ from merging.release.card import METRIC_TITLES
 from merging.run.config import release_of
 from merging.studies.markdown import markdown_table
 from merging.studies.results import environment
-from models.artifact import Manifest, check_output, make_manifest, save_artifact
+from models.artifact import check_output, save_artifact
 from models.data.schema import FeatureInput
 from models.errors import ConfigError
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
+from models.manifest import Manifest, make_manifest
 from models.networks.pyg import GraphNetwork
 from models.state_dict import load_tensors
 

@@ -7,8 +7,8 @@ from merging.graphs.evaluation import Metric
 from merging.studies.markdown import markdown_table, percent
 from merging.studies.report import data_table
 from merging.studies.results import AUTHORS_BATCH_SIZE
-from models.artifact import Manifest
 from models.experts.unified import DEFAULT_ROUTING
+from models.manifest import Manifest
 from models.networks.hu2020 import BackboneConfig
 
 CALIBRATION = """\

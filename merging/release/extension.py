@@ -26,19 +26,12 @@ from merging.run.store import Piece
 from merging.studies.markdown import markdown_table, percent
 from merging.studies.report import data_table
 from merging.studies.results import measure_task
-from models.artifact import (
-    BACKBONE,
-    CARD,
-    ArtifactParts,
-    Manifest,
-    check_output,
-    load_parts,
-    save_artifact,
-)
+from models.artifact import BACKBONE, CARD, ArtifactParts, check_output, load_parts, save_artifact
 from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
 from models.errors import ConfigError, InvalidInputError, MoleculeError
 from models.experts.expert import Expert
+from models.manifest import Manifest
 from models.names import check_distinct
 from models.networks.hu2020 import Backbone, make_backbone
 from models.screening import nearest_experts

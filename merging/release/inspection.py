@@ -4,7 +4,6 @@ from pathlib import Path
 
 from models.artifact import MANIFEST, load_parts
 from models.experts.unified import DEFAULT_ROUTING
-from models.networks.schnet import ForceFieldConfig
 
 
 def describe(folder: Path) -> str:
@@ -19,7 +18,7 @@ def describe(folder: Path) -> str:
     """
     artifact = load_parts(folder)
     manifest, shape = artifact.manifest, artifact.manifest.backbone
-    layers = shape.num_interactions if isinstance(shape, ForceFieldConfig) else shape.num_layers
+    layers, width = shape.size
     backbone = sum(parameter.numel() for parameter in artifact.backbone.parameters())
     sizes = [
         (key, value.numel())
@@ -44,10 +43,7 @@ def describe(folder: Path) -> str:
                 f" {manifest.created}, verified, sha256 {artifact.digest[:12]}"
             ),
             f"takes: {manifest.input.kind}",
-            (
-                f"backbone: {shape.kind}, {layers} layers x {shape.hidden_dim}, {backbone:,}"
-                " parameters"
-            ),
+            (f"backbone: {shape.kind}, {layers} layers x {width}, {backbone:,} parameters"),
             (
                 f"adapters: rank {manifest.rank}, {len(artifact.experts)} experts, {adapters:,}"
                 " parameters"

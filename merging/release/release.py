@@ -11,8 +11,9 @@ from merging.run.run import Run
 from merging.run.stages import alone, experts, shared_backbone
 from merging.studies.results import environment, recovery, task_logits
 from merging.studies.rows import Row, gmerging_rows, merger_row, reference_rows
-from models.artifact import Manifest, check_output, make_manifest, save_artifact
+from models.artifact import check_output, save_artifact
 from models.experts.expert import Expert
+from models.manifest import Manifest, make_manifest
 from models.networks.hu2020 import Backbone
 from models.task import TaskInfo
 

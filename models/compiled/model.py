@@ -18,7 +18,7 @@ Source: G-Merging, as in `models.experts.unified`; the folding and the classes a
 
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -73,14 +73,12 @@ class CompiledModel:
             )
         self.tasks, self.site_names = model.tasks, model.site_names
         self._router, self._heads = model.router, model.heads
-        assert isinstance(model.backbone, Backbone)  # as `supports` says
+        backbone = cast(Backbone, model.backbone)  # a GCN for molecules, as `supports` says
         self._embeddings = (
-            model.backbone.x_embedding1.weight.detach(),
-            model.backbone.x_embedding2.weight.detach(),
+            backbone.x_embedding1.weight.detach(),
+            backbone.x_embedding2.weight.detach(),
         )
-        self._layers = [
-            fold_layer(model, layer) for layer in range(model.backbone.config.num_layers)
-        ]
+        self._layers = [fold_layer(model, layer) for layer in range(backbone.config.num_layers)]
         # (K, d, r) and (K, r, d)
         self._graph_down, self._graph_up = (
             model.bank.down[-1].movedim(1, 0).contiguous(),

@@ -1,8 +1,8 @@
-"""Low-rank adapters that take away what merging added: one per layer and one after the readout, for
-each task.
+"""Low-rank adapters that subtract the representation bias of merging: for every task one per layer
+and one after the readout.
 
-Source: G-Merging, eq. 2 (node level) and eq. 4 (graph level): H <- H - f(H), f(H) = relu(H W_down)
-    W_up, no bias.
+Source: G-Merging, eq. 2 (node level) and eq. 4 (graph level): H <- H - f(H) with
+f(H) = relu(H W_down) W_up, no bias.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from models.data.batch import GraphBatch, mean_readout
-from models.networks.hu2020 import Backbone, BackboneConfig, SiteHook
-from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.networks.base import LayeredNetwork, LayeredShape, SiteHook
 
 
 class Adapter(nn.Module):
-    """f(h) = relu(h W_down) W_up. `down` (d, r) starts as a linear layer does; `up` (r, d) starts
-    at zero, so that nothing is subtracted at first."""
+    """f(h) = relu(h W_down) W_up.
+
+    `down` (d, r) is initialised like a linear layer, `up` (r, d) with zeros: an untrained adapter
+    subtracts nothing.
+    """
 
     def __init__(self, dim: int, rank: int) -> None:
         super().__init__()
@@ -27,22 +29,23 @@ class Adapter(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether it can subtract anything: one of its r products has a factor in both tensors."""
+        """Whether f is not zero everywhere: some column of `down` and the same row of `up` have
+        nonzero entries."""
         return bool(((self.down != 0).any(0) & (self.up != 0).any(1)).any())
 
     def forward(self, h: Tensor) -> Tensor:
-        """What is to be subtracted: (*, d) -> (*, d)."""
+        """f(h), which is to be subtracted: (*, d) -> (*, d)."""
         return (h @ self.down).relu() @ self.up
 
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """What one pass leaves behind.
+    """Intermediate outputs of one pass.
 
     Attributes:
-        convolutions: L tensors (N, d), each layer's convolution after its adapter and before its
-            BatchNorm: where teacher and student are compared.
-        graph_embedding: (G, d), the readout after the graph adapter: what the head reads.
+        convolutions: L tensors (N, d): output of a layer's convolution after its adapter and before
+            its BatchNorm. Alignment compares teacher and student there.
+        graph_embedding: (G, d), the readout after the graph adapter; input of the head.
     """
 
     convolutions: tuple[Tensor, ...]
@@ -50,17 +53,19 @@ class LayerOutputs:
 
 
 class TaskAdapters(nn.Module):
-    """All that one task adds to a merged backbone, its head aside: L node adapters, one graph
-    adapter, and BatchNorm statistics of its own.
+    """One task's L node adapters, its graph adapter, and its BatchNorm statistics.
 
-    The statistics are those of the task's stream on its training molecules (no labels), so that a
-    prediction never depends on its batch.
+    The statistics are measured on the task's training molecules without labels, and stored: a
+    prediction does not depend on the other molecules of its batch.
+
+    Attributes:
+        norm_mean, norm_var: (L, d).
     """
 
     norm_mean: Tensor
     norm_var: Tensor
 
-    def __init__(self, config: BackboneConfig | GraphNetworkConfig, rank: int) -> None:
+    def __init__(self, config: LayeredShape, rank: int) -> None:
         super().__init__()
         self.rank = rank
         self.sites = nn.ModuleList(
@@ -71,17 +76,16 @@ class TaskAdapters(nn.Module):
 
     @property
     def active_sites(self) -> tuple[int, ...]:
-        """Sites (layer 0 to L - 1, L for the graph) whose adapter can subtract anything."""
+        """Sites (layer 0 to L - 1, then L for the graph) whose adapter is active."""
         return tuple(k for k, site in enumerate(self.sites) if cast(Adapter, site).is_active)
 
     def correct(self, site: int, h: Tensor) -> Tensor:
-        """Subtract the adapter of a site (layer 0 to L - 1, or L for the graph): (*, d) -> (*,
-        d)."""
+        """h - f(h) with the adapter of a site (layer 0 to L - 1, or L for the graph), (*, d)."""
         corrected: Tensor = h - self.sites[site](h)
         return corrected
 
-    def forward(self, backbone: Backbone | GraphNetwork, batch: GraphBatch) -> LayerOutputs:
-        """The task's own stream through a merged backbone, with the stored statistics."""
+    def forward(self, backbone: LayeredNetwork, batch: GraphBatch) -> LayerOutputs:
+        """A pass over a merged backbone with this task's adapters and statistics."""
         return trace(
             backbone,
             batch,
@@ -93,13 +97,15 @@ class TaskAdapters(nn.Module):
 
 
 def trace(
-    backbone: Backbone | GraphNetwork,
+    backbone: LayeredNetwork,
     batch: GraphBatch,
     correct: SiteHook | None = None,
     normalise: SiteHook | None = None,
 ) -> LayerOutputs:
-    """One pass that keeps the layers' outputs; for the hooks see `Backbone.forward`, `correct` also
-    gets the readout as site L."""
+    """One pass that keeps the layers' outputs.
+
+    For the hooks see `LayeredNetwork.forward`; `correct` also gets the readout, as site L.
+    """
     convolutions: list[Tensor] = []
 
     def kept(layer: int, h: Tensor) -> Tensor:
@@ -113,10 +119,10 @@ def trace(
 
 
 def apply_norm(
-    backbone: Backbone | GraphNetwork, layer: int, h: Tensor, mean: Tensor, var: Tensor
+    backbone: LayeredNetwork, layer: int, h: Tensor, mean: Tensor, var: Tensor
 ) -> Tensor:
-    """BatchNorm of a layer (its own weight and bias) with the given statistics (*S, d): h (N, *S,
-    d) -> the same; as it is where there is none."""
+    """BatchNorm with a layer's weight and bias and the given statistics (*S, d): h (N, *S, d) ->
+    the same shape. Without BatchNorms in the network, h itself."""
     if not len(backbone.batch_norms):
         return h
     norm = backbone.batch_norms[layer]

@@ -1,4 +1,4 @@
-"""models.experts.bank"""
+"""All experts' adapters as stacked tensors, for one pass over every task."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,13 @@ from models.experts.adapter import TaskAdapters
 
 
 class AdapterBank(nn.Module):
-    """The adapters of K experts, stacked so that all of them are one product down and one product
-    up.
+    """The adapters of K experts, stacked: one matrix product down and one up for all of them.
 
     Attributes:
         down: (L+1, d, K, r).
         up: (L+1, K, r, d).
-        gram: (L+1, K, K, r, r), W_up_i W_up_j^T: with it, inner products of expert outputs cost r
-            numbers per node instead of d.
+        gram: (L+1, K, K, r, r), W_up_i W_up_j^T: inner products of expert outputs from r numbers
+            per node instead of d.
         norm_mean, norm_var: (L, K, d).
     """
 
@@ -54,30 +53,30 @@ class AdapterBank(nn.Module):
         return (z * weights.unsqueeze(-1)).flatten(-2) @ self.up[site].flatten(0, 1)
 
     def fuse(self, site: int, h: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
-        """One adapter for each graph and stream, its parameters the experts' mean: relu(h W_down')
-        W_up' with W' = sum_i w_i W_i.
+        """One adapter per graph and stream whose parameters are the experts' weighted mean:
+        relu(h W_down') W_up' with W' = sum_i w_i W_i.
 
         Args:
             h: (N, T or 1, d), the rows of a graph together.
             weights: (G, T, K).
-            sizes: G numbers, how many rows each graph has.
+            sizes: number of rows of every graph, G numbers.
 
         Returns:
             (N, T, d).
         """
         down, up = self.down[site].movedim(1, 0), self.up[site]
         rows = h.expand(-1, weights.shape[1], -1).transpose(0, 1).split(list(sizes), 1)
-        # A graph at a time, so that its parameters stay in the cache. To project all rows by all
-        # experts is the same and took 1.3 times as long.
-        parts = [
+        # Graph by graph, so that its parameters stay in the cache: projecting all rows by all
+        # experts gives the same and took 1.3 times as long.
+        corrections = [
             (own @ (w @ down.flatten(1)).unflatten(1, down.shape[1:])).relu_()
             @ (w @ up.flatten(1)).unflatten(1, up.shape[1:])
             for own, w in zip(rows, weights, strict=True)
         ]
-        return torch.cat(parts, 1).transpose(0, 1)
+        return torch.cat(corrections, 1).transpose(0, 1)
 
     def own(self, site: int, h: Tensor, experts: Tensor) -> Tensor:
-        """f_k(h) of each stream's own expert: h (N, T or 1, d), experts (T,) -> (N, T, d)."""
+        """f_k(h) of every stream's own expert k: h (N, T or 1, d), experts (T,) -> (N, T, d)."""
         z = torch.einsum(
             "ntd,dtr->ntr", h.expand(-1, len(experts), -1), self.down[site][:, experts]
         ).relu()

@@ -1,4 +1,4 @@
-"""models.experts.expert"""
+"""What one task brings to a merged network."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,24 @@ from torch import Tensor, nn
 
 from models.data.batch import GraphBatch
 from models.experts.adapter import TaskAdapters
-from models.networks.hu2020 import Backbone, BackboneConfig
-from models.networks.pyg import GraphNetworkConfig
+from models.networks.base import LayeredNetwork, LayeredShape
 from models.task import Level, Target
 
 
 class Expert(nn.Module):
-    """What one task brings: adapters with statistics, a head, the names of its labels, and where
-    its node features need it, an encoder.
+    """One task's adapters with their BatchNorm statistics, its linear head, and an encoder where
+    its node features are not as wide as the network.
 
     Attributes:
-        label_names: C names.
+        label_names: C names, in the order of the head's outputs.
         level, target: see `models.task.TaskInfo`.
-        encoder: from the task's node features (N, F) to the width of a graph network; None where
-            they have it, and for molecules.
+        encoder: node features (N, F) -> (N, in_dim); None where F is the network's `in_dim`, and
+            for networks that embed atoms by tables.
     """
 
     def __init__(
         self,
-        config: BackboneConfig | GraphNetworkConfig,
+        config: LayeredShape,
         rank: int,
         label_names: Sequence[str],
         level: Level = "graph",
@@ -35,14 +34,14 @@ class Expert(nn.Module):
         self.label_names, self.level, self.target = tuple(label_names), level, target
         self.adapters = TaskAdapters(config, rank)
         self.head = nn.Linear(config.hidden_dim, len(self.label_names))
-        self.encoder = None
-        if isinstance(config, GraphNetworkConfig) and num_features not in (None, config.in_dim):
+        self.encoder: nn.Linear | None = None
+        if num_features is not None and config.in_dim not in (None, num_features):
             self.encoder = nn.Linear(num_features, config.in_dim)
 
-    def forward(self, backbone: Backbone, batch: GraphBatch) -> Tensor:
-        """Logits (G, C) of a task on graphs without an encoder, of its own stream alone.
+    def forward(self, backbone: LayeredNetwork, batch: GraphBatch) -> Tensor:
+        """Logits (G, C) of a task at level "graph" without an encoder.
 
-        That is what `UnifiedModel` answers with routing "own", without stacking.
+        `UnifiedModel` gives the same with routing "own"; this needs no stacked adapters.
         """
         logits: Tensor = self.head(self.adapters(backbone, batch).graph_embedding)
         return logits

@@ -1,10 +1,9 @@
-"""How much each expert counts: weights per request, from the experts' outputs. Functions without
-parameters.
+"""Routing weights of the experts, computed from their outputs without trained parameters.
 
-For a request on task k, w = softmax_i(-D(f_i(H), f_k(H)) / temperature), where D is the TWD at a
+For target task k, w = softmax_i(-D(f_i(H), f_k(H)) / temperature), where D is the TWD at a
 node site and the L1 distance at the graph site (G-Merging, routing). Distances at node sites are
 computed in rank space: with z_i = relu(H W_down_i) and M_ij = W_up_i W_up_j^T, the inner product of
-two outputs is z_i M_ij z_j^T, so an edge needs r numbers and not d.
+two outputs is z_i M_ij z_j^T: r numbers per edge instead of d.
 """
 
 from typing import Annotated
@@ -24,17 +23,17 @@ class RouterConfig(BaseModel):
         temperature: of the softmax at node sites, in units of the TWD.
         graph_temperature: of the softmax at the graph site, in units of the mean absolute
             difference.
-        mixed_layers: how many of the last layers mix, besides the graph site; the layers before
+        mixed_layers: number of last layers that mix, besides the graph site; the layers before
             them use the own adapters. None: all, as published.
-        top_k: only the k nearest experts count (the own expert is always nearest or equal); None
-            counts all.
-        candidates: where an artifact is served, a task's mixture looks at its own expert and so
-            many that the manifest calls nearest (`models.screening`), and the others get the weight
-            0. Meant for many experts and top_k: without it the others' weights go missing. None:
-            looks at all.
+        top_k: number of nearest experts with a weight above 0 (the own expert is among them). None:
+            all.
+        candidates: number of other experts that a served task's mixture considers: those that the
+            manifest lists as nearest (`models.screening`). All others get weight 0. Meant for many
+            experts together with `top_k`: without `top_k` the weights of the others are lost.
+            None: all.
         solver, epsilon, tolerance, max_iters: of the transport problem.
-        debias: Sinkhorn divergence in place of the entropic cost; its self terms cost two more
-            solutions.
+        debias: use the Sinkhorn divergence instead of the entropic cost, which solves two more
+            problems.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,13 +57,13 @@ class RouterConfig(BaseModel):
 def node_distances(
     z: Tensor, gram: Tensor, experts: Tensor, support: Support, config: RouterConfig
 ) -> Tensor:
-    """TWD between every expert's output and the own expert's, per graph and stream.
+    """TWD between the outputs of every expert and of the stream's own expert.
 
     Args:
         z: (N, T, K, r) projections of all experts in T streams.
         gram: (K, K, r, r).
-        experts: (T,) own expert of each stream.
-        support: of the batch.
+        experts: (T,) number of every stream's own expert.
+        support: pairs of nodes between which mass may move.
         config: solver and its options.
 
     Returns:
@@ -72,19 +71,22 @@ def node_distances(
     """
     streams = torch.arange(len(experts), device=experts.device)
     own = z[:, streams, experts]
-    # M_ik z_k: what z_i is multiplied with
-    facing = torch.einsum("tirq,ntq->ntir", gram[:, experts].movedim(1, 0), own)
+    # M_ik z_k, whose inner product with z_i is that of the outputs i and k
+    gram_own = torch.einsum("tirq,ntq->ntir", gram[:, experts].movedim(1, 0), own)
     square = torch.einsum("ntir,irq,ntiq->nti", z, torch.einsum("iirq->irq", gram), z).clamp(min=0)
     own_square = square[:, streams, experts].unsqueeze(-1)
     params = SinkhornParams(config.epsilon, config.tolerance, config.max_iters)
     cross = solve(
-        _cost(z, facing, square, own_square, support), support, solver=config.solver, params=params
+        _cost(z, gram_own, square, own_square, support),
+        support,
+        solver=config.solver,
+        params=params,
     )
     if not config.debias or config.solver == "exact":
         return cross.cost
-    to_self = torch.einsum("iirq,ntiq->ntir", gram, z)
+    gram_self = torch.einsum("iirq,ntiq->ntir", gram, z)
     selves = solve(
-        _cost(z, to_self, square, square, support), support, params=params
+        _cost(z, gram_self, square, square, support), support, params=params
     ).regularized_cost
     own_self = selves[:, streams, experts].unsqueeze(-1)
     return cross.regularized_cost - (selves + own_self) / 2
@@ -100,21 +102,21 @@ def _cost(
         left_square.index_select(0, rows),
         right_square.index_select(0, cols),
     )
-    return cosine_cost(
+    return cosine_cost_of_products(
         torch.linalg.vecdot(left.index_select(0, rows), right.index_select(0, cols)),
         left_square,
         right_square,
     )
 
 
-def cosine_cost(inner: Tensor, left_square: Tensor, right_square: Tensor) -> Tensor:
+def cosine_cost_of_products(inner: Tensor, left_square: Tensor, right_square: Tensor) -> Tensor:
     """(1 - cos) / 2 of pairs of outputs, in [0, 1], from their inner products and squared norms,
     all of one shape."""
     scale = (left_square * right_square).sqrt()
     tiny = torch.finfo(scale.dtype).tiny ** 0.5
     cosine = torch.where(scale > tiny, inner / scale.clamp(min=tiny), 0.0)
-    # Two zero outputs are equal (relu often silences a whole adapter at a node): no distance, as in
-    # models.twd.
+    # Two zero outputs are equal: relu often makes an adapter's output zero at a node. As in
+    # `models.transport.twd`.
     both_zero = (left_square == 0) & (right_square == 0)
     return torch.where(both_zero, 0.0, (1 - cosine).clamp(0, 2) / 2)
 
@@ -127,8 +129,8 @@ def graph_distances(outputs: Tensor, experts: Tensor) -> Tensor:
 
 
 def routing_weights(distances: Tensor, temperature: float, top_k: int | None = None) -> Tensor:
-    """softmax(-distance / temperature) over the k nearest experts: (G, T, K) -> (G, T, K), each row
-    sums to 1."""
+    """softmax(-distance / temperature) over the `top_k` nearest experts, (G, T, K) -> (G, T, K);
+    the K weights of a graph and stream sum to 1."""
     scores = -distances / temperature
     if top_k is not None and top_k < scores.shape[-1]:
         dropped = scores.topk(scores.shape[-1] - top_k, dim=-1, largest=False).indices

@@ -1,4 +1,4 @@
-"""One backbone, one adapter bank, K heads: every task answered in one pass."""
+"""The unified model: one backbone, one adapter bank and K heads answer all tasks in one pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +14,7 @@ from models.experts.adapter import apply_norm, batch_statistics
 from models.experts.bank import AdapterBank
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig, graph_distances, node_distances, routing_weights
-from models.networks.hu2020 import Backbone
-from models.networks.pyg import GraphNetwork
+from models.networks.base import LayeredNetwork
 from models.ops.segment import segment_count
 from models.task import Target, answers, select_tasks
 from models.transport.problem import Support
@@ -23,7 +22,7 @@ from models.transport.problem import Support
 Routing = Literal["moe", "own", "merged"]
 Statistics = Literal["stored", "batch"]
 DEFAULT_ROUTING: Routing = "own"
-"""What is answered where nothing is asked for: mixing has not earned its cost (README, Results)."""
+"""Routing of a request that names none: mixing costs more and does not score better (README)."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class UnifiedOutput:
 
     Attributes:
         logits: by task, (G, C); of a task on nodes, (N, C).
-        routing_weights: by task, (G, L+1, K): layer 0 to L - 1, then the graph; each (graph, site)
-            sums to 1. One-hot for "own".
-        targets: by task, what its numbers are, where not labels with a probability each.
+        routing_weights: by task, (G, L+1, K): layer 0 to L - 1, then the graph site. The K weights
+            of a graph and site sum to 1; one-hot for "own".
+        targets: by task, what its numbers are; tasks that are left out are multilabel.
     """
 
     logits: dict[str, Tensor]
@@ -43,22 +42,23 @@ class UnifiedOutput:
 
     @property
     def probabilities(self) -> dict[str, Tensor]:
-        """By task, (G or N, C), in [0, 1]; for regression the numbers themselves."""
-        return {
-            task: answers(logits, self.targets.get(task, "multilabel"))
-            for task, logits in self.logits.items()
-        }
+        """By task, (G or N, C), in [0, 1]; of a regression the predicted values."""
+        return {task: answers(logits, self.target(task)) for task, logits in self.logits.items()}
+
+    def target(self, task: str) -> Target:
+        """What a task's numbers are."""
+        return self.targets.get(task, "multilabel")
 
 
 class UnifiedModel(nn.Module):
     """The merged model.
 
-    Each asked task is a stream: node tensors are (N, T, d). Weights of the backbone are shared by
-    the streams; adapters and statistics are theirs.
+    Every requested task is a stream: node tensors have the shape (N, T, d). The streams share the
+    backbone's weights; each has its task's adapters and BatchNorm statistics.
     """
 
     def __init__(
-        self, backbone: Backbone | GraphNetwork, experts: Mapping[str, Expert], router: RouterConfig
+        self, backbone: LayeredNetwork, experts: Mapping[str, Expert], router: RouterConfig
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -87,14 +87,14 @@ class UnifiedModel(nn.Module):
 
         Args:
             batch: G graphs.
-            tasks: which, in what order; None is all.
-            routing: "moe" mixes what the experts' adapters subtract by the router's weights, "own"
-                uses each task's own adapter alone (G-Merging-s), "merged" averages the adapters'
-                parameters by the router's weights at the first site that mixes: one adapter for
-                each graph and task, there and after it (the merged expert of KDEM).
-            statistics: "stored" for a function of the molecule alone. "batch" normalises with the
-                batch's own statistics, as the authors evaluate: a prediction then depends on its
-                neighbours; it is there for comparison only.
+            tasks: names, in the order of the answers; None: all.
+            routing: "own" uses only the task's own adapter (G-Merging-s). "moe" subtracts the
+                weighted mean of all experts' adapter outputs. "merged" averages the adapters'
+                parameters instead, with the weights of the first site that mixes, into one adapter
+                per graph and task for that site and all later ones (the merged expert of KDEM).
+            statistics: "stored": a prediction depends on its molecule alone. "batch": BatchNorm
+                uses the batch's statistics, as the authors evaluate, so a prediction depends on
+                the rest of the batch; for comparison only.
 
         Raises:
             UnknownTaskError: a task that the model does not have.
@@ -130,31 +130,31 @@ class UnifiedModel(nn.Module):
         )
 
     def _encoded(self, batch: GraphBatch, tasks: Sequence[str]) -> GraphBatch:
-        """The batch with a stream of node features for each task (N, T, F), where there are
-        encoders."""
+        """The batch with encoded node features of every task, (N, T, in_dim), if any task has an
+        encoder."""
         if not self._encoder_of:
             return batch
-        places = [self._encoder_of.get(task) for task in tasks]
-        streams = [batch.x if k is None else self.encoders[k](batch.x) for k in places]
+        numbers = [self._encoder_of.get(task) for task in tasks]
+        streams = [batch.x if k is None else self.encoders[k](batch.x) for k in numbers]
         return replace(batch, x=torch.stack(streams, dim=1))
 
 
 class _Stream:
-    """The adapters' part of one pass: subtracts, and remembers the weights of each site."""
+    """The adapters in one pass: subtracts their outputs site by site and collects the routing
+    weights."""
 
     def __init__(
         self, model: UnifiedModel, batch: GraphBatch, experts: Tensor, routing: Routing
     ) -> None:
         self.bank, self.router, self.batch, self.experts = model.bank, model.router, batch, experts
-        # None: no mixing
+        # None: nothing mixes.
         self.support = (
             Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
             if routing != "own"
             else None
         )
         self.merges = routing == "merged"
-        # (G, T, K) where parameters are averaged: by what weights, from the first site that mixes
-        # on
+        # (G, T, K) for routing "merged": the weights of the first site that mixes.
         self.shared: Tensor | None = None
         self.one_hot = (
             F.one_hot(experts, len(model.tasks))
@@ -164,7 +164,7 @@ class _Stream:
         self.weights: list[Tensor] = []
 
     def correct_nodes(self, layer: int, h: Tensor) -> Tensor:
-        """h (N, d) in the first layer, (N, T, d) after it -> (N, T, d)."""
+        """Correct a layer's output: h (N, d) of the first layer or (N, T, d) -> (N, T, d)."""
         h = h.unsqueeze(1) if h.dim() == 2 else h
         if self.support is None or not self.router.mixes(layer, len(self.bank.up) - 1):
             return self._subtract_own(layer, h)
@@ -183,7 +183,7 @@ class _Stream:
         )
 
     def correct_graphs(self, h: Tensor) -> Tensor:
-        """h (G, T, d) -> (G, T, d)."""
+        """Correct the readout: h (G, T, d) -> (G, T, d)."""
         site = len(self.bank.up) - 1
         if self.support is None:
             return self._subtract_own(site, h)
@@ -213,6 +213,6 @@ class _Stream:
         )
         return self._subtract(h, self.bank.fuse(site, h, weights, sizes), weights)
 
-    def _subtract(self, h: Tensor, taken: Tensor, weights: Tensor) -> Tensor:
+    def _subtract(self, h: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
         self.weights.append(weights)
-        return h - taken
+        return h - bias

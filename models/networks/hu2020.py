@@ -4,12 +4,11 @@ Node tensors have the shape (N, *S, d), where S is empty or a dimension of strea
 weights are shared by all streams.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,23 +19,31 @@ from models.data.molecule import (
     NUM_BOND_TYPES,
     NUM_CHIRALITY_TAGS,
 )
+from models.networks.base import LayeredNetwork, NetworkShape, SiteHook
 from models.networks.propagation import Propagation
 from models.ops.dropout import fast_dropout
 from models.ops.segment import segment_softmax
 from models.state_dict import load_tensors, read_tensors
 
 BackboneKind = Literal["gin", "gcn", "graphsage", "gat"]
-SiteHook = Callable[[int, Tensor], Tensor]
 
 
-class BackboneConfig(BaseModel):
+class BackboneConfig(NetworkShape):
     """Shape of a backbone; it travels in the artifact's manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: BackboneKind
     num_layers: int = Field(default=5, ge=1)
     hidden_dim: int = Field(default=300, ge=1)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number and width of the layers."""
+        return self.num_layers, self.hidden_dim
+
+    @property
+    def in_dim(self) -> None:
+        """None: atoms are looked up in embedding tables."""
+        return None
 
 
 class Convolution(nn.Module):
@@ -176,9 +183,11 @@ _CONVOLUTIONS: dict[BackboneKind, type[Convolution]] = {
 }
 
 
-class Backbone(nn.Module):
+class Backbone(LayeredNetwork):
     """A graph network without readout and head; parameter names are those of Hu et al.'s
     checkpoints."""
+
+    config: BackboneConfig
 
     def __init__(self, config: BackboneConfig, dropout: float = 0.0) -> None:
         super().__init__()
@@ -207,15 +216,7 @@ class Backbone(nn.Module):
     def forward(
         self, batch: GraphBatch, correct: SiteHook | None = None, normalise: SiteHook | None = None
     ) -> Tensor:
-        """Node embeddings of the last layer ("JK last"), (N, *S, d).
-
-        Args:
-            batch: the graphs.
-            correct: gets each layer's number and its convolution output, and returns what goes on
-                (adapters); it may add a dimension of streams.
-            normalise: gets the same after `correct`, in place of the layer's own BatchNorm
-                (statistics per task).
-        """
+        """Node embeddings of the last layer, (N, *S, d): see `LayeredNetwork.forward`."""
         edges = Propagation.from_batch(batch)
         h = self.embed(batch)
         for layer, convolution in enumerate(self.gnns):

@@ -1,22 +1,22 @@
 """Backbones for graphs with any numeric node features: PyG's own GCN, SAGE, GIN and GAT layers
-behind the interface of `models.networks.hu2020.Backbone`."""
+behind the interface of `models.networks.base.LayeredNetwork`."""
 
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.data.batch import GraphBatch
 from models.errors import InvalidInputError
-from models.networks.hu2020 import SiteHook
+from models.networks.base import LayeredNetwork, NetworkShape, SiteHook
 
 GraphNetworkKind = Literal["pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat"]
 
 
-class GraphNetworkConfig(BaseModel):
+class GraphNetworkConfig(NetworkShape):
     """Shape of a graph network; it travels in the artifact's manifest.
 
     Attributes:
@@ -28,14 +28,17 @@ class GraphNetworkConfig(BaseModel):
             bags of words (Kipf and Welling 2017).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: GraphNetworkKind
     in_dim: int = Field(ge=1)
     num_layers: int = Field(default=2, ge=1)
     hidden_dim: int = Field(default=128, ge=1)
     heads: int = Field(default=4, ge=1)
     row_normalise: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number and width of the layers."""
+        return self.num_layers, self.hidden_dim
 
     @model_validator(mode="after")
     def _check(self) -> "GraphNetworkConfig":
@@ -46,13 +49,11 @@ class GraphNetworkConfig(BaseModel):
         return self
 
 
-class GraphNetwork(nn.Module):
+class GraphNetwork(LayeredNetwork):
     """A graph network without readout and head: layers with relu and, in training, dropout between
-    them; no BatchNorm.
+    them; no BatchNorm."""
 
-    It has what adapters, routing and mergers need of a backbone: `config`, `gnns`, `batch_norms`
-    (none), `forward` with the same hooks.
-    """
+    config: GraphNetworkConfig
 
     def __init__(self, config: GraphNetworkConfig, dropout: float = 0.0) -> None:
         super().__init__()

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.data.atoms import NUM_ELEMENTS, AtomsBatch
 from models.errors import InvalidInputError
+from models.networks.base import NetworkShape
 from models.ops.segment import segment_sum
 from models.task import select_tasks
 
 
-class ForceFieldConfig(BaseModel):
+class ForceFieldConfig(NetworkShape):
     """Shape of a force field; it travels in the artifact's manifest.
 
     Attributes:
@@ -28,14 +29,17 @@ class ForceFieldConfig(BaseModel):
         cutoff: Angstrom; atoms further apart do not see each other in one block.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["schnet"] = "schnet"
     hidden_dim: int = Field(default=64, ge=2)
     num_filters: int = Field(default=64, ge=1)
     num_interactions: int = Field(default=3, ge=1)
     num_gaussians: int = Field(default=32, ge=2)
     cutoff: float = Field(default=5.0, gt=0)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number and width of the blocks."""
+        return self.num_interactions, self.hidden_dim
 
 
 class ForceField(nn.Module):
@@ -160,6 +164,7 @@ class MergedForceField(nn.Module):
         super().__init__()
         self.network = network
         self.tasks = tuple(experts)
+        self.site_names: tuple[str, ...] = ()  # nothing is mixed
         # by number: a ModuleDict refuses names with a dot
         self.experts = nn.ModuleList(experts.values())
         self.requires_grad_(False).eval()

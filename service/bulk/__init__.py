@@ -1,1 +1,1 @@
-"""Many molecules: streams, files and jobs."""
+"""Predictions for many molecules: streams, files and jobs."""

@@ -1,4 +1,4 @@
-"""Working on jobs: one at a time, from where each was left."""
+"""Runner of the jobs: one at a time, each resumed where it was left."""
 
 import asyncio
 import contextlib
@@ -13,21 +13,21 @@ from models.errors import GMergingError, UnknownTaskError
 from service.bulk.flow import Answerer, file_groups, in_order
 from service.bulk.jobs import Job, JobStore
 from service.core.batcher import QueueClosedError
+from service.core.engine import PredictionQuery
 from service.core.models import ModelRegistry, UnknownModelError
-from service.core.pipeline import Pipeline, Question
+from service.core.pipeline import Pipeline
 from service.formats.molecule_files import FileFormat, ResultWriter, open_file
 from service.security import KeyRing
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 _SAVE_SECONDS = 1.0
-_LOOK_SECONDS = 1.0
-# groups of one job that are under way: little, for nobody waits for it as for a request
-_WINDOW = 2
+_POLL_SECONDS = 1.0
+_WINDOW = 2  # groups under way; few, because nobody waits for a job as for a request
 
 
 class JobRunner:
-    """Works on jobs, one at a time."""
+    """Answers jobs in the background, one at a time."""
 
     def __init__(
         self,
@@ -37,91 +37,84 @@ class JobRunner:
         keys: KeyRing,
         metrics: Metrics,
     ) -> None:
-        self._store, self._pipeline, self._models, self._keys, self._metrics = (
-            store,
-            pipeline,
-            models,
-            keys,
-            metrics,
-        )
+        self._store, self._pipeline, self._models = store, pipeline, models
+        self._keys, self._metrics = keys, metrics
         self._holder = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._working: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look for jobs."""
-        self._working = asyncio.create_task(self._work(), name="jobs")
+        """Start polling for jobs."""
+        self._task = asyncio.create_task(self._work(), name="jobs")
 
     async def close(self) -> None:
-        """Stop; what was being worked on waits where it is."""
-        if self._working is not None:
-            self._working.cancel()
-            await asyncio.gather(self._working, return_exceptions=True)
+        """Stop; the job under way is released and can be resumed."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _work(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._store.forget_old)
+                await asyncio.to_thread(self._store.delete_expired)
                 job = await asyncio.to_thread(self._store.claim, self._holder)
                 if job is not None:
                     await self._run(job)
                     continue
-            except Exception:  # a full disk today may be an empty one tomorrow
+            except Exception:  # goes on polling: a disk that is full now may have room later
                 log.exception("looking for jobs failed")
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _run(self, job: Job) -> None:
         try:
-            question = Question.of(job.model, self._models.get(job.model), job.tasks, job.routing)
-            if question.tasks != job.tasks:
+            query = PredictionQuery.of(
+                job.model, self._models.get(job.model), job.tasks, job.routing
+            )
+            if query.tasks != job.tasks:
                 raise UnknownTaskError(
                     f"got tasks {', '.join(job.tasks)}, of which the model now has"
-                    f" {', '.join(question.tasks) or 'none'}"
+                    f" {', '.join(query.tasks) or 'none'}"
                 )
-            question.engine.info.check_table(question.tasks)
-            client = self._keys.named(job.client)
-            await self._answer(job, Answerer(self._pipeline, question, self._keys, client))
+            query.engine.info.check_table(query.tasks)
+            client = self._keys.client_named(job.client)
+            await self._answer(job, Answerer(self._pipeline, query, self._keys, client))
         except (asyncio.CancelledError, QueueClosedError):
             await asyncio.shield(asyncio.to_thread(self._store.release, job.id, self._holder))
             raise asyncio.CancelledError from None
-        except _TakenAwayError:
+        except _JobLostError:
             log.info("job %s was cancelled or taken over", job.id)
             current = await asyncio.to_thread(self._store.get, job.id, job.client)
             if current is None or current.state == "cancelled":
                 self._metrics.job_ended("cancelled")
         except Exception as error:
-            foreseen = isinstance(error, GMergingError | UnknownModelError)
-            log.log(
-                logging.WARNING if foreseen else logging.ERROR,
-                "job %s failed: %s",
-                job.id,
-                error,
-                exc_info=not foreseen,
-            )
-            message = (
-                str(error)
-                if foreseen
-                else "the service failed; its log says more under this job's id"
-            )
-            ended = {"state": "failed", "finished": time.time(), "error": message}
-            if await asyncio.to_thread(lambda: self._store.save(job.id, self._holder, **ended)):
+            expected = isinstance(error, GMergingError | UnknownModelError)
+            level = logging.WARNING if expected else logging.ERROR
+            log.log(level, "job %s failed: %s", job.id, error, exc_info=not expected)
+            message = str(error)
+            if not expected:
+                message = "the service failed; its log says more under this job's id"
+            values = {"state": "failed", "finished": time.time(), "error": message}
+            if await asyncio.to_thread(lambda: self._store.save(job.id, self._holder, **values)):
                 self._metrics.job_ended("failed")
 
     async def _answer(self, job: Job, answerer: Answerer) -> None:
-        """Go through the file from where it was left, and note every second how far that is."""
-        info = answerer.question.engine.info
+        """Answer the file from where it was left, and save the progress every second.
+
+        If another artifact answers now, start over: a result never mixes the answers of two models.
+        """
+        info = answerer.query.engine.info
         file_format = FileFormat(job.kind, job.smiles_column, job.id_field)
-        again = info.digest != job.digest  # never the answers of two models in one file
+        starts_over = info.digest != job.digest
         with (
             self._store.input_path(job).open("rb") as content,
-            self._store.result_path(job).open("wb" if again else "r+b") as result,
+            self._store.result_path(job).open("wb" if starts_over else "r+b") as result,
         ):
-            if again:
+            if starts_over:
                 total = await asyncio.to_thread(
                     lambda: sum(1 for _ in open_file(content, file_format).records)
                 )
             file = await asyncio.to_thread(open_file, content, file_format)
             writer = ResultWriter(job.output, file, info, job.tasks)
-            if again:
+            if starts_over:
                 result.write(writer.header())
                 await self._save(job, result, writer, digest=info.digest, total=total)
             else:
@@ -130,9 +123,8 @@ class JobRunner:
                 result.truncate(job.result_bytes)
                 result.seek(job.result_bytes)
             saved = time.monotonic()
-            async with contextlib.aclosing(
-                in_order(file_groups(file), answerer, window=_WINDOW)
-            ) as answers:
+            answers = in_order(file_groups(file), answerer, window=_WINDOW)
+            async with contextlib.aclosing(answers):
                 async for answered in answers:
                     await asyncio.to_thread(result.write, writer.rows(answered))
                     if time.monotonic() - saved > _SAVE_SECONDS:
@@ -155,8 +147,8 @@ class JobRunner:
             return self._store.save(job.id, self._holder, **progress, **values)
 
         if not await asyncio.to_thread(save):
-            raise _TakenAwayError
+            raise _JobLostError
 
 
-class _TakenAwayError(Exception):
-    """The job was cancelled, or another worker has it."""
+class _JobLostError(Exception):
+    """The job was cancelled, or another worker has taken it over."""

@@ -1,10 +1,9 @@
-"""Long files as jobs: kept on disk with what has been answered so far, so that they outlast a
-restart.
+"""Jobs on disk, which survive a restart with the answers they already have.
 
-A job is a row of an SQLite table and two files, what was sent and what is answered. The row says
-how many bytes of the answer are good: whatever lies behind them is cut off before a job goes on.
-Several workers share the table; one that takes a job holds it by a lease, which it renews as it
-goes on, so that the jobs of a worker that died are taken over by others.
+A job is a row of an SQLite table and two files: the input and the result. The row holds the number
+of valid bytes of the result; whatever lies behind them is cut off before a job is resumed. Several
+workers share the table. A worker holds a job by a lease, which it renews with every `save`, so that
+the jobs of a worker that died are taken over by others.
 """
 
 import shutil
@@ -21,7 +20,7 @@ import orjson
 
 from models.errors import ConfigError
 from models.experts.unified import Routing
-from service.core.pipeline import Question
+from service.core.engine import PredictionQuery
 from service.formats.molecule_files import FileFormat, FileKind, OutputKind
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -30,20 +29,28 @@ _LEASE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it stands.
+    """State of a job.
 
     Attributes:
         id: 32 hexadecimal digits.
-        client: whose it is, by name of the key; empty without keys.
+        client: name of the key's holder; empty without keys.
         state: see `JobState`.
-        created, finished: seconds since 1970; `finished` is 0 until then.
-        kind, smiles_column, id_field: how to read what was sent, by the column that was chosen.
-        encoding: of what was sent; None for a job of an older version.
-        model, tasks, routing, output: what is asked, and in what form.
-        digest: of the artifact that answers; empty until it has begun.
-        total, answered, failed: records; `total` is 0 until they are counted.
-        result_bytes: how much of the answer is good.
-        error: why it failed.
+        created: seconds since 1970.
+        finished: seconds since 1970; 0 until the job has ended.
+        kind: kind of the file.
+        smiles_column: column of the molecules; None for an SDF.
+        id_field: column or data field of the ids, if there is one.
+        encoding: text encoding of the file; None for a job of an older version.
+        model: name of the model.
+        tasks: task names, in the model's order.
+        routing: how experts are mixed.
+        output: form of the result.
+        digest: digest of the artifact that answers; empty until the job has begun.
+        total: number of records; 0 until they are counted.
+        answered: number of records answered so far.
+        failed: number of those with an error.
+        result_bytes: number of valid bytes of the result.
+        error: reason of a failed job; empty otherwise.
     """
 
     id: str
@@ -68,17 +75,20 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the job is done, failed or cancelled."""
         return self.state in ("done", "failed", "cancelled")
 
 
-_COLUMNS = tuple(each.name for each in fields(Job))
-_NEW_COLUMNS = ("id_field", "encoding")  # that folders of older versions do not have
+_COLUMNS = tuple(column.name for column in fields(Job))
+_NEW_COLUMNS = ("id_field", "encoding")  # missing in tables of older versions
 
 
 def _add_missing_columns(table: sqlite3.Connection) -> None:
-    """A job that an older version began starts again: it wrote other columns."""
-    table.execute("BEGIN IMMEDIATE")  # of several workers, one
+    """Add the columns that a table of an older version lacks.
+
+    Its unfinished jobs start over, because they wrote other columns.
+    """
+    table.execute("BEGIN IMMEDIATE")  # several workers may start at once
     known = {row[1] for row in table.execute("PRAGMA table_info(jobs)")}
     missing = [name for name in _NEW_COLUMNS if name not in known]
     for name in missing:
@@ -88,17 +98,17 @@ def _add_missing_columns(table: sqlite3.Connection) -> None:
 
 
 class JobStore:
-    """Jobs on disk. Everything here blocks, for milliseconds."""
+    """Table and files of the jobs in a folder. Every method blocks, for milliseconds."""
 
     def __init__(self, folder: Path, keep_seconds: float) -> None:
-        """Open the folder, or make it.
+        """Open the folder, or create it.
 
         Args:
-            folder: of the table and the files.
-            keep_seconds: how long what is over is kept.
+            folder: folder of the table and the files.
+            keep_seconds: time for which ended jobs are kept.
 
         Raises:
-            ConfigError: the folder cannot be made, or not be written.
+            ConfigError: the folder cannot be created or written.
         """
         self._folder, self._keep_seconds = folder, keep_seconds
         try:
@@ -122,11 +132,11 @@ class JobStore:
             _add_missing_columns(table)
 
     def input_path(self, job: Job) -> Path:
-        """What was sent."""
+        """Return the path of a job's input file."""
         return self._folder / f"{job.id}.input"
 
     def result_path(self, job: Job) -> Path:
-        """What is answered."""
+        """Return the path of a job's result file."""
         return self._folder / f"{job.id}.result"
 
     def create(
@@ -134,11 +144,20 @@ class JobStore:
         content: BinaryIO,
         client: str,
         file_format: FileFormat,
-        question: Question,
+        query: PredictionQuery,
         output: OutputKind,
         encoding: str | None = None,
     ) -> Job:
-        """Keep a file, unpacked, as a new job."""
+        """Store a file as a new job.
+
+        Args:
+            content: the file, decompressed.
+            client: name of the key's holder; empty without keys.
+            file_format: how to read the file.
+            query: model, tasks and routing.
+            output: form of the result.
+            encoding: text encoding of the file, as it was detected.
+        """
         job = Job(
             id=uuid.uuid4().hex,
             client=client,
@@ -149,9 +168,9 @@ class JobStore:
             smiles_column=file_format.smiles_column,
             id_field=file_format.id_field,
             encoding=encoding,
-            model=question.model,
-            tasks=question.tasks,
-            routing=question.routing,
+            model=query.model,
+            tasks=query.tasks,
+            routing=query.routing,
             output=output,
             digest="",
             total=0,
@@ -176,23 +195,25 @@ class JobStore:
         return job
 
     def get(self, job_id: str, client: str) -> Job | None:
-        """A client's job."""
+        """Return a job of a client; None if the client has no such job."""
         with self._table() as table:
             return next(self._jobs(table, "WHERE id = ? AND client = ?", job_id, client), None)
 
-    def all_of(self, client: str) -> list[Job]:
-        """A client's jobs, the newest first."""
+    def of_client(self, client: str) -> list[Job]:
+        """Return the jobs of a client, the newest first."""
         with self._table() as table:
             return list(self._jobs(table, "WHERE client = ? ORDER BY created DESC", client))
 
     def waiting(self) -> int:
-        """How many jobs are not over."""
+        """Return the number of jobs that are queued or running."""
         with self._table() as table:
             return int(table.execute("SELECT count(*) FROM jobs WHERE finished = 0").fetchone()[0])
 
     def claim(self, holder: str) -> Job | None:
-        """The oldest job that nobody works on, if there is one; it is the holder's as long as it
-        renews the lease by `save`."""
+        """Take the oldest job that no worker holds; None if there is none.
+
+        The holder keeps it for 30 s after every `save`.
+        """
         now = time.time()
         with self._table() as table:
             row = table.execute(
@@ -204,8 +225,16 @@ class JobStore:
             return None if row is None else next(self._jobs(table, "WHERE id = ?", row[0]), None)
 
     def save(self, job_id: str, holder: str, **values: object) -> bool:
-        """Note how far a job has come, and renew its lease; False if it is not the holder's any
-        more, or was cancelled."""
+        """Save columns of a job, and renew its lease.
+
+        Args:
+            job_id: the job.
+            holder: the worker that claimed it.
+            values: columns to set.
+
+        Returns:
+            Whether the job is still the holder's; if not, nothing was saved.
+        """
         with self._table() as table:
             changes = "".join(f", {name} = ?" for name in values)
             done = table.execute(
@@ -216,7 +245,7 @@ class JobStore:
             return done.rowcount == 1
 
     def release(self, job_id: str, holder: str) -> None:
-        """Let another worker, or this one after a restart, go on with it."""
+        """Put a held job back into the queue, for any worker to resume."""
         with self._table() as table:
             table.execute(
                 "UPDATE jobs SET state = 'queued', lease = 0 WHERE id = ? AND holder = ? AND state"
@@ -225,7 +254,11 @@ class JobStore:
             )
 
     def cancel(self, job: Job) -> bool:
-        """Stop a job; one that is over is forgotten. Whether it was stopped."""
+        """Cancel a job, or delete one that has ended; its files are deleted.
+
+        Returns:
+            Whether the job was still queued or running.
+        """
         with self._table() as table:
             stopped = table.execute(
                 "UPDATE jobs SET state = 'cancelled', finished = ? WHERE id = ? AND finished = 0",
@@ -236,14 +269,11 @@ class JobStore:
         self._remove_files(job)
         return stopped.rowcount == 1
 
-    def forget_old(self) -> None:
-        """Remove what has been over for long enough."""
+    def delete_expired(self) -> None:
+        """Delete the jobs that ended more than `keep_seconds` ago."""
+        oldest = time.time() - self._keep_seconds
         with self._table() as table:
-            old = list(
-                self._jobs(
-                    table, "WHERE finished > 0 AND finished < ?", time.time() - self._keep_seconds
-                )
-            )
+            old = list(self._jobs(table, "WHERE finished > 0 AND finished < ?", oldest))
             table.executemany("DELETE FROM jobs WHERE id = ?", [(job.id,) for job in old])
         for job in old:
             self._remove_files(job)
@@ -254,15 +284,13 @@ class JobStore:
 
     @contextmanager
     def _table(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for every use: they are called on many threads."""
-        with (
-            closing(sqlite3.connect(self._folder / "jobs.sqlite", timeout=30)) as connection,
-            connection,
-        ):
+        """Open a connection for one use, because methods run on many threads."""
+        path = self._folder / "jobs.sqlite"
+        with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
             yield connection
 
     @staticmethod
-    def _jobs(table: sqlite3.Connection, condition: str, *values: object) -> Iterator[Job]:
-        for row in table.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs {condition}", values):
-            known = dict(zip(_COLUMNS, row, strict=True))
-            yield Job(**{**known, "tasks": tuple(orjson.loads(known["tasks"]))})
+    def _jobs(table: sqlite3.Connection, condition: str, *parameters: object) -> Iterator[Job]:
+        for row in table.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs {condition}", parameters):
+            values = dict(zip(_COLUMNS, row, strict=True))
+            yield Job(**{**values, "tasks": tuple(orjson.loads(values["tasks"]))})

@@ -1,17 +1,16 @@
-"""One queue in front of one worker thread: requests that wait at the same time share a pass. Knows
-nothing of torch or of molecules.
+"""One queue in front of one worker thread: requests that wait at the same time share a pass.
+Independent of torch and of molecules.
 
 Rules:
 
-- No waiting window. When the worker is free, a pass is made of what waits; an idle service answers
-  at once.
-- A pass holds items of one key, up to a cost. Entries of that key take turns, item by item, and an
-  entry that was served and has more to come goes to the end of the queue: thousands of items delay
-  a single one by at most one pass.
-- What may wait is bounded by cost and by time. `admit` refuses early, before any work was done for
-  the request: when too much waits, and when what waits would take longer than the request has.
-- Every entry carries its deadline. One that was cancelled or has expired takes part in no further
-  pass.
+- There is no waiting window. When the worker is free, it takes a pass from the queue; an idle
+  service answers at once.
+- A pass has items of one key, up to a maximal cost. Entries of that key take turns, item by item,
+  and an entry with items left goes to the end of the queue: thousands of items delay a single one
+  by at most one pass.
+- The queue is bounded by cost and by time. `admit` refuses a request before any work is done for
+  it: when too much is waiting, or when that would take longer than the request's deadline.
+- Every entry has its own deadline. Cancelled and expired entries take part in no further pass.
 - An error in a pass fails the entries that had items in it, and no others.
 """
 
@@ -52,12 +51,12 @@ class DeadlineExceededError(Exception):
 
 
 @dataclass(eq=False)
-class Place:
-    """What an admitted request takes of the queue's room.
+class Permit:
+    """Permission of a request to be in the queue.
 
     Attributes:
-        estimate: of its cost, as it was when it came.
-        cost: that, until it is set to what is known better while the place is held.
+        estimate: of its cost, at admission.
+        cost: the estimate at first; set to the exact cost when that is known.
     """
 
     estimate: int
@@ -92,7 +91,8 @@ class _Entry(Generic[Key, Item, Result]):
 
 
 class Batcher(Generic[Key, Item, Result]):
-    """See the module's text. Everything but `run` happens on the event loop."""
+    """Batches items of waiting requests into passes. Only `run` is called on the worker thread; all
+    else runs on the event loop."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Batcher(Generic[Key, Item, Result]):
         self._run, self._on_pass, self._clock = run, on_pass, clock
         self._max_batch_cost, self._max_pending_cost = max_batch_cost, max_pending_cost
         self._waiting: deque[_Entry[Key, Item, Result]] = deque()
-        self._places: set[Place] = set()
+        self._permits: set[Permit] = set()
         self._busy_from = self._recent_cost = self._recent_seconds = 0.0
         self._wake = asyncio.Event()
         self._closing = False
@@ -128,7 +128,7 @@ class Batcher(Generic[Key, Item, Result]):
     @property
     def pending_cost(self) -> int:
         """Cost of everything admitted and not yet answered."""
-        return sum(place.cost for place in list(self._places))
+        return sum(permit.cost for permit in list(self._permits))
 
     @property
     def waiting_items(self) -> int:
@@ -164,8 +164,8 @@ class Batcher(Generic[Key, Item, Result]):
     @contextmanager
     def admit(
         self, cost: int, seconds: float = math.inf, *, bounded: bool = True
-    ) -> Iterator[Place]:
-        """Hold a place in the queue for a request, from before the first work on it until it is
+    ) -> Iterator[Permit]:
+        """Hold room in the queue for a request, from before the first work on it until it is
         answered.
 
         An idle service admits a request of any cost, for it could never be admitted otherwise.
@@ -194,17 +194,17 @@ class Batcher(Generic[Key, Item, Result]):
                     ),
                 )
             )
-        place = Place(cost, cost)
-        if not self._places:
+        permit = Permit(cost, cost)
+        if not self._permits:
             self._busy_from = self._clock()
-        self._places.add(place)
+        self._permits.add(permit)
         answered = False
         try:
-            yield place
+            yield permit
             answered = True
         finally:
-            self._places.remove(place)
-            self._account(place.estimate if answered else None)
+            self._permits.remove(permit)
+            self._account(permit.estimate if answered else None)
 
     async def submit(
         self, key: Key, items: Sequence[Item], costs: Sequence[int], deadline: float = math.inf
@@ -232,7 +232,7 @@ class Batcher(Generic[Key, Item, Result]):
 
     @property
     def _pending_estimate(self) -> int:
-        return sum(place.estimate for place in self._places)
+        return sum(permit.estimate for permit in self._permits)
 
     def _account(self, cost: int | None) -> None:
         """Remember how fast work goes, from admission to answer: passes alone would not show what

@@ -1,5 +1,5 @@
-"""Answers that were given before. An answer is a function of the molecule, the task and the
-artifact, so it can be given again."""
+"""A cache of answers: an answer depends only on the molecule, the task, the routing and the
+artifact."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from cachetools import LRUCache
 from models.experts.unified import Routing
 from service.core.engine import TaskAnswer
 
-# Of an entry, beside its arrays: the key with its strings, two array headers, a link of the list.
+# Size of an entry without its arrays: key and strings, two array headers, a link of the list.
 # Measured with tracemalloc over 10,000 entries.
 _OVERHEAD_BYTES = 700
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What an answer depends on.
+    """Everything that an answer depends on.
 
     Attributes:
         digest: of the artifact.
-        smiles: canonical.
-        task, routing: as asked.
+        smiles: canonical SMILES of the molecule.
+        task, routing: of the query.
     """
 
     digest: str
@@ -31,23 +31,23 @@ class CacheKey:
 
 
 class AnswerCache:
-    """The answers asked for most recently, up to a number of bytes. One entry per molecule and
-    task, so that requests for other tasks share them."""
+    """The most recently used answers, up to a number of bytes. Entries are per molecule and task:
+    requests for different tasks share them."""
 
     def __init__(self, max_bytes: int) -> None:
-        """An empty cache; of 0 bytes, it stays empty."""
+        """Make an empty cache; with 0 bytes it stays empty."""
         self._entries: LRUCache[CacheKey, TaskAnswer] = LRUCache(max_bytes, getsizeof=_size)
 
     @property
     def size_bytes(self) -> int:
-        """What the entries take, about."""
+        """Approximate size of the entries."""
         return int(self._entries.currsize)
 
     def get(
         self, digest: str, smiles: str | None, tasks: Sequence[str], routing: Routing
     ) -> dict[str, TaskAnswer] | None:
-        """The answers of all tasks, or None if one is not there. A molecule without SMILES, one
-        that came as a graph, is never there."""
+        """The answers of all tasks, or None if any of them is missing; graphs, which have no
+        SMILES, are not cached."""
         if smiles is None:
             return None
         found = {task: self._entries.get(CacheKey(digest, smiles, task, routing)) for task in tasks}
@@ -60,12 +60,12 @@ class AnswerCache:
     def put(
         self, digest: str, smiles: str | None, answers: dict[str, TaskAnswer], routing: Routing
     ) -> None:
-        """Remember the answers for a molecule."""
+        """Keep the answers for a molecule; those of a graph, which has no SMILES, are not kept."""
         if smiles is None:
             return
         for task, answer in answers.items():
             if _size(answer) <= self._entries.maxsize:
-                # Copies: a slice would keep the whole batch that it was cut from.
+                # Copies: a view would keep the arrays of the whole batch alive.
                 self._entries[CacheKey(digest, smiles, task, routing)] = TaskAnswer(
                     answer.values.copy(), answer.routing.copy()
                 )

@@ -1,57 +1,57 @@
-"""What answers: an artifact on a device. The only file of the service that runs torch."""
+"""Engines: an artifact on a device that predicts for batches of graphs. Only this file of the
+service runs models."""
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.artifact import Artifact, ArtifactParts, assemble, load_parts
-from models.compiled.model import CompiledModel, fastest
-from models.data.atoms import join
-from models.data.batch import GraphBatch
-from models.data.feature_graph import FeatureGraph, collate_features
-from models.data.molecule import MolGraph, collate
-from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeInput
+from models.artifact import Artifact, assemble, load_parts
+from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
 from models.errors import ArtifactError, ConfigError, GMergingError
-from models.experts.unified import Routing, UnifiedModel
-from models.networks.schnet import ForceFieldConfig, MergedForceField
+from models.experts.unified import Routing
+from models.families.base import TaskOutput
+from models.families.inputs import Graph
 from models.screening import ScreenedModel, is_screened
 from models.task import TaskInfo
-from service.core.limits import Graph, Structure, Wanted, restricted
+from service.core.reading import MOLECULES, InputRequirements
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
-_CARBON = [[5, 0]]
-_MOLECULES = MoleculeInput()
 
 
-class UnsupportedInputError(GMergingError):
-    """Files of molecules and the Open Inference Protocol are asked of a model that takes no
-    molecules, or has answers of another form."""
+class UnsupportedQueryError(GMergingError):
+    """A query names a task or a routing that the model does not have, or wants a table from a model
+    whose answers are none.
 
-    code = "unsupported_input"
+    Attributes:
+        code: stable name of the problem.
+        details: further fields for the client, by name.
+    """
+
+    def __init__(self, code: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.code, self.details = code, details
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine says about itself.
+    """Description of an engine.
 
     Attributes:
         name, version, digest: of the artifact.
-        device: that it runs on.
-        task_infos: by task, its labels, what it is about, and what its answers are; the tasks are
-            the experts.
-        sites: where experts are mixed; none in a force field.
-        details: the rest of the manifest.
-        input: what the model takes.
-        cutoff: of a force field, Angstrom.
+        device: it runs on.
+        task_infos: by task, in the order of the experts.
+        sites: names of the sites where experts can be mixed; none in a force field.
+        details: further fields of the manifest.
+        takes: inputs that its tasks take.
     """
 
     name: str
@@ -61,8 +61,7 @@ class EngineInfo:
     task_infos: dict[str, TaskInfo]
     sites: tuple[str, ...]
     details: dict[str, Any]
-    input: InputSchema = _MOLECULES
-    cutoff: float = 0.0
+    takes: InputRequirements = MOLECULES
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -81,32 +80,36 @@ class EngineInfo:
 
     @property
     def routings(self) -> tuple[Routing, ...]:
-        """What the model can be asked for; a force field has no experts that could be mixed."""
+        """Routings that the model has: only "own" if it mixes no experts."""
         return get_args(Routing) if self.sites else ("own",)
 
-    def wanted(self, tasks: Sequence[str]) -> Wanted:
-        """What some of the tasks take."""
+    @property
+    def input(self) -> InputSchema:
+        """The input schema of the manifest."""
+        return self.takes.schema
+
+    def requirements(self, tasks: Sequence[str]) -> InputRequirements:
+        """Inputs that all of these tasks take."""
         of_nodes = any(self.task_infos[task].level == "node" for task in tasks)
-        return Wanted(restricted(self.input, tasks), self.cutoff, of_nodes)
+        return InputRequirements(self.takes.shape, self.input.for_tasks(tasks), of_nodes)
 
     def check_table(self, tasks: Sequence[str]) -> None:
-        """Raises UnsupportedInputError unless these tasks have one row of numbers for each
-        molecule, as tables and tensors do."""
-        if (why := self.wanted(tasks).no_text) is not None:
-            raise UnsupportedInputError(
-                f"got model {self.name} for a table of molecules, but {why} (`POST /predict`)"
-            )
+        """Raises UnsupportedQueryError: the answers to these tasks are not one row of numbers per
+        molecule, as tables and tensors need."""
+        if (why := self.requirements(tasks).no_text) is not None:
+            got = f"got model {self.name} for a table of molecules, but {why} (`POST /predict`)"
+            raise UnsupportedQueryError("unsupported_input", got)
 
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """The answer of one task for one molecule or graph of n nodes.
+    """Answer of one task for one molecule or graph of n nodes.
 
     Attributes:
-        values: (labels,); of a task on nodes (n, labels); of a force field the energy, (1,) float64
-            in eV.
-        routing: (sites, experts), each site sums to 1.
-        forces: of a force field, (n, 3) in eV / Angstrom.
+        values: (labels,); of a task at level "node" (n, labels); of a force field the energy, (1,)
+            float64 in eV.
+        routing: routing weights (sites, experts); the weights of a site sum to 1.
+        forces: of a force field, (n, 3) in eV / Angstrom; otherwise None.
     """
 
     values: NDArray[np.floating[Any]]
@@ -119,49 +122,88 @@ class PassOutput:
     """Answers of one pass over G graphs.
 
     Attributes:
-        answers: of each graph, by task.
+        answers: one dictionary per graph, by task.
     """
 
     answers: list[dict[str, TaskAnswer]]
 
     def routing(self, task: str) -> NDArray[np.float32]:
-        """(G, sites, experts), each site sums to 1."""
+        """Routing weights of a task, (G, sites, experts)."""
         return np.stack([answer[task].routing for answer in self.answers])
 
     def __add__(self, other: "PassOutput") -> "PassOutput":
-        """The answers of two passes as of one."""
+        """The answers of both passes."""
         return PassOutput(self.answers + other.answers)
 
 
 class Engine(Protocol):
-    """Whatever can answer; tests bring their own."""
+    """Predicts for batches of graphs; tests have their own."""
 
     @property
     def info(self) -> EngineInfo:
-        """What it is."""
+        """Its description."""
         ...
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        """One pass over graphs of the kind that it takes; blocks. Called from one thread at a
-        time."""
+        """Predict tasks for graphs in one pass; blocks. Called from one thread at a time."""
         ...
 
 
-class ArtifactEngine:
-    """An engine that answers from a loaded artifact; from its parts where it wants not all experts
-    to be looked at (`models.screening`)."""
+@dataclass(frozen=True)
+class PredictionQuery:
+    """What to predict for some molecules or graphs. Requests with equal queries share passes.
 
-    def __init__(self, artifact: Artifact | ArtifactParts, device: torch.device) -> None:
+    Attributes:
+        model: name of the model.
+        engine: of that model.
+        tasks: in the engine's order, so that requests in any order share passes.
+        routing: "own", "moe" or "merged".
+        takes: inputs that the tasks take.
+    """
+
+    model: str
+    engine: Engine
+    tasks: tuple[str, ...]
+    routing: Routing
+    takes: InputRequirements = field(compare=False)
+
+    @classmethod
+    def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> Self:
+        """A query for tasks in any order; tasks that the engine does not have are left out."""
+        known = tuple(task for task in engine.info.tasks if task in tasks)
+        return cls(model, engine, known, routing, engine.info.requirements(known))
+
+    @classmethod
+    def checked(
+        cls, model: str, engine: Engine, tasks: Sequence[str] | None, routing: Routing
+    ) -> Self:
+        """A query of a client, where None means all tasks. Raises UnsupportedQueryError: the engine
+        has no such task or routing."""
+        info = engine.info
+        asked = info.tasks if tasks is None else tuple(tasks)
+        if unknown := [task for task in asked if task not in info.tasks]:
+            got = f"got unknown task {unknown[0]!a}, expected some of {', '.join(info.tasks)}"
+            raise UnsupportedQueryError("unknown_task", got, known_tasks=info.tasks)
+        if routing not in info.routings:
+            got = f"got routing {routing!r} for a model that mixes no experts, expected 'own'"
+            raise UnsupportedQueryError("invalid_request", got)
+        return cls.of(model, engine, asked, routing)
+
+
+class ArtifactEngine:
+    """An engine with the model of an artifact."""
+
+    def __init__(self, artifact: Artifact, device: torch.device) -> None:
         manifest = artifact.manifest
-        self._device = device
-        self._model = _model_of(artifact, device)
+        self._device, self._family = device, manifest.family
+        self._model = self._family.served(artifact.model)
         self.info = EngineInfo(
             name=manifest.name,
             version=manifest.version,
             digest=artifact.digest,
             device=str(device),
             task_infos=manifest.tasks,
-            sites=() if isinstance(self._model, MergedForceField) else self._model.site_names,
+            sites=self._model.site_names,
             details=manifest.model_dump(
                 mode="json",
                 include={
@@ -174,20 +216,16 @@ class ArtifactEngine:
                     "metrics",
                 },
             ),
-            input=manifest.input,
-            cutoff=(
-                manifest.backbone.cutoff if isinstance(manifest.backbone, ForceFieldConfig) else 0.0
-            ),
+            takes=InputRequirements(manifest.backbone, manifest.input),
         )
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        """One pass over graphs; see `Engine`. Where a GPU has too little memory for it, as many
-        passes as it takes.
+        """See `Engine.run`. If a GPU has too little memory for one pass, the graphs are halved
+        until they fit.
 
         Raises:
-            FloatingPointError: a number of the answer is not finite; better no answer than that
-                one.
-            torch.OutOfMemoryError: for a single graph.
+            FloatingPointError: an answer is not finite.
+            torch.OutOfMemoryError: a single graph does not fit.
         """
         try:
             return self._pass(graphs, tasks, routing)
@@ -201,80 +239,28 @@ class ArtifactEngine:
         return self.run(graphs[:half], tasks, routing) + self.run(graphs[half:], tasks, routing)
 
     def _pass(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        sizes = [graph.num_nodes for graph in graphs]
-        if isinstance(self._model, MergedForceField):
-            by_task = _force_field_answers(
-                self._model, cast(Sequence[Structure], graphs), tasks, self._device, sizes
-            )
-        else:
-            with torch.inference_mode():
-                output = self._model(self._collate(graphs).to(self._device), tasks, routing)
-                of_nodes = [task for task in tasks if self.info.task_infos[task].level == "node"]
-                values = {
-                    task: _rows(
-                        task, output.probabilities[task], sizes if task in of_nodes else None
-                    )
-                    for task in tasks
-                }
-                by_task = {
-                    task: [
-                        TaskAnswer(*each)
-                        for each in zip(
-                            values[task], output.routing_weights[task].cpu().numpy(), strict=True
-                        )
-                    ]
-                    for task in tasks
-                }
+        with torch.inference_mode():
+            batch = self._family.collate(graphs).to(self._device)
+            outputs = self._family.answer(self._model, batch, tasks, routing)
+            sizes = [graph.num_nodes for graph in graphs]
+            by_task = [self._by_graph(task, outputs[task], sizes) for task in tasks]
         return PassOutput(
-            [
-                dict(zip(tasks, answers, strict=True))
-                for answers in zip(*by_task.values(), strict=True)
-            ]
+            [dict(zip(tasks, answers, strict=True)) for answers in zip(*by_task, strict=True)]
         )
 
-    def _collate(self, graphs: Sequence[Graph]) -> GraphBatch:
-        if isinstance(self.info.input, FeatureInput):
-            return collate_features(cast(Sequence[FeatureGraph], graphs))
-        return collate(cast(Sequence[MolGraph], graphs))
-
-
-def _model_of(
-    artifact: Artifact | ArtifactParts, device: torch.device
-) -> UnifiedModel | CompiledModel | ScreenedModel | MergedForceField:
-    if isinstance(artifact, ArtifactParts):
-        return ScreenedModel(artifact, device)
-    return (
-        artifact.model if isinstance(artifact.model, MergedForceField) else fastest(artifact.model)
-    )
-
-
-def _force_field_answers(
-    model: MergedForceField,
-    structures: Sequence[Structure],
-    tasks: Sequence[str],
-    device: torch.device,
-    sizes: Sequence[int],
-) -> dict[str, list[TaskAnswer]]:
-    batch = join([each.atoms for each in structures], [each.neighbours for each in structures]).to(
-        device
-    )
-    nowhere = np.empty((0, len(model.tasks)), np.float32)
-    return {
-        task: [
-            TaskAnswer(energy, nowhere, forces)
-            for energy, forces in zip(
-                _rows(task, output.energy.unsqueeze(1)),
-                _rows(task, output.forces, sizes),
-                strict=True,
-            )
-        ]
-        for task, output in model(batch, tasks).items()
-    }
+    def _by_graph(self, task: str, output: TaskOutput, sizes: Sequence[int]) -> list[TaskAnswer]:
+        of_nodes = self.info.task_infos[task].level == "node"
+        values = _rows(task, output.values, sizes if of_nodes else None)
+        routing = output.routing_weights.cpu().numpy()
+        if output.forces is None:
+            return [TaskAnswer(*answer) for answer in zip(values, routing, strict=True)]
+        forces = _rows(task, output.forces, sizes)
+        return [TaskAnswer(*answer) for answer in zip(values, routing, forces, strict=True)]
 
 
 def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list[NDArray[Any]]:
-    """By graph: of (G, C) a row each, of (N, C) with `sizes` as many rows as each has nodes. Raises
-    FloatingPointError."""
+    """Split an answer by graph: (G, C) into rows, or with `sizes` (N, C) into blocks of so many
+    rows. Raises FloatingPointError: a number is not finite."""
     array = values.cpu().numpy()
     if not np.isfinite(array).all():
         raise FloatingPointError(f"got numbers that are not finite for {task}")
@@ -282,18 +268,21 @@ def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list
 
 
 def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
-    """Load an artifact onto the settings' device, and have it answer once: a model that fails on
-    its first molecule is no model.
+    """Load an artifact onto the settings' device and run it once.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
-        ArtifactError: the artifact cannot be used.
+        ConfigError: the settings ask for a GPU and there is none.
+        ArtifactError: the artifact cannot be loaded, or its first answers are not finite.
     """
     torch.set_num_threads(settings.threads)
     device = _device(settings.device)
     parts = load_parts(artifact)  # once: the folder may be replaced at any time
     screened = is_screened(parts.manifest)
-    engine = ArtifactEngine(parts if screened else assemble(parts, device), device)
+    if screened:
+        loaded = Artifact(parts.manifest, ScreenedModel(parts, device), parts.digest)
+    else:
+        loaded = assemble(parts, device)
+    engine = ArtifactEngine(loaded, device)
     try:
         warm_up(engine, engine.info.tasks[:1] if screened else None)
     except FloatingPointError as error:
@@ -302,31 +291,19 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
 
 
 def warm_up(engine: Engine, tasks: Sequence[str] | None = None) -> None:
-    """The smallest passes there are, by every routing, for some tasks or all: what is slow the
-    first time is so here."""
+    """Run a small pass with every routing for some tasks or all, so that kernels are compiled and
+    memory is allocated before the first request."""
     info = engine.info
     asked = info.tasks if tasks is None else tuple(tasks)
-    # What is no molecule need not be of a form that all tasks take.
-    together = [asked] if info.input.kind == "molecule" else [(task,) for task in asked]
+    # Where every task has its own form of input, there may be no input that all of them take.
+    together = [asked] if info.input.by_task is None else [(task,) for task in asked]
     for routing in info.routings:
         for some in together:
-            engine.run([_smallest(info.input, some[0])], some, routing)
-
-
-def _smallest(takes: InputSchema, task: str) -> Graph:
-    """One node of a form that a task takes."""
-    no_edges = torch.empty((2, 0), dtype=torch.int64)
-    if isinstance(takes, FeatureInput):
-        return FeatureGraph(torch.ones(1, takes.num_features[task]), no_edges)
-    if isinstance(takes, AtomsInput):
-        return Structure(
-            torch.tensor(takes.elements[task][:1]), torch.zeros(1, 3), no_edges, torch.empty(0, 3)
-        )
-    return MolGraph(torch.tensor(_CARBON), no_edges, torch.empty((0, 2), dtype=torch.int64))
+            engine.run([info.takes.smallest(some[0])], some, routing)
 
 
 def gpu_memory_bytes() -> int:
-    """What torch holds of this machine's GPUs."""
+    """Memory that torch has reserved on all GPUs of this machine."""
     return sum(torch.cuda.memory_reserved(k) for k in range(torch.cuda.device_count()))
 
 

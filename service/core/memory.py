@@ -1,4 +1,4 @@
-"""Keeping a worker's memory flat under load, and the garbage collector away from what stays."""
+"""Settings of the C allocator and of the garbage collector for a server under load."""
 
 import ctypes
 import gc
@@ -11,14 +11,13 @@ log = logging.getLogger(__name__)
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
 
 
-def keep_flat() -> None:
-    """Have the C library keep one heap, where it is glibc.
+def limit_malloc_arenas() -> None:
+    """Set glibc to one malloc arena and fixed thresholds; without glibc, do nothing.
 
-    Passes allocate tensors of ever other sizes. By default glibc moves the bound between its heaps
-    and blocks of their own as it goes, and has a heap for each thread: under load a worker still
-    grew after two minutes, by 16 % in these. With fixed bounds and one heap it comes, in steps, to
-    what its largest passes need. A lower bound was flat from the start, but cost a quarter of the
-    answers.
+    Passes allocate tensors of varying sizes. By default glibc has an arena per thread and adapts
+    its mmap threshold: under load a worker's memory grew by 16 % in two minutes and was still
+    growing. With one arena and fixed thresholds it reaches, in steps, what the largest passes need.
+    A lower mmap threshold kept it flat from the start, but cost a quarter of the throughput.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -34,12 +33,12 @@ def keep_flat() -> None:
 
 
 @contextmanager
-def settled() -> Iterator[None]:
-    """While this holds, the garbage collector does not look at what was there before.
+def frozen_gc() -> Iterator[None]:
+    """Exclude all objects that exist now from garbage collection, until the end of the block.
 
-    That is nearly all there is, torch's and RDKit's modules above all: it took the collector 0.1 s
-    and more each time, under load every other second, in which nothing else was done. A fifth of
-    the event loop's time, and the longest of the waits.
+    These are nearly all objects, mostly torch's and RDKit's modules. Collecting them stopped the
+    event loop for 0.1 s and more every other second under load: a fifth of its time, and the
+    longest pauses.
     """
     gc.freeze()
     try:

@@ -1,18 +1,18 @@
-"""The models that answer, by name: loaded, replaced and taken away while requests are answered.
+"""The registry of models: they are loaded, replaced and unloaded while requests are answered.
 
-A request keeps the engine that it was given. So whoever came before a reload is answered by the old
-model, whoever comes after by the new one, and nobody by a mixture. A new model takes over only when
-it has answered its warm-up; one that cannot be loaded leaves the old one where it is.
+A request keeps the engine that it got, so it is answered by the model from before or after a reload
+and never by both. A new model replaces the old one only after its warm-up; if it cannot be loaded,
+the old one goes on.
 
-The names are the folder names of `GMERGING_MODELS`, and the name of the artifact that answers by
-default. A name from a client is only compared with these, and never becomes a path.
+Names are those of the folders in `GMERGING_MODELS`, and the name of the default artifact. A name
+from a client is only compared with these and never becomes a path.
 """
 
 import asyncio
 import fcntl
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ import orjson
 
 from models.artifact import MANIFEST
 from models.errors import ConfigError, GMergingError
-from service.core.engine import Engine
+from models.experts.unified import Routing
+from service.core.engine import Engine, PredictionQuery
 from service.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -35,19 +36,19 @@ class UnknownModelError(Exception):
 
 
 class DefaultModelError(Exception):
-    """The model that answers by default cannot be taken away."""
+    """The default model cannot be unloaded."""
 
 
 @dataclass
 class _Order:
-    """What an admin asked for last, of a model: `count` tells one order from the next."""
+    """The last order of an admin for a model; `count` grows with every order."""
 
     count: int
     loaded: bool
 
 
 class ModelRegistry:
-    """See the module's text. Everything but loading happens on the event loop."""
+    """All models by name. Models are loaded on threads; everything else runs on the event loop."""
 
     def __init__(
         self,
@@ -58,16 +59,16 @@ class ModelRegistry:
         watch_seconds: float = 0,
         orders: Path | None = None,
     ) -> None:
-        """Prepare; `start` loads.
+        """Make an empty registry; `start` loads the models.
 
         Args:
-            load: makes an engine of an artifact and warms it up; called on a thread.
-            metrics: told of loads.
-            artifact: answers by default.
+            load: loads an artifact into an engine and warms it up; called on a thread.
+            metrics: to count loads.
+            artifact: the default model.
             folder: of further artifacts.
-            watch_seconds: how often to look for changes in their folders; 0: never.
-            orders: a file that the workers of one service share, so that what an admin asks of one
-                is done by all.
+            watch_seconds: interval at which their folders are checked for changes; 0: never.
+            orders: a file that all workers of a service share, so that an admin's order to one of
+                them is carried out by all.
         """
         self._load, self._metrics = load, metrics
         self._artifact, self._folder, self._watch_seconds, self._orders = (
@@ -85,24 +86,36 @@ class ModelRegistry:
 
     @property
     def default(self) -> str:
-        """Name of the model that answers requests which name none."""
+        """Name of the default model."""
         return self._default
 
     @property
     def names(self) -> list[str]:
-        """Of all that answer."""
+        """Names of all loaded models."""
         return list(self._engines)
 
     def get(self, name: str | None = None) -> Engine:
-        """The engine of a model, the default one's if none is named. Raises UnknownModelError."""
+        """The engine of a model; None: of the default model. Raises UnknownModelError."""
         try:
             return self._engines[self._default if name is None else name]
         except KeyError:
             raise UnknownModelError(str(name), self.names) from None
 
+    def query(
+        self, model: str | None, tasks: Sequence[str] | None, routing: Routing
+    ) -> PredictionQuery:
+        """Make the query of a request; None means the default model, or all of its tasks.
+
+        Raises:
+            UnknownModelError: there is no such model.
+            UnsupportedQueryError: the model has no such task or routing.
+        """
+        name = self._default if model is None else model
+        return PredictionQuery.checked(name, self.get(name), tasks, routing)
+
     def available(self) -> dict[str, bool]:
-        """All models that are or could be loaded, and whether they are; of a folder that cannot be
-        read, those that are."""
+        """Names of all models that are or can be loaded, and whether they are loaded. If the folder
+        cannot be read, only the loaded ones."""
         try:
             sources = self._sources()
         except ConfigError as error:

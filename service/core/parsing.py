@@ -1,12 +1,12 @@
-"""Molecules and graphs are read in processes of their own: RDKit holds the interpreter's lock while
-it reads one, a hostile one for seconds.
+"""A pool of processes that read molecules and graphs. RDKit holds the interpreter's lock while it
+reads a molecule, which takes seconds for a hostile one.
 
-- Chunks of different requests take turns; one request never holds all processes, unless there is
-  only one.
-- A chunk that takes too long, or whose process dies, is read again molecule by molecule. A molecule
-  that takes too long by itself costs its process its life and its sender an error; after a few of
-  these the request's other molecules are not tried.
-- The pool replaces what was killed.
+- Chunks of different requests take turns. A request never holds all processes, unless there is only
+  one.
+- A chunk that takes too long, or whose process dies, is read again molecule by molecule. If one
+  molecule takes too long, its worker is killed and the client gets an error for that item; after a
+  few of these the other molecules of the request are not tried.
+- The pool replaces processes that were killed.
 """
 
 import asyncio
@@ -28,61 +28,71 @@ from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from models.errors import GMergingError
-from service.core.limits import Graph, MoleculeLimits, Wanted, tensors_of
-from service.core.reading import MOLECULES, Parsed, Source, Unreadable, read, read_all, refused
+from models.families.inputs import Graph, tensors_of
+from service.core.reading import (
+    MOLECULES,
+    InputRequirements,
+    ItemFailure,
+    MoleculeLimits,
+    Parsed,
+    Source,
+    read,
+    read_all,
+    refused,
+)
 
 Loss = Literal["timeout", "died"]
 LOSSES: tuple[Loss, ...] = ("timeout", "died")
-"""Why a process had to be replaced."""
-_CHUNK = 16  # about ten milliseconds of work, against half a millisecond for the way there and back
+"""Reasons why a process was replaced."""
+_CHUNK = 16  # about 10 ms of work; sending it to a process and back takes 0.5 ms
 _MOST_TIMEOUTS = 3
 _LOOK_SECONDS = 0.05
-_START_SECONDS = 300.0  # of all processes together: the first one of a busy machine imports torch
+_START_SECONDS = 300.0  # of all processes together: on a busy machine importing torch takes long
 _HOLD_SECONDS = 0.02
 _FIRST = "C"
 _NO_START = "the processes that read molecules do not work: got {} for C, expected it read"
-# addresses, of which torch's libraries take most: a molecule that wants gigabytes gets an error
+# Address space, most of it for torch's libraries. A molecule that needs gigabytes gets an error.
 _MOST_MEMORY_BYTES = 6 * 1024**3
-# What crosses between processes: canonical SMILES, the graph's class and arrays (tensors would each
-# take a file descriptor), or what is wrong.
-_Wire = tuple[str | None, type[Graph], list[NDArray[Any]]] | Unreadable
+# Sent from a process to the service: canonical SMILES, class of the graph and its arrays, or an
+# error. Arrays, because every tensor would take a file descriptor.
+_Wire = tuple[str | None, Callable[..., Graph], list[NDArray[Any]]] | ItemFailure
 
 
 class ProcessLostError(Exception):
-    """The process that read a chunk is gone, and the chunk's molecules are as they were."""
+    """The process that was reading a chunk died; nothing of the chunk was read."""
 
 
 class ParserStartError(GMergingError):
-    """The processes that read molecules do not read one."""
+    """A new pool cannot read a molecule."""
 
     code = "parser_failed"
 
 
 @dataclass
 class _Request:
-    """What the chunks of one request share."""
+    """State that the chunks of one request share."""
 
-    wanted: Wanted
+    takes: InputRequirements
     gate: asyncio.Semaphore
     timeouts_left: int = _MOST_TIMEOUTS
 
 
 @dataclass(eq=False)
 class _Task:
-    """A task of the pool; `answer` may be given up by who waits for it, the task is not."""
+    """A task of the pool. `answer` may be cancelled by its reader, the task of the pool is not."""
 
     future: "ProcessFuture[list[_Wire]]"
     answer: asyncio.Future[list[_Wire]]
     started: float | None = None
 
     def is_late(self, seconds: float) -> bool:
-        """Whether it has run for longer than this."""
+        """Whether it has been running for longer than `seconds`."""
         if self.started is None and self.future.running():  # until then it waits for a process
             self.started = time.monotonic()
         return self.started is not None and time.monotonic() - self.started > seconds
 
     def deliver(self) -> None:
-        """What the pool says, to who waits for it."""
+        """Pass the result of the pool on to `answer`."""
         if self.answer.done():
             return
         if self.future.cancelled():
@@ -93,7 +103,7 @@ class _Task:
             self.answer.set_result(self.future.result())
 
     def give_up(self) -> bool:
-        """Have the pool kill the process; False if the task has just ended."""
+        """Kill the process that runs the task. Returns False if the task has just ended."""
         if not self.future.cancel():
             return False
         if not self.answer.done():
@@ -102,7 +112,7 @@ class _Task:
 
 
 class Parser:
-    """Reads molecules for the event loop."""
+    """Reads molecules and graphs in a pool of processes."""
 
     def __init__(
         self,
@@ -111,13 +121,13 @@ class Parser:
         timeout_seconds: float = 5.0,
         on_loss: Callable[[Loss], None] = lambda _: None,
     ) -> None:
-        """Prepare; processes start with the first molecule.
+        """Make a pool, whose processes start with the first molecule.
 
         Args:
-            limits: of molecules.
-            processes: how many read at a time.
+            limits: on the size of molecules.
+            processes: number of processes.
             timeout_seconds: for one molecule, and for one chunk of them.
-            on_loss: told of each process that was lost.
+            on_loss: called when a process is lost.
         """
         self._limits, self._processes, self._timeout_seconds, self._on_loss = (
             limits,
@@ -129,23 +139,22 @@ class Parser:
         self._closed = False
         self._tasks: list[_Task] = []
         self._watching: asyncio.Task[None] | None = None
-        # A server that was forked before there were threads, and has imported all that is needed,
-        # makes a new process in milliseconds.
+        # The fork server was started before there were threads and has imported everything: a new
+        # process takes milliseconds.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([read.__module__])
         self._pool = self._new_pool()
 
     async def start(self) -> None:
-        """Have every process read a molecule.
+        """Let every process read a molecule.
 
         Raises:
-            ParserStartError: one of them cannot, with the reason.
+            ParserStartError: one of them cannot, and why.
         """
         seen: set[int] = set()
         deadline = time.monotonic() + _START_SECONDS
         while len(seen) < self._processes:
-            # As many at a time as there are processes; each is held for a moment, so that the
-            # others get theirs.
+            # One task per process: each takes a moment, so that every process gets one.
             futures = [
                 self._pool.schedule(_read_first, args=[self._limits])
                 for _ in range(self._processes)
@@ -165,23 +174,23 @@ class Parser:
                 seen.add(pid)
 
     async def parse(
-        self, sources: Sequence[Source], wanted: Wanted = MOLECULES
-    ) -> list[Parsed | Unreadable]:
-        """Read molecules or graphs, in their order, as the asked tasks of a model take them."""
-        request = _Request(wanted, asyncio.Semaphore(self._window))
-        errors = [refused(source, self._limits, wanted) for source in sources]
+        self, sources: Sequence[Source], takes: InputRequirements = MOLECULES
+    ) -> list[Parsed | ItemFailure]:
+        """Read molecules or graphs, in their order, for tasks that take such inputs."""
+        request = _Request(takes, asyncio.Semaphore(self._window))
+        errors = [refused(source, self._limits, takes) for source in sources]
         left = [source for source, error in zip(sources, errors, strict=True) if error is None]
         chunks = [left[begin : begin + _CHUNK] for begin in range(0, len(left), _CHUNK)]
         if len(chunks) == 1:
-            # most requests: without a task of its own
-            parts = [await self._read_chunk(chunks[0], request)]
+            # Most requests: `gather` would make an asyncio task.
+            found = [await self._read_chunk(chunks[0], request)]
         else:
-            parts = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
-        results = iter([molecule for part in parts for molecule in part])
+            found = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
+        results = iter([molecule for chunk in found for molecule in chunk])
         return [next(results) if error is None else error for error in errors]
 
     def close(self) -> None:
-        """Stop the processes, whatever they are at."""
+        """Stop all processes at once."""
         self._closed = True
         self._pool.stop()
         self._pool.join()
@@ -193,49 +202,50 @@ class Parser:
 
     async def _read_chunk(
         self, chunk: Sequence[Source], request: _Request
-    ) -> list[Parsed | Unreadable]:
+    ) -> list[Parsed | ItemFailure]:
         async with request.gate:
             if request.timeouts_left:
                 try:
-                    return await self._run(chunk, request.wanted)
+                    return await self._run(chunk, request.takes)
                 except (TimeoutError, ProcessLostError):
                     pass
             return [await self._read_alone(source, request) for source in chunk]
 
-    async def _read_alone(self, source: Source, request: _Request) -> Parsed | Unreadable:
+    async def _read_alone(self, source: Source, request: _Request) -> Parsed | ItemFailure:
         if not request.timeouts_left:
-            return Unreadable(
+            return ItemFailure(
                 "parse_timeout",
                 f"not tried: {_MOST_TIMEOUTS} molecules of this request took more than"
                 f" {self._timeout_seconds:g} s to read",
             )
-        for _ in range(2):  # a process may die by accident, but not twice for the same molecule
+        for _ in range(2):  # a process may die for another reason, but hardly twice
             try:
-                return (await self._run([source], request.wanted))[0]
+                return (await self._run([source], request.takes))[0]
             except ProcessLostError:
                 continue
             except TimeoutError:
                 request.timeouts_left -= 1
-                return Unreadable(
+                return ItemFailure(
                     "parse_timeout",
                     f"took more than {self._timeout_seconds:g} s to read (parse_timeout_seconds)",
                 )
-        return Unreadable("unreadable", "the process that read this molecule died, twice")
+        return ItemFailure("unreadable", "the process that read this molecule died, twice")
 
-    async def _run(self, chunk: Sequence[Source], wanted: Wanted) -> list[Parsed | Unreadable]:
-        """One task of the pool. It is not cancelled with its request, which would cost a process;
-        but it is not let go on for ever either."""
+    async def _run(
+        self, chunk: Sequence[Source], takes: InputRequirements
+    ) -> list[Parsed | ItemFailure]:
+        """Run one task of the pool. It goes on if the request is cancelled, since stopping it would
+        kill the process; but no longer than the timeout."""
         pool = self._pool
         try:
             wires = await self._watched(
-                pool.schedule(_read_all, args=[list(chunk), self._limits, wanted])
+                pool.schedule(_read_all, args=[list(chunk), self._limits, takes])
             )
         except ProcessExpired:
             self._on_loss("died")
             raise ProcessLostError from None
         except RuntimeError:
-            # A pool whose process dies while it has nothing to do gives up, with all that it was
-            # given since.
+            # A pool whose idle process dies fails, together with all tasks that it was given since.
             if self._closed:
                 raise
             if pool is self._pool:
@@ -243,7 +253,7 @@ class Parser:
                 self._pool = self._new_pool()
                 pool.stop()
             raise ProcessLostError from None
-        return [wire if isinstance(wire, Unreadable) else _received(*wire) for wire in wires]
+        return [wire if isinstance(wire, ItemFailure) else _received(*wire) for wire in wires]
 
     def _watched(self, future: "ProcessFuture[list[_Wire]]") -> asyncio.Future[list[_Wire]]:
         """The result of a task, or TimeoutError, and then its process is killed."""
@@ -305,15 +315,17 @@ def _read_first(limits: MoleculeLimits) -> tuple[int, str | None]:
     """This process, and what it makes of a molecule."""
     (molecule,) = read_all([_FIRST], limits, MOLECULES)
     time.sleep(_HOLD_SECONDS)
-    return os.getpid(), molecule.message if isinstance(molecule, Unreadable) else molecule.smiles
+    return os.getpid(), molecule.message if isinstance(molecule, ItemFailure) else molecule.smiles
 
 
-def _read_all(sources: Sequence[Source], limits: MoleculeLimits, wanted: Wanted) -> list[_Wire]:
-    return [_sent(molecule) for molecule in read_all(sources, limits, wanted)]
+def _read_all(
+    sources: Sequence[Source], limits: MoleculeLimits, takes: InputRequirements
+) -> list[_Wire]:
+    return [_sent(molecule) for molecule in read_all(sources, limits, takes)]
 
 
-def _sent(molecule: Parsed | Unreadable) -> _Wire:
-    if isinstance(molecule, Unreadable):
+def _sent(molecule: Parsed | ItemFailure) -> _Wire:
+    if isinstance(molecule, ItemFailure):
         return molecule
     return (
         molecule.smiles,
@@ -322,5 +334,7 @@ def _sent(molecule: Parsed | Unreadable) -> _Wire:
     )
 
 
-def _received(smiles: str | None, kind: type[Graph], arrays: Sequence[NDArray[Any]]) -> Parsed:
+def _received(
+    smiles: str | None, kind: Callable[..., Graph], arrays: Sequence[NDArray[Any]]
+) -> Parsed:
     return Parsed(smiles, kind(*(torch.from_numpy(array) for array in arrays)))

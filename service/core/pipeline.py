@@ -1,5 +1,5 @@
-"""The way of a request: admitted, parsed, looked up, queued, answered. Joins parser, cache,
-batcher, engines and metrics; knows no HTTP."""
+"""The path of a request: admission, reading, cache, queue, prediction. Connects parser, cache,
+batcher, engines and metrics; independent of HTTP."""
 
 import asyncio
 import math
@@ -7,20 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.data.molecule import MolGraph
-from models.experts.unified import Routing
+from models.families.inputs import Graph
 from service.core.batcher import (
     Batcher,
     DeadlineExceededError,
-    Place,
+    Permit,
     QueueClosedError,
     QueueFullError,
 )
 from service.core.cache import AnswerCache
-from service.core.engine import Engine, TaskAnswer, gpu_memory_bytes
-from service.core.limits import Graph, MoleculeLimits, Wanted, graph_cost
+from service.core.engine import PredictionQuery, TaskAnswer, gpu_memory_bytes
 from service.core.parsing import Parser
-from service.core.reading import Parsed, Source, Unreadable, cost
+from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source, cost
 from service.settings import Settings
 from service.telemetry.metrics import ANSWERED, CANCELLED, EXPIRED, FAILED, REFUSED, Metrics
 from service.telemetry.statistics import Gauges
@@ -28,56 +26,27 @@ from service.telemetry.tracing import span
 
 
 @dataclass(frozen=True)
-class Question:
-    """What to answer about molecules or graphs; requests that ask the same share passes.
-
-    Attributes:
-        model: its name.
-        engine: that answers.
-        tasks: in the engine's order, so that spellings share a pass.
-        routing: "moe", "own" or "merged".
-    """
-
-    model: str
-    engine: Engine
-    tasks: tuple[str, ...]
-    routing: Routing
-
-    @classmethod
-    def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> "Question":
-        """A question on some of the engine's tasks, in any order."""
-        return cls(
-            model, engine, tuple(task for task in engine.info.tasks if task in tasks), routing
-        )
-
-    @property
-    def wanted(self) -> Wanted:
-        """What its tasks take."""
-        return self.engine.info.wanted(self.tasks)
-
-
-@dataclass(frozen=True)
 class Answer:
-    """The answer for one molecule or graph.
+    """Answer for one molecule or graph.
 
     Attributes:
-        smiles: canonical; None for a graph.
-        tasks: by name.
+        smiles: canonical SMILES; None for a graph.
+        tasks: answers by task.
     """
 
     smiles: str | None
     tasks: dict[str, TaskAnswer]
 
 
-Result = Answer | Unreadable
-_Answered = dict[str, TaskAnswer] | Unreadable
+Result = Answer | ItemFailure
+_Answered = dict[str, TaskAnswer] | ItemFailure
 
 
 class Pipeline:
-    """Answers questions about molecules and graphs.
+    """Answers queries about molecules and graphs.
 
     Attributes:
-        stopping: set once the service was told to stop: for what has no end of its own.
+        stopping: set when the service is told to stop; streams, which have no end, wait for it.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -87,7 +56,7 @@ class Pipeline:
             self._limits, settings.parsers, settings.parse_timeout_seconds, metrics.parser_lost
         )
         self._cache = AnswerCache(settings.cache_bytes)
-        self._batcher: Batcher[Question, Graph, _Answered] = Batcher(
+        self._batcher: Batcher[PredictionQuery, Graph, _Answered] = Batcher(
             self._run_pass,
             max_batch_cost=settings.max_batch_cost,
             max_pending_cost=settings.max_pending_cost,
@@ -99,17 +68,17 @@ class Pipeline:
 
     @property
     def accepts(self) -> bool:
-        """Whether requests are answered."""
+        """Whether requests are accepted."""
         return self._accepts
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here: not while the service is starting, draining or
-        stopping."""
+        """Whether a load balancer should send requests: not while the service is starting,
+        draining or stopping."""
         return self._ready
 
     def gauges(self, jobs_waiting: int = 0) -> Gauges:
-        """How things stand."""
+        """Current values for a scrape of the metrics."""
         batcher = self._batcher
         return Gauges(
             ready=self._ready,
@@ -122,7 +91,7 @@ class Pipeline:
         )
 
     async def start(self) -> None:
-        """Start the processes that read molecules, then accept requests. Raises
+        """Start the parser's processes and the batcher, then accept requests. Raises
         ParserStartError."""
         await self._parser.start()
         self._batcher.start()
@@ -130,45 +99,45 @@ class Pipeline:
         self._accepts = self._ready = True
 
     def drain(self) -> None:
-        """Say that no requests should be sent here any more; those that come are answered. Streams
-        end. May be called by a signal handler."""
+        """Stop being ready: requests are still answered, streams end. May be called by a signal
+        handler."""
         self._ready = False
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stopping.set)
 
     async def close(self) -> None:
-        """Refuse what comes, answer what is there, stop threads and processes."""
+        """Refuse new requests, answer those that wait, then stop threads and processes."""
         self._accepts = self._ready = False
         await self._batcher.close()
         await asyncio.to_thread(self._parser.close)
 
     async def predict(
         self,
-        question: Question,
+        query: PredictionQuery,
         sources: Sequence[Source],
         seconds: float = math.inf,
         *,
         bounded: bool = True,
     ) -> list[Result]:
-        """Answer molecules, in their order; those that cannot be read are marked and hinder no
-        other.
+        """Predict for molecules or graphs, in their order. One that cannot be read gets an
+        `ItemFailure`; the others are answered.
 
         Args:
-            question: what to answer.
-            sources: SMILES, graphs or mol blocks, at least one.
+            query: what to predict.
+            sources: molecules and graphs, at least one.
             seconds: until the deadline.
-            bounded: False for one of a few streams or jobs, which are let in whatever waits: each
-                has but little in the queue at a time.
+            bounded: False for streams and jobs, which are admitted even if the queue is full: there
+                are few of them, and each has few molecules in the queue at a time.
 
         Raises:
-            QueueFullError: too much waits; nothing was done.
+            QueueFullError: too much work is waiting; nothing was done.
             QueueClosedError: the service is stopping.
             DeadlineExceededError: the deadline came first.
             Exception: the model failed on a pass with one of the molecules.
         """
         count = self._metrics.molecules
         try:
-            results = await self._answer_in_time(question, sources, seconds, bounded)
+            results = await self._answer_in_time(query, sources, seconds, bounded)
         except (QueueFullError, QueueClosedError):
             count(REFUSED, len(sources))
             raise
@@ -186,86 +155,84 @@ class Pipeline:
         return results
 
     async def _answer_in_time(
-        self, question: Question, sources: Sequence[Source], seconds: float, bounded: bool
+        self, query: PredictionQuery, sources: Sequence[Source], seconds: float, bounded: bool
     ) -> list[Result]:
-        estimate = len(question.tasks) * sum(cost(source, self._limits) for source in sources)
+        estimate = len(query.tasks) * sum(
+            cost(source, self._limits, query.takes) for source in sources
+        )
         timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
         try:
             async with timeout:
-                with self._batcher.admit(estimate, seconds, bounded=bounded) as place:
-                    return await self._answer(
-                        question, sources, place, self._batcher.now() + seconds
-                    )
+                with self._batcher.admit(estimate, seconds, bounded=bounded) as permit:
+                    return await self._answer(query, sources, permit, self._batcher.now() + seconds)
         except TimeoutError:
             if timeout.expired():
                 raise DeadlineExceededError from None
             raise
 
     async def _answer(
-        self, question: Question, sources: Sequence[Source], place: Place, deadline: float
+        self, query: PredictionQuery, sources: Sequence[Source], permit: Permit, deadline: float
     ) -> list[Result]:
         started = time.perf_counter()
         with span("parse", molecules=len(sources)):
-            parsed = await self._parser.parse(sources, question.wanted)
+            parsed = await self._parser.parse(sources, query.takes)
         self._metrics.stage("parse", time.perf_counter() - started)
-        digest, tasks, routing = question.engine.info.digest, question.tasks, question.routing
+        digest, tasks, routing = query.engine.info.digest, query.tasks, query.routing
+        family = query.takes.family
         readable = [molecule for molecule in parsed if isinstance(molecule, Parsed)]
         for molecule in readable:
-            if isinstance(molecule.graph, MolGraph):
-                self._metrics.molecule_read(molecule.graph.x[:, 0].numpy())
+            if (types := family.atom_types(molecule.graph)) is not None:
+                self._metrics.molecule_read(types.numpy())
         found = [self._cache.get(digest, molecule.smiles, tasks, routing) for molecule in readable]
         missing = [molecule for molecule, hit in zip(readable, found, strict=True) if hit is None]
         self._metrics.cache(len(readable) - len(missing), len(missing))
-        costs = [graph_cost(molecule.graph) * len(tasks) for molecule in missing]
-        place.cost = sum(costs)
+        costs = [family.cost(molecule.graph) * len(tasks) for molecule in missing]
+        permit.cost = sum(costs)
         computed: list[_Answered] = []
         if missing:
             with span("model", molecules=len(missing)):
                 computed = await self._batcher.submit(
-                    question, [molecule.graph for molecule in missing], costs, deadline
+                    query, [molecule.graph for molecule in missing], costs, deadline
                 )
             for molecule, answer in zip(missing, computed, strict=True):
-                if not isinstance(answer, Unreadable):
+                if not isinstance(answer, ItemFailure):
                     self._cache.put(digest, molecule.smiles, answer, routing)
         new = iter(computed)
-        answers = iter(
-            [
-                _result(molecule.smiles, next(new) if hit is None else hit)
-                for molecule, hit in zip(readable, found, strict=True)
-            ]
-        )
-        return [next(answers) if isinstance(molecule, Parsed) else molecule for molecule in parsed]
+        answers = iter([next(new) if hit is None else hit for hit in found])
+        results: list[Result] = []
+        for item in parsed:
+            if isinstance(item, ItemFailure):
+                results.append(item)
+            elif isinstance(answer := next(answers), ItemFailure):
+                results.append(answer)
+            else:
+                results.append(Answer(item.smiles, answer))
+        return results
 
-    def _run_pass(self, question: Question, graphs: list[Graph]) -> list[_Answered]:
-        """One pass of the engine, cut into graphs; runs on the worker thread."""
+    def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
+        """Predict for the graphs of one pass; runs on the worker thread."""
         self._metrics.pass_atoms(sum(graph.num_nodes for graph in graphs))
-        return self._run_engine(question, graphs)
+        return self._run_engine(query, graphs)
 
-    def _run_engine(self, question: Question, graphs: list[Graph]) -> list[_Answered]:
-        """Features can be so large that no answer is finite. That is their sender's trouble: the
-        others of the pass are answered without them."""
+    def _run_engine(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
+        """Run the engine. Where a graph's numbers can be so large that no answer is finite, the
+        graphs are halved until that graph is found; the others are answered."""
         try:
-            output = question.engine.run(graphs, question.tasks, question.routing)
+            output = query.engine.run(graphs, query.tasks, query.routing)
         except FloatingPointError as error:
-            if isinstance(graphs[0], MolGraph):  # which has no such features
+            if not query.takes.family.inputs_overflow:
                 raise
             if len(graphs) == 1:
                 return [
-                    Unreadable(
+                    ItemFailure(
                         "not_finite", f"{error}: those of the graph are too large for the model"
                     )
                 ]
             half = len(graphs) // 2
-            return self._run_engine(question, graphs[:half]) + self._run_engine(
-                question, graphs[half:]
-            )
-        if question.routing != "own":  # with "own" every weight is 0 or 1 and would blur the mean
-            for task in question.tasks:
+            return self._run_engine(query, graphs[:half]) + self._run_engine(query, graphs[half:])
+        if query.routing != "own":  # with "own" every weight is 0 or 1 and would blur the mean
+            for task in query.tasks:
                 self._metrics.routing(
-                    question.model, task, question.engine.info.tasks, output.routing(task)
+                    query.model, task, query.engine.info.tasks, output.routing(task)
                 )
         return [*output.answers]
-
-
-def _result(smiles: str | None, answer: _Answered) -> Result:
-    return answer if isinstance(answer, Unreadable) else Answer(smiles, answer)

@@ -1,1 +1,1 @@
-"""How answers and files are written and read."""
+"""Formats of requests, files and answers."""

@@ -1,5 +1,8 @@
-"""Answers as JSON bytes. Eight task families are 678 numbers a molecule: how they are written costs
-more than the rest of the framework together."""
+"""Answers as JSON bytes.
+
+Eight task families are 678 numbers per molecule: writing them costs more than the rest of the
+framework together.
+"""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from models.task import Target, TaskInfo
 from service.core.engine import EngineInfo, TaskAnswer
 from service.core.pipeline import Result
-from service.core.reading import Unreadable
+from service.core.reading import ItemFailure
 
 # What a float32 in [0, 1] knows, and no more: written as it is, 0.2 would be 0.20000000298023224,
 # and answers twice as long.
@@ -23,13 +26,13 @@ _CHUNK = 16  # about 3 ms, after which other requests get their turn on the even
 async def render(
     results: Sequence[Result], info: EngineInfo, tasks: Sequence[str], explain_routing: bool
 ) -> bytes:
-    """The body of `PredictResponse`.
+    """Return the body of a `PredictResponse`.
 
     Args:
-        results: in the order of the request.
-        info: of the model that answered.
-        tasks: in the order to show them.
-        explain_routing: whether to add routing weights.
+        results: results in the order of the request.
+        info: description of the model that answered.
+        tasks: task names, in the order in which they are written.
+        explain_routing: whether to add the routing weights.
     """
     items = []
     for k, result in enumerate(results):
@@ -40,15 +43,23 @@ async def render(
 
 
 def model(info: EngineInfo) -> dict[str, str]:
-    """`ModelName` of an engine."""
-    return dict(zip(("name", "version", "digest"), info.artifact, strict=True))
+    """Return the `ModelName` fields of a model: name, version and digest."""
+    return {"name": info.name, "version": info.version, "digest": info.digest}
 
 
 def item(
     index: int, result: Result, info: EngineInfo, tasks: Sequence[str], explain_routing: bool
 ) -> dict[str, Any]:
-    """`PredictionItem` of a molecule or graph."""
-    if isinstance(result, Unreadable):
+    """Return the `PredictionItem` of a molecule or graph as a dictionary.
+
+    Args:
+        index: position in the request.
+        result: the answer, or the reason why there is none.
+        info: description of the model that answered.
+        tasks: task names, in the order in which they are written.
+        explain_routing: whether to add the routing weights.
+    """
+    if isinstance(result, ItemFailure):
         return {
             "index": index,
             "smiles": None,
@@ -78,7 +89,7 @@ def _shown(task: TaskInfo, answer: TaskAnswer) -> dict[str, Any]:
 
 
 def _sites(info: EngineInfo, weights: NDArray[np.float32]) -> Mapping[str, Mapping[str, float]]:
-    """Routing weights (sites, experts) by name."""
+    """Name the routing weights (sites, experts) of an answer by site and expert."""
     return {
         site: dict(zip(info.tasks, written(row, "multiclass"), strict=True))
         for site, row in zip(info.sites, weights, strict=True)
@@ -86,8 +97,15 @@ def _sites(info: EngineInfo, weights: NDArray[np.float32]) -> Mapping[str, Mappi
 
 
 def written(values: NDArray[np.floating[Any]], target: Target) -> list[Any]:
-    """Numbers as lists, as they are written everywhere: probabilities to 8 decimals, others, which
-    may be of any size, with all digits they have."""
+    """Return numbers as nested lists, in the form in which every answer writes them.
+
+    Probabilities are rounded to 8 decimals; other numbers, which may be of any size, keep all
+    digits.
+
+    Args:
+        values: array of any shape.
+        target: what the numbers are.
+    """
     if target in ("multilabel", "multiclass"):
         return list(values.astype(np.float64).round(_DECIMALS).tolist())
     # By way of the shortest text that is the same float32; and no -0.0.

@@ -1,10 +1,10 @@
-"""The Open Inference Protocol, version 2: tensors in and out, in JSON or as bytes behind it (the
-extension `binary_tensor_data`).
+"""Open Inference Protocol, version 2: tensors as JSON, or as bytes behind the JSON.
 
-One input, `smiles`, of datatype BYTES and shape [N] or [N, 1]; an output for each task, of datatype
-FP32 and shape [N, labels]. The protocol knows no error of a single element, so a molecule that
-cannot be read fails its request; the error names it. `POST /predict` marks it instead. Models that
-take no molecules, and tasks that answer for each atom, are not to be had in this way.
+The latter is the extension `binary_tensor_data`. The one input is `smiles`, of datatype BYTES and
+shape [N] or [N, 1]; every task is an output, of datatype FP32 and shape [N, labels]. The protocol
+has no error for a single element, so a molecule that cannot be read fails its request, and the
+error names it; `POST /predict` marks it instead. Models that take no molecules, and tasks that
+answer for each atom, are not available in this protocol.
 """
 
 import struct
@@ -28,21 +28,21 @@ EXTENSIONS = ("binary_tensor_data",)
 _Name = Annotated[str, Field(max_length=128)]
 
 
-class _Part(BaseModel):
-    # the protocol lets clients say more than a server knows
+class _ProtocolModel(BaseModel):
+    # Unknown members are ignored: the protocol lets clients send more than a server knows.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class InputParameters(_Part):
-    """How an input's data comes."""
+class InputParameters(_ProtocolModel):
+    """Form of an input's data."""
 
     binary_data_size: Annotated[int, Field(strict=True, ge=0)] | None = Field(
         None, description="bytes of this input behind the JSON"
     )
 
 
-class InferInput(_Part):
-    """The one input."""
+class InferInput(_ProtocolModel):
+    """The input: SMILES, InChI, mol blocks or CXSMILES."""
 
     name: Literal["smiles"]
     datatype: Literal["BYTES"]
@@ -55,21 +55,21 @@ class InferInput(_Part):
     parameters: InputParameters = InputParameters()
 
 
-class OutputParameters(_Part):
-    """How an output's data should come."""
+class OutputParameters(_ProtocolModel):
+    """Form in which an output's data are wanted."""
 
     binary_data: bool = False
 
 
-class InferOutput(_Part):
-    """A wanted output: a task."""
+class InferOutput(_ProtocolModel):
+    """An output to return: a task."""
 
     name: _Name
     parameters: OutputParameters = OutputParameters()
 
 
-class InferParameters(_Part):
-    """Of the whole request."""
+class InferParameters(_ProtocolModel):
+    """Parameters of the whole request."""
 
     routing: Routing = DEFAULT_ROUTING
     binary_data_output: bool = Field(
@@ -79,15 +79,15 @@ class InferParameters(_Part):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, given: Any) -> Any:
-        """The protocol knows other parameters, but none that is nearly `routing`."""
+        """Refuse a parameter whose name is nearly `routing`; the protocol allows any other."""
         for name in given if isinstance(given, dict) else ():
             if name != "routing" and (hint := did_you_mean(name, ["routing"])):
                 raise ValueError(f"got an unknown parameter {name[:64]!a}{hint}")
         return given
 
 
-class InferRequest(_Part):
-    """A request for inference."""
+class InferRequest(_ProtocolModel):
+    """Request for inference."""
 
     id: Annotated[str, Field(max_length=256)] | None = None
     inputs: Annotated[list[InferInput], Field(min_length=1, max_length=1)]
@@ -98,7 +98,7 @@ class InferRequest(_Part):
 
 
 class TensorMetadata(BaseModel):
-    """Name and form of a tensor; -1 is any number."""
+    """Name, datatype and shape of a tensor; -1 stands for any length."""
 
     name: str
     datatype: str
@@ -106,7 +106,7 @@ class TensorMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """What the server is."""
+    """Name, version and extensions of the server."""
 
     name: str
     version: str
@@ -114,7 +114,7 @@ class ServerMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
 
     name: str
     versions: list[str]
@@ -124,7 +124,7 @@ class ModelMetadata(BaseModel):
 
 
 class OutputTensor(BaseModel):
-    """An answer as a tensor."""
+    """Answer of one task as a tensor."""
 
     name: str
     datatype: Literal["FP32"]
@@ -136,7 +136,7 @@ class OutputTensor(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """An answer."""
+    """Response to an inference request."""
 
     model_name: str
     model_version: str
@@ -146,7 +146,7 @@ class InferResponse(BaseModel):
 
 
 def model_metadata(name: str, info: EngineInfo) -> ModelMetadata:
-    """Of a model, by the name under which it answers. Raises UnsupportedInputError if it takes no
+    """Of a model, by the name under which it answers. Raises UnsupportedQueryError if it takes no
     molecules, or answers for each atom."""
     info.check_table(info.tasks)
     outputs = [
@@ -160,14 +160,14 @@ def model_metadata(name: str, info: EngineInfo) -> ModelMetadata:
 
 
 def read_request(body: bytes, header_length: str | None) -> tuple[InferRequest, list[str]]:
-    """A request and its SMILES.
+    """Read a request and its SMILES.
 
     Args:
-        body: JSON, and behind it the input's bytes if `header_length` is given.
-        header_length: how long the JSON is.
+        body: JSON, followed by the bytes of the input if `header_length` is given.
+        header_length: length of the JSON in bytes, as the header gives it.
 
     Raises:
-        InvalidInputError: it is not as the protocol says.
+        InvalidInputError: the request does not follow the protocol.
     """
     length = len(body)
     if header_length is not None:
@@ -207,7 +207,8 @@ def _elements(tensor: InferInput, binary: bytes) -> list[str]:
             " expected exactly one"
         )
     if tensor.data is not None:
-        return [each for row in tensor.data for each in ([row] if isinstance(row, str) else row)]
+        rows = ([row] if isinstance(row, str) else row for row in tensor.data)
+        return [text for row in rows for text in row]
     if size != len(binary):
         raise InvalidInputError(
             f"{INPUT}: got binary_data_size {size}, expected the {len(binary)} bytes behind the"
@@ -238,7 +239,18 @@ def write_response(
     tasks: Sequence[str],
     answers: Sequence[Answer],
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON if bytes follow."""
+    """Write the response to a request.
+
+    Args:
+        request: the request.
+        model: name of the model.
+        info: description of the model.
+        tasks: tasks to return, in order.
+        answers: one answer per molecule.
+
+    Returns:
+        The body, and the length of its JSON if bytes follow it.
+    """
     wanted = {output.name: output.parameters.binary_data for output in request.outputs or ()}
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []

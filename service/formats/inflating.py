@@ -1,5 +1,7 @@
-"""Bodies that come compressed (`Content-Encoding`), inflated piece by piece: however far a few
-bytes would go, no more than a piece of it is in memory."""
+"""Decompression of request bodies (`Content-Encoding`), chunk by chunk.
+
+At most 64 KiB of decompressed data are in memory, however small the compressed body is.
+"""
 
 import zlib
 from collections.abc import Iterator
@@ -9,29 +11,32 @@ from starlette.exceptions import HTTPException
 ENCODINGS = ("gzip", "deflate")
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _READ_BYTES = 4 * 1024
-_PIECE_BYTES = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
 
 
 class UnknownEncodingError(Exception):
-    """A body is compressed in a way that is not understood."""
+    """The content encoding of a body is not supported."""
 
 
 class BrokenEncodingError(HTTPException):
-    """A body cannot be inflated; an HTTPException, so that FastAPI lets it pass wherever it is
-    raised."""
+    """A body cannot be decompressed.
+
+    It is an HTTPException because FastAPI turns any other exception that is raised while a body is
+    read into a 400 without a reason.
+    """
 
     def __init__(self, detail: str) -> None:
         super().__init__(400, detail)
 
 
 def inflater_of(encoding: str) -> "Inflater | None":
-    """What inflates a body; None if it comes as it is.
+    """Return the decompressor for a content encoding; None if the body is not compressed.
 
     Args:
-        encoding: the value of `Content-Encoding`, empty if there is none.
+        encoding: value of `Content-Encoding`; empty if the header is missing.
 
     Raises:
-        UnknownEncodingError: names what is understood.
+        UnknownEncodingError: names the supported encodings.
     """
     name = encoding.strip().lower()
     name = {"": "identity", "x-gzip": "gzip"}.get(name, name)
@@ -44,26 +49,30 @@ def inflater_of(encoding: str) -> "Inflater | None":
 
 
 class Inflater:
-    """Inflates one body."""
+    """Decompressor of one body."""
 
     def __init__(self, encoding: str) -> None:
-        """Prepare, for one of `ENCODINGS`; `deflate` is zlib's format, as HTTP says."""
+        """Start a body.
+
+        Args:
+            encoding: one of `ENCODINGS`; `deflate` is the zlib format, as HTTP defines it.
+        """
         self._encoding = encoding
         self._inflate = zlib.decompressobj(_WINDOW_BITS[encoding])
         self._empty = True
 
-    def pieces(self, data: bytes, *, last: bool) -> Iterator[bytes]:
-        """What the next bytes of the body inflate to, in pieces of at most 64 KiB.
+    def chunks(self, data: bytes, *, last: bool) -> Iterator[bytes]:
+        """Decompress the next bytes of the body, in chunks of at most 64 KiB.
 
         Args:
-            data: the bytes.
+            data: the compressed bytes.
             last: whether the body ends with them.
 
         Raises:
-            BrokenEncodingError: it is not of the encoding, or ends too early.
+            BrokenEncodingError: the data are not of the encoding, or end too early.
         """
-        # In short pieces: what is left over is copied each time, and of files that follow each
-        # other that is all behind the first one.
+        # In blocks of 4 KiB: zlib copies the unused rest at the end of every member, which would be
+        # quadratic for a body of many small gzip members.
         for begin in range(0, len(data), _READ_BYTES):
             yield from self._inflated(data[begin : begin + _READ_BYTES])
         if last and not self._inflate.eof and not self._empty:
@@ -71,18 +80,18 @@ class Inflater:
 
     def _inflated(self, data: bytes) -> Iterator[bytes]:
         self._empty = False
-        full = False  # then there may be more in it, though all bytes are taken
+        full = False  # the output was full: more may follow without further input
         while data or full:
-            if self._inflate.eof:  # gzip files may follow each other
+            if self._inflate.eof:  # a gzip body may have several members
                 if self._encoding != "gzip":
                     raise BrokenEncodingError(f"got bytes after the end of the {self._encoding}")
                 self._inflate = zlib.decompressobj(_WINDOW_BITS[self._encoding])
             try:
-                piece = self._inflate.decompress(data, _PIECE_BYTES)
+                chunk = self._inflate.decompress(data, _CHUNK_BYTES)
             except zlib.error as error:
                 detail = f"got a body that is not {self._encoding}, as its content encoding says"
                 raise BrokenEncodingError(f"{detail}: {str(error).rpartition(': ')[2]}") from None
             data = self._inflate.unused_data or self._inflate.unconsumed_tail
-            full = len(piece) == _PIECE_BYTES and not self._inflate.eof
-            if piece:
-                yield piece
+            full = len(chunk) == _CHUNK_BYTES and not self._inflate.eof
+            if chunk:
+                yield chunk

@@ -1,7 +1,7 @@
-"""Files of molecules, in and out: tables, lines of SMILES and SDF in, CSV and NDJSON out.
+"""Files of molecules: tables, lines of SMILES and SDF are read, CSV and NDJSON are written.
 
-Every record of a file gets its row of the answer: one that cannot be read has an error in it.
-Reading blocks, and takes no more memory than a few records.
+Every record of a file gets a row in the answer, an unreadable one with an error. Reading blocks,
+and holds a few records in memory.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from models.data.tables import (
 from models.errors import InvalidInputError
 from service.core.engine import EngineInfo
 from service.core.pipeline import Result
-from service.core.reading import Record, Unreadable
+from service.core.reading import ItemFailure, Record
 from service.formats.answers import item, written
 from service.formats.sdf import HEADER_LINES, SdfRecord, field_names, is_counts, read_sdf
 
@@ -64,7 +64,7 @@ _IN_MEMORY_BYTES = 1024**2
 
 
 class FileTooLargeError(Exception):
-    """A file is larger than it may be, once it is unpacked."""
+    """A file is larger than the limit once it is decompressed."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,9 @@ class FileFormat:
     """How to read a file.
 
     Attributes:
-        kind: of the file.
-        smiles_column: of a table; None chooses the column by its name and by what it holds.
-        id_field: the column, or data field of an SDF, that holds the record's id; None: there is
-            none.
+        kind: kind of the file.
+        smiles_column: column of the molecules in a table; None detects it by name and content.
+        id_field: column, or data field of an SDF, of the record ids; None if there are none.
     """
 
     kind: FileKind
@@ -84,7 +83,11 @@ class FileFormat:
 
 
 def kind_of(name: str) -> FileKind:
-    """By the file's name, without `.gz`. Raises InvalidInputError."""
+    """Return the kind of a file by the suffix of its name, with or without `.gz`.
+
+    Raises:
+        InvalidInputError: the suffix is not known.
+    """
     ending = PurePath(name.lower().removesuffix(".gz")).suffix
     if ending not in _KINDS:
         known = f"{', '.join(_KINDS)} (also with .gz), or `format`"
@@ -92,13 +95,16 @@ def kind_of(name: str) -> FileKind:
     return _KINDS[ending]
 
 
-def unpacked(stream: BinaryIO, max_bytes: int) -> BinaryIO:
-    """A file as it is, or if its first bytes are those of gzip, what is packed in it, as a file of
-    its own in its place: the packed one is closed.
+def decompressed(stream: BinaryIO, max_bytes: int) -> BinaryIO:
+    """Return the file itself, or the content of a gzip file as a new file.
+
+    Args:
+        stream: the file; closed if it is gzip.
+        max_bytes: largest decompressed size.
 
     Raises:
-        FileTooLargeError: that is more than `max_bytes`; no more is read, in memory or on disk.
-        InvalidInputError: it is damaged.
+        FileTooLargeError: the content is larger; no more than `max_bytes` of it was kept.
+        InvalidInputError: the gzip file is damaged.
     """
     stream.seek(0)
     packed = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
@@ -106,8 +112,8 @@ def unpacked(stream: BinaryIO, max_bytes: int) -> BinaryIO:
     if not packed:
         return stream
     plain = cast("BinaryIO", SpooledTemporaryFile(_IN_MEMORY_BYTES))  # noqa: SIM115
-    with contextlib.ExitStack() as unless_done:
-        unless_done.callback(plain.close)
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(plain.close)
         try:
             with GzipFile(fileobj=stream, mode="rb") as source:
                 while block := source.read(_IN_MEMORY_BYTES):
@@ -116,22 +122,22 @@ def unpacked(stream: BinaryIO, max_bytes: int) -> BinaryIO:
                     plain.write(block)
         except DAMAGED_GZIP as error:
             raise damaged_gzip(error) from None
-        unless_done.pop_all()
+        on_error.pop_all()
     stream.close()
     return plain
 
 
 @dataclass(frozen=True)
 class MoleculeFile:
-    """A file that is being read, from its beginning.
+    """An open file of molecules.
 
     Attributes:
-        columns: names of what a record has beside the molecule, as in the file; a record's `own`
-            are their values, None where an SDF record does not have a field.
-        records: one by one.
-        encoding: of the text.
-        smiles_column: the one that is read, by its name among `unique_names`; None for SDF.
-        id_column: number of the column that holds the ids; None if none was asked for.
+        columns: names of the columns beside the molecule, as in the file; a record's `own` holds
+            their values, None where an SDF record lacks a field.
+        records: the records, read one by one.
+        encoding: encoding of the text.
+        smiles_column: name of the molecules' column, as `unique_names` writes it; None for SDF.
+        id_column: index of the column of ids; None if `FileFormat.id_field` is None.
     """
 
     columns: tuple[str, ...]
@@ -142,17 +148,17 @@ class MoleculeFile:
 
 
 def open_file(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
-    """Read a file.
+    """Open a file of molecules at its beginning.
 
     Raises:
-        InvalidInputError: no header, no column of molecules, a column that is not there.
+        InvalidInputError: there is no header, no column of molecules, or not the named column.
     """
     if file_format.kind == "sdf":
         return _open_sdf(stream, file_format)
     if file_format.kind == "smi":
         return _open_lines(stream, file_format)
     table = open_table(stream, "\t" if file_format.kind == "tsv" else None)
-    if file_format.kind == "tsv" and len(table.columns) == 1:  # a CSV by another name
+    if file_format.kind == "tsv" and len(table.columns) == 1:  # other delimiters
         table = open_table(stream)
     return _open_table(table, file_format)
 
@@ -171,28 +177,29 @@ def _open_table(table: Table, file_format: FileFormat) -> MoleculeFile:
 
 def _row_record(row: Row, column: int) -> Record:
     if row.problem is not None:
-        return Record(Unreadable("invalid_row", f"line {row.line}: {row.problem}"), row.cells)
+        return Record(ItemFailure("invalid_row", f"line {row.line}: {row.problem}"), row.cells)
     return Record(row.cells[column], row.cells)
 
 
 def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
-    """A SMILES and a name on each line; or a table, if the first line names columns; or an SDF, if
-    it begins as one."""
-    wanted = file_format.smiles_column
+    """Open a file of lines, each a SMILES and a name.
+
+    It is read as a table if the first line names columns, and as an SDF if it begins like one.
+    """
+    column = file_format.smiles_column
     try:
         table = open_table(stream)
-        if is_header(table.columns) or (wanted is not None and wanted in table.columns):
+        if is_header(table.columns) or (column is not None and column in table.columns):
             return _open_table(table, file_format)
         encoding = table.encoding
     except InvalidInputError:
-        encoding = encoding_of(stream)  # an empty file
+        encoding = encoding_of(stream)  # the file is empty
     beginning = islice(TextLines(stream, encoding), HEADER_LINES + 1)
     if any(is_counts(line) for line in beginning):
         return _open_sdf(stream, file_format)
-    if wanted not in (None, "smiles"):
-        raise InvalidInputError(
-            f"got smiles_column {wanted!a} for lines of SMILES, expected it for tables only",
-        )
+    if column not in (None, "smiles"):
+        got = f"got smiles_column {column!a} for lines of SMILES"
+        raise InvalidInputError(f"{got}, expected it for tables only")
     lines = read_smiles_lines(stream, encoding)
     records = (Record(smiles, (smiles, name)) for _, smiles, name in lines)
     id_column = _id_column(file_format, _LINE_COLUMNS)
@@ -201,14 +208,14 @@ def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
 
 def _open_sdf(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     if file_format.smiles_column is not None:
-        shown = f"got smiles_column {file_format.smiles_column!a} for an SDF file"
-        raise InvalidInputError(f"{shown}, expected it for tables only")
+        got = f"got smiles_column {file_format.smiles_column!a} for an SDF file"
+        raise InvalidInputError(f"{got}, expected it for tables only")
     encoding = encoding_of(stream)
     names = field_names(TextLines(stream, encoding))
     columns = ("name", *names)
     records = (_sdf_record(record, names) for record in read_sdf(TextLines(stream, encoding)))
     id_column = _id_column(file_format, columns)
-    if file_format.id_field in names:  # a data field that is called `name` too
+    if file_format.id_field in names:  # and not the title, which is called `name`
         id_column = 1 + names.index(file_format.id_field)
     return MoleculeFile(columns, records, encoding, None, id_column)
 
@@ -226,20 +233,19 @@ def _id_column(file_format: FileFormat, columns: Sequence[str]) -> int | None:
         raise InvalidInputError(f"id_field: {error}") from None
 
 
-# --- answers ---
-
-
 @dataclass
 class ResultWriter:
-    """Makes the answer for a file, group by group.
+    """Writes the answers for a file, group by group.
 
     Attributes:
-        output: its form. CSV has the record's id if there is one, the file's own columns, then
-            canonical SMILES, error, and a probability per label; NDJSON has items as of `/predict`,
-            with the id and with the file's own columns as `row`, by names that differ.
-        file: that is answered.
-        info, tasks: of the model that answers.
-        answered, failed: how many records have been written, and how many of them with an error.
+        output: form of the answers. CSV has the record's id if there is one, the columns of the
+            file, the canonical SMILES, the error, and one number per label. NDJSON has items as of
+            `/predict`, with the id, and with the columns of the file as `row`, under unique names.
+        file: the file that is answered.
+        info: description of the model.
+        tasks: tasks to write, in order.
+        answered: number of records written so far.
+        failed: number of those with an error.
     """
 
     output: OutputKind
@@ -253,44 +259,45 @@ class ResultWriter:
         self._names = unique_names(self.file.columns)
 
     def header(self) -> bytes:
-        """What comes first."""
+        """Return the header line; empty for NDJSON."""
         if self.output == "ndjson":
             return b""
-        ours = [f"{task}.{label}" for task in self.tasks for label in self.info.labels[task]]
-        own = [*([] if self.file.id_column is None else ["id"]), *self.file.columns]
-        return _csv([[*own, "gmerging_smiles", "gmerging_error", *ours]])
+        labels = [f"{task}.{label}" for task in self.tasks for label in self.info.labels[task]]
+        ids = [] if self.file.id_column is None else ["id"]
+        header = [*ids, *self.file.columns, "gmerging_smiles", "gmerging_error", *labels]
+        return _csv([header])
 
     def rows(self, answered: Sequence[tuple[Record, Result]]) -> bytes:
-        """One row or line for each record."""
+        """Return one row or line per record."""
         if self.output == "csv":
             text = _csv(self._row(record, result) for record, result in answered)
         else:
             lines = enumerate(answered, self.answered)
             text = b"".join(self._line(k, record, result) for k, (record, result) in lines)
         self.answered += len(answered)
-        self.failed += sum(isinstance(result, Unreadable) for _, result in answered)
+        self.failed += sum(isinstance(result, ItemFailure) for _, result in answered)
         return text
 
-    def _own_id(self, record: Record) -> list[object]:
+    def _id(self, record: Record) -> list[object]:
         return [] if self.file.id_column is None else [record.own[self.file.id_column] or ""]
 
     def _row(self, record: Record, result: Result) -> list[object]:
-        own = [*self._own_id(record), *record.own]
-        if isinstance(result, Unreadable):
-            labels = sum(len(self.info.labels[task]) for task in self.tasks)
-            return [*own, "", f"{result.code}: {result.message}", *[""] * labels]
+        cells = [*self._id(record), *record.own]
+        if isinstance(result, ItemFailure):
+            num_labels = sum(len(self.info.labels[task]) for task in self.tasks)
+            return [*cells, "", f"{result.code}: {result.message}", *[""] * num_labels]
         values: list[object] = []
         for task in self.tasks:
             target = self.info.task_infos[task].target
             values += written(result.tasks[task].values, target)
-        return [*own, result.smiles or "", "", *values]
+        return [*cells, result.smiles or "", "", *values]
 
     def _line(self, index: int, record: Record, result: Result) -> bytes:
-        own = zip(self._names, record.own, strict=True)
-        row = {name: value for name, value in own if value is not None}
-        ids = dict(zip(("id",), self._own_id(record), strict=False))
-        shown = item(index, result, self.info, self.tasks, False)
-        return orjson.dumps({"index": index, **ids, **shown, "row": row}) + b"\n"
+        cells = zip(self._names, record.own, strict=True)
+        row = {name: value for name, value in cells if value is not None}
+        ids = dict(zip(("id",), self._id(record), strict=False))
+        answer = item(index, result, self.info, self.tasks, False)
+        return orjson.dumps({"index": index, **ids, **answer, "row": row}) + b"\n"
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> bytes:
@@ -298,7 +305,7 @@ def _csv(rows: Iterable[Sequence[object]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
-        # Which by itself quotes no line end but its own.
-        returns = any(isinstance(cell, str) and "\r" in cell for cell in row)
-        (quoting if returns else writer).writerow(row)
+        # csv quotes a cell with a line feed, but not one with a carriage return.
+        has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (quoting if has_return else writer).writerow(row)
     return text.getvalue().encode("utf-8", "replace")

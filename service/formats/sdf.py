@@ -1,7 +1,7 @@
-"""SDF: mol blocks, each with data fields and a line `$$$$` after it.
+"""SDF: mol blocks, each followed by data fields and a line `$$$$`.
 
-Files of several `.mol` files one after another have no `$$$$`: there a block ends where the header
-of the next begins. What cannot be told apart has an error.
+Concatenated `.mol` files have no `$$$$`: there a block ends where the header of the next begins. A
+block whose beginning cannot be found becomes an error.
 """
 
 import re
@@ -10,46 +10,46 @@ from dataclasses import dataclass
 
 from models.data.tables import LONGEST_LINE, LONGEST_RECORD, TextLines
 from models.errors import InvalidInputError
-from service.core.reading import MolBlock, Unreadable
+from service.core.reading import ItemFailure, MolBlock
 
 MOST_FIELDS = 1000
-"""Different names of data fields in one file."""
+"""Largest number of different data fields in one file."""
 HEADER_LINES = 3
-"""Of a mol block."""
+"""Lines of a mol block before its counts line."""
 _LONGEST_BLOCK_LINES = 20_000
 _END = "M  END"
 _SEPARATOR = "$$$$"
 _COUNTS_BEGIN, _COUNTS_END = tuple(" 0123456789"), ("V2000", "V3000")
 _FIELD = re.compile(r">[^<]*<(.*)>|>[ \t]*(DT\d+)[ \t]*$")
-# With nothing but numbers before the name: what else looks like a field may be text of a value.
+# Only numbers before the name: any other line that looks like a field may be text of a value.
 _PLAIN_FIELD = re.compile(r">(?:[ \t]|\d++|\([^()]*\)|DT\d++)*+<(.*)>")
-_PROGRAM = re.compile(r"(?:\d{10}| {10})[23]D")  # in a header's second line: date, dimensions
+_PROGRAM = re.compile(r"(?:\d{10}| {10})[23]D")  # second line of a header: date and dimensions
 _NO_BEGINNING = "got a mol block whose beginning cannot be found, expected a line $$$$ before it"
 
 
 @dataclass(frozen=True)
 class SdfRecord:
-    """One record.
+    """One record of an SDF.
 
     Attributes:
-        source: its mol block, or why there is none.
-        name: the first line of the block.
-        fields: data fields by name; lines of a value are separated by line feeds.
+        source: the mol block, or the reason why there is none.
+        name: first line of the block.
+        fields: data fields by name; the lines of a value are separated by line feeds.
     """
 
-    source: MolBlock | Unreadable
+    source: MolBlock | ItemFailure
     name: str
     fields: dict[str, str]
 
 
 def read_sdf(lines: TextLines) -> Iterator[SdfRecord]:
-    """Records one by one; none of them is left out."""
+    """Yield the records of an SDF one by one; no record is left out."""
     record = _Record()
     for line in lines:
         text = line.rstrip("\r\n")
         if lines.cut:
             message = f"got a line of more than {LONGEST_LINE} characters, expected at most that"
-            record.problem = Unreadable("invalid_row", f"line {lines.number}: {message}")
+            record.problem = ItemFailure("invalid_row", f"line {lines.number}: {message}")
         if text.strip() == _SEPARATOR:
             yield from record.finished()
             record = _Record()
@@ -63,40 +63,40 @@ def read_sdf(lines: TextLines) -> Iterator[SdfRecord]:
 
 
 def field_names(lines: TextLines) -> tuple[str, ...]:
-    """Names of all data fields of a file, as they first come.
+    """Return the names of all data fields of a file, in the order of their first occurrence.
 
     Raises:
-        InvalidInputError: there are too many, or the file has text and nothing of an SDF.
+        InvalidInputError: there are more than 1000 names, or the text holds nothing of an SDF.
     """
     names: dict[str, None] = {}
-    before = ""
+    previous = ""
     is_sdf, has_text = False, False
     for line in lines:
         is_sdf = is_sdf or line.startswith((_END, _SEPARATOR)) or is_counts(line)
         has_text = has_text or not line.isspace()
-        if (name := _field_name(line, before)) is not None:
+        if (name := _field_name(line, previous)) is not None:
             names[name] = None
             is_sdf = True
             if len(names) > MOST_FIELDS:
                 shown = f"got data fields of more than {MOST_FIELDS} names"
                 raise InvalidInputError(f"{shown}, expected at most that many")
-        before = line
+        previous = line
     if has_text and not is_sdf:
         got = "got no counts line (V2000 or V3000), no M  END, no data field and no $$$$"
         raise InvalidInputError(f"{got}, expected an SDF or a mol file")
     return tuple(names)
 
 
-def _field_name(line: str, before: str) -> str | None:
-    """The name in the first line of a data field; None if the line is no such line.
+def _field_name(line: str, previous: str) -> str | None:
+    """Return the name in the header line of a data field; None for any other line.
 
     Args:
-        line: that may be one.
-        before: the line before it; a value ends with a blank line.
+        line: the line.
+        previous: the line before it; the value of a field ends with a blank line.
     """
     if line[:1] != ">":
         return None
-    fresh = not before.strip() or before.startswith(_END)
+    fresh = not previous.strip() or previous.startswith(_END)
     match = (_FIELD if fresh else _PLAIN_FIELD).match(line)
     if match is None:
         return None
@@ -104,36 +104,42 @@ def _field_name(line: str, before: str) -> str | None:
 
 
 class _Record:
-    """A record while its lines come."""
+    """A record whose lines are still being read."""
 
     def __init__(self) -> None:
-        self.problem: Unreadable | None = None
+        self.problem: ItemFailure | None = None
         self._block: list[str] = []
         self._data: list[str] = []
         self._characters = 0
         self._counts_at: int | None = None
         self._ended = False
-        self._inside_value = False  # of a data field, which holds a mol block too
-        self._hidden = 0
+        self._inside_value = False  # in a mol block that is the value of a data field
+        self._num_lost = 0  # blocks without a beginning
 
     def has_text(self) -> bool:
-        """Whether there is anything but blank lines."""
+        """Return whether any line is not blank."""
         return any(line.strip() for line in (*self._block, *self._data))
 
     def add(self, text: str) -> list[str] | None:
-        """Add a line; if another record begins with it, its lines so far, which are not kept."""
+        """Add a line.
+
+        Returns:
+            None, or the header lines of the next record if it begins here; they are removed from
+            this one.
+        """
         if self._ended:
             return self._add_data(text)
         if is_counts(text):
             if self._counts_at is not None:
-                return [*_taken_off(self._block), text]
+                return [*_split_off_header(self._block), text]
             self._counts_at = len(self._block)
         if text.startswith(_END):
             self._block.append(_END)
             self._ended = True
-            if rest := text[len(_END) :].strip():  # a file without a last line end, and the next
+            rest = text.removeprefix(_END).strip()
+            if rest:  # the line end after M  END is missing, as in concatenated files
                 self._data.append(rest)
-        elif _PLAIN_FIELD.match(text):  # the end, or the whole block, is missing
+        elif _PLAIN_FIELD.match(text):  # M  END, or the whole block, is missing
             self._ended = True
             self._data.append(text)
         elif len(self._block) <= _LONGEST_BLOCK_LINES:
@@ -143,33 +149,35 @@ class _Record:
     def _add_data(self, text: str) -> list[str] | None:
         if is_counts(text) and not self._inside_value:
             if not _opens_value(self._data[-HEADER_LINES - 1 :]):
-                return [*_taken_off(self._data), text]
+                return [*_split_off_header(self._data), text]
             self._inside_value = True
         elif text.startswith(_END):
-            self._hidden += not self._inside_value
+            self._num_lost += not self._inside_value
             self._inside_value = False
         self._data.append(text)
         self._characters += len(text)
         if self._characters > LONGEST_RECORD:
             message = f"got data fields of more than {LONGEST_RECORD} characters"
-            self.problem = Unreadable("invalid_row", f"{message}, expected at most that")
+            self.problem = ItemFailure("invalid_row", f"{message}, expected at most that")
             del self._data[: -HEADER_LINES - 1]
         return None
 
     def finished(self) -> Iterator[SdfRecord]:
-        """The record, and an error for each block that lies in it without a beginning."""
-        source: MolBlock | Unreadable = MolBlock("\n".join(self._block) + "\n")
+        """Yield the record, and an error for every block inside it whose beginning is lost."""
+        source: MolBlock | ItemFailure = MolBlock("\n".join(self._block) + "\n")
         if not any(line.strip() for line in self._block):
-            source = Unreadable("mol_block_syntax", "got no mol block, expected one in each record")
+            source = ItemFailure(
+                "mol_block_syntax", "got no mol block, expected one in each record"
+            )
         if len(self._block) > _LONGEST_BLOCK_LINES:
             message = f"got a mol block of more than {_LONGEST_BLOCK_LINES} lines"
-            source = Unreadable("mol_block_syntax", message)
+            source = ItemFailure("mol_block_syntax", message)
         yield SdfRecord(self.problem or source, self._name(), _fields(self._data))
-        for _ in range(self._hidden):
-            yield SdfRecord(Unreadable("mol_block_syntax", _NO_BEGINNING), "", {})
+        for _ in range(self._num_lost):
+            yield SdfRecord(ItemFailure("mol_block_syntax", _NO_BEGINNING), "", {})
 
     def _name(self) -> str:
-        """The first line of the header, of which lines may have been lost or added."""
+        """Return the first line of the header, from which lines may be lost."""
         if self._counts_at is None:
             return self._block[0].strip() if self._block else ""
         header = self._block[: self._counts_at][-HEADER_LINES:]
@@ -179,20 +187,26 @@ class _Record:
 
 
 def is_counts(text: str) -> bool:
-    """Whether a line is the one that comes after the header of a mol block."""
+    """Return whether a line is a counts line, which follows the header of a mol block."""
     return text.startswith(_COUNTS_BEGIN) and text.rstrip().endswith(_COUNTS_END)
 
 
 def _opens_value(lines: list[str]) -> bool:
-    """Whether lines are the beginning of a data field and the header of a mol block in it. A line
-    and a blank one are a short value, after which a block has lost some of its header."""
+    """Return whether lines open a data field whose value is a mol block.
+
+    A value line and a blank line are a short value; the block after them has lost lines of its
+    header.
+    """
     if len(lines) <= HEADER_LINES or not _FIELD.match(lines[0]):
         return False
     return not lines[1].strip() or bool(lines[2].strip())
 
 
-def _taken_off(lines: list[str]) -> list[str]:
-    """The last lines, which are the header of another block; not those of a field's value."""
+def _split_off_header(lines: list[str]) -> list[str]:
+    """Remove the last lines, the header of the next block, and return them.
+
+    Lines of a field's value are left.
+    """
     begin = max(0, len(lines) - HEADER_LINES)
     fields = [k for k in range(len(lines)) if _PLAIN_FIELD.match(lines[k])]
     if fields:
@@ -205,13 +219,13 @@ def _taken_off(lines: list[str]) -> list[str]:
 
 def _fields(data: list[str]) -> dict[str, str]:
     values: list[tuple[str, list[str]]] = []
-    before = ""
+    previous = ""
     for line in data:
-        if (name := _field_name(line, before)) is not None:
+        if (name := _field_name(line, previous)) is not None:
             values.append((name, []))
         elif values:
             values[-1][1].append(line)
-        before = line
+        previous = line
     fields: dict[str, str] = {}
     for name, lines in values:
         text = [k for k, line in enumerate(lines) if line.strip()]

@@ -1,1 +1,1 @@
-"""The HTTP interface: routes, middleware, problems, streaming."""
+"""HTTP API: routes, middleware, problems, streaming."""

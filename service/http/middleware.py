@@ -1,5 +1,7 @@
-"""What happens around every request. Plain ASGI: Starlette's `BaseHTTPMiddleware` costs 0.6 to 0.9
-ms per request."""
+"""ASGI middleware around every request.
+
+It is plain ASGI: Starlette's `BaseHTTPMiddleware` costs 0.6 to 0.9 ms per request.
+"""
 
 import asyncio
 import logging
@@ -15,7 +17,13 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.formats.inflating import ENCODINGS, UnknownEncodingError, inflater_of
-from service.http.problems import CLIENT_CLOSED_REQUEST, as_protocol, problem, too_large, too_slow
+from service.http.problems import (
+    CLIENT_CLOSED_REQUEST,
+    in_protocol_form,
+    problem,
+    too_large,
+    too_slow,
+)
 from service.security import Client, KeyRing
 from service.telemetry.logs import request_id
 from service.telemetry.metrics import Metrics
@@ -32,37 +40,39 @@ _SECURITY_HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
 }
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+_UNLOGGED = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 
 
 class ObserveRequests:
-    """Outermost: gives every request an id, counts, times, logs and traces it, and turns an error
-    that nobody foresaw into a problem."""
+    """Outermost middleware: request id, security headers, metrics, access log and trace.
+
+    An exception that no handler knows is logged and answered with a 500 problem.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:
         self._app, self._metrics, self._routes = app, metrics, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = scope["arrived"] = time.perf_counter()
         headers = Headers(scope=scope)
-        identity, route = _request_id(headers), self._route_of(scope)
-        token = request_id.set(identity)
+        identifier, route = _request_id(headers), self._route_of(scope)
+        token = request_id.set(identifier)
         status: int | None = None
 
         async def send_and_count(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                # counted before it leaves: who has the answer finds it in the metrics
+                # Counted before it is sent, so that whoever has the answer finds it in the metrics.
                 status = message["status"]
                 self._metrics.request_answered(route, scope["method"], message["status"])
-                answer = MutableHeaders(scope=message)
-                answer[REQUEST_ID] = identity
+                response_headers = MutableHeaders(scope=message)
+                response_headers[REQUEST_ID] = identifier
                 for name, value in _SECURITY_HEADERS.items():
-                    answer.setdefault(name, value)
+                    response_headers.setdefault(name, value)
             await send(message)
 
         try:
@@ -71,7 +81,7 @@ class ObserveRequests:
                 headers,
                 method=scope["method"],
                 path=scope["path"][:200],
-                request_id=identity,
+                request_id=identifier,
             ) as current:
                 try:
                     await self._app(scope, receive, send_and_count)
@@ -79,11 +89,8 @@ class ObserveRequests:
                     log.exception("request failed: %s %s", scope["method"], route)
                     if status is not None:
                         raise
-                    await problem(
-                        500,
-                        "internal",
-                        "the service failed; its log says more under this request id",
-                    )(scope, receive, send_and_count)
+                    detail = "the service failed; its log says more under this request id"
+                    await problem(500, "internal", detail)(scope, receive, send_and_count)
                 if current is not None and status is not None:
                     current.set_attribute("status", status)
         finally:
@@ -92,41 +99,40 @@ class ObserveRequests:
                 status = CLIENT_CLOSED_REQUEST
                 self._metrics.request_answered(route, scope["method"], status)
             self._metrics.request_ended(route, seconds)
-            if route not in _QUIET:
+            if route not in _UNLOGGED:
                 client = scope.get("client_of_key")
-                access_log.info(
-                    "request",
-                    extra={
-                        "method": scope["method"],
-                        "route": route,
-                        "status": status,
-                        "seconds": round(seconds, 6),
-                        "client": client.name if client is not None else None,
-                    },
-                )
+                facts = {
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "seconds": round(seconds, 6),
+                    "client": client.name if client is not None else None,
+                }
+                access_log.info("request", extra=facts)
             request_id.reset(token)
 
     def _route_of(self, scope: Scope) -> str:
-        """The pattern that the path is one of: a bounded label, where the path is not.
+        """Return the path pattern that a request matches, or "unmatched".
 
-        Looked up before routing: a request that is refused on the way there counts under its route
-        all the same.
+        Metrics take the pattern as label, because the set of patterns is bounded and the set of
+        paths is not. It is looked up before routing, so that a request refused by an inner
+        middleware counts under its route too.
         """
         matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
         return getattr(next(matching, None), "path", "unmatched")
 
 
 def _request_id(headers: Headers) -> str:
-    """The client's own id if it is harmless in a log, otherwise a new one."""
+    """Return the client's request id if it is safe to log, otherwise a new one."""
     given = headers.get(REQUEST_ID, "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class Authenticate:
-    """Before a body is read: who asks, and whether they may.
+    """Check the API key before the body is read.
 
-    Probes, metrics and the documentation are open. Where there are keys, all else needs one, and
-    `/admin` one of an admin; where there are none, predictions are open and `/admin` is closed.
+    Probes, metrics and the documentation are open. Where there are keys, every other route needs
+    one, and `/admin` an admin's. Where there are none, predictions are open and `/admin` is closed.
     """
 
     _OPEN = frozenset(
@@ -146,7 +152,7 @@ class Authenticate:
         self._app, self._keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http" or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
@@ -155,36 +161,24 @@ class Authenticate:
         client = self._keys.client_of(key) if key is not None and not self._keys.is_empty else None
         scope["client_of_key"] = client
         refusal = self._refusal(admin, key, client)
-        await (self._app if refusal is None else as_protocol(scope["path"], refusal))(
-            scope, receive, send
-        )
+        answer = self._app if refusal is None else in_protocol_form(scope["path"], refusal)
+        await answer(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
         return path in self._OPEN or path.startswith("/docs/")
 
     def _refusal(self, admin: bool, key: str | None, client: Client | None) -> Response | None:
         if self._keys.is_empty:
-            return (
-                problem(
-                    403,
-                    "admin_disabled",
-                    "there are no keys, and without an admin's key nothing is changed",
-                )
-                if admin
-                else None
-            )
+            detail = "there are no keys, and without an admin's key nothing is changed"
+            return problem(403, "admin_disabled", detail) if admin else None
         if client is None:
-            detail = (
-                "expected a key: `Authorization: Bearer <key>` or `X-API-Key: <key>`"
-                if key is None
-                else "the key is not known"
-            )
+            detail = "the key is not known"
+            if key is None:
+                detail = "expected a key: `Authorization: Bearer <key>` or `X-API-Key: <key>`"
             return problem(401, "unauthorized", detail, {"WWW-Authenticate": "Bearer"})
-        return (
-            problem(403, "forbidden", f"the key {client.name} is not an admin's")
-            if admin and not client.admin
-            else None
-        )
+        if admin and not client.admin:
+            return problem(403, "forbidden", f"the key {client.name} is not an admin's")
+        return None
 
 
 def _key(headers: Headers) -> str | None:
@@ -195,35 +189,38 @@ def _key(headers: Headers) -> str | None:
 
 
 class HeadAsGet:
-    """Answers HEAD wherever GET is answered, as HTTP wants it: with the same headers and no body.
-    Load balancers probe with it."""
+    """Answer HEAD like GET, with the same headers and no body, as HTTP requires.
+
+    Load balancers probe with HEAD.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
 
         async def send_no_body(message: Message) -> None:
-            await send(
-                {**message, "body": b""} if message["type"] == "http.response.body" else message
-            )
+            is_body = message["type"] == "http.response.body"
+            await send({**message, "body": b""} if is_body else message)
 
         await self._app({**scope, "method": "GET"}, receive, send_no_body)
 
 
 class InflateBody:
-    """Inflates a body that comes compressed, a piece at a time. What is inside of this sees it as
-    if it had come as it is, limits included."""
+    """Decompress a request body (`Content-Encoding`), chunk by chunk.
+
+    Inner middleware and routes see the decompressed body, so that their size limits apply to it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -231,43 +228,43 @@ class InflateBody:
         try:
             inflater = inflater_of(", ".join(headers.getlist("content-encoding")))
         except UnknownEncodingError as error:
-            understood = {"Accept-Encoding": ", ".join(ENCODINGS)}
-            refusal = problem(415, "unsupported_encoding", str(error), understood)
-            await as_protocol(scope["path"], refusal)(scope, receive, send)
+            supported = {"Accept-Encoding": ", ".join(ENCODINGS)}
+            refusal = problem(415, "unsupported_encoding", str(error), supported)
+            await in_protocol_form(scope["path"], refusal)(scope, receive, send)
             return
         if inflater is None:
             await self._app(scope, receive, send)
             return
-        del headers["content-encoding"], headers["content-length"]  # of what came
-        pieces: Iterator[bytes] = iter(())
-        complete = handed_on = False
+        del headers["content-encoding"], headers["content-length"]  # of the compressed body
+        chunks: Iterator[bytes] = iter(())
+        complete = ended = False
 
-        async def receive_piece() -> Message:
-            nonlocal pieces, complete, handed_on
+        async def receive_chunk() -> Message:
+            nonlocal chunks, complete, ended
             while True:
-                if (piece := next(pieces, None)) is not None:
-                    await asyncio.sleep(0)  # others' turn: there may be a thousand pieces
-                    return {"type": "http.request", "body": piece, "more_body": True}
-                if complete and not handed_on:
-                    handed_on = True
+                if (chunk := next(chunks, None)) is not None:
+                    await asyncio.sleep(0)  # other requests' turn: there may be a thousand chunks
+                    return {"type": "http.request", "body": chunk, "more_body": True}
+                if complete and not ended:
+                    ended = True
                     return {"type": "http.request", "body": b"", "more_body": False}
                 message = await receive()
                 if message["type"] != "http.request":
                     return message
                 complete = not message.get("more_body", False)
-                pieces = inflater.pieces(message.get("body", b""), last=complete)
+                chunks = inflater.chunks(message.get("body", b""), last=complete)
 
-        await self._app({**scope, "headers": headers.raw}, receive_piece, send)
+        await self._app({**scope, "headers": headers.raw}, receive_chunk, send)
 
 
 @dataclass(frozen=True)
 class BodyLimit:
-    """What a body may be.
+    """Limits on a request body.
 
     Attributes:
-        name: of the setting.
-        max_bytes: its length.
-        seconds: in which all of it must have come.
+        name: setting that holds `max_bytes`.
+        max_bytes: largest size.
+        seconds: time within which the whole body must arrive.
     """
 
     name: str
@@ -276,16 +273,23 @@ class BodyLimit:
 
 
 class LimitBody:
-    """Refuses a body that is too large: by its declared length at once, otherwise as soon as it has
-    grown too large. And one that comes too slowly: it would hold its connection for as long as its
-    sender likes."""
+    """Refuse a request body that is too large or arrives too slowly.
+
+    The declared length is checked first, then the bytes received. A body that never ends would hold
+    its connection open for as long as the client likes.
+    """
 
     def __init__(self, app: ASGIApp, limits: Callable[[str], BodyLimit | None]) -> None:
-        """Limit bodies by path; None: the route sets its own limits."""
+        """Create the middleware.
+
+        Args:
+            app: the inner application.
+            limits: maps a path to its limits; None where the route has limits of its own.
+        """
         self._app, self._limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         limit = self._limits(scope["path"]) if scope["type"] == "http" else None
         if limit is None:
             await self._app(scope, receive, send)
@@ -295,12 +299,12 @@ class LimitBody:
         received, complete = 0, False
         deadline = time.monotonic() + limit.seconds
 
-        async def receive_some() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received, complete
             if too_long:
                 raise too_large(limit.name, limit.max_bytes)
             if complete:
-                return await receive()  # only waits for the client to go away
+                return await receive()  # which now waits for a disconnect
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     message = await receive()
@@ -312,4 +316,4 @@ class LimitBody:
                 raise too_large(limit.name, limit.max_bytes)
             return message
 
-        await self._app(scope, receive_some, send)
+        await self._app(scope, receive_limited, send)

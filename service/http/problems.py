@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details. The one place where an error becomes a status."""
+"""Errors as RFC 9457 problem details: the one place where an error becomes an HTTP status."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,15 +12,15 @@ from starlette.exceptions import HTTPException
 
 from service.bulk.flow import TooManyStreamsError
 from service.core.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
-from service.core.engine import UnsupportedInputError
+from service.core.engine import UnsupportedQueryError
 from service.core.models import UnknownModelError
 from service.formats.inflating import BrokenEncodingError
 from service.security import RateLimitedError
 
 MEDIA_TYPE = "application/problem+json"
-# nobody is left to read it; it is what proxies and dashboards call the case
+# nginx's status for a client that went away; nobody reads it but metrics and logs.
 CLIENT_CLOSED_REQUEST = 499
-# RFC 9110's, newer than Python's
+# Phrases of RFC 9110, which are newer than Python's.
 _PHRASES = {
     413: "Content Too Large",
     422: "Unprocessable Content",
@@ -31,8 +31,15 @@ _LONGEST_ECHO = 400
 
 
 class ProblemError(HTTPException):
-    """An error with a status, a stable code and a sentence; an HTTPException, so that FastAPI lets
-    it pass wherever it is raised."""
+    """HTTP error with a status, a stable code and a sentence.
+
+    It is an HTTPException because FastAPI turns any other exception that is raised while a body is
+    read into a 400.
+
+    Attributes:
+        code: stable name of the problem.
+        extensions: further members of the problem's JSON.
+    """
 
     def __init__(
         self,
@@ -49,28 +56,43 @@ class ProblemError(HTTPException):
 def problem(
     status: int, code: str, detail: str, headers: Mapping[str, str] | None = None, **extensions: Any
 ) -> Response:
-    """A problem details response."""
+    """Create a problem details response.
+
+    Args:
+        status: HTTP status.
+        code: stable name of the problem.
+        detail: sentence about this occurrence.
+        headers: further response headers.
+        extensions: further members of the JSON body.
+    """
     title = _PHRASES.get(status) or HTTPStatus(status).phrase
     body = {
         "type": "about:blank",
         "title": title,
         "status": status,
-        "detail": clean(detail),
+        "detail": printable(detail),
         "code": code,
         **extensions,
     }
     return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
 
 
-def clean(text: str) -> str:
-    """A text that may hold what a client sent: no lone surrogates, which UTF-8 cannot carry, and no
-    end of it."""
+def printable(text: str) -> str:
+    """Return a client's text in a form that can be sent back.
+
+    Lone surrogates, which UTF-8 cannot encode, are replaced; a text over 400 characters is cut.
+    """
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= _LONGEST_ECHO else text[: _LONGEST_ECHO - 3] + "..."
 
 
 def too_large(setting: str, limit: int) -> ProblemError:
-    """The body passes the limit."""
+    """Return the 413 problem for a body over a limit.
+
+    Args:
+        setting: name of the setting that holds the limit.
+        limit: the limit in bytes.
+    """
     return ProblemError(
         413,
         "body_too_large",
@@ -80,7 +102,7 @@ def too_large(setting: str, limit: int) -> ProblemError:
 
 
 def too_slow(seconds: float) -> ProblemError:
-    """The body comes too slowly."""
+    """Return the 408 problem for a body that took more than `seconds` to arrive."""
     return ProblemError(
         408,
         "body_too_slow",
@@ -90,7 +112,7 @@ def too_slow(seconds: float) -> ProblemError:
 
 
 def not_ready() -> ProblemError:
-    """No engine, or a service that is stopping."""
+    """Return the 503 problem for a service that is starting or stopping."""
     return ProblemError(
         503, "not_ready", "the service is starting or stopping", {"Retry-After": "1"}
     )
@@ -139,8 +161,8 @@ async def _on_unknown_model(_: Request, error: UnknownModelError) -> Response:
     return problem(422, "unknown_model", str(error))
 
 
-async def _on_unsupported_input(_: Request, error: UnsupportedInputError) -> Response:
-    return problem(422, error.code, str(error))
+async def _on_unsupported_query(_: Request, error: UnsupportedQueryError) -> Response:
+    return problem(422, error.code, str(error), **error.details)
 
 
 async def _on_queue_closed(request: Request, _: QueueClosedError) -> Response:
@@ -156,7 +178,7 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
             "invalid_json",
             f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}",
         )
-    if isinstance(error.body, bytes):  # FastAPI leaves a body that is not declared as JSON unread
+    if isinstance(error.body, bytes):  # FastAPI does not parse a body that is not declared as JSON
         content_type = request.headers.get("content-type", "none")
         return problem(
             415,
@@ -166,8 +188,8 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
         )
     fields = [
         {
-            "pointer": clean(_pointer(item["loc"])),
-            "detail": clean(item["msg"].removeprefix("Value error, ")),
+            "pointer": printable(_pointer(item["loc"])),
+            "detail": printable(item["msg"].removeprefix("Value error, ")),
         }
         for item in errors
     ]
@@ -177,16 +199,17 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
-    """JSON pointer (RFC 6901, as a URI fragment) of a place in the body; of a parameter, where it
-    is and its name."""
+    """Return the JSON pointer (RFC 6901, as a URI fragment) of a value in the body.
+
+    For a parameter, return its kind and its name.
+    """
     if location[0] != "body":
         return " ".join(map(str, location))
-    return "#" + "".join(
-        "/" + str(part).replace("~", "~0").replace("/", "~1") for part in location[1:]
-    )
+    tokens = (str(token).replace("~", "~0").replace("/", "~1") for token in location[1:])
+    return "#" + "".join(f"/{token}" for token in tokens)
 
 
-# Any: Starlette types every handler as one of all exceptions.
+# Any, because Starlette types every handler as one for all exceptions.
 _HANDLERS: dict[type[Exception], Any] = {
     HTTPException: _on_http_exception,
     BrokenEncodingError: _on_broken_encoding,
@@ -197,23 +220,30 @@ _HANDLERS: dict[type[Exception], Any] = {
     TooManyStreamsError: _on_too_many_streams,
     DeadlineExceededError: _on_deadline,
     UnknownModelError: _on_unknown_model,
-    UnsupportedInputError: _on_unsupported_input,
+    UnsupportedQueryError: _on_unsupported_query,
 }
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Answer every error of an application with problem details; what is not foreseen is answered
-    by the outermost middleware."""
+    """Register a problem details response for every known exception.
+
+    Unknown exceptions are answered by the outermost middleware.
+    """
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, partial(_handle, handler))
 
 
 async def _handle(handler: Any, request: Request, error: Exception) -> Response:
-    return as_protocol(request.url.path, await handler(request, error))
+    return in_protocol_form(request.url.path, await handler(request, error))
 
 
-def as_protocol(path: str, response: Response) -> Response:
-    """Clients of the Open Inference Protocol look for the sentence under `error`."""
+def in_protocol_form(path: str, response: Response) -> Response:
+    """Add the member `error` that clients of the Open Inference Protocol read.
+
+    Args:
+        path: path of the request; only paths under `/v2` are changed.
+        response: a problem details response.
+    """
     if not path.startswith("/v2"):
         return response
     body = orjson.loads(response.body)

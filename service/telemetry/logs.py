@@ -1,5 +1,4 @@
-"""Logs on standard error: one JSON object a line, or plain text. Every record that is made while a
-request is answered carries its id."""
+"""Logs on standard error: one JSON object per line, or plain text, with the request id."""
 
 import json
 import logging
@@ -11,20 +10,19 @@ from typing import Any
 from service.settings import Settings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-_OWN = frozenset(vars(logging.makeLogRecord({}))) | {
-    "message",
-    "asctime",
-    "taskName",
-    "color_message",
-}
+_EMPTY_RECORD = logging.makeLogRecord({})
+_STANDARD_ATTRIBUTES = {*vars(_EMPTY_RECORD), "message", "asctime", "taskName", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):
-    """`time`, `level`, `logger`, `message`, `request_id` while there is one, whatever is given as
-    `extra`, and `exception`."""
+    """Formatter of one JSON object per line.
+
+    The members are `time`, `level`, `logger`, `message`, `request_id` during a request, everything
+    passed as `extra`, and `exception`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the record as one line of JSON."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -33,33 +31,34 @@ class JsonFormatter(logging.Formatter):
         }
         if (current := request_id.get()) is not None:
             line["request_id"] = current
-        line |= {name: value for name, value in vars(record).items() if name not in _OWN}
+        line |= _extra(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        # in ASCII: a client's text may hold what no encoding can
+        # ASCII, because a client's text may hold lone surrogates, which no encoding can write.
         return json.dumps(line, default=str, separators=(",", ":"))
 
 
 class TextFormatter(logging.Formatter):
-    """For people: level, message, and what was given as `extra`."""
+    """Formatter for people: level, message, and what was passed as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and a traceback if there is one."""
-        extra = "".join(
-            f" {name}={value}" for name, value in vars(record).items() if name not in _OWN
-        )
+        """Return the record as one line, followed by the traceback if there is one."""
+        extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
         return f"{super().format(record)}{extra}"
 
 
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what was passed as `extra` when the record was made."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD_ATTRIBUTES}
+
+
 def configure_logging(settings: Settings) -> None:
-    """Send all logs of this process to standard error in the form that the settings say."""
+    """Send all logs of this process to standard error, in the form that the settings choose."""
     handler = logging.StreamHandler(sys.stderr)
+    as_json = settings.log_format == "json"
     handler.setFormatter(
-        JsonFormatter()
-        if settings.log_format == "json"
-        else TextFormatter("%(levelname)s:     %(message)s")
+        JsonFormatter() if as_json else TextFormatter("%(levelname)s:     %(message)s")
     )
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    # A full disk or a closed pipe must not cost an answer: a line that cannot be written is lost,
-    # and that is all.
+    # A line that cannot be written (full disk, closed pipe) is dropped: it must not fail a request.
     logging.raiseExceptions = False

@@ -1,10 +1,10 @@
-"""All Prometheus metrics of the service. Each application has its own registry: nothing here is
-global.
+"""Prometheus metrics of the service. Every application has a registry of its own.
 
-Units are base units (seconds, bytes), labels are bounded: routes, known methods, status codes,
-stages, known error codes, models that were loaded and their tasks. With several worker processes
-the values lie in files that all of them write (prometheus-client's multi-process mode), and any
-worker shows the sums; there are no `process_` metrics then.
+Units are base units (seconds, bytes). Labels are bounded: routes, known methods, status codes,
+stages, known error codes, loaded models and their tasks.
+
+Several worker processes write their values to shared files (prometheus-client's multi-process
+mode), and any worker shows the sums; there are no `process_` metrics then.
 """
 
 import os
@@ -31,58 +31,50 @@ from models.data.molecule import MASKED_ATOM
 from service.telemetry.statistics import Gauges, PassStatistics
 
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable by which prometheus-client, when it is imported, knows that there are several
-processes."""
+"""Environment variable that switches prometheus-client to its multi-process mode on import."""
 Stage = Literal["parse", "queue", "model", "serialise"]
+_GaugeMode = Literal["livesum", "livemin", "livemax", "livemostrecent"]
 STAGES: tuple[Stage, ...] = ("parse", "queue", "model", "serialise")
-# What became of a molecule, besides the codes of items that could not be read.
+# Outcomes of a molecule, besides the error codes of unreadable ones.
 ANSWERED, REFUSED, FAILED, CANCELLED, EXPIRED = "ok", "refused", "failed", "cancelled", "expired"
 OUTCOMES = (ANSWERED, REFUSED, FAILED, CANCELLED, EXPIRED)
 LOAD_OUTCOMES = ("ok", "failed", "unloaded")
 JOB_OUTCOMES = ("done", "failed", "cancelled")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# fmt: off
 _SECONDS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0
 )
+# fmt: on
 _GRAPHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _ATOMS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _MOLECULE_ATOMS = (5, 10, 15, 20, 25, 30, 40, 50, 75, 100, 200, 500)
-_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-# By atom type (atomic number - 1): H, B, C, N, O, F, Na, Si, P, S, Cl, K, Br and I are all that 99
-# % of MoleculeNet's molecules are made of.
+_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# By atom type (atomic number - 1): 99 % of MoleculeNet's molecules consist of
+# H, B, C, N, O, F, Na, Si, P, S, Cl, K, Br and I.
 _USUAL_ATOMS = np.isin(
     np.arange(MASKED_ATOM + 1), np.array([1, 5, 6, 7, 8, 9, 11, 14, 15, 16, 17, 19, 35, 53]) - 1
 )
 
 
 class Metrics:
-    """The metrics of one application; methods take facts, not Prometheus objects."""
+    """The metrics of one application; methods take plain values, no Prometheus objects.
+
+    Attributes:
+        registry: the Prometheus registry of this process.
+    """
 
     def __init__(self, item_codes: Sequence[str], losses: Sequence[str] = ()) -> None:
         """Register all metrics.
 
         Args:
-            item_codes: codes of items that cannot be read; any other code counts as "other".
-            losses: why a parser process may be lost.
+            item_codes: error codes of unreadable molecules; any other code counts as "other".
+            losses: reasons for which a parser process may be lost.
         """
         self._multiprocess = MULTIPROCESS_FOLDER in os.environ
         self._read_gauges: Callable[[], Gauges] | None = None
         self.registry = registry = CollectorRegistry()
-        registry.register(_Before(self.refresh))
+        registry.register(_ScrapeHook(self.refresh))
         if not self._multiprocess:
             ProcessCollector(registry=registry)
             PlatformCollector(registry=registry)
@@ -94,15 +86,9 @@ class Metrics:
         def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(f"gmerging_{name}", text, labels, buckets=buckets, registry=registry)
 
-        def gauge(
-            name: str,
-            text: str,
-            mode: Literal["livesum", "livemin", "livemax", "livemostrecent"],
-            *labels: str,
-        ) -> Gauge:
-            return Gauge(
-                f"gmerging_{name}", text, labels, multiprocess_mode=mode, registry=registry
-            )
+        def gauge(name: str, text: str, mode: _GaugeMode, *labels: str) -> Gauge:
+            name = f"gmerging_{name}"
+            return Gauge(name, text, labels, multiprocess_mode=mode, registry=registry)
 
         self._requests = counter("requests", "HTTP requests", "route", "method", "status")
         self._request_seconds = histogram(
@@ -121,7 +107,7 @@ class Metrics:
         self._batch_graphs = histogram("batch_graphs", "Molecules in a model pass", _GRAPHS)
         self._batch_atoms = histogram("batch_atoms", "Atoms in a model pass", _ATOMS)
         self._batch_fill = histogram(
-            "batch_fill_ratio", "Cost of a model pass by the most that one may cost", _SHARES
+            "batch_fill_ratio", "Cost of a model pass by the most that one may cost", _RATIOS
         )
         self._cache = counter("cache", "Readable molecules looked up in the answer cache", "result")
         self._parsers = counter(
@@ -183,7 +169,7 @@ class Metrics:
         self._create_series(item_codes, losses)
 
     def _create_series(self, item_codes: Sequence[str], losses: Sequence[str]) -> None:
-        """Series exist from the start, so that the first increase is one."""
+        """Create the series of all known label values, so that the first increase is visible."""
         for family, values in (
             (self._molecules, (*OUTCOMES, *item_codes, "other")),
             (self._stages, STAGES),
@@ -195,26 +181,29 @@ class Metrics:
             for value in values:
                 family.labels(value)
 
-    def watch(self, read: Callable[[], Gauges]) -> None:
-        """Where the gauges' values come from."""
+    def read_gauges_with(self, read: Callable[[], Gauges]) -> None:
+        """Set the function that reads the current values of the gauges."""
         self._read_gauges = read
 
     def refresh(self) -> None:
-        """Read the gauges. A scrape does so by itself; with several processes each must now and
-        then, for a scrape reaches one of them."""
+        """Read the gauges.
+
+        A scrape of a single process does so by itself. Several processes must each do so regularly,
+        because a scrape reaches only one of them.
+        """
         if self._read_gauges is None:
             return
-        now = self._read_gauges()
-        self._ready.set(now.ready)
-        self._queue_molecules.set(now.queue_molecules)
-        self._queue_oldest.set(now.queue_oldest_seconds)
-        self._pending_cost.set(now.pending_cost)
-        self._cache_bytes.set(now.cache_bytes)
-        self._gpu_bytes.set(now.gpu_memory_bytes)
-        self._jobs_waiting.set(now.jobs_waiting)
+        gauges = self._read_gauges()
+        self._ready.set(gauges.ready)
+        self._queue_molecules.set(gauges.queue_molecules)
+        self._queue_oldest.set(gauges.queue_oldest_seconds)
+        self._pending_cost.set(gauges.pending_cost)
+        self._cache_bytes.set(gauges.cache_bytes)
+        self._gpu_bytes.set(gauges.gpu_memory_bytes)
+        self._jobs_waiting.set(gauges.jobs_waiting)
 
     def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         if not self._multiprocess:
             return generate_latest(self.registry)
         self.refresh()
@@ -223,11 +212,17 @@ class Metrics:
     def model_loaded(
         self, model: str, artifact: tuple[str, str, str], device: str, tasks: Sequence[str] = ()
     ) -> None:
-        """Say which artifact (name, version, digest) answers for a model, in place of any other,
-        and which tasks it has."""
+        """Record that an artifact answers for a model, in place of any other.
+
+        Args:
+            model: name of the model.
+            artifact: name, version and digest of the artifact.
+            device: device of the model.
+            tasks: tasks of the model, which are its experts too.
+        """
         self._loads.labels("ok").inc()
         self._artifacts.labels(model, *artifact, device).set(1)
-        for task in tasks:  # as in `_create_series`
+        for task in tasks:  # creates the series, as `_create_series` does
             self._routed.labels(model, task)
             self._entropy.labels(model, task)
             for expert in tasks:
@@ -236,43 +231,53 @@ class Metrics:
     def model_unloaded(
         self, model: str, artifact: tuple[str, str, str], device: str, *, replaced: bool = False
     ) -> None:
-        """An artifact answers no more."""
+        """Record that an artifact no longer answers.
+
+        Args:
+            model: name of the model.
+            artifact: name, version and digest of the artifact.
+            device: device of the model.
+            replaced: whether another artifact takes over; then it does not count as unloaded.
+        """
         if not replaced:
             self._loads.labels("unloaded").inc()
         self._artifacts.labels(model, *artifact, device).set(0)
-        if not self._multiprocess:  # where series cannot be removed
+        if not self._multiprocess:  # multi-process mode cannot remove a series
             self._artifacts.remove(model, *artifact, device)
 
     def model_refused(self) -> None:
-        """An artifact could not be loaded."""
+        """Count an artifact that could not be loaded."""
         self._loads.labels("failed").inc()
 
     def request_answered(self, route: str, method: str, status: int) -> None:
-        """Count a request; its status is known."""
+        """Count a request when the status of its response is known."""
         self._requests.labels(route, method if method in _METHODS else "OTHER", str(status)).inc()
 
     def request_ended(self, route: str, seconds: float) -> None:
-        """Observe how long a request took in all."""
+        """Observe the duration of a request, in seconds."""
         self._request_seconds.labels(route).observe(seconds)
 
     def molecules(self, outcome: str, count: int = 1) -> None:
-        """Count molecules with an outcome: one of `OUTCOMES` or an item's code."""
+        """Count molecules by outcome: one of `OUTCOMES` or the error code of an item."""
         known = outcome in OUTCOMES or outcome in self._item_codes
         self._molecules.labels(outcome if known else "other").inc(count)
 
     def stage(self, stage: Stage, seconds: float) -> None:
-        """Observe a stage."""
+        """Observe the duration of a stage, in seconds."""
         self._stages.labels(stage).observe(seconds)
 
     def molecule_read(self, atom_types: NDArray[np.int64]) -> None:
-        """Observe a molecule by its (N,) atom types: what drifts when clients come with other
-        chemistry."""
+        """Observe size and elements of a molecule, which show when the clients' chemistry drifts.
+
+        Args:
+            atom_types: (N,) atom types, atomic number - 1.
+        """
         self._molecule_atoms.observe(len(atom_types))
         if not _USUAL_ATOMS[atom_types].all():
             self._rare.inc()
 
     def cache(self, hits: int, misses: int) -> None:
-        """Count look-ups."""
+        """Count hits and misses of the answer cache."""
         self._cache.labels("hit").inc(hits)
         self._cache.labels("miss").inc(misses)
 
@@ -281,7 +286,7 @@ class Metrics:
         self._parsers.labels(reason).inc()
 
     def job_ended(self, outcome: str) -> None:
-        """Count a job."""
+        """Count a job that has ended."""
         self._jobs.labels(outcome).inc()
 
     def model_pass(self, statistics: PassStatistics) -> None:
@@ -293,40 +298,47 @@ class Metrics:
             self.stage("queue", seconds)
 
     def pass_atoms(self, atoms: int) -> None:
-        """Observe the size of a model pass."""
+        """Observe the number of atoms in a model pass."""
         self._batch_atoms.observe(atoms)
 
     def routing(
         self, model: str, task: str, experts: Sequence[str], weights: NDArray[np.float32]
     ) -> None:
-        """Count routing weights (G, sites, K) of a pass with mixing."""
-        by_graph = weights.astype(np.float64)
+        """Count routing weights of a pass that mixed experts.
+
+        Args:
+            model: name of the model.
+            task: the target task.
+            experts: names of the K experts.
+            weights: (G, sites, K) routing weights, which sum to 1 over the experts.
+        """
+        weights64 = weights.astype(np.float64)
         self._routed.labels(model, task).inc(len(weights))
-        for expert, total in zip(experts, by_graph.mean(axis=1).sum(axis=0).tolist(), strict=True):
+        totals = weights64.mean(axis=1).sum(axis=0).tolist()
+        for expert, total in zip(experts, totals, strict=True):
             self._weights.labels(model, task, expert).inc(total)
-        entropy = (
-            -(by_graph * np.log(np.maximum(by_graph, np.finfo(np.float64).tiny)))
-            .sum(axis=2)
-            .mean(axis=1)
-        )
+        logarithms = np.log(np.maximum(weights64, np.finfo(np.float64).tiny))
+        entropy = -(weights64 * logarithms).sum(axis=2).mean(axis=1)
         self._entropy.labels(model, task).inc(max(0.0, float(entropy.sum())))
 
 
-class _Before(Collector):
-    """Has something done at the beginning of a scrape: collectors are asked in the order in which
-    they were registered."""
+class _ScrapeHook(Collector):
+    """Collector without metrics that calls a function at the beginning of a scrape.
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work = work
+    A registry asks its collectors in the order in which they were registered.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
 
     def collect(self) -> list[Metric]:
-        """Nothing of its own."""
-        self._work()
+        """Call the function; return no metrics."""
+        self._call()
         return []
 
 
 def shared_registry() -> CollectorRegistry:
-    """The metrics of all processes of a service with several."""
+    """Return a registry with the sums over all worker processes."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     return registry

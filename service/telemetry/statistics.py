@@ -1,11 +1,21 @@
-"""service.telemetry.statistics"""
+"""Statistics of the running service, as plain data that any exporter can read."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Gauges:
-    """What a scrape reads off the running service, perhaps on another thread than the service's."""
+    """Current state of the service. A scrape may read it on another thread.
+
+    Attributes:
+        ready: whether requests should be sent here.
+        queue_molecules: molecules that wait for a model pass.
+        queue_oldest_seconds: time for which the oldest of them has waited.
+        pending_cost: cost of everything admitted and not yet answered, atoms times tasks.
+        cache_bytes: size of the answer cache.
+        gpu_memory_bytes: GPU memory that torch holds.
+        jobs_waiting: jobs that are queued or running.
+    """
 
     ready: bool
     queue_molecules: int
@@ -18,15 +28,15 @@ class Gauges:
 
 @dataclass(frozen=True)
 class PassStatistics:
-    """What one pass was like.
+    """Statistics of one model pass.
 
     Attributes:
-        items: how many it held.
-        fill: cost of all of them, by the most that a pass may cost; more than 1 where a single item
-            costs more.
-        seconds: that the worker took.
-        waited_seconds: of each entry that was served for the first time, from its arrival to the
-            start of this pass.
+        items: number of items in the pass.
+        fill: cost of the items over the largest cost of a pass; above 1 if a single item costs
+            more.
+        seconds: duration on the worker thread.
+        waited_seconds: for every entry that this pass serves first, the time from its arrival to
+            the start of the pass.
     """
 
     items: int

@@ -1,9 +1,7 @@
-"""OpenTelemetry traces, where they are asked for: a span for each request and one for each of its
-stages.
+"""OpenTelemetry traces: a span for every request, and one for each of its stages.
 
-The packages are an extra. Where they export to, and how much, is set by the `OTEL_*` variables that
-every OpenTelemetry program knows; a request's `traceparent` header makes its spans part of its
-caller's trace.
+The packages are the extra `tracing`. The standard `OTEL_*` variables choose exporter and sampling;
+the `traceparent` header of a request makes its spans children of the caller's trace.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,8 +14,11 @@ _tracer: Any = None
 
 
 def start_tracing() -> None:
-    """Make spans from now on, in this process. Raises ConfigError if the packages are not
-    installed."""
+    """Start tracing in this process.
+
+    Raises:
+        ConfigError: the OpenTelemetry packages are not installed.
+    """
     global _tracer
     try:
         from opentelemetry import trace
@@ -37,7 +38,7 @@ def start_tracing() -> None:
 
 
 def stop_tracing() -> None:
-    """Export what is left."""
+    """Stop tracing, and export the spans that are left."""
     global _tracer
     if _tracer is not None:
         from opentelemetry import trace
@@ -48,10 +49,15 @@ def stop_tracing() -> None:
 
 @contextmanager
 def span(name: str, carrier: Mapping[str, str] | None = None, **attributes: Any) -> Iterator[Any]:
-    """A span around a block of code, within the current one or, with `carrier`, within the one that
-    these headers name; nothing without tracing.
+    """Trace a block of code as a span; do nothing if tracing is off.
 
-    Gives the span, or None.
+    Args:
+        name: name of the span.
+        carrier: headers that name the parent span; None takes the current span.
+        attributes: attributes of the span.
+
+    Yields:
+        The span; None if tracing is off.
     """
     if _tracer is None:
         yield None

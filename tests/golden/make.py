@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from models.artifact import load_artifact, make_manifest, save_artifact
+from models.artifact import load_artifact, save_artifact
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.experts.router import RouterConfig
+from models.manifest import make_manifest
 from models.task import TaskInfo
 from tests.conftest import SMILES, pico_config, random_backbone, random_experts
 

@@ -15,28 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import artifact as artifact_module
-from models.artifact import (
-    FORMAT_VERSION,
-    check_output,
-    load_artifact,
-    load_parts,
-    make_manifest,
-    read_manifest,
-    save_artifact,
-)
-from models.data.atoms import Atoms, collate_atoms
+from models.artifact import check_output, load_artifact, load_parts, read_manifest, save_artifact
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.molecule import collate
-from models.data.schema import AtomsInput, FeatureInput, MoleculeInput
+from models.data.schema import FeatureInput, MoleculeInput
 from models.data.smiles import READING_RULE, featurize
 from models.errors import ArtifactError, InvalidInputError, UnknownTaskError
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
+from models.manifest import FORMAT_VERSION, make_manifest
 from models.names import check_name, nearest_name
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
-from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert, MergedForceField
 from models.task import TaskInfo
 from tests.conftest import pico_config, random_backbone, random_experts
 
@@ -367,35 +358,6 @@ def test_an_input_schema_that_does_not_fit_is_refused(
     edit_manifest(tmp_path / "graphs", **changes)
     with pytest.raises(ArtifactError, match=message):
         load_artifact(tmp_path / "graphs")
-
-
-def test_what_only_molecules_have_is_refused_for_graphs(tmp_path: Path) -> None:
-    graph_artifact(tmp_path / "graphs")
-    with pytest.raises(ArtifactError, match="of kind 'graph', expected one for molecules"):
-        _ = load_parts(tmp_path / "graphs").molecular_backbone
-
-
-def test_a_force_field_gives_the_answers_it_was_made_with(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = ForceFieldConfig(hidden_dim=8, num_filters=8, num_interactions=2, num_gaussians=8)
-    network, expert = ForceField(config), ForceFieldExpert(config)
-    expert.elements[torch.tensor([1, 6])] = True
-    tasks = {"methane": TaskInfo(labels=("energy",), target="energy_and_forces")}
-    manifest = make_manifest(
-        "forces",
-        "1",
-        config,
-        0,
-        RouterConfig(),
-        tasks,
-        input=AtomsInput(elements={"methane": (1, 6)}),
-    )
-    save_artifact(tmp_path / "forces", manifest, network, {"methane": expert})
-    batch = collate_atoms([Atoms.from_lists([6, 1], [[0.0, 0, 0], [0, 0, 1.1]])], config.cutoff)
-    expected = MergedForceField(network, {"methane": expert})(batch, ["methane"])["methane"]
-    answer = load_artifact(tmp_path / "forces").model(batch, ["methane"])["methane"]
-    torch.testing.assert_close(answer.energy, expected.energy)
-    torch.testing.assert_close(answer.forces, expected.forces)
 
 
 def test_the_rule_of_reading_is_on_record(copy: Path) -> None:

@@ -4,6 +4,7 @@ port, a tiny artifact."""
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
@@ -11,18 +12,21 @@ import numpy as np
 import torch
 from fastapi import FastAPI
 
-from models.artifact import make_manifest, save_artifact
+from models.artifact import save_artifact
 from models.data.molecule import MolGraph
 from models.data.schema import AtomsInput, FeatureInput
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
+from models.manifest import make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert
 from models.task import TaskInfo
 from service.app import create_app
 from service.core.engine import Engine, EngineInfo, PassOutput, TaskAnswer
+from service.core.pipeline import PredictionQuery
+from service.schemas import Problem
 from service.settings import Settings
 
 LABELS = {
@@ -83,6 +87,16 @@ class DummyEngine:
             + 1
             + self.shift
         )
+
+
+def query_of(
+    engine: DummyEngine | None = None,
+    tasks: tuple[str, ...] = ("bbbp",),
+    routing: Routing = "own",
+    model: str = "dummy",
+) -> PredictionQuery:
+    """What a request for some tasks of the dummy engine asks."""
+    return PredictionQuery.of(model, DummyEngine() if engine is None else engine, tasks, routing)
 
 
 def stacked(output: PassOutput, task: str) -> np.ndarray:
@@ -191,3 +205,14 @@ def save_pico_force_field(folder: Path) -> Path:
     )
     save_artifact(folder, manifest, ForceField(config), experts)
     return folder
+
+
+def check_problem(response: httpx.Response, status: int, code: str) -> Problem:
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = Problem.model_validate(response.json())
+    assert (problem.status, problem.code, problem.type) == (status, code, "about:blank")
+    titles = {413: "Content Too Large", 422: "Unprocessable Content"}
+    assert problem.title == titles.get(status, HTTPStatus(status).phrase)
+    assert len(problem.detail) >= 5
+    return problem

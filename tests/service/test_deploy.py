@@ -22,7 +22,7 @@ from deploy import query_panels
 from service.app import create_app
 from service.core.parsing import LOSSES
 from service.core.reading import ITEM_CODES
-from service.settings import ELSEWHERE, PREFIX, Settings, variables
+from service.settings import OTHER_VARIABLES, PREFIX, Settings, variable_names
 from service.telemetry.metrics import Metrics
 from tests.service.doubles import settings_of
 
@@ -114,8 +114,8 @@ def test_expression_asks_for_what_is_there(name: str, expression: str) -> None:
     for metric, selector in asked:
         matchers = re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', selector)
         assert any(
-            metric == each and all(fits(labels, *matcher) for matcher in matchers)
-            for each, labels in series()
+            metric == known and all(fits(labels, *matcher) for matcher in matchers)
+            for known, labels in series()
         ), (metric, matchers)
 
 
@@ -315,13 +315,13 @@ def test_compose_hands_on_every_setting() -> None:
     service = load("docker-compose.yml")["services"]["service"]
     own = {"GMERGING_HOST": "0.0.0.0", "GMERGING_PORT": "8000"}
     defaults = {"GMERGING_JOBS": "/var/lib/gmerging/jobs"}
-    handed_on = {name: f"${{{name}:-{defaults.get(name, '')}}}" for name in variables()}
+    handed_on = {name: f"${{{name}:-{defaults.get(name, '')}}}" for name in variable_names()}
     assert service["environment"] == {**handed_on, **own}
     # where a slip of a name stops the start
     assert service["env_file"] == [{"path": ".env", "required": False}]
     (port,) = service["ports"]
     assert port.endswith(f":{own['GMERGING_PORT']}")
-    assert set(re.findall(r"GMERGING_\w+", port)) <= {*variables(), *ELSEWHERE}
+    assert set(re.findall(r"GMERGING_\w+", port)) <= {*variable_names(), *OTHER_VARIABLES}
 
 
 def has_compose() -> bool:
@@ -404,7 +404,7 @@ def test_kubernetes_asks_what_the_service_answers() -> None:
         "readinessProbe": "/readyz",
     }
     assert {probe["port"] for probe in probes.values()} | {
-        each["targetPort"] for each in service["ports"]
+        mapping["targetPort"] for mapping in service["ports"]
     } == {port["name"]}
     scrape = {
         name.removeprefix("prometheus.io/"): value

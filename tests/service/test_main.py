@@ -1,13 +1,13 @@
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from models.errors import ConfigError
-from service.__main__ import main
+from service.__main__ import _leave_current_folder, _log_addresses, main
 from service.core import engine
-from service.sockets import address_of, listen
+from service.security import KeyRing
 
 
 @pytest.fixture(autouse=True)
@@ -76,26 +76,61 @@ def test_port_that_is_taken_is_said_before_anything_is_loaded(
         main([])
 
 
-@pytest.mark.parametrize(
-    ("host", "found"),
-    [("localhost", "http://"), ("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://0.0.0.0:")],
-)
-def test_listens_on_every_address_of_a_host_and_on_one_port(host: str, found: str) -> None:
-    sockets = listen(host, 0)
-    assert len({listening.getsockname()[1] for listening in sockets}) == 1
-    with pytest.raises(ConfigError, match="Address already in use"):  # held from here on
-        listen(host, sockets[0].getsockname()[1])
-    for listening in sockets:
-        assert address_of(listening).startswith(found)
-        listening.close()
-
-
-def test_address_of_another_machine() -> None:
-    with pytest.raises(ConfigError, match=r"GMERGING_HOST: got '192\.0\.2\.1': Cannot assign"):
-        listen("192.0.2.1", 0)
-
-
 def test_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GMERGING_HOST", "no.such.host.invalid")
     with pytest.raises(SystemExit, match=r"GMERGING_HOST: got 'no\.such\.host\.invalid'"):
         main([])
+
+
+def test_key_command_prints_a_key_and_the_entry_that_opens_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["key", "lab-7"])
+    first, second = capsys.readouterr().out.splitlines()
+    key, entry = first.removeprefix("key (shown this once): "), second.removeprefix("entry: ")
+    client = KeyRing(f"[{entry}]").client_of(key)
+    assert client is not None
+    assert (client.name, client.admin, client.molecules_per_minute) == ("lab-7", False, None)
+    assert key not in entry
+
+
+def test_key_for_a_name_that_is_none_is_refused() -> None:
+    expected = (
+        "gmerging-serve: name: got 'a name with spaces', expected 1 to 64 letters, digits, dots,"
+        " underscores or hyphens"
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["key", "a name with spaces"])
+    assert stop.value.code == expected
+
+
+def test_processes_that_start_later_find_their_modules_and_a_folder_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"here{os.pathsep}/there")
+    _leave_current_folder()
+    assert os.environ["PYTHONPATH"] == f"{tmp_path}/here{os.pathsep}/there"
+    assert Path.cwd() == Path("/")
+
+
+def test_folder_that_is_gone_is_left_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setenv("PYTHONPATH", "here")
+    gone.rmdir()
+    _leave_current_folder()
+    assert (os.environ["PYTHONPATH"], Path.cwd()) == ("here", Path("/"))
+
+
+def test_server_logs_the_address_of_every_socket(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
+        caplog.at_level("INFO", "service.__main__"),
+    ):
+        ports = [listening.getsockname()[1] for listening in (first, second)]
+        _log_addresses([first, second])
+    assert caplog.messages == [
+        f"running on http://127.0.0.1:{port} (press Ctrl-C to quit)" for port in ports
+    ]

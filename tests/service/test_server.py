@@ -225,7 +225,7 @@ def test_metrics_move(server: Server) -> None:
         client.post("/predict", json={"smiles": ["CCO", "CN(C)(C)C", "C"]})
         after = client.get("/metrics").text
     assert [metric(after, name) - metric(before, name) for name in names] == [1, 2, 1, 1, 2]
-    assert metric(after, "process_resident_memory_bytes") > 0
+    assert metric(after, "process_resident_memory_bytes") > 5e7  # torch alone takes more
 
 
 def test_chunked_body_over_the_limit_is_refused(server: Server) -> None:
@@ -238,7 +238,7 @@ def test_chunked_body_over_the_limit_is_refused(server: Server) -> None:
         )
         assert response.status_code == 413
         assert response.json()["code"] == "body_too_large"
-        assert client.get("/healthz").status_code == 200
+        assert client.get("/healthz").json() == {"status": "alive"}
 
 
 def is_ready(url: str) -> bool:
@@ -428,6 +428,8 @@ def test_several_workers_that_cannot_start_end_with_an_error(
         check=False,
     )
     assert done.returncode == 3
+    assert "worker" in done.stderr.decode()
+    assert "could not start: stopping all" in done.stderr.decode()
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_later_worker_that_cannot_start_is_tried_again_and_stops_nobody(
     third.process.end(STARTUP_FAILURE)  # type: ignore[attr-defined]
     pair.keep_subprocess_alive()
     assert pair.processes == [first, third]  # not at once
-    third.begun -= 60
+    third.started_at -= 60
     pair.keep_subprocess_alive()
     assert pair.processes[0] is first
     assert pair.processes[1] is not third

@@ -1,1 +1,1 @@
-"""The routes, a file for each part of the interface."""
+"""Routes of the HTTP API, one file per group."""

@@ -1,5 +1,4 @@
-"""What routes share: the parts of the application, the checks on a question, the descriptions of
-problems."""
+"""Dependencies, checks and documentation that the routes share."""
 
 import time
 from collections.abc import Sequence
@@ -8,10 +7,11 @@ from typing import Annotated, Any, get_args, get_origin
 from fastapi import Depends, Header, Request
 
 from models.errors import did_you_mean
-from models.experts.unified import Routing
-from service.core.models import ModelRegistry
-from service.core.pipeline import Question
-from service.http.problems import ProblemError, clean, not_ready
+from service.core.engine import PredictionQuery
+from service.core.pipeline import Result
+from service.core.reading import Source
+from service.http.problems import ProblemError, not_ready, printable
+from service.http.streaming import unless_disconnected
 from service.schemas import Problem
 from service.security import Client
 from service.services import Services
@@ -37,7 +37,7 @@ _REASONS = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that a route may answer with, for its documentation."""
+    """Return the OpenAPI entries of the problems that a route may answer with."""
     return {status: {"model": Problem, "description": _REASONS[status]} for status in statuses}
 
 
@@ -59,12 +59,11 @@ async def _client(request: Request) -> Client | None:
     return client
 
 
-async def closed_query(request: Request) -> None:
-    """Refuses a query parameter that the request's route does not declare, and one that is given
-    twice and taken once.
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse query parameters that the route does not declare, or that are given too often.
 
     Raises:
-        ProblemError: names it, and the known one whose name is nearest.
+        ProblemError: names the parameter, and the declared one of the nearest name.
     """
     given = [name for name, _ in request.query_params.multi_items()]
     if not given:
@@ -80,7 +79,7 @@ async def closed_query(request: Request) -> None:
             detail = f"got it {given.count(name)} times, expected it once"
         else:
             continue
-        pointer = clean(f"query {name[:64]}")
+        pointer = printable(f"query {name[:64]}")
         errors = [{"pointer": pointer, "detail": detail}]
         raise ProblemError(422, "invalid_request", f"{pointer}: {detail}", errors=errors)
 
@@ -105,28 +104,40 @@ TimeoutHeader = Annotated[
 
 
 def seconds_left(request: Request, services: Services, timeout: float | None) -> float:
-    """Until the deadline of a request, on the clock that its arrival was read from."""
+    """Return the seconds until the deadline of a request.
+
+    Args:
+        request: the request; its arrival was noted by the outermost middleware.
+        services: their settings hold the longest time.
+        timeout: time-out that the client asked for; None takes the longest.
+    """
     limit = services.settings.request_timeout_seconds
     arrived: float = request.scope["arrived"]
     return (limit if timeout is None else min(timeout, limit)) - (time.perf_counter() - arrived)
 
 
-def question_of(
-    models: ModelRegistry, model: str | None, tasks: Sequence[str] | None, routing: Routing
-) -> Question:
-    """What a request asks, checked. Raises UnknownModelError, or ProblemError for a task or routing
-    that the model does not have."""
-    engine = models.get(model)
-    known = engine.info.tasks
-    asked = known if tasks is None else tuple(tasks)
-    unknown = [task for task in asked if task not in known]
-    if unknown:
-        detail = f"got unknown task {unknown[0]!a}, expected some of {', '.join(known)}"
-        raise ProblemError(422, "unknown_task", detail, known_tasks=known)
-    if routing not in engine.info.routings:
-        raise ProblemError(
-            422,
-            "invalid_request",
-            f"got routing {routing!r} for a force field, which has nothing to mix, expected 'own'",
-        )
-    return Question.of(models.default if model is None else model, engine, asked, routing)
+async def predict_unless_disconnected(
+    query: PredictionQuery,
+    sources: Sequence[Source],
+    request: Request,
+    services: Services,
+    client: Client | None,
+    timeout: float | None,
+) -> list[Result] | None:
+    """Predict within the time that the request has left, or stop when the client disconnects.
+
+    Args:
+        query: model, tasks and routing.
+        sources: molecules and graphs, counted against the rate limit of the client.
+        request: whose body has been read.
+        services: the application's services.
+        client: holder of the key; None without keys.
+        timeout: seconds that the client allows; None for the limit of the service.
+
+    Returns:
+        One result per source; None if the client has disconnected.
+    """
+    seconds = seconds_left(request, services, timeout)
+    services.keys.spend(client, len(sources))
+    prediction = services.pipeline.predict(query, sources, seconds)
+    return await unless_disconnected(request.receive, prediction)

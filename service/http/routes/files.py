@@ -1,4 +1,4 @@
-"""Many molecules: streams, files, and the jobs that long files become."""
+"""Predictions for many molecules: streams, files, and the jobs that long files become."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from models.experts.unified import DEFAULT_ROUTING, Routing
 from service.bulk.flow import Answerer, file_groups, in_order
 from service.bulk.jobs import Job, JobState, JobStore
 from service.bulk.ndjson import ndjson_answers, ndjson_groups
-from service.core.pipeline import Question
+from service.core.engine import PredictionQuery
 from service.formats.molecule_files import (
     MEDIA_TYPES,
     FileFormat,
@@ -37,12 +37,12 @@ from service.formats.molecule_files import (
     MoleculeFile,
     OutputKind,
     ResultWriter,
+    decompressed,
     kind_of,
     open_file,
-    unpacked,
 )
-from service.http.problems import ProblemError, clean, too_large
-from service.http.routes.common import AcceptingDep, ClientDep, ServicesDep, problems, question_of
+from service.http.problems import ProblemError, printable, too_large
+from service.http.routes.common import AcceptingDep, ClientDep, ServicesDep, problems
 from service.http.streaming import Body, StreamedResponse, model_headers
 from service.schemas import JobOut, JobsResponse
 from service.security import Client
@@ -67,15 +67,15 @@ _Explain = Annotated[bool, Query(description="add routing weights to each answer
 _JobId = Annotated[str, Path(max_length=64)]
 
 
-def _question(
+def _query(
     services: Services, model: str | None, tasks: list[str] | None, routing: Routing
-) -> Question:
+) -> PredictionQuery:
     if tasks is not None:
-        # which no task's name holds
+        # No task's name has a comma.
         tasks = [name.strip() for names in tasks for name in names.split(",")]
     if tasks is not None and len(set(tasks)) != len(tasks):
         raise ProblemError(422, "invalid_request", "got a task twice in tasks, expected each once")
-    return question_of(services.models, model, tasks, routing)
+    return services.models.query(model, tasks, routing)
 
 
 _TEXT = {"schema": {"type": "string"}}
@@ -125,24 +125,25 @@ async def predict_stream(
     routing: _Routing = DEFAULT_ROUTING,
     explain_routing: _Explain = False,
 ) -> Response:
-    """NDJSON in, NDJSON out, answers as soon as there are any: read them while you write, or both
-    sides wait for each other.
+    """Predict for lines of NDJSON, and answer in NDJSON while lines still arrive.
 
-    Each line has the form of an item of `/predict`, with the line's `id` if it had one. A line that
-    cannot be read has an `error`. A stream that the service ends early ends with a line of nothing
-    but an `error`, which says how many lines were answered.
+    Read the answers while you write, or both sides wait for each other.
+
+    Every line of the answer has the form of an item of `/predict`, with the `id` of its line if
+    there was one. A line that cannot be read gets an `error`. A stream that the service ends early
+    ends with a line that has only an `error`, which says how many lines were answered.
     """
-    question = _question(services, model, tasks, routing)
+    query = _query(services, model, tasks, routing)
     body = Body(request.receive)
-    groups = ndjson_groups(body.parts(), services.settings.max_body_bytes)
+    groups = ndjson_groups(body.chunks(), services.settings.max_body_bytes)
     lines = ndjson_answers(
         groups,
-        Answerer(services.pipeline, question, services.keys, client),
+        Answerer(services.pipeline, query, services.keys, client),
         explain_routing,
-        body.gone,
+        body.disconnected,
     )
     return StreamedResponse(
-        lines, "application/x-ndjson", model_headers(question), services.streams, body.close
+        lines, "application/x-ndjson", model_headers(query), services.streams, body.close
     )
 
 
@@ -169,7 +170,7 @@ _AS_QUERY = "as the parameter of this name; not both"
 
 @dataclass(frozen=True)
 class _FormFields:
-    """Options of `/predict/file` that came in the form; None: not given there."""
+    """Options of `/predict/file` that were sent as fields of the form; None if not given there."""
 
     format: FileKind | None
     smiles_column: str | None
@@ -190,7 +191,7 @@ async def _form_fields(
     tasks: Annotated[list[str] | None, Form(max_length=1000, description=_AS_QUERY)] = None,
     routing: Annotated[Routing | None, Form(description=_AS_QUERY)] = None,
 ) -> _FormFields:
-    """Options in the form, as `curl -F` sends them, and nothing else beside the file."""
+    """Read the options in the form, as `curl -F` sends them, and refuse any other field."""
     known = {"file", *(field.name for field in fields(_FormFields))}
     given = (await request.form()).multi_items()
     names = [name for name, _ in given]
@@ -201,8 +202,8 @@ async def _form_fields(
         if name in request.query_params:
             raise _bad_field(name, "got it in the form and in the query, expected it once")
         if (count := names.count(name)) > 1 and name != "tasks":
-            what = f"got {count} files" if name == "file" else f"got it {count} times"
-            raise _bad_field(name, f"{what}, expected one")
+            got = f"got {count} files" if name == "file" else f"got it {count} times"
+            raise _bad_field(name, f"{got}, expected one")
         if name == "file" and isinstance(value, str):
             raise _bad_field(name, "got a field of text, expected a file, with its name")
         if value == "":
@@ -211,7 +212,7 @@ async def _form_fields(
 
 
 def _bad_field(name: str, detail: str) -> ProblemError:
-    pointer = clean(f"#/{name[:64]}")
+    pointer = printable(f"#/{name[:64]}")
     errors = [{"pointer": pointer, "detail": detail}]
     return ProblemError(422, "invalid_request", f"{pointer}: {detail}", errors=errors)
 
@@ -242,52 +243,55 @@ async def predict_file(
     routing: _Routing = DEFAULT_ROUTING,
     prefer: _Prefer = "",
 ) -> Response:
-    """Every record gets its row, one that cannot be read gets its error. A long file becomes a job,
-    where the service keeps jobs.
+    """Predict for every record of a file; a long file becomes a job, where jobs are kept.
 
-    A table has a header. Its delimiter (comma, semicolon, tab, `|`, or what a line `sep=` says),
-    its encoding (UTF-8, UTF-16, else Windows-1252) and the column of the
-    molecules (SMILES, CXSMILES, InChI or mol blocks) are found out; the headers `X-File-Encoding`
-    and `X-Smiles-Column` (percent-encoded) say which. A short row is filled up; a blank line is no
-    record, a quoted empty cell is one. Lines of SMILES may have a CXSMILES extension, a name, and a
-    first line of names. Data fields of an SDF come back as columns. A file may be packed with gzip.
+    A record that cannot be read gets an error in its row.
 
-    Options may be fields of the form instead.
+    A table has a header. The service detects its delimiter (comma, semicolon, tab, `|`, or what a
+    line `sep=` says), its encoding (UTF-8, UTF-16, else Windows-1252) and the column of the
+    molecules (SMILES, CXSMILES, InChI or mol blocks). The headers `X-File-Encoding` and
+    `X-Smiles-Column` (percent-encoded) say which. A short row is padded; a blank line is no record,
+    a quoted empty cell is one. Lines of SMILES may have a CXSMILES extension, a name, and a first
+    line of names. Data fields of an SDF come back as columns. The file may be compressed with gzip.
+
+    Options may be sent as fields of the form instead.
     """
-    asked = (form.model or model, form.tasks or tasks, form.routing or routing)
-    question = _question(services, *asked)
-    question.engine.info.check_table(question.tasks)
+    options = (form.model or model, form.tasks or tasks, form.routing or routing)
+    query = _query(services, *options)
+    query.engine.info.check_table(query.tasks)
     output = form.output or output
     limit = services.settings.max_file_bytes
     try:
         kind = form.format or format or kind_of(file.filename or "")
         columns = (form.smiles_column or smiles_column, form.id_field or id_field)
         file_format = FileFormat(kind, *columns)
-        # In its place, so that it is closed with the form.
-        file.file = content = await asyncio.to_thread(unpacked, file.file, limit)
+        # Replaces the upload, so that it is closed with the form.
+        file.file = content = await asyncio.to_thread(decompressed, file.file, limit)
         opened = await asyncio.to_thread(open_file, content, file_format)
     except InvalidInputError as error:
         raise ProblemError(422, "invalid_file", str(error)) from None
     except FileTooLargeError:
         raise too_large("max_file_bytes", limit) from None
-    long = "respond-async" in prefer.lower() or _size(content) > services.settings.direct_file_bytes
-    if services.jobs is not None and long:
+    is_long = _size(content) > services.settings.direct_file_bytes
+    if services.jobs is not None and (is_long or "respond-async" in prefer.lower()):
         file_format = replace(file_format, smiles_column=opened.smiles_column)
-        kept = (content, _name(client), file_format, question, output, opened.encoding)
-        job = await asyncio.to_thread(services.jobs.create, *kept)
-        return Response(
-            _shown(job).model_dump_json(), 202, {"Location": f"/jobs/{job.id}"}, "application/json"
-        )
-    body = Body(request.receive)  # it has been read: what is left is whether the client is there
+        values = (content, _client_name(client), file_format, query, output, opened.encoding)
+        job = await asyncio.to_thread(services.jobs.create, *values)
+        headers = {"Location": f"/jobs/{job.id}"}
+        return Response(_job_out(job).model_dump_json(), 202, headers, "application/json")
+    body = Body(request.receive)  # already read: it only reports a disconnect
     rows = _answer_file(
-        opened, Answerer(services.pipeline, question, services.keys, client), output, body.gone
+        opened,
+        Answerer(services.pipeline, query, services.keys, client),
+        output,
+        body.disconnected,
     )
-    headers = {**model_headers(question), **_file_headers(opened.encoding, opened.smiles_column)}
+    headers = {**model_headers(query), **_file_headers(opened.encoding, opened.smiles_column)}
     return StreamedResponse(rows, MEDIA_TYPES[output], headers, services.streams, body.close)
 
 
 def _file_headers(encoding: str | None, smiles_column: str | None) -> dict[str, str]:
-    """How a file was read, where the body has no place for it."""
+    """Return the headers that say how a file was read."""
     headers = {} if encoding is None else {"X-File-Encoding": encoding}
     if smiles_column is not None:
         headers["X-Smiles-Column"] = quote(smiles_column[:_LONGEST_NAME])
@@ -295,11 +299,11 @@ def _file_headers(encoding: str | None, smiles_column: str | None) -> dict[str, 
 
 
 async def _answer_file(
-    file: MoleculeFile, answerer: Answerer, output: OutputKind, gone: asyncio.Future[None]
+    file: MoleculeFile, answerer: Answerer, output: OutputKind, disconnected: asyncio.Future[None]
 ) -> AsyncGenerator[bytes, None]:
-    writer = ResultWriter(output, file, answerer.question.engine.info, answerer.question.tasks)
+    writer = ResultWriter(output, file, answerer.query.engine.info, answerer.query.tasks)
     yield writer.header()
-    async with contextlib.aclosing(in_order(file_groups(file), answerer, gone)) as answers:
+    async with contextlib.aclosing(in_order(file_groups(file), answerer, disconnected)) as answers:
         async for answered in answers:
             yield writer.rows(answered)
 
@@ -308,13 +312,11 @@ async def _answer_file(
     "/jobs", tags=["jobs"], summary="Your jobs, the newest first", responses=problems(401, 503)
 )
 async def list_jobs(services: ServicesDep, client: ClientDep) -> JobsResponse:
-    """Those of the key that asks; without keys, all."""
-    jobs = (
-        []
-        if services.jobs is None
-        else await asyncio.to_thread(services.jobs.all_of, _name(client))
-    )
-    return JobsResponse(jobs=[_shown(job) for job in jobs])
+    """List the jobs of the client's key; without keys, all jobs."""
+    if services.jobs is None:
+        return JobsResponse(jobs=[])
+    jobs = await asyncio.to_thread(services.jobs.of_client, _client_name(client))
+    return JobsResponse(jobs=[_job_out(job) for job in jobs])
 
 
 @router.get(
@@ -324,8 +326,8 @@ async def list_jobs(services: ServicesDep, client: ClientDep) -> JobsResponse:
     responses=problems(401, 404, 422, 503),
 )
 async def get_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> JobOut:
-    """State and progress."""
-    return _shown((await _job(job_id, services, client))[1])
+    """Return the state and progress of a job."""
+    return _job_out((await _job(job_id, services, client))[1])
 
 
 @router.get(
@@ -333,20 +335,14 @@ async def get_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> J
     tags=["jobs"],
     summary="What a job answered",
     response_class=Response,
-    responses={
-        200: _FILE_ANSWER,
-        **problems(401, 404, 409, 422, 503),
-    },
+    responses={200: _FILE_ANSWER, **problems(401, 404, 409, 422, 503)},
 )
 async def get_result(job_id: _JobId, services: ServicesDep, client: ClientDep) -> Response:
-    """Once it is done."""
+    """Download the answers of a job that is done."""
     store, job = await _job(job_id, services, client)
     if job.state != "done":
-        raise ProblemError(
-            409,
-            "job_not_done",
-            f"the job is {job.state}, expected done" + (f": {job.error}" if job.error else ""),
-        )
+        reason = f": {job.error}" if job.error else ""
+        raise ProblemError(409, "job_not_done", f"the job is {job.state}, expected done{reason}")
     headers = {"X-Model-Digest": job.digest, **_file_headers(job.encoding, job.smiles_column)}
     return FileResponse(
         store.result_path(job),
@@ -363,39 +359,33 @@ async def get_result(job_id: _JobId, services: ServicesDep, client: ClientDep) -
     responses=problems(401, 404, 422, 503),
 )
 async def delete_job(job_id: _JobId, services: ServicesDep, client: ClientDep) -> JobOut:
-    """Its files are removed at once."""
+    """Stop a job, or delete one that has ended; its files are deleted at once."""
     store, job = await _job(job_id, services, client)
     stopped = await asyncio.to_thread(store.cancel, job)
-    return _shown(job, "cancelled" if stopped else None)
+    return _job_out(job, "cancelled" if stopped else None)
 
 
 async def _job(job_id: str, services: Services, client: Client | None) -> tuple[JobStore, Job]:
-    job = (
-        None
-        if services.jobs is None
-        else await asyncio.to_thread(services.jobs.get, job_id, _name(client))
-    )
-    if services.jobs is None or job is None:
-        raise ProblemError(
-            404,
-            "unknown_job",
-            "there is no such job, or it is another client's, or its time was over",
-        )
-    return services.jobs, job
+    if services.jobs is not None:
+        job = await asyncio.to_thread(services.jobs.get, job_id, _client_name(client))
+        if job is not None:
+            return services.jobs, job
+    detail = "there is no such job, or it is another client's, or its time was over"
+    raise ProblemError(404, "unknown_job", detail)
 
 
 def _size(content: BinaryIO) -> int:
-    place = content.tell()
+    position = content.tell()
     size = content.seek(0, os.SEEK_END)
-    content.seek(place)
+    content.seek(position)
     return size
 
 
-def _name(client: Client | None) -> str:
+def _client_name(client: Client | None) -> str:
     return "" if client is None else client.name
 
 
-def _shown(job: Job, state: JobState | None = None) -> JobOut:
+def _job_out(job: Job, state: JobState | None = None) -> JobOut:
     return JobOut(
         id=job.id,
         state=state or job.state,

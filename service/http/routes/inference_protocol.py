@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP."""
+"""Routes of the Open Inference Protocol (`/v2`)."""
 
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -26,11 +26,9 @@ from service.http.routes.common import (
     ClientDep,
     ServicesDep,
     TimeoutHeader,
+    predict_unless_disconnected,
     problems,
-    question_of,
-    seconds_left,
 )
-from service.http.streaming import unless_gone
 from service.security import Client
 from service.services import Services
 
@@ -66,13 +64,13 @@ _INFER: dict[str, Any] = {
 
 @health_router.get("/live", summary="Is the process alive?")
 async def live() -> dict[str, bool]:
-    """As `/healthz`."""
+    """Answer like `/healthz`."""
     return {"live": True}
 
 
 @health_router.get("/ready", summary="Should inference be asked for here?", responses=problems(503))
 async def ready(services: ServicesDep) -> dict[str, bool]:
-    """As `/readyz`."""
+    """Answer like `/readyz`."""
     if not services.pipeline.ready:
         raise not_ready()
     return {"ready": True}
@@ -80,7 +78,7 @@ async def ready(services: ServicesDep) -> dict[str, bool]:
 
 @router.get("", summary="What the server is", responses=problems(401))
 async def server() -> ServerMetadata:
-    """Name, version, extensions."""
+    """Return the name, version and protocol extensions of the server."""
     return ServerMetadata(
         name="g-merging", version=version("g-merging"), extensions=list(EXTENSIONS)
     )
@@ -90,7 +88,7 @@ async def server() -> ServerMetadata:
     "/models/{name}", summary="What a model takes and gives", responses=problems(401, 404, 422, 503)
 )
 async def metadata(name: _ModelPath, services: AcceptingDep) -> ModelMetadata:
-    """Its input, SMILES, and an output for each task."""
+    """Describe the input of a model, SMILES, and one output per task."""
     return model_metadata(name, _engine(services, name).info)
 
 
@@ -102,7 +100,7 @@ async def metadata(name: _ModelPath, services: AcceptingDep) -> ModelMetadata:
 async def version_metadata(
     name: _ModelPath, version: _VersionPath, services: AcceptingDep
 ) -> ModelMetadata:
-    """Of the one version that there is: the artifact's."""
+    """Describe the one version of a model that exists, its artifact's."""
     return model_metadata(name, _engine(services, name, version).info)
 
 
@@ -110,7 +108,7 @@ async def version_metadata(
     "/models/{name}/ready", summary="Does a model answer?", responses=problems(401, 404, 422, 503)
 )
 async def model_ready(name: _ModelPath, services: AcceptingDep) -> dict[str, str | bool]:
-    """Name and readiness."""
+    """Answer 200 if the model is loaded."""
     _engine(services, name)
     return {"name": name, "ready": True}
 
@@ -123,7 +121,7 @@ async def model_ready(name: _ModelPath, services: AcceptingDep) -> dict[str, str
 async def version_ready(
     name: _ModelPath, version: _VersionPath, services: AcceptingDep
 ) -> dict[str, str | bool]:
-    """Name and readiness."""
+    """Answer 200 if this version of the model is loaded."""
     _engine(services, name, version)
     return {"name": name, "ready": True}
 
@@ -136,8 +134,10 @@ async def infer(
     client: ClientDep,
     timeout: TimeoutHeader = None,
 ) -> Response:
-    """Probabilities of every task and label. A molecule that cannot be read fails the request, and
-    the error names it."""
+    """Predict every task and label for molecules.
+
+    A molecule that cannot be read fails the request, and the error names it.
+    """
     return await _infer(name, None, request, services, client, timeout)
 
 
@@ -152,7 +152,7 @@ async def version_infer(
     client: ClientDep,
     timeout: TimeoutHeader = None,
 ) -> Response:
-    """As without the version, if it is the artifact's."""
+    """Predict with a version of the model, which must be its artifact's."""
     return await _infer(name, version, request, services, client, timeout)
 
 
@@ -165,42 +165,28 @@ async def _infer(
     timeout: float | None,
 ) -> Response:
     _engine(services, name, version)  # before the body is read
-    asked, smiles = await _read(request)
+    body, smiles = await _read(request)
     limit = services.settings.max_molecules
     if len(smiles) > limit:
-        raise ProblemError(
-            422,
-            "too_many_molecules",
-            f"got {len(smiles)} molecules, expected at most {limit}",
-            limit={"max_molecules": limit},
-        )
-    tasks = (
-        None
-        if asked.outputs is None
-        else list(dict.fromkeys(output.name for output in asked.outputs))
-    )
-    question = question_of(services.models, name, tasks or None, asked.parameters.routing)
-    _check_version(name, version, question.engine)  # it may have been replaced meanwhile
-    question.engine.info.check_table(question.tasks)
-    services.keys.spend(client, len(smiles))
-    results = await unless_gone(
-        request.receive,
-        services.pipeline.predict(question, smiles, seconds_left(request, services, timeout)),
-    )
+        detail = f"got {len(smiles)} molecules, expected at most {limit}"
+        raise ProblemError(422, "too_many_molecules", detail, limit={"max_molecules": limit})
+    tasks = list(dict.fromkeys(output.name for output in body.outputs or ()))
+    query = services.models.query(name, tasks or None, body.parameters.routing)
+    _check_version(name, version, query.engine)  # replaced while the body was read
+    query.engine.info.check_table(query.tasks)
+    results = await predict_unless_disconnected(query, smiles, request, services, client, timeout)
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     for index, result in enumerate(results):
         if not isinstance(result, Answer):
             raise ProblemError(422, result.code, f"smiles[{index}]: {result.message}")
     answers = [result for result in results if isinstance(result, Answer)]
-    content, json_length = write_response(
-        asked, name, question.engine.info, tasks or question.tasks, answers
-    )
+    info, outputs = query.engine.info, tasks or query.tasks
+    content, json_length = write_response(body, name, info, outputs, answers)
     if json_length is None:
         return Response(content, media_type="application/json")
-    return Response(
-        content, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream"
-    )
+    headers = {HEADER_LENGTH: str(json_length)}
+    return Response(content, headers=headers, media_type="application/octet-stream")
 
 
 async def _read(request: Request) -> tuple[InferRequest, list[str]]:
@@ -211,8 +197,11 @@ async def _read(request: Request) -> tuple[InferRequest, list[str]]:
 
 
 def _engine(services: Services, name: str, version: str | None = None) -> Engine:
-    """In this protocol the model, and its version where one is named, are part of the address: what
-    is not there is a 404."""
+    """Return the engine of a model, and check its version if one is given.
+
+    Raises:
+        ProblemError: 404, because in this protocol model and version belong to the address.
+    """
     try:
         engine = services.models.get(name)
     except UnknownModelError as error:
@@ -222,9 +211,8 @@ def _engine(services: Services, name: str, version: str | None = None) -> Engine
 
 
 def _check_version(name: str, version: str | None, engine: Engine) -> None:
-    there = engine.info.version
-    if version is not None and version != there:
-        detail = (
-            f"got version {version[:64]!a} of {name}, expected the one that there is, {there!a}"
-        )
+    loaded = engine.info.version
+    if version is not None and version != loaded:
+        got = f"got version {version[:64]!a} of {name}"
+        detail = f"{got}, expected the one that there is, {loaded!a}"
         raise ProblemError(404, "unknown_version", detail)

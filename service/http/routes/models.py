@@ -1,11 +1,10 @@
-"""What the models say about themselves, and the changing of them by an admin."""
+"""Descriptions of the models, and the admin routes that load and unload them."""
 
 import logging
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from models.data.schema import AtomsInput, FeatureInput
 from models.errors import GMergingError
 from service.core.engine import EngineInfo
 from service.core.models import DefaultModelError, UnknownModelError
@@ -28,23 +27,24 @@ _ModelQuery = Annotated[
     str | None, Query(max_length=128, description="name of a model; the default one if left out")
 ]
 _ModelPath = Annotated[str, Path(max_length=128)]
+_LIMITS = {"max_molecules", "max_atoms", "max_smiles_length", "max_body_bytes", "max_file_bytes"}
 
 
 @router.get("/tasks", summary="Tasks and their labels", responses=problems(401, 422, 503))
 async def tasks(services: AcceptingDep, model: _ModelQuery = None) -> TasksResponse:
-    """Every task of a model, and what it takes: a task is a data set, its labels are what is
-    predicted."""
+    """List the tasks of a model, with their labels and inputs.
+
+    A task is a data set; its labels are what is predicted.
+    """
     info = services.models.get(model).info
     return TasksResponse(tasks=[_task(info, task) for task in info.tasks])
 
 
 def _task(info: EngineInfo, task: str) -> TaskOut:
-    takes = info.input
     return TaskOut(
         name=task,
         **info.task_infos[task].model_dump(),
-        num_features=takes.num_features[task] if isinstance(takes, FeatureInput) else None,
-        elements=takes.elements[task] if isinstance(takes, AtomsInput) else None,
+        **info.input.of_task(task),
     )
 
 
@@ -52,20 +52,12 @@ def _task(info: EngineInfo, task: str) -> TaskOut:
     "/model", summary="The model and the limits of the service", responses=problems(401, 422, 503)
 )
 async def model(services: AcceptingDep, model: _ModelQuery = None) -> ModelResponse:
-    """What the artifact says about itself: shape, provenance, measured quality."""
-    return _described(services, services.models.get(model).info)
+    """Describe a model as its artifact does: shape, provenance, measured quality."""
+    return _model_response(services, services.models.get(model).info)
 
 
-def _described(services: Services, info: EngineInfo) -> ModelResponse:
-    limits = services.settings.model_dump(
-        include={
-            "max_molecules",
-            "max_atoms",
-            "max_smiles_length",
-            "max_body_bytes",
-            "max_file_bytes",
-        }
-    )
+def _model_response(services: Services, info: EngineInfo) -> ModelResponse:
+    limits = services.settings.model_dump(include=_LIMITS)
     return ModelResponse(
         name=info.name,
         version=info.version,
@@ -84,10 +76,9 @@ def _described(services: Services, info: EngineInfo) -> ModelResponse:
     "/models", summary="Models that are or could be loaded", responses=problems(401, 403, 503)
 )
 async def list_models(services: ServicesDep) -> AdminModelsResponse:
-    """The default model, and every artifact in the folder of models."""
-    return AdminModelsResponse(
-        models=[_state(services, name) for name in services.models.available()]
-    )
+    """List the default model and every artifact in the folder of models."""
+    names = services.models.available()
+    return AdminModelsResponse(models=[_admin_model(services, name) for name in names])
 
 
 @admin_router.post(
@@ -96,8 +87,11 @@ async def list_models(services: ServicesDep) -> AdminModelsResponse:
     responses=problems(400, 401, 403, 404, 409, 415, 422, 500, 503),
 )
 async def change_model(name: _ModelPath, body: ModelAction, services: AcceptingDep) -> AdminModel:
-    """Without losing a request: the old model answers until the new one has answered a warm-up, and
-    goes on if the new one cannot be used."""
+    """Load, reload or unload a model without losing a request.
+
+    The old model answers until the new one has answered a warm-up, and goes on if the new one
+    cannot be used.
+    """
     try:
         if body.action == "unload":
             await services.models.unload(name)
@@ -111,15 +105,12 @@ async def change_model(name: _ModelPath, body: ModelAction, services: AcceptingD
         raise ProblemError(409, "default_model", str(error)) from None
     except GMergingError as error:
         log.error("model %s was refused: %s", name, error)
-        raise ProblemError(
-            422,
-            error.code,
-            f"the artifact cannot be used, what answered before still does: {error}",
-        ) from None
-    return _state(services, name)
+        detail = f"the artifact cannot be used, what answered before still does: {error}"
+        raise ProblemError(422, error.code, detail) from None
+    return _admin_model(services, name)
 
 
-def _state(services: Services, name: str) -> AdminModel:
+def _admin_model(services: Services, name: str) -> AdminModel:
     if name not in services.models.names:
         return AdminModel(model=name, loaded=False, default=False)
     artifact, version, digest = services.models.get(name).info.artifact

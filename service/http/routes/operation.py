@@ -1,5 +1,7 @@
-"""Probes and metrics. They alone do not mind query parameters: those who probe add some of their
-own, to pass by caches."""
+"""Probes and metrics.
+
+They accept any query parameter: probing systems add some of their own to get past caches.
+"""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -22,8 +24,10 @@ async def healthz() -> HealthResponse:
 
 @router.get("/readyz", summary="Should predictions be asked for here?", responses=problems(503))
 async def readyz(services: ServicesDep) -> HealthResponse:
-    """Send requests only while this answers 200: the models have answered a warm-up, and the
-    service was not told to stop."""
+    """Send requests only while this answers 200.
+
+    The models have answered a warm-up, and the service was not told to stop.
+    """
     if not services.pipeline.ready:
         raise not_ready()
     return HealthResponse(status="ready")
@@ -31,6 +35,6 @@ async def readyz(services: ServicesDep) -> HealthResponse:
 
 @metrics_router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """Prometheus text format."""
+    """Return the metrics in Prometheus' text format."""
     metrics: Metrics = request.app.state.metrics
     return Response(metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,22 +1,20 @@
-"""`POST /predict`."""
+"""`POST /predict`: predictions for molecules or graphs in one JSON request."""
 
 import time
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from service.core.reading import InChI, MolBlock, Source, Unreadable
+from service.core.reading import InChI, ItemFailure, MolBlock, Source
 from service.formats.answers import render
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
     AcceptingDep,
     ClientDep,
     TimeoutHeader,
+    predict_unless_disconnected,
     problems,
-    question_of,
-    seconds_left,
 )
-from service.http.streaming import unless_gone
 from service.schemas import PREDICT_EXAMPLES, PredictRequest, PredictResponse
 
 router = APIRouter(tags=["predictions"])
@@ -38,29 +36,26 @@ async def predict(
     client: ClientDep,
     timeout: TimeoutHeader = None,
 ) -> Response:
-    """Probabilities per task and label; for nodes, values, energies and forces where the model's
-    tasks are of that sort (`GET /tasks`).
+    """Predict per task and label: probabilities, values, or energies and forces.
 
-    What cannot be read, or is not what the model takes, has an `error` and hinders nothing else; if
-    it is all of the request, the answer is a 422 problem. An answer is a function of the molecule
-    or graph, the task and the artifact: what else is asked at the same time does not matter.
+    `GET /tasks` says which of them a task answers, and whether for the graph or for each node.
+
+    A molecule or graph that cannot be read, or is not what the model takes, gets an `error` in its
+    item and does not affect the others. If it is the only one of the request, the answer is a 422
+    problem. An answer is a function of the molecule or graph, the task and the artifact, whatever
+    else is asked at the same time.
     """
     sources = _sources(body, services.settings.max_molecules)
-    question = question_of(services.models, body.model, body.tasks, body.routing)
-    services.keys.spend(client, len(sources))
-    results = await unless_gone(
-        request.receive,
-        services.pipeline.predict(question, sources, seconds_left(request, services, timeout)),
-    )
+    query = services.models.query(body.model, body.tasks, body.routing)
+    results = await predict_unless_disconnected(query, sources, request, services, client, timeout)
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if len(results) == 1 and isinstance(results[0], Unreadable):
+    if len(results) == 1 and isinstance(results[0], ItemFailure):
         raise ProblemError(422, results[0].code, results[0].message)
     started = time.perf_counter()
-    info = question.engine.info
-    content = await render(
-        results, info, info.tasks if body.tasks is None else body.tasks, "routing" in body.explain
-    )
+    info = query.engine.info
+    tasks = info.tasks if body.tasks is None else body.tasks
+    content = await render(results, info, tasks, "routing" in body.explain)
     services.metrics.stage("serialise", time.perf_counter() - started)
     return Response(content, media_type="application/json")
 

@@ -20,9 +20,10 @@ from merging.cli.main import _parser, main
 from merging.data.checkpoints import PUBLISHED
 from merging.data.molecule_dataset import MOLECULENET
 from merging.run.config import PretrainedConfig
-from models.artifact import load_artifact, make_manifest, save_artifact
+from models.artifact import load_artifact, save_artifact
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
+from models.manifest import make_manifest
 from models.networks.hu2020 import BackboneConfig
 from models.task import TaskInfo
 from tests.conftest import pico_config, random_backbone, random_experts

@@ -15,11 +15,12 @@ from merging.cli.main import main
 from merging.release.extension import readable_graphs, remove_tasks
 from merging.release.release import calibrate
 from merging.run.run import Run
-from models.artifact import load_artifact, load_parts, make_manifest, read_manifest, save_artifact
+from models.artifact import load_artifact, load_parts, read_manifest, save_artifact
 from models.data.batch import GraphBatch
 from models.errors import ConfigError, DataError
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
+from models.manifest import make_manifest
 from models.networks.hu2020 import Backbone
 from models.screening import is_screened
 from models.task import TaskInfo

@@ -15,9 +15,11 @@ import httpx
 import pytest
 
 from models.data.schema import FeatureInput
+from models.networks.pyg import GraphNetworkConfig
 from service.bulk import job_runner, jobs
 from service.bulk.jobs import Job, JobStore
-from service.core.pipeline import Question
+from service.core.engine import PredictionQuery
+from service.core.reading import InputRequirements
 from service.formats.molecule_files import FileFormat
 from tests.service.doubles import DummyEngine, metric, serving
 
@@ -29,7 +31,7 @@ ASYNC = {"prefer": "respond-async"}
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_runner, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(job_runner, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(job_runner, "_SAVE_SECONDS", 0.0)
 
 
@@ -89,12 +91,13 @@ async def test_job_from_beginning_to_end(tmp_path: Path) -> None:
             done["digest"],
         ) == (500, 500, 50, 1, "0" * 64)
         check(await client.get(f"/jobs/{job['id']}/result"))
-        assert [each["id"] for each in (await client.get("/jobs")).json()["jobs"]] == [job["id"]]
+        listed = (await client.get("/jobs")).json()["jobs"]
+        assert [shown["id"] for shown in listed] == [job["id"]]
         assert (
             metric((await client.get("/metrics")).text, 'gmerging_jobs_total{outcome="done"}') == 1
         )
         assert (await client.delete(f"/jobs/{job['id']}")).json()["state"] == "done"
-        assert (await client.get(f"/jobs/{job['id']}")).status_code == 404
+        assert (await client.get(f"/jobs/{job['id']}")).json()["code"] == "unknown_job"
     assert [
         path.name for path in (tmp_path / "jobs").iterdir() if path.suffix in (".input", ".result")
     ] == []
@@ -103,14 +106,14 @@ async def test_job_from_beginning_to_end(tmp_path: Path) -> None:
 async def test_long_files_become_jobs_by_themselves_where_jobs_are_kept(tmp_path: Path) -> None:
     files = {"file": ("m.csv", TABLE)}
     async with keeping(tmp_path, direct_file_bytes=1000) as client:
-        assert (await client.post("/predict/file", files=files)).status_code == 202
-        assert (
-            await client.post("/predict/file", files={"file": ("m.smi", "C\n")})
-        ).status_code == 200
+        long = await client.post("/predict/file", files=files)
+        assert (long.status_code, long.json()["state"]) == (202, "queued")
+        short = await client.post("/predict/file?tasks=bbbp", files={"file": ("m.smi", "C\n")})
+        assert (short.status_code, short.text.splitlines()[1:]) == (200, ["C,,C,,0.5"])
     async with serving(direct_file_bytes=1000) as client:
         check(await client.post("/predict/file?tasks=bbbp", files=files, headers=ASYNC))
         assert (await client.get("/jobs")).json() == {"jobs": []}
-        assert (await client.get("/jobs/abc")).status_code == 404
+        assert (await client.get("/jobs/abc")).json()["code"] == "unknown_job"
 
 
 async def test_restart_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -170,8 +173,8 @@ async def test_cancel(tmp_path: Path, engine: DummyEngine) -> None:
 
 async def test_job_that_cannot_be_done_says_why(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs", 3600)
-    question = Question("gone", DummyEngine(), ("bbbp",), "own")
-    job = store.create(io.BytesIO(b"smiles\nC\n"), "", FileFormat("csv"), question, "csv")
+    query = PredictionQuery.of("gone", DummyEngine(), ("bbbp",), "own")
+    job = store.create(io.BytesIO(b"smiles\nC\n"), "", FileFormat("csv"), query, "csv")
     async with keeping(tmp_path) as client:
         failed = await until(client, {"id": job.id}, "failed")
         assert "unknown model 'gone'" in failed["error"]
@@ -183,7 +186,7 @@ def made(store: JobStore, client: str = "") -> Job:
         io.BytesIO(b"smiles\nC\n"),
         client,
         FileFormat("csv"),
-        Question("dummy", DummyEngine(), ("bbbp",), "own"),
+        PredictionQuery.of("dummy", DummyEngine(), ("bbbp",), "own"),
         "csv",
     )
 
@@ -209,9 +212,9 @@ def test_jobs_are_their_clients_and_are_forgotten_in_time(tmp_path: Path) -> Non
     store = JobStore(tmp_path, -1)
     ours, theirs = made(store, "us"), made(store, "them")
     assert store.get(ours.id, "them") is None
-    assert [job.id for job in store.all_of("them")] == [theirs.id]
+    assert [job.id for job in store.of_client("them")] == [theirs.id]
     store.cancel(ours)
-    store.forget_old()
+    store.delete_expired()
     assert store.get(ours.id, "us") is None
     assert store.get(theirs.id, "them") == theirs
 
@@ -222,12 +225,12 @@ async def test_job_of_a_model_that_takes_no_molecules_any_more_says_so(tmp_path:
         io.BytesIO(b"smiles\nC\n"),
         "",
         FileFormat("csv"),
-        Question("dummy", engine, ("bbbp",), "own"),
+        PredictionQuery.of("dummy", engine, ("bbbp",), "own"),
         "csv",
     )
-    engine.info = replace(
-        engine.info, input=FeatureInput(num_features=dict.fromkeys(engine.info.tasks, 3))
-    )
+    schema = FeatureInput(num_features=dict.fromkeys(engine.info.tasks, 3))
+    takes = InputRequirements(GraphNetworkConfig(kind="pyg_gcn", in_dim=3), schema)
+    engine.info = replace(engine.info, takes=takes)
     async with keeping(tmp_path, engine) as client:
         failed = await until(client, {"id": job.id}, "failed")
         assert "for a table of molecules" in failed["error"]
@@ -269,7 +272,8 @@ async def test_what_is_stored_is_unpacked_within_the_limit(tmp_path: Path) -> No
 async def test_packed_file_that_is_long_unpacked_becomes_a_job(tmp_path: Path) -> None:
     sent = {"file": ("m.csv.gz", gzip.compress(TABLE.encode()))}
     async with keeping(tmp_path, direct_file_bytes=len(TABLE) - 1) as client:
-        assert (await client.post("/predict/file", files=sent)).status_code == 202
+        answer = await client.post("/predict/file", files=sent)
+        assert (answer.status_code, answer.json()["state"]) == (202, "queued")
 
 
 async def test_folder_of_an_older_version(tmp_path: Path) -> None:

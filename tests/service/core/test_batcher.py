@@ -240,8 +240,8 @@ async def test_speed_counts_what_came_and_not_what_it_cost() -> None:
     worker = Worker()
     now = [0.0]
     async with held(worker, clock=lambda: now[0]) as batcher:
-        with batcher.admit(100) as place:
-            place.cost = 0  # all of it was in a cache
+        with batcher.admit(100) as permit:
+            permit.cost = 0  # all of it was in a cache
             now[0] = 1.0
         assert batcher._seconds_for(100) == pytest.approx(1.0)
 
@@ -261,13 +261,13 @@ async def test_speed_is_that_of_the_last_seconds_and_of_what_was_answered() -> N
         assert batcher._seconds_for(10) == pytest.approx(1.0, rel=1e-3)
 
 
-async def test_place_takes_a_better_estimate() -> None:
+async def test_permit_takes_a_better_estimate() -> None:
     worker = Worker()
     async with held(worker, max_pending_cost=10) as batcher:
-        with batcher.admit(10) as place:
+        with batcher.admit(10) as permit:
             with pytest.raises(QueueFullError), batcher.admit(5):
                 pytest.fail("was let in")
-            place.cost = 5
+            permit.cost = 5
             with batcher.admit(5):
                 assert batcher.pending_cost == 10
 

@@ -1,14 +1,11 @@
 """Models come, change and go while requests are answered."""
 
 import asyncio
-import hashlib
-import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from models.errors import ArtifactError, ConfigError
@@ -16,11 +13,9 @@ from service.core import models as registry_module
 from service.core.engine import Engine
 from service.core.models import DefaultModelError, ModelRegistry, UnknownModelError
 from service.telemetry.metrics import Metrics
-from tests.service.doubles import LABELS, DummyEngine, metric, save_pico_artifact, serving
+from tests.service.doubles import DummyEngine
 
 pytestmark = pytest.mark.anyio
-ADMIN = {"authorization": "Bearer admin"}
-KEYS = json.dumps([{"name": "boss", "sha256": hashlib.sha256(b"admin").hexdigest(), "admin": True}])
 
 
 def write(folder: Path, content: str) -> Path:
@@ -180,92 +175,3 @@ async def test_what_one_worker_is_told_all_do(
         await until(lambda: "b" not in told.names)
         async with registry_of(folder, orders=orders) as late:  # a worker that was started anew
             assert late.names == ["main", "a"]
-
-
-# --- over HTTP, with real artifacts ---
-
-
-async def change(
-    client: httpx.AsyncClient, name: str, action: str
-) -> tuple[int, dict[str, object]]:
-    response = await client.post(f"/admin/models/{name}", json={"action": action}, headers=ADMIN)
-    return response.status_code, response.json()
-
-
-async def test_admin(pico_artifact: Path, tmp_path: Path) -> None:
-    shutil.copytree(pico_artifact, tmp_path / "second")
-    async with serving(api_keys=KEYS, models=tmp_path, device="cpu") as client:
-        names = [
-            model["model"]
-            for model in (await client.get("/admin/models", headers=ADMIN)).json()["models"]
-        ]
-        assert names == ["dummy", "second"]
-        body = {"smiles": "CCO", "tasks": ["bbbp"], "model": "second"}
-        before = (await client.post("/predict", json=body, headers=ADMIN)).json()
-        assert before["model"]["name"] == "pico"
-        status, state = await change(client, "second", "reload")
-        assert (status, state["version"], state["loaded"], state["default"]) == (
-            200,
-            "0.1.0",
-            True,
-            False,
-        )
-
-        tensor = next((tmp_path / "second").glob("*.safetensors"))
-        content = bytearray(tensor.read_bytes())
-        content[-1] ^= 1
-        tensor.write_bytes(content)
-        status, problem = await change(client, "second", "reload")
-        assert (status, problem["code"]) == (422, "artifact_invalid")
-        assert (await client.post("/predict", json=body, headers=ADMIN)).json() == before
-
-        assert (await change(client, "second", "unload"))[1]["loaded"] is False
-        refusals = [
-            await change(client, *each)
-            for each in (("second", "reload"), ("nope", "load"), ("dummy", "unload"))
-        ]
-        assert [(status, problem["code"]) for status, problem in refusals] == [
-            (404, "unknown_model"),
-            (404, "unknown_model"),
-            (409, "default_model"),
-        ]
-        gone = await client.post("/predict", json=body, headers=ADMIN)
-        assert (gone.status_code, gone.json()["code"]) == (422, "unknown_model")
-        text = (await client.get("/metrics")).text
-    assert [
-        metric(text, f'gmerging_model_loads_total{{outcome="{outcome}"}}')
-        for outcome in ("ok", "failed", "unloaded")
-    ] == [3, 1, 1]
-
-
-async def test_reload_adds_and_removes_tasks(pico_artifact: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(pico_artifact, tmp_path / "second"))
-    body = {"smiles": "CCO", "model": "second"}
-    async with serving(api_keys=KEYS, models=tmp_path, device="cpu") as client:
-        for labels in ({"bbbp": ("p_np",)}, {**LABELS, "ninth": ("a", "b")}):
-            shutil.rmtree(folder)
-            save_pico_artifact(folder, labels)
-            assert (await change(client, "second", "reload"))[0] == 200
-            (item,) = (await client.post("/predict", json=body, headers=ADMIN)).json()[
-                "predictions"
-            ]
-            assert {task: tuple(values) for task, values in item["tasks"].items()} == labels
-
-
-async def test_request_under_way_ends_with_the_model_it_began_with(
-    tmp_path: Path, engine: DummyEngine
-) -> None:
-    save_pico_artifact(tmp_path / "main")
-    async with serving(engine, api_keys=KEYS, artifact=tmp_path / "main", device="cpu") as client:
-        engine.gate.clear()
-        old = asyncio.create_task(
-            client.post("/predict", json={"smiles": "C", "tasks": ["bbbp"]}, headers=ADMIN)
-        )
-        await asyncio.to_thread(engine.entered.acquire)
-        assert (await change(client, "dummy", "reload"))[0] == 200
-        new = asyncio.create_task(
-            client.post("/predict", json={"smiles": "C", "tasks": ["bbbp"]}, headers=ADMIN)
-        )
-        await asyncio.sleep(0.1)
-        engine.gate.set()
-        assert [(await each).json()["model"]["name"] for each in (old, new)] == ["dummy", "pico"]

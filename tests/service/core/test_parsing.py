@@ -14,7 +14,7 @@ import pytest
 from models.data.smiles import featurize
 from service.core import parsing
 from service.core.parsing import Loss, Parser, ParserStartError
-from service.core.reading import MoleculeLimits, Parsed, Source, Unreadable
+from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source
 
 SMILES = [
     "CCO",
@@ -60,7 +60,7 @@ def strict_parser(losses: Losses) -> Iterator[Parser]:
     yield from started(losses, 1)
 
 
-def shown(results: list[Parsed | Unreadable]) -> list[str | None]:
+def shown(results: list[Parsed | ItemFailure]) -> list[str | None]:
     return [result.smiles if isinstance(result, Parsed) else result.code for result in results]
 
 
@@ -98,7 +98,7 @@ def test_molecule_that_takes_too_long_costs_its_sender_an_error_and_nobody_else_
     strict_parser: Parser,
     losses: Losses,
 ) -> None:
-    async def both() -> tuple[list[Parsed | Unreadable], int]:
+    async def both() -> tuple[list[Parsed | ItemFailure], int]:
         hostile = asyncio.create_task(strict_parser.parse(["CCO", HOSTILE, "C"]))
         meanwhile = 0
         while not hostile.done():
@@ -115,7 +115,7 @@ def test_molecule_that_takes_too_long_costs_its_sender_an_error_and_nobody_else_
 def test_request_full_of_them_is_given_up(strict_parser: Parser, losses: Losses) -> None:
     results = asyncio.run(strict_parser.parse([HOSTILE] * 20 + ["C"]))
     assert set(shown(results)) == {"parse_timeout"}
-    assert isinstance(results[19], Unreadable)
+    assert isinstance(results[19], ItemFailure)
     assert "not tried" in results[19].message
     assert losses == ["timeout"] * 4
     assert shown(asyncio.run(strict_parser.parse(["C"]))) == ["C"]
@@ -148,7 +148,7 @@ def test_clock_on_the_wall_may_jump(
 
 
 def test_killed_process_is_replaced_and_nothing_is_lost(parser: Parser) -> None:
-    async def while_killing() -> list[list[Parsed | Unreadable]]:
+    async def while_killing() -> list[list[Parsed | ItemFailure]]:
         requests = [asyncio.create_task(parser.parse(SMILES * 8)) for _ in range(4)]
         for _ in range(2):  # a molecule is read three times: with its chunk, and twice alone
             await asyncio.sleep(0.02)
@@ -170,7 +170,7 @@ def test_process_killed_while_idle_is_replaced(parser: Parser) -> None:
 def test_molecule_that_kills_its_process_twice_is_its_senders_trouble(
     parser: Parser, losses: Losses
 ) -> None:
-    async def while_killing() -> list[Parsed | Unreadable]:
+    async def while_killing() -> list[Parsed | ItemFailure]:
         request = asyncio.create_task(parser.parse([HOSTILE]))
         while not request.done():
             await asyncio.sleep(0.1)
@@ -178,7 +178,7 @@ def test_molecule_that_kills_its_process_twice_is_its_senders_trouble(
         return await request
 
     (result,) = asyncio.run(while_killing())
-    assert isinstance(result, Unreadable)
+    assert isinstance(result, ItemFailure)
     assert result.code == "unreadable"
     assert "died" in losses
 

@@ -6,8 +6,9 @@ import pytest
 
 from models.experts.unified import Routing
 from service.core.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
-from service.core.pipeline import Answer, Pipeline, Question
-from service.core.reading import ITEM_CODES, Unreadable
+from service.core.engine import PredictionQuery
+from service.core.pipeline import Answer, Pipeline
+from service.core.reading import ITEM_CODES, ItemFailure
 from service.telemetry.metrics import Metrics
 from tests.service.doubles import DummyEngine, metric, settings_of
 
@@ -21,7 +22,7 @@ async def running(
 ) -> AsyncIterator[tuple[Pipeline, Metrics]]:
     metrics = Metrics(ITEM_CODES)
     pipeline = Pipeline(settings_of(**settings), metrics)
-    metrics.watch(pipeline.gauges)
+    metrics.read_gauges_with(pipeline.gauges)
     await pipeline.start()
     try:
         yield pipeline, metrics
@@ -30,8 +31,10 @@ async def running(
         await pipeline.close()
 
 
-def ask(engine: DummyEngine, tasks: tuple[str, ...] = ALL, routing: Routing = "moe") -> Question:
-    return Question.of("dummy", engine, tasks, routing)
+def ask(
+    engine: DummyEngine, tasks: tuple[str, ...] = ALL, routing: Routing = "moe"
+) -> PredictionQuery:
+    return PredictionQuery.of("dummy", engine, tasks, routing)
 
 
 def count(metrics: Metrics, outcome: str) -> float:
@@ -41,7 +44,7 @@ def count(metrics: Metrics, outcome: str) -> float:
 async def test_readiness() -> None:
     metrics = Metrics(ITEM_CODES)
     pipeline = Pipeline(settings_of(), metrics)
-    metrics.watch(pipeline.gauges)
+    metrics.read_gauges_with(pipeline.gauges)
     states = []
 
     def note() -> None:
@@ -67,7 +70,7 @@ async def test_unreadable_molecules_hinder_no_other(engine: DummyEngine) -> None
     async with running(engine) as (pipeline, metrics):
         first, bad, last = await pipeline.predict(ask(engine, ("bbbp",)), ["OCC", "C1CC", "C"])
         assert isinstance(first, Answer)
-        assert isinstance(bad, Unreadable)
+        assert isinstance(bad, ItemFailure)
         assert isinstance(last, Answer)
         assert (
             first.smiles,
@@ -81,7 +84,7 @@ async def test_unreadable_molecules_hinder_no_other(engine: DummyEngine) -> None
 async def test_nothing_readable_needs_no_pass(engine: DummyEngine) -> None:
     async with running(engine) as (pipeline, _):
         results = await pipeline.predict(ask(engine), ["", "("])
-        assert [result.code for result in results if isinstance(result, Unreadable)] == [
+        assert [result.code for result in results if isinstance(result, ItemFailure)] == [
             "empty_smiles",
             "smiles_syntax",
         ]

@@ -3,15 +3,14 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor
 
 from models.data.smiles import featurize
-from service.core import reading
 from service.core.reading import (
     ITEM_CODES,
     InChI,
+    ItemFailure,
     MolBlock,
     MoleculeLimits,
     Parsed,
     Source,
-    Unreadable,
     cost,
     read,
     read_all,
@@ -37,7 +36,7 @@ def graph(**changes: object) -> GraphIn:
 
 def code_of(source: Source) -> str:
     result = read(source, LIMITS)
-    assert isinstance(result, Unreadable)
+    assert isinstance(result, ItemFailure)
     assert result.message
     return result.code
 
@@ -101,7 +100,7 @@ def test_what_a_library_raises_is_the_senders_trouble(monkeypatch: pytest.Monkey
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("from deep inside")
 
-    monkeypatch.setattr(reading, "featurize", broken)
+    monkeypatch.setattr("models.families.molecules.featurize_all", broken)
     assert code_of("CCO") == "unreadable"
 
 

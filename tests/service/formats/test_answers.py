@@ -5,7 +5,7 @@ import orjson
 
 from service.core.engine import TaskAnswer
 from service.core.pipeline import Answer, Result
-from service.core.reading import Unreadable
+from service.core.reading import ItemFailure
 from service.formats.answers import render
 from service.schemas import PredictResponse
 from tests.service.doubles import LABELS, DummyEngine
@@ -32,7 +32,7 @@ def rendered(
 
 
 def test_answers_match_their_documentation_and_keep_the_order() -> None:
-    response = rendered([answer(0.25), Unreadable("chemistry", "five bonds"), answer(0.5)])
+    response = rendered([answer(0.25), ItemFailure("chemistry", "five bonds"), answer(0.5)])
     assert response.model.model_dump() == {"name": "dummy", "version": "1", "digest": "0" * 64}
     good, bad, last = response.predictions
     assert (good.index, good.smiles, good.routing, good.error) == (0, "CCO", None, None)
@@ -41,7 +41,8 @@ def test_answers_match_their_documentation_and_keep_the_order() -> None:
         "index": 1,
         "error": {"code": "chemistry", "message": "five bonds"},
     }
-    assert (last.index, last.tasks["bbbp"]["p_np"]) == (2, 0.5) if last.tasks else False
+    assert last.tasks is not None
+    assert (last.index, last.tasks["bbbp"]) == (2, {"p_np": 0.5})
 
 
 def test_tasks_are_shown_in_the_asked_order() -> None:

@@ -1,13 +1,28 @@
 import asyncio
+import gzip
 import json
 import logging
+import re
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 
+import httpx
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.app import create_app
-from service.telemetry import tracing
-from service.telemetry.logs import JsonFormatter, TextFormatter, configure_logging, request_id
-from tests.service.doubles import DummyEngine, client_of, serving, settings_of
+from service.http.middleware import (
+    Authenticate,
+    HeadAsGet,
+    InflateBody,
+    LimitBody,
+    ObserveRequests,
+)
+from service.security import KeyRing
+from service.telemetry.logs import JsonFormatter
+from service.telemetry.metrics import Metrics
+from tests.service.doubles import DummyEngine, check_problem, metric, serving
+from tests.service.test_security import ADMIN, KEYS, LAB
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +42,7 @@ async def test_body_that_comes_too_slowly() -> None:
             "body_too_slow",
             "close",
         )
-        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.get("/readyz")).json() == {"status": "ready"}
 
 
 async def test_deadline(engine: DummyEngine) -> None:
@@ -38,9 +53,9 @@ async def test_deadline(engine: DummyEngine) -> None:
         )
         assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
         engine.gate.set()
-        assert (
-            await client.post("/predict", json={"smiles": "C"}, headers={"x-request-timeout": "10"})
-        ).status_code == 200
+        body = {"smiles": "C", "tasks": ["bbbp"]}
+        answer = await client.post("/predict", json=body, headers={"x-request-timeout": "10"})
+        assert answer.json()["predictions"][0]["tasks"] == {"bbbp": {"p_np": 0.5}}
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "soon", "nan", "inf", "1e9"])
@@ -62,7 +77,7 @@ async def test_access_log_has_the_id_and_leaves_probes_out(
             await client.post("/predict", json={"smiles": "C1"}, headers={"x-request-id": "abc"})
             await client.get("/healthz")
             await client.get("/metrics")
-    (line,) = [json.loads(each) for each in caplog.text.splitlines() if '"service.access"' in each]
+    (line,) = [json.loads(text) for text in caplog.text.splitlines() if '"service.access"' in text]
     assert (line["message"], line["request_id"], line["method"], line["route"], line["status"]) == (
         "request",
         "abc",
@@ -71,79 +86,296 @@ async def test_access_log_has_the_id_and_leaves_probes_out(
         422,
     )
     assert line["level"] == "info"
-    assert line["seconds"] > 0
-    assert line["time"].endswith("+00:00")
+    assert 0 < line["seconds"] < 60
+    assert line["client"] is None
+    assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
 
 
 async def test_failure_is_logged_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
     caplog.handler.setFormatter(JsonFormatter())
     async with serving() as client:
         await client.post("/predict", json={"smiles": "[U]"}, headers={"x-request-id": "broken-1"})
-    (line,) = [json.loads(each) for each in caplog.text.splitlines() if '"level":"error"' in each]
+    (line,) = [json.loads(text) for text in caplog.text.splitlines() if '"level":"error"' in text]
     assert line["request_id"] == "broken-1"
     assert "the model broke" in line["exception"]
 
 
-def test_formats() -> None:
-    record = logging.makeLogRecord(
-        {
-            "name": "x",
-            "levelname": "INFO",
-            "levelno": 20,
-            "msg": "got %s\n\ud800",
-            "args": ("a",),
-            "extra": {"b": 1},
-        }
-    )
-    token = request_id.set(None)
-    line = json.loads(JsonFormatter().format(record))
-    request_id.reset(token)
-    assert "\n" not in JsonFormatter().format(record)
-    assert (line["message"][:5], line["extra"]) == ("got a", {"b": 1})
-    assert TextFormatter("%(levelname)s: %(message)s").format(record).startswith("INFO: got a")
+async def test_head_is_answered_wherever_get_is() -> None:
+    async with serving() as client:
+        for path in (
+            "/",
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/tasks",
+            "/docs",
+            "/docs/start.js",
+            "/v2",
+        ):
+            got, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            name = "content-type" if path != "/" else "location"
+            assert head.headers[name] == got.headers[name], path
+        assert (await client.head("/docs")).headers["content-length"] == str(
+            len((await client.get("/docs")).content)
+        )
+        assert (await client.head("/predict")).status_code == 405
+        text = (await client.get("/metrics")).text
+    assert metric(text, 'gmerging_requests_total{method="HEAD",route="/readyz",status="200"}') == 1
 
 
-def test_log_that_cannot_be_written_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = logging.getLogger()
-    handlers, level, raises = root.handlers[:], root.level, logging.raiseExceptions
-    try:
-        with open("/dev/full", "w") as full:
-            monkeypatch.setattr("sys.stderr", full)
-            configure_logging(settings_of())
-            logging.getLogger("x").error("lost")
-            root.handlers[0].stream = None  # type: ignore[attr-defined]  # or closing it would write what is left
-    except OSError:
-        pass
-    finally:
-        root.handlers[:], logging.raiseExceptions = handlers, raises
-        root.setLevel(level)
+async def test_request_id_is_the_clients_or_a_new_one() -> None:
+    async with serving() as client:
+        kept = await client.get("/healthz", headers={"x-request-id": "job-7.a_b"})
+        replaced = await client.get("/nope", headers={"x-request-id": "bad id\t{}"})
+        made = await client.get("/healthz")
+    assert kept.headers["x-request-id"] == "job-7.a_b"
+    assert len(replaced.headers["x-request-id"]) == len(made.headers["x-request-id"]) == 32
+    assert replaced.headers["x-request-id"] != made.headers["x-request-id"]
 
 
-async def test_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    sdk = pytest.importorskip("opentelemetry.sdk.trace")
-    memory = pytest.importorskip(
-        "opentelemetry.sdk.trace.export.in_memory_span_exporter"
-    ).InMemorySpanExporter()
-    provider = sdk.TracerProvider()
-    provider.add_span_processor(
-        pytest.importorskip("opentelemetry.sdk.trace.export").SimpleSpanProcessor(memory)
-    )
-    app = create_app(settings_of(), DummyEngine())
-    caller = "0af7651916cd43dd8448eb211c80319c"
-    async with app.router.lifespan_context(app), client_of(app) as client:
-        monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("test"))
+async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    for begin in range(0, len(body), 100):
+        yield body[begin : begin + 100]
+
+
+async def test_limit_on_the_body_declared_or_chunked() -> None:
+    fits = json.dumps({"smiles": "C", "tasks": ["bbbp"]}).encode().ljust(1024)
+    async with serving(max_body_bytes=1024) as client:
+        json_type = {"content-type": "application/json"}
+        for content in (fits, in_chunks(fits)):
+            answer = await client.post("/predict", content=content, headers=json_type)
+            assert answer.json()["predictions"][0]["tasks"] == {"bbbp": {"p_np": 0.5}}
+        for content in (fits + b" ", in_chunks(fits + b" ")):
+            problem = check_problem(
+                await client.post("/predict", content=content, headers=json_type),
+                413,
+                "body_too_large",
+            )
+            assert problem.limit == {"max_body_bytes": 1024}
+
+
+async def test_who_may_do_what() -> None:
+    expected = {
+        "/healthz": (200, 200, 200, 200),
+        "/readyz": (200, 200, 200, 200),
+        "/metrics": (200, 200, 200, 200),
+        "/openapi.json": (200, 200, 200, 200),
+        "/docs": (200, 200, 200, 200),
+        "/docs/start.js": (200, 200, 200, 200),
+        "/v2/health/ready": (200, 200, 200, 200),
+        "/tasks": (401, 401, 200, 200),
+        "/v2": (401, 401, 200, 200),
+        "/jobs": (401, 401, 200, 200),
+        "/nothing": (401, 401, 404, 404),
+        "/admin/models": (401, 401, 403, 200),
+    }
+    async with serving(api_keys=KEYS) as client:
+        for path, statuses in expected.items():
+            headers: tuple[dict[str, str], ...] = (
+                {},
+                bearer("wrong"),
+                bearer(LAB),
+                {"x-api-key": ADMIN},
+            )
+            answers = [await client.get(path, headers=fields) for fields in headers]
+            assert tuple(answer.status_code for answer in answers) == statuses, path
+        refused = await client.post("/predict", json={"smiles": "C"})
+        assert (
+            refused.status_code,
+            refused.json()["code"],
+            refused.headers["www-authenticate"],
+        ) == (401, "unauthorized", "Bearer")
+        missing = "expected a key: `Authorization: Bearer <key>` or `X-API-Key: <key>`"
+        assert (await client.get("/v2")).json()["error"] == missing
+        wrong = await client.get("/v2", headers=bearer("wrong"))
+        assert wrong.json()["error"] == "the key is not known"
+        body = {"smiles": "C", "tasks": ["bbbp"]}
+        answer = await client.post("/predict", json=body, headers=bearer(LAB))
+        assert answer.json()["predictions"][0]["tasks"] == {"bbbp": {"p_np": 0.5}}
+
+
+async def test_refusals_are_counted_under_their_route() -> None:
+    def counted(text: str) -> dict[tuple[str, str], float]:
+        found = re.findall(
+            r'gmerging_requests_total{method="\w+",route="([^"]*)",status="(4\d\d)"} (\S+)', text
+        )
+        return {(route, status): float(value) for route, status, value in found}
+
+    async with serving(api_keys=KEYS, max_body_bytes=1024) as client:
+        await client.post("/predict", json={"smiles": "C"})
+        await client.get("/jobs/a1", headers=bearer("wrong"))
+        await client.post("/v2/models/dummy/versions/1/infer", json={})
+        await client.get("/admin/models", headers=bearer(LAB))
+        await client.get("/admin/nothing", headers=bearer(LAB))
+        await client.get("/nothing/at/all")
         await client.post(
             "/predict",
-            json={"smiles": "C"},
-            headers={"traceparent": f"00-{caller}-b7ad6b7169203331-01"},
+            content=b" " * 2000,
+            headers={**bearer(LAB), "content-type": "application/json"},
         )
-        monkeypatch.setattr(tracing, "_tracer", None)
-    spans = {span.name: span for span in memory.get_finished_spans()}
-    assert set(spans) == {"request", "parse", "model"}
-    assert {format(span.context.trace_id, "032x") for span in spans.values()} == {caller}
-    assert (
-        spans["parse"].parent.span_id
-        == spans["model"].parent.span_id
-        == spans["request"].context.span_id
-    )
-    assert spans["request"].attributes["status"] == 200
+        await client.post(
+            "/predict", content=b"x", headers={**bearer(LAB), "content-encoding": "br"}
+        )
+        for _ in range(2):
+            await client.post("/predict", json={"smiles": ["C"] * 10}, headers=bearer(LAB))
+        await client.get("/predict", headers=bearer(LAB))
+        text = (await client.get("/metrics")).text
+    assert counted(text) == {
+        ("/predict", "401"): 1,
+        ("/jobs/{job_id}", "401"): 1,
+        ("/v2/models/{name}/versions/{version}/infer", "401"): 1,
+        ("/admin/models", "403"): 1,
+        ("unmatched", "403"): 1,
+        ("unmatched", "401"): 1,
+        ("/predict", "413"): 1,
+        ("/predict", "415"): 1,
+        ("/predict", "429"): 1,
+        ("/predict", "405"): 1,
+    }
+
+
+async def test_without_keys_predictions_are_open_and_admin_is_closed() -> None:
+    async with serving() as client:
+        answer = await client.post("/predict", json={"smiles": "C", "tasks": ["bbbp"]})
+        assert answer.json()["predictions"][0]["tasks"] == {"bbbp": {"p_np": 0.5}}
+        response = await client.post(
+            "/admin/models/dummy", json={"action": "reload"}, headers=bearer("x")
+        )
+    assert (response.status_code, response.json()["code"]) == (403, "admin_disabled")
+
+
+async def test_rate_limit_is_a_429(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The clock of the rates begins a minute; that of the event loop goes on.
+    monkeypatch.setattr("service.rates.time", SimpleNamespace(monotonic=lambda: 6000.0))
+    async with serving(api_keys=KEYS) as client:
+
+        async def ask(count: int) -> httpx.Response:
+            return await client.post(
+                "/predict", json={"smiles": ["C"] * count}, headers=bearer(LAB)
+            )
+
+        assert [(await ask(count)).status_code for count in (7, 3, 1)] == [200, 200, 429]
+        refused = await ask(1)
+    assert refused.json()["code"] == "rate_limited"
+    assert refused.headers["retry-after"] == "66"  # a tenth of the next minute
+
+
+async def test_headers_and_no_cors_unless_asked_for() -> None:
+    origin = {"origin": "https://lab.example", "access-control-request-method": "POST"}
+    async with serving() as client:
+        response = await client.get("/healthz", headers=origin)
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["x-frame-options"] == "DENY"
+        assert response.headers["content-security-policy"].startswith("default-src 'none'")
+        assert (
+            "script-src 'self';" in (await client.get("/docs")).headers["content-security-policy"]
+        )
+        assert not [name for name in response.headers if name.startswith("access-control")]
+    async with serving(
+        cors_origins="https://lab.example, https://other.example", api_keys=KEYS
+    ) as client:
+        # browsers send it without a key
+        preflight = await client.options("/predict", headers=origin)
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (
+            200,
+            "https://lab.example",
+        )
+        deletion = await client.options(
+            "/jobs/1", headers={**origin, "access-control-request-method": "DELETE"}
+        )
+        assert deletion.headers["access-control-allow-methods"] == "GET, POST, DELETE"
+        answer = await client.get("/healthz", headers=origin)
+        assert answer.headers["access-control-expose-headers"] == "*"  # X-Model-*, Location
+        stranger = await client.options(
+            "/predict", headers={**origin, "origin": "https://evil.example"}
+        )
+        assert "access-control-allow-origin" not in stranger.headers
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+# --- the layers, one by one ---
+
+
+async def _no_receive() -> Message:
+    pytest.fail("a scope that is no request has no body")
+
+
+async def test_scopes_that_are_no_requests_pass_through_every_layer() -> None:
+    scope = {"type": "lifespan", "state": {}}
+    passed: list[object] = []
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        passed.append((scope, receive, send))
+
+    async def send(message: Message) -> None:
+        pytest.fail(f"{message} was sent")
+
+    layers: list[ASGIApp] = [
+        ObserveRequests(inner, Metrics([]), []),
+        Authenticate(inner, KeyRing(KEYS)),
+        HeadAsGet(inner),
+        InflateBody(inner),
+        LimitBody(inner, lambda path: pytest.fail(f"{path} was looked up")),
+    ]
+    for layer in layers:
+        await layer(scope, _no_receive, send)
+    assert passed == [(scope, _no_receive, send)] * len(layers)
+
+
+async def received(
+    app: type[InflateBody], messages: list[Message], headers: list[tuple[bytes, bytes]]
+) -> list[Message]:
+    """What an application behind the layer receives, until the body ends or the client goes."""
+    found: list[Message] = []
+    waiting = iter(messages)
+
+    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+        found.append({"headers": dict(scope["headers"])})
+        while not found[-1].get("ended"):
+            message = await receive()
+            is_last = message["type"] == "http.disconnect" or not message["more_body"]
+            found.append({**message, "ended": is_last})
+
+    async def receive() -> Message:
+        return next(waiting)
+
+    async def send(message: Message) -> None:
+        pytest.fail(f"{message} was sent")
+
+    await app(inner)({"type": "http", "path": "/", "headers": headers}, receive, send)
+    return found
+
+
+async def test_client_that_goes_in_the_middle_of_a_packed_body_is_noticed() -> None:
+    packed = gzip.compress(b"CCO")
+    messages: list[Message] = [
+        {"type": "http.request", "body": packed[:5], "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    headers = [(b"content-encoding", b"gzip"), (b"content-length", b"23"), (b"x-a", b"1")]
+    first, *rest = await received(InflateBody, messages, headers)
+    assert first["headers"] == {b"x-a": b"1"}  # those of the packed body are gone
+    assert [message["type"] for message in rest] == ["http.disconnect"]
+
+
+async def test_packed_body_ends_with_an_empty_chunk() -> None:
+    packed = gzip.compress(b"CCO")
+    messages: list[Message] = [
+        {"type": "http.request", "body": packed[:12], "more_body": True},
+        {"type": "http.request", "body": packed[12:], "more_body": False},
+    ]
+    _, *rest = await received(InflateBody, messages, [(b"content-encoding", b"gzip")])
+    assert b"".join(message["body"] for message in rest) == b"CCO"
+    assert [message["more_body"] for message in rest] == [True] * (len(rest) - 1) + [False]
+    assert rest[-1]["body"] == b""
+
+
+async def test_body_that_is_not_packed_is_not_touched() -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b"CCO", "more_body": False}]
+    first, only = await received(InflateBody, messages, [(b"content-length", b"3")])
+    assert first["headers"] == {b"content-length": b"3"}
+    assert (only["body"], only["more_body"]) == (b"CCO", False)

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from models.artifact import load_artifact, make_manifest, save_artifact
+from models.artifact import load_artifact, load_parts, save_artifact
 from models.data.atoms import Atoms, collate_atoms
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.molecule import MolGraph, collate
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
+from models.families.atoms import Structure
+from models.manifest import make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.task import TaskInfo
 from service.core.engine import ArtifactEngine, load_engine
-from service.core.limits import Structure
 from service.core.reading import ITEM_CODES
 from service.schemas import (
     ETHANOL_GRAPH,
@@ -633,9 +634,10 @@ def forces(folder: Path) -> ArtifactEngine:
 
 
 def test_engine_says_what_it_takes(folder: Path, forces: ArtifactEngine) -> None:
-    assert (forces.info.sites, forces.info.routings, forces.info.cutoff) == ((), ("own",), 4.0)
+    assert (forces.info.sites, forces.info.routings) == ((), ("own",))
+    assert forces.info.takes.shape == load_parts(folder / "models" / "forces").manifest.backbone
     graphs = load_engine(folder / "models" / "graphs", settings_of(device="cpu"))
-    assert (graphs.info.routings, graphs.info.cutoff) == (("moe", "own", "merged"), 0.0)
+    assert graphs.info.routings == ("moe", "own", "merged")
 
 
 def test_too_little_memory_means_smaller_passes(

@@ -1,11 +1,16 @@
-"""Options in the address are closed: what is not known is not ignored."""
+"""What the routes share: options in the address, of which none is ignored, and deadlines."""
 
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
 
 from service.app import create_app
+from service.http.routes import common
+from service.schemas import Problem
 from tests.service.doubles import DummyEngine, serving, settings_of
 
 pytestmark = pytest.mark.anyio
@@ -115,3 +120,23 @@ async def test_wrong_tasks(query: str, code: str) -> None:
     async with serving() as client:
         response = await client.post(f"/predict/stream?{query}", content=b'"C"\n')
     assert (response.status_code, response.json()["code"]) == (422, code)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "expected"), [(None, 28.0), (10.0, 8.0), (100.0, 28.0), (1.0, -1.0)]
+)
+def test_deadline_counts_from_the_arrival(
+    timeout: float | None, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 102.0)
+    request = Request({"type": "http", "arrived": 100.0})
+    services = SimpleNamespace(settings=settings_of(request_timeout_seconds=30))
+    assert common.seconds_left(request, services, timeout) == expected  # type: ignore[arg-type]
+
+
+def test_problems_are_documented_with_their_reasons() -> None:
+    documented = common.problems(401, 429)
+    assert list(documented) == [401, 429]
+    assert documented[401] == {"model": Problem, "description": "The key is missing or unknown"}
+    with pytest.raises(KeyError):
+        common.problems(418)  # a status that no route answers has no description

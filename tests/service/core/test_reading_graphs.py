@@ -1,6 +1,7 @@
 """Graphs of every kind, read: what fits the asked tasks becomes tensors, the rest gets a code and a
 sentence on what was got and expected."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,29 +9,38 @@ import torch
 
 from models.data.feature_graph import FeatureGraph
 from models.data.schema import AtomsInput, FeatureInput
-from service.core.limits import (
-    Structure,
-    Wanted,
-    estimated_cost,
-    graph_cost,
-    restricted,
-    tensors_of,
-)
+from models.families.atoms import Structure
+from models.networks.pyg import GraphNetworkConfig
+from models.networks.schnet import ForceFieldConfig
 from service.core.reading import (
     ITEM_CODES,
     MOLECULES,
+    InputRequirements,
+    ItemFailure,
     MoleculeLimits,
     Parsed,
-    Unreadable,
+    cost,
     read,
     refused,
 )
 from service.schemas import ETHANOL_GRAPH, FEATURE_GRAPH, WATER, GraphIn
 
 LIMITS = MoleculeLimits(max_atoms=6, max_smiles_length=40)
-FEATURES = Wanted(FeatureInput(num_features={"papers": 3}))
-BOTH = Wanted(FeatureInput(num_features={"papers": 3, "pages": 5}))
-ATOMS = Wanted(AtomsInput(elements={"water": (1, 8), "ethanol": (1, 6, 8)}), cutoff=4.0)
+NETWORK = GraphNetworkConfig(kind="pyg_gcn", in_dim=3)
+
+
+def of_features(**widths: int) -> InputRequirements:
+    return InputRequirements(NETWORK, FeatureInput(num_features=widths))
+
+
+def of_atoms(cutoff: float) -> InputRequirements:
+    elements = {"water": (1, 8), "ethanol": (1, 6, 8)}
+    return InputRequirements(ForceFieldConfig(cutoff=cutoff), AtomsInput(elements=elements))
+
+
+FEATURES = of_features(papers=3)
+BOTH = of_features(papers=3, pages=5)
+ATOMS = of_atoms(4.0)
 CUBE = [[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]]
 
 
@@ -42,9 +52,9 @@ def water(**changes: Any) -> GraphIn:
     return GraphIn.model_validate({**WATER, **changes})
 
 
-def rejected(source: GraphIn | str, wanted: Wanted) -> Unreadable:
+def rejected(source: GraphIn | str, wanted: InputRequirements) -> ItemFailure:
     result = read(source, LIMITS, wanted)
-    assert isinstance(result, Unreadable)
+    assert isinstance(result, ItemFailure)
     assert result.code in ITEM_CODES
     return result
 
@@ -119,7 +129,8 @@ def test_width_has_to_fit_every_asked_task() -> None:
         "got 3 features of a node, expected 5 for task 'pages' (`tasks` says which are asked)"
         in rejected(features(), BOTH).message
     )
-    assert isinstance(read(features(), LIMITS, Wanted(restricted(BOTH.input, ["papers"]))), Parsed)
+    one = InputRequirements(NETWORK, BOTH.schema.for_tasks(["papers"]))
+    assert isinstance(read(features(), LIMITS, one), Parsed)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +195,8 @@ def test_what_is_no_molecule(source: GraphIn, message: str) -> None:
     assert message in error.message
 
 
-@pytest.mark.parametrize("wanted", [FEATURES, ATOMS, Wanted(of_nodes=True)])
-def test_smiles_for_a_model_that_takes_none(wanted: Wanted) -> None:
+@pytest.mark.parametrize("wanted", [FEATURES, ATOMS, replace(MOLECULES, of_nodes=True)])
+def test_smiles_for_a_model_that_takes_none(wanted: InputRequirements) -> None:
     error = rejected("CCO", wanted)
     assert error.code == "unsupported_input"
     assert "got a molecule as text, but" in error.message
@@ -206,7 +217,9 @@ def test_smiles_for_a_model_that_takes_none(wanted: Wanted) -> None:
         ),
     ],
 )
-def test_size_is_seen_without_reading(source: GraphIn, wanted: Wanted, code: str) -> None:
+def test_size_is_seen_without_reading(
+    source: GraphIn, wanted: InputRequirements, code: str
+) -> None:
     error = refused(source, LIMITS, wanted)
     assert error is not None
     assert error.code == code
@@ -217,51 +230,37 @@ def test_a_tiny_cell_has_too_many_neighbours() -> None:
     """An atom and all its images within 12 Angstrom: a few bytes, and fifty thousand edges."""
     error = rejected(
         GraphIn(numbers=[8], positions=[[0, 0, 0]], cell=[[0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]]),
-        Wanted(ATOMS.input, 12.0),
+        of_atoms(12.0),
     )
     assert error.code == "too_many_edges"
 
 
 def test_messages_are_short() -> None:
-    wide = Wanted(FeatureInput(num_features={"t": 10**6}))
+    wide = of_features(t=10**6)
     assert len(rejected(features(), wide).message) < 350
     every = GraphIn(numbers=list(range(1, 119)), positions=[[2.0 * k, 0, 0] for k in range(118)])
     result = read(every, MoleculeLimits(500, 40), ATOMS)
-    assert isinstance(result, Unreadable)
+    assert isinstance(result, ItemFailure)
     assert len(result.message) < 350
 
 
-def graph_of(source: GraphIn, wanted: Wanted) -> Any:
+@pytest.mark.parametrize(
+    ("source", "wanted", "expected"),
+    [
+        (features(), FEATURES, 4),  # 3 nodes and 4 edges of an eighth
+        (features(x=[[0] * 900] * 3), of_features(t=900), 10),
+        (water(), ATOMS, 15),  # 3 atoms and 6 neighbours of 2
+        (GraphIn.model_validate(ETHANOL_GRAPH), MOLECULES, 3),
+    ],
+)
+def test_cost_grows_with_nodes_width_and_edges(
+    source: GraphIn, wanted: InputRequirements, expected: int
+) -> None:
     result = read(source, LIMITS, wanted)
     assert isinstance(result, Parsed)
-    return result.graph
+    assert wanted.family.cost(result.graph) == cost(source, LIMITS, wanted) == expected
 
 
-def test_cost_grows_with_nodes_width_and_edges() -> None:
-    wide = Wanted(FeatureInput(num_features={"t": 900}))
-    assert graph_cost(graph_of(features(), FEATURES)) == 4  # 3 nodes and 4 edges of an eighth
-    assert graph_cost(graph_of(features(x=[[0] * 900] * 3), wide)) == 10
-    assert graph_cost(graph_of(water(), ATOMS)) == 15  # 3 atoms and 6 neighbours of 2
-    assert graph_cost(graph_of(GraphIn.model_validate(ETHANOL_GRAPH), MOLECULES)) == 3
-
-
-@pytest.mark.parametrize(
-    ("source", "wanted"),
-    [(features(), FEATURES), (water(), ATOMS), (GraphIn.model_validate(ETHANOL_GRAPH), MOLECULES)],
-)
-def test_estimate_of_a_small_graph_is_its_cost(source: GraphIn, wanted: Wanted) -> None:
-    assert estimated_cost(source, LIMITS) == graph_cost(graph_of(source, wanted))
-
-
-def test_tensors_make_the_graph_again() -> None:
-    for source, wanted in (
-        (features(), FEATURES),
-        (water(), ATOMS),
-        (GraphIn.model_validate(ETHANOL_GRAPH), MOLECULES),
-    ):
-        graph = graph_of(source, wanted)
-        again = type(graph)(*tensors_of(graph))
-        assert all(
-            one.equal(other)
-            for one, other in zip(tensors_of(graph), tensors_of(again), strict=True)
-        )
+@pytest.mark.parametrize("wanted", [FEATURES, ATOMS, MOLECULES])
+def test_what_will_be_refused_has_a_cost_too(wanted: InputRequirements) -> None:
+    assert cost(GraphIn(), LIMITS, wanted) == 1

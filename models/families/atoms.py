@@ -1,0 +1,178 @@
+"""Atoms with positions, and force fields for them."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from models.data.atoms import Atoms, AtomsBatch, Neighbours, join, neighbours
+from models.data.schema import AtomsInput
+from models.errors import ArtifactError, InvalidInputError
+from models.experts.router import RouterConfig
+from models.experts.unified import Routing
+from models.families.base import TaskOutput
+from models.families.inputs import GraphFields, SizeLimits, floats
+from models.networks.schnet import (
+    ForceField,
+    ForceFieldConfig,
+    ForceFieldExpert,
+    ForceFieldOutput,
+    MergedForceField,
+)
+from models.task import Target, TaskInfo
+
+# Of a pass's cost, where an atom of a molecule is 1, about 6 us: measured on a CPU, and rounded.
+_NEIGHBOUR = 2.0  # through every block of a force field, and back for the forces: 15 us
+_USUAL_NEIGHBOURS = 40
+_SPACING = 1.5  # Angstrom
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Atoms with their neighbours, which are found when a structure is read and not in the pass.
+
+    Attributes:
+        numbers, positions: as of `models.data.atoms.Atoms`.
+        edge_index, shift: as of `models.data.atoms.Neighbours`.
+    """
+
+    numbers: Tensor
+    positions: Tensor
+    edge_index: Tensor
+    shift: Tensor
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of atoms."""
+        return int(self.numbers.shape[0])
+
+    @property
+    def atoms(self) -> Atoms:
+        """The atoms, without the cell of a crystal: `shift` holds what the model needs of it."""
+        return Atoms(self.numbers, self.positions)
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """Pairs of atoms within the cutoff."""
+        return Neighbours(self.edge_index, self.shift)
+
+    @classmethod
+    def of(cls, atoms: Atoms, cutoff: float) -> "Structure":
+        """Find the neighbours within `cutoff` Angstrom. Raises InvalidInputError: too many."""
+        near = neighbours(atoms, cutoff)
+        return cls(atoms.numbers, atoms.positions, near.edge_index, near.shift)
+
+
+class AtomsFamily:
+    """Force fields: energies of molecules and crystals, and forces on their atoms. Experts are not
+    mixed; every task has its own atom embeddings and head."""
+
+    kinds = ("schnet",)
+    shape = ForceFieldConfig
+    schema = AtomsInput
+    targets: tuple[Target, ...] = ("energy_and_forces",)
+    fields = GraphFields(
+        "atoms with positions: `graphs` with numbers and positions, in a crystal also cell",
+        frozenset({"numbers", "positions"}),
+        frozenset({"cell"}),
+    )
+    read_texts = None
+    inputs_overflow = True
+
+    def network(self, shape: ForceFieldConfig) -> ForceField:
+        """The interaction blocks of SchNet."""
+        return ForceField(shape)
+
+    def expert(
+        self, shape: ForceFieldConfig, rank: int, info: TaskInfo, schema: AtomsInput, task: str
+    ) -> ForceFieldExpert:
+        """Atom embeddings, a head, and the scale and reference of energies."""
+        return ForceFieldExpert(shape)
+
+    def check_expert(self, expert: ForceFieldExpert, schema: AtomsInput, task: str) -> None:
+        """Check that the elements of the expert are those of the manifest. Raises ArtifactError."""
+        known = expert.elements.nonzero().flatten().tolist()
+        declared = sorted(set(schema.elements[task]))
+        if known != declared:
+            got = f"got elements {known} in the tensors of {task}"
+            raise ArtifactError(f"{got}, expected those of the manifest, {declared}")
+
+    def model(
+        self, network: ForceField, experts: Mapping[str, ForceFieldExpert], router: RouterConfig
+    ) -> MergedForceField:
+        """The network with all experts; the router is not used."""
+        return MergedForceField(network, experts)
+
+    def served(self, model: MergedForceField) -> MergedForceField:
+        """The model itself."""
+        return model
+
+    def answer(
+        self, model: MergedForceField, batch: AtomsBatch, tasks: Sequence[str], routing: Routing
+    ) -> dict[str, TaskOutput]:
+        """Predict energies and forces. Raises InvalidInputError: a routing other than "own"."""
+        if routing != "own":
+            raise InvalidInputError(f"got routing {routing!r} for a force field, expected 'own'")
+        nowhere = batch.positions.new_empty((batch.num_graphs, 0, len(model.tasks)))
+        return {task: _output(output, nowhere) for task, output in model(batch, tasks).items()}
+
+    def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
+        """See `ModelFamily.check`."""
+        self.fields.check(fields)
+        limits.check_nodes(max(len(fields["numbers"]), len(fields["positions"])))
+
+    def read(
+        self,
+        fields: Mapping[str, Any],
+        shape: ForceFieldConfig,
+        schema: AtomsInput,
+        limits: SizeLimits,
+    ) -> Structure:
+        """Build a structure and find its neighbours; all tasks must know its elements."""
+        numbers, cell = fields["numbers"], fields.get("cell")
+        lattice = None if cell is None else floats(cell)
+        atoms = Atoms.from_lists(numbers, floats(fields["positions"]), lattice)
+        for task, known in schema.elements.items():
+            if other := sorted(set(numbers) - set(known)):
+                got = f"numbers: got {_listed(other)}, expected elements that task {task!r}"
+                raise InvalidInputError(f"{got} was trained on: {_listed(known)}")
+        structure = Structure.of(atoms, shape.cutoff)
+        limits.check_edges(structure.edge_index.shape[1])
+        return structure
+
+    def collate(self, graphs: Sequence[Structure]) -> AtomsBatch:
+        """See `models.data.atoms.join`."""
+        return join([graph.atoms for graph in graphs], [graph.neighbours for graph in graphs])
+
+    def smallest(self, shape: ForceFieldConfig, schema: AtomsInput, task: str) -> Structure:
+        """One atom of every element of the task, in a row 1.5 Angstrom apart."""
+        numbers = list(schema.elements[task])
+        positions = [[0.0, 0.0, _SPACING * k] for k in range(len(numbers))]
+        return Structure.of(Atoms.from_lists(numbers, positions), shape.cutoff)
+
+    def cost(self, graph: Structure) -> int:
+        """By numbers of atoms and neighbours."""
+        return _cost(graph.num_nodes, graph.edge_index.shape[1])
+
+    def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
+        """The same with 40 neighbours per atom, or all other atoms if they are fewer."""
+        given = max(len(fields.get("numbers", ())), len(fields.get("positions", ())))
+        atoms = min(given, limits.max_atoms)
+        return max(1, _cost(atoms, atoms * min(atoms - 1, _USUAL_NEIGHBOURS)))
+
+    def atom_types(self, graph: Structure) -> None:
+        """None: the statistics are of heavy atoms."""
+
+
+def _output(output: ForceFieldOutput, nowhere: Tensor) -> TaskOutput:
+    return TaskOutput(output.energy.unsqueeze(1), "energy_and_forces", nowhere, output.forces)
+
+
+def _cost(atoms: int, neighbour_pairs: int) -> int:
+    return math.ceil(atoms + neighbour_pairs * _NEIGHBOUR)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,94 @@
+"""Graphs with numeric node features, and PyG's networks for them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from models.data.batch import GraphBatch
+from models.data.feature_graph import FeatureGraph, collate_features
+from models.data.schema import FeatureInput
+from models.errors import InvalidInputError
+from models.experts.expert import Expert
+from models.families.adapted import AdaptedFamily
+from models.families.inputs import GraphFields, SizeLimits, floats, longest
+from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.task import TaskInfo
+
+_PATH = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+# Of a pass's cost, where an atom of a molecule is 1: measured on a CPU, and rounded.
+_FEATURES_OF_ONE = 300
+_EDGE = 1 / 8
+
+
+class FeatureGraphFamily(AdaptedFamily):
+    """Graphs with numeric node features; every task has its own number of features."""
+
+    kinds = ("pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat")
+    shape = GraphNetworkConfig
+    schema = FeatureInput
+    fields = GraphFields("graphs: `graphs` with x and edge_index", frozenset({"x", "edge_index"}))
+    read_texts = None
+    inputs_overflow = True
+
+    def network(self, shape: GraphNetworkConfig) -> GraphNetwork:
+        """A network of PyG's layers."""
+        return GraphNetwork(shape)
+
+    def expert(
+        self, shape: GraphNetworkConfig, rank: int, info: TaskInfo, schema: FeatureInput, task: str
+    ) -> Expert:
+        """Adapters, a head, and an encoder if the number of features is not the network's."""
+        width = schema.num_features[task]
+        return Expert(shape, rank, info.labels, info.level, info.target, width)
+
+    def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
+        """See `ModelFamily.check`."""
+        self.fields.check(fields)
+        limits.check_nodes(len(fields["x"]))
+        limits.check_edges(longest(fields["edge_index"]))
+
+    def read(
+        self,
+        fields: Mapping[str, Any],
+        shape: GraphNetworkConfig,
+        schema: FeatureInput,
+        limits: SizeLimits,
+    ) -> FeatureGraph:
+        """Build a graph from `x` and `edge_index`; all tasks must take its number of features."""
+        x = fields["x"]
+        for task, width in schema.num_features.items():
+            if other := [len(row) for row in x if len(row) != width][:1]:
+                got = f"x: got {other[0]} features of a node, expected {width} for task {task!r}"
+                raise InvalidInputError(f"{got} (`tasks` says which are asked)")
+        rows, limit = floats(x), torch.finfo(torch.float32).max
+        if large := [value for row in rows for value in row if abs(value) > limit][:1]:
+            got = f"x: got {large[0]:.3g}, expected numbers that are finite in 32 bits"
+            raise InvalidInputError(got)
+        return FeatureGraph.from_lists(rows, fields["edge_index"])
+
+    def collate(self, graphs: Sequence[FeatureGraph]) -> GraphBatch:
+        """See `models.data.feature_graph.collate_features`."""
+        return collate_features(graphs)
+
+    def smallest(self, shape: GraphNetworkConfig, schema: FeatureInput, task: str) -> FeatureGraph:
+        """A path of three nodes, all features 1."""
+        return FeatureGraph(torch.ones(3, schema.num_features[task]), _PATH)
+
+    def cost(self, graph: FeatureGraph) -> int:
+        """By numbers of nodes, features and edges."""
+        return _cost(graph.num_nodes, graph.num_features, graph.edge_index.shape[1])
+
+    def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
+        """The same from the lengths of the lists, at most what may be read."""
+        x, edges = fields.get("x", ()), longest(fields.get("edge_index", ()))
+        nodes = min(len(x), limits.max_atoms)
+        return max(1, _cost(nodes, longest(x), min(edges, limits.max_edges)))
+
+    def atom_types(self, graph: FeatureGraph) -> None:
+        """None: nodes are not atoms."""
+
+
+def _cost(nodes: int, width: int, edges: int) -> int:
+    return math.ceil(nodes * max(1.0, width / _FEATURES_OF_ONE) + edges * _EDGE)

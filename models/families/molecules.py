@@ -1,0 +1,127 @@
+"""Molecules and the four networks of Hu et al. 2020."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.compiled.model import fastest
+from models.data.batch import GraphBatch
+from models.data.molecule import MolGraph, collate
+from models.data.schema import MoleculeInput
+from models.data.smiles import Molecule, featurize_all
+from models.errors import ArtifactError, InvalidInputError, MoleculeError
+from models.experts.expert import Expert
+from models.experts.unified import UnifiedModel
+from models.families.adapted import AdaptedFamily
+from models.families.base import ServedModel
+from models.families.inputs import GraphFields, SizeLimits, longest
+from models.networks.base import NetworkShape
+from models.networks.hu2020 import Backbone, BackboneConfig
+from models.task import TaskInfo
+
+_ETHANOL = MolGraph(
+    torch.tensor([[5, 0], [5, 0], [7, 0]]),
+    torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]),
+    torch.zeros((4, 2), dtype=torch.int64),
+)
+_LARGEST_INTEGER = 2**31 - 1
+
+
+class MoleculeInputs:
+    """The input half of families that take molecules as graphs of heavy atoms in the vocabulary of
+    Hu et al. 2020."""
+
+    schema = MoleculeInput
+    fields = GraphFields(
+        "molecules: `smiles`, `inchi` or `mol_block`, or `graphs` with x, edge_index and edge_attr",
+        frozenset({"x", "edge_index", "edge_attr"}),
+    )
+    inputs_overflow = False
+
+    def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
+        """See `ModelFamily.check`."""
+        self.fields.check(fields)
+        limits.check_nodes(len(fields["x"]))
+        limits.check_bonds(max(longest(fields["edge_index"]), len(fields["edge_attr"])))
+
+    def read(
+        self,
+        fields: Mapping[str, Any],
+        shape: NetworkShape,
+        schema: MoleculeInput,
+        limits: SizeLimits,
+    ) -> MolGraph:
+        """Build a molecule from `x`, `edge_index` and `edge_attr`: see `MolGraph.validate`."""
+        x = _integers(fields["x"])
+        return MolGraph.from_lists(x, fields["edge_index"], fields["edge_attr"])
+
+    def read_texts(
+        self, texts: Sequence[str], shape: NetworkShape, schema: MoleculeInput, limits: SizeLimits
+    ) -> list[Molecule | MoleculeError]:
+        """See `models.data.smiles.featurize_all`."""
+        return featurize_all(texts, max_atoms=limits.max_atoms)
+
+    def collate(self, graphs: Sequence[MolGraph]) -> GraphBatch:
+        """See `models.data.molecule.collate`."""
+        return collate(graphs)
+
+    def smallest(self, shape: NetworkShape, schema: MoleculeInput, task: str) -> MolGraph:
+        """Ethanol."""
+        return _ETHANOL
+
+    def cost(self, graph: MolGraph) -> int:
+        """Number of atoms."""
+        return graph.num_nodes
+
+    def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
+        """Number of atoms, at most those that may be read."""
+        return max(1, min(len(fields.get("x", ())), limits.max_atoms))
+
+    def atom_types(self, graph: MolGraph) -> Tensor:
+        """Atomic numbers - 1, (N,)."""
+        return graph.x[:, 0]
+
+
+class MoleculeFamily(MoleculeInputs, AdaptedFamily):
+    """The four networks of Hu et al. 2020."""
+
+    kinds = ("gin", "gcn", "graphsage", "gat")
+    shape = BackboneConfig
+
+    def network(self, shape: BackboneConfig) -> Backbone:
+        """One of the four backbones."""
+        return Backbone(shape)
+
+    def expert(
+        self, shape: BackboneConfig, rank: int, info: TaskInfo, schema: MoleculeInput, task: str
+    ) -> Expert:
+        """Adapters and a head."""
+        return Expert(shape, rank, info.labels, info.level, info.target)
+
+    def served(self, model: UnifiedModel) -> ServedModel:
+        """The compiled model, if there is one for this network, device and router."""
+        return fastest(model) if isinstance(model, UnifiedModel) else model
+
+
+def molecular_backbone(network: nn.Module, kind: str) -> Backbone:
+    """The network of an artifact whose input is of this kind, if it is one for molecules.
+
+    Raises:
+        ArtifactError: the network is of another family.
+    """
+    if not isinstance(network, Backbone):
+        raise ArtifactError(f"got an artifact of kind {kind!r}, expected one for molecules")
+    return network
+
+
+def _integers(rows: Sequence[Sequence[float]]) -> list[list[int]]:
+    """Check that all numbers of a molecule's `x` are integers: the wire format admits any number,
+    since other graphs have features there, but 6.0 is no atom type."""
+    values = (value for row in rows for value in row)
+    wrong = [v for v in values if not isinstance(v, int) or abs(v) > _LARGEST_INTEGER][:1]
+    if wrong:
+        got = f"x: got {wrong[0]!r}, expected an integer: the model takes molecules"
+        raise InvalidInputError(got)
+    return [[int(value) for value in row] for row in rows]

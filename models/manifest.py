@@ -1,0 +1,125 @@
+"""What an artifact is and where it came from: its `manifest.json`."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from models.data.schema import InputSchema, MoleculeInput
+from models.data.smiles import READING_RULE
+from models.experts.router import RouterConfig
+from models.families.base import ModelFamily
+from models.families.table import FAMILIES, AnyInput, AnyShape, check_target
+from models.names import Name, check_distinct
+from models.networks.base import NetworkShape
+from models.task import TaskInfo
+
+FORMAT_VERSION = 1
+
+
+class Manifest(BaseModel):
+    """What an artifact is and where it came from.
+
+    Attributes:
+        format_version: of the file format, `FORMAT_VERSION`.
+        name, version: of the model.
+        created: UTC, ISO 8601.
+        input: the inputs that the model takes.
+        backbone: shape of the network; its `kind` decides which family the model is of.
+        rank: of the adapters; 0: there are none.
+        router: options of the router.
+        tasks: by name, in the order of the experts.
+        nearest: by task, other tasks whose experts the router is likely to find near, nearest first
+            (`models.screening`). Empty: not known.
+        provenance: configuration, seed, library versions, checksums of the training data.
+        metrics: scores that were measured when the artifact was made.
+        files: sha256 of every other file, by path inside the folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int
+    name: Name
+    version: str
+    created: str
+    input: AnyInput = MoleculeInput()
+    backbone: AnyShape
+    rank: int = Field(ge=0)
+    router: RouterConfig
+    tasks: dict[Name, TaskInfo] = Field(min_length=1)
+    nearest: dict[str, tuple[str, ...]] = {}
+    provenance: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    files: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        check_distinct(self.tasks)
+        return self
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        if not isinstance(self.input, self.family.schema):
+            raise ValueError(
+                f"input: got kind {self.input.kind!r} for a backbone of kind"
+                f" {self.backbone.kind!r}, which takes something else"
+            )
+        self.input.check_tasks(self.tasks)
+        return self
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        for task, info in self.tasks.items():
+            check_target(self.backbone.kind, task, info.target)
+        return self
+
+    @model_validator(mode="after")
+    def _check_nearest(self) -> Self:
+        if self.nearest and self.nearest.keys() != self.tasks.keys():
+            raise ValueError(
+                f"nearest: got entries for {list(self.nearest)!a}, expected one for each task, or"
+                " none at all"
+            )
+        for task, others in self.nearest.items():
+            if len({task, *others}) <= len(others) or not self.tasks.keys() >= set(others):
+                raise ValueError(
+                    f"nearest: got {others!a} for {task}, expected other tasks of the manifest,"
+                    " each once"
+                )
+        return self
+
+    @property
+    def family(self) -> ModelFamily:
+        """The family of the model, by the kind of its network."""
+        return FAMILIES[self.backbone.kind]
+
+
+def make_manifest(
+    name: str,
+    version: str,
+    backbone: NetworkShape,
+    rank: int,
+    router: RouterConfig,
+    tasks: Mapping[str, TaskInfo],
+    input: InputSchema | None = None,  # noqa: A002 - as in the file
+    provenance: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
+) -> Manifest:
+    """A manifest in the current format with the current time; `save_artifact` adds the checksums.
+
+    `input` is by default molecules, read by the current rule.
+    """
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=name,
+        version=version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        input=input or MoleculeInput(reading_rule=READING_RULE),
+        backbone=backbone,
+        rank=rank,
+        router=router,
+        tasks=dict(tasks),
+        provenance=provenance or {},
+        metrics=metrics or {},
+    )
