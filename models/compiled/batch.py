@@ -130,7 +130,7 @@ class PreparedBatch:
     def mean(self, values: Tensor, of_node: NDArray[np.int64]) -> Tensor:
         """Mean over the nodes of each graph, whose rows `of_node` (N,) names: (S, C, w) -> (S, G,
         w)."""
-        share = np.reciprocal(np.diff(self.begins).astype(np.float32))
+        share = np.reciprocal(np.maximum(np.diff(self.begins), 1).astype(np.float32))
         return torch.from_numpy(graph_sums(values.numpy(), of_node, share[self.graph], self.begins))
 
 

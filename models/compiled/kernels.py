@@ -162,7 +162,8 @@ def readout_own(
     scale: Floats,
     graph_starts: Integers,
 ) -> Floats:
-    """Mean over each graph of what its nodes' own adapters see, rectified.
+    """Mean over each graph of what its nodes' own adapters see, rectified; 0 for a graph without
+    nodes.
 
     Args:
         narrow: (S, C, r) of the classes before, times `scale`.
@@ -187,7 +188,7 @@ def readout_own(
                 for k in range(rank):
                     result[k] += max(scale[node] * z[k] + bond[k], np.float32(0))
             for k in range(rank):
-                result[k] /= np.float32(end - begin)
+                result[k] /= np.float32(max(end - begin, 1))
     return out
 
 

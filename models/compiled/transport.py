@@ -160,8 +160,9 @@ def transport_distances(
                         np.float32(0) if norm[node, lane] + own_norm[column, lane] == 0 else value
                     )
                     cost[entry, lane] = value
-                    # exp(-cost / epsilon) to 2e-6 of itself, for exponents down to -20: a
-                    # polynomial and squares go in vectors, a call does not
+                    # exp(-cost / epsilon) by a polynomial and squarings, which vectorise where a
+                    # call to exp does not. Relative error: 3e-6 at an exponent of -10, 4e-4 at
+                    # -20, the least that an epsilon of 0.05 allows.
                     x = value * sharp
                     p = x * (x * (x * (x * _SIXTH + _FIFTH) + _FOURTH) + _THIRD) + np.float32(0.5)
                     p = x * (x * p + np.float32(1)) + np.float32(1)

@@ -1,0 +1,115 @@
+"""Random graphs in the arrays that compiled kernels take, with their neighbours as plain lists."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from models.compiled.transport import LANES
+
+Array = NDArray[Any]
+RAGGED_SIZES = ((1,), (0, 3, 0), (1, 1, 1), (5, 0, 2, 9), (LANES - 1, LANES, LANES + 1), (17, 1))
+"""Nodes of each graph: one, none, isolated ones, and numbers around the width of a register."""
+
+
+@dataclass(frozen=True, eq=False)
+class KernelGraphs:
+    """Graphs without loops and repeated edges, their nodes in a row.
+
+    Attributes:
+        graph_starts: (G + 1,) first node of each graph.
+        starts, sources, bonds: (N + 1,), (E,) and (E,) the neighbours of each node and the bond to
+            each.
+        scale: (N,) positive small integers.
+        classes: (N,) a class of each node, below `num_classes`.
+        first: (num_classes,) a node of each class, any.
+    """
+
+    graph_starts: Array
+    starts: Array
+    sources: Array
+    bonds: Array
+    scale: Array
+    classes: Array
+    num_classes: int
+    first: Array
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self.graph_starts) - 1
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.scale)
+
+    def neighbours(self, node: int) -> list[int]:
+        return self.sources[self.starts[node] : self.starts[node + 1]].tolist()
+
+    def bonds_of(self, node: int) -> list[int]:
+        return self.bonds[self.starts[node] : self.starts[node + 1]].tolist()
+
+    def nodes(self, graph: int) -> range:
+        return range(self.graph_starts[graph], self.graph_starts[graph + 1])
+
+    def mask(self, graph: int) -> NDArray[np.bool_]:
+        """(n, n) True from a node to itself and to its neighbours."""
+        nodes = self.nodes(graph)
+        mask = np.eye(len(nodes), dtype=bool)
+        for node in nodes:
+            for source in self.neighbours(node):
+                mask[node - nodes.start, source - nodes.start] = True
+        return mask
+
+
+def random_graphs(
+    sizes: tuple[int, ...], seed: int, degree: float = 2.5, symmetric: bool = False
+) -> KernelGraphs:
+    """Graphs of these sizes, about `degree` neighbours a node, some nodes without any."""
+    rng = np.random.default_rng(seed)
+    graph_starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    nodes = int(graph_starts[-1])
+    adjacency = np.zeros((nodes, nodes), bool)
+    for begin, size in zip(graph_starts, sizes, strict=False):
+        block = rng.random((size, size)) < degree / max(size - 1, 1)
+        adjacency[begin : begin + size, begin : begin + size] = block & ~np.eye(size, dtype=bool)
+    if symmetric:
+        adjacency |= adjacency.T
+    sources = [rng.permutation(np.flatnonzero(row)) for row in adjacency]
+    num_classes = max(1, nodes - nodes // 3)
+    return KernelGraphs(
+        graph_starts=graph_starts,
+        starts=np.concatenate([[0], np.cumsum([len(row) for row in sources])]).astype(np.int64),
+        sources=np.concatenate([np.empty(0), *sources]).astype(np.int64),
+        bonds=rng.integers(0, 12, sum(map(len, sources))),
+        scale=rng.integers(1, 4, nodes).astype(np.float32),
+        classes=rng.integers(0, num_classes, nodes),
+        num_classes=num_classes,
+        first=rng.integers(0, max(nodes, 1), num_classes if nodes else 0),
+    )
+
+
+def small_integers(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    """Float32 whose sums and products are exact in any order, so that a test may ask for equality
+    on every processor."""
+    return rng.integers(-4, 5, shape).astype(np.float32)
+
+
+def graph_sizes() -> st.SearchStrategy[tuple[int, ...]]:
+    """Hypothesis: the nodes of none to five graphs."""
+    return st.lists(st.integers(0, 11), max_size=5).map(tuple)
+
+
+def gathered(graphs: KernelGraphs, values: Array, node: int) -> Array:
+    """Sum in float64 of the rows of a node and its neighbours: values (C, w) -> (w,)."""
+    rows = [node, *graphs.neighbours(node)]
+    return np.sum([values[graphs.classes[row]].astype(np.float64) for row in rows], axis=0)
+
+
+def cases(*, streams: tuple[int, ...] = (1, 3)) -> Iterator[tuple[KernelGraphs, int, Any]]:
+    """Every ragged batch with every number of streams, and a generator for its values."""
+    for seed, sizes in enumerate(RAGGED_SIZES):
+        for count in streams:
+            yield random_graphs(sizes, seed), count, np.random.default_rng(100 + seed)
