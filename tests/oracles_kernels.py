@@ -91,10 +91,13 @@ def random_graphs(
     )
 
 
-def small_integers(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
-    """Float32 whose sums and products are exact in any order, so that a test may ask for equality
-    on every processor."""
-    return rng.integers(-4, 5, shape).astype(np.float32)
+def small_halves(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    """Draw multiples of a half from -4 to 4.
+
+    Float32 sums and products of these are exact in any order, so that a test may ask for equality
+    on every processor.
+    """
+    return (rng.integers(-8, 9, shape) / 2).astype(np.float32)
 
 
 def graph_sizes() -> st.SearchStrategy[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from models.data.batch import GraphBatch
 from models.data.molecule import NUM_BOND_DIRECTIONS, SELF_LOOP, collate
 from models.data.smiles import featurize
 from tests.models.conftest import AsRun, Kernel
-from tests.oracles_kernels import Array, cases, graph_sizes, random_graphs, small_integers
+from tests.oracles_kernels import Array, cases, graph_sizes, random_graphs, small_halves
 from tests.strategies import quick
 
 
@@ -126,8 +126,8 @@ def test_weighted_bonds_counts_types_directions_and_weights(
 @pytest.mark.parametrize("width", [1, 8, 13])
 def test_graph_sums(as_run: AsRun, width: int) -> None:
     for graphs, streams, rng in cases():
-        values = small_integers(rng, streams, graphs.num_classes, width)
-        weights = small_integers(rng, graphs.num_nodes)
+        values = small_halves(rng, streams, graphs.num_classes, width)
+        weights = small_halves(rng, graphs.num_nodes)
         out = as_run(compiled_batch.graph_sums)(
             values, graphs.classes, weights, graphs.graph_starts
         )
@@ -256,7 +256,7 @@ def test_mean_is_the_mean_over_the_nodes_of_a_graph(streams: int, width: int) ->
     batch = with_empty_graphs(some_molecules())
     graphs, rng = PreparedBatch.from_batch(batch), np.random.default_rng(width)
     of_node = rng.integers(0, 5, batch.num_nodes)
-    values = torch.from_numpy(small_integers(rng, streams, 5, width))
+    values = torch.from_numpy(small_halves(rng, streams, 5, width))
     means = graphs.mean(values, of_node)
     for graph in range(batch.num_graphs):
         rows = values[:, torch.from_numpy(of_node)[batch.batch == graph]].double()

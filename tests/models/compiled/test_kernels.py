@@ -1,6 +1,6 @@
 """Every kernel of the compiled model against loops in float64.
 
-The inputs are small integers, whose float32 sums are exact in any order: but for divisions the
+The inputs are multiples of a half, whose float32 sums are exact in any order: but for divisions the
 answers must be equal, whatever the width of the processor's registers.
 """
 
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from models.compiled import kernels
 from tests.models.conftest import AsRun
-from tests.oracles_kernels import cases, gathered, graph_sizes, random_graphs, small_integers
+from tests.oracles_kernels import cases, gathered, graph_sizes, random_graphs, small_halves
 from tests.strategies import quick
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 33])
 def test_gather_sums_a_node_and_its_neighbours(as_run: AsRun, width: int) -> None:
     graphs = random_graphs((1, 6, 12), seed=0)
-    values = small_integers(np.random.default_rng(1), graphs.num_classes, width)
+    values = small_halves(np.random.default_rng(1), graphs.num_classes, width)
     for node in range(graphs.num_nodes):
         out = np.full(width, 99, np.float32)
         as_run(kernels._gather)(out, values, node, graphs.classes, graphs.starts, graphs.sources)
@@ -48,8 +48,8 @@ def test_aggregate(
 ) -> None:
     for graphs, _, rng in cases(streams=(1,)):
         both, rows = width + experts * rank, len(graphs.first)
-        values = small_integers(rng, given_streams, graphs.num_classes, both)
-        bonds = small_integers(rng, rows, both)
+        values = small_halves(rng, given_streams, graphs.num_classes, both)
+        bonds = small_halves(rng, rows, both)
         out = np.full((given_streams, rows, width), 99, np.float32)
         rectified = as_run(kernels.aggregate)(
             out,
@@ -86,7 +86,7 @@ def test_project_is_a_matrix_product_for_each_stream(
     as_run: AsRun, streams: int, rows: int, width: int, rank: int
 ) -> None:
     rng = np.random.default_rng(streams)
-    h, down = small_integers(rng, streams, rows, width), small_integers(rng, streams, rank, width)
+    h, down = small_halves(rng, streams, rows, width), small_halves(rng, streams, rank, width)
     out = as_run(kernels.project)(h, down)
     assert out.dtype == np.float32
     np.testing.assert_array_equal(out, [a @ b.T for a, b in zip(h, down, strict=True)])
@@ -98,14 +98,14 @@ def test_aggregate_own_is_message_adapter_norm_and_relu(
 ) -> None:
     for graphs, streams, rng in cases():
         rows = len(graphs.first)
-        values = small_integers(rng, streams, graphs.num_classes, width)
-        narrow = small_integers(rng, streams, graphs.num_classes, rank)
+        values = small_halves(rng, streams, graphs.num_classes, width)
+        narrow = small_halves(rng, streams, graphs.num_classes, rank)
         bonds, narrow_bonds = (
-            small_integers(rng, rows, width),
-            small_integers(rng, streams, rows, rank),
+            small_halves(rng, rows, width),
+            small_halves(rng, streams, rows, rank),
         )
-        up = small_integers(rng, streams, rank, width)
-        gain, offset = small_integers(rng, streams, width), small_integers(rng, streams, width)
+        up = small_halves(rng, streams, rank, width)
+        gain, offset = small_halves(rng, streams, width), small_halves(rng, streams, width)
         out = np.full((streams, rows, width), 99, np.float32)
         as_run(kernels.aggregate_own)(
             out,
@@ -137,8 +137,8 @@ def test_aggregate_own_is_message_adapter_norm_and_relu(
 @pytest.mark.parametrize("rank", [1, 4, 9])
 def test_readout_own_is_the_mean_of_rectified_projections(as_run: AsRun, rank: int) -> None:
     for graphs, streams, rng in cases():
-        narrow = small_integers(rng, streams, graphs.num_classes, rank)
-        narrow_bonds = small_integers(rng, streams, graphs.num_nodes, rank)
+        narrow = small_halves(rng, streams, graphs.num_classes, rank)
+        narrow_bonds = small_halves(rng, streams, graphs.num_nodes, rank)
         out = as_run(kernels.readout_own)(
             narrow,
             narrow_bonds,
@@ -168,9 +168,9 @@ def test_activate_subtracts_normalises_and_rectifies(
     rng = np.random.default_rng(width)
     first = np.array([4, 0, 0, 2])
     scale = rng.integers(1, 5, 5).astype(np.float32)
-    values = small_integers(rng, 1 if shared_values else streams, len(first), width)
-    taken = small_integers(rng, streams, len(first), width)
-    gain, offset = small_integers(rng, streams, width), small_integers(rng, streams, width)
+    values = small_halves(rng, 1 if shared_values else streams, len(first), width)
+    taken = small_halves(rng, streams, len(first), width)
+    gain, offset = small_halves(rng, streams, width), small_halves(rng, streams, width)
     out = np.full_like(taken, 99)
     as_run(kernels.activate)(out, values, taken, gain, offset, first, scale)
     normalised = (values - taken) * gain[:, None] + offset[:, None]
@@ -186,8 +186,8 @@ def test_weigh_scales_the_projections_of_an_expert(
 ) -> None:
     rng = np.random.default_rng(rows)
     z, weights = (
-        small_integers(rng, rows, rank, streams, padded),
-        small_integers(rng, 3, streams, experts),
+        small_halves(rng, rows, rank, streams, padded),
+        small_halves(rng, 3, streams, experts),
     )
     graph = rng.integers(0, 3, rows)
     out = as_run(kernels.weigh)(z, weights, graph)
@@ -205,7 +205,7 @@ def test_mean_differences_are_from_the_own_expert(
 ) -> None:
     rng = np.random.default_rng(width)
     outputs, own = (
-        small_integers(rng, experts, streams, graphs, width),
+        small_halves(rng, experts, streams, graphs, width),
         rng.integers(0, experts, streams),
     )
     out = as_run(kernels.mean_differences)(outputs, own)
@@ -225,10 +225,10 @@ def test_a_layer_of_one_expert_is_that_layer_of_the_expert_by_itself(
     """Both ways through a layer agree where they must: one expert, whose weight is 1."""
     graphs, rng = random_graphs(sizes, seed), np.random.default_rng(seed)
     rank, width, rows = 3, 10, len(graphs.first)
-    values = small_integers(rng, 1, graphs.num_classes, width + rank)
-    bonds = small_integers(rng, rows, width + rank)
-    up = small_integers(rng, 1, rank, width)
-    gain, offset = small_integers(rng, 1, width), small_integers(rng, 1, width)
+    values = small_halves(rng, 1, graphs.num_classes, width + rank)
+    bonds = small_halves(rng, rows, width + rank)
+    up = small_halves(rng, 1, rank, width)
+    gain, offset = small_halves(rng, 1, width), small_halves(rng, 1, width)
     where = graphs.first, graphs.classes, graphs.starts, graphs.sources, graphs.scale
     mixed, own = (np.empty((1, rows, width), np.float32) for _ in range(2))
     passed = np.empty_like(mixed)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.compiled import transport
 from tests.models.conftest import AsRun
-from tests.oracles_kernels import RAGGED_SIZES, KernelGraphs, random_graphs, small_integers
+from tests.oracles_kernels import RAGGED_SIZES, KernelGraphs, random_graphs, small_halves
 from tests.oracles_transport import dense_cost, published_sinkhorn
 
 _TOLERANCE = 1e-5
@@ -21,7 +21,7 @@ _CLEAR = 0.02  # of the tolerance: float32 cannot take a change for one on its o
 @pytest.mark.parametrize("width", [1, 7, 8, 24, 35])
 def test_dot_sums_over_the_rank(as_run: AsRun, rank: int, width: int) -> None:
     rng = np.random.default_rng(rank)
-    left, right = small_integers(rng, rank, width), small_integers(rng, rank, width)
+    left, right = small_halves(rng, rank, width), small_halves(rng, rank, width)
     out = np.full(width, 99, np.float32)
     as_run(transport._dot)(out, left, right)
     np.testing.assert_array_equal(out, (left * right).sum(0))
