@@ -20,7 +20,7 @@ from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, su
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from models.artifact import load_artifact
-from models.compiled.batch import PreparedBatch
+from models.compiled.batch import CompiledBatch
 from models.compiled.model import CompiledModel
 from models.data.molecule import collate
 from models.data.smiles import featurize
@@ -32,7 +32,7 @@ _SWEEPS = 5  # of Sinkhorn, of one problem; seen: 2 to 7
 
 
 def count(
-    model: CompiledModel, router: RouterConfig, batch: PreparedBatch, routing: Routing
+    model: CompiledModel, router: RouterConfig, batch: CompiledBatch, routing: Routing
 ) -> dict[str, float]:
     """Floating-point operations and bytes for all tasks: `plain_flops` for every node, `flops` for
     every class, and the bytes of these.
@@ -44,7 +44,7 @@ def count(
     nodes, entries = len(batch.scale), len(batch.scale) + len(batch.edges[1])
     mixes = [routing == "moe" and router.mixes(layer, layers) for layer in range(layers)]
     classes = batch.classes(layers - 1, by_graph=any(mixes[:-1]))
-    rows = [len(first) for first in classes.first]
+    rows = [len(nodes) for nodes in classes.representatives]
     plain = flops = state = 0.0
     for layer in range(layers):
         seen = width * rank * (tasks if mixes[layer] else 1)
@@ -99,7 +99,7 @@ def main() -> None:
     smiles = fixed_molecules(arguments.molecules)
     batch = collate([featurize(each).graph for each in smiles])
     artifact = load_artifact(RELEASED)
-    model, prepared = CompiledModel(artifact.model), PreparedBatch.from_batch(batch)
+    model, prepared = CompiledModel(artifact.model), CompiledBatch.from_batch(batch)
     width, rank = model.sizes
     cases: dict[str, Callable[[], object]] = {
         "own": lambda: model(batch, routing="own"),

@@ -23,8 +23,8 @@ from benchmarks.growth import RELEASE, RESULTS, interleaved, slope, surroundings
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from models.artifact import load_parts
-from models.compiled.batch import PreparedBatch
-from models.compiled.transport import LANES, transport_distances
+from models.compiled.batch import CompiledBatch
+from models.compiled.transport import SIMD_WIDTH, transport_distances
 from models.data.molecule import MolGraph, collate
 from models.data.smiles import featurize
 from models.experts.bank import AdapterBank
@@ -298,7 +298,7 @@ def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str,
     """All transport problems of one layer: 8 streams, 8 experts, the release's adapters cut to a
     rank; supports and weights are ready."""
     parts, batch = load_parts(RELEASE), collate([featurize(each).graph for each in smiles])
-    released = [expert.adapters for expert in parts.experts.values()][:LANES]
+    released = [expert.adapters for expert in parts.experts.values()][:SIMD_WIDTH]
     bank, experts = AdapterBank(released), torch.arange(len(released))
     with torch.inference_mode():
         h = torch.stack([each(parts.backbone, batch).convolutions[3] for each in released], 1)
@@ -307,20 +307,20 @@ def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str,
             bank.up[3, :, :rank],
         )
     gram = torch.einsum("ird,jqd->ijrq", up, up)
-    support, prepared = (
+    support, compiled = (
         Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs),
-        PreparedBatch.from_batch(batch),
+        CompiledBatch.from_batch(batch),
     )
-    lanes, facing = (
+    projections, cross_gram = (
         z.permute(0, 3, 1, 2).contiguous().numpy(),
         gram.permute(2, 3, 1, 0).contiguous(),
     )
-    squares = torch.einsum("iipq->pqi", gram).unsqueeze(2).expand(facing.shape).contiguous()
-    graphs = np.arange(len(z)), *prepared.edges, prepared.begins
+    self_gram = torch.einsum("iipq->pqi", gram).unsqueeze(2).expand(cross_gram.shape).contiguous()
+    graphs = np.arange(len(z)), *compiled.edges, compiled.graph_starts
     problem = (
-        lanes,
-        squares.numpy(),
-        facing.numpy(),
+        projections,
+        self_gram.numpy(),
+        cross_gram.numpy(),
         experts.numpy(),
         *graphs,
         _EPSILON,

@@ -8,10 +8,17 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.compiled.transport import LANES
+from models.compiled.transport import SIMD_WIDTH
 
 Array = NDArray[Any]
-RAGGED_SIZES = ((1,), (0, 3, 0), (1, 1, 1), (5, 0, 2, 9), (LANES - 1, LANES, LANES + 1), (17, 1))
+RAGGED_SIZES = (
+    (1,),
+    (0, 3, 0),
+    (1, 1, 1),
+    (5, 0, 2, 9),
+    (SIMD_WIDTH - 1, SIMD_WIDTH, SIMD_WIDTH + 1),
+    (17, 1),
+)
 """Nodes of each graph: one, none, isolated ones, and numbers around the width of a register."""
 
 
@@ -25,7 +32,7 @@ class KernelGraphs:
             each.
         scale: (N,) positive small integers.
         classes: (N,) a class of each node, below `num_classes`.
-        first: (num_classes,) a node of each class, any.
+        representatives: (num_classes,) a node of each class, any.
     """
 
     graph_starts: Array
@@ -35,7 +42,7 @@ class KernelGraphs:
     scale: Array
     classes: Array
     num_classes: int
-    first: Array
+    representatives: Array
 
     @property
     def num_graphs(self) -> int:
@@ -87,7 +94,7 @@ def random_graphs(
         scale=rng.integers(1, 4, nodes).astype(np.float32),
         classes=rng.integers(0, num_classes, nodes),
         num_classes=num_classes,
-        first=rng.integers(0, max(nodes, 1), num_classes if nodes else 0),
+        representatives=rng.integers(0, max(nodes, 1), num_classes if nodes else 0),
     )
 
 

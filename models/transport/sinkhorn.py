@@ -26,7 +26,7 @@ from models.transport.problem import (
     flatten_trailing,
     restore_trailing,
 )
-from models.transport.sweeps import sweep_each
+from models.transport.sweeps import log_domain_sweeps
 
 """Rows, over several trailing indices, that the exact solver gives to scipy in one call."""
 
@@ -148,7 +148,7 @@ def _sweep_on_cpu(
     starts, columns = support.pattern.row_starts, support.cols.contiguous()
     where = nodes.numpy(), begins.numpy(), starts.numpy(), columns.numpy()
     stop = params.epsilon, params.tolerance, params.max_iters
-    sweep_each(
+    log_domain_sweeps(
         *where,
         kernel.contiguous().numpy(),
         phi.numpy(),

@@ -8,7 +8,7 @@ from models.ops.jit import Floats, Integers, kernel
 
 
 @kernel
-def sweep_each(
+def log_domain_sweeps(
     nodes: Integers,
     begins: Integers,
     starts: Integers,

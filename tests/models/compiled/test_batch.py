@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.compiled import batch as compiled_batch
-from models.compiled.batch import PreparedBatch
+from models.compiled.batch import CompiledBatch
 from models.data.batch import GraphBatch
 from models.data.molecule import NUM_BOND_DIRECTIONS, SELF_LOOP, collate
 from models.data.smiles import featurize
@@ -30,7 +30,7 @@ def refine(as_run: AsRun, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 @given(rows=st.lists(st.integers(0, 6)), more=st.integers(0, 3))
 def test_rows_of_is_a_stable_sort(as_run: AsRun, rows: list[int], more: int) -> None:
     size = max(rows, default=-1) + 1 + more
-    starts, order = as_run(compiled_batch.rows_of)(np.array(rows, np.int64), size)
+    starts, order = as_run(compiled_batch.group_by_row)(np.array(rows, np.int64), size)
     by_row = [[entry for entry, row in enumerate(rows) if row == k] for k in range(size)]
     assert order.tolist() == [entry for entries in by_row for entry in entries]
     assert np.diff(starts).tolist() == [len(entries) for entries in by_row]
@@ -58,16 +58,16 @@ def classes_by_dictionary(
 ) -> tuple[list[int], list[int]]:
     """Class of each node, numbered by its first node, and these first nodes."""
     number: dict[object, int] = {}
-    classes, first = [], []
+    classes, representatives = [], []
     for node, before in enumerate(previous):
         entries = range(starts[node], starts[node + 1])
         around = sorted((previous[sources[entry]], int(bonds[entry])) for entry in entries)
         key = before, tuple(around)
         if key not in number:
             number[key] = len(number)
-            first.append(node)
+            representatives.append(node)
         classes.append(number[key])
-    return classes, first
+    return classes, representatives
 
 
 @pytest.mark.parametrize("degree", [0.0, 1.0, 2.5, 30.0])
@@ -81,23 +81,26 @@ def test_refine_is_a_dictionary_of_neighbourhoods(
     previous = rng.integers(0, kinds, graphs.num_nodes)
     bonds = rng.integers(0, 2, len(graphs.sources))
     for _ in range(3):
-        classes, first = refine(previous, graphs.starts, graphs.sources, bonds)
+        classes, representatives = refine(previous, graphs.starts, graphs.sources, bonds)
         expected = classes_by_dictionary(previous.tolist(), graphs.starts, graphs.sources, bonds)
-        assert (classes.tolist(), first.tolist()) == expected
+        assert (classes.tolist(), representatives.tolist()) == expected
         previous = classes
 
 
-def test_refine_never_takes_a_hash_for_equality(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("degree", [0.0, 1.0, 2.5])
+def test_refine_never_takes_a_hash_for_equality(
+    degree: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With one hash for everything every node meets every class in the table."""
     monkeypatch.setattr(compiled_batch, "_mix", lambda key: np.uint64(7))
-    graphs = random_graphs((9, 8), seed=5)
+    graphs = random_graphs((9, 8), seed=5, degree=degree)
     previous, bonds = np.arange(17) % 3, graphs.bonds
     with np.errstate(over="ignore"):
-        classes, first = compiled_batch.refine.py_func(
+        classes, representatives = compiled_batch.refine.py_func(
             previous, graphs.starts, graphs.sources, bonds
         )
     expected = classes_by_dictionary(previous.tolist(), graphs.starts, graphs.sources, bonds)
-    assert (classes.tolist(), first.tolist()) == expected
+    assert (classes.tolist(), representatives.tolist()) == expected
 
 
 @pytest.mark.parametrize(("directions", "loop"), [(1, 0), (3, 4), (2, 5)])
@@ -107,10 +110,16 @@ def test_weighted_bonds_counts_types_directions_and_weights(
     for graphs, _, rng in cases(streams=(1,)):
         bonds = rng.integers(0, max(loop, 1) * directions, len(graphs.sources))
         sums = as_run(compiled_batch.weighted_bonds)(
-            graphs.first, graphs.starts, graphs.sources, bonds, directions, loop, graphs.scale
+            graphs.representatives,
+            graphs.starts,
+            graphs.sources,
+            bonds,
+            directions,
+            loop,
+            graphs.scale,
         )
-        expected = np.zeros((len(graphs.first), loop + 1 + directions + 1))
-        for row, node in enumerate(graphs.first):
+        expected = np.zeros((len(graphs.representatives), loop + 1 + directions + 1))
+        for row, node in enumerate(graphs.representatives):
             edges = [(node, loop * directions)]  # the self-loop has direction 0
             edges += zip(
                 graphs.neighbours(node), bonds[graphs.starts[node] :].tolist(), strict=False
@@ -169,7 +178,7 @@ def with_empty_graphs(batch: GraphBatch) -> GraphBatch:
 @pytest.mark.parametrize("empty", [False, True])
 def test_from_batch_is_the_batch_by_node(empty: bool) -> None:
     batch = with_empty_graphs(some_molecules()) if empty else some_molecules()
-    graphs = PreparedBatch.from_batch(batch)
+    graphs = CompiledBatch.from_batch(batch)
     edges = list(zip(*batch.edge_index.tolist(), batch.edge_attr.tolist(), strict=True))
     starts, sources = graphs.edges
     for node, (atom, chirality) in enumerate(batch.x.tolist()):
@@ -185,52 +194,52 @@ def test_from_batch_is_the_batch_by_node(empty: bool) -> None:
         ]
         assert np.flatnonzero(graphs.keys == graphs.keys[node]).tolist() == same
     for graph in range(batch.num_graphs):
-        nodes = range(graphs.begins[graph], graphs.begins[graph + 1])
+        nodes = range(graphs.graph_starts[graph], graphs.graph_starts[graph + 1])
         assert list(nodes) == torch.nonzero(batch.batch == graph).flatten().tolist()
     assert graphs.num_graphs == batch.num_graphs
 
 
-@pytest.mark.parametrize("most_nodes", [1, 2, 9, 10, 10**6])
+@pytest.mark.parametrize("max_nodes", [1, 2, 9, 10, 10**6])
 @pytest.mark.parametrize("empty", [False, True])
-def test_parts_are_the_graphs_by_themselves(empty: bool, most_nodes: int) -> None:
+def test_chunks_are_the_graphs_by_themselves(empty: bool, max_nodes: int) -> None:
     batch = with_empty_graphs(some_molecules()) if empty else some_molecules()
-    graphs = PreparedBatch.from_batch(batch)
+    graphs = CompiledBatch.from_batch(batch)
     first_graph, next_node = 0, 0
-    for part, nodes in graphs.parts(most_nodes):
-        assert nodes.start == next_node == graphs.begins[first_graph]
+    for chunk, nodes in graphs.chunks(max_nodes):
+        assert nodes.start == next_node == graphs.graph_starts[first_graph]
         edges = (batch.edge_index[0] >= nodes.start) & (batch.edge_index[0] < nodes.stop)
-        alone = PreparedBatch.from_batch(
+        alone = CompiledBatch.from_batch(
             GraphBatch(
                 batch.x[nodes],
                 batch.edge_index[:, edges] - int(nodes.start),
                 batch.edge_attr[edges],
                 batch.batch[nodes] - first_graph,
-                part.num_graphs,
+                chunk.num_graphs,
             )
         )
-        assert part.num_graphs > 0
-        assert part.num_graphs == 1 or len(part.scale) <= most_nodes
-        for name in ("graph", "begins", "bonds", "scale"):
-            np.testing.assert_array_equal(getattr(part, name), getattr(alone, name), name)
-        assert torch.equal(part.atoms, alone.atoms)
-        for mine, other in zip(part.edges, alone.edges, strict=True):
+        assert chunk.num_graphs > 0
+        assert chunk.num_graphs == 1 or len(chunk.scale) <= max_nodes
+        for name in ("graph", "graph_starts", "bonds", "scale"):
+            np.testing.assert_array_equal(getattr(chunk, name), getattr(alone, name), name)
+        assert torch.equal(chunk.atoms, alone.atoms)
+        for mine, other in zip(chunk.edges, alone.edges, strict=True):
             np.testing.assert_array_equal(mine, other)
-        np.testing.assert_array_equal(part.keys, graphs.keys[nodes])
-        first_graph, next_node = first_graph + part.num_graphs, nodes.stop
+        np.testing.assert_array_equal(chunk.keys, graphs.keys[nodes])
+        first_graph, next_node = first_graph + chunk.num_graphs, nodes.stop
     assert (first_graph, next_node) == (graphs.num_graphs, len(graphs.scale))
 
 
 @pytest.mark.parametrize("by_graph", [False, True])
 def test_classes_are_equal_surroundings(by_graph: bool) -> None:
-    graphs = PreparedBatch.from_batch(some_molecules())
+    graphs = CompiledBatch.from_batch(some_molecules())
     classes = graphs.classes(3, by_graph)
     starts, sources = graphs.edges
     colours: list[object] = graphs.keys.tolist()
     for level in range(4):
-        of_node, first = classes.of_node[level], classes.first[level]
-        assert len(set(of_node.tolist())) == len(set(colours)) == len(first)
+        of_node, representatives = classes.of_node[level], classes.representatives[level]
+        assert len(set(of_node.tolist())) == len(set(colours)) == len(representatives)
         for node, colour in enumerate(colours):
-            assert colours[first[of_node[node]]] == colour
+            assert colours[representatives[of_node[node]]] == colour
         # the first of the seven molecules is the last one too
         twins = of_node[:3].tolist() == of_node[-3:].tolist()
         assert twins != (by_graph and level > 0)
@@ -254,7 +263,7 @@ def test_classes_are_equal_surroundings(by_graph: bool) -> None:
 @given(streams=st.integers(1, 3), width=st.integers(1, 9))
 def test_mean_is_the_mean_over_the_nodes_of_a_graph(streams: int, width: int) -> None:
     batch = with_empty_graphs(some_molecules())
-    graphs, rng = PreparedBatch.from_batch(batch), np.random.default_rng(width)
+    graphs, rng = CompiledBatch.from_batch(batch), np.random.default_rng(width)
     of_node = rng.integers(0, 5, batch.num_nodes)
     values = torch.from_numpy(small_halves(rng, streams, 5, width))
     means = graphs.mean(values, of_node)
@@ -265,10 +274,12 @@ def test_mean_is_the_mean_over_the_nodes_of_a_graph(streams: int, width: int) ->
 
 
 def test_bond_sums_are_those_of_the_first_nodes_and_of_all() -> None:
-    graphs = PreparedBatch.from_batch(some_molecules())
+    graphs = CompiledBatch.from_batch(some_molecules())
     classes = graphs.classes(1, by_graph=False)
     everywhere = graphs.bond_sums(None)
     assert everywhere.shape == (len(graphs.scale), SELF_LOOP + 1 + NUM_BOND_DIRECTIONS + 1)
-    assert torch.equal(graphs.bond_sums(classes.first[1]), everywhere[classes.first[1]])
+    assert torch.equal(
+        graphs.bond_sums(classes.representatives[1]), everywhere[classes.representatives[1]]
+    )
     # what a class stands for is the same at each of its nodes
-    assert torch.allclose(everywhere, everywhere[classes.first[1]][classes.of_node[1]])
+    assert torch.allclose(everywhere, everywhere[classes.representatives[1]][classes.of_node[1]])

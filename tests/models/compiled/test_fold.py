@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from models.compiled.fold import ExpertSelection, FoldedLayer, fold_layer
-from models.compiled.transport import LANES
+from models.compiled.transport import SIMD_WIDTH
 from models.data.batch import GraphBatch
 from models.data.molecule import NUM_BOND_DIRECTIONS, SELF_LOOP
 from models.experts.adapter import Adapter, apply_norm
@@ -83,15 +83,15 @@ def test_folded_layer_is_convolution_projection_and_norm(
 def test_gram_matrices_are_padded_with_zeros(num_experts: int, rank: int) -> None:
     model = unified(num_experts, rank)
     layer = fold_layer(model, 1)
-    padded = -(-num_experts // LANES) * LANES
-    assert layer.squares.shape == (rank, rank, padded)
-    assert layer.facing.shape == (num_experts, rank, rank, padded)
+    padded = -(-num_experts // SIMD_WIDTH) * SIMD_WIDTH
+    assert layer.self_gram.shape == (rank, rank, padded)
+    assert layer.cross_gram.shape == (num_experts, rank, rank, padded)
     for expert, up in enumerate(layer.up):
-        assert_law(layer.squares[..., expert], up @ up.T)
+        assert_law(layer.self_gram[..., expert], up @ up.T)
         for target, other in enumerate(layer.up):
-            assert_law(layer.facing[target, ..., expert], up @ other.T)
-    assert not layer.squares[..., num_experts:].any()
-    assert not layer.facing[..., num_experts:].any()
+            assert_law(layer.cross_gram[target, ..., expert], up @ other.T)
+    assert not layer.self_gram[..., num_experts:].any()
+    assert not layer.cross_gram[..., num_experts:].any()
 
 
 def test_up_is_the_adapters_and_not_the_banks_memory() -> None:
@@ -109,19 +109,19 @@ def test_a_selection_takes_the_rows_of_its_experts(positions: list[int]) -> None
     values = torch.arange(12.0).view(3, 4)
     assert len(selection) == len(positions)
     assert selection.experts.tolist() == positions
-    assert selection.of(values).tolist() == [values[k].tolist() for k in positions]
+    assert selection.select(values).tolist() == [values[k].tolist() for k in positions]
     consecutive = positions == list(range(positions[0], positions[-1] + 1))
     shares = (
-        selection.of(values).untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
+        selection.select(values).untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
     )
     assert shares == consecutive
 
 
 @pytest.mark.parametrize(
-    ("at_once", "expected"), [(1, [[2], [0], [1]]), (2, [[2, 0], [1]]), (9, [[2, 0, 1]])]
+    ("size", "expected"), [(1, [[2], [0], [1]]), (2, [[2, 0], [1]]), (9, [[2, 0, 1]])]
 )
-def test_a_selection_is_split_in_order(at_once: int, expected: list[list[int]]) -> None:
-    split = ExpertSelection([2, 0, 1]).split(at_once)
+def test_a_selection_is_split_in_order(size: int, expected: list[list[int]]) -> None:
+    split = ExpertSelection([2, 0, 1]).split(size)
     assert [selection.experts.tolist() for selection in split] == expected
 
 
@@ -129,7 +129,7 @@ def test_a_selection_is_split_in_order(at_once: int, expected: list[list[int]]) 
 def test_weights_of_some_experts_are_their_columns(positions: list[int]) -> None:
     model = unified(3, 4)
     layer: FoldedLayer = fold_layer(model, 1)
-    linear, bonds = layer.of_experts(ExpertSelection(positions))
+    linear, bonds = layer.for_experts(ExpertSelection(positions))
     convolution = model.backbone.gnns[1]
     assert isinstance(convolution, GCNConvolution)
     assert isinstance(convolution.linear, nn.Linear)

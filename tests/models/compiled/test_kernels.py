@@ -47,15 +47,15 @@ def test_aggregate(
     width: int,
 ) -> None:
     for graphs, _, rng in cases(streams=(1,)):
-        both, rows = width + experts * rank, len(graphs.first)
-        values = small_halves(rng, given_streams, graphs.num_classes, both)
-        bonds = small_halves(rng, rows, both)
+        total_width, rows = width + experts * rank, len(graphs.representatives)
+        values = small_halves(rng, given_streams, graphs.num_classes, total_width)
+        bonds = small_halves(rng, rows, total_width)
         out = np.full((given_streams, rows, width), 99, np.float32)
         rectified = as_run(kernels.aggregate)(
             out,
             values,
             bonds,
-            graphs.first,
+            graphs.representatives,
             graphs.classes,
             graphs.starts,
             graphs.sources,
@@ -66,7 +66,7 @@ def test_aggregate(
         )
         expected_out = np.empty_like(out)
         expected = np.zeros((rows, rank, streams, padded))
-        for row, node in enumerate(graphs.first):
+        for row, node in enumerate(graphs.representatives):
             for stream in range(streams):
                 source = min(stream, given_streams - 1)  # one stream stands for all
                 message = graphs.scale[node] * gathered(graphs, values[source], node) + bonds[row]
@@ -93,30 +93,30 @@ def test_project_is_a_matrix_product_for_each_stream(
 
 
 @pytest.mark.parametrize(("rank", "width"), [(1, 1), (3, 7), (4, 8), (5, 19)])
-def test_aggregate_own_is_message_adapter_norm_and_relu(
+def test_single_adapter_layer_is_message_adapter_norm_and_relu(
     as_run: AsRun, rank: int, width: int
 ) -> None:
     for graphs, streams, rng in cases():
-        rows = len(graphs.first)
+        rows = len(graphs.representatives)
         values = small_halves(rng, streams, graphs.num_classes, width)
-        narrow = small_halves(rng, streams, graphs.num_classes, rank)
-        bonds, narrow_bonds = (
+        projected = small_halves(rng, streams, graphs.num_classes, rank)
+        bonds, projected_bonds = (
             small_halves(rng, rows, width),
             small_halves(rng, streams, rows, rank),
         )
         up = small_halves(rng, streams, rank, width)
         gain, offset = small_halves(rng, streams, width), small_halves(rng, streams, width)
         out = np.full((streams, rows, width), 99, np.float32)
-        as_run(kernels.aggregate_own)(
+        as_run(kernels.single_adapter_layer)(
             out,
             values,
-            narrow,
+            projected,
             bonds,
-            narrow_bonds,
+            projected_bonds,
             up,
             gain,
             offset,
-            graphs.first,
+            graphs.representatives,
             graphs.classes,
             graphs.starts,
             graphs.sources,
@@ -124,10 +124,13 @@ def test_aggregate_own_is_message_adapter_norm_and_relu(
         )
         expected = np.empty_like(out)
         for stream in range(streams):
-            for row, node in enumerate(graphs.first):
+            for row, node in enumerate(graphs.representatives):
                 factor = graphs.scale[node]
                 message = factor * gathered(graphs, values[stream], node) + bonds[row]
-                seen = factor * gathered(graphs, narrow[stream], node) + narrow_bonds[stream, row]
+                seen = (
+                    factor * gathered(graphs, projected[stream], node)
+                    + projected_bonds[stream, row]
+                )
                 corrected = message - np.maximum(seen, 0) @ up[stream].astype(np.float64)
                 normalised = corrected * gain[stream] + offset[stream]
                 expected[stream, row] = factor * np.maximum(normalised, 0)
@@ -135,13 +138,15 @@ def test_aggregate_own_is_message_adapter_norm_and_relu(
 
 
 @pytest.mark.parametrize("rank", [1, 4, 9])
-def test_readout_own_is_the_mean_of_rectified_projections(as_run: AsRun, rank: int) -> None:
+def test_single_adapter_readout_is_the_mean_of_rectified_projections(
+    as_run: AsRun, rank: int
+) -> None:
     for graphs, streams, rng in cases():
-        narrow = small_halves(rng, streams, graphs.num_classes, rank)
-        narrow_bonds = small_halves(rng, streams, graphs.num_nodes, rank)
-        out = as_run(kernels.readout_own)(
-            narrow,
-            narrow_bonds,
+        projected = small_halves(rng, streams, graphs.num_classes, rank)
+        projected_bonds = small_halves(rng, streams, graphs.num_nodes, rank)
+        out = as_run(kernels.single_adapter_readout)(
+            projected,
+            projected_bonds,
             graphs.classes,
             graphs.starts,
             graphs.sources,
@@ -153,8 +158,8 @@ def test_readout_own_is_the_mean_of_rectified_projections(as_run: AsRun, rank: i
             for graph in range(graphs.num_graphs):
                 for node in graphs.nodes(graph):
                     seen = (
-                        graphs.scale[node] * gathered(graphs, narrow[stream], node)
-                        + narrow_bonds[stream, node]
+                        graphs.scale[node] * gathered(graphs, projected[stream], node)
+                        + projected_bonds[stream, node]
                     )
                     expected[stream, graph] += np.maximum(seen, 0) / len(graphs.nodes(graph))
         np.testing.assert_allclose(out, expected, rtol=1e-6, atol=0)
@@ -166,22 +171,22 @@ def test_activate_subtracts_normalises_and_rectifies(
     as_run: AsRun, shared_values: bool, streams: int, width: int
 ) -> None:
     rng = np.random.default_rng(width)
-    first = np.array([4, 0, 0, 2])
+    representatives = np.array([4, 0, 0, 2])
     scale = rng.integers(1, 5, 5).astype(np.float32)
-    values = small_halves(rng, 1 if shared_values else streams, len(first), width)
-    taken = small_halves(rng, streams, len(first), width)
+    values = small_halves(rng, 1 if shared_values else streams, len(representatives), width)
+    correction = small_halves(rng, streams, len(representatives), width)
     gain, offset = small_halves(rng, streams, width), small_halves(rng, streams, width)
-    out = np.full_like(taken, 99)
-    as_run(kernels.activate)(out, values, taken, gain, offset, first, scale)
-    normalised = (values - taken) * gain[:, None] + offset[:, None]
-    np.testing.assert_array_equal(out, scale[first][:, None] * np.maximum(normalised, 0))
+    out = np.full_like(correction, 99)
+    as_run(kernels.activate)(out, values, correction, gain, offset, representatives, scale)
+    normalised = (values - correction) * gain[:, None] + offset[:, None]
+    np.testing.assert_array_equal(out, scale[representatives][:, None] * np.maximum(normalised, 0))
 
 
 @pytest.mark.parametrize(
     ("rows", "rank", "streams", "experts", "padded"),
     [(1, 1, 1, 1, 1), (5, 3, 2, 3, 8), (0, 2, 1, 2, 8), (4, 5, 3, 9, 16)],
 )
-def test_weigh_scales_the_projections_of_an_expert(
+def test_weight_projections_scales_each_expert(
     as_run: AsRun, rows: int, rank: int, streams: int, experts: int, padded: int
 ) -> None:
     rng = np.random.default_rng(rows)
@@ -190,7 +195,7 @@ def test_weigh_scales_the_projections_of_an_expert(
         small_halves(rng, 3, streams, experts),
     )
     graph = rng.integers(0, 3, rows)
-    out = as_run(kernels.weigh)(z, weights, graph)
+    out = as_run(kernels.weight_projections)(z, weights, graph)
     assert out.shape == (streams, rows, experts * rank)
     for stream, row, expert, k in np.ndindex(streams, rows, experts, rank):
         expected = weights[graph[row], stream, expert] * z[row, k, stream, expert]
@@ -200,21 +205,21 @@ def test_weigh_scales_the_projections_of_an_expert(
 @pytest.mark.parametrize(
     ("experts", "streams", "graphs", "width"), [(1, 1, 1, 1), (5, 3, 4, 13), (3, 2, 0, 8)]
 )
-def test_mean_differences_are_from_the_own_expert(
+def test_mean_absolute_differences_are_from_the_target_expert(
     as_run: AsRun, experts: int, streams: int, graphs: int, width: int
 ) -> None:
     rng = np.random.default_rng(width)
-    outputs, own = (
+    outputs, target_expert = (
         small_halves(rng, experts, streams, graphs, width),
         rng.integers(0, experts, streams),
     )
-    out = as_run(kernels.mean_differences)(outputs, own)
+    out = as_run(kernels.mean_absolute_differences)(outputs, target_expert)
     assert out.shape == (graphs, streams, experts)
     for graph, stream, expert in np.ndindex(*out.shape):
-        a, b = outputs[expert, stream, graph], outputs[own[stream], stream, graph]
+        a, b = outputs[expert, stream, graph], outputs[target_expert[stream], stream, graph]
         expected = sum(abs(x - y) for x, y in zip(a.tolist(), b.tolist(), strict=True)) / width
         assert out[graph, stream, expert] == pytest.approx(expected, rel=1e-6)
-        assert expert != own[stream] or out[graph, stream, expert] == 0
+        assert expert != target_expert[stream] or out[graph, stream, expert] == 0
 
 
 @quick
@@ -224,28 +229,30 @@ def test_a_layer_of_one_expert_is_that_layer_of_the_expert_by_itself(
 ) -> None:
     """Both ways through a layer agree where they must: one expert, whose weight is 1."""
     graphs, rng = random_graphs(sizes, seed), np.random.default_rng(seed)
-    rank, width, rows = 3, 10, len(graphs.first)
+    rank, width, rows = 3, 10, len(graphs.representatives)
     values = small_halves(rng, 1, graphs.num_classes, width + rank)
     bonds = small_halves(rng, rows, width + rank)
     up = small_halves(rng, 1, rank, width)
     gain, offset = small_halves(rng, 1, width), small_halves(rng, 1, width)
-    where = graphs.first, graphs.classes, graphs.starts, graphs.sources, graphs.scale
-    mixed, own = (np.empty((1, rows, width), np.float32) for _ in range(2))
-    passed = np.empty_like(mixed)
-    z = kernels.aggregate(passed, values, bonds, *where, 1, 1, 1)
+    where = graphs.representatives, graphs.classes, graphs.starts, graphs.sources, graphs.scale
+    mixed, single = (np.empty((1, rows, width), np.float32) for _ in range(2))
+    messages = np.empty_like(mixed)
+    z = kernels.aggregate(messages, values, bonds, *where, 1, 1, 1)
     weights, graph = np.ones((1, 1, 1), np.float32), np.zeros(rows, np.int64)
-    taken = kernels.weigh(z, weights, graph) @ up
-    kernels.activate(mixed, passed, taken, gain, offset, graphs.first, graphs.scale)
-    narrow, narrow_bonds = values[..., width:].copy(), bonds[None, :, width:].copy()
-    kernels.aggregate_own(
-        own,
+    correction = kernels.weight_projections(z, weights, graph) @ up
+    kernels.activate(
+        mixed, messages, correction, gain, offset, graphs.representatives, graphs.scale
+    )
+    projected, projected_bonds = values[..., width:].copy(), bonds[None, :, width:].copy()
+    kernels.single_adapter_layer(
+        single,
         values[..., :width].copy(),
-        narrow,
+        projected,
         bonds[:, :width].copy(),
-        narrow_bonds,
+        projected_bonds,
         up,
         gain,
         offset,
         *where,
     )
-    np.testing.assert_array_equal(mixed, own)
+    np.testing.assert_array_equal(mixed, single)

@@ -14,7 +14,7 @@ import torch
 
 import models
 from models.artifact import load_parts
-from models.compiled import batch as prepared
+from models.compiled import batch as compiled_batch
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
@@ -186,16 +186,18 @@ def _colours(batch: GraphBatch, rounds: int) -> list[object]:
 
 
 def test_classes_are_the_surroundings(molecules: GraphBatch) -> None:
-    starts, order = prepared.rows_of(molecules.edge_index[1].numpy(), molecules.num_nodes)
+    starts, order = compiled_batch.group_by_row(
+        molecules.edge_index[1].numpy(), molecules.num_nodes
+    )
     sources = molecules.edge_index[0].numpy()[order]
     bonds = (molecules.edge_attr[:, 0] * 3 + molecules.edge_attr[:, 1]).numpy()[order]
     classes = (molecules.x[:, 0] * 3 + molecules.x[:, 1]).numpy()
     for rounds in range(1, 4):
-        classes, first = prepared.refine(classes, starts, sources, bonds)
+        classes, representatives = compiled_batch.refine(classes, starts, sources, bonds)
         by_hand = _colours(molecules, rounds)
-        assert len(first) == len(set(map(str, by_hand))) == len(set(classes))
+        assert len(representatives) == len(set(map(str, by_hand))) == len(set(classes))
         for node, colour in enumerate(by_hand):
-            assert str(colour) == str(by_hand[first[classes[node]]])
+            assert str(colour) == str(by_hand[representatives[classes[node]]])
 
 
 def test_classes_with_many_neighbours() -> None:
@@ -205,8 +207,8 @@ def test_classes_with_many_neighbours() -> None:
     bonds[1] = bonds[1][::-1]
     bonds[2, 7] += 1
     starts = np.concatenate([np.arange(4) * 40, np.full(120, 120)])
-    classes, first = prepared.refine(
+    classes, representatives = compiled_batch.refine(
         np.zeros(123, np.int64), starts, np.arange(3, 123), bonds.ravel().astype(np.int64)
     )
     assert classes[0] == classes[1] != classes[2]
-    assert len(first) == 3  # both kinds of hubs, and all that have no neighbours
+    assert len(representatives) == 3  # both kinds of hubs, and all that have no neighbours

@@ -34,25 +34,29 @@ class Problems:
     Attributes:
         z: (C, r, S, K').
         up: (K, r, d).
-        own: (S,).
+        target_expert: (S,).
     """
 
     graphs: KernelGraphs
     z: NDArray[np.float32]
     up: NDArray[np.float32]
-    own: NDArray[np.int64]
+    target_expert: NDArray[np.int64]
 
     def solved(self, run: Any, epsilon: float, tolerance: float, max_iters: int) -> Any:
         """(G, S, K) distances by the kernel."""
         experts, rank, _ = self.up.shape
         streams, padded = self.z.shape[2:]
-        squares, facing = np.zeros((2, rank, rank, streams, padded), np.float32)
+        self_gram, cross_gram = np.zeros((2, rank, rank, streams, padded), np.float32)
         for stream, expert in np.ndindex(streams, experts):
-            squares[..., stream, expert] = self.up[expert] @ self.up[expert].T
-            facing[..., stream, expert] = self.up[expert] @ self.up[self.own[stream]].T
+            self_gram[..., stream, expert] = self.up[expert] @ self.up[expert].T
+            cross_gram[..., stream, expert] = (
+                self.up[expert] @ self.up[self.target_expert[stream]].T
+            )
         graphs = self.graphs
         where = graphs.classes, graphs.starts, graphs.sources, graphs.graph_starts
-        distances = run(self.z, squares, facing, self.own, *where, epsilon, tolerance, max_iters)
+        distances = run(
+            self.z, self_gram, cross_gram, self.target_expert, *where, epsilon, tolerance, max_iters
+        )
         assert distances.shape == (graphs.num_graphs, streams, padded)
         return distances[..., :experts]
 
@@ -67,8 +71,8 @@ class Problems:
         if not nodes:
             return 0.0
         rows = slice(nodes.start, nodes.stop)
-        own = self.outputs(stream, self.own[stream])[rows]
-        cost = dense_cost(self.outputs(stream, expert)[rows], own)
+        target_expert = self.outputs(stream, self.target_expert[stream])[rows]
+        cost = dense_cost(self.outputs(stream, expert)[rows], target_expert)
         mask, (epsilon, tolerance, max_iters) = self.graphs.mask(graph), params
         sweeps = {
             published_sinkhorn(cost, mask, epsilon, factor * tolerance, max_iters)[2]
@@ -126,7 +130,9 @@ def test_distances_by_parameters(as_run: AsRun, params: tuple[float, float, int]
 @pytest.mark.parametrize("unit", [2.0**-20, 2.0**20])
 def test_distances_do_not_depend_on_the_length_of_the_outputs(unit: float) -> None:
     problems = random_problems((6, 3), 2, 3, 8, 4, seed=2)
-    scaled = Problems(problems.graphs, problems.z * np.float32(unit), problems.up, problems.own)
+    scaled = Problems(
+        problems.graphs, problems.z * np.float32(unit), problems.up, problems.target_expert
+    )
     run = transport.transport_distances
     np.testing.assert_array_equal(
         problems.solved(run, 0.1, 0.01, 50), scaled.solved(run, 0.1, 0.01, 50)
@@ -173,9 +179,11 @@ def test_what_else_is_in_the_batch_changes_nothing(as_run: AsRun) -> None:
             scale=graphs.scale[begin:end],
             classes=graphs.classes[begin:end],
             num_classes=graphs.num_classes,
-            first=graphs.first,
+            representatives=graphs.representatives,
         )
-        distances = Problems(single, whole.z, whole.up, whole.own).solved(run, 0.05, 0.02, 60)
+        distances = Problems(single, whole.z, whole.up, whole.target_expert).solved(
+            run, 0.05, 0.02, 60
+        )
         np.testing.assert_allclose(distances[0], together[graph], rtol=0, atol=1e-6)
     pair = [0, 2]
     fewer = Problems(
@@ -184,8 +192,8 @@ def test_what_else_is_in_the_batch_changes_nothing(as_run: AsRun) -> None:
         whole.up[pair],
         np.array([0, 1]),
     )
-    own = np.array(pair)
-    both = Problems(graphs, whole.z, whole.up, own).solved(run, 0.05, 0.02, 60)
+    target_expert = np.array(pair)
+    both = Problems(graphs, whole.z, whole.up, target_expert).solved(run, 0.05, 0.02, 60)
     np.testing.assert_allclose(
         fewer.solved(run, 0.05, 0.02, 60), both[..., pair], rtol=0, atol=1e-6
     )
@@ -204,7 +212,7 @@ def test_the_polynomial_is_an_exponential(as_run: AsRun, least: float, precision
         scale=np.ones(2, np.float32),
         classes=np.array([0, 1]),
         num_classes=2,
-        first=np.array([0, 1]),
+        representatives=np.array([0, 1]),
     )
     z = np.eye(2, dtype=np.float32)[:, :, None, None]
     run, epsilon = as_run(transport.transport_distances), 0.05

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.transport.sweeps import sweep_each
+from models.transport.sweeps import log_domain_sweeps
 from tests.models.conftest import AsRun, Kernel
 from tests.oracles_kernels import RAGGED_SIZES, KernelGraphs, graph_sizes, random_graphs
 from tests.oracles_transport import published_sinkhorn
@@ -102,7 +102,7 @@ def test_sweeps_are_those_of_the_published_recipe(
     as_run: AsRun, sizes: tuple[int, ...], epsilon: float, tolerance: float, max_iters: int
 ) -> None:
     sweeps = Sweeps(random_graphs(sizes, seed=1), problems=3, seed=2)
-    sweeps.run(as_run(sweep_each), epsilon, tolerance, max_iters)
+    sweeps.run(as_run(log_domain_sweeps), epsilon, tolerance, max_iters)
     sweeps.check(epsilon, tolerance, max_iters)
 
 
@@ -118,7 +118,7 @@ def test_sweeps_of_any_batch(
     sizes: tuple[int, ...], seed: int, problems: int, epsilon: float, max_iters: int
 ) -> None:
     sweeps = Sweeps(random_graphs(sizes, seed), problems, seed)
-    sweeps.run(sweep_each, epsilon, 0.01, max_iters)
+    sweeps.run(log_domain_sweeps, epsilon, 0.01, max_iters)
     sweeps.check(epsilon, 0.01, max_iters)
 
 
@@ -128,7 +128,7 @@ def test_extreme_costs_neither_overflow_nor_lose_mass(
 ) -> None:
     """Costs of 1e5 epsilons, of none, and of 1e4."""
     sweeps = Sweeps(random_graphs((5, 1, 4), seed=3), problems=2, seed=3, spread=spread)
-    sweeps.run(as_run(sweep_each), epsilon, 1e-3, 20)
+    sweeps.run(as_run(log_domain_sweeps), epsilon, 1e-3, 20)
     assert np.isfinite([sweeps.phi, sweeps.psi]).all()
     for (graph, problem), cost in sweeps.cost.items():
         columns = sweeps.plan(graph, problem, epsilon).sum(0)
@@ -138,7 +138,7 @@ def test_extreme_costs_neither_overflow_nor_lose_mass(
 def test_isolated_nodes_keep_their_mass_in_two_sweeps(as_run: AsRun) -> None:
     """The second sweep finds that the first moved nothing any more."""
     sweeps = Sweeps(random_graphs((1, 1, 1), seed=4), problems=1, seed=4)
-    sweeps.run(as_run(sweep_each), 0.1, 1e-9, 50)
+    sweeps.run(as_run(log_domain_sweeps), 0.1, 1e-9, 50)
     assert sweeps.num_iters.ravel().tolist() == [2, 2, 2]
     assert not sweeps.active.any()
     for graph in range(3):
@@ -147,6 +147,6 @@ def test_isolated_nodes_keep_their_mass_in_two_sweeps(as_run: AsRun) -> None:
 
 def test_an_empty_graph_is_done_at_once(as_run: AsRun) -> None:
     sweeps = Sweeps(random_graphs((0, 2), seed=5), problems=2, seed=5)
-    sweeps.run(as_run(sweep_each), 0.1, 0.1, 50)
+    sweeps.run(as_run(log_domain_sweeps), 0.1, 0.1, 50)
     assert sweeps.num_iters[0].tolist() == [1, 1]
     assert sweeps.active[0].tolist() == [0, 0]
