@@ -38,7 +38,7 @@ from models.data.molecule import MolGraph, collate
 from models.data.smiles import featurize
 from models.experts.expert import Expert
 from models.experts.unified import UnifiedModel
-from models.screening import ScreenedModel, looked_at, nearest_experts
+from models.screening import ScreenedModel, candidate_experts, nearest_experts
 from models.task import TaskInfo
 
 _NOISE = 0.05, 0.1, 0.2, 0.5
@@ -179,7 +179,7 @@ def loading(parts: ArtifactParts, rounds: int) -> dict[str, Any]:
             folder, screened(parts.manifest, {}, candidates), parts.backbone, parts.experts
         )
         cases = {
-            "lazily": partial(load_artifact, folder, tasks=looked_at(manifest, task)),
+            "lazily": partial(load_artifact, folder, tasks=candidate_experts(manifest, task)),
             "all_parts": partial(load_parts, folder),
             "as_a_model": partial(load_artifact, folder),
         }

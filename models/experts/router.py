@@ -1,4 +1,4 @@
-"""How much each expert counts: weights per request, from the experts' outputs. Functions without
+"""The router: weights of the experts per request, from distances between their outputs. It has no
 parameters.
 
 For a request on task k, w = softmax_i(-D(f_i(H), f_k(H)) / temperature), where D is the TWD at a
@@ -14,27 +14,27 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.transport.problem import SinkhornParams, Solver, Support
-from models.transport.solve import solve
+from models.transport.solve import solve_transport
 
 
 class RouterConfig(BaseModel):
-    """Options of the router; they travel in the artifact's manifest.
+    """Options of the router; they are stored in the artifact's manifest.
 
     Attributes:
         temperature: of the softmax at node sites, in units of the TWD.
         graph_temperature: of the softmax at the graph site, in units of the mean absolute
             difference.
-        mixed_layers: how many of the last layers mix, besides the graph site; the layers before
-            them use the own adapters. None: all, as published.
-        top_k: only the k nearest experts count (the own expert is always nearest or equal); None
-            counts all.
-        candidates: where an artifact is served, a task's mixture looks at its own expert and so
-            many that the manifest calls nearest (`models.screening`), and the others get the weight
-            0. Meant for many experts and top_k: without it the others' weights go missing. None:
-            looks at all.
+        mixed_layers: number of last layers that mix, besides the graph site; the layers before them
+            use the task's own adapter. None: all, as published.
+        top_k: only the k nearest experts count (the task's own expert is always nearest, or equal
+            to it); None counts all.
+        candidates: in a served artifact, number of experts besides the task's own that are
+            considered for a task, the nearest by the manifest (`models.screening`); the others get
+            weight 0. Meant for many experts and top_k: without top_k the others' weights are
+            missing. None considers all.
         solver, epsilon, tolerance, max_iters: of the transport problem.
-        debias: Sinkhorn divergence in place of the entropic cost; its self terms cost two more
-            solutions.
+        debias: use the Sinkhorn divergence in place of the entropic cost, which takes two more
+            solutions for its self terms.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,84 +51,116 @@ class RouterConfig(BaseModel):
     debias: bool = False
 
     def mixes(self, layer: int, num_layers: int) -> bool:
-        """Whether a layer (0 to num_layers - 1) mixes."""
+        """Return True if a layer (0 to num_layers - 1) mixes experts."""
         return self.mixed_layers is None or layer >= num_layers - self.mixed_layers
 
 
 def node_distances(
     z: Tensor, gram: Tensor, experts: Tensor, support: Support, config: RouterConfig
 ) -> Tensor:
-    """TWD between every expert's output and the own expert's, per graph and stream.
+    """Compute the TWD between every expert's output and the target expert's, per graph and stream.
 
     Args:
         z: (N, T, K, r) projections of all experts in T streams.
-        gram: (K, K, r, r).
-        experts: (T,) own expert of each stream.
-        support: of the batch.
+        gram: (K, K, r, r) products of the experts' `up` matrices.
+        experts: (T,) target expert of each stream: that of the stream's task.
+        support: support of the batch.
         config: solver and its options.
 
     Returns:
         (G, T, K).
     """
     streams = torch.arange(len(experts), device=experts.device)
-    own = z[:, streams, experts]
-    # M_ik z_k: what z_i is multiplied with
-    facing = torch.einsum("tirq,ntq->ntir", gram[:, experts].movedim(1, 0), own)
+    target = z[:, streams, experts]
+    # M_ik z_k: times z_i it is the inner product of the outputs
+    cross = torch.einsum("tirq,ntq->ntir", gram[:, experts].movedim(1, 0), target)
     square = torch.einsum("ntir,irq,ntiq->nti", z, torch.einsum("iirq->irq", gram), z).clamp(min=0)
-    own_square = square[:, streams, experts].unsqueeze(-1)
+    target_square = square[:, streams, experts].unsqueeze(-1)
     params = SinkhornParams(config.epsilon, config.tolerance, config.max_iters)
-    cross = solve(
-        _cost(z, facing, square, own_square, support), support, solver=config.solver, params=params
+    solution = solve_transport(
+        _cost(z, cross, square, target_square, support),
+        support,
+        solver=config.solver,
+        params=params,
     )
     if not config.debias or config.solver == "exact":
-        return cross.cost
+        return solution.cost
     to_self = torch.einsum("iirq,ntiq->ntir", gram, z)
-    selves = solve(
+    self_costs = solve_transport(
         _cost(z, to_self, square, square, support), support, params=params
     ).regularized_cost
-    own_self = selves[:, streams, experts].unsqueeze(-1)
-    return cross.regularized_cost - (selves + own_self) / 2
+    target_self_cost = self_costs[:, streams, experts].unsqueeze(-1)
+    return solution.regularized_cost - (self_costs + target_self_cost) / 2
 
 
 def _cost(
     left: Tensor, right: Tensor, left_square: Tensor, right_square: Tensor, support: Support
 ) -> Tensor:
-    """(1 - cos) / 2 on the support, (E, T, K), from rank-space vectors (N, T, K, r) and squared
-    norms (N, T, K or 1)."""
+    """Compute (1 - cos) / 2 on the support.
+
+    Args:
+        left, right: (N, T, K, r) vectors whose inner products are those of the outputs.
+        left_square, right_square: (N, T, K or 1) squared norms of the outputs.
+
+    Returns:
+        (E, T, K).
+    """
     rows, cols = support.rows, support.cols
     left_square, right_square = (
         left_square.index_select(0, rows),
         right_square.index_select(0, cols),
     )
-    return cosine_cost(
+    return cosine_cost_from_gram(
         torch.linalg.vecdot(left.index_select(0, rows), right.index_select(0, cols)),
         left_square,
         right_square,
     )
 
 
-def cosine_cost(inner: Tensor, left_square: Tensor, right_square: Tensor) -> Tensor:
-    """(1 - cos) / 2 of pairs of outputs, in [0, 1], from their inner products and squared norms,
-    all of one shape."""
+def cosine_cost_from_gram(inner: Tensor, left_square: Tensor, right_square: Tensor) -> Tensor:
+    """Compute the cosine cost (1 - cos) / 2 of pairs of outputs from their inner products.
+
+    Args:
+        inner: inner products.
+        left_square, right_square: squared norms, of the same shape.
+
+    Returns:
+        Costs in [0, 1], of the same shape; 0 for two zero outputs, 1/2 for one.
+    """
     scale = (left_square * right_square).sqrt()
     tiny = torch.finfo(scale.dtype).tiny ** 0.5
     cosine = torch.where(scale > tiny, inner / scale.clamp(min=tiny), 0.0)
-    # Two zero outputs are equal (relu often silences a whole adapter at a node): no distance, as in
-    # models.twd.
+    # Two zero outputs are equal (relu often silences a whole adapter at a node): cost 0, as in
+    # models.transport.twd.
     both_zero = (left_square == 0) & (right_square == 0)
     return torch.where(both_zero, 0.0, (1 - cosine).clamp(0, 2) / 2)
 
 
 def graph_distances(outputs: Tensor, experts: Tensor) -> Tensor:
-    """Mean absolute difference between every expert's output and the own expert's: (G, T, K, d),
-    (T,) -> (G, T, K)."""
-    own = outputs[:, torch.arange(len(experts), device=experts.device), experts].unsqueeze(2)
-    return (outputs - own).abs().mean(-1)
+    """Compute the mean absolute difference between every expert's output and the target expert's.
+
+    Args:
+        outputs: (G, T, K, d).
+        experts: (T,) target expert of each stream.
+
+    Returns:
+        (G, T, K).
+    """
+    target = outputs[:, torch.arange(len(experts), device=experts.device), experts].unsqueeze(2)
+    return (outputs - target).abs().mean(-1)
 
 
 def routing_weights(distances: Tensor, temperature: float, top_k: int | None = None) -> Tensor:
-    """softmax(-distance / temperature) over the k nearest experts: (G, T, K) -> (G, T, K), each row
-    sums to 1."""
+    """Compute routing weights: the softmax of -distance / temperature over the k nearest experts.
+
+    Args:
+        distances: (G, T, K).
+        temperature: in units of the distances.
+        top_k: number of nearest experts that count; None for all.
+
+    Returns:
+        (G, T, K); each row sums to 1.
+    """
     scores = -distances / temperature
     if top_k is not None and top_k < scores.shape[-1]:
         dropped = scores.topk(scores.shape[-1] - top_k, dim=-1, largest=False).indices

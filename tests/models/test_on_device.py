@@ -28,7 +28,7 @@ from models.networks.schnet import MergedForceField
 from models.ops.sparse import Pattern, edge_dots, spmm
 from models.transport import sinkhorn
 from models.transport.problem import Solver, Support
-from models.transport.solve import solve
+from models.transport.solve import solve_transport
 from models.transport.twd import twd
 from tests.conftest import KINDS, SMILES, pico_config, random_backbone, random_experts
 
@@ -145,13 +145,13 @@ def test_transport_and_its_gradient(molecules: GraphBatch, device: str, solver: 
 def test_exact_transport_says_that_it_runs_on_the_cpu(
     molecules: GraphBatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sinkhorn.warn_of_cpu.cache_clear()
+    sinkhorn.warn_exact_on_cpu.cache_clear()
     batch = molecules.to("cuda")
     support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
     cost = torch.rand(len(support.rows), device="cuda")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert solve(cost, support, solver="exact").plan.is_cuda
+            assert solve_transport(cost, support, solver="exact").plan.is_cuda
     assert [record.getMessage() for record in caplog.records] == [sinkhorn.EXACT_ON_CPU]
 
 

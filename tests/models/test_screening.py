@@ -15,7 +15,7 @@ from models.experts.bank import AdapterBank
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig, node_distances
 from models.experts.unified import Routing, UnifiedModel
-from models.screening import ScreenedModel, _Site, is_screened, looked_at, nearest_experts
+from models.screening import ScreenedModel, _Site, candidate_experts, is_screened, nearest_experts
 from models.task import TaskInfo
 from models.transport.problem import Support
 from tests.conftest import SMILES, pico_config, random_backbone, random_experts
@@ -68,7 +68,9 @@ def assert_same(
     covered = []
     for task, logits in expected.logits.items():
         left_out = [
-            k for k, each in enumerate(parts.experts) if each not in looked_at(parts.manifest, task)
+            k
+            for k, each in enumerate(parts.experts)
+            if each not in candidate_experts(parts.manifest, task)
         ]
         clear = (expected.routing_weights[task][..., left_out] == 0).all(-1).all(-1)
         # compiled models are float32 only: 3e-5 was seen with AVX2 and with AVX-512
@@ -144,7 +146,7 @@ def test_too_few_candidates_still_sum_to_one_and_leave_the_others_zero(
         for task, used in zip(parts.experts, (weights > 0).any(0).any(0).tolist(), strict=True)
         if used
     }
-    assert seen == set(looked_at(parts.manifest, "beta1"))
+    assert seen == set(candidate_experts(parts.manifest, "beta1"))
     assert len(seen) == 3
 
 
@@ -169,7 +171,7 @@ def test_screened_only_where_it_leaves_something_out(
 ) -> None:
     parts = parts_of(tmp_path / "a", families(), RouterConfig(candidates=candidates), 11)
     assert is_screened(parts.manifest) is screened
-    assert len(looked_at(parts.manifest, "alpha0")) == (11 if screened else 12)
+    assert len(candidate_experts(parts.manifest, "alpha0")) == (11 if screened else 12)
     if not screened:
         with pytest.raises(InvalidInputError, match="nearest"):
             ScreenedModel(parts)
@@ -178,7 +180,7 @@ def test_screened_only_where_it_leaves_something_out(
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     parts = parts_of(tmp_path / "a", families(), RouterConfig(candidates=2), 4)
     with pytest.raises(UnknownTaskError, match="delta"):
-        looked_at(parts.manifest, "delta")
+        candidate_experts(parts.manifest, "delta")
     with pytest.raises(UnknownTaskError, match="delta"):
         nearest_experts(parts.backbone, parts.experts, RouterConfig(), GRAPHS, 2, ["delta"])
     with pytest.raises(InvalidInputError, match="graphs"):
@@ -191,7 +193,7 @@ def test_a_lazily_loaded_question_needs_only_its_files(
     tmp_path: Path, molecules: GraphBatch
 ) -> None:
     whole = parts_of(tmp_path / "a", families(), RouterConfig(top_k=4, candidates=8), 8)
-    needed = looked_at(read_manifest(tmp_path / "a")[0], "beta2")
+    needed = candidate_experts(read_manifest(tmp_path / "a")[0], "beta2")
     for task in whole.experts.keys() - set(needed):
         (tmp_path / f"a/tasks/{task}.safetensors").unlink()
     few = load_parts(tmp_path / "a", needed)

@@ -13,7 +13,7 @@ from models.ops.segment import segment_sum
 from models.transport.exact import exact
 from models.transport.problem import SinkhornParams, Solver, Support
 from models.transport.sinkhorn import sinkhorn
-from models.transport.solve import solve
+from models.transport.solve import solve_transport
 from tests.oracles_transport import (
     Array,
     dense_mask,
@@ -294,9 +294,9 @@ class TestSinkhorn:
         support = Support.from_graph(*case.graph)
         cost = random_cost(support, 2, 3)
         for solver in ("sinkhorn", "exact"):
-            whole = solve(cost, support, solver=solver, params=BATCHED)
+            whole = solve_transport(cost, support, solver=solver, params=BATCHED)
             for i, j in np.ndindex(2, 3):
-                single = solve(cost[:, i, j], support, solver=solver, params=BATCHED)
+                single = solve_transport(cost[:, i, j], support, solver=solver, params=BATCHED)
                 assert torch.equal(whole.num_iters[:, i, j], single.num_iters)
                 for name in ("cost", "regularized_cost", "plan"):
                     torch.testing.assert_close(
@@ -436,11 +436,11 @@ class TestBothSolvers:
     def test_single_nodes_cost_their_own_cost(self, solver: Solver) -> None:
         support = Support.from_graph(torch.zeros(2, 0, dtype=torch.int64), torch.arange(5), 5)
         cost = random_cost(support, 2)
-        torch.testing.assert_close(solve(cost, support, solver=solver).cost, cost)
+        torch.testing.assert_close(solve_transport(cost, support, solver=solver).cost, cost)
 
     def test_empty_graphs_cost_nothing(self, solver: Solver) -> None:
         support = Support.from_graph(RING, torch.full((4,), 1), 3)
-        result = solve(random_cost(support), support, solver=solver)
+        result = solve_transport(random_cost(support), support, solver=solver)
         assert result.cost[[0, 2]].tolist() == result.regularized_cost[[0, 2]].tolist() == [0, 0]
         assert result.cost[1] > 0
         assert result.converged.all()
@@ -448,7 +448,7 @@ class TestBothSolvers:
     @pytest.mark.parametrize(("nodes", "trailing"), [(0, ()), (0, (2,)), (4, (0,)), (4, (2, 0))])
     def test_nothing_to_solve(self, solver: Solver, nodes: int, trailing: tuple[int, ...]) -> None:
         support = Support.from_graph(RING[:, : 2 * nodes], torch.zeros(nodes, dtype=torch.int64), 1)
-        result = solve(random_cost(support, *trailing), support, solver=solver)
+        result = solve_transport(random_cost(support, *trailing), support, solver=solver)
         assert result.cost.shape == result.num_iters.shape == (1, *trailing)
         assert result.plan.shape == (len(support.rows), *trailing)
 
@@ -466,7 +466,7 @@ class TestBothSolvers:
     )
     def test_refuses(self, solver: Solver, cost: Tensor, message: str) -> None:
         with pytest.raises(InvalidInputError, match=message):
-            solve(cost, one_graph(RING, 4), solver=solver)
+            solve_transport(cost, one_graph(RING, 4), solver=solver)
 
 
 def test_solve_refuses_an_unknown_solver() -> None:
@@ -474,4 +474,4 @@ def test_solve_refuses_an_unknown_solver() -> None:
     with pytest.raises(
         InvalidInputError, match=r"got solver 'simplex', expected one of \('sinkhorn', 'exact'\)"
     ):
-        solve(random_cost(support), support, solver="simplex")
+        solve_transport(random_cost(support), support, solver="simplex")
