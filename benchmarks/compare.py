@@ -62,10 +62,7 @@ def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
     """Molecules per CPU-second in batch and seconds for one molecule, ours and theirs in turns."""
     model, counts = (
         CompiledModel(load_artifact(RELEASED).model),
-        {
-            "admet-ai": 200,
-            "admet-ai-models": 200,
-        },
+        {"admet-ai": 200, "admet-ai-models": 200},
     )
     names = [*(f"ours, {routing}" for routing in ROUTINGS), *PEERS]
     rates, walls, singles = ({name: list[float]() for name in names} for _ in range(3))

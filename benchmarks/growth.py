@@ -333,10 +333,7 @@ def main() -> None:
     write_json(
         output,
         surroundings()
-        | {
-            "router": load_parts(RELEASE).manifest.router.model_dump(),
-            "growth": found,
-        },
+        | {"router": load_parts(RELEASE).manifest.router.model_dump(), "growth": found},
     )
     draw(found, output.with_suffix(".svg"))
 

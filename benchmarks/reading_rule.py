@@ -185,8 +185,7 @@ def quality(labels: Tensor, scores: Tensor) -> dict[str, float]:
 def main() -> None:
     """Measure each task of the released model and write."""
     options = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--data", type=Path, default=Path("../shared/data"))
     options.add_argument("tasks", nargs="*", help="all of the model's if none is named")

@@ -360,12 +360,7 @@ def main() -> None:
     torch.set_num_threads(1)
     quick, found = (
         arguments.quick,
-        surroundings()
-        | {
-            "epsilon": _EPSILON,
-            "tolerance": _STOP,
-            "agreement": TOLERANCE,
-        },
+        surroundings() | {"epsilon": _EPSILON, "tolerance": _STOP, "agreement": TOLERANCE},
     )
     smiles, repeats = fixed_molecules(64 if quick else 512), 2 if quick else 7
     found["molecules"] = measure_molecules(smiles, repeats)

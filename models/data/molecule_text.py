@@ -282,8 +282,7 @@ def _check_atoms(mol: Chem.Mol) -> None:
         for name, what in _PLACEHOLDERS.items():
             if atom.HasProp(name):
                 raise MoleculeError(
-                    "dummy_atom",
-                    f"got {what}, atom {atom.GetIdx() + 1}, expected a whole molecule",
+                    "dummy_atom", f"got {what}, atom {atom.GetIdx() + 1}, expected a whole molecule"
                 )
         for name in ("molFileAlias", "atomLabel"):
             _check_label(_label(atom, name), atom)

@@ -234,8 +234,7 @@ def _read(smiles: str, strict: bool, max_atoms: int | None) -> _Read:
     if strict and "~" in text:  # RDKit reads ~ as a single bond where it closes a ring
         got = f"got an unspecified bond (~) in {shown(text)}"
         raise MoleculeError(
-            "bond_type",
-            f"{got}, expected single, double, triple, aromatic or dative",
+            "bond_type", f"{got}, expected single, double, triple, aromatic or dative"
         )
     return mol, types
 
@@ -281,10 +280,7 @@ def _canonical(mol: Chem.Mol, strict: bool) -> tuple[Chem.Mol, str]:
 
 
 def _fixed_point(
-    mol: Chem.Mol,
-    smiles: str,
-    write: Callable[[Chem.Mol], str],
-    strict: bool,
+    mol: Chem.Mol, smiles: str, write: Callable[[Chem.Mol], str], strict: bool
 ) -> tuple[Chem.Mol, str]:
     """Read and write a SMILES until `write` returns it again; return it with its molecule."""
     seen: dict[str, Chem.Mol] = {}

@@ -302,11 +302,7 @@ class _RecordLines:
         return line
 
 
-def _records(
-    lines: Iterator[str],
-    delimiter: str,
-    skip_blanks: bool = False,
-) -> Iterator[_Record]:
+def _records(lines: Iterator[str], delimiter: str, skip_blanks: bool = False) -> Iterator[_Record]:
     """Split lines into records; line numbers and cut lines are known if `lines` is a `TextLines`.
 
     Args:
@@ -425,11 +421,7 @@ _LONGEST_TRIED = 500
 _SOME, _ENOUGH, _NEARLY_ALL = 1e-9, 0.5, 0.8
 
 
-def molecule_column(
-    columns: Sequence[str],
-    sample: Sequence[Row],
-    name: str | None = None,
-) -> int:
+def molecule_column(columns: Sequence[str], sample: Sequence[Row], name: str | None = None) -> int:
     """Find the column of the molecules, by the names of the columns and by their content.
 
     An explicit name (SMILES, InChI, mol block) is taken if its column holds any molecule,
@@ -484,9 +476,7 @@ def molecule_column(
 
 
 def _other_column(
-    columns: Sequence[str],
-    candidates: Sequence[int],
-    shares: "_Shares",
+    columns: Sequence[str], candidates: Sequence[int], shares: "_Shares"
 ) -> int | None:
     """Find the column that holds molecules among those whose names say nothing."""
     # Neither a column of elements (C, N, O) nor one whose header is itself a molecule.
@@ -600,8 +590,7 @@ _EXTENSION = re.compile(r"(\|.*?\|)(?:\s+(.*))?$", re.DOTALL)
 
 
 def read_smiles_lines(
-    stream: BinaryIO,
-    encoding: Encoding | None = None,
+    stream: BinaryIO, encoding: Encoding | None = None
 ) -> Iterator[tuple[int, str, str]]:
     """Read the lines of a `.smi` file: a SMILES, an optional CXSMILES extension `|...|`, an
     optional name.

@@ -118,8 +118,7 @@ def test_distances_of_ragged_graphs(
 
 
 @pytest.mark.parametrize(
-    "params",
-    [(0.1, 0.1, 100), (0.05, 0.003, 40), (0.3, 5.0, 100), (1.0, 1e-9, 1), (0.05, 1e-9, 7)],
+    "params", [(0.1, 0.1, 100), (0.05, 0.003, 40), (0.3, 5.0, 100), (1.0, 1e-9, 1), (0.05, 1e-9, 7)]
 )
 def test_distances_by_parameters(as_run: AsRun, params: tuple[float, float, int]) -> None:
     """Where a tolerance cannot be met, exactly max_iters sweeps are made."""
@@ -187,10 +186,7 @@ def test_what_else_is_in_the_batch_changes_nothing(as_run: AsRun) -> None:
         np.testing.assert_allclose(distances[0], together[graph], rtol=0, atol=1e-6)
     pair = [0, 2]
     fewer = Problems(
-        graphs,
-        np.ascontiguousarray(whole.z[..., pair]),
-        whole.up[pair],
-        np.array([0, 1]),
+        graphs, np.ascontiguousarray(whole.z[..., pair]), whole.up[pair], np.array([0, 1])
     )
     target_expert = np.array(pair)
     both = Problems(graphs, whole.z, whole.up, target_expert).solved(run, 0.05, 0.02, 60)
