@@ -60,10 +60,8 @@ def answer(model: CompiledModel, smiles: Sequence[str], routing: Routing) -> int
 
 def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
     """Molecules per CPU-second in batch and seconds for one molecule, ours and theirs in turns."""
-    model, counts = (
-        CompiledModel(load_artifact(RELEASED).model),
-        {"admet-ai": 200, "admet-ai-models": 200},
-    )
+    model = CompiledModel(load_artifact(RELEASED).model)
+    counts = {"admet-ai": 200, "admet-ai-models": 200}
     names = [*(f"ours, {routing}" for routing in ROUTINGS), *PEERS]
     rates, walls, singles = ({name: list[float]() for name in names} for _ in range(3))
     with ExitStack() as stack:

@@ -66,11 +66,9 @@ def count(
 def rates(width: int, columns: int) -> dict[str, list[float]]:
     """GFLOP/s of the products as they are done, GB/s of copies within the cache and of gathered
     rows."""
-    left, right, out = (
-        torch.randn(512, width),
-        torch.randn(width, columns),
-        torch.empty(512, columns),
-    )
+    left = torch.randn(512, width)
+    right = torch.randn(width, columns)
+    out = torch.empty(512, columns)
     table, rows = torch.randn(6000, width), torch.randint(0, 6000, (6000,))
     cases: dict[str, tuple[float, Callable[[], object]]] = {
         "product": (

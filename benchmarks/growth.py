@@ -100,11 +100,9 @@ def surroundings() -> dict[str, Any]:
 def synthetic(parts: ArtifactParts, count: int, rank: int) -> CompiledModel:
     """The release's backbone with so many random experts of one label, each with the BatchNorm
     statistics of a released one."""
-    generator, config, released = (
-        torch.Generator().manual_seed(0),
-        parts.manifest.backbone,
-        list(parts.experts.values()),
-    )
+    generator = torch.Generator().manual_seed(0)
+    config = parts.manifest.backbone
+    released = list(parts.experts.values())
     experts = {f"task{k}": Expert(config, rank, ["label"]) for k in range(count)}
     with torch.no_grad():
         for k, expert in enumerate(experts.values()):

@@ -77,11 +77,9 @@ class Service:
     def load(self, bodies: Path, case: Case, seconds: int) -> dict[str, float]:
         """One run of wrk, and what it took: figures by name, of one molecule where they are of
         molecules."""
-        cpu, passes, own = (
-            self._cpu_seconds(),
-            self._passes(),
-            resource.getrusage(resource.RUSAGE_CHILDREN),
-        )
+        cpu = self._cpu_seconds()
+        passes = self._passes()
+        own = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [
             "wrk",
             "-t1",
@@ -177,10 +175,8 @@ class Direct:
 
     def __init__(self, smiles: Sequence[str]) -> None:
         settings = Settings(device="cpu")
-        self._smiles, self._limits = (
-            smiles,
-            MoleculeLimits(settings.max_atoms, settings.max_smiles_length),
-        )
+        self._smiles = smiles
+        self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
         self._engine: ArtifactEngine = load_engine(RELEASED_ARTIFACT, settings)
 
     def batches(self, routing: Routing, size: int) -> dict[str, float]:

@@ -110,10 +110,8 @@ def coloured(graph: MolGraph) -> list[int]:
 def measure(model: CompiledModel, task: str, data: Path) -> dict[str, Any]:
     """Counts, and scores by both rules, of one task."""
     rows = read_rows(task, data)
-    first, second = (
-        [first_rule_graph(text) for text in rows.smiles],
-        [_second_rule_graph(text) for text in rows.smiles],
-    )
+    first = [first_rule_graph(text) for text in rows.smiles]
+    second = [_second_rule_graph(text) for text in rows.smiles]
     rewritten = [k for k in range(len(first)) if not _equal(first[k], second[k])]
     changed = [k for k in rewritten if coloured(first[k]) != coloured(second[k])]
     split, moved = _splits(rows.smiles)

@@ -198,10 +198,8 @@ def joint(run: Run) -> dict[str, Any]:
     )
     for epoch in range(3):
         for k, part in draw_batches([run.dataset(task) for task in tasks], cap=512, batch_size=32):
-            batch, settings = (
-                run.dataset(tasks[k]).graphs.select(part),
-                run.config.alignment_for(tasks[k]),
-            )
+            batch = run.dataset(tasks[k]).graphs.select(part)
+            settings = run.config.alignment_for(tasks[k])
             loss = alignment_loss(
                 mixed(run, backbone, adapters, k, batch),
                 trace(teachers[k], batch),

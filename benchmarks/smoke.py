@@ -20,10 +20,8 @@ _RATIOS = ("own_time_ratio", "moe_time_ratio", "memory_ratio")
 def main() -> int:
     """Measure on a few molecules and compare with `benchmarks/results/separate.json`."""
     torch.set_num_threads(1)
-    recorded, found = (
-        read_json(RESULTS / "separate.json") or {},
-        separate(fixed_molecules(500), rounds=3),
-    )
+    recorded = read_json(RESULTS / "separate.json") or {}
+    found = separate(fixed_molecules(500), rounds=3)
     worse = 0
     for name in _RATIOS:
         now, before = (

@@ -68,11 +68,9 @@ def dense(case: GraphCase, domain: Literal["log", "scaling"]) -> Tensor:
         if domain == "log"
         else (cost / -_EPSILON).exp_().mul_(mask)
     )
-    log_mass, (phi, psi), active = (
-        -sizes[:, None].to(cost.dtype).log(),
-        cost.new_zeros(2, *real.shape),
-        torch.ones_like(real[:, :1]),
-    )
+    log_mass = -sizes[:, None].to(cost.dtype).log()
+    (phi, psi) = cost.new_zeros(2, *real.shape)
+    active = torch.ones_like(real[:, :1])
 
     def log_sums(potential: Tensor, dim: int) -> Tensor:
         if domain == "log":
@@ -105,11 +103,9 @@ def pot_problems(case: GraphCase) -> list[coo_matrix]:
         torch.searchsorted(each, graphs).tolist() for each in (support.graph_of_entry, case.batch)
     )
     for graph in range(case.num_graphs):
-        part, first, size = (
-            slice(entries[graph], entries[graph + 1]),
-            nodes[graph],
-            nodes[graph + 1] - nodes[graph],
-        )
+        part = slice(entries[graph], entries[graph + 1])
+        first = nodes[graph]
+        size = nodes[graph + 1] - nodes[graph]
         problems.append(
             coo_matrix(
                 (
@@ -282,10 +278,8 @@ def measure_sizes(sizes: list[int], repeats: int) -> dict[str, Any]:
     for name in rows[0]["ways"]:
         seen = [row for row in rows if name in row["ways"]]
         largest[name], far = seen[-1]["nodes"], [row for row in seen if row["nodes"] >= 1000]
-        edges, seconds = (
-            [row["edges"] for row in far],
-            [row["ways"][name]["median_seconds"] for row in far],
-        )
+        edges = [row["edges"] for row in far]
+        seconds = [row["ways"][name]["median_seconds"] for row in far]
         slopes[name] = slope(edges, seconds)
         if name == "sinkhorn_ours":
             slopes[f"{name}_per_sweep"] = slope(
@@ -302,19 +296,13 @@ def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str,
     bank, experts = AdapterBank(released), torch.arange(len(released))
     with torch.inference_mode():
         h = torch.stack([each(parts.backbone, batch).convolutions[3] for each in released], 1)
-        z, up = (
-            torch.einsum("ntd,dkr->ntkr", h, bank.down[3, :, :, :rank]).relu_(),
-            bank.up[3, :, :rank],
-        )
+        z = torch.einsum("ntd,dkr->ntkr", h, bank.down[3, :, :, :rank]).relu_()
+        up = bank.up[3, :, :rank]
     gram = torch.einsum("ird,jqd->ijrq", up, up)
-    support, compiled = (
-        Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs),
-        CompiledBatch.from_batch(batch),
-    )
-    projections, cross_gram = (
-        z.permute(0, 3, 1, 2).contiguous().numpy(),
-        gram.permute(2, 3, 1, 0).contiguous(),
-    )
+    support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
+    compiled = CompiledBatch.from_batch(batch)
+    projections = z.permute(0, 3, 1, 2).contiguous().numpy()
+    cross_gram = gram.permute(2, 3, 1, 0).contiguous()
     self_gram = torch.einsum("iipq->pqi", gram).unsqueeze(2).expand(cross_gram.shape).contiguous()
     graphs = np.arange(len(z)), *compiled.edges, compiled.graph_starts
     problem = (
@@ -358,10 +346,8 @@ def main() -> None:
     arguments = parser.parse_args()
     output = arguments.output or (Path("work") if arguments.quick else RESULTS) / "transport.json"
     torch.set_num_threads(1)
-    quick, found = (
-        arguments.quick,
-        surroundings() | {"epsilon": _EPSILON, "tolerance": _STOP, "agreement": TOLERANCE},
-    )
+    quick = arguments.quick
+    found = surroundings() | {"epsilon": _EPSILON, "tolerance": _STOP, "agreement": TOLERANCE}
     smiles, repeats = fixed_molecules(64 if quick else 512), 2 if quick else 7
     found["molecules"] = measure_molecules(smiles, repeats)
     print(

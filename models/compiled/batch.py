@@ -58,11 +58,9 @@ class CompiledBatch:
     @classmethod
     def from_batch(cls, batch: GraphBatch) -> Self:
         """Convert a batch and sort its edges by target."""
-        x, (source, target), attr = (
-            batch.x.numpy(),
-            batch.edge_index.numpy(),
-            batch.edge_attr.numpy(),
-        )
+        x = batch.x.numpy()
+        source, target = batch.edge_index.numpy()
+        attr = batch.edge_attr.numpy()
         starts, order = group_by_row(target, len(x))
         degree = np.bincount(source, minlength=len(x)) + 1
         return cls(

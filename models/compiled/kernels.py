@@ -223,11 +223,9 @@ def activate(
     for stream in range(streams):
         stream_gain, stream_offset = gain[stream], offset[stream]
         for row in range(rows):
-            left, right, result = (
-                values[stream if len(values) > 1 else 0, row],
-                correction[stream, row],
-                out[stream, row],
-            )
+            left = values[stream if len(values) > 1 else 0, row]
+            right = correction[stream, row]
+            result = out[stream, row]
             factor = scale[representatives[row]]
             for column in range(width):
                 result[column] = (

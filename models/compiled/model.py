@@ -90,10 +90,8 @@ class CompiledModel:
             fold_layer(model, layer) for layer in range(model.backbone.config.num_layers)
         ]
         # (K, d, r) and (K, r, d)
-        self._graph_down, self._graph_up = (
-            model.bank.down[-1].movedim(1, 0).contiguous(),
-            model.bank.up[-1].clone(),
-        )
+        self._graph_down = model.bank.down[-1].movedim(1, 0).contiguous()
+        self._graph_up = model.bank.up[-1].clone()
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -136,11 +134,9 @@ class CompiledModel:
         if routing not in get_args(Routing):
             raise InvalidInputError(f"got routing {routing!r}, expected one of {get_args(Routing)}")
         names, positions = select_tasks(self.tasks, tasks)
-        selection, graphs, workspace = (
-            ExpertSelection(positions),
-            CompiledBatch.from_batch(batch),
-            Workspace(),
-        )
+        selection = ExpertSelection(positions)
+        graphs = CompiledBatch.from_batch(batch)
+        workspace = Workspace()
         answer = (
             self._mixed_pass
             if routing != "own" and self._router.mixes(len(self._layers) - 2, len(self._layers))
@@ -245,20 +241,16 @@ class CompiledModel:
                 *graphs.edges,
                 graphs.scale,
             )
-        layer, of_node, means = (
-            self._layers[-1],
-            classes.of_node[-1],
-            self._read_out(graphs, h, classes.of_node[-1]),
-        )
+        layer = self._layers[-1]
+        of_node = classes.of_node[-1]
+        means = self._read_out(graphs, h, classes.of_node[-1])
         if mixes_last:
             all_projected = torch.empty(*h.shape[:2], layer.projection[0].shape[1])
             _product(h, layer.projection[0], all_projected)
             return means, all_projected
         projection, projection_bonds = layer.for_experts(selection)
-        projected, projected_bonds = (
-            kernels.project(h.numpy(), projection.numpy()),
-            torch.matmul(graphs.bond_sums(None), projection_bonds).numpy(),
-        )
+        projected = kernels.project(h.numpy(), projection.numpy())
+        projected_bonds = torch.matmul(graphs.bond_sums(None), projection_bonds).numpy()
         z = kernels.single_adapter_readout(
             projected, projected_bonds, of_node, *graphs.edges, graphs.scale, graphs.graph_starts
         )
@@ -295,10 +287,8 @@ class CompiledModel:
         h = self._embed(graphs, classes.representatives[0])
         weights: list[Tensor] = []
         for level, layer in enumerate(self._layers[:-1]):
-            representatives, values = (
-                classes.representatives[level + 1],
-                workspace.take("values", *h.shape[:2], layer.linear.shape[1]),
-            )
+            representatives = classes.representatives[level + 1]
+            values = workspace.take("values", *h.shape[:2], layer.linear.shape[1])
             _product(h, layer.linear, values)
             messages, mixed, layer_weights = answer(
                 graphs, classes, values, weights, selection, workspace
@@ -309,10 +299,8 @@ class CompiledModel:
                 for name in ("values", "h")
             )
             _product(mixed, layer.up.flatten(0, 1), correction)
-            gain, offset = (
-                selection.select(layer.gain).numpy(),
-                selection.select(layer.offset).numpy(),
-            )
+            gain = selection.select(layer.gain).numpy()
+            offset = selection.select(layer.offset).numpy()
             kernels.activate(
                 h.numpy(),
                 messages.numpy(),
@@ -391,11 +379,9 @@ class CompiledModel:
         matrices is left to the product that follows.
         """
         level = len(previous_weights)
-        layer, representatives, weights = (
-            self._layers[level],
-            classes.representatives[level + 1],
-            self._one_hot(graphs, selection),
-        )
+        layer = self._layers[level]
+        representatives = classes.representatives[level + 1]
+        weights = self._one_hot(graphs, selection)
         both = _messages(
             graphs,
             values,
@@ -403,10 +389,8 @@ class CompiledModel:
             representatives,
             classes.of_node[level],
         )
-        messages, projected = (
-            both[..., : len(layer.linear)].contiguous(),
-            both[..., len(layer.linear) :].unflatten(2, layer.up.shape[:2]),
-        )
+        messages = both[..., : len(layer.linear)].contiguous()
+        projected = both[..., len(layer.linear) :].unflatten(2, layer.up.shape[:2])
         if self._router.mixes(level, len(self._layers)):
             weights = self._shared_weights(
                 graphs, layer, projected, classes.of_node[level + 1], previous_weights, selection
@@ -466,10 +450,8 @@ class CompiledModel:
         """Run `_mix_last_layer` for graphs that fit the cache together."""
         layer, nodes = self._layers[-1], np.arange(len(graphs.scale))
         sizes = len(selection), len(self.tasks), layer.self_gram.shape[-1]
-        where, nothing = (
-            (nodes, of_node, *graphs.edges, graphs.scale),
-            np.empty((len(projected), len(nodes), 0), np.float32),
-        )
+        where = nodes, of_node, *graphs.edges, graphs.scale
+        nothing = np.empty((len(projected), len(nodes), 0), np.float32)
         z = kernels.aggregate(
             nothing,
             projected.numpy(),

@@ -79,11 +79,9 @@ def transport_distances(
     """
     rows, rank, streams, experts = z.shape
     width = streams * experts
-    flat, self_gram, cross_gram = (
-        z.reshape(rows, rank, width),
-        self_gram.reshape(rank, rank, width),
-        cross_gram.reshape(rank, rank, width),
-    )
+    flat = z.reshape(rows, rank, width)
+    self_gram = self_gram.reshape(rank, rank, width)
+    cross_gram = cross_gram.reshape(rank, rank, width)
     graphs = len(graph_starts) - 1
     most_nodes, most_entries = 0, 0
     for graph in range(graphs):
@@ -94,29 +92,19 @@ def transport_distances(
     # cross_gram @ z of the target expert: times an expert's z it is the outputs' inner product
     cross_z = np.empty((most_nodes, rank, width), np.float32)
     target_z, work = np.empty((rank, width), np.float32), np.empty((rank, width), np.float32)
-    norm, target_norm = (
-        np.empty((most_nodes, width), np.float32),
-        np.empty((most_nodes, width), np.float32),
-    )
-    cost, gibbs = (
-        np.empty((most_entries, width), np.float32),
-        np.empty((most_entries, width), np.float32),
-    )
-    u, v, total = (
-        np.empty((most_nodes, width), np.float32),
-        np.empty((most_nodes, width), np.float32),
-        np.empty((most_nodes, width), np.float32),
-    )
-    sums, change, active = (
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-    )
+    norm = np.empty((most_nodes, width), np.float32)
+    target_norm = np.empty((most_nodes, width), np.float32)
+    cost = np.empty((most_entries, width), np.float32)
+    gibbs = np.empty((most_entries, width), np.float32)
+    u = np.empty((most_nodes, width), np.float32)
+    v = np.empty((most_nodes, width), np.float32)
+    total = np.empty((most_nodes, width), np.float32)
+    sums = np.empty(width, np.float32)
+    change = np.empty(width, np.float32)
+    active = np.empty(width, np.float32)
     columns, row_starts = np.empty(most_entries, np.int64), np.empty(most_nodes + 1, np.int64)
-    stop_change, exponent_scale = (
-        np.float32(math.exp(tolerance / epsilon)),
-        np.float32(-(0.5**_HALVINGS) / epsilon),
-    )
+    stop_change = np.float32(math.exp(tolerance / epsilon))
+    exponent_scale = np.float32(-(0.5**_HALVINGS) / epsilon)
     for graph in range(graphs):
         begin, nodes = graph_starts[graph], graph_starts[graph + 1] - graph_starts[graph]
         mass = np.float32(1 / max(nodes, 1))

@@ -93,10 +93,8 @@ class MolGraph:
         if len(torch.unique(source * nodes + target)) != edges:
             raise InvalidInputError("edge_index: got a repeated edge, expected each edge once")
         features = self.edge_attr[:, 0] * NUM_BOND_DIRECTIONS + self.edge_attr[:, 1]
-        forward, backward = (
-            (source * nodes + target) * 256 + features,
-            (target * nodes + source) * 256 + features,
-        )
+        forward = (source * nodes + target) * 256 + features
+        backward = (target * nodes + source) * 256 + features
         if not torch.equal(forward.sort().values, backward.sort().values):
             raise InvalidInputError(
                 "edge_index: got a bond in one direction only, expected each bond in both"

@@ -106,10 +106,8 @@ def _cost(
         (E, T, K).
     """
     rows, cols = support.rows, support.cols
-    left_square, right_square = (
-        left_square.index_select(0, rows),
-        right_square.index_select(0, cols),
-    )
+    left_square = left_square.index_select(0, rows)
+    right_square = right_square.index_select(0, cols)
     return cosine_cost_from_gram(
         torch.linalg.vecdot(left.index_select(0, rows), right.index_select(0, cols)),
         left_square,

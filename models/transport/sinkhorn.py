@@ -104,12 +104,10 @@ def _sweep(
         phi, psi: (N, B) f / epsilon and g / epsilon.
         active, num_iters: (G, B) 1 where not converged, and sweeps so far.
     """
-    rows, cols, nodes, work = (
-        support.rows,
-        support.cols,
-        support.num_nodes,
-        torch.empty_like(kernel),
-    )
+    rows = support.rows
+    cols = support.cols
+    nodes = support.num_nodes
+    work = torch.empty_like(kernel)
     log_mass = -support.graph_sizes.to(kernel.dtype).log()[support.graph_of_node, None]
     for remaining in reversed(range(params.max_iters)):
         # lerp with weights of exactly 0 and 1 freezes converged graphs bit for bit, at a fifth of
@@ -149,10 +147,8 @@ def _sweep_on_cpu(
     """Run the sweeps of `_sweep` graph by graph, so that a graph stays in the cache until it
     converges.
     """
-    nodes, sizes = (
-        support.graph_of_node.argsort(stable=True),
-        segment_count(support.graph_of_node, support.num_graphs),
-    )
+    nodes = support.graph_of_node.argsort(stable=True)
+    sizes = segment_count(support.graph_of_node, support.num_graphs)
     begins = functional.pad(sizes.cumsum(0), (1, 0))
     starts, columns = support.pattern.row_starts, support.cols.contiguous()
     where = nodes.numpy(), begins.numpy(), starts.numpy(), columns.numpy()

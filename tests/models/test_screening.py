@@ -107,10 +107,8 @@ def test_the_order_is_that_of_the_router_where_mass_cannot_move() -> None:
     assert nearest_experts(backbone, experts, router, graphs, 99, ["beta1"]) == {
         "beta1": tuple(task for task in expected if task != "beta1")
     }
-    bank, support = (
-        AdapterBank([each.adapters for each in experts.values()]),
-        Support.from_graph(batch.edge_index, batch.batch, 1),
-    )
+    bank = AdapterBank([each.adapters for each in experts.values()])
+    support = Support.from_graph(batch.edge_index, batch.batch, 1)
     h = torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
     exact = node_distances(
         bank.project(2, h.unsqueeze(1)), bank.gram[2], torch.tensor([5]), support, router

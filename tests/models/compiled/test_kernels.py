@@ -100,10 +100,8 @@ def test_single_adapter_layer_is_message_adapter_norm_and_relu(
         rows = len(graphs.representatives)
         values = small_halves(rng, streams, graphs.num_classes, width)
         projected = small_halves(rng, streams, graphs.num_classes, rank)
-        bonds, projected_bonds = (
-            small_halves(rng, rows, width),
-            small_halves(rng, streams, rows, rank),
-        )
+        bonds = small_halves(rng, rows, width)
+        projected_bonds = small_halves(rng, streams, rows, rank)
         up = small_halves(rng, streams, rank, width)
         gain, offset = small_halves(rng, streams, width), small_halves(rng, streams, width)
         out = np.full((streams, rows, width), 99, np.float32)
@@ -190,10 +188,8 @@ def test_weight_projections_scales_each_expert(
     as_run: AsRun, rows: int, rank: int, streams: int, experts: int, padded: int
 ) -> None:
     rng = np.random.default_rng(rows)
-    z, weights = (
-        small_halves(rng, rows, rank, streams, padded),
-        small_halves(rng, 3, streams, experts),
-    )
+    z = small_halves(rng, rows, rank, streams, padded)
+    weights = small_halves(rng, 3, streams, experts)
     graph = rng.integers(0, 3, rows)
     out = as_run(kernels.weight_projections)(z, weights, graph)
     assert out.shape == (streams, rows, experts * rank)
@@ -209,10 +205,8 @@ def test_mean_absolute_differences_are_from_the_target_expert(
     as_run: AsRun, experts: int, streams: int, graphs: int, width: int
 ) -> None:
     rng = np.random.default_rng(width)
-    outputs, target_expert = (
-        small_halves(rng, experts, streams, graphs, width),
-        rng.integers(0, experts, streams),
-    )
+    outputs = small_halves(rng, experts, streams, graphs, width)
+    target_expert = rng.integers(0, experts, streams)
     out = as_run(kernels.mean_absolute_differences)(outputs, target_expert)
     assert out.shape == (graphs, streams, experts)
     for graph, stream, expert in np.ndindex(*out.shape):

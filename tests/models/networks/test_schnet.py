@@ -235,11 +235,9 @@ def test_unknown_elements_and_tasks_are_refused() -> None:
 def test_the_blocks_are_those_of_pyg_schnet() -> None:
     from torch_geometric.nn import SchNet
 
-    network, expert, batch = (
-        random_network().double(),
-        random_expert(3).double(),
-        exact(collate_atoms([random_structure(0), random_structure(1)], 3.0)),
-    )
+    network = random_network().double()
+    expert = random_expert(3).double()
+    batch = exact(collate_atoms([random_structure(0), random_structure(1)], 3.0))
     source, target = batch.edge_index
 
     def graph(positions: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
