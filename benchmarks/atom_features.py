@@ -56,21 +56,21 @@ def graph_of(smiles: str) -> MolGraph:
     """A molecule's graph with two more columns: charge (from -3, counted from 0) and hydrogens."""
     text = featurize(smiles, strict=False).smiles
     graph, atoms = featurize(text, strict=False).graph, read_smiles(text, strict=False).GetAtoms()
-    seen = [
+    extra = [
         (
             min(max(atom.GetFormalCharge(), -MAX_CHARGE), MAX_CHARGE) + MAX_CHARGE,
             min(atom.GetTotalNumHs(), MAX_HYDROGENS),
         )
         for atom in atoms
     ]
-    return replace(graph, x=torch.cat([graph.x, torch.tensor(seen)], dim=1))
+    return replace(graph, x=torch.cat([graph.x, torch.tensor(extra)], dim=1))
 
 
 def with_charges(run: Run, task: str, drawn: Callable[[str], str]) -> MoleculeDataset:
     """A task whose graphs have these columns; split and labels as they are."""
     dataset = run.dataset(task)
     smiles = load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data")
-    return replace(dataset, graphs=pack([graph_of(drawn(each)) for each in smiles]))
+    return replace(dataset, graphs=pack([graph_of(drawn(text)) for text in smiles]))
 
 
 def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:

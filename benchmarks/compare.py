@@ -119,12 +119,12 @@ def separate_models() -> list[CompiledModel]:
     parts = load_parts(RELEASED)
     models = []
     for task, expert in parts.experts.items():
-        alone = Expert(parts.manifest.backbone, 0, expert.label_names)
-        alone.adapters.norm_mean.copy_(expert.adapters.norm_mean)
-        alone.adapters.norm_var.copy_(expert.adapters.norm_var)
-        alone.head = deepcopy(expert.head)
+        single = Expert(parts.manifest.backbone, 0, expert.label_names)
+        single.adapters.norm_mean.copy_(expert.adapters.norm_mean)
+        single.adapters.norm_var.copy_(expert.adapters.norm_var)
+        single.head = deepcopy(expert.head)
         models.append(
-            CompiledModel(UnifiedModel(deepcopy(parts.backbone), {task: alone}, RouterConfig()))
+            CompiledModel(UnifiedModel(deepcopy(parts.backbone), {task: single}, RouterConfig()))
         )
     return models
 
@@ -137,12 +137,12 @@ def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
     ours, theirs = CompiledModel(load_artifact(RELEASED).model), separate_models()
 
     def run(models: Sequence[CompiledModel], routing: Routing) -> Callable[[], None]:
-        def each() -> None:
+        def answer_separately() -> None:
             for model in models:
                 for batch in batches:
                     model(batch, routing=routing)
 
-        return each
+        return answer_separately
 
     seconds = in_turns(
         {"separate": run(theirs, "own"), "own": run([ours], "own"), "moe": run([ours], "moe")},

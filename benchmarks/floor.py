@@ -82,7 +82,9 @@ def rates(width: int, columns: int) -> dict[str, list[float]]:
         ),
     }
     seconds = in_turns({name: run for name, (_, run) in cases.items()}, 7)
-    return {name: [amount / each for each in seconds[name]] for name, (amount, _) in cases.items()}
+    return {
+        name: [amount / value for value in seconds[name]] for name, (amount, _) in cases.items()
+    }
 
 
 def main() -> None:
@@ -95,7 +97,7 @@ def main() -> None:
     arguments = options.parse_args()
     torch.set_num_threads(1)
     smiles = fixed_molecules(arguments.molecules)
-    batch = collate([featurize(each).graph for each in smiles])
+    batch = collate([featurize(text).graph for text in smiles])
     artifact = load_artifact(RELEASED)
     model, prepared = CompiledModel(artifact.model), CompiledBatch.from_batch(batch)
     width, rank = model.sizes
@@ -104,8 +106,8 @@ def main() -> None:
         "moe": lambda: model(batch, routing="moe"),
     }
     reading: dict[str, Callable[[], object]] = {
-        "rdkit": lambda: [Chem.MolFromSmiles(each) for each in smiles],
-        "featurize": lambda: [featurize(each) for each in smiles],
+        "rdkit": lambda: [Chem.MolFromSmiles(text) for text in smiles],
+        "featurize": lambda: [featurize(text) for text in smiles],
     }
     seconds = in_turns({**cases, **reading}, arguments.rounds)
     reached = rates(width, width + len(model.tasks) * rank)
@@ -134,7 +136,7 @@ def main() -> None:
         }
         print(name, found[name], flush=True)
     found["reading"] = {
-        name: summary([each / len(smiles) for each in seconds[name]], 7) for name in reading
+        name: summary([value / len(smiles) for value in seconds[name]], 7) for name in reading
     }
     print(found["rates"], found["reading"], flush=True)
     write_json(RESULTS / "floor.json", found)

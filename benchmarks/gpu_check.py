@@ -294,17 +294,19 @@ def service(bench: Bench) -> dict[str, Any]:
         ready = time.perf_counter() - started
         answer = post(port, {"smiles": smiles, "tasks": tasks})
         gap = 0.0
-        for item, wanted in zip(answer["predictions"], expected.answers, strict=True):
+        for item, expected_tasks in zip(answer["predictions"], expected.answers, strict=True):
             for task in tasks:
                 gap = max(
                     gap,
                     float(
                         np.abs(
-                            np.array([*item["tasks"][task].values()]) - wanted[task].values
+                            np.array([*item["tasks"][task].values()]) - expected_tasks[task].values
                         ).max()
                     ),
                 )
-        alone = statistics.median(timed_posts(port, {"smiles": "CC(=O)Oc1ccccc1C(=O)O"}, 30))
+        single_seconds = statistics.median(
+            timed_posts(port, {"smiles": "CC(=O)Oc1ccccc1C(=O)O"}, 30)
+        )
         rate = loaded(port, bench.smiles, 10 * bench.seconds)
         metrics = get(port, "/metrics")
     memory = [
@@ -316,7 +318,7 @@ def service(bench: Bench) -> dict[str, Any]:
         "device": sorted(set(device)),
         "molecules_compared": len(smiles),
         "largest_difference": float(f"{gap:.2e}"),
-        "one_molecule_p50_ms": round(1000 * alone, 2),
+        "one_molecule_p50_ms": round(1000 * single_seconds, 2),
         "molecules_per_second_16_clients_of_100": round(rate),
         "gpu_memory_mb": round(float(memory[0].split()[1]) / 1e6) if memory else None,
         "environment": environment,

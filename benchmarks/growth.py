@@ -55,20 +55,20 @@ def interleaved(
 ) -> dict[str, dict[str, Any]]:
     """Time every way in turns, without a warm-up: medians and ranges. A slow way has fewer repeats,
     of `seconds` together, but two at least."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    seconds_of: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats):
         for name, way in ways.items():
-            if number < 2 or sum(taken[name]) < seconds:
+            if number < 2 or sum(seconds_of[name]) < seconds:
                 began = time.perf_counter()
                 way()
-                taken[name].append(time.perf_counter() - began)
+                seconds_of[name].append(time.perf_counter() - began)
     return {
         name: {
-            "median_seconds": statistics.median(each),
-            "range_seconds": [min(each), max(each)],
-            "repeats": len(each),
+            "median_seconds": statistics.median(values),
+            "range_seconds": [min(values), max(values)],
+            "repeats": len(values),
         }
-        for name, each in taken.items()
+        for name, values in seconds_of.items()
     }
 
 
@@ -97,12 +97,12 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def synthetic(parts: ArtifactParts, count: int, rank: int) -> CompiledModel:
+def synthetic(artifact: ArtifactParts, count: int, rank: int) -> CompiledModel:
     """The release's backbone with so many random experts of one label, each with the BatchNorm
     statistics of a released one."""
     generator = torch.Generator().manual_seed(0)
-    config = parts.manifest.backbone
-    released = list(parts.experts.values())
+    config = artifact.manifest.backbone
+    released = list(artifact.experts.values())
     experts = {f"task{k}": Expert(config, rank, ["label"]) for k in range(count)}
     with torch.no_grad():
         for k, expert in enumerate(experts.values()):
@@ -111,7 +111,7 @@ def synthetic(parts: ArtifactParts, count: int, rank: int) -> CompiledModel:
             like = released[k % len(released)].adapters
             expert.adapters.norm_mean.copy_(like.norm_mean)
             expert.adapters.norm_var.copy_(like.norm_var)
-    return CompiledModel(UnifiedModel(parts.backbone, experts, parts.manifest.router))
+    return CompiledModel(UnifiedModel(artifact.backbone, experts, artifact.manifest.router))
 
 
 def tree(atoms: int, shape: Shape, rng: random.Random) -> MolGraph:
@@ -157,8 +157,10 @@ def ask(
 def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series]]:
     """The small multiples, by what grows; each is built when it is its turn, so that memory is not
     held."""
-    parts, rng = load_parts(RELEASE), random.Random(0)
-    release = CompiledModel(UnifiedModel(parts.backbone, parts.experts, parts.manifest.router))
+    artifact, rng = load_parts(RELEASE), random.Random(0)
+    release = CompiledModel(
+        UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
+    )
     some = collate(graphs[:_MOLECULES])
 
     def molecules() -> Series:
@@ -197,28 +199,29 @@ def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series
 
     def experts() -> Series:
         models = [
-            (count, synthetic(parts, count, _RANK))
+            (count, synthetic(artifact, count, _RANK))
             for count in ([1, 4, 8] if quick else [1, 2, 4, 8, 16, 32, 64])
         ]
-        asked = {"all asked": None, "1 asked": 1}
+        requests = {"all asked": None, "1 asked": 1}
         return {
             f"{routing}, {name}": [
                 (count, partial(ask, model, some, routing, tasks)) for count, model in models
             ]
             for routing in ROUTINGS
-            for name, tasks in asked.items()
+            for name, tasks in requests.items()
         }
 
     def rank() -> Series:
         models = [
-            (size, synthetic(parts, 8, size)) for size in ([4, 16] if quick else [4, 8, 16, 32, 64])
+            (size, synthetic(artifact, 8, size))
+            for size in ([4, 16] if quick else [4, 8, 16, 32, 64])
         ]
         return {
             routing: [(size, partial(ask, model, some, routing)) for size, model in models]
             for routing in ROUTINGS
         }
 
-    return {each.__name__: each for each in (molecules, atoms, tasks, experts, rank)}
+    return {measure.__name__: measure for measure in (molecules, atoms, tasks, experts, rank)}
 
 
 def measure(series: Series, repeats: int) -> dict[str, Any]:
@@ -257,14 +260,14 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     }
     with mpl.rc_context(STYLE | {"font.sans-serif": ["DejaVu Sans"]}):
         figure = Figure(figsize=(10.5, 6.2), layout="constrained")
-        for place, (name, title) in enumerate(titles.items()):
-            axes = figure.add_subplot(2, 3, place + 1)
+        for position, (name, title) in enumerate(titles.items()):
+            axes = figure.add_subplot(2, 3, position + 1)
             _draw_series(axes, found[name])
             axes.set(
                 xscale="log",
                 yscale="log",
                 xlabel=title,
-                ylabel="ms a call" if place % 3 == 0 else "",
+                ylabel="ms a call" if position % 3 == 0 else "",
             )
             axes.minorticks_off()
             axes.xaxis.set_major_locator(
@@ -286,9 +289,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 def _draw_series(axes: Axes, found: Mapping[str, Any]) -> None:
     styles = {"branched": "-", "real": "-.", "chain": ":", "all asked": "-", "1 asked": ":"}
-    for name, each in found.items():
+    for name, curve in found.items():
         routing, _, kind = name.partition(", ")
-        x, y = ([point[key] for point in each["points"]] for key in ("x", "median_seconds"))
+        x, y = ([point[key] for point in curve["points"]] for key in ("x", "median_seconds"))
         colour = "#1b6ca8" if routing == "own" else "#c2571a"
         axes.plot(
             x,
@@ -299,7 +302,7 @@ def _draw_series(axes: Axes, found: Mapping[str, Any]) -> None:
             linewidth=1.2,
             color=colour,
         )
-        axes.lines[-1].set_label(f"{name}: {each['slope']:.2f}")
+        axes.lines[-1].set_label(f"{name}: {curve['slope']:.2f}")
     axes.legend(fontsize=7, title="slope", title_fontsize=7, frameon=False)
 
 
@@ -318,14 +321,14 @@ def main() -> None:
     output = arguments.output or (Path("work") if arguments.quick else RESULTS) / "growth.json"
     torch.set_num_threads(1)
     quick, began = arguments.quick, time.perf_counter()
-    graphs = [featurize(each).graph for each in fixed_molecules(200 if quick else 2000)]
+    graphs = [featurize(text).graph for text in fixed_molecules(200 if quick else 2000)]
     found: dict[str, Any] = {}
     for name, build in sweeps(graphs, quick).items():
         found[name] = measure(build(), 2 if quick else 7)
         print(
             f"{time.perf_counter() - began:.0f} s",
             name,
-            {each: found[name][each]["slope"] for each in found[name]},
+            {key: found[name][key]["slope"] for key in found[name]},
             flush=True,
         )
     write_json(

@@ -79,7 +79,7 @@ class Service:
         molecules."""
         cpu = self._cpu_seconds()
         passes = self._passes()
-        own = resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [
             "wrk",
             "-t1",
@@ -105,7 +105,7 @@ class Service:
             "p99_seconds": found["p99"],
             "cpu_seconds": (self._cpu_seconds() - cpu) / answered,
             "wrk_cpu_seconds": (
-                (after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime) / answered
+                (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / answered
             ),
             "batch": (passes_after[0] - passes[0]) / max(1.0, passes_after[1] - passes[1]),
         }
@@ -185,9 +185,9 @@ class Direct:
         for begin in range(0, len(self._smiles), size):
             now = time.perf_counter()
             graphs = [
-                each.graph
-                for each in read_all(self._smiles[begin : begin + size], self._limits)
-                if isinstance(each, Parsed)
+                result.graph
+                for result in read_all(self._smiles[begin : begin + size], self._limits)
+                if isinstance(result, Parsed)
             ]
             reading += time.perf_counter() - now
             self._engine.run(graphs, self._engine.info.tasks, routing)
@@ -198,7 +198,7 @@ class Direct:
             "cpu_seconds": (time.process_time() - cpu) / count,
         }
 
-    def alone(self, routing: Routing) -> dict[str, float]:
+    def single(self, routing: Routing) -> dict[str, float]:
         """Each molecule for itself: the time until its answer."""
         whole, engine = [], []
         for smiles in self._smiles:
@@ -258,13 +258,13 @@ def measure(
         for case in CASES:
             loads[case.name].append(service.load(bodies.of(routing, case.molecules), case, seconds))
             if case == ALONE:
-                calls["alone"].append(direct.alone(routing))
+                calls["alone"].append(direct.single(routing))
             if case == FULL:
                 calls["service's batch"].append(direct.batches(routing, size))
                 calls[f"batch {LARGE_BATCH}"].append(direct.batches(routing, LARGE_BATCH))
-    full, alone, same = loads[FULL.name], loads[ALONE.name], calls["service's batch"]
+    full, single, same = loads[FULL.name], loads[ALONE.name], calls["service's batch"]
     overheads = [
-        a["p50_seconds"] - b["p50_seconds"] for a, b in zip(alone, calls["alone"], strict=True)
+        a["p50_seconds"] - b["p50_seconds"] for a, b in zip(single, calls["alone"], strict=True)
     ]
     shares = {
         name: ratio(

@@ -69,10 +69,10 @@ class _Compared(_EachSite):
         mixed = self.bank.mix(
             site, self.bank.project(site, h).expand(-1, len(self.experts), -1, -1), by_row
         )
-        own = self.bank.own(site, h, self.experts)
+        target = self.bank.own(site, h, self.experts)
         size = mixed.norm()
         self.found.append(
-            (site, float((h - left - mixed).norm() / size), float((own - mixed).norm() / size))
+            (site, float((h - left - mixed).norm() / size), float((target - mixed).norm() / size))
         )
         return left
 
@@ -81,14 +81,14 @@ class _Compared(_EachSite):
 def stream(kind: type[plain._Stream]) -> Iterator[None]:
     """The plain model with another stream, for a while; with one that weighs at each site, the
     compiled model does so too."""
-    kept = plain._Stream, CompiledModel._known
+    kept = plain._Stream, CompiledModel._known_weights
     plain._Stream = kind  # type: ignore[misc]
     if issubclass(kind, _EachSite):
-        CompiledModel._known = lambda *_: None  # type: ignore[method-assign]
+        CompiledModel._known_weights = lambda *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        plain._Stream, CompiledModel._known = kept  # type: ignore[misc, method-assign]
+        plain._Stream, CompiledModel._known_weights = kept  # type: ignore[misc, method-assign]
 
 
 def stream_of(case: str) -> type[plain._Stream]:
@@ -130,8 +130,8 @@ def scores(run: Run, model: CompiledModel, task: str, routing: Routing) -> dict[
 def means(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Average over the tasks, by part."""
     return {
-        part: round(sum(each[part] for each in by_task.values()) / len(by_task), 5)
-        for part in ("valid", "test")
+        subset: round(sum(scores[subset] for scores in by_task.values()) / len(by_task), 5)
+        for subset in ("valid", "test")
     }
 
 
@@ -179,12 +179,12 @@ def gap(run: Run) -> dict[str, Any]:
                 for _, batch in batches(run.dataset(task).graphs, chosen, 256):
                     model(batch, [task], "merged")
         for site, name in enumerate(model.site_names):
-            values = torch.tensor([each[1:] for each in _Compared.found if each[0] == site])
+            values = torch.tensor([row[1:] for row in _Compared.found if row[0] == site])
             if len(values):
-                merged, own = values.mean(0).tolist()
+                merged, target = values.mean(0).tolist()
                 found.setdefault(layers, {})[name] = {
                     "merged": round(merged, 4),
-                    "own": round(own, 4),
+                    "own": round(target, 4),
                 }
     return found
 
@@ -192,7 +192,7 @@ def gap(run: Run) -> dict[str, Any]:
 def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
     """CPU milliseconds of a pass over 250 molecules, all tasks, one thread, in turns: the plain
     model, and the compiled one for context."""
-    batch = collate([read_graph(each) for each in fixed_molecules(MOLECULES, run.data, run.work)])
+    batch = collate([read_graph(text) for text in fixed_molecules(MOLECULES, run.data, run.work)])
     found: dict[str, Any] = {"machine": machine(1), "molecules": MOLECULES, "rounds": rounds}
     with torch.inference_mode():
         found["fusing"] = fusing(unified(run).bank, batch, 9)
@@ -202,20 +202,20 @@ def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
         compiled = CompiledModel(model)
         cases = {f"plain, {case}": one_pass(model, batch, case) for case in CASES}
         cases |= {f"compiled, {case}": one_pass(compiled, batch, case) for case in CASES}
-        taken = in_turns(cases, rounds)
+        timings = in_turns(cases, rounds)
         found[layers] = {
             name: {
-                "milliseconds": summary([each * 1000 for each in values], 1),
-                "of_moe": ratio(values, taken[f"{name.split(',')[0]}, moe"]),
-                "of_own": ratio(values, taken[f"{name.split(',')[0]}, own"]),
+                "milliseconds": summary([value * 1000 for value in values], 1),
+                "of_moe": ratio(values, timings[f"{name.split(',')[0]}, moe"]),
+                "of_own": ratio(values, timings[f"{name.split(',')[0]}, own"]),
             }
-            for name, values in taken.items()
+            for name, values in timings.items()
         }
         print(
             layers,
             {
-                name: (each["milliseconds"]["median"], each["of_moe"]["median"])
-                for name, each in found[layers].items()
+                name: (timing["milliseconds"]["median"], timing["of_moe"]["median"])
+                for name, timing in found[layers].items()
             },
             flush=True,
         )
@@ -241,11 +241,11 @@ def fusing(bank: AdapterBank, batch: GraphBatch, rounds: int) -> dict[str, Any]:
         return (z.unsqueeze(2) * by_row.unsqueeze(3)).flatten(2) @ bank.up[site].flatten(0, 1)
 
     torch.testing.assert_close(each_molecule(), all_experts(), rtol=1e-4, atol=1e-4)
-    taken = in_turns({"each molecule": each_molecule, "all experts": all_experts}, rounds)
+    timings = in_turns({"each molecule": each_molecule, "all experts": all_experts}, rounds)
     milliseconds = {
-        name: summary([each * 1000 for each in values], 1) for name, values in taken.items()
+        name: summary([value * 1000 for value in values], 1) for name, values in timings.items()
     }
-    return milliseconds | {"ratio": ratio(taken["all experts"], taken["each molecule"])}
+    return milliseconds | {"ratio": ratio(timings["all experts"], timings["each molecule"])}
 
 
 def one_pass(
@@ -287,13 +287,13 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     lines += ["| layers that mix | | milliseconds | of `moe` | of `own` |", "|---|---|---|---|---|"]
     for layers in LAYERS:
-        for name, each in found["seconds"][layers].items():
+        for name, timing in found["seconds"][layers].items():
             of_moe, of_own = (
-                f"{each[of]['median']:.2f} ({each[of]['low']:.2f} to {each[of]['high']:.2f})"
+                f"{timing[of]['median']:.2f} ({timing[of]['low']:.2f} to {timing[of]['high']:.2f})"
                 for of in ("of_moe", "of_own")
             )
             lines.append(
-                f"| {layers} | {name} | {each['milliseconds']['median']:.0f} | {of_moe} |"
+                f"| {layers} | {name} | {timing['milliseconds']['median']:.0f} | {of_moe} |"
                 f" {of_own} |"
             )
     lines += [
@@ -306,9 +306,9 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     lines += ["| layers that mix | site | averaged parameters | own adapter |", "|---|---|---|---|"]
     lines += [
-        f"| {layers} | {site} | {each['merged']:.3f} | {each['own']:.3f} |"
+        f"| {layers} | {site} | {values['merged']:.3f} | {values['own']:.3f} |"
         for layers, sites in found["gap"].items()
-        for site, each in sites.items()
+        for site, values in sites.items()
     ]
     lines += [
         "",
@@ -321,14 +321,14 @@ def table(found: Mapping[str, Any]) -> str:
     lines[-2] += " most similar unit of the other adapter has the same number:"
     lines += ["| site | same number | other number | found |", "|---|---|---|---|"]
     lines += [
-        f"| {site} | {each['same']:.3f} | {each['other']:.3f} | {each['found']:.3f} |"
-        for site, each in found["units"].items()
+        f"| {site} | {values['same']:.3f} | {values['other']:.3f} | {values['found']:.3f} |"
+        for site, values in found["units"].items()
     ]
     return "\n".join(lines)
 
 
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
-    each.__name__: each for each in (accuracy, units, gap, seconds)
+    measure.__name__: measure for measure in (accuracy, units, gap, seconds)
 }
 
 

@@ -49,9 +49,9 @@ def main() -> None:
             def logits(batch: GraphBatch, task: str = task, routing: Routing = routing) -> Tensor:
                 return compiled(batch, [task], routing).logits[task]  # noqa: B023
 
-            for part, rows in (("valid", dataset.split.valid), ("test", dataset.split.test)):
+            for subset, rows in (("valid", dataset.split.valid), ("test", dataset.split.test)):
                 outputs = predict(logits, dataset.graphs, rows, torch.device("cpu"), 512)
-                scores[part][task] = round(roc_auc(dataset.labels[rows], outputs).mean, 5)
+                scores[subset][task] = round(roc_auc(dataset.labels[rows], outputs).mean, 5)
         for by_task in scores.values():
             by_task["average"] = round(sum(by_task.values()) / len(by_task), 5)
         print(name, scores["valid"]["average"], scores["test"]["average"], flush=True)

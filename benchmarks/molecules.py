@@ -23,8 +23,8 @@ def fixed_molecules(
     source = find_source("hiv", spec, data, work / "data")
     smiles = list(dict.fromkeys(read_molecules(source, spec.smiles_column)))
     random.Random(0).shuffle(smiles)
-    readable = (each for each in smiles if _is_readable(each))
-    drawn = [each for each, _ in zip(readable, range(count), strict=False)]
+    readable = (text for text in smiles if _is_readable(text))
+    drawn = [text for text, _ in zip(readable, range(count), strict=False)]
     if len(drawn) < count:
         raise DataError(f"got {len(drawn)} readable molecules, expected {count}")
     return drawn

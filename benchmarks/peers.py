@@ -235,13 +235,13 @@ def serve(load: Load, prepare: Callable[[Path], object] = lambda folder: None) -
             },
         )
         for line in sys.stdin:
-            asked = json.loads(line)
+            request = json.loads(line)
             _write(
                 out,
                 (
-                    asdict(_batch(loaded, asked["smiles"]))
-                    if asked["do"] == "batch"
-                    else _single(loaded, asked["smiles"])
+                    asdict(_batch(loaded, request["smiles"]))
+                    if request["do"] == "batch"
+                    else _single(loaded, request["smiles"])
                 ),
             )
 
@@ -255,9 +255,9 @@ def _batch(loaded: Loaded, smiles: list[str]) -> Timing:
 
 def _single(loaded: Loaded, smiles: list[str]) -> dict[str, Any]:
     latencies, cpu = [], _cpu_seconds()
-    for each in smiles:
+    for text in smiles:
         began = time.perf_counter()
-        loaded.predict_one(each)
+        loaded.predict_one(text)
         latencies.append(time.perf_counter() - began)
     return {
         "wall_seconds": sum(latencies),

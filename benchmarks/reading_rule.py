@@ -156,10 +156,10 @@ def _splits(smiles: list[str]) -> tuple[Split, int]:
         if "[" in text:  # else there is nothing that only rule 2 takes away
             new[k] = scaffold(featurize.read_smiles(text, strict=False))
     splits = [scaffold_split(old), scaffold_split(new)]
-    places = torch.zeros((2, len(smiles)), dtype=torch.int64)
-    for place, split in zip(places, splits, strict=True):
-        place[split.valid], place[split.test] = 1, 2
-    return splits[0], int((places[0] != places[1]).sum())
+    subsets = torch.zeros((2, len(smiles)), dtype=torch.int64)
+    for subset, split in zip(subsets, splits, strict=True):
+        subset[split.valid], subset[split.test] = 1, 2
+    return splits[0], int((subsets[0] != subsets[1]).sum())
 
 
 def logits(model: CompiledModel, task: str, routing: Routing, graphs: list[MolGraph]) -> Tensor:

@@ -323,7 +323,7 @@ async def load(folder: Path, seconds: float) -> dict[str, Any]:
             int(np.median(memory[begin : begin + tenth])) for begin in range(0, len(memory), tenth)
         ],
         "memory_growth": round(growth, 4),
-        "late": sum(each > deadline for each in tally.seconds),
+        "late": sum(value > deadline for value in tally.seconds),
     }
     return {**tally.report(), **figures}
 
@@ -354,8 +354,8 @@ async def stream(folder: Path, seconds: float) -> dict[str, Any]:
         writer.write(head.encode())
 
         async def write() -> None:
-            async for part in lines():
-                writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+            async for line in lines():
+                writer.write(b"%x\r\n%b\r\n" % (len(line), line))
                 await writer.drain()
             writer.write(b"0\r\n\r\n")
             await writer.drain()

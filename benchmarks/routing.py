@@ -59,7 +59,10 @@ def far(run: Run) -> dict[str, Any]:
         ).float()
         rows = dataset.split.test
         nearest = torch.cat(
-            [tanimoto(part, bits[dataset.split.train]).amax(1) for part in bits[rows].split(256)]
+            [
+                tanimoto(rows_here, bits[dataset.split.train]).amax(1)
+                for rows_here in bits[rows].split(256)
+            ]
         )
         weight = predict(
             lambda batch, task=task, k=k: (
@@ -73,14 +76,14 @@ def far(run: Run) -> dict[str, Any]:
             routing: task_logits(run, model, task, routing, rows) for routing in ("own", "moe")
         }
         found[task] = {"correlation": round(float(spearmanr(nearest, weight).statistic), 3)}
-        for name, part in zip(("far", "middle", "near"), nearest.argsort().chunk(3), strict=True):
+        for name, third in zip(("far", "middle", "near"), nearest.argsort().chunk(3), strict=True):
             by_routing = {
-                routing: round(roc_auc(dataset.labels[rows[part]], each[part]).mean, 5)
-                for routing, each in scores.items()
+                routing: round(roc_auc(dataset.labels[rows[third]], outputs[third]).mean, 5)
+                for routing, outputs in scores.items()
             }
             found[task][name] = {
-                "similarity": round(float(nearest[part].mean()), 3),
-                "own_weight": round(float(weight[part].mean()), 4),
+                "similarity": round(float(nearest[third].mean()), 3),
+                "own_weight": round(float(weight[third].mean()), 4),
                 **by_routing,
             }
         print("far", task, found[task], flush=True)
@@ -137,9 +140,9 @@ def heldout(run: Run) -> dict[str, Any]:
     found = {}
     for task in run.config.tasks:
         others = [
-            adapters_from(run, trained_adapters(run, each).tensors)
-            for each in run.config.tasks
-            if each != task
+            adapters_from(run, trained_adapters(run, other).tensors)
+            for other in run.config.tasks
+            if other != task
         ]
         mixture = mean_adapters(run, others)
         dataset = run.dataset(task)
@@ -163,12 +166,14 @@ def heldout(run: Run) -> dict[str, Any]:
 def mean_adapters(run: Run, adapters: Sequence[TaskAdapters]) -> TaskAdapters:
     """One adapter per site that subtracts the mean of what the given ones subtract: a mixture of K
     adapters of rank r is one of rank K r."""
-    made = TaskAdapters(run.config.pretrained.backbone, sum(each.rank for each in adapters))
-    for site, parts in zip(
-        made.sites, zip(*(each.sites for each in adapters), strict=True), strict=True
+    made = TaskAdapters(run.config.pretrained.backbone, sum(adapter.rank for adapter in adapters))
+    for site, site_adapters in zip(
+        made.sites,
+        zip(*(task_adapters.sites for task_adapters in adapters), strict=True),
+        strict=True,
     ):
-        site.down.data.copy_(torch.cat([part.down for part in parts], 1))
-        site.up.data.copy_(torch.cat([part.up for part in parts]) / len(adapters))
+        site.down.data.copy_(torch.cat([adapter.down for adapter in site_adapters], 1))
+        site.up.data.copy_(torch.cat([adapter.up for adapter in site_adapters]) / len(adapters))
     return made
 
 
@@ -194,11 +199,13 @@ def joint(run: Run) -> dict[str, Any]:
     adapters = [adapters_from(run, trained_adapters(run, task).tensors) for task in tasks]
     teachers = [finetuned_backbone(run, task).requires_grad_(False) for task in tasks]
     optimizer = torch.optim.Adam(
-        [parameter for each in adapters for parameter in each.parameters()], lr=3e-4, fused=True
+        [parameter for task_adapters in adapters for parameter in task_adapters.parameters()],
+        lr=3e-4,
+        fused=True,
     )
     for epoch in range(3):
-        for k, part in draw_batches([run.dataset(task) for task in tasks], cap=512, batch_size=32):
-            batch = run.dataset(tasks[k]).graphs.select(part)
+        for k, rows in draw_batches([run.dataset(task) for task in tasks], cap=512, batch_size=32):
+            batch = run.dataset(tasks[k]).graphs.select(rows)
             settings = run.config.alignment_for(tasks[k])
             loss = alignment_loss(
                 mixed(run, backbone, adapters, k, batch),
@@ -211,7 +218,8 @@ def joint(run: Run) -> dict[str, Any]:
             optimizer.step()
         print("joint epoch", epoch + 1, float(loss.detach()), flush=True)
     made: dict[str, Expert] = {
-        task: expert(run, task, each) for task, each in zip(tasks, adapters, strict=True)
+        task: expert(run, task, task_adapters)
+        for task, task_adapters in zip(tasks, adapters, strict=True)
     }
     model = UnifiedModel(backbone, made, run.config.router)
     found = {
@@ -220,8 +228,8 @@ def joint(run: Run) -> dict[str, Any]:
         }
         for task in tasks
     }
-    for task, each in found.items():
-        print("joint", task, each, flush=True)
+    for task, scores in found.items():
+        print("joint", task, scores, flush=True)
     return found
 
 
@@ -236,15 +244,15 @@ def mixed(
     """The stream of task k under the mixture, with gradient to all adapters; routing weights are
     constants, as they are at inference."""
     router, support, convolutions = run.config.router, support_of(batch), []
-    asked = torch.tensor([k])
+    target = torch.tensor([k])
 
     def correct(layer: int, h: Tensor) -> Tensor:
-        z = torch.stack([(h @ each.sites[layer].down).relu() for each in adapters], 1)
-        up = torch.stack([each.sites[layer].up for each in adapters])
+        z = torch.stack([(h @ adapter.sites[layer].down).relu() for adapter in adapters], 1)
+        up = torch.stack([adapter.sites[layer].up for adapter in adapters])
         with torch.no_grad():
             gram = torch.einsum("ird,jqd->ijrq", up, up)
             weights = routing_weights(
-                node_distances(z.unsqueeze(1), gram, asked, support, router),
+                node_distances(z.unsqueeze(1), gram, target, support, router),
                 router.temperature,
                 router.top_k,
             )[:, 0]
@@ -257,7 +265,7 @@ def mixed(
         )
 
     readout = mean_readout(backbone(batch, correct, normalise), batch)
-    outputs = torch.stack([each.sites[-1](readout) for each in adapters], 1)
+    outputs = torch.stack([adapter.sites[-1](readout) for adapter in adapters], 1)
     distances = (outputs - outputs[:, k : k + 1]).abs().mean(-1).detach()
     weights = routing_weights(distances.unsqueeze(1), router.graph_temperature, router.top_k)[:, 0]
     return LayerOutputs(tuple(convolutions), readout - (weights.unsqueeze(-1) * outputs).sum(1))
@@ -275,7 +283,7 @@ def published(run: Run) -> dict[str, Any]:
 
 
 TRIES: dict[str, Callable[[Run], dict[str, Any]]] = {
-    each.__name__: each for each in (published, far, few, heldout, groups, joint)
+    measure.__name__: measure for measure in (published, far, few, heldout, groups, joint)
 }
 
 

@@ -75,11 +75,11 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
             optimizer.step()
             for span, average in averages.items():
                 follow(average, model, 1 / (span * steps))
-        for name, each in {
+        for name, candidate in {
             "finetuned": model,
             **{str(span): average for span, average in averages.items()},
         }.items():
-            scores = score(run, task, each.eval())
+            scores = score(run, task, candidate.eval())
             if name not in best or scores["valid"] > best[name]["valid"]:
                 best[name] = {"epoch": epoch, **scores}
     return best
@@ -100,7 +100,7 @@ def score(run: Run, task: str, model: GraphClassifier) -> dict[str, float]:
 
 
 WAYS: dict[str, Callable[[Run, str], dict[str, Any]]] = {
-    each.__name__: each for each in (pull_back, averaging)
+    measure.__name__: measure for measure in (pull_back, averaging)
 }
 
 

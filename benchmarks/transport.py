@@ -53,16 +53,16 @@ def dense(case: GraphCase, domain: Literal["log", "scaling"]) -> Tensor:
     itself at no cost.
     """
     sizes = case.batch.bincount(minlength=case.num_graphs)
-    place = torch.arange(len(case.batch)) - (sizes.cumsum(0) - sizes)[case.batch]
+    position = torch.arange(len(case.batch)) - (sizes.cumsum(0) - sizes)[case.batch]
     width, (source, target) = int(sizes.max()), case.edge_index
     slots = case.h.new_zeros(2, case.num_graphs, width, case.h.shape[1])
     for side, h in zip(slots, (case.h, case.h_ref), strict=True):
-        side[case.batch, place] = torch.nn.functional.normalize(h, dim=1)
+        side[case.batch, position] = torch.nn.functional.normalize(h, dim=1)
     cost = torch.bmm(slots[0], slots[1].mT).neg_().add_(1).clamp_(0, 2).div_(2)
     real = torch.arange(width) < sizes[:, None]
     cost.diagonal(dim1=1, dim2=2)[~real] = 0
     mask = torch.eye(width, dtype=torch.bool).repeat(case.num_graphs, 1, 1)
-    mask[case.batch[source], place[source], place[target]] = True
+    mask[case.batch[source], position[source], position[target]] = True
     kernel = (
         torch.where(mask, cost / -_EPSILON, -math.inf)
         if domain == "log"
@@ -100,17 +100,21 @@ def pot_problems(case: GraphCase) -> list[coo_matrix]:
     graphs, problems = torch.arange(case.num_graphs + 1), []
     cost = cosine_cost(case.h, case.h_ref, support).double().numpy()
     entries, nodes = (
-        torch.searchsorted(each, graphs).tolist() for each in (support.graph_of_entry, case.batch)
+        torch.searchsorted(graph_of, graphs).tolist()
+        for graph_of in (support.graph_of_entry, case.batch)
     )
     for graph in range(case.num_graphs):
-        part = slice(entries[graph], entries[graph + 1])
+        entries_here = slice(entries[graph], entries[graph + 1])
         first = nodes[graph]
         size = nodes[graph + 1] - nodes[graph]
         problems.append(
             coo_matrix(
                 (
-                    cost[part],
-                    (support.rows[part].numpy() - first, support.cols[part].numpy() - first),
+                    cost[entries_here],
+                    (
+                        support.rows[entries_here].numpy() - first,
+                        support.cols[entries_here].numpy() - first,
+                    ),
                 ),
                 shape=(size, size),
             )
@@ -132,7 +136,7 @@ def pot(problems: list[coo_matrix]) -> Tensor:
 def ways_for(case: GraphCase) -> dict[str, Callable[[], Tensor]]:
     """Ways to solve a case; a way's name begins with what it solves. POT gets its costs ready made,
     and `by_size` the parts that it works on."""
-    problems, parts = pot_problems(case), split(case)
+    problems, chunks = pot_problems(case), split(case)
     ways: dict[str, Callable[[], Tensor]] = {
         "sinkhorn_ours": lambda: twd(*case.args).cost,
         "exact_ours": lambda: twd(*case.args, solver="exact").cost,
@@ -140,23 +144,23 @@ def ways_for(case: GraphCase) -> dict[str, Callable[[], Tensor]]:
         "sinkhorn_dense_log": lambda: dense(case, "log"),
         "sinkhorn_dense_scaling": lambda: dense(case, "scaling"),
     }
-    if len(parts) > 1:
+    if len(chunks) > 1:
         ways["sinkhorn_dense_log_by_size"] = lambda: torch.cat(
-            [dense(part, "log") for part in parts]
+            [dense(chunk, "log") for chunk in chunks]
         )
         ways["sinkhorn_dense_scaling_by_size"] = lambda: torch.cat(
-            [dense(part, "scaling") for part in parts]
+            [dense(chunk, "scaling") for chunk in chunks]
         )
     return ways
 
 
 def split(case: GraphCase) -> list[GraphCase]:
     """Its graphs by 32, in their order."""
-    parts = []
+    chunks = []
     for first in range(0, case.num_graphs, _CHUNK):
         nodes = (case.batch >= first) & (case.batch < first + _CHUNK)
         edges = case.edge_index[:, nodes[case.edge_index[0]]] - int(nodes.nonzero()[0])
-        parts.append(
+        chunks.append(
             GraphCase(
                 case.h[nodes],
                 case.h_ref[nodes],
@@ -165,16 +169,16 @@ def split(case: GraphCase) -> list[GraphCase]:
                 min(_CHUNK, case.num_graphs - first),
             )
         )
-    return parts
+    return chunks
 
 
 def molecule_case(graphs: list[MolGraph]) -> GraphCase:
     """Two tasks' embeddings of the same molecules: the third convolution of the release, with each
     task's adapters."""
-    parts, batch = load_parts(RELEASE), collate(graphs)
+    artifact, batch = load_parts(RELEASE), collate(graphs)
     with torch.inference_mode():
         h, h_ref = (
-            parts.experts[task].adapters(parts.backbone, batch).convolutions[2].clone()
+            artifact.experts[task].adapters(artifact.backbone, batch).convolutions[2].clone()
             for task in ("tox21", "hiv")
         )
     return GraphCase(h, h_ref, batch.edge_index, batch.batch, batch.num_graphs)
@@ -186,8 +190,8 @@ def random_case(nodes: int) -> GraphCase:
     generator = torch.Generator().manual_seed(nodes)
     pairs = torch.randint(nodes, (2, 2 * nodes), generator=generator)
     pairs = pairs[:, pairs[0] != pairs[1]]
-    common, *own = torch.randn(3, nodes, 300, generator=generator)
-    h, h_ref = (common.add(each).relu_() for each in own)
+    common, *noises = torch.randn(3, nodes, 300, generator=generator)
+    h, h_ref = (common.add(noise).relu_() for noise in noises)
     return GraphCase(
         h, h_ref, torch.cat([pairs, pairs.flip(0)], 1), torch.zeros(nodes, dtype=torch.int64), 1
     )
@@ -228,7 +232,7 @@ def check_oracle(case: GraphCase, count: int) -> float:
 def measure_molecules(smiles: list[str], repeats: int) -> dict[str, Any]:
     """A batch of real molecules, every way; the molecules lie in order of their sizes, so that its
     parts of 32 waste little padding."""
-    graphs = sorted((featurize(each).graph for each in smiles), key=lambda graph: graph.num_nodes)
+    graphs = sorted((featurize(text).graph for text in smiles), key=lambda graph: graph.num_nodes)
     case = molecule_case(graphs)
     difference, ways = {"dense_from_oracle": check_oracle(case, 12)}, ways_for(case)
     difference |= check({name: way() for name, way in ways.items()})
@@ -283,7 +287,7 @@ def measure_sizes(sizes: list[int], repeats: int) -> dict[str, Any]:
         slopes[name] = slope(edges, seconds)
         if name == "sinkhorn_ours":
             slopes[f"{name}_per_sweep"] = slope(
-                edges, [each / row["sweeps"] for each, row in zip(seconds, far, strict=True)]
+                edges, [value / row["sweeps"] for value, row in zip(seconds, far, strict=True)]
             )
     return {"largest_nodes": largest, "slope_from_1000_nodes": slopes, "graphs": rows}
 
@@ -291,11 +295,13 @@ def measure_sizes(sizes: list[int], repeats: int) -> dict[str, Any]:
 def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str, Any]:
     """All transport problems of one layer: 8 streams, 8 experts, the release's adapters cut to a
     rank; supports and weights are ready."""
-    parts, batch = load_parts(RELEASE), collate([featurize(each).graph for each in smiles])
-    released = [expert.adapters for expert in parts.experts.values()][:SIMD_WIDTH]
+    artifact, batch = load_parts(RELEASE), collate([featurize(text).graph for text in smiles])
+    released = [expert.adapters for expert in artifact.experts.values()][:SIMD_WIDTH]
     bank, experts = AdapterBank(released), torch.arange(len(released))
     with torch.inference_mode():
-        h = torch.stack([each(parts.backbone, batch).convolutions[3] for each in released], 1)
+        h = torch.stack(
+            [adapters(artifact.backbone, batch).convolutions[3] for adapters in released], 1
+        )
         z = torch.einsum("ntd,dkr->ntkr", h, bank.down[3, :, :, :rank]).relu_()
         up = bank.up[3, :, :rank]
     gram = torch.einsum("ird,jqd->ijrq", up, up)

@@ -64,8 +64,8 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
 
     def dataset(smiles: list[str]) -> Any:
         if mode == "cuik":
-            return CuikmolmakerDataset([LazyMoleculeDatapoint(each) for each in smiles], featurizer)
-        return MoleculeDataset([MoleculeDatapoint.from_smi(each) for each in smiles])
+            return CuikmolmakerDataset([LazyMoleculeDatapoint(text) for text in smiles], featurizer)
+        return MoleculeDataset([MoleculeDatapoint.from_smi(text) for text in smiles])
 
     def by_trainer(smiles: list[str]) -> Any:
         return torch.cat(
@@ -88,7 +88,7 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
     def answered(probabilities: Any) -> int:
         return int(probabilities.isfinite().all(dim=1).sum())
 
-    return Loaded(predict, lambda each: predict([each]), answered, model_seconds, OUTPUTS, size)
+    return Loaded(predict, lambda text: predict([text]), answered, model_seconds, OUTPUTS, size)
 
 
 if __name__ == "__main__":

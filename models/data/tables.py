@@ -136,15 +136,15 @@ def open_table(stream: BinaryIO, delimiter: str | None = None) -> Table:
 
 def unique_names(columns: Sequence[str]) -> tuple[str, ...]:
     """Make column names distinct: "a", "a.1", ... for columns of one name."""
-    taken, names = set(columns), []
+    used, names = set(columns), []
     counts: dict[str, int] = {}
     for column in columns:
         name = column
         if column in counts:
-            while name in taken:
+            while name in used:
                 counts[column] += 1
                 name = f"{column}.{counts[column]}"
-            taken.add(name)
+            used.add(name)
         counts.setdefault(column, 0)
         names.append(name)
     return tuple(names)
@@ -285,7 +285,7 @@ class _RecordLines:
 
     def begin(self) -> None:
         """Start a new record."""
-        self.taken: list[str] = []
+        self.pending: list[str] = []
         self._characters = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -297,7 +297,7 @@ class _RecordLines:
         line = next(self._lines)
         if getattr(self._lines, "cut", False):
             line = _CUT
-        self.taken.append(line)
+        self.pending.append(line)
         self._characters += len(line)
         return line
 
@@ -323,19 +323,19 @@ def _records(lines: Iterator[str], delimiter: str, skip_blanks: bool = False) ->
             return
         except (csv.Error, _RecordTooLongError):
             # A quote inside a cell or an unclosed quote: every line is a record of its own.
-            records = [_one_line(text, delimiter, skip_blanks) for text in source.taken]
+            records = [_one_line(text, delimiter, skip_blanks) for text in source.pending]
         else:
-            if len(source.taken) == 1:
-                cut = source.taken[0] is _CUT
+            if len(source.pending) == 1:
+                cut = source.pending[0] is _CUT
                 records = [([], _TOO_LONG) if cut else (cells, None)]
             else:
-                cut = any(text is _CUT for text in source.taken)
+                cut = any(text is _CUT for text in source.pending)
                 records = [(cells, _TOO_LONG if cut else None)]
         for k, (found, problem) in enumerate(records):
-            blank = problem is None and _is_blank(source.taken[k], found, delimiter)
+            blank = problem is None and _is_blank(source.pending[k], found, delimiter)
             if not blank:
                 yield line + k, found, problem
-        line += len(source.taken)
+        line += len(source.pending)
 
 
 def _one_line(text: str, delimiter: str, skip_blanks: bool) -> tuple[list[str], str | None]:

@@ -22,7 +22,7 @@ def test_a_mean_of_adapters_subtracts_the_mean(pico_run: Run) -> None:
         for task in pico_run.config.tasks
     ]
     h = torch.randn(5, 16)
-    expected = sum(each.sites[1](h) for each in adapters) / 2
+    expected = sum(task_adapters.sites[1](h) for task_adapters in adapters) / 2
     torch.testing.assert_close(routing.mean_adapters(pico_run, adapters).sites[1](h), expected)
 
 

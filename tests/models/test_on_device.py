@@ -130,10 +130,10 @@ def test_transport_and_its_gradient(molecules: GraphBatch, device: str, solver: 
     h, h_ref = torch.randn(2, molecules.num_nodes, 6, generator=generator)
 
     def run(at: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        batch, own = molecules.to(at), h.to(at, dtype).requires_grad_()
+        batch, h_moved = molecules.to(at), h.to(at, dtype).requires_grad_()
         graph = batch.edge_index, batch.batch, batch.num_graphs
-        result = twd(own, h_ref.to(at, dtype), *graph, solver=solver, tolerance=1e-6)
-        (gradient,) = torch.autograd.grad(result.cost.sum(), own)
+        result = twd(h_moved, h_ref.to(at, dtype), *graph, solver=solver, tolerance=1e-6)
+        (gradient,) = torch.autograd.grad(result.cost.sum(), h_moved)
         return result.cost, result.plan, gradient
 
     for found, expected in zip(run(device, torch.float32), run("cpu", torch.float64), strict=True):

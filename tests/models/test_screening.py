@@ -48,7 +48,7 @@ def parts_of(
         pico_config(),
         RANK,
         router,
-        {task: TaskInfo(labels=each.label_names) for task, each in experts.items()},
+        {task: TaskInfo(labels=expert.label_names) for task, expert in experts.items()},
     )
     nearest = nearest_experts(backbone, experts, router, GRAPHS, most)
     save_artifact(folder, manifest.model_copy(update={"nearest": nearest}), backbone, experts)
@@ -69,8 +69,8 @@ def assert_same(
     for task, logits in expected.logits.items():
         left_out = [
             k
-            for k, each in enumerate(parts.experts)
-            if each not in candidate_experts(parts.manifest, task)
+            for k, other in enumerate(parts.experts)
+            if other not in candidate_experts(parts.manifest, task)
         ]
         clear = (expected.routing_weights[task][..., left_out] == 0).all(-1).all(-1)
         # compiled models are float32 only: 3e-5 was seen with AVX2 and with AVX-512
@@ -88,7 +88,7 @@ def assert_same(
 def test_relatives_are_nearest() -> None:
     experts = families()
     nearest = nearest_experts(random_backbone(pico_config()), experts, RouterConfig(), GRAPHS, 3)
-    assert {task: {each[:-1] for each in others} for task, others in nearest.items()} == {
+    assert {task: {name[:-1] for name in others} for task, others in nearest.items()} == {
         task: {task[:-1]} for task in experts
     }
     assert all(task not in others for task, others in nearest.items())
@@ -107,7 +107,7 @@ def test_the_order_is_that_of_the_router_where_mass_cannot_move() -> None:
     assert nearest_experts(backbone, experts, router, graphs, 99, ["beta1"]) == {
         "beta1": tuple(task for task in expected if task != "beta1")
     }
-    bank = AdapterBank([each.adapters for each in experts.values()])
+    bank = AdapterBank([expert.adapters for expert in experts.values()])
     support = Support.from_graph(batch.edge_index, batch.batch, 1)
     h = torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
     exact = node_distances(

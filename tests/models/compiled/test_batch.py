@@ -208,7 +208,7 @@ def test_chunks_are_the_graphs_by_themselves(empty: bool, max_nodes: int) -> Non
     for chunk, nodes in graphs.chunks(max_nodes):
         assert nodes.start == next_node == graphs.graph_starts[first_graph]
         edges = (batch.edge_index[0] >= nodes.start) & (batch.edge_index[0] < nodes.stop)
-        alone = CompiledBatch.from_batch(
+        single = CompiledBatch.from_batch(
             GraphBatch(
                 batch.x[nodes],
                 batch.edge_index[:, edges] - int(nodes.start),
@@ -220,9 +220,9 @@ def test_chunks_are_the_graphs_by_themselves(empty: bool, max_nodes: int) -> Non
         assert chunk.num_graphs > 0
         assert chunk.num_graphs == 1 or len(chunk.scale) <= max_nodes
         for name in ("graph", "graph_starts", "bonds", "scale"):
-            np.testing.assert_array_equal(getattr(chunk, name), getattr(alone, name), name)
-        assert torch.equal(chunk.atoms, alone.atoms)
-        for mine, other in zip(chunk.edges, alone.edges, strict=True):
+            np.testing.assert_array_equal(getattr(chunk, name), getattr(single, name), name)
+        assert torch.equal(chunk.atoms, single.atoms)
+        for mine, other in zip(chunk.edges, single.edges, strict=True):
             np.testing.assert_array_equal(mine, other)
         np.testing.assert_array_equal(chunk.keys, graphs.keys[nodes])
         first_graph, next_node = first_graph + chunk.num_graphs, nodes.stop

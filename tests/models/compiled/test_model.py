@@ -123,10 +123,10 @@ def test_an_answer_depends_on_the_molecule_alone(routing: Routing) -> None:
     graphs = [featurize(smiles).graph for smiles in SMILES]
     together = model(collate(graphs), routing=routing)
     for k, graph in enumerate(graphs):
-        alone = model(collate([graph]), routing=routing)
+        single = model(collate([graph]), routing=routing)
         for task in model.tasks:
             assert torch.allclose(
-                together.probabilities[task][k], alone.probabilities[task][0], atol=1e-6
+                together.probabilities[task][k], single.probabilities[task][0], atol=1e-6
             )
 
 
@@ -137,8 +137,8 @@ def test_released_artifact_on_real_molecules(routing: Routing, shared: Path) -> 
     with gzip.open(shared / "data/moleculenet/hiv.csv.gz", "rt") as file:
         smiles = random.Random(0).sample([row["smiles"] for row in csv.DictReader(file)], 60)
     batch = collate([graph for graph in read_graphs(smiles) if isinstance(graph, MolGraph)])
-    parts = load_parts(Path(models.__file__).parent / "releases" / "moleculenet-gcn")
-    plain = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
+    artifact = load_parts(Path(models.__file__).parent / "releases" / "moleculenet-gcn")
+    plain = UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
     with torch.inference_mode():
         expected = plain(batch, routing=routing).probabilities
     got = CompiledModel(plain)(batch, routing=routing).probabilities

@@ -92,11 +92,11 @@ def test_equals_the_textbook_loop_on_real_molecules(shared: Path) -> None:
     with gzip.open(shared / "data/moleculenet/sider.csv.gz", "rt") as file:
         smiles = [row[0] for row in csv.reader(file)][1:1400:7]
     readable = [
-        each for each in smiles if "*" not in each and "->" not in each and not has_own_order(each)
+        text for text in smiles if "*" not in text and "->" not in text and not has_own_order(text)
     ]
     assert len(readable) > 130
-    for each in readable:
-        assert as_plain(featurize(each).graph) == plain_features(each)
+    for text in readable:
+        assert as_plain(featurize(text).graph) == plain_features(text)
 
 
 @settings(quick, max_examples=40)
@@ -341,25 +341,25 @@ def test_graph_alone_is_that_of_the_molecule_on_real_molecules(
 ) -> None:
     with gzip.open(shared / f"data/moleculenet/{task}.csv.gz", "rt") as file:
         smiles = random.Random(0).sample([row[column] for row in csv.DictReader(file)], 500)
-    for each in smiles:
-        assert outcome(read_graph, each) == outcome(featurize, each)
+    for text in smiles:
+        assert outcome(read_graph, text) == outcome(featurize, text)
 
 
 def test_features_of_plain_text_equal_the_textbook_loop(shared: Path) -> None:
     with gzip.open(shared / "data/moleculenet/hiv.csv.gz", "rt") as file:
         smiles = [row["smiles"] for row in csv.DictReader(file)][::50]
     readable = [
-        each
-        for each in smiles
-        if Chem.MolFromSmiles(each)
-        and not {"*", "-", ">"} & set(Chem.MolToSmiles(Chem.MolFromSmiles(each)))
+        text
+        for text in smiles
+        if Chem.MolFromSmiles(text)
+        and not {"*", "-", ">"} & set(Chem.MolToSmiles(Chem.MolFromSmiles(text)))
     ]
-    readable = [each for each in readable if not has_own_order(each)]
+    readable = [text for text in readable if not has_own_order(text)]
     assert len(readable) > 500
-    for each in readable:
-        molecule = featurize(each)
-        assert as_plain(molecule.graph) == plain_features(each)
-        assert molecule.smiles == Chem.CanonSmiles(each)
+    for text in readable:
+        molecule = featurize(text)
+        assert as_plain(molecule.graph) == plain_features(text)
+        assert molecule.smiles == Chem.CanonSmiles(text)
 
 
 def test_a_long_chain_takes_no_more_than_its_length_says() -> None:

@@ -103,12 +103,14 @@ class TestSupport:
             data.draw(st.lists(st.booleans(), min_size=case.num_graphs, max_size=case.num_graphs))
         )
         support = Support.from_graph(*case.graph)
-        part, entries, nodes = support.restrict(keep)
+        restricted, entries, nodes = support.restrict(keep)
         kept = torch.nonzero(nodes).flatten()
-        assert torch.equal(kept[part.rows], support.rows[entries])
-        assert torch.equal(kept[part.cols], support.cols[entries])
-        assert torch.equal(torch.nonzero(keep).flatten()[part.graph_of_node], case.batch[nodes])
-        assert part.num_graphs == int(keep.sum())
+        assert torch.equal(kept[restricted.rows], support.rows[entries])
+        assert torch.equal(kept[restricted.cols], support.cols[entries])
+        assert torch.equal(
+            torch.nonzero(keep).flatten()[restricted.graph_of_node], case.batch[nodes]
+        )
+        assert restricted.num_graphs == int(keep.sum())
         assert torch.equal(entries, keep[case.batch[support.rows]])
 
     @pytest.mark.parametrize(

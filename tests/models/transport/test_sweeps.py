@@ -25,11 +25,11 @@ class Sweeps:
         self.graphs, self.problems = graphs, problems
         self.masks = [graphs.mask(graph) for graph in range(graphs.num_graphs)]
         # node `k` of the dense matrices is node place[k] of the kernel
-        self.place = rng.permutation(graphs.num_nodes)
+        self.position = rng.permutation(graphs.num_nodes)
         self.cost: dict[tuple[int, int], Array] = {}
         entries = []
         for graph, mask in enumerate(self.masks):
-            here = self.place[graphs.nodes(graph)]
+            here = self.position[graphs.nodes(graph)]
             for i, j in zip(*np.nonzero(mask), strict=True):
                 entries.append((here[i], here[j], spread * rng.normal(size=problems)))
             for problem in range(problems):
@@ -39,7 +39,7 @@ class Sweeps:
         self.columns = np.array([column for _, column, _ in entries], np.int64)
         self.costs = np.array([cost for _, _, cost in entries]).reshape(len(entries), problems)
         for graph in range(graphs.num_graphs):
-            nodes = self.place[graphs.nodes(graph)].tolist()
+            nodes = self.position[graphs.nodes(graph)].tolist()
             for row, column, cost in zip(self.rows, self.columns, self.costs, strict=True):
                 if row in nodes:
                     for problem in range(problems):
@@ -53,7 +53,7 @@ class Sweeps:
         self.num_iters = np.zeros_like(self.active)
         starts = np.searchsorted(self.rows, np.arange(graphs.num_nodes + 1))
         kernel(
-            self.place,
+            self.position,
             graphs.graph_starts,
             starts,
             self.columns,
@@ -69,7 +69,7 @@ class Sweeps:
 
     def plan(self, graph: int, problem: int, epsilon: float) -> Array:
         """(n, n) the plan of the potentials that the kernel left."""
-        nodes, mask = self.place[self.graphs.nodes(graph)], self.masks[graph]
+        nodes, mask = self.position[self.graphs.nodes(graph)], self.masks[graph]
         logarithm = (
             self.phi[nodes, problem][:, None]
             + self.psi[nodes, problem]
