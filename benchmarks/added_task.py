@@ -1,5 +1,5 @@
-"""What does a task reach that is added to a finished backbone? For each: the others are merged
-without it, and its adapters trained on that.
+"""Results of a task that is added to a finished backbone: the other tasks are merged without it,
+and its adapters are trained on the result.
 
     python -m benchmarks.added_task bace bbbp clintox sider tox21 --seed 0
 
@@ -19,14 +19,14 @@ from merging.run.stages import adapters_from, expert, merge_key, merged_backbone
 
 
 def without(config: RunConfig, task: str) -> RunConfig:
-    """The same configuration with one task less."""
+    """Return the configuration without one task."""
     others = [name for name in config.tasks if name != task]
     values = config.model_dump() | {"tasks": others, "compare": {}}
     return RunConfig.model_validate(only_tasks(values, others))
 
 
 def added(run: Run, task: str) -> dict[str, Any]:
-    """What a task reaches on the backbone that the others are merged into."""
+    """Measure a task on the backbone that the other tasks are merged into."""
     others = replace(run, config=without(run.config, task))
     backbone = merged_backbone(others)
     adapters = adapters_from(run, new_adapters(run, backbone, merge_key(others), task).tensors)

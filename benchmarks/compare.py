@@ -1,10 +1,10 @@
-"""Side by side, in one run, with the same molecules and one thread each: ours, ADMET-AI, chemprop,
-and the eight models that merging replaces.
+"""Ours, ADMET-AI, chemprop, and the eight models that merging replaces, side by side in one run,
+with the same molecules and one thread each.
 
-    python -m benchmarks.compare                 # both parts; about twenty minutes, the first time
-    ten more to install the peers python -m benchmarks.compare separate        # without the peers
-    python -m benchmarks.compare summary         # only gathers what this and the other scripts have
-    written
+    python -m benchmarks.compare             # everything, about twenty minutes; the first time ten
+                                             # more to install the peers
+    python -m benchmarks.compare separate    # without the peers
+    python -m benchmarks.compare summary     # only gathers the results of this and other scripts
 
 Writes `benchmarks/results/peers.json` and `separate.json`, and `summary.json` with the headline
 figures of all scripts. Ratios are theirs to ours in speed (above 1 is in our favour), but
@@ -33,13 +33,17 @@ from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
 
-PARTS = ("peers", "separate", "summary")
+SECTIONS = ("peers", "separate", "summary")
 _BATCH = 2000
 ROUTINGS: tuple[Routing, ...] = ("own", "moe")
 
 
 def answer(model: CompiledModel, smiles: Sequence[str], routing: Routing) -> int:
-    """From text to the probabilities of all tasks; how many molecules were answered."""
+    """Compute probabilities of all tasks from SMILES.
+
+    Returns:
+        Number of molecules with an answer.
+    """
     answered = 0
     for begin in range(0, len(smiles), _BATCH):
         batch = collate(
@@ -59,7 +63,9 @@ def answer(model: CompiledModel, smiles: Sequence[str], routing: Routing) -> int
 
 
 def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Molecules per CPU-second in batch and seconds for one molecule, ours and theirs in turns."""
+    """Measure molecules per CPU second in batch and seconds per single molecule, ours and peers in
+    turns.
+    """
     model = CompiledModel(load_artifact(RELEASED).model)
     counts = {"admet-ai": 200, "admet-ai-models": 200}
     names = [*(f"ours, {routing}" for routing in ROUTINGS), *PEERS]
@@ -67,7 +73,7 @@ def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
     with ExitStack() as stack:
         running = {name: stack.enter_context(Peer(name, threads=1)) for name in PEERS}
         information = {name: peer.info for name, peer in running.items()}
-        for turn in range(rounds + 1):  # the first one warms up
+        for turn in range(rounds + 1):  # the first is a warm-up
             for routing in ROUTINGS:
                 started, cpu = time.perf_counter(), time.process_time()
                 answered = answer(model, smiles, routing)
@@ -110,11 +116,11 @@ def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
 
 
 def separate_models() -> list[CompiledModel]:
-    """Eight models with a backbone, BatchNorm and head each and no adapters, compiled as ours is:
-    what is deployed without merging.
+    """Build what is deployed without merging: eight models with a backbone, BatchNorm and head each
+    and no adapters, compiled as ours is.
 
-    The weights are the merged ones (time does not depend on them), the tensors are each model's
-    own.
+    The values are those of the merged model, on which time does not depend; every model has its own
+    tensors.
     """
     parts = load_parts(RELEASED)
     models = []
@@ -130,8 +136,9 @@ def separate_models() -> list[CompiledModel]:
 
 
 def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Eight models one after the other against one pass of ours, from graphs to probabilities, and
-    their memory."""
+    """Compare eight models in sequence with one pass of ours: time from graphs to probabilities,
+    and memory.
+    """
     graphs = [graph for graph in read_graphs(smiles) if isinstance(graph, MolGraph)]
     batches = [collate(graphs[begin : begin + _BATCH]) for begin in range(0, len(graphs), _BATCH)]
     ours, theirs = CompiledModel(load_artifact(RELEASED).model), separate_models()
@@ -161,7 +168,7 @@ def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
 
 
 def gathered() -> dict[str, Any]:
-    """The headline figures of what has been measured."""
+    """Collect the headline figures of all measurements so far."""
     files = {
         name: read_json(RESULTS / f"{name}.json") or {}
         for name in ("peers", "separate", "transport", "http", "floor")
@@ -173,7 +180,7 @@ def gathered() -> dict[str, Any]:
             found = found.get(key) if isinstance(found, dict) else None
         return found
 
-    # The fastest way to use chemprop is the one that ours is fewest times as fast as.
+    # the variant of chemprop with the smallest ratio is its fastest
     best = min(
         (name for name in PEERS if name.startswith("chemprop")),
         key=lambda name: of("peers", "ratios", name, "moe", "median") or 0,
@@ -206,7 +213,7 @@ def gathered() -> dict[str, Any]:
             name: of("http", "moe", name, "median")
             for name in ("throughput_share", "overhead_seconds")
         },
-        # The arithmetic of every node, and what is left of it where nothing is computed twice.
+        # The arithmetic of every node, and the share that remains with classes of nodes.
         "floor": {
             "moe_time_ratio": of("floor", "moe", "plain_time_ratio", "median"),
             "own_time_ratio": of("floor", "own", "plain_time_ratio", "median"),
@@ -223,17 +230,17 @@ def _seconds(model: CompiledModel, smiles: str, routing: Routing) -> float:
 
 
 def main() -> None:
-    """Measure what is asked for and gather."""
+    """Measure the requested sections and gather."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("parts", nargs="*", help=f"of {PARTS}; all if none is named")
+    options.add_argument("sections", nargs="*", help=f"of {SECTIONS}; all if none is named")
     options.add_argument("--molecules", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=5)
     arguments = options.parse_args()
     torch.set_num_threads(1)
     for name, measure in (("separate", separate), ("peers", peers)):
-        if name in (arguments.parts or PARTS):
+        if name in (arguments.sections or SECTIONS):
             found = measure(fixed_molecules(arguments.molecules), arguments.rounds)
             print(name, found, flush=True)
             write_json(RESULTS / f"{name}.json", found)

@@ -1,5 +1,5 @@
-"""How fast could it be? The arithmetic of a pass, counted, at the rates that this machine reaches,
-beside what a pass takes.
+"""A lower bound of the time of a pass: its arithmetic, counted, at the rates that this machine
+reaches, beside the measured time.
 
     python -m benchmarks.floor
 
@@ -34,11 +34,13 @@ _SWEEPS = 5  # of Sinkhorn, of one problem; seen: 2 to 7
 def count(
     model: CompiledModel, router: RouterConfig, batch: CompiledBatch, routing: Routing
 ) -> dict[str, float]:
-    """Floating-point operations and bytes for all tasks: `plain_flops` for every node, `flops` for
-    every class, and the bytes of these.
+    """Count floating-point operations and bytes of a pass over all tasks.
 
     A product of (m, k) with (k, n) is 2 m k n operations. A layer reads and writes each state once,
     4 bytes a number.
+
+    Returns:
+        `plain_flops` for every node, `flops` for every class of nodes, and the bytes of the latter.
     """
     tasks, layers, (width, rank) = len(model.tasks), len(model.site_names) - 1, model.sizes
     nodes, entries = len(batch.scale), len(batch.scale) + len(batch.edges[1])
@@ -50,7 +52,7 @@ def count(
         seen = width * rank * (tasks if mixes[layer] else 1)
         plain += 2.0 * tasks * nodes * (width * width + 2 * seen)
         flops += 2.0 * tasks * rows[layer] * seen
-        if layer < layers - 1:  # of the last one only what the adapters see is needed for each node
+        if layer < layers - 1:  # of the last layer only the adapters' projections are per node
             flops += 2.0 * tasks * (rows[layer] * width * width + rows[layer + 1] * seen)
             state += 4.0 * tasks * width * (rows[layer] + rows[layer + 1])
     transport = (
@@ -64,8 +66,9 @@ def count(
 
 
 def rates(width: int, columns: int) -> dict[str, list[float]]:
-    """GFLOP/s of the products as they are done, GB/s of copies within the cache and of gathered
-    rows."""
+    """Measure GFLOP/s of the products that the model makes, and GB/s of copies within the cache and
+    of gathered rows.
+    """
     left = torch.randn(512, width)
     right = torch.randn(width, columns)
     out = torch.empty(512, columns)
@@ -88,7 +91,7 @@ def rates(width: int, columns: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Count, measure, write."""
+    """Count, measure and write."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""How the cost of the compiled engine grows: with molecules, atoms, tasks asked, experts and rank,
+"""Growth of the compiled engine's cost with molecules, atoms, requested tasks, experts and rank,
 for both routings.
 
     python -m benchmarks.growth [--quick]
 
-A call gets a batch that is ready: parsing SMILES is not in it. One thread; the points of a figure
-are measured in turns. Writes `results/growth.json` and `results/growth.svg`.
+A call gets a batch, so parsing SMILES is not included. One thread; the points of a figure are
+measured in turns. Writes `results/growth.json` and `results/growth.svg`.
 """
 
 import argparse
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results"
 RELEASE = Path("models/releases/moleculenet-gcn")
 ROUTINGS: tuple[Routing, ...] = ("own", "moe")
 _RANK, _MOLECULES, _BINS = 10, 32, 8
-_ROUNDS_SECONDS = 3.0  # the repeats of one point take about so long
+_ROUNDS_SECONDS = 3.0  # for all repeats of one point
 
 Shape = Literal["chain", "branched"]
 Series = dict[str, list[tuple[float, Callable[[], Any]]]]
@@ -53,8 +53,13 @@ Series = dict[str, list[tuple[float, Callable[[], Any]]]]
 def interleaved(
     ways: Mapping[str, Callable[[], Any]], repeats: int, seconds: float = math.inf
 ) -> dict[str, dict[str, Any]]:
-    """Time every way in turns, without a warm-up: medians and ranges. A slow way has fewer repeats,
-    of `seconds` together, but two at least."""
+    """Time several functions in turns, without a warm-up.
+
+    A slow one has fewer repeats, of `seconds` in total, but at least two.
+
+    Returns:
+        Median, range and number of repeats by name.
+    """
     seconds_of: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats):
         for name, way in ways.items():
@@ -73,13 +78,14 @@ def interleaved(
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The exponent of y as a power of x, by least squares on logarithms; None of fewer than two
-    points."""
+    """Fit the exponent of y as a power of x by least squares on logarithms; None for fewer than two
+    points.
+    """
     return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
 
 
 def surroundings() -> dict[str, Any]:
-    """Machine, threads and versions."""
+    """Describe machine, threads and versions."""
     cpus = [
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -98,8 +104,9 @@ def surroundings() -> dict[str, Any]:
 
 
 def synthetic(artifact: ArtifactParts, count: int, rank: int) -> CompiledModel:
-    """The release's backbone with so many random experts of one label, each with the BatchNorm
-    statistics of a released one."""
+    """Build a model with the release's backbone and `count` random experts of one label, each with
+    the BatchNorm statistics of a released one.
+    """
     generator = torch.Generator().manual_seed(0)
     config = artifact.manifest.backbone
     released = list(artifact.experts.values())
@@ -115,8 +122,9 @@ def synthetic(artifact: ArtifactParts, count: int, rank: int) -> CompiledModel:
 
 
 def tree(atoms: int, shape: Shape, rng: random.Random) -> MolGraph:
-    """A chain of carbon, in which almost all atoms are alike; or a branched tree of C, N and O,
-    with no more than 3 bonds an atom, where few are."""
+    """Draw a chain of carbon, in which almost all atoms are equivalent, or a branched tree of C, N
+    and O with at most 3 bonds an atom, in which few are.
+    """
     degree, bonds = [0] * atoms, []
     for atom in range(1, atoms):
         parent = (
@@ -139,7 +147,7 @@ def tree(atoms: int, shape: Shape, rng: random.Random) -> MolGraph:
 
 
 def by_size(graphs: list[MolGraph], edges: Sequence[int]) -> list[list[MolGraph]]:
-    """As many real molecules of alike size as a call has, for each bin that has so many."""
+    """Group real molecules by size into calls of equal length, for each bin that has enough."""
     bins = [
         [graph for graph in graphs if low <= graph.num_nodes < high]
         for low, high in itertools.pairwise(edges)
@@ -150,13 +158,12 @@ def by_size(graphs: list[MolGraph], edges: Sequence[int]) -> list[list[MolGraph]
 def ask(
     model: CompiledModel, batch: GraphBatch, routing: Routing, tasks: int | None = None
 ) -> None:
-    """One call for the first so many tasks."""
+    """Make a call for the first `tasks` tasks."""
     model(batch, None if tasks is None else model.tasks[:tasks], routing)
 
 
 def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series]]:
-    """The small multiples, by what grows; each is built when it is its turn, so that memory is not
-    held."""
+    """Return the panels by the quantity that grows, as functions, so that only one holds memory."""
     artifact, rng = load_parts(RELEASE), random.Random(0)
     release = CompiledModel(
         UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
@@ -225,8 +232,10 @@ def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series
 
 
 def measure(series: Series, repeats: int) -> dict[str, Any]:
-    """Time all points of all series in turns, after an uncounted call of each (the first compiles),
-    but where a smaller one took a second."""
+    """Time all points of all series in turns, after an uncounted call of each (the first compiles).
+
+    A point is not measured if a smaller one took a second.
+    """
     for points in series.values():
         for _, call in (points[0], *points):
             began = time.perf_counter()
@@ -249,8 +258,9 @@ def measure(series: Series, repeats: int) -> dict[str, Any]:
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Small multiples on logarithmic axes, milliseconds of a call; the slope of each series in the
-    legend."""
+    """Plot milliseconds of a call on logarithmic axes, a panel per quantity, with slopes in the
+    legends.
+    """
     titles = {
         "molecules": "molecules a call",
         "atoms": f"atoms a molecule ({_BINS} molecules)",
@@ -307,7 +317,7 @@ def _draw_series(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure everything, write the file and the figure."""
+    """Measure everything, and write the file and the figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

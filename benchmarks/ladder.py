@@ -1,5 +1,5 @@
-"""What each step of the compiled model gives: the plain model, and the compiled one with one step
-taken back at a time, in turns in one run.
+"""The gain of each step of the compiled model: the plain model, and the compiled one with one step
+undone at a time, in turns in one run.
 
     python -m benchmarks.ladder
 

@@ -1,7 +1,6 @@
-"""Routing among up to 1024 experts: all of them looked at, or the nearest few only
-(`models.screening`).
+"""Routing among up to 1024 experts: all of them, or only the nearest few (`models.screening`).
 
-.venv/bin/python -m benchmarks.many_experts [--counts 8 64] [--rounds 1]
+    python -m benchmarks.many_experts [--counts 8 64] [--rounds 1]
 
 The experts are synthetic. "families": each of the eight real ones with adapters perturbed by noise
 of 5, 10, 20 and 50 % of their own spread, so that a task has close relatives. "unrelated": random
@@ -43,8 +42,7 @@ from models.task import TaskInfo
 
 _NOISE = 0.05, 0.1, 0.2, 0.5
 _CANDIDATES = 8, 16, 32, 64, 128
-# an original, and relatives with noise of 10, 5 and 50 %; the first four where there are only
-# originals
+# an original, and relatives with noise of 10, 5 and 50 %; or the first four originals
 _ASKED = 0, 9, 34, 27
 _TOP_K = 4
 _MOLECULES, _SCREENED_WITH = 64, 200
@@ -52,7 +50,9 @@ _PROBABILITY = 1e-3
 
 
 def synthetic(artifact: ArtifactParts, count: int, kind: str) -> ArtifactParts:
-    """The artifact's backbone with so many experts of one label; see the module."""
+    """Build an artifact with the given one's backbone and `count` experts of one label; see the
+    module.
+    """
     generator, experts = torch.Generator().manual_seed(0), {}
     for k, (family, original) in zip(
         range(count), itertools.cycle(artifact.experts.items()), strict=False
@@ -81,8 +81,9 @@ def synthetic(artifact: ArtifactParts, count: int, kind: str) -> ArtifactParts:
 def screened(
     manifest: Manifest, nearest: Mapping[str, tuple[str, ...]], candidates: int
 ) -> Manifest:
-    """With a table; tasks that are not asked get some names, so that the file is as long as a true
-    one."""
+    """Add the nearest experts to a manifest. Tasks that are not requested get some names, so that
+    the file is as long as a real one.
+    """
     tasks = tuple(manifest.tasks)
     others = {
         task: nearest.get(
@@ -104,8 +105,12 @@ def screened(
 def agreement(
     full: Mapping[str, tuple[Tensor, Tensor]], model: ScreenedModel, batch: GraphBatch
 ) -> dict[str, Any]:
-    """Shares of (molecule, task): same experts of weight at every site; probability as near as
-    `_PROBABILITY`; and the greatest difference."""
+    """Compare routing among candidates with routing among all experts.
+
+    Returns:
+        Shares of (molecule, task) with the same experts of weight at every site, and with a
+        probability within `_PROBABILITY`; and the largest difference.
+    """
     same, near, most = [], [], 0.0
     for task, (probabilities, weights) in full.items():
         output = model(batch, [task], "moe")
@@ -126,7 +131,9 @@ def agreement(
 def measure(
     artifact: ArtifactParts, batch: GraphBatch, unlabelled: list[MolGraph], rounds: int
 ) -> dict[str, Any]:
-    """One number of experts: seconds per molecule of one asked task, and how the answers agree."""
+    """Measure one number of experts: seconds per molecule of one requested task, and how far the
+    answers agree.
+    """
     manifest, tasks = artifact.manifest, tuple(artifact.experts)
     requested = [tasks[k] for k in (_ASKED if len(tasks) > max(_ASKED) else range(len(_ASKED)))]
     full = CompiledModel(UnifiedModel(artifact.backbone, artifact.experts, manifest.router))
@@ -175,8 +182,9 @@ def measure(
 
 
 def loading(artifact: ArtifactParts, rounds: int) -> dict[str, Any]:
-    """Seconds to load: the experts looked at for one task, all experts, and all of them as one
-    model."""
+    """Measure seconds to load the candidates of one task, all experts, and all of them as one
+    model.
+    """
     candidates, task = 16, next(iter(artifact.experts))
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "many"
@@ -195,7 +203,7 @@ def loading(artifact: ArtifactParts, rounds: int) -> dict[str, Any]:
 
 
 def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Log-log slope of the time in the number of experts, from 64 on, of each way of looking."""
+    """Fit the log-log slope of time over the number of experts, from 64 on, for each model."""
     found = {}
     for name in ("full", *map(str, _CANDIDATES)):
         large = [row for row in rows if row["experts"] >= 64 and name in row["candidates"]]

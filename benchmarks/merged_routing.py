@@ -1,9 +1,9 @@
-"""What does a request lose, and gain in time, if the experts' parameters are averaged by the
-router's weights? `merged` beside `own` and `moe`.
+"""Averaging the experts' parameters by the router's weights: what `merged` loses in accuracy and
+gains in time, beside `own` and `moe`.
 
     python -m benchmarks.merged_routing accuracy units gap seconds
 
-It stands on the finished pieces of the release's setting (work folder); each score that is there is
+Reads the finished stages of the release's setting (work folder); scores that are in the results are
 not measured again. Writes `results/neighbours/merged-routing.json`; `table` makes the tables of
 `docs/merged-routing.md` from it.
 """
@@ -48,8 +48,9 @@ MOLECULES = 250
 
 
 class _EachSite(plain._Stream):
-    """Parameters averaged by the weights of the very site, which costs what `moe` costs: what do
-    averaged parameters lose, whatever the weights?"""
+    """Stream that averages parameters by the weights of every site, at the cost of `moe`. It
+    separates the loss of averaging from that of shared weights.
+    """
 
     def _subtract_fused(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
         left = super()._subtract_fused(site, h, weights)
@@ -58,8 +59,9 @@ class _EachSite(plain._Stream):
 
 
 class _Compared(_EachSite):
-    """How far what the averaged adapter subtracts lies from the average of what the adapters
-    subtract: |f' - f| / |f|, and |f_k - f| / |f| beside."""
+    """Stream that records how far the averaged adapter's correction f' is from the average f of the
+    adapters' corrections, |f' - f| / |f|, and |f_k - f| / |f| for comparison.
+    """
 
     found: ClassVar[list[tuple[int, float, float]]] = []
 
@@ -79,8 +81,9 @@ class _Compared(_EachSite):
 
 @contextmanager
 def stream(kind: type[plain._Stream]) -> Iterator[None]:
-    """The plain model with another stream, for a while; with one that weighs at each site, the
-    compiled model does so too."""
+    """Replace the stream of the plain model in a `with` block. With one that routes at every site
+    the compiled model does so too.
+    """
     kept = plain._Stream, CompiledModel._known_weights
     plain._Stream = kind  # type: ignore[misc]
     if issubclass(kind, _EachSite):
@@ -92,12 +95,12 @@ def stream(kind: type[plain._Stream]) -> Iterator[None]:
 
 
 def stream_of(case: str) -> type[plain._Stream]:
-    """Which stream a case needs."""
+    """Return the stream of a case."""
     return _EachSite if case == EACH_SITE else plain._Stream
 
 
 def accuracy(run: Run) -> dict[str, Any]:
-    """ROC-AUC by layers, case and task, on validation and test."""
+    """Compute ROC-AUC by layers, case and task, on validation and test."""
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
         varied = run.varied(router={"mixed_layers": count})
@@ -118,7 +121,7 @@ def accuracy(run: Run) -> dict[str, Any]:
 
 
 def scores(run: Run, model: CompiledModel, task: str, routing: Routing) -> dict[str, float]:
-    """ROC-AUC of a task on the validation and test parts."""
+    """Compute ROC-AUC of a task on validation and test."""
 
     def logits(batch: GraphBatch) -> Tensor:
         return model(batch, [task], routing).logits[task]
@@ -128,7 +131,7 @@ def scores(run: Run, model: CompiledModel, task: str, routing: Routing) -> dict[
 
 
 def means(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Average over the tasks, by part."""
+    """Average over the tasks, on validation and on test."""
     return {
         subset: round(sum(scores[subset] for scores in by_task.values()) / len(by_task), 5)
         for subset in ("valid", "test")
@@ -136,12 +139,13 @@ def means(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def units(run: Run) -> dict[str, Any]:
-    """Are unit j of one task's adapter and unit j of another's the same unit? By site, means over
-    pairs of tasks.
+    """Compare unit j of one task's adapter with unit j of another's: by site, means over pairs of
+    tasks.
 
-    same: cosine of the columns of `down` with the same number; other: with another number; found:
-        share of units whose most similar unit in the other
-    adapter has the same number (1 / r by chance).
+    Returns:
+        By site: `same`, cosine of the columns of `down` with the same number; `other`, with another
+            number; `found`, share of units whose most similar unit in the other adapter has the
+            same number (1 / r by chance).
     """
     return {
         name: of_site(unified(run).bank, site) for site, name in enumerate(unified(run).site_names)
@@ -149,7 +153,7 @@ def units(run: Run) -> dict[str, Any]:
 
 
 def of_site(bank: AdapterBank, site: int) -> dict[str, float]:
-    """`units` of one site."""
+    """Compute `units` of one site."""
     down = torch.nn.functional.normalize(bank.down[site], dim=0)
     # (pairs, r, r)
     cosines = torch.einsum("dir,djq->ijrq", down, down)[~torch.eye(down.shape[1], dtype=torch.bool)]
@@ -166,8 +170,9 @@ def of_site(bank: AdapterBank, site: int) -> dict[str, float]:
 
 
 def gap(run: Run) -> dict[str, Any]:
-    """By layers and site: how far averaged parameters are from averaged outputs, on the test
-    molecules of all tasks (at most 256 of each)."""
+    """Measure by layers and site how far averaged parameters are from averaged outputs, on the test
+    molecules of all tasks (at most 256 of each).
+    """
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
         model = unified(run.varied(router={"mixed_layers": count}))
@@ -190,8 +195,9 @@ def gap(run: Run) -> dict[str, Any]:
 
 
 def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
-    """CPU milliseconds of a pass over 250 molecules, all tasks, one thread, in turns: the plain
-    model, and the compiled one for context."""
+    """Measure CPU milliseconds of a pass over 250 molecules, all tasks, one thread, in turns: the
+    plain model, and the compiled one for context.
+    """
     batch = collate([read_graph(text) for text in fixed_molecules(MOLECULES, run.data, run.work)])
     found: dict[str, Any] = {"machine": machine(1), "molecules": MOLECULES, "rounds": rounds}
     with torch.inference_mode():
@@ -223,8 +229,9 @@ def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
 
 
 def fusing(bank: AdapterBank, batch: GraphBatch, rounds: int) -> dict[str, Any]:
-    """Averaged parameters applied a molecule at a time, against all rows projected by all experts
-    and weighed then: the same numbers."""
+    """Measure averaged parameters applied molecule by molecule, against all rows projected by all
+    experts and then weighted. The numbers are the same.
+    """
     site, (experts, rank, width) = 0, bank.up.shape[1:]
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(batch.num_nodes, experts, width, generator=generator)
@@ -251,7 +258,7 @@ def fusing(bank: AdapterBank, batch: GraphBatch, rounds: int) -> dict[str, Any]:
 def one_pass(
     model: UnifiedModel | CompiledModel, batch: GraphBatch, case: str
 ) -> Callable[[], None]:
-    """A pass of a model over all tasks."""
+    """Return a pass of a model over all tasks, as a function."""
 
     def run() -> None:
         with stream(stream_of(case)), torch.inference_mode():
@@ -261,7 +268,7 @@ def one_pass(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The page's tables, in Markdown, from the results."""
+    """Format the tables of the documentation page in Markdown, from the results."""
     by_case = found["accuracy"]
     tasks = list(by_case["own"])
     lines = [
@@ -327,15 +334,15 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
+SECTIONS: dict[str, Callable[[Run], dict[str, Any]]] = {
     measure.__name__: measure for measure in (accuracy, units, gap, seconds)
 }
 
 
 def main() -> None:
-    """Measure the parts asked for and write; what is there of the others stays."""
+    """Measure the requested sections and write; other results in the file stay."""
     options = parser(__doc__)
-    options.add_argument("parts", nargs="*", help=f"of {list(PARTS)}; all if none is named")
+    options.add_argument("sections", nargs="*", help=f"of {list(SECTIONS)}; all if none is named")
     options.set_defaults(config=Path("gcn_supervised_contextpred_rank10.yaml"), seed=1)
     arguments = options.parse_args()
     run = run_of(arguments)
@@ -353,8 +360,8 @@ def main() -> None:
         "seeds": [run.seed],
         "environment": environment(),
     }
-    for name in arguments.parts or PARTS:
-        found[name] = PARTS[name](run)
+    for name in arguments.sections or SECTIONS:
+        found[name] = SECTIONS[name](run)
         write_json(RESULT, found)
 
 

@@ -1,9 +1,9 @@
-"""Which layers should mix? `moe` with the last layers mixing and the others using their own
-adapters, on validation and on test.
+"""Scores of `moe` by the number of last layers that mix, the others using their own adapters, on
+validation and on test.
 
     python -m benchmarks.mixed_layers --seed 0
 
-It stands on the finished pieces of `gmerging compare` (work folder), and writes
+Reads the finished stages of `gmerging compare` (work folder), and writes
 `results/<setting>/mixed_layers-seed<N>.json`.
 """
 
@@ -33,7 +33,7 @@ _CASES: dict[str, dict[str, float | int | None]] = {
 
 
 def main() -> None:
-    """Score each case and write."""
+    """Score the requested cases and write."""
     options = parser(__doc__)
     options.add_argument("cases", nargs="*", help=f"of {list(_CASES)}; all if none is named")
     arguments = options.parse_args()

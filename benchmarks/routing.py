@@ -1,9 +1,9 @@
-"""Where could routing earn its place? Each try is measured against the own adapter on the same
+"""Experiments on where routing helps. Each is compared with the task's own adapter on the same
 models, on validation and on test.
 
     python -m benchmarks.routing far few heldout groups joint --seed 0
 
-It stands on the finished pieces of `gmerging compare` (work folder), and writes
+Reads the finished stages of `gmerging compare` (work folder), and writes
 `results/<setting>/routing-seed<N>.json`.
 """
 
@@ -45,11 +45,11 @@ SMALL = ("bbbp", "bace", "clintox", "sider", "tox21")
 
 
 def far(run: Run) -> dict[str, Any]:
-    """Test molecules in three parts of equal size by their largest Tanimoto similarity to a
+    """Score test molecules in three groups of equal size by their largest Tanimoto similarity to a
     training molecule (ECFP4).
 
-    Beside the scores: what the own expert weighs in each part, and its rank correlation with
-    similarity. Does the weight tell who is far from home?
+    Besides the scores: the weight of the task's own expert in each group, and its rank correlation
+    with similarity, which tells whether the weight recognises dissimilar molecules.
     """
     model, found = unified(run), {}
     for k, task in enumerate(run.config.tasks):
@@ -91,14 +91,15 @@ def far(run: Run) -> dict[str, Any]:
 
 
 def tanimoto(left: Tensor, right: Tensor) -> Tensor:
-    """(A, B) similarities of bit vectors (A, bits) and (B, bits)."""
+    """Compute Tanimoto similarities of bit vectors (A, bits) and (B, bits): (A, B)."""
     shared = left @ right.T
     return shared / (left.sum(1)[:, None] + right.sum(1) - shared).clamp(min=1)
 
 
 def few(run: Run) -> dict[str, Any]:
-    """A task whose adapters saw only a few unlabelled molecules, among experts that saw all of
-    theirs."""
+    """Score a task whose adapters were trained on only a few unlabelled molecules, among experts
+    trained on all of theirs.
+    """
     found: dict[str, Any] = {}
     for task in SMALL:
         dataset, settings = run.dataset(task), run.config.alignment_for(task)
@@ -135,8 +136,9 @@ def few(run: Run) -> dict[str, Any]:
 
 
 def heldout(run: Run) -> dict[str, Any]:
-    """A task without adapters of its own: the bare merged backbone, and the equal mixture of the
-    other tasks' adapters."""
+    """Score a task without adapters: the merged backbone alone, and the equal mixture of the other
+    tasks' adapters.
+    """
     found = {}
     for task in run.config.tasks:
         others = [
@@ -164,8 +166,9 @@ def heldout(run: Run) -> dict[str, Any]:
 
 
 def mean_adapters(run: Run, adapters: Sequence[TaskAdapters]) -> TaskAdapters:
-    """One adapter per site that subtracts the mean of what the given ones subtract: a mixture of K
-    adapters of rank r is one of rank K r."""
+    """Build adapters that subtract the mean of the corrections of the given ones: a mixture of K
+    adapters of rank r is one of rank K r.
+    """
     made = TaskAdapters(run.config.pretrained.backbone, sum(adapter.rank for adapter in adapters))
     for site, site_adapters in zip(
         made.sites,
@@ -178,7 +181,7 @@ def mean_adapters(run: Run, adapters: Sequence[TaskAdapters]) -> TaskAdapters:
 
 
 def groups(run: Run) -> dict[str, Any]:
-    """Mixing among related tasks only: toxicity by assay and by patients, and the rest."""
+    """Score mixing among related tasks only: toxicity in assays and in patients, and the rest."""
     found = {}
     everyone = experts(run)
     for group in (("tox21", "toxcast", "sider", "clintox"), ("bbbp", "bace", "hiv", "muv")):
@@ -192,8 +195,9 @@ def groups(run: Run) -> dict[str, Any]:
 
 
 def joint(run: Run) -> dict[str, Any]:
-    """The router in the loop: all adapters trained further, each loss through the mixture that will
-    answer it; no labels, no gate parameters."""
+    """Train all adapters further through the mixture that will answer; without labels and gate
+    parameters.
+    """
     torch.manual_seed(run.seed)
     tasks, backbone = run.config.tasks, merged_backbone(run).requires_grad_(False)
     adapters = [adapters_from(run, trained_adapters(run, task).tensors) for task in tasks]
@@ -234,15 +238,16 @@ def joint(run: Run) -> dict[str, Any]:
 
 
 def support_of(batch: GraphBatch) -> Support:
-    """The published support."""
+    """Return the published support of a batch."""
     return Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
 
 
 def mixed(
     run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, batch: GraphBatch
 ) -> LayerOutputs:
-    """The stream of task k under the mixture, with gradient to all adapters; routing weights are
-    constants, as they are at inference."""
+    """Run the stream of task k under the mixture, with gradients to all adapters; routing weights
+    are constants, as at inference.
+    """
     router, support, convolutions = run.config.router, support_of(batch), []
     target = torch.tensor([k])
 
@@ -272,7 +277,7 @@ def mixed(
 
 
 def published(run: Run) -> dict[str, Any]:
-    """What all tries are compared with: own and mixed answers of the finished model."""
+    """Score the own and mixed answers of the finished model, the baseline of all experiments."""
     model = unified(run)
     return {
         task: {
@@ -288,7 +293,7 @@ TRIES: dict[str, Callable[[Run], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Do the tries asked for; results of others that are in the file stay."""
+    """Run the requested experiments; other results in the file stay."""
     options = parser(__doc__)
     options.add_argument("tries", nargs="+", choices=list(TRIES))
     arguments = options.parse_args()

@@ -1,7 +1,7 @@
-"""Is it still as fast? Ratios of things measured side by side in this run; fails where one is worse
-than the one on record by more than a half.
+"""Regression test of speed: ratios of alternatives measured side by side in this run. It fails
+where one is worse by more than a half than the recorded one.
 
-make bench-smoke
+    make bench-smoke
 """
 
 import sys

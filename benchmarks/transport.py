@@ -1,10 +1,10 @@
-"""The speed of the topology-aware Wasserstein distance: ours on the edge list, the published recipe
-on N x N matrices, and POT's exact solver.
+"""Speed of the topology-aware Wasserstein distance: ours on the edge list, the published recipe on
+N x N matrices, and POT's exact solver.
 
     python -m benchmarks.transport [--quick]
 
-Nothing is timed before its answer is compared with the others'. One thread; what is compared is
-measured in turns. Writes `results/transport.json`.
+No solver is timed before its answer is compared with the others'. One thread; solvers are measured
+in turns. Writes `results/transport.json`.
 """
 
 import argparse
@@ -39,18 +39,21 @@ TOLERANCE = {"sinkhorn": 1e-5, "exact": 1e-5, "router": 2e-5}
 float32."""
 # the paper's, and the defaults of `twd` and of the router
 _EPSILON, _STOP, _MAX_ITERS = 0.1, 0.1, 100
-_SLOW_SECONDS = 3.0  # a way that takes longer is not asked for a larger graph
-_ROUNDS_SECONDS = 8.0  # a way's repeats take about so long
+_SLOW_SECONDS = 3.0  # a solver that takes longer gets no larger graph
+_ROUNDS_SECONDS = 8.0  # for all repeats of a solver
 _DENSE_NODES = 10_000  # more need over 8 GB
 _CHUNK = 32
 
 
 def dense(case: GraphCase, domain: Literal["log", "scaling"]) -> Tensor:
-    """The published recipe on padded N x N matrices, (G,): in the log domain as published, or in
-    scaling form, which is matrix times vector.
+    """Compute the published recipe on padded N x N matrices: in the log domain as published, or in
+    scaling form, as matrix-vector products.
 
-    Each graph stops by itself, for the same answer as ours. A slot of the padding sends its mass to
+    Each graph stops by itself, for the same answer as ours. A row of the padding sends its mass to
     itself at no cost.
+
+    Returns:
+        (G,).
     """
     sizes = case.batch.bincount(minlength=case.num_graphs)
     position = torch.arange(len(case.batch)) - (sizes.cumsum(0) - sizes)[case.batch]
@@ -95,7 +98,7 @@ def dense(case: GraphCase, domain: Literal["log", "scaling"]) -> Tensor:
 
 
 def pot_problems(case: GraphCase) -> list[coo_matrix]:
-    """Each graph's cost matrix as POT takes it, sparse."""
+    """Convert each graph's cost to a sparse matrix for POT."""
     support = Support.from_graph(*case.graph)
     graphs, problems = torch.arange(case.num_graphs + 1), []
     cost = cosine_cost(case.h, case.h_ref, support).double().numpy()
@@ -123,7 +126,7 @@ def pot_problems(case: GraphCase) -> list[coo_matrix]:
 
 
 def pot(problems: list[coo_matrix]) -> Tensor:
-    """The optimum of each problem by POT's network simplex, (G,) float64."""
+    """Compute the optimum of each problem by POT's network simplex: (G,) float64."""
     uniform = (np.full(problem.shape[0], 1 / problem.shape[0]) for problem in problems)
     return torch.tensor(
         [
@@ -134,8 +137,9 @@ def pot(problems: list[coo_matrix]) -> Tensor:
 
 
 def ways_for(case: GraphCase) -> dict[str, Callable[[], Tensor]]:
-    """Ways to solve a case; a way's name begins with what it solves. POT gets its costs ready made,
-    and `by_size` the parts that it works on."""
+    """Return the solvers of a case by name; the name begins with the problem that is solved. POT
+    gets its costs ready, and `by_size` its chunks of graphs.
+    """
     problems, chunks = pot_problems(case), split(case)
     ways: dict[str, Callable[[], Tensor]] = {
         "sinkhorn_ours": lambda: twd(*case.args).cost,
@@ -155,7 +159,7 @@ def ways_for(case: GraphCase) -> dict[str, Callable[[], Tensor]]:
 
 
 def split(case: GraphCase) -> list[GraphCase]:
-    """Its graphs by 32, in their order."""
+    """Split the graphs of a case into chunks of 32, in order."""
     chunks = []
     for first in range(0, case.num_graphs, _CHUNK):
         nodes = (case.batch >= first) & (case.batch < first + _CHUNK)
@@ -173,8 +177,9 @@ def split(case: GraphCase) -> list[GraphCase]:
 
 
 def molecule_case(graphs: list[MolGraph]) -> GraphCase:
-    """Two tasks' embeddings of the same molecules: the third convolution of the release, with each
-    task's adapters."""
+    """Embed the same molecules for two tasks: the third convolution of the release, with each
+    task's adapters.
+    """
     artifact, batch = load_parts(RELEASE), collate(graphs)
     with torch.inference_mode():
         h, h_ref = (
@@ -185,8 +190,9 @@ def molecule_case(graphs: list[MolGraph]) -> GraphCase:
 
 
 def random_case(nodes: int) -> GraphCase:
-    """One graph with twice as many random edges as nodes, and rectified noise of width 300 around a
-    common part."""
+    """Build one graph with twice as many random edges as nodes, and embeddings of width 300 that
+    share a component.
+    """
     generator = torch.Generator().manual_seed(nodes)
     pairs = torch.randint(nodes, (2, 2 * nodes), generator=generator)
     pairs = pairs[:, pairs[0] != pairs[1]]
@@ -198,8 +204,11 @@ def random_case(nodes: int) -> GraphCase:
 
 
 def check(answers: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest difference from ours for each kind of problem. Raises AssertionError: it is above
-    `TOLERANCE`."""
+    """Find the largest difference from ours for each kind of problem.
+
+    Raises:
+        AssertionError: it is above `TOLERANCE`.
+    """
     found: dict[str, float] = {}
     for name, answer in answers.items():
         kind = name.split("_")[0]
@@ -214,8 +223,9 @@ def check(answers: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def check_oracle(case: GraphCase, count: int) -> float:
-    """The largest difference of `dense` from the slow and obvious restatement in the tests, for
-    some of the graphs."""
+    """Find the largest difference of `dense` from the oracle of the tests, for some of the
+    graphs.
+    """
     answers, found = dense(case, "log").tolist(), 0.0
     for graph in range(0, case.num_graphs, case.num_graphs // count):
         one = case.alone(graph)
@@ -230,8 +240,9 @@ def check_oracle(case: GraphCase, count: int) -> float:
 
 
 def measure_molecules(smiles: list[str], repeats: int) -> dict[str, Any]:
-    """A batch of real molecules, every way; the molecules lie in order of their sizes, so that its
-    parts of 32 waste little padding."""
+    """Measure all solvers on a batch of real molecules, sorted by size, so that chunks of 32 need
+    little padding.
+    """
     graphs = sorted((featurize(text).graph for text in smiles), key=lambda graph: graph.num_nodes)
     case = molecule_case(graphs)
     difference, ways = {"dense_from_oracle": check_oracle(case, 12)}, ways_for(case)
@@ -251,8 +262,9 @@ def measure_molecules(smiles: list[str], repeats: int) -> dict[str, Any]:
 
 
 def measure_sizes(sizes: list[int], repeats: int) -> dict[str, Any]:
-    """Single random graphs, each way up to the size that it can be asked for, and how each grows
-    beyond 1,000 nodes."""
+    """Measure single random graphs, each solver up to its largest feasible size, and fit its growth
+    beyond 1,000 nodes.
+    """
     rows: list[dict[str, Any]] = []
     slow: set[str] = set()
     for nodes in sizes:
@@ -293,8 +305,9 @@ def measure_sizes(sizes: list[int], repeats: int) -> dict[str, Any]:
 
 
 def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str, Any]:
-    """All transport problems of one layer: 8 streams, 8 experts, the release's adapters cut to a
-    rank; supports and weights are ready."""
+    """Measure all transport problems of one layer: 8 streams, 8 experts, the release's adapters cut
+    to a rank. Supports and weights are given.
+    """
     artifact, batch = load_parts(RELEASE), collate([featurize(text).graph for text in smiles])
     released = [expert.adapters for expert in artifact.experts.values()][:SIMD_WIDTH]
     bank, experts = AdapterBank(released), torch.arange(len(released))

@@ -18,8 +18,9 @@ BATCH_SIZE = 64
 
 
 def prepare(folder: Path) -> None:
-    """Write the model: 3 steps over bonds, 300 wide, sum divided by 100, one hidden layer of
-    300."""
+    """Write an untrained model: 3 steps over bonds, width 300, sum divided by 100, one hidden layer
+    of 300.
+    """
     import torch
     from chemprop.models import MPNN, save_model  # type: ignore[import-not-found]
     from chemprop.nn import (  # type: ignore[import-not-found]
@@ -34,8 +35,11 @@ def prepare(folder: Path) -> None:
 
 
 def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
-    """Mode `rdkit` or `cuik` (who sees to atoms and bonds; both with a Trainer), or `direct` (cuik,
-    and the network called by itself)."""
+    """Load the model.
+
+    Mode `rdkit` or `cuik` (the library that computes atom and bond features; both with a Trainer),
+    or `direct` (cuik, and the network called directly).
+    """
     import torch
     from chemprop.data import (  # type: ignore[import-not-found]
         CuikmolmakerDataset,
