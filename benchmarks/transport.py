@@ -228,7 +228,7 @@ def check_oracle(case: GraphCase, count: int) -> float:
     """
     answers, found = dense(case, "log").tolist(), 0.0
     for graph in range(0, case.num_graphs, case.num_graphs // count):
-        one = case.alone(graph)
+        one = case.single_graph(graph)
         expected = published_sinkhorn(
             dense_cost(one.h, one.h_ref), dense_mask(one, 0), _EPSILON, _STOP, _MAX_ITERS
         )[0]

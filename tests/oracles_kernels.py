@@ -1,4 +1,4 @@
-"""Random graphs in the arrays that compiled kernels take, with their neighbours as plain lists."""
+"""Random graphs in the arrays of the compiled kernels, with neighbours as plain lists."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ RAGGED_SIZES = (
 
 @dataclass(frozen=True, eq=False)
 class KernelGraphs:
-    """Graphs without loops and repeated edges, their nodes in a row.
+    """Graphs without loops and repeated edges, in the arrays of the kernels.
 
     Attributes:
         graph_starts: (G + 1,) first node of each graph.
@@ -32,7 +32,7 @@ class KernelGraphs:
             each.
         scale: (N,) positive small integers.
         classes: (N,) a class of each node, below `num_classes`.
-        representatives: (num_classes,) a node of each class, any.
+        representatives: (num_classes,) any node for each class.
     """
 
     graph_starts: Array
@@ -62,7 +62,9 @@ class KernelGraphs:
         return range(self.graph_starts[graph], self.graph_starts[graph + 1])
 
     def mask(self, graph: int) -> NDArray[np.bool_]:
-        """(n, n) True from a node to itself and to its neighbours."""
+        """Return the support of a graph, (n, n): True from a node to itself and to its
+        neighbours.
+        """
         nodes = self.nodes(graph)
         mask = np.eye(len(nodes), dtype=bool)
         for node in nodes:
@@ -74,7 +76,7 @@ class KernelGraphs:
 def random_graphs(
     sizes: tuple[int, ...], seed: int, degree: float = 2.5, symmetric: bool = False
 ) -> KernelGraphs:
-    """Graphs of these sizes, about `degree` neighbours a node, some nodes without any."""
+    """Draw graphs of these sizes, with about `degree` neighbours a node and some isolated nodes."""
     rng = np.random.default_rng(seed)
     graph_starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     nodes = int(graph_starts[-1])
@@ -108,18 +110,18 @@ def small_halves(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
 
 
 def graph_sizes() -> st.SearchStrategy[tuple[int, ...]]:
-    """Hypothesis: the nodes of none to five graphs."""
+    """Draw the sizes of up to five graphs with hypothesis."""
     return st.lists(st.integers(0, 11), max_size=5).map(tuple)
 
 
 def gathered(graphs: KernelGraphs, values: Array, node: int) -> Array:
-    """Sum in float64 of the rows of a node and its neighbours: values (C, w) -> (w,)."""
+    """Sum in float64 the rows of a node and its neighbours: values (C, w) -> (w,)."""
     rows = [node, *graphs.neighbours(node)]
     return np.sum([values[graphs.classes[row]].astype(np.float64) for row in rows], axis=0)
 
 
 def cases(*, streams: tuple[int, ...] = (1, 3)) -> Iterator[tuple[KernelGraphs, int, Any]]:
-    """Every ragged batch with every number of streams, and a generator for its values."""
+    """Yield every ragged batch with every number of streams, and a generator for its values."""
     for seed, sizes in enumerate(RAGGED_SIZES):
         for count in streams:
             yield random_graphs(sizes, seed), count, np.random.default_rng(100 + seed)

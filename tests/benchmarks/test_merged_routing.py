@@ -1,4 +1,4 @@
-"""The measurements of merged routing run on pico data, and the page shows what was found."""
+"""The measurements of merged routing run on pico data, and the page shows the stored results."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The two ways to run a compiled kernel."""
+"""Fixtures for compiled kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,5 +11,5 @@ AsRun = Callable[[Kernel], Kernel]
 
 @pytest.fixture(scope="session", params=["compiled", "python"])
 def as_run(request: pytest.FixtureRequest) -> AsRun:
-    """A kernel as numba compiles it, and as Python runs its source."""
+    """Return a kernel as compiled by numba, or as the Python function that it was made from."""
     return lambda kernel: kernel if request.param == "compiled" else kernel.py_func

@@ -1,8 +1,4 @@
-"""What a GPU answers is what the CPU answers in double precision.
-
-Where there is no GPU, the same laws hold the CPU's float32 against its float64, and the cases for
-CUDA are skipped; `make gpu-check` runs them on a machine that has one.
-"""
+"""Answers of a GPU against the CPU in double precision."""
 
 import logging
 from pathlib import Path
@@ -40,7 +36,7 @@ SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """On whatever device, against double precision on the CPU."""
+    """Compare a result of any device with double precision on the CPU."""
     torch.testing.assert_close(found.detach().cpu().double(), expected, rtol=0, atol=tolerance)
 
 

@@ -25,8 +25,9 @@ RANK = 16
 
 
 def families(close: float = 0.02) -> dict[str, Expert]:
-    """Three experts that have nothing in common, and three nearly the same as each of them; none is
-    ever silent, so that there are no ties."""
+    """Build three unrelated experts, and three close relatives of each; none is ever silent, so
+    there are no ties.
+    """
     generator = torch.Generator().manual_seed(1)
     found = {}
     for task, original in random_experts(pico_config(), RANK).items():
@@ -58,8 +59,9 @@ def parts_of(
 def assert_same(
     parts: ArtifactParts, batch: GraphBatch, routing: Routing, tasks: list[str] | None, least: float
 ) -> None:
-    """Same answers for each molecule whose full mixture has nothing of an expert that is not looked
-    at; and those are at least such a share."""
+    """Check the answers for all molecules whose full mixture gives no weight to an expert that is
+    not a candidate; they must be at least a share `least` of all.
+    """
     expected = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)(
         batch, tasks, routing
     )

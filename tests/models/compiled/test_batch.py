@@ -20,7 +20,9 @@ from tests.strategies import quick
 
 @pytest.fixture
 def refine(as_run: AsRun, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    """`refine` both ways; in Python its hash must be, too: compiled it returns no 64-bit number."""
+    """Run `refine` compiled or in Python, there with `_mix` in Python, as compiled code returns no
+    64-bit number.
+    """
     monkeypatch.setattr(compiled_batch, "_mix", as_run(compiled_batch._mix))
     with np.errstate(over="ignore"):
         yield as_run(compiled_batch.refine)
@@ -38,7 +40,9 @@ def test_rows_of_is_a_stable_sort(as_run: AsRun, rows: list[int], more: int) -> 
 
 
 def splitmix(key: int) -> int:
-    """Vigna's splitmix64, https://prng.di.unimi.it/splitmix64.c, without the first addition."""
+    """Compute Vigna's splitmix64, https://prng.di.unimi.it/splitmix64.c, without the first
+    addition.
+    """
     key = (key ^ (key >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     key = (key ^ (key >> 27)) * 0x94D049BB133111EB % 2**64
     return key ^ (key >> 31)
@@ -56,7 +60,7 @@ def test_mix_is_splitmix64(as_run: AsRun) -> None:
 def classes_by_dictionary(
     previous: list[int], starts: Array, sources: Array, bonds: Array
 ) -> tuple[list[int], list[int]]:
-    """Class of each node, numbered by its first node, and these first nodes."""
+    """Return the class of each node, numbered by its first node, and these first nodes."""
     number: dict[object, int] = {}
     classes, representatives = [], []
     for node, before in enumerate(previous):
@@ -170,7 +174,7 @@ def some_molecules() -> GraphBatch:
 
 
 def with_empty_graphs(batch: GraphBatch) -> GraphBatch:
-    """The same with a graph without nodes at both ends and behind the second graph."""
+    """Insert a graph without nodes at both ends and after the second graph."""
     moved = batch.batch + 1 + (batch.batch >= 2).long()
     return GraphBatch(batch.x, batch.edge_index, batch.edge_attr, moved, batch.num_graphs + 3)
 

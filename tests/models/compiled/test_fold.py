@@ -30,7 +30,7 @@ def unified(num_experts: int, rank: int) -> UnifiedModel:
 
 
 def bond_counts(batch: GraphBatch) -> Tensor:
-    """Weighted counts of bond types, of directions, and of edges, edge by edge: (N, ...)."""
+    """Sum edge weights by bond type, by direction and in total, edge by edge: (N, ...)."""
     counts = torch.zeros(batch.num_nodes, SELF_LOOP + 1 + NUM_BOND_DIRECTIONS + 1).double()
     degree = batch.edge_index[0].bincount(minlength=batch.num_nodes) + 1.0
     edges = [*zip(*batch.edge_index.tolist(), *batch.edge_attr.T.tolist(), strict=True)]
@@ -43,7 +43,7 @@ def bond_counts(batch: GraphBatch) -> Tensor:
 
 
 def aggregated(batch: GraphBatch, values: Tensor) -> Tensor:
-    """sum_j (deg_i deg_j)^-1/2 values_j over a node and its neighbours, edge by edge."""
+    """Sum (deg_i deg_j)^-1/2 values_j over a node and its neighbours, edge by edge."""
     degree = batch.edge_index[0].bincount(minlength=batch.num_nodes).double() + 1
     out = values / degree[:, None]
     for source, target in batch.edge_index.T.tolist():

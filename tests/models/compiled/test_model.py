@@ -1,4 +1,4 @@
-"""The compiled model against the plain one, and its classes against colours counted by hand."""
+"""The compiled model against the plain one, and its classes of nodes against colours by hand."""
 
 import csv
 import gzip
@@ -171,7 +171,7 @@ def test_wrong_arguments(molecules: GraphBatch) -> None:
 
 
 def _colours(batch: GraphBatch, rounds: int) -> list[object]:
-    """Colours as nested tuples: equal exactly where the surroundings are."""
+    """Return colours as nested tuples, equal exactly where the surroundings are."""
     colours: list[object] = [tuple(row) for row in batch.x.tolist()]
     edges = list(zip(*batch.edge_index.tolist(), batch.edge_attr.tolist(), strict=True))
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""The router's transport problems against dense ones in float64, one by one."""
+"""The router's transport problems against dense ones in float64, solved one by one."""
 
 import math
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Problems:
     target_expert: NDArray[np.int64]
 
     def solved(self, run: Any, epsilon: float, tolerance: float, max_iters: int) -> Any:
-        """(G, S, K) distances by the kernel."""
+        """Solve with the kernel: (G, S, K) distances."""
         experts, rank, _ = self.up.shape
         streams, padded = self.z.shape[2:]
         self_gram, cross_gram = np.zeros((2, rank, rank, streams, padded), np.float32)
@@ -61,12 +61,12 @@ class Problems:
         return distances[..., :experts]
 
     def outputs(self, stream: int, expert: int) -> Any:
-        """(N, d) what an expert's adapter subtracts at every node of a stream."""
+        """Compute the correction of an expert at every node of a stream: (N, d)."""
         rows = self.z[self.graphs.classes, :, stream, expert].astype(np.float64)
         return rows @ self.up[expert].astype(np.float64)
 
     def expected(self, graph: int, stream: int, expert: int, *params: Any) -> float | None:
-        """One distance, or None where float32 may make one sweep more or less."""
+        """Solve one problem densely; None where float32 may take one sweep more or less."""
         nodes = self.graphs.nodes(graph)
         if not nodes:
             return 0.0

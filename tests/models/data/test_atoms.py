@@ -15,7 +15,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def crystal(seed: int, size: float = 3.0, count: int = 3) -> Atoms:
-    """Atoms in a skewed cell, some of them given outside it."""
+    """Build atoms in a skewed cell, some of them outside it."""
     generator = torch.Generator().manual_seed(seed)
     cell = size * torch.eye(3) + torch.rand(3, 3, generator=generator) * size / 2
     positions = (4 * torch.rand(count, 3, generator=generator) - 2) @ cell
@@ -23,7 +23,7 @@ def crystal(seed: int, size: float = 3.0, count: int = 3) -> Atoms:
 
 
 def slow_neighbours(atoms: Atoms, cutoff: float, reach: int) -> list[tuple[int, int, float]]:
-    """All (source, target, distance), by one loop over atoms and images."""
+    """Find all (source, target, distance) by one loop over atoms and images."""
     found = []
     positions = atoms.positions.double().tolist()
     lattice = torch.zeros(3, 3).tolist() if atoms.cell is None else atoms.cell.double().tolist()

@@ -20,8 +20,9 @@ from tests.strategies import quick
 
 
 def plain_features(smiles: str) -> tuple[list[list[int]], list[tuple[int, int, int, int]]]:
-    """The textbook loop over atoms and bonds; where there are stereo marks, of the canonical
-    SMILES. Not for those of `has_own_order`."""
+    """Compute features by the textbook loop over atoms and bonds; of the canonical SMILES where
+    there are stereo marks. Not for molecules of `has_own_order`.
+    """
     mol = Chem.MolFromSmiles(smiles)
     if set("@/\\") & set(Chem.MolToSmiles(mol)):
         mol = Chem.MolFromSmiles(Chem.MolToSmiles(mol))
@@ -40,8 +41,9 @@ def plain_features(smiles: str) -> tuple[list[list[int]], list[tuple[int, int, i
 
 
 def has_own_order(smiles: str) -> bool:
-    """Whether what the network does not see (charges, NH, hydrogen atoms) is in the canonical
-    SMILES, or decides about its order."""
+    """Return True if something that the network does not see (charges, NH, hydrogen atoms) is in
+    the canonical SMILES or affects its order.
+    """
     canonical = Chem.CanonSmiles(smiles)
     return "[H+]" in canonical or bool(
         set("@/\\") & set(canonical) and re.search(r"\[(?!C@@?H?\])", canonical)
@@ -57,8 +59,9 @@ def as_plain(graph: MolGraph) -> tuple[list[list[int]], list[tuple[int, ...]]]:
 
 
 def invariant(graph: MolGraph) -> tuple[list[object], list[object]]:
-    """What does not depend on the numbering: sorted atoms, and sorted bonds with the atoms at their
-    ends."""
+    """Return sorted atoms, and sorted bonds with the atoms at their ends: independent of the
+    numbering.
+    """
     x = graph.x.tolist()
     bonds = [
         (x[i], x[j], attr)
@@ -193,7 +196,7 @@ def test_features_are_int64() -> None:
 
 
 def outcome(read: Callable[..., Molecule | MolGraph], smiles: str, **options: Any) -> Any:
-    """The graph's tensors, as plain lists in their order, or the error."""
+    """Return the tensors of the graph as plain lists in their order, or the error."""
     try:
         molecule = read(smiles, **options)
     except MoleculeError as error:

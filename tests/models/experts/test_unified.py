@@ -24,7 +24,7 @@ from tests.conftest import (
 
 
 def network(kind: BackboneKind = "gcn") -> tuple[Backbone, dict[str, Expert]]:
-    """In float64: a law may not depend on how a processor rounds."""
+    """Build a model in float64, so that rounding does not matter."""
     experts = random_experts(pico_config(kind))
     return random_backbone(pico_config(kind)).double(), {
         task: expert.double() for task, expert in experts.items()

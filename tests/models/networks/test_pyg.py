@@ -22,7 +22,7 @@ def config(kind: GraphNetworkKind, **changes: object) -> GraphNetworkConfig:
 
 
 def graph(nodes: int, seed: int, features: int = 5) -> FeatureGraph:
-    """A ring with a chord, both directions of each edge, in float64."""
+    """Build a ring with a chord, both directions of each edge, in float64."""
     generator = torch.Generator().manual_seed(seed)
     ring = torch.arange(nodes)
     half = torch.cat(
@@ -38,7 +38,7 @@ def network(kind: GraphNetworkKind, **changes: object) -> GraphNetwork:
 
 
 def experts(shape: GraphNetworkConfig, rank: int = 2) -> dict[str, Expert]:
-    """A task on nodes and one on graphs, with adapters that do something."""
+    """Build a task on nodes and one on graphs, with nonzero adapters."""
     torch.manual_seed(1)
     made = {
         "on_nodes": Expert(shape, rank, ["a", "b"], "node", "multiclass", 5),

@@ -26,7 +26,7 @@ ELEMENTS = [1, 6, 8]
 
 
 def random_expert(seed: int) -> ForceFieldExpert:
-    """An expert whose every number differs."""
+    """Build an expert whose numbers all differ."""
     torch.manual_seed(seed)
     expert = ForceFieldExpert(CONFIG)
     with torch.no_grad():
@@ -67,7 +67,7 @@ PERIODIC = pytest.mark.parametrize("periodic", [False, True])
 
 
 def answer(structure: Atoms) -> tuple[Tensor, Tensor]:
-    """Energy () and forces (N, 3) in float64."""
+    """Compute energy () and forces (N, 3) in float64."""
     double = replace(
         structure,
         positions=structure.positions.double(),

@@ -1,4 +1,4 @@
-"""Kernels where what numba compiles cannot be kept."""
+"""Kernels where compiled code cannot be cached."""
 
 import numpy as np
 import pytest

@@ -45,7 +45,7 @@ def one_graph(edges: Tensor, nodes: int) -> Support:
 
 
 def dense(values: Tensor, support: Support, case: GraphCase, graph: int) -> Array:
-    """Entries of one graph as (n, n), 0 off the support."""
+    """Expand the entries of one graph to (n, n), 0 off the support."""
     whole = torch.zeros(support.num_nodes, support.num_nodes, dtype=values.dtype)
     whole[support.rows, support.cols] = values
     nodes = case.nodes(graph)
@@ -53,7 +53,7 @@ def dense(values: Tensor, support: Support, case: GraphCase, graph: int) -> Arra
 
 
 def marginals(plan: Tensor, support: Support) -> tuple[Tensor, Tensor]:
-    """How far the rows and the columns of N_g * plan are from summing to 1, at most."""
+    """Compute the largest deviation of rows and columns of N_g * plan from a sum of 1."""
     size = support.graph_sizes[support.graph_of_node].view(-1, *[1] * (plan.dim() - 1))
     rows, cols = (
         segment_sum(plan, index, support.num_nodes) * size - 1
@@ -267,7 +267,9 @@ class TestSinkhorn:
         batched = sinkhorn(cost, support, BATCHED)
         for graph in range(case.num_graphs):
             mine = support.graph_of_entry == graph
-            single = sinkhorn(cost[mine], Support.from_graph(*case.alone(graph).graph), BATCHED)
+            single = sinkhorn(
+                cost[mine], Support.from_graph(*case.single_graph(graph).graph), BATCHED
+            )
             assert torch.equal(batched.num_iters[graph], single.num_iters[0])
             assert torch.equal(batched.converged[graph], single.converged[0])
             for name in ("cost", "regularized_cost"):

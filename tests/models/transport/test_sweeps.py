@@ -68,7 +68,7 @@ class Sweeps:
         )
 
     def plan(self, graph: int, problem: int, epsilon: float) -> Array:
-        """(n, n) the plan of the potentials that the kernel left."""
+        """Compute the (n, n) plan from the potentials that the kernel left."""
         nodes, mask = self.position[self.graphs.nodes(graph)], self.masks[graph]
         logarithm = (
             self.phi[nodes, problem][:, None]

@@ -179,7 +179,7 @@ class TestLaws:
         case = case.to(torch.float32)
         batched = twd(*case.args, **way)
         for graph in range(case.num_graphs):
-            single = twd(*case.alone(graph).args, **way)
+            single = twd(*case.single_graph(graph).args, **way)
             torch.testing.assert_close(batched.cost[graph], single.cost[0], rtol=0, atol=1e-6)
             assert batched.num_iters[graph] == single.num_iters[0]
             assert batched.converged[graph] == single.converged[0]
