@@ -47,7 +47,7 @@ _ROUNDS_SECONDS = 3.0  # for all repeats of one point
 
 Shape = Literal["chain", "branched"]
 Series = dict[str, list[tuple[float, Callable[[], Any]]]]
-"""By name, what is on the horizontal axis and the call that is timed."""
+"""By name of a series: the value on the horizontal axis and the timed call."""
 
 
 def interleaved(

@@ -36,7 +36,7 @@ from models.experts.unified import Routing, UnifiedModel
 
 RESULT = Path("results/neighbours/merged-routing.json")
 LAYERS: dict[str, int | None] = {"last layer": 1, "all layers": None}
-"""Which layers mix, besides the graph site: as released, and as published."""
+"""Number of last layers that mix, besides the graph site: as released, and as published."""
 CASES: dict[str, Routing] = {
     "own": "own",
     "moe": "moe",

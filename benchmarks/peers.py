@@ -28,7 +28,7 @@ TORCH = "torch==2.13.0"
 # cuik_molmaker_pin, chemprop's featuriser in C++, is built for one version of RDKit and needs it
 SHARED = ("chemprop==2.3.1", "cuik_molmaker_pin==2026.3.6", "lightning==2.6.6", "rdkit==2026.3.6")
 REQUIREMENTS = {"admet_ai": ("admet-ai==2.0.1", *SHARED), "chemprop": SHARED}
-"""What an environment holds, beside torch."""
+"""Packages of each environment, besides torch."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from models.experts.unified import Routing, UnifiedModel
 from models.transport.problem import Support
 
 SMALL = ("bbbp", "bace", "clintox", "sider", "tox21")
-"""Tasks for tries that train adapters: those where a try takes a minute or two."""
+"""Tasks for experiments that train adapters: those that take a minute or two each."""
 
 
 def far(run: Run) -> dict[str, Any]:

@@ -35,8 +35,8 @@ from tests.oracles_transport import dense_cost, dense_mask, published_sinkhorn
 from tests.strategies import GraphCase
 
 TOLERANCE = {"sinkhorn": 1e-5, "exact": 1e-5, "router": 2e-5}
-"""How far apart two answers of a kind may be; a distance lies in [0, 1], and ours is summed in
-float32."""
+"""Largest difference between two answers of one kind; distances are in [0, 1], and ours are summed
+in float32."""
 # the paper's, and the defaults of `twd` and of the router
 _EPSILON, _STOP, _MAX_ITERS = 0.1, 0.1, 100
 _SLOW_SECONDS = 3.0  # a solver that takes longer gets no larger graph

@@ -39,9 +39,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        if (
-            error.errno is not None and error.filename is None
-        ):  # the error of a full disk has no file name
+        # the error of a full disk has no file name
+        if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
     finally:

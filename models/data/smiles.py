@@ -321,9 +321,8 @@ def _write_component_in_visible_order(mol: Chem.Mol) -> str:
         if bond.GetBondType() in _DATIVE:
             bond.SetBondType(Chem.BondType.SINGLE)
     neutral.UpdatePropertyCache(strict=False)
-    Chem.AssignStereochemistry(
-        neutral, force=True
-    )  # ranks depend on CIP labels, these on hydrogens
+    # the ranks depend on CIP labels, and these on hydrogens
+    Chem.AssignStereochemistry(neutral, force=True)
     ranks = np.array(Chem.CanonicalRankAtoms(neutral))
     return str(Chem.MolToSmiles(Chem.RenumberAtoms(mol, ranks.argsort().tolist()), canonical=False))
 
