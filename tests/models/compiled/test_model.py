@@ -15,9 +15,16 @@ import torch
 import models
 from models.artifact import load_parts
 from models.compiled import batch as compiled_batch
-from models.compiled.model import CompiledModel
+from models.compiled.model import CompiledModel, fastest
 from models.data.batch import GraphBatch
-from models.data.molecule import MolGraph, collate
+from models.data.molecule import (
+    NUM_ATOM_TYPES,
+    NUM_BOND_DIRECTIONS,
+    NUM_CHIRALITY_TAGS,
+    SELF_LOOP,
+    MolGraph,
+    collate,
+)
 from models.data.smiles import featurize, read_graphs
 from models.errors import InvalidInputError, UnknownTaskError
 from models.experts.router import RouterConfig
@@ -158,6 +165,39 @@ def test_what_cannot_be_compiled() -> None:
     )
     with pytest.raises(InvalidInputError, match="expected a GCN"):
         CompiledModel(gin)
+
+
+def test_other_tasks_than_labels_of_graphs_are_not_compiled() -> None:
+    for name, value in (("levels", "node"), ("targets", "regression")):
+        model = _model(2)
+        assert CompiledModel.supports(model)
+        getattr(model, name)[model.tasks[1]] = value
+        assert not CompiledModel.supports(model)
+        assert fastest(model) is model
+
+
+def test_fastest_is_compiled_where_it_can_be(molecules: GraphBatch) -> None:
+    plain = _model(2)
+    model = fastest(plain)
+    assert isinstance(model, CompiledModel)
+    expected = CompiledModel(plain)(molecules).logits
+    assert all(torch.equal(model(molecules).logits[task], expected[task]) for task in plain.tasks)
+
+
+def test_sizes_and_bytes() -> None:
+    """Every tensor by hand, for 3 experts padded to the SIMD width of 8."""
+    layers, width, rank, padded = 3, 20, 5, 8
+    plain = _model(3, layers, rank, hidden_dim=width)
+    model = CompiledModel(plain)
+    assert model.sizes == (width, rank)
+    columns, experts = width + 3 * rank, 3
+    layer = (width + SELF_LOOP + 1 + NUM_BOND_DIRECTIONS + 1) * columns
+    layer += experts * (rank * width + 2 * width) + (experts + 1) * rank * rank * padded
+    labels = sum(map(len, plain.label_names.values()))
+    heads = labels * (width + 1)
+    embeddings = (NUM_ATOM_TYPES + NUM_CHIRALITY_TAGS) * width
+    numbers = layers * layer + heads + embeddings + 2 * experts * width * rank
+    assert model.num_bytes == 4 * numbers
 
 
 def test_wrong_arguments(molecules: GraphBatch) -> None:
