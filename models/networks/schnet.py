@@ -1,5 +1,7 @@
-"""Force fields: an energy from the places of atoms, and forces as minus its gradient. One network,
-and what each task has of its own."""
+"""Force fields on SchNet: the energy of a structure, and forces as minus its gradient.
+
+One network is shared by all tasks; embeddings, head and scale are a task's own.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
