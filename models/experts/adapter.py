@@ -1,8 +1,8 @@
-"""Low-rank adapters that subtract the representation bias of merging: one per layer and one after
-the readout, for each task.
+"""Low-rank adapters that take away what merging added: one per layer and one after the readout, for
+each task.
 
 Source: G-Merging, eq. 2 (node level) and eq. 4 (graph level): H <- H - f(H), f(H) = relu(H W_down)
-W_up, no bias.
+    W_up, no bias.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,8 @@ from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 
 
 class Adapter(nn.Module):
-    """Low-rank adapter f(h) = relu(h W_down) W_up, without bias.
-
-    `down` (d, r) is initialised as a linear layer, `up` (r, d) as zero, so that nothing is
-    subtracted at first.
-    """
+    """f(h) = relu(h W_down) W_up. `down` (d, r) starts as a linear layer does; `up` (r, d) starts
+    at zero, so that nothing is subtracted at first."""
 
     def __init__(self, dim: int, rank: int) -> None:
         super().__init__()
@@ -30,24 +27,22 @@ class Adapter(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """True if f is not zero everywhere: one of its r products has nonzero factors in `down` and
-        `up`.
-        """
+        """Whether it can subtract anything: one of its r products has a factor in both tensors."""
         return bool(((self.down != 0).any(0) & (self.up != 0).any(1)).any())
 
     def forward(self, h: Tensor) -> Tensor:
-        """Compute f(h), which is to be subtracted from h: (*, d) -> (*, d)."""
+        """What is to be subtracted: (*, d) -> (*, d)."""
         return (h @ self.down).relu() @ self.up
 
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """Outputs of the layers in one pass.
+    """What one pass leaves behind.
 
     Attributes:
-        convolutions: L tensors (N, d), the output of each convolution after its adapter and before
-            its BatchNorm: where teacher and student are compared.
-        graph_embedding: (G, d), the readout after the graph adapter: input of the head.
+        convolutions: L tensors (N, d), each layer's convolution after its adapter and before its
+            BatchNorm: where teacher and student are compared.
+        graph_embedding: (G, d), the readout after the graph adapter: what the head reads.
     """
 
     convolutions: tuple[Tensor, ...]
@@ -55,15 +50,11 @@ class LayerOutputs:
 
 
 class TaskAdapters(nn.Module):
-    """Everything that one task adds to a merged backbone besides its head: L node adapters, a graph
-    adapter, and BatchNorm statistics.
+    """All that one task adds to a merged backbone, its head aside: L node adapters, one graph
+    adapter, and BatchNorm statistics of its own.
 
-    The statistics are those of the task's stream on its training graphs (without labels), so that a
-    prediction does not depend on its batch.
-
-    Attributes:
-        sites: L + 1 adapters, one per layer and one for the graph.
-        norm_mean, norm_var: (L, d).
+    The statistics are those of the task's stream on its training molecules (no labels), so that a
+    prediction never depends on its batch.
     """
 
     norm_mean: Tensor
@@ -80,16 +71,17 @@ class TaskAdapters(nn.Module):
 
     @property
     def active_sites(self) -> tuple[int, ...]:
-        """Sites (layer 0 to L - 1, L for the graph) whose adapter is active."""
+        """Sites (layer 0 to L - 1, L for the graph) whose adapter can subtract anything."""
         return tuple(k for k, site in enumerate(self.sites) if cast(Adapter, site).is_active)
 
     def correct(self, site: int, h: Tensor) -> Tensor:
-        """Subtract the adapter of a site, layer 0 to L - 1 or L for the graph: (*, d) -> (*, d)."""
+        """Subtract the adapter of a site (layer 0 to L - 1, or L for the graph): (*, d) -> (*,
+        d)."""
         corrected: Tensor = h - self.sites[site](h)
         return corrected
 
     def forward(self, backbone: Backbone | GraphNetwork, batch: GraphBatch) -> LayerOutputs:
-        """Run a batch through a merged backbone with the task's adapters and stored statistics."""
+        """The task's own stream through a merged backbone, with the stored statistics."""
         return trace(
             backbone,
             batch,
@@ -110,11 +102,11 @@ def trace(
     gets the readout as site L."""
     convolutions: list[Tensor] = []
 
-    def keep(layer: int, h: Tensor) -> Tensor:
+    def kept(layer: int, h: Tensor) -> Tensor:
         convolutions.append(correct(layer, h) if correct else h)
         return convolutions[-1]
 
-    readout = mean_readout(backbone(batch, keep, normalise), batch)
+    readout = mean_readout(backbone(batch, kept, normalise), batch)
     return LayerOutputs(
         tuple(convolutions), correct(len(convolutions), readout) if correct else readout
     )
@@ -123,30 +115,20 @@ def trace(
 def apply_norm(
     backbone: Backbone | GraphNetwork, layer: int, h: Tensor, mean: Tensor, var: Tensor
 ) -> Tensor:
-    """Apply a layer's BatchNorm weight and bias with given statistics.
-
-    Args:
-        backbone: the network; without BatchNorm `h` is returned unchanged.
-        layer: 0 to L - 1.
-        h: (N, *S, d).
-        mean, var: (*S, d).
-
-    Returns:
-        (N, *S, d).
-    """
+    """BatchNorm of a layer (its own weight and bias) with the given statistics (*S, d): h (N, *S,
+    d) -> the same; as it is where there is none."""
     if not len(backbone.batch_norms):
         return h
     norm = backbone.batch_norms[layer]
-    # for the type checker: a ModuleList is untyped
+    # for the type checker: a ModuleList does not say what it holds
     assert isinstance(norm, nn.BatchNorm1d)
     scale = norm.weight * (var + norm.eps).rsqrt()
     return h * scale + (norm.bias - mean * scale)
 
 
 def batch_statistics(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and variance (biased, as BatchNorm uses) over the nodes: (N, *S, d) -> two (*S,
-    d).
-    """
+    """Mean and variance (biased, as BatchNorm normalises) over the nodes: (N, *S, d) -> two (*S,
+    d)."""
     mean = h.mean(0)
-    # torch.var over the rows takes 20 times as long on a CPU
+    # torch's var over the rows takes 20 times as long on a CPU
     return mean, (h - mean).square_().mean(0)

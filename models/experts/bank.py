@@ -1,4 +1,4 @@
-"""The adapters of several experts, stacked."""
+"""models.experts.bank"""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,14 @@ from models.experts.adapter import TaskAdapters
 
 
 class AdapterBank(nn.Module):
-    """The adapters of K experts as stacked tensors, so that all experts are one product.
+    """The adapters of K experts, stacked so that all of them are one product down and one product
+    up.
 
     Attributes:
         down: (L+1, d, K, r).
         up: (L+1, K, r, d).
-        gram: (L+1, K, K, r, r), W_up_i W_up_j^T: inner products of expert outputs then cost r
-            numbers per node and not d.
+        gram: (L+1, K, K, r, r), W_up_i W_up_j^T: with it, inner products of expert outputs cost r
+            numbers per node instead of d.
         norm_mean, norm_var: (L, K, d).
     """
 
@@ -43,58 +44,40 @@ class AdapterBank(nn.Module):
             self.register_buffer(name, value.detach())
 
     def project(self, site: int, h: Tensor) -> Tensor:
-        """Compute z_i = relu(h W_down_i) of all experts: (N, T, d) -> (N, T, K, r)."""
+        """z_i = relu(h W_down_i) of all experts: (N, T, d) -> (N, T, K, r)."""
         down = self.down[site]
         return (h @ down.flatten(1)).relu().view(*h.shape[:-1], *down.shape[1:])
 
     def mix(self, site: int, z: Tensor, weights: Tensor) -> Tensor:
-        """Compute the mixture sum_i w_i f_i(h) as one product of rank K * r.
-
-        Args:
-            site: layer 0 to L - 1, or L for the graph.
-            z: (N, T, K, r) projections.
-            weights: (N, T, K).
-
-        Returns:
-            (N, T, d).
-        """
+        """sum_i w_i f_i(h) as one product of rank K r: z (N, T, K, r), weights (N, T, K) -> (N, T,
+        d)."""
         return (z * weights.unsqueeze(-1)).flatten(-2) @ self.up[site].flatten(0, 1)
 
     def fuse(self, site: int, h: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Apply one averaged adapter per graph and stream: relu(h W_down') W_up' with W' = sum_i
-        w_i W_i.
+        """One adapter for each graph and stream, its parameters the experts' mean: relu(h W_down')
+        W_up' with W' = sum_i w_i W_i.
 
         Args:
-            site: layer 0 to L - 1, or L for the graph.
-            h: (N, T or 1, d), rows sorted by graph.
+            h: (N, T or 1, d), the rows of a graph together.
             weights: (G, T, K).
-            sizes: G numbers of rows.
+            sizes: G numbers, how many rows each graph has.
 
         Returns:
             (N, T, d).
         """
         down, up = self.down[site].movedim(1, 0), self.up[site]
         rows = h.expand(-1, weights.shape[1], -1).transpose(0, 1).split(list(sizes), 1)
-        # One graph at a time, so that its parameters stay in the cache. Projecting all rows by all
-        # experts gives the same and took 1.3 times as long.
-        corrections = [
-            (graph_rows @ (w @ down.flatten(1)).unflatten(1, down.shape[1:])).relu_()
+        # A graph at a time, so that its parameters stay in the cache. To project all rows by all
+        # experts is the same and took 1.3 times as long.
+        parts = [
+            (own @ (w @ down.flatten(1)).unflatten(1, down.shape[1:])).relu_()
             @ (w @ up.flatten(1)).unflatten(1, up.shape[1:])
-            for graph_rows, w in zip(rows, weights, strict=True)
+            for own, w in zip(rows, weights, strict=True)
         ]
-        return torch.cat(corrections, 1).transpose(0, 1)
+        return torch.cat(parts, 1).transpose(0, 1)
 
     def own(self, site: int, h: Tensor, experts: Tensor) -> Tensor:
-        """Compute f_k(h) of each stream's own expert.
-
-        Args:
-            site: layer 0 to L - 1, or L for the graph.
-            h: (N, T or 1, d).
-            experts: (T,) expert of each stream.
-
-        Returns:
-            (N, T, d).
-        """
+        """f_k(h) of each stream's own expert: h (N, T or 1, d), experts (T,) -> (N, T, d)."""
         z = torch.einsum(
             "ntd,dtr->ntr", h.expand(-1, len(experts), -1), self.down[site][:, experts]
         ).relu()
