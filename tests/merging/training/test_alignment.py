@@ -75,7 +75,7 @@ def test_training_lowers_the_loss_and_leaves_both_networks_alone(
         for key, value in fresh.state_dict().items():
             assert torch.equal(network.state_dict()[key], value), key
     assert result.record["loss"][-1] < 0.8 * result.record["loss"][0]
-    assert all(float(site.up.detach().abs().sum()) > 0 for site in result.adapters.sites)  # type: ignore[union-attr, operator]
+    assert all(float(site.up.detach().abs().sum()) > 0 for site in result.adapters.sites)
 
 
 def test_stopped_and_resumed_is_the_same_run(pico_run: Run, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_sites_left_out_subtract_nothing(
     pico_run: Run, tmp_path: Path, sites: str, trained: list[bool]
 ) -> None:
     adapters = train(pico_run, tmp_path / "state.pt", epochs=1, sites=sites).adapters
-    assert [bool(site.up.detach().any()) for site in adapters.sites] == trained  # type: ignore[union-attr, operator]
+    assert [bool(site.up.detach().any()) for site in adapters.sites] == trained
 
 
 def test_terms_left_out_do_not_count(molecules: GraphBatch) -> None:
