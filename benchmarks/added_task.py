@@ -1,5 +1,5 @@
-"""What does a task reach that is added to a finished backbone? For each: the others are merged
-without it, and its adapters trained on that.
+"""Results of a task that is added to a finished backbone: the other tasks are merged without it,
+and its adapters are trained on the result.
 
     python -m benchmarks.added_task bace bbbp clintox sider tox21 --seed 0
 
@@ -27,7 +27,7 @@ def without(config: MoleculeConfig, task: str) -> MoleculeConfig:
 
 
 def added(run: Run, task: str) -> dict[str, Any]:
-    """What a task reaches on the backbone that the others are merged into."""
+    """Measure a task on the backbone that the other tasks are merged into."""
     others = replace(run, config=without(run.config, task))
     backbone = merged_network(others)
     adapters = run.result(added_adapters(run, backbone, merged(others).key, task))

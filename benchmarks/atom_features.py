@@ -1,5 +1,5 @@
-"""What would a network gain that sees formal charges and hydrogens, and does it learn chemistry
-from them, or how a data set was drawn?
+"""The gain of a network from formal charges and hydrogens, and whether it learns chemistry from
+them or how a data set was drawn.
 
     python -m benchmarks.atom_features clintox bace --seed 0
 
@@ -36,8 +36,10 @@ DRAWN: dict[str, Callable[[str], str]] = {"as_drawn": str, "neutralised": neutra
 
 
 class SeeingBackbone(Backbone):
-    """With tables of charges and hydrogens that start at zero, so that at first it computes what
-    the checkpoint computes."""
+    """A backbone with embeddings of charges and hydrogens as well.
+
+    They start at zero, so that at first it computes what the checkpoint computes.
+    """
 
     def __init__(
         self, config: BackboneConfig, dropout: float, pretrained: dict[str, Tensor]
@@ -50,26 +52,26 @@ class SeeingBackbone(Backbone):
         nn.init.zeros_(self.hydrogens.weight)
 
     def embed(self, batch: GraphBatch) -> Tensor:
-        """(N, d), from four columns of atom features."""
+        """Embed four columns of atom features: (N, d)."""
         return super().embed(batch) + self.charges(batch.x[:, 2]) + self.hydrogens(batch.x[:, 3])
 
 
 def graph_of(smiles: str) -> MolGraph:
-    """A molecule's graph with two more columns: charge (from -3, counted from 0) and hydrogens."""
+    """Read a graph with two more columns of `x`: charge (plus 3) and number of hydrogens."""
     text = featurize(smiles, strict=False).smiles
     graph, atoms = featurize(text, strict=False).graph, read_smiles(text, strict=False).GetAtoms()
-    seen = [
+    extra = [
         (
             min(max(atom.GetFormalCharge(), -MAX_CHARGE), MAX_CHARGE) + MAX_CHARGE,
             min(atom.GetTotalNumHs(), MAX_HYDROGENS),
         )
         for atom in atoms
     ]
-    return replace(graph, x=torch.cat([graph.x, torch.tensor(seen)], dim=1))
+    return replace(graph, x=torch.cat([graph.x, torch.tensor(extra)], dim=1))
 
 
 def with_charges(run: Run, task: str, drawn: Callable[[str], str]) -> MoleculeDataset:
-    """A task whose graphs have these columns; split and labels as they are."""
+    """Return a task's dataset with these graphs; its split and labels are unchanged."""
     dataset = run.dataset(task)
     smiles = load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data")
     return replace(dataset, graphs=pack([graph_of(drawn(text)) for text in smiles]))

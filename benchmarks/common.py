@@ -1,5 +1,6 @@
-"""What the scripts share: their options, the finished run that they stand on, and the file that
-they add to."""
+"""Common to the scripts: their options, the finished run that they read, and the file of
+results.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from models.experts.unified import Routing, UnifiedModel
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that all have."""
+    """Make a parser with the options of all scripts."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,7 +29,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run_of(arguments: argparse.Namespace) -> Run:
-    """The run, on one thread of the CPU."""
+    """Open the run of the options, on one thread of the CPU."""
     torch.set_num_threads(1)
     return Run(
         load_config(arguments.config),
@@ -42,8 +43,13 @@ def run_of(arguments: argparse.Namespace) -> Run:
 def by_task(
     description: str | None, script: str, measure: Callable[[Run, str], dict[str, Any]]
 ) -> None:
-    """A script's command: measure each task asked for; results of others that are in the file
-    stay."""
+    """Run a script: measure each requested task and store it; other results in the file stay.
+
+    Args:
+        description: for `--help`.
+        script: name of the result file.
+        measure: gets the run and the name of a task.
+    """
     options = parser(description)
     options.add_argument("tasks", nargs="+")
     arguments = options.parse_args()
@@ -61,8 +67,7 @@ def areas(run: Run, model: UnifiedModel, task: str, routing: Routing = "own") ->
 
 
 def store(run: Run, script: str, name: str, found: dict[str, Any]) -> None:
-    """Add to `results/<setting>/<script>-seed<N>.json` under a name; what is there under it is
-    extended."""
+    """Merge results into `results/<setting>/<script>-seed<N>.json` under a name."""
     path = Path("results") / run.config.setting / f"{script}-seed{run.seed}.json"
     content = read_json(path) or {}
     write_json(path, content | {name: content.get(name, {}) | found})

@@ -1,10 +1,10 @@
-"""Side by side, in one run, with the same molecules and one thread each: ours, ADMET-AI, chemprop,
-and the eight models that merging replaces.
+"""Ours, ADMET-AI, chemprop, and the eight models that merging replaces, side by side in one run,
+with the same molecules and one thread each.
 
-    python -m benchmarks.compare                 # both parts; about twenty minutes, the first time
-    ten more to install the peers python -m benchmarks.compare separate        # without the peers
-    python -m benchmarks.compare summary         # only gathers what this and the other scripts have
-    written
+    python -m benchmarks.compare             # everything, about twenty minutes; the first time ten
+                                             # more to install the peers
+    python -m benchmarks.compare separate    # without the peers
+    python -m benchmarks.compare summary     # only gathers the results of this and other scripts
 
 Writes `benchmarks/results/peers.json` and `separate.json`, and `summary.json` with the headline
 figures of all scripts. Ratios are theirs to ours in speed (above 1 is in our favour), but
@@ -34,13 +34,17 @@ from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
 
-PARTS = ("peers", "separate", "summary")
+SECTIONS = ("peers", "separate", "summary")
 _BATCH = 2000
 ROUTINGS: tuple[Routing, ...] = ("own", "moe")
 
 
 def answer(model: CompiledModel, smiles: Sequence[str], routing: Routing) -> int:
-    """From text to the probabilities of all tasks; how many molecules were answered."""
+    """Compute probabilities of all tasks from SMILES.
+
+    Returns:
+        Number of molecules with an answer.
+    """
     answered = 0
     for begin in range(0, len(smiles), _BATCH):
         batch = collate(
@@ -60,20 +64,17 @@ def answer(model: CompiledModel, smiles: Sequence[str], routing: Routing) -> int
 
 
 def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Molecules per CPU-second in batch and seconds for one molecule, ours and theirs in turns."""
-    model, counts = (
-        CompiledModel(load_artifact(RELEASED).model),
-        {
-            "admet-ai": 200,
-            "admet-ai-models": 200,
-        },
-    )
+    """Measure molecules per CPU second in batch and seconds per single molecule, ours and peers in
+    turns.
+    """
+    model = CompiledModel(load_artifact(RELEASED).model)
+    counts = {"admet-ai": 200, "admet-ai-models": 200}
     names = [*(f"ours, {routing}" for routing in ROUTINGS), *PEERS]
     rates, walls, singles = ({name: list[float]() for name in names} for _ in range(3))
     with ExitStack() as stack:
         running = {name: stack.enter_context(Peer(name, threads=1)) for name in PEERS}
         information = {name: peer.info for name, peer in running.items()}
-        for turn in range(rounds + 1):  # the first one warms up
+        for turn in range(rounds + 1):  # the first is a warm-up
             for routing in ROUTINGS:
                 started, cpu = time.perf_counter(), time.process_time()
                 answered = answer(model, smiles, routing)
@@ -116,21 +117,21 @@ def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
 
 
 def separate_models() -> list[CompiledModel]:
-    """Eight models with a backbone, BatchNorm and head each and no adapters, compiled as ours is:
-    what is deployed without merging.
+    """Build what is deployed without merging: eight models with a backbone, BatchNorm and head each
+    and no adapters, compiled as ours is.
 
-    The weights are the merged ones (time does not depend on them), the tensors are each model's
-    own.
+    The values are those of the merged model, on which time does not depend; every model has its own
+    tensors.
     """
     parts = load_parts(RELEASED)
     models = []
     for task, expert in parts.experts.items():
-        alone = Expert(parts.manifest.backbone, 0, expert.label_names)
-        alone.adapters.norm_mean.copy_(expert.adapters.norm_mean)
-        alone.adapters.norm_var.copy_(expert.adapters.norm_var)
-        alone.head = deepcopy(expert.head)
+        single = Expert(parts.manifest.backbone, 0, expert.label_names)
+        single.adapters.norm_mean.copy_(expert.adapters.norm_mean)
+        single.adapters.norm_var.copy_(expert.adapters.norm_var)
+        single.head = deepcopy(expert.head)
         models.append(
-            CompiledModel(UnifiedModel(deepcopy(parts.backbone), {task: alone}, RouterConfig()))
+            CompiledModel(UnifiedModel(deepcopy(parts.backbone), {task: single}, RouterConfig()))
         )
     return models
 
@@ -143,12 +144,12 @@ def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
     ours, theirs = CompiledModel(load_artifact(RELEASED).model), separate_models()
 
     def run(models: Sequence[CompiledModel], routing: Routing) -> Callable[[], None]:
-        def each() -> None:
+        def answer_separately() -> None:
             for model in models:
                 for batch in batches:
                     model(batch, routing=routing)
 
-        return each
+        return answer_separately
 
     seconds = in_turns(
         {"separate": run(theirs, "own"), "own": run([ours], "own"), "moe": run([ours], "moe")},
@@ -167,7 +168,7 @@ def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
 
 
 def gathered() -> dict[str, Any]:
-    """The headline figures of what has been measured."""
+    """Collect the headline figures of all measurements so far."""
     files = {
         name: read_json(RESULTS / f"{name}.json") or {}
         for name in ("peers", "separate", "transport", "http", "floor")
@@ -179,7 +180,7 @@ def gathered() -> dict[str, Any]:
             found = found.get(key) if isinstance(found, dict) else None
         return found
 
-    # The fastest way to use chemprop is the one that ours is fewest times as fast as.
+    # the variant of chemprop with the smallest ratio is its fastest
     best = min(
         (name for name in PEERS if name.startswith("chemprop")),
         key=lambda name: of("peers", "ratios", name, "moe", "median") or 0,
@@ -212,7 +213,7 @@ def gathered() -> dict[str, Any]:
             name: of("http", "moe", name, "median")
             for name in ("throughput_share", "overhead_seconds")
         },
-        # The arithmetic of every node, and what is left of it where nothing is computed twice.
+        # The arithmetic of every node, and the share that remains with classes of nodes.
         "floor": {
             "moe_time_ratio": of("floor", "moe", "plain_time_ratio", "median"),
             "own_time_ratio": of("floor", "own", "plain_time_ratio", "median"),
@@ -229,17 +230,17 @@ def _seconds(model: CompiledModel, smiles: str, routing: Routing) -> float:
 
 
 def main() -> None:
-    """Measure what is asked for and gather."""
+    """Measure the requested sections and gather."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("parts", nargs="*", help=f"of {PARTS}; all if none is named")
+    options.add_argument("sections", nargs="*", help=f"of {SECTIONS}; all if none is named")
     options.add_argument("--molecules", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=5)
     arguments = options.parse_args()
     torch.set_num_threads(1)
     for name, measure in (("separate", separate), ("peers", peers)):
-        if name in (arguments.parts or PARTS):
+        if name in (arguments.sections or SECTIONS):
             found = measure(fixed_molecules(arguments.molecules), arguments.rounds)
             print(name, found, flush=True)
             write_json(RESULTS / f"{name}.json", found)

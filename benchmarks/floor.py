@@ -1,5 +1,5 @@
-"""How fast could it be? The arithmetic of a pass, counted, at the rates that this machine reaches,
-beside what a pass takes.
+"""A lower bound of the time of a pass: its arithmetic, counted, at the rates that this machine
+reaches, beside the measured time.
 
     python -m benchmarks.floor
 
@@ -20,7 +20,7 @@ from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, su
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from models.artifact import load_artifact
-from models.compiled.batch import PreparedBatch
+from models.compiled.batch import CompiledBatch
 from models.compiled.model import CompiledModel
 from models.data.molecule import collate
 from models.data.smiles import featurize
@@ -32,25 +32,27 @@ _SWEEPS = 5  # of Sinkhorn, of one problem; seen: 2 to 7
 
 
 def count(
-    model: CompiledModel, router: RouterConfig, batch: PreparedBatch, routing: Routing
+    model: CompiledModel, router: RouterConfig, batch: CompiledBatch, routing: Routing
 ) -> dict[str, float]:
-    """Floating-point operations and bytes for all tasks: `plain_flops` for every node, `flops` for
-    every class, and the bytes of these.
+    """Count floating-point operations and bytes of a pass over all tasks.
 
     A product of (m, k) with (k, n) is 2 m k n operations. A layer reads and writes each state once,
     4 bytes a number.
+
+    Returns:
+        `plain_flops` for every node, `flops` for every class of nodes, and the bytes of the latter.
     """
     tasks, layers, (width, rank) = len(model.tasks), len(model.site_names) - 1, model.sizes
     nodes, entries = len(batch.scale), len(batch.scale) + len(batch.edges[1])
     mixes = [routing == "moe" and router.mixes(layer, layers) for layer in range(layers)]
     classes = batch.classes(layers - 1, by_graph=any(mixes[:-1]))
-    rows = [len(first) for first in classes.first]
+    rows = [len(nodes) for nodes in classes.representatives]
     plain = flops = state = 0.0
     for layer in range(layers):
         seen = width * rank * (tasks if mixes[layer] else 1)
         plain += 2.0 * tasks * nodes * (width * width + 2 * seen)
         flops += 2.0 * tasks * rows[layer] * seen
-        if layer < layers - 1:  # of the last one only what the adapters see is needed for each node
+        if layer < layers - 1:  # of the last layer only the adapters' projections are per node
             flops += 2.0 * tasks * (rows[layer] * width * width + rows[layer + 1] * seen)
             state += 4.0 * tasks * width * (rows[layer] + rows[layer + 1])
     transport = (
@@ -64,13 +66,12 @@ def count(
 
 
 def rates(width: int, columns: int) -> dict[str, list[float]]:
-    """GFLOP/s of the products as they are done, GB/s of copies within the cache and of gathered
-    rows."""
-    left, right, out = (
-        torch.randn(512, width),
-        torch.randn(width, columns),
-        torch.empty(512, columns),
-    )
+    """Measure GFLOP/s of the products that the model makes, and GB/s of copies within the cache and
+    of gathered rows.
+    """
+    left = torch.randn(512, width)
+    right = torch.randn(width, columns)
+    out = torch.empty(512, columns)
     table, rows = torch.randn(6000, width), torch.randint(0, 6000, (6000,))
     cases: dict[str, tuple[float, Callable[[], object]]] = {
         "product": (
@@ -84,11 +85,13 @@ def rates(width: int, columns: int) -> dict[str, list[float]]:
         ),
     }
     seconds = in_turns({name: run for name, (_, run) in cases.items()}, 7)
-    return {name: [amount / each for each in seconds[name]] for name, (amount, _) in cases.items()}
+    return {
+        name: [amount / value for value in seconds[name]] for name, (amount, _) in cases.items()
+    }
 
 
 def main() -> None:
-    """Count, measure, write."""
+    """Count, measure and write."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,17 +100,17 @@ def main() -> None:
     arguments = options.parse_args()
     torch.set_num_threads(1)
     smiles = fixed_molecules(arguments.molecules)
-    batch = collate([featurize(each).graph for each in smiles])
+    batch = collate([featurize(text).graph for text in smiles])
     artifact = load_artifact(RELEASED)
-    model, prepared = CompiledModel(artifact.model), PreparedBatch.from_batch(batch)
+    model, prepared = CompiledModel(artifact.model), CompiledBatch.from_batch(batch)
     width, rank = model.sizes
     cases: dict[str, Callable[[], object]] = {
         "own": lambda: model(batch, routing="own"),
         "moe": lambda: model(batch, routing="moe"),
     }
     reading: dict[str, Callable[[], object]] = {
-        "rdkit": lambda: [Chem.MolFromSmiles(each) for each in smiles],
-        "featurize": lambda: [featurize(each) for each in smiles],
+        "rdkit": lambda: [Chem.MolFromSmiles(text) for text in smiles],
+        "featurize": lambda: [featurize(text) for text in smiles],
     }
     seconds = in_turns({**cases, **reading}, arguments.rounds)
     reached = rates(width, width + len(model.tasks) * rank)
@@ -136,7 +139,7 @@ def main() -> None:
         }
         print(name, found[name], flush=True)
     found["reading"] = {
-        name: summary([each / len(smiles) for each in seconds[name]], 7) for name in reading
+        name: summary([value / len(smiles) for value in seconds[name]], 7) for name in reading
     }
     print(found["rates"], found["reading"], flush=True)
     write_json(RESULTS / "floor.json", found)

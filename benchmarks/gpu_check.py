@@ -1,16 +1,15 @@
-"""Everything that a GPU should be asked once, in at most eight minutes: `make gpu-check`.
+"""All checks that need a GPU, in at most eight minutes: `make gpu-check`.
 
 It runs on a bare machine that has torch, PyG and the packages that `make gpu-pack` puts into
 `.gpu/`. The figures go to `benchmarks/results/gpu.json` (or `--output`), again after every section,
 so that a run that is cut off leaves what it had. The exit code is 1 where a section failed.
 
-- tests: the device's part of the test suite, on the GPU.
+- tests: the tests that need a device, on the GPU.
 - equality: the released models' answers against the CPU's, float32, all tasks and routings.
 - reading, throughput: molecules per second, reading apart from the pass, by batch size.
 - training: an epoch of adapter training against two threads of the CPU.
 - service: `GMERGING_DEVICE=cuda` under `python -m service`, answers, rate and memory.
-- memory: a GPU that other work has filled up to a little, and a pass that does not fit into the
-  rest.
+- memory: a GPU that other work has nearly filled, and a pass that does not fit the rest.
 """
 
 import argparse
@@ -61,12 +60,12 @@ Section = Callable[["Bench"], dict[str, Any]]
 
 @dataclass
 class Bench:
-    """What the sections share.
+    """State of all sections.
 
     Attributes:
-        device: to check; `cpu` tries the script out where there is no GPU.
-        graphs, smiles: real molecules, HIV's.
-        seconds: how long a rate is measured for.
+        device: to check; `cpu` tries the script where there is no GPU.
+        graphs, smiles: molecules of the HIV set.
+        seconds: duration of a measurement of a rate.
     """
 
     device: torch.device
@@ -75,18 +74,18 @@ class Bench:
     seconds: float
 
     def engine(self, device: str | None = None) -> ArtifactEngine:
-        """The released model for molecules, on the device or on another."""
+        """Load the released model, on the device or on another."""
         at = self.device if device is None else torch.device(device)
         return ArtifactEngine(load_artifact(RELEASED, at), at)
 
     def wait(self) -> None:
-        """Until the device has done all that it was given."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 def tests(bench: Bench) -> dict[str, Any]:
-    """The device's part of the tests; a failure is listed by name."""
+    """Run the tests that need a device; failures are listed by name."""
     command = [
         sys.executable,
         "-m",
@@ -117,7 +116,7 @@ def tests(bench: Bench) -> dict[str, Any]:
 
 
 def equality(bench: Bench) -> dict[str, Any]:
-    """The largest difference of any probability or routing weight from the CPU's."""
+    """Find the largest difference of probabilities and routing weights from the CPU's."""
     ours, theirs, graphs = bench.engine(), bench.engine("cpu"), bench.graphs[:1000]
     tasks, found = ours.info.tasks, {}
     for routing in ROUTINGS:
@@ -136,7 +135,7 @@ def equality(bench: Bench) -> dict[str, Any]:
 
 
 def differences(one: PassOutput, other: PassOutput) -> tuple[float, float]:
-    """The largest difference of probabilities, and of routing weights, between two passes."""
+    """Find the largest difference of probabilities, and of routing weights, between two passes."""
     values, weights = [0.0], [0.0]
     for a, b in zip(one.answers, other.answers, strict=True):
         values += [float(np.abs(a[task].values - b[task].values).max()) for task in a]
@@ -145,15 +144,16 @@ def differences(one: PassOutput, other: PassOutput) -> tuple[float, float]:
 
 
 def reading(bench: Bench) -> dict[str, Any]:
-    """SMILES to graphs in one process: what feeds the GPU."""
+    """Measure reading SMILES to graphs in one process, which feeds the GPU."""
     smiles, started = bench.smiles[:2000], time.perf_counter()
     featurize_all(smiles)
     return {"molecules_per_second_of_a_core": round(len(smiles) / (time.perf_counter() - started))}
 
 
 def throughput(bench: Bench) -> dict[str, Any]:
-    """Molecules per second from graphs to all tasks' answers, by batch; and the CPU's compiled
-    model, one thread, beside it."""
+    """Measure molecules per second from graphs to answers of all tasks, by batch size, with the
+    CPU's compiled model on one thread for comparison.
+    """
     ours, theirs, found = bench.engine(), bench.engine("cpu"), {}
     tasks = ours.info.tasks
     for routing in ROUTINGS:
@@ -183,7 +183,9 @@ def throughput(bench: Bench) -> dict[str, Any]:
 
 
 def breakdown(bench: Bench, engine: ArtifactEngine) -> dict[str, float]:
-    """Milliseconds of a pass over 1,024 molecules: collated, moved, computed, brought back."""
+    """Measure a pass over 1,024 molecules by step, in milliseconds: collate, move, compute, bring
+    back.
+    """
     graphs = bench.graphs[:1024]
     model = load_artifact(RELEASED, bench.device).model
     batch = collate(graphs)
@@ -209,8 +211,11 @@ def breakdown(bench: Bench, engine: ArtifactEngine) -> dict[str, float]:
 
 
 def timed(work: Callable[[], object], bench: Bench) -> Iterator[float]:
-    """Wall seconds of each call for `bench.seconds`, at least three calls; the first is not
-    counted."""
+    """Measure calls for `bench.seconds`, at least three; the first is a warm-up.
+
+    Returns:
+        Wall seconds of each call.
+    """
     work()
     bench.wait()
     end, calls = time.perf_counter() + bench.seconds, 0
@@ -223,7 +228,7 @@ def timed(work: Callable[[], object], bench: Bench) -> Iterator[float]:
 
 
 def training(bench: Bench) -> dict[str, Any]:
-    """Epochs of adapter training on 512 molecules, here and on two threads of the CPU."""
+    """Measure epochs of adapter training on 512 molecules, here and on two threads of the CPU."""
     from merging.training.alignment import align
     from merging.training.settings import AlignmentConfig
 
@@ -262,8 +267,9 @@ def training(bench: Bench) -> dict[str, Any]:
 
 
 def teacher(student: Backbone) -> Backbone:
-    """Hu et al.'s GCN where it was carried, else the student moved by noise: the same work either
-    way."""
+    """Load Hu et al.'s GCN if its checkpoint is at hand, else perturb the student: the work is the
+    same.
+    """
     if TEACHER.is_file():
         return load_backbone(TEACHER, student.config)
     made = Backbone(student.config)
@@ -276,8 +282,9 @@ def teacher(student: Backbone) -> Backbone:
 
 
 def service(bench: Bench) -> dict[str, Any]:
-    """The service on the device: its answers against the CPU's engine, its rate, its memory, a
-    clean end."""
+    """Check the service on the device: answers against the CPU's engine, rate, memory, clean
+    end.
+    """
     tasks, smiles, theirs = ["bbbp", "bace", "tox21"], bench.smiles[:200], bench.engine("cpu")
     expected = theirs.run(bench.graphs[:200], tasks, "own")
     environment = {
@@ -291,17 +298,19 @@ def service(bench: Bench) -> dict[str, Any]:
         ready = time.perf_counter() - started
         answer = post(port, {"smiles": smiles, "tasks": tasks})
         gap = 0.0
-        for item, wanted in zip(answer["predictions"], expected.answers, strict=True):
+        for item, expected_tasks in zip(answer["predictions"], expected.answers, strict=True):
             for task in tasks:
                 gap = max(
                     gap,
                     float(
                         np.abs(
-                            np.array([*item["tasks"][task].values()]) - wanted[task].values
+                            np.array([*item["tasks"][task].values()]) - expected_tasks[task].values
                         ).max()
                     ),
                 )
-        alone = statistics.median(timed_posts(port, {"smiles": "CC(=O)Oc1ccccc1C(=O)O"}, 30))
+        single_seconds = statistics.median(
+            timed_posts(port, {"smiles": "CC(=O)Oc1ccccc1C(=O)O"}, 30)
+        )
         rate = loaded(port, bench.smiles, 10 * bench.seconds)
         metrics = get(port, "/metrics")
     memory = [
@@ -313,7 +322,7 @@ def service(bench: Bench) -> dict[str, Any]:
         "device": sorted(set(device)),
         "molecules_compared": len(smiles),
         "largest_difference": float(f"{gap:.2e}"),
-        "one_molecule_p50_ms": round(1000 * alone, 2),
+        "one_molecule_p50_ms": round(1000 * single_seconds, 2),
         "molecules_per_second_16_clients_of_100": round(rate),
         "gpu_memory_mb": round(float(memory[0].split()[1]) / 1e6) if memory else None,
         "environment": environment,
@@ -328,7 +337,7 @@ def service(bench: Bench) -> dict[str, Any]:
 
 
 def memory(bench: Bench) -> dict[str, Any]:
-    """Other work leaves little of the GPU: passes that do not fit are cut and answered the same."""
+    """Check that passes that do not fit the GPU's memory are split and answered the same."""
     if bench.device.type != "cuda":
         return {"skipped": "needs a GPU"}
     engine, graphs = bench.engine(), bench.graphs[: BATCHES[-1]]
@@ -360,12 +369,12 @@ def memory(bench: Bench) -> dict[str, Any]:
 
 
 class Halvings(logging.Handler):
-    """Counts how often the engine halved a pass."""
+    """Log handler that counts how often the engine halved a pass."""
 
     count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called by logging."""
+        """Count a record; called by logging."""
         self.count += "out of memory" in record.getMessage()
 
 
@@ -381,7 +390,7 @@ SECTIONS: dict[str, Section] = {
 
 
 def check(bench: Bench, sections: Sequence[str], output: Path) -> dict[str, Any]:
-    """Run the sections; what fails is written down, and the next one begins."""
+    """Run the sections. A failure is recorded, and the next section runs."""
     found: dict[str, Any] = {"machine": gpu_machine(bench.device)}
     for name in sections:
         print(f"{name} ...", flush=True)
@@ -402,7 +411,7 @@ def check(bench: Bench, sections: Sequence[str], output: Path) -> dict[str, Any]
 
 
 def gpu_machine(device: torch.device) -> dict[str, Any]:
-    """Card, driver, processor and versions."""
+    """Describe card, driver, processor and versions."""
     found: dict[str, Any] = machine(1)
     found["cores"] = os.cpu_count()
     found["platform"] = platform.platform()
@@ -417,7 +426,7 @@ def gpu_machine(device: torch.device) -> dict[str, Any]:
 
 
 def molecules() -> list[str]:
-    """Real molecules: those that were packed, else drawn from the shared data."""
+    """Load packed molecules, or draw them from the shared data."""
     if MOLECULES.is_file():
         return MOLECULES.read_text().split()
     from benchmarks.molecules import fixed_molecules
@@ -426,7 +435,7 @@ def molecules() -> list[str]:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         "gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""How the cost of the compiled engine grows: with molecules, atoms, tasks asked, experts and rank,
+"""Growth of the compiled engine's cost with molecules, atoms, requested tasks, experts and rank,
 for both routings.
 
     python -m benchmarks.growth [--quick]
 
-A call gets a batch that is ready: parsing SMILES is not in it. One thread; the points of a figure
-are measured in turns. Writes `results/growth.json` and `results/growth.svg`.
+A call gets a batch, so parsing SMILES is not included. One thread; the points of a figure are
+measured in turns. Writes `results/growth.json` and `results/growth.svg`.
 """
 
 import argparse
@@ -43,43 +43,49 @@ RESULTS = Path(__file__).parent / "results"
 RELEASE = Path("models/releases/moleculenet-gcn")
 ROUTINGS: tuple[Routing, ...] = ("own", "moe")
 _RANK, _MOLECULES, _BINS = 10, 32, 8
-_ROUNDS_SECONDS = 3.0  # the repeats of one point take about so long
+_ROUNDS_SECONDS = 3.0  # for all repeats of one point
 
 Shape = Literal["chain", "branched"]
 Series = dict[str, list[tuple[float, Callable[[], Any]]]]
-"""By name, what is on the horizontal axis and the call that is timed."""
+"""By name of a series: the value on the horizontal axis and the timed call."""
 
 
 def interleaved(
     ways: Mapping[str, Callable[[], Any]], repeats: int, seconds: float = math.inf
 ) -> dict[str, dict[str, Any]]:
-    """Time every way in turns, without a warm-up: medians and ranges. A slow way has fewer repeats,
-    of `seconds` together, but two at least."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    """Time several functions in turns, without a warm-up.
+
+    A slow one has fewer repeats, of `seconds` in total, but at least two.
+
+    Returns:
+        Median, range and number of repeats by name.
+    """
+    seconds_of: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats):
         for name, way in ways.items():
-            if number < 2 or sum(taken[name]) < seconds:
+            if number < 2 or sum(seconds_of[name]) < seconds:
                 began = time.perf_counter()
                 way()
-                taken[name].append(time.perf_counter() - began)
+                seconds_of[name].append(time.perf_counter() - began)
     return {
         name: {
-            "median_seconds": statistics.median(each),
-            "range_seconds": [min(each), max(each)],
-            "repeats": len(each),
+            "median_seconds": statistics.median(values),
+            "range_seconds": [min(values), max(values)],
+            "repeats": len(values),
         }
-        for name, each in taken.items()
+        for name, values in seconds_of.items()
     }
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """The exponent of y as a power of x, by least squares on logarithms; None of fewer than two
-    points."""
+    """Fit the exponent of y as a power of x by least squares on logarithms; None for fewer than two
+    points.
+    """
     return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if len(x) > 1 else None
 
 
 def surroundings() -> dict[str, Any]:
-    """Machine, threads and versions."""
+    """Describe machine, threads and versions."""
     cpus = [
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -97,14 +103,13 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def synthetic(parts: ArtifactParts, count: int, rank: int) -> CompiledModel:
-    """The release's backbone with so many random experts of one label, each with the BatchNorm
-    statistics of a released one."""
-    generator, config, released = (
-        torch.Generator().manual_seed(0),
-        parts.manifest.backbone,
-        list(parts.experts.values()),
-    )
+def synthetic(artifact: ArtifactParts, count: int, rank: int) -> CompiledModel:
+    """Build a model with the release's backbone and `count` random experts of one label, each with
+    the BatchNorm statistics of a released one.
+    """
+    generator = torch.Generator().manual_seed(0)
+    config = artifact.manifest.backbone
+    released = list(artifact.experts.values())
     experts = {f"task{k}": Expert(config, rank, ["label"]) for k in range(count)}
     with torch.no_grad():
         for k, expert in enumerate(experts.values()):
@@ -113,12 +118,13 @@ def synthetic(parts: ArtifactParts, count: int, rank: int) -> CompiledModel:
             like = released[k % len(released)].adapters
             expert.adapters.norm_mean.copy_(like.norm_mean)
             expert.adapters.norm_var.copy_(like.norm_var)
-    return CompiledModel(UnifiedModel(parts.backbone, experts, parts.manifest.router))
+    return CompiledModel(UnifiedModel(artifact.backbone, experts, artifact.manifest.router))
 
 
 def tree(atoms: int, shape: Shape, rng: random.Random) -> MolGraph:
-    """A chain of carbon, in which almost all atoms are alike; or a branched tree of C, N and O,
-    with no more than 3 bonds an atom, where few are."""
+    """Draw a chain of carbon, in which almost all atoms are equivalent, or a branched tree of C, N
+    and O with at most 3 bonds an atom, in which few are.
+    """
     degree, bonds = [0] * atoms, []
     for atom in range(1, atoms):
         parent = (
@@ -141,7 +147,7 @@ def tree(atoms: int, shape: Shape, rng: random.Random) -> MolGraph:
 
 
 def by_size(graphs: list[MolGraph], edges: Sequence[int]) -> list[list[MolGraph]]:
-    """As many real molecules of alike size as a call has, for each bin that has so many."""
+    """Group real molecules by size into calls of equal length, for each bin that has enough."""
     bins = [
         [graph for graph in graphs if low <= graph.num_nodes < high]
         for low, high in itertools.pairwise(edges)
@@ -152,15 +158,16 @@ def by_size(graphs: list[MolGraph], edges: Sequence[int]) -> list[list[MolGraph]
 def ask(
     model: CompiledModel, batch: GraphBatch, routing: Routing, tasks: int | None = None
 ) -> None:
-    """One call for the first so many tasks."""
+    """Make a call for the first `tasks` tasks."""
     model(batch, None if tasks is None else model.tasks[:tasks], routing)
 
 
 def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series]]:
-    """The small multiples, by what grows; each is built when it is its turn, so that memory is not
-    held."""
-    parts, rng = load_parts(RELEASE), random.Random(0)
-    release = CompiledModel(UnifiedModel(parts.backbone, parts.experts, parts.manifest.router))
+    """Return the panels by the quantity that grows, as functions, so that only one holds memory."""
+    artifact, rng = load_parts(RELEASE), random.Random(0)
+    release = CompiledModel(
+        UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
+    )
     some = collate(graphs[:_MOLECULES])
 
     def molecules() -> Series:
@@ -199,33 +206,36 @@ def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series
 
     def experts() -> Series:
         models = [
-            (count, synthetic(parts, count, _RANK))
+            (count, synthetic(artifact, count, _RANK))
             for count in ([1, 4, 8] if quick else [1, 2, 4, 8, 16, 32, 64])
         ]
-        asked = {"all asked": None, "1 asked": 1}
+        requests = {"all asked": None, "1 asked": 1}
         return {
             f"{routing}, {name}": [
                 (count, partial(ask, model, some, routing, tasks)) for count, model in models
             ]
             for routing in ROUTINGS
-            for name, tasks in asked.items()
+            for name, tasks in requests.items()
         }
 
     def rank() -> Series:
         models = [
-            (size, synthetic(parts, 8, size)) for size in ([4, 16] if quick else [4, 8, 16, 32, 64])
+            (size, synthetic(artifact, 8, size))
+            for size in ([4, 16] if quick else [4, 8, 16, 32, 64])
         ]
         return {
             routing: [(size, partial(ask, model, some, routing)) for size, model in models]
             for routing in ROUTINGS
         }
 
-    return {each.__name__: each for each in (molecules, atoms, tasks, experts, rank)}
+    return {measure.__name__: measure for measure in (molecules, atoms, tasks, experts, rank)}
 
 
 def measure(series: Series, repeats: int) -> dict[str, Any]:
-    """Time all points of all series in turns, after an uncounted call of each (the first compiles),
-    but where a smaller one took a second."""
+    """Time all points of all series in turns, after an uncounted call of each (the first compiles).
+
+    A point is not measured if a smaller one took a second.
+    """
     for points in series.values():
         for _, call in (points[0], *points):
             began = time.perf_counter()
@@ -248,8 +258,9 @@ def measure(series: Series, repeats: int) -> dict[str, Any]:
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Small multiples on logarithmic axes, milliseconds of a call; the slope of each series in the
-    legend."""
+    """Plot milliseconds of a call on logarithmic axes, a panel per quantity, with slopes in the
+    legends.
+    """
     titles = {
         "molecules": "molecules a call",
         "atoms": f"atoms a molecule ({_BINS} molecules)",
@@ -259,14 +270,14 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     }
     with mpl.rc_context(STYLE | {"font.sans-serif": ["DejaVu Sans"]}):
         figure = Figure(figsize=(10.5, 6.2), layout="constrained")
-        for place, (name, title) in enumerate(titles.items()):
-            axes = figure.add_subplot(2, 3, place + 1)
+        for position, (name, title) in enumerate(titles.items()):
+            axes = figure.add_subplot(2, 3, position + 1)
             _draw_series(axes, found[name])
             axes.set(
                 xscale="log",
                 yscale="log",
                 xlabel=title,
-                ylabel="ms a call" if place % 3 == 0 else "",
+                ylabel="ms a call" if position % 3 == 0 else "",
             )
             axes.minorticks_off()
             axes.xaxis.set_major_locator(
@@ -288,9 +299,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 def _draw_series(axes: Axes, found: Mapping[str, Any]) -> None:
     styles = {"branched": "-", "real": "-.", "chain": ":", "all asked": "-", "1 asked": ":"}
-    for name, each in found.items():
+    for name, curve in found.items():
         routing, _, kind = name.partition(", ")
-        x, y = ([point[key] for point in each["points"]] for key in ("x", "median_seconds"))
+        x, y = ([point[key] for point in curve["points"]] for key in ("x", "median_seconds"))
         colour = "#1b6ca8" if routing == "own" else "#c2571a"
         axes.plot(
             x,
@@ -301,12 +312,12 @@ def _draw_series(axes: Axes, found: Mapping[str, Any]) -> None:
             linewidth=1.2,
             color=colour,
         )
-        axes.lines[-1].set_label(f"{name}: {each['slope']:.2f}")
+        axes.lines[-1].set_label(f"{name}: {curve['slope']:.2f}")
     axes.legend(fontsize=7, title="slope", title_fontsize=7, frameon=False)
 
 
 def main() -> None:
-    """Measure everything, write the file and the figure."""
+    """Measure everything, and write the file and the figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -320,23 +331,20 @@ def main() -> None:
     output = arguments.output or (Path("work") if arguments.quick else RESULTS) / "growth.json"
     torch.set_num_threads(1)
     quick, began = arguments.quick, time.perf_counter()
-    graphs = [featurize(each).graph for each in fixed_molecules(200 if quick else 2000)]
+    graphs = [featurize(text).graph for text in fixed_molecules(200 if quick else 2000)]
     found: dict[str, Any] = {}
     for name, build in sweeps(graphs, quick).items():
         found[name] = measure(build(), 2 if quick else 7)
         print(
             f"{time.perf_counter() - began:.0f} s",
             name,
-            {each: found[name][each]["slope"] for each in found[name]},
+            {key: found[name][key]["slope"] for key in found[name]},
             flush=True,
         )
     write_json(
         output,
         surroundings()
-        | {
-            "router": load_parts(RELEASE).manifest.router.model_dump(),
-            "growth": found,
-        },
+        | {"router": load_parts(RELEASE).manifest.router.model_dump(), "growth": found},
     )
     draw(found, output.with_suffix(".svg"))
 

@@ -1,7 +1,9 @@
-"""What HTTP costs: the service under `wrk` beside the engine called directly, in turns, in one run.
+"""The cost of HTTP: the service under `wrk` and the engine called directly, in turns in one run.
 
-    python -m benchmarks.http_load            # about twelve minutes; writes
-    benchmarks/results/http.json python -m benchmarks.http_load --quick    # under a minute
+    python -m benchmarks.http_load            # about twelve minutes
+    python -m benchmarks.http_load --quick    # under a minute
+
+Writes `benchmarks/results/http.json`.
 
 The service is `python -m service` on the loopback: default settings, one worker, one thread, the
 released artifact, all tasks, no cache of answers (and once with it). No two requests of a run are
@@ -51,8 +53,9 @@ PACKAGES = ("fastapi", "httptools", "orjson", "pebble", "pydantic", "uvicorn", "
 
 @dataclass(frozen=True)
 class Case:
-    """A load: connections that each send one request after the other, how many molecules a request
-    has, and for how long (in parts of a run's)."""
+    """A load: number of connections that each send one request after another, molecules per
+    request, and duration as a fraction of a run's.
+    """
 
     connections: int
     molecules: int = 1
@@ -60,7 +63,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As in the results."""
+        """Name in the results."""
         return f"{self.connections} x {self.molecules}"
 
 
@@ -75,13 +78,10 @@ class Service:
         self._process, self._url = process, url
 
     def load(self, bodies: Path, case: Case, seconds: int) -> dict[str, float]:
-        """One run of wrk, and what it took: figures by name, of one molecule where they are of
-        molecules."""
-        cpu, passes, own = (
-            self._cpu_seconds(),
-            self._passes(),
-            resource.getrusage(resource.RUSAGE_CHILDREN),
-        )
+        """Run wrk once; return its figures by name, per molecule where they count molecules."""
+        cpu = self._cpu_seconds()
+        passes = self._passes()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [
             "wrk",
             "-t1",
@@ -107,14 +107,15 @@ class Service:
             "p99_seconds": found["p99"],
             "cpu_seconds": (self._cpu_seconds() - cpu) / answered,
             "wrk_cpu_seconds": (
-                (after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime) / answered
+                (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / answered
             ),
             "batch": (passes_after[0] - passes[0]) / max(1.0, passes_after[1] - passes[1]),
         }
 
     def _passes(self) -> tuple[float, float]:
-        """Molecules in model passes, and passes. With nothing under way: wrk leaves when its time
-        is over."""
+        """Count molecules in model passes, and passes. Nothing is under way: wrk returns after its
+        time.
+        """
         while True:
             lines = httpx.get(f"{self._url}/metrics").text.splitlines()
             values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -125,7 +126,7 @@ class Service:
             time.sleep(0.1)
 
     def _cpu_seconds(self) -> float:
-        """Of all its processes."""
+        """Sum the CPU seconds of all its processes."""
         ticks, waiting = 0, [self._process.pid]
         while waiting:
             pid = waiting.pop()
@@ -138,8 +139,7 @@ class Service:
 
 @contextmanager
 def running(**settings: object) -> Iterator[Service]:
-    """`python -m service` on a free port of the loopback, with some settings that are not the
-    defaults."""
+    """Run `python -m service` on a free port of the loopback, with the given settings."""
     values = {"port": 0, "device": "cpu", **settings}
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("GMERGING_")
@@ -177,21 +177,19 @@ class Direct:
 
     def __init__(self, smiles: Sequence[str]) -> None:
         settings = Settings(device="cpu")
-        self._smiles, self._limits = (
-            smiles,
-            MoleculeLimits(settings.max_atoms, settings.max_smiles_length),
-        )
+        self._smiles = smiles
+        self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
         self._engine: ArtifactEngine = load_engine(RELEASED_ARTIFACT, settings)
 
     def batches(self, routing: Routing, size: int) -> dict[str, float]:
-        """All molecules in batches of a size."""
+        """Answer all molecules in batches of a size."""
         reading, cpu, started = 0.0, time.process_time(), time.perf_counter()
         for begin in range(0, len(self._smiles), size):
             now = time.perf_counter()
             graphs = [
-                each.graph
-                for each in read_all(self._smiles[begin : begin + size], self._limits)
-                if isinstance(each, Parsed)
+                result.graph
+                for result in read_all(self._smiles[begin : begin + size], self._limits)
+                if isinstance(result, Parsed)
             ]
             reading += time.perf_counter() - now
             self._engine.run(graphs, self._engine.info.tasks, routing)
@@ -202,8 +200,8 @@ class Direct:
             "cpu_seconds": (time.process_time() - cpu) / count,
         }
 
-    def alone(self, routing: Routing) -> dict[str, float]:
-        """Each molecule for itself: the time until its answer."""
+    def single(self, routing: Routing) -> dict[str, float]:
+        """Answer the molecules one by one, and measure the time until each answer."""
         whole, engine = [], []
         for smiles in self._smiles:
             started = time.perf_counter()
@@ -222,13 +220,13 @@ class Direct:
 
 @dataclass(frozen=True)
 class Bodies:
-    """Files of requests, made when they are asked for."""
+    """Files of request bodies, made on demand."""
 
     folder: Path
     smiles: Sequence[str]
 
     def of(self, routing: Routing, molecules: int) -> Path:
-        """One request a line, with so many molecules each, and no molecule twice."""
+        """Write one request a line with `molecules` each, no molecule twice."""
         path = self.folder / f"{routing}-{molecules}"
         if not path.exists():
             groups = (
@@ -250,7 +248,7 @@ def _lines(path: Path) -> int:
 def measure(
     service: Service, direct: Direct, bodies: Bodies, routing: Routing, rounds: int, seconds: int
 ) -> dict[str, Any]:
-    """Loads and direct calls in turns, after a load to warm up."""
+    """Run loads and direct calls in turns, after a load to warm up."""
     loads: dict[str, list[dict[str, float]]] = {case.name: [] for case in CASES}
     calls: dict[str, list[dict[str, float]]] = {
         "service's batch": [],
@@ -262,13 +260,13 @@ def measure(
         for case in CASES:
             loads[case.name].append(service.load(bodies.of(routing, case.molecules), case, seconds))
             if case == ALONE:
-                calls["alone"].append(direct.alone(routing))
+                calls["alone"].append(direct.single(routing))
             if case == FULL:
                 calls["service's batch"].append(direct.batches(routing, size))
                 calls[f"batch {LARGE_BATCH}"].append(direct.batches(routing, LARGE_BATCH))
-    full, alone, same = loads[FULL.name], loads[ALONE.name], calls["service's batch"]
+    full, single, same = loads[FULL.name], loads[ALONE.name], calls["service's batch"]
     overheads = [
-        a["p50_seconds"] - b["p50_seconds"] for a, b in zip(alone, calls["alone"], strict=True)
+        a["p50_seconds"] - b["p50_seconds"] for a, b in zip(single, calls["alone"], strict=True)
     ]
     shares = {
         name: ratio(
@@ -337,14 +335,14 @@ def main() -> None:
                 print(routing, json.dumps(found[routing]), flush=True)
         found["with_cache"] = {}
         for routing in arguments.routings:
-            with running() as service:  # the second run finds what the first one left
+            with running() as service:  # the second run finds the caches of the first
                 runs = [service.load(bodies.of(routing, 1), FULL, seconds) for _ in range(2)]
             found["with_cache"][routing] = dict(zip(("new", "asked_again"), runs, strict=True))
     write_json(arguments.output, found)
 
 
 def _wrk_version() -> str:
-    # It prints its version, then how to use it, and ends with 1.
+    # wrk prints its version and usage, and exits with 1
     return subprocess.run(
         ["wrk", "-v"], check=False, capture_output=True, text=True
     ).stdout.split()[1]

@@ -1,5 +1,5 @@
-"""What each step of the compiled model gives: the plain model, and the compiled one with one step
-taken back at a time, in turns in one run.
+"""The gain of each step of the compiled model: the plain model, and the compiled one with one step
+undone at a time, in turns in one run.
 
     python -m benchmarks.ladder
 
@@ -20,7 +20,7 @@ from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, su
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from models.artifact import load_parts
-from models.compiled import batch as prepared
+from models.compiled import batch as compiled_batch
 from models.compiled import model as compiled
 from models.compiled.model import CompiledModel
 from models.data.molecule import collate
@@ -33,14 +33,18 @@ _Refine = Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 @contextmanager
 def without(**steps: Any) -> Iterator[None]:
-    """The compiled model with other constants or kernels, for a while: names of
-    `models.compiled.model`, or of `models.compiled.batch`."""
-    kept = {
-        name: (module, getattr(module, name))
-        for name in steps
-        for module in (compiled, prepared)
-        if hasattr(module, name)
-    }
+    """Replace constants or kernels of the compiled model in a `with` block.
+
+    Args:
+        steps: values by name, in `models.compiled.model` or `models.compiled.batch`.
+
+    Raises:
+        AttributeError: neither module has the name.
+    """
+    kept = {}
+    for name in steps:
+        module = compiled if hasattr(compiled, name) else compiled_batch
+        kept[name] = module, getattr(module, name)
     try:
         for name, (module, _) in kept.items():
             setattr(module, name, steps[name])
@@ -53,7 +57,7 @@ def without(**steps: Any) -> Iterator[None]:
 def every_node(
     previous: NDArray[np.int64], *_: object
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """In place of `prepared.refine`: each node a class of its own."""
+    """Put every node in a class of its own, in place of `models.compiled.batch.refine`."""
     return np.arange(len(previous)), np.arange(len(previous))
 
 
@@ -66,15 +70,15 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     arguments = options.parse_args()
     torch.set_num_threads(1)
-    parts = load_parts(RELEASED)
-    plain = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
+    artifact = load_parts(RELEASED)
+    plain = UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
     everywhere = UnifiedModel(
-        parts.backbone,
-        parts.experts,
-        parts.manifest.router.model_copy(update={"mixed_layers": None}),
+        artifact.backbone,
+        artifact.experts,
+        artifact.manifest.router.model_copy(update={"mixed_layers": None}),
     )
     fast, fast_everywhere = CompiledModel(plain), CompiledModel(everywhere)
-    batch = collate([read_graph(each) for each in fixed_molecules(arguments.molecules)])
+    batch = collate([read_graph(text) for text in fixed_molecules(arguments.molecules)])
 
     def model_of(
         model: UnifiedModel | CompiledModel, routing: Routing, **steps: Any
@@ -89,7 +93,7 @@ def main() -> None:
         "as it is": {},
         "each node for itself (no classes)": {"refine": every_node},
         "products in one piece": {"_BLOCK_ROWS": _NEVER},
-        "all streams or graphs at once": {"_MOST_ROWS": _NEVER},
+        "all streams or graphs at once": {"_CHUNK_ROWS": _NEVER},
     }
     found: dict[str, Any] = {"machine": machine(1), "molecules": arguments.molecules}
     models: dict[str, tuple[UnifiedModel, CompiledModel, Routing]] = {
@@ -103,7 +107,9 @@ def main() -> None:
         seconds = in_turns(cases, arguments.rounds)
         found[name] = {
             step: {
-                "milliseconds": summary([each / arguments.molecules * 1000 for each in values], 3),
+                "milliseconds": summary(
+                    [value / arguments.molecules * 1000 for value in values], 3
+                ),
                 "ratio": ratio(values, seconds["as it is"]),
             }
             for step, values in seconds.items()

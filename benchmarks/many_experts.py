@@ -1,7 +1,6 @@
-"""Routing among up to 1024 experts: all of them looked at, or the nearest few only
-(`models.screening`).
+"""Routing among up to 1024 experts: all of them, or only the nearest few (`models.screening`).
 
-.venv/bin/python -m benchmarks.many_experts [--counts 8 64] [--rounds 1]
+    python -m benchmarks.many_experts [--counts 8 64] [--rounds 1]
 
 The experts are synthetic. "families": each of the eight real ones with adapters perturbed by noise
 of 5, 10, 20 and 50 % of their own spread, so that a task has close relatives. "unrelated": random
@@ -37,22 +36,23 @@ from models.task import TaskInfo
 
 _NOISE = 0.05, 0.1, 0.2, 0.5
 _CANDIDATES = 8, 16, 32, 64, 128
-# an original, and relatives with noise of 10, 5 and 50 %; the first four where there are only
-# originals
+# an original, and relatives with noise of 10, 5 and 50 %; or the first four originals
 _ASKED = 0, 9, 34, 27
 _TOP_K = 4
 _MOLECULES, _SCREENED_WITH = 64, 200
 _PROBABILITY = 1e-3
 
 
-def synthetic(parts: ArtifactParts, count: int, kind: str) -> ArtifactParts:
-    """The artifact's backbone with so many experts of one label; see the module."""
+def synthetic(artifact: ArtifactParts, count: int, kind: str) -> ArtifactParts:
+    """Build an artifact with the given one's backbone and `count` experts of one label; see the
+    module.
+    """
     generator, experts = torch.Generator().manual_seed(0), {}
     for k, (family, original) in zip(
-        range(count), itertools.cycle(parts.experts.items()), strict=False
+        range(count), itertools.cycle(artifact.experts.items()), strict=False
     ):
         expert = experts[f"{family}-{k}"] = Expert(
-            parts.manifest.backbone, parts.manifest.rank, ["label"]
+            artifact.manifest.backbone, artifact.manifest.rank, ["label"]
         )
         expert.adapters.load_state_dict(original.adapters.state_dict())
         with torch.no_grad():
@@ -62,26 +62,27 @@ def synthetic(parts: ArtifactParts, count: int, kind: str) -> ArtifactParts:
                 noise = torch.randn(value.shape, generator=generator) * value.std()
                 if kind == "unrelated":
                     value.copy_(noise)
-                elif k >= len(parts.experts):
-                    value.add_(noise, alpha=_NOISE[k // len(parts.experts) % len(_NOISE)])
-    router = parts.manifest.router.model_copy(update={"top_k": _TOP_K, "candidates": None})
+                elif k >= len(artifact.experts):
+                    value.add_(noise, alpha=_NOISE[k // len(artifact.experts) % len(_NOISE)])
+    router = artifact.manifest.router.model_copy(update={"top_k": _TOP_K, "candidates": None})
     tasks = {task: TaskInfo(labels=("label",)) for task in experts}
     manifest = make_manifest(
-        "many", "0", parts.manifest.backbone, parts.manifest.rank, router, tasks
+        "many", "0", artifact.manifest.backbone, artifact.manifest.rank, router, tasks
     )
-    return ArtifactParts(manifest, parts.backbone, experts, "")
+    return ArtifactParts(manifest, artifact.backbone, experts, "")
 
 
 def screened(
     manifest: Manifest, nearest: Mapping[str, tuple[str, ...]], candidates: int
 ) -> Manifest:
-    """With a table; tasks that are not asked get some names, so that the file is as long as a true
-    one."""
+    """Add the nearest experts to a manifest. Tasks that are not requested get some names, so that
+    the file is as long as a real one.
+    """
     tasks = tuple(manifest.tasks)
     others = {
         task: nearest.get(
             task,
-            tuple(each for each in tasks[: max(_CANDIDATES) + 1] if each != task)[
+            tuple(other for other in tasks[: max(_CANDIDATES) + 1] if other != task)[
                 : max(_CANDIDATES)
             ],
         )
@@ -98,8 +99,12 @@ def screened(
 def agreement(
     full: Mapping[str, tuple[Tensor, Tensor]], model: ScreenedModel, batch: GraphBatch
 ) -> dict[str, Any]:
-    """Shares of (molecule, task): same experts of weight at every site; probability as near as
-    `_PROBABILITY`; and the greatest difference."""
+    """Compare routing among candidates with routing among all experts.
+
+    Returns:
+        Shares of (molecule, task) with the same experts of weight at every site, and with a
+        probability within `_PROBABILITY`; and the largest difference.
+    """
     same, near, most = [], [], 0.0
     for task, (probabilities, weights) in full.items():
         output = model(batch, [task], "moe")
@@ -107,8 +112,8 @@ def agreement(
         same.append(((output.routing_weights[task] > 0) == (weights > 0)).all(-1).all(-1))
         near.append((difference <= _PROBABILITY).all(-1))
         most = max(most, float(difference.max()))
-    shares = [round(float(torch.cat(each).float().mean()), 4) for each in (same, near)]
-    by_task = [round(float(each.float().mean()), 4) for each in same]
+    shares = [round(float(torch.cat(hits).float().mean()), 4) for hits in (same, near)]
+    by_task = [round(float(hits.float().mean()), 4) for hits in same]
     return {
         "same_experts": shares[0],
         "by_asked_task": by_task,
@@ -118,59 +123,67 @@ def agreement(
 
 
 def measure(
-    parts: ArtifactParts, batch: GraphBatch, unlabelled: list[MolGraph], rounds: int
+    artifact: ArtifactParts, batch: GraphBatch, unlabelled: list[MolGraph], rounds: int
 ) -> dict[str, Any]:
-    """One number of experts: seconds per molecule of one asked task, and how the answers agree."""
-    manifest, tasks = parts.manifest, tuple(parts.experts)
-    asked = [tasks[k] for k in (_ASKED if len(tasks) > max(_ASKED) else range(len(_ASKED)))]
-    full = CompiledModel(UnifiedModel(parts.backbone, parts.experts, manifest.router))
-    answers = {task: full(batch, [task], "moe") for task in asked}
+    """Measure one number of experts: seconds per molecule of one requested task, and how far the
+    answers agree.
+    """
+    manifest, tasks = artifact.manifest, tuple(artifact.experts)
+    requested = [tasks[k] for k in (_ASKED if len(tasks) > max(_ASKED) else range(len(_ASKED)))]
+    full = CompiledModel(UnifiedModel(artifact.backbone, artifact.experts, manifest.router))
+    answers = {task: full(batch, [task], "moe") for task in requested}
     expected = {
         task: (answer.probabilities[task], answer.routing_weights[task])
         for task, answer in answers.items()
     }
     began = time.process_time()
     nearest = nearest_experts(
-        parts.backbone, parts.experts, manifest.router, unlabelled, max(_CANDIDATES), asked
+        artifact.backbone,
+        artifact.experts,
+        manifest.router,
+        unlabelled,
+        max(_CANDIDATES),
+        requested,
     )
     found: dict[str, Any] = {
         "experts": len(tasks),
-        "screening_cpu_seconds_per_task": round((time.process_time() - began) / len(asked), 4),
+        "screening_cpu_seconds_per_task": round((time.process_time() - began) / len(requested), 4),
     }
     few: dict[str, dict[str, Any]] = {}
     cases: dict[str, CompiledModel | ScreenedModel] = {"full": full}
-    for candidates in (each for each in _CANDIDATES if len(tasks) > each + 1):
+    for candidates in (count for count in _CANDIDATES if len(tasks) > count + 1):
         model = ScreenedModel(
             ArtifactParts(
-                screened(manifest, nearest, candidates), parts.backbone, parts.experts, ""
+                screened(manifest, nearest, candidates), artifact.backbone, artifact.experts, ""
             )
         )
         began = time.process_time()
-        model(batch, asked[:1], "moe")
+        model(batch, requested[:1], "moe")
         first = time.process_time() - began
         few[str(candidates)] = agreement(expected, model, batch) | {
             "first_call_cpu_seconds": round(first, 4)
         }
         cases[str(candidates)] = model
     timings = in_turns(
-        {name: partial(model, batch, asked[:1], "moe") for name, model in cases.items()}, rounds
+        {name: partial(model, batch, requested[:1], "moe") for name, model in cases.items()}, rounds
     )
     for name, seconds in timings.items():
         row = few.setdefault(name, {})
         row["cpu_ms_per_molecule"] = summary(
-            [1000 * each / batch.num_graphs for each in seconds], 4
+            [1000 * value / batch.num_graphs for value in seconds], 4
         )
     return found | {"full_model_mbytes": round(full.num_bytes / 2**20, 1), "candidates": few}
 
 
-def loading(parts: ArtifactParts, rounds: int) -> dict[str, Any]:
-    """Seconds to load: the experts looked at for one task, all experts, and all of them as one
-    model."""
-    candidates, task = 16, next(iter(parts.experts))
+def loading(artifact: ArtifactParts, rounds: int) -> dict[str, Any]:
+    """Measure seconds to load the candidates of one task, all experts, and all of them as one
+    model.
+    """
+    candidates, task = 16, next(iter(artifact.experts))
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "many"
         manifest = save_artifact(
-            folder, screened(parts.manifest, {}, candidates), parts.backbone, parts.experts
+            folder, screened(artifact.manifest, {}, candidates), artifact.backbone, artifact.experts
         )
         cases = {
             "lazily": partial(load_artifact, folder, tasks=candidate_experts(manifest, task)),
@@ -178,13 +191,13 @@ def loading(parts: ArtifactParts, rounds: int) -> dict[str, Any]:
             "as_a_model": partial(load_artifact, folder),
         }
         timings = in_turns(cases, rounds)
-        return {"experts": len(parts.experts)} | {
+        return {"experts": len(artifact.experts)} | {
             name: summary(seconds, 4) for name, seconds in timings.items()
         }
 
 
 def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Log-log slope of the time in the number of experts, from 64 on, of each way of looking."""
+    """Fit the log-log slope of time over the number of experts, from 64 on, for each model."""
     found = {}
     for name in ("full", *map(str, _CANDIDATES)):
         large = [row for row in rows if row["experts"] >= 64 and name in row["candidates"]]
@@ -213,12 +226,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "many_experts.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    parts = load_parts(arguments.artifact)
-    graphs = [featurize(each).graph for each in fixed_molecules(_MOLECULES + _SCREENED_WITH)]
+    artifact = load_parts(arguments.artifact)
+    graphs = [featurize(text).graph for text in fixed_molecules(_MOLECULES + _SCREENED_WITH)]
     batch, unlabelled = collate(graphs[:_MOLECULES]), graphs[_MOLECULES:]
     content: dict[str, Any] = {
         "machine": machine(1),
-        "rank": parts.manifest.rank,
+        "rank": artifact.manifest.rank,
         "top_k": _TOP_K,
         "molecules": _MOLECULES,
     }
@@ -230,11 +243,14 @@ def main() -> None:
     for kind in ("families", "unrelated"):
         rows = []
         for count in arguments.counts:
-            rows.append(measure(synthetic(parts, count, kind), batch, unlabelled, arguments.rounds))
+            rows.append(
+                measure(synthetic(artifact, count, kind), batch, unlabelled, arguments.rounds)
+            )
             print(kind, rows[-1], flush=True)
         content[kind] = {"slopes": slopes(rows), "points": rows}
     content["loading"] = [
-        loading(synthetic(parts, count, "families"), arguments.rounds) for count in arguments.counts
+        loading(synthetic(artifact, count, "families"), arguments.rounds)
+        for count in arguments.counts
     ]
     print(content["loading"])
     write_json(arguments.output, content)

@@ -1,4 +1,6 @@
-"""How speed is measured: things side by side, in turns, in one run; and on what."""
+"""Measuring of speed: alternatives side by side, in turns in one run, with a description of the
+machine.
+"""
 
 import importlib.metadata
 import platform
@@ -15,7 +17,7 @@ RELEASED = Path("models/releases/moleculenet-gcn")
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What was measured on: processor, threads and versions."""
+    """Describe the machine: processor, threads and versions."""
     cpuinfo = Path("/proc/cpuinfo")
     names = (
         [
@@ -39,8 +41,15 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of this process for each case, once a round, in turns; the first turn of all is
-    not counted."""
+    """Measure CPU seconds of functions in turns; the first turn is a warm-up.
+
+    Args:
+        cases: functions by name.
+        rounds: calls of each that count.
+
+    Returns:
+        CPU seconds of this process by name, one per round.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(rounds + 1):
         for name, run in cases.items():
@@ -52,7 +61,7 @@ def in_turns(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def summary(values: list[float], digits: int = 6) -> dict[str, float]:
-    """Median and range."""
+    """Return median, minimum and maximum."""
     return {
         "median": round(statistics.median(values), digits),
         "low": round(min(values), digits),
@@ -61,5 +70,5 @@ def summary(values: list[float], digits: int = 6) -> dict[str, float]:
 
 
 def ratio(above: list[float], below: list[float]) -> dict[str, float]:
-    """Median and range of the ratio, turn by turn."""
+    """Return median, minimum and maximum of the ratio, turn by turn."""
     return summary([a / b for a, b in zip(above, below, strict=True)], 4)

@@ -1,9 +1,9 @@
-"""What does a request lose, and gain in time, if the experts' parameters are averaged by the
-router's weights? `merged` beside `own` and `moe`.
+"""Averaging the experts' parameters by the router's weights: what `merged` loses in accuracy and
+gains in time, beside `own` and `moe`.
 
     python -m benchmarks.merged_routing accuracy units gap seconds
 
-It stands on the finished pieces of the release's setting (work folder); each score that is there is
+Reads the finished stages of the release's setting (work folder); scores that are in the results are
 not measured again. Writes `results/neighbours/merged-routing.json`; `table` makes the tables of
 `docs/merged-routing.md` from it.
 """
@@ -37,7 +37,7 @@ from models.experts.unified import Routing, UnifiedModel
 
 RESULT = Path("results/neighbours/merged-routing.json")
 LAYERS: dict[str, int | None] = {"last layer": 1, "all layers": None}
-"""Which layers mix, besides the graph site: as released, and as published."""
+"""Number of last layers that mix, besides the graph site: as released, and as published."""
 CASES: dict[str, Routing] = {
     "own": "own",
     "moe": "moe",
@@ -49,8 +49,9 @@ MOLECULES = 250
 
 
 class _EachSite(plain._Stream):
-    """Parameters averaged by the weights of the very site, which costs what `moe` costs: what do
-    averaged parameters lose, whatever the weights?"""
+    """Stream that averages parameters by the weights of every site, at the cost of `moe`. It
+    separates the loss of averaging from that of shared weights.
+    """
 
     def _subtract_fused(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
         left = super()._subtract_fused(site, h, weights)
@@ -59,8 +60,9 @@ class _EachSite(plain._Stream):
 
 
 class _Compared(_EachSite):
-    """How far what the averaged adapter subtracts lies from the average of what the adapters
-    subtract: |f' - f| / |f|, and |f_k - f| / |f| beside."""
+    """Stream that records how far the averaged adapter's correction f' is from the average f of the
+    adapters' corrections, |f' - f| / |f|, and |f_k - f| / |f| for comparison.
+    """
 
     found: ClassVar[list[tuple[int, float, float]]] = []
 
@@ -70,35 +72,36 @@ class _Compared(_EachSite):
         mixed = self.bank.mix(
             site, self.bank.project(site, h).expand(-1, len(self.experts), -1, -1), by_row
         )
-        own = self.bank.own(site, h, self.experts)
+        target = self.bank.own(site, h, self.experts)
         size = mixed.norm()
         self.found.append(
-            (site, float((h - left - mixed).norm() / size), float((own - mixed).norm() / size))
+            (site, float((h - left - mixed).norm() / size), float((target - mixed).norm() / size))
         )
         return left
 
 
 @contextmanager
 def stream(kind: type[plain._Stream]) -> Iterator[None]:
-    """The plain model with another stream, for a while; with one that weighs at each site, the
-    compiled model does so too."""
-    kept = plain._Stream, CompiledModel._known
+    """Replace the stream of the plain model in a `with` block. With one that routes at every site
+    the compiled model does so too.
+    """
+    kept = plain._Stream, CompiledModel._known_weights
     plain._Stream = kind  # type: ignore[misc]
     if issubclass(kind, _EachSite):
-        CompiledModel._known = lambda *_: None  # type: ignore[method-assign]
+        CompiledModel._known_weights = lambda *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        plain._Stream, CompiledModel._known = kept  # type: ignore[misc, method-assign]
+        plain._Stream, CompiledModel._known_weights = kept  # type: ignore[misc, method-assign]
 
 
 def stream_of(case: str) -> type[plain._Stream]:
-    """Which stream a case needs."""
+    """Return the stream of a case."""
     return _EachSite if case == EACH_SITE else plain._Stream
 
 
 def accuracy(run: Run) -> dict[str, Any]:
-    """ROC-AUC by layers, case and task, on validation and test."""
+    """Compute ROC-AUC by layers, case and task, on validation and test."""
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
         varied = run.varied(router={"mixed_layers": count})
@@ -133,7 +136,7 @@ def scores(run: Run, model: CompiledModel, task: str, routing: Routing, _: Path)
 
 
 def means(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Average over the tasks, by part."""
+    """Average over the tasks, on validation and on test."""
     return {
         subset: round(sum(scores[subset] for scores in by_task.values()) / len(by_task), 5)
         for subset in ("valid", "test")
@@ -141,12 +144,13 @@ def means(by_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def units(run: Run) -> dict[str, Any]:
-    """Are unit j of one task's adapter and unit j of another's the same unit? By site, means over
-    pairs of tasks.
+    """Compare unit j of one task's adapter with unit j of another's: by site, means over pairs of
+    tasks.
 
-    same: cosine of the columns of `down` with the same number; other: with another number; found:
-        share of units whose most similar unit in the other
-    adapter has the same number (1 / r by chance).
+    Returns:
+        By site: `same`, cosine of the columns of `down` with the same number; `other`, with another
+            number; `found`, share of units whose most similar unit in the other adapter has the
+            same number (1 / r by chance).
     """
     return {
         name: of_site(unified(run).bank, site) for site, name in enumerate(unified(run).site_names)
@@ -154,7 +158,7 @@ def units(run: Run) -> dict[str, Any]:
 
 
 def of_site(bank: AdapterBank, site: int) -> dict[str, float]:
-    """`units` of one site."""
+    """Compute `units` of one site."""
     down = torch.nn.functional.normalize(bank.down[site], dim=0)
     # (pairs, r, r)
     cosines = torch.einsum("dir,djq->ijrq", down, down)[~torch.eye(down.shape[1], dtype=torch.bool)]
@@ -171,8 +175,9 @@ def of_site(bank: AdapterBank, site: int) -> dict[str, float]:
 
 
 def gap(run: Run) -> dict[str, Any]:
-    """By layers and site: how far averaged parameters are from averaged outputs, on the test
-    molecules of all tasks (at most 256 of each)."""
+    """Measure by layers and site how far averaged parameters are from averaged outputs, on the test
+    molecules of all tasks (at most 256 of each).
+    """
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
         model = unified(run.varied(router={"mixed_layers": count}))
@@ -184,20 +189,21 @@ def gap(run: Run) -> dict[str, Any]:
                 for _, batch in batches(run.dataset(task).graphs, chosen, 256):
                     model(batch, [task], "merged")
         for site, name in enumerate(model.site_names):
-            values = torch.tensor([each[1:] for each in _Compared.found if each[0] == site])
+            values = torch.tensor([row[1:] for row in _Compared.found if row[0] == site])
             if len(values):
-                merged, own = values.mean(0).tolist()
+                merged, target = values.mean(0).tolist()
                 found.setdefault(layers, {})[name] = {
                     "merged": round(merged, 4),
-                    "own": round(own, 4),
+                    "own": round(target, 4),
                 }
     return found
 
 
 def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
-    """CPU milliseconds of a pass over 250 molecules, all tasks, one thread, in turns: the plain
-    model, and the compiled one for context."""
-    batch = collate([read_graph(each) for each in fixed_molecules(MOLECULES, run.data, run.work)])
+    """Measure CPU milliseconds of a pass over 250 molecules, all tasks, one thread, in turns: the
+    plain model, and the compiled one for context.
+    """
+    batch = collate([read_graph(text) for text in fixed_molecules(MOLECULES, run.data, run.work)])
     found: dict[str, Any] = {"machine": machine(1), "molecules": MOLECULES, "rounds": rounds}
     with torch.inference_mode():
         found["fusing"] = fusing(unified(run).bank, batch, 9)
@@ -207,20 +213,20 @@ def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
         compiled = CompiledModel(model)
         cases = {f"plain, {case}": one_pass(model, batch, case) for case in CASES}
         cases |= {f"compiled, {case}": one_pass(compiled, batch, case) for case in CASES}
-        taken = in_turns(cases, rounds)
+        timings = in_turns(cases, rounds)
         found[layers] = {
             name: {
-                "milliseconds": summary([each * 1000 for each in values], 1),
-                "of_moe": ratio(values, taken[f"{name.split(',')[0]}, moe"]),
-                "of_own": ratio(values, taken[f"{name.split(',')[0]}, own"]),
+                "milliseconds": summary([value * 1000 for value in values], 1),
+                "of_moe": ratio(values, timings[f"{name.split(',')[0]}, moe"]),
+                "of_own": ratio(values, timings[f"{name.split(',')[0]}, own"]),
             }
-            for name, values in taken.items()
+            for name, values in timings.items()
         }
         print(
             layers,
             {
-                name: (each["milliseconds"]["median"], each["of_moe"]["median"])
-                for name, each in found[layers].items()
+                name: (timing["milliseconds"]["median"], timing["of_moe"]["median"])
+                for name, timing in found[layers].items()
             },
             flush=True,
         )
@@ -228,8 +234,9 @@ def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
 
 
 def fusing(bank: AdapterBank, batch: GraphBatch, rounds: int) -> dict[str, Any]:
-    """Averaged parameters applied a molecule at a time, against all rows projected by all experts
-    and weighed then: the same numbers."""
+    """Measure averaged parameters applied molecule by molecule, against all rows projected by all
+    experts and then weighted. The numbers are the same.
+    """
     site, (experts, rank, width) = 0, bank.up.shape[1:]
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(batch.num_nodes, experts, width, generator=generator)
@@ -246,17 +253,17 @@ def fusing(bank: AdapterBank, batch: GraphBatch, rounds: int) -> dict[str, Any]:
         return (z.unsqueeze(2) * by_row.unsqueeze(3)).flatten(2) @ bank.up[site].flatten(0, 1)
 
     torch.testing.assert_close(each_molecule(), all_experts(), rtol=1e-4, atol=1e-4)
-    taken = in_turns({"each molecule": each_molecule, "all experts": all_experts}, rounds)
+    timings = in_turns({"each molecule": each_molecule, "all experts": all_experts}, rounds)
     milliseconds = {
-        name: summary([each * 1000 for each in values], 1) for name, values in taken.items()
+        name: summary([value * 1000 for value in values], 1) for name, values in timings.items()
     }
-    return milliseconds | {"ratio": ratio(taken["all experts"], taken["each molecule"])}
+    return milliseconds | {"ratio": ratio(timings["all experts"], timings["each molecule"])}
 
 
 def one_pass(
     model: UnifiedModel | CompiledModel, batch: GraphBatch, case: str
 ) -> Callable[[], None]:
-    """A pass of a model over all tasks."""
+    """Return a pass of a model over all tasks, as a function."""
 
     def run() -> None:
         with stream(stream_of(case)), torch.inference_mode():
@@ -266,7 +273,7 @@ def one_pass(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The page's tables, in Markdown, from the results."""
+    """Format the tables of the documentation page in Markdown, from the results."""
     by_case = found["accuracy"]
     tasks = list(by_case["own"])
     lines = [
@@ -292,13 +299,13 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     lines += ["| layers that mix | | milliseconds | of `moe` | of `own` |", "|---|---|---|---|---|"]
     for layers in LAYERS:
-        for name, each in found["seconds"][layers].items():
+        for name, timing in found["seconds"][layers].items():
             of_moe, of_own = (
-                f"{each[of]['median']:.2f} ({each[of]['low']:.2f} to {each[of]['high']:.2f})"
+                f"{timing[of]['median']:.2f} ({timing[of]['low']:.2f} to {timing[of]['high']:.2f})"
                 for of in ("of_moe", "of_own")
             )
             lines.append(
-                f"| {layers} | {name} | {each['milliseconds']['median']:.0f} | {of_moe} |"
+                f"| {layers} | {name} | {timing['milliseconds']['median']:.0f} | {of_moe} |"
                 f" {of_own} |"
             )
     lines += [
@@ -311,9 +318,9 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     lines += ["| layers that mix | site | averaged parameters | own adapter |", "|---|---|---|---|"]
     lines += [
-        f"| {layers} | {site} | {each['merged']:.3f} | {each['own']:.3f} |"
+        f"| {layers} | {site} | {values['merged']:.3f} | {values['own']:.3f} |"
         for layers, sites in found["gap"].items()
-        for site, each in sites.items()
+        for site, values in sites.items()
     ]
     lines += [
         "",
@@ -326,21 +333,21 @@ def table(found: Mapping[str, Any]) -> str:
     lines[-2] += " most similar unit of the other adapter has the same number:"
     lines += ["| site | same number | other number | found |", "|---|---|---|---|"]
     lines += [
-        f"| {site} | {each['same']:.3f} | {each['other']:.3f} | {each['found']:.3f} |"
-        for site, each in found["units"].items()
+        f"| {site} | {values['same']:.3f} | {values['other']:.3f} | {values['found']:.3f} |"
+        for site, values in found["units"].items()
     ]
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
-    each.__name__: each for each in (accuracy, units, gap, seconds)
+SECTIONS: dict[str, Callable[[Run], dict[str, Any]]] = {
+    measure.__name__: measure for measure in (accuracy, units, gap, seconds)
 }
 
 
 def main() -> None:
-    """Measure the parts asked for and write; what is there of the others stays."""
+    """Measure the requested sections and write; other results in the file stay."""
     options = parser(__doc__)
-    options.add_argument("parts", nargs="*", help=f"of {list(PARTS)}; all if none is named")
+    options.add_argument("sections", nargs="*", help=f"of {list(SECTIONS)}; all if none is named")
     options.set_defaults(config=Path("gcn_supervised_contextpred_rank10.yaml"), seed=1)
     arguments = options.parse_args()
     run = run_of(arguments)
@@ -358,8 +365,8 @@ def main() -> None:
         "seeds": [run.seed],
         "environment": environment(),
     }
-    for name in arguments.parts or PARTS:
-        found[name] = PARTS[name](run)
+    for name in arguments.sections or SECTIONS:
+        found[name] = SECTIONS[name](run)
         write_json(RESULT, found)
 
 

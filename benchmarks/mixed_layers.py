@@ -1,5 +1,5 @@
-"""Which layers should mix? `moe` with the last layers mixing and the others using their own
-adapters, on validation and on test.
+"""Scores of `moe` by the number of last layers that mix, the others using their own adapters, on
+validation and on test.
 
     python -m benchmarks.mixed_layers --seed 0
 
@@ -33,7 +33,7 @@ _CASES: dict[str, dict[str, float | int | None]] = {
 
 
 def main() -> None:
-    """Score each case and write."""
+    """Score the requested cases and write."""
     options = parser(__doc__)
     options.add_argument("cases", nargs="*", help=f"of {list(_CASES)}; all if none is named")
     arguments = options.parse_args()
@@ -49,9 +49,9 @@ def main() -> None:
             def logits(batch: GraphBatch, task: str = task, routing: Routing = routing) -> Tensor:
                 return compiled(batch, [task], routing).logits[task]  # noqa: B023
 
-            for part, rows in (("valid", dataset.split.valid), ("test", dataset.split.test)):
+            for subset, rows in (("valid", dataset.split.valid), ("test", dataset.split.test)):
                 outputs = predict(logits, dataset.graphs, rows, torch.device("cpu"), 512)
-                scores[part][task] = round(roc_auc(dataset.labels[rows], outputs).mean, 5)
+                scores[subset][task] = round(roc_auc(dataset.labels[rows], outputs).mean, 5)
         for by_task in scores.values():
             by_task["average"] = round(sum(by_task.values()) / len(by_task), 5)
         print(name, scores["valid"]["average"], scores["test"]["average"], flush=True)

@@ -1,7 +1,7 @@
-"""The real molecules that speed is measured with: drawn with a fixed seed from the HIV set, each
-readable by our strict featuriser.
+"""Molecules for measurements of speed: drawn with a fixed seed from the HIV set, all readable in
+strict mode.
 
-python -m benchmarks.molecules [count] > work/molecules.txt
+    python -m benchmarks.molecules [count] > work/molecules.txt
 """
 
 import random
@@ -17,14 +17,18 @@ from models.errors import DataError, MoleculeError
 def fixed_molecules(
     count: int = 2000, data: Path = Path("../shared/data"), work: Path = Path("work")
 ) -> list[str]:
-    """Different SMILES, as they stand in the HIV set; fewer are the first of more. Raises
-    DataError: the set does not have so many."""
+    """Draw distinct SMILES of the HIV set with a fixed seed; a smaller draw is the start of a
+    larger one.
+
+    Raises:
+        DataError: the set has fewer readable molecules.
+    """
     spec = MOLECULENET["hiv"]
     source = find_source("hiv", spec, data, work / "data")
     smiles = list(dict.fromkeys(read_molecules(source, spec.smiles_column)))
     random.Random(0).shuffle(smiles)
-    readable = (each for each in smiles if _is_readable(each))
-    drawn = [each for each, _ in zip(readable, range(count), strict=False)]
+    readable = (text for text in smiles if _is_readable(text))
+    drawn = [text for text, _ in zip(readable, range(count), strict=False)]
     if len(drawn) < count:
         raise DataError(f"got {len(drawn)} readable molecules, expected {count}")
     return drawn

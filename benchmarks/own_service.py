@@ -1,4 +1,4 @@
-"""A service of its own process, for the scripts that measure it: started, asked, loaded, ended."""
+"""A service in its own process, for scripts that measure it."""
 
 import http.client
 import json
@@ -16,8 +16,11 @@ from typing import Any
 
 @contextmanager
 def served(device: str, environment: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A ready service on a free port of this machine; afterwards its exit code and the end of its
-    log are in the dictionary."""
+    """Run a service on a free port of this machine, and wait until it is ready.
+
+    Yields:
+        Its port, and a dictionary that gets its exit code and the end of its log.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -57,12 +60,20 @@ def served(device: str, environment: dict[str, str]) -> Iterator[tuple[int, dict
 
 
 def get(port: int, path: str) -> str:
-    """A page of the service. Raises OSError unless it answers 200."""
+    """Get a page of the service.
+
+    Raises:
+        OSError: any other status than 200.
+    """
     return _ask(port, "GET", path, None)
 
 
 def post(port: int, body: dict[str, Any]) -> Any:
-    """The answer of `/predict`. Raises OSError unless it is 200."""
+    """Post to `/predict` and return the answer.
+
+    Raises:
+        OSError: any other status than 200.
+    """
     return json.loads(_ask(port, "POST", "/predict", json.dumps(body)))
 
 
@@ -80,7 +91,7 @@ def _ask(port: int, method: str, path: str, body: str | None) -> str:
 
 
 def timed_posts(port: int, body: dict[str, Any], count: int) -> Iterator[float]:
-    """Wall seconds of requests one after the other; the first three are not counted."""
+    """Yield wall seconds of requests in sequence, after three that do not count."""
     for k in range(count + 3):
         started = time.perf_counter()
         post(port, body)
@@ -91,8 +102,11 @@ def timed_posts(port: int, body: dict[str, Any], count: int) -> Iterator[float]:
 def loaded(
     port: int, smiles: Sequence[str], seconds: float, clients: int = 16, size: int = 100
 ) -> float:
-    """Molecules answered per second, all tasks. Raises OSError: a request was not answered with
-    200."""
+    """Measure molecules answered per second, for all tasks.
+
+    Raises:
+        OSError: a request got another status than 200.
+    """
     groups = [list(smiles[begin : begin + size]) for begin in range(0, len(smiles), size)]
     started = time.perf_counter()
 

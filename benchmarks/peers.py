@@ -1,11 +1,12 @@
-"""The speed of what else one could install: ADMET-AI, and chemprop with one multi-task model.
+"""Speed of the alternatives that can be installed: ADMET-AI, and chemprop with one multi-task
+model.
 
     python -m benchmarks.molecules > work/molecules.txt
     python -m benchmarks.peers --molecules work/molecules.txt --threads 1
 
-Each lives in an environment of its own, `work/peers/<environment>`, made at first use, and answers
-there in a process of its own (`peer_runners/`). `TORCH_PIP` chooses the build of torch, as for
-make. The runners import this file where nothing of ours is installed: it needs Python only.
+Each has its own environment, `work/peers/<environment>`, made at first use, and answers in its own
+process there (`peer_runners/`). `TORCH_PIP` chooses the build of torch, as for make. The runners
+import this file where nothing of ours is installed, so it needs only Python.
 """
 
 import argparse
@@ -24,17 +25,17 @@ from typing import IO, Any, Self
 
 ROOT = Path(__file__).parents[1]
 TORCH = "torch==2.13.0"
-# cuik_molmaker_pin, chemprop's featuriser in C++, is built for one version of RDKit and asks for
-# it.
+# cuik_molmaker_pin, chemprop's featuriser in C++, is built for one version of RDKit and needs it
 SHARED = ("chemprop==2.3.1", "cuik_molmaker_pin==2026.3.6", "lightning==2.6.6", "rdkit==2026.3.6")
 REQUIREMENTS = {"admet_ai": ("admet-ai==2.0.1", *SHARED), "chemprop": SHARED}
-"""What an environment holds, beside torch."""
+"""Packages of each environment, besides torch."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to use a peer: its environment (also its runner's name), and what the runner is
-    told."""
+    """A way to use a peer: its environment, which is also its runner's name, and the runner's
+    mode.
+    """
 
     environment: str
     mode: str
@@ -64,8 +65,11 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call: its wall and CPU time (all threads and children), and how many molecules have
-    finite numbers for all outputs."""
+    """Cost of one call.
+
+    Attributes are wall and CPU seconds (all threads and children) and the number of molecules with
+    finite numbers for all outputs.
+    """
 
     wall_seconds: float
     cpu_seconds: float
@@ -73,7 +77,7 @@ class Timing:
 
 
 class Peer:
-    """A peer that has loaded its model and waits, as a context manager.
+    """A peer in a process of its own, with its model loaded; a context manager.
 
     Attributes:
         info: `load_seconds` (imports and model), `model_seconds` (of these, the model), `versions`,
@@ -85,8 +89,13 @@ class Peer:
     def __init__(
         self, name: str, threads: int = 1, work: Path = ROOT / "work", batch_size: int | None = None
     ) -> None:
-        """Args: name: of `PEERS`; threads: of torch and what lies under it; batch_size: None leaves
-        what is best for the peer."""
+        """Start the process and wait for its model.
+
+        Args:
+            name: of `PEERS`.
+            threads: of torch and the libraries below it.
+            batch_size: None for the peer's best.
+        """
         self._name, self._threads, self._batch_size = name, threads, batch_size
         self._work = work.resolve() / "peers"
 
@@ -133,11 +142,11 @@ class Peer:
             self._process.wait()
 
     def batch(self, smiles: Sequence[str]) -> Timing:
-        """Predict all in one call."""
+        """Predict all molecules in one call."""
         return Timing(**self._ask("batch", smiles))
 
     def single(self, smiles: Sequence[str]) -> list[float]:
-        """Predict one after the other; the seconds that each took."""
+        """Predict one molecule after another; return the seconds of each."""
         latencies: list[float] = self._ask("single", smiles)["latencies"]
         return latencies
 
@@ -157,7 +166,9 @@ class Peer:
 
 
 def environment(name: str, folder: Path) -> Path:
-    """The Python of a peer's environment, made if it is not there as it is pinned here."""
+    """Return the Python of a peer's environment, which is installed if it is missing or its pins
+    differ.
+    """
     made, pins = folder / name / "pins.txt", "\n".join((TORCH, *REQUIREMENTS[name]))
     python = folder / name / "bin" / "python"
     if made.is_file() and made.read_text() == pins:
@@ -165,7 +176,7 @@ def environment(name: str, folder: Path) -> Path:
     print(f"making {folder / name}", file=sys.stderr, flush=True)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / name)], check=True)
-    # first, so that nothing else chooses a build of it
+    # torch first, so that no other package chooses its build
     subprocess.run([*pip, *shlex.split(os.environ.get("TORCH_PIP", "")), TORCH], check=True)
     subprocess.run([*pip, TORCH, *REQUIREMENTS[name]], check=True)
     subprocess.run([*_runner(python, name), "prepare", "1", str(folder), ""], check=True, cwd=ROOT)
@@ -179,15 +190,15 @@ def _runner(python: Path, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a runner has loaded.
+    """A model that a runner has loaded.
 
     Attributes:
-        predict: many SMILES in one call; whatever the peer answers.
+        predict: many SMILES in one call; returns the peer's answer.
         predict_one: one SMILES.
-        answered: of an answer of `predict`, how many molecules have numbers. Not timed.
-        model_seconds: how long the model took to load, imports apart.
-        outputs: learned properties of each molecule.
-        batch_size: molecules that go through the network together.
+        answered: number of molecules with numbers in an answer of `predict`. Not timed.
+        model_seconds: time to load the model, without imports.
+        outputs: learned properties per molecule.
+        batch_size: molecules in one pass of the network.
     """
 
     predict: Callable[[list[str]], Any]
@@ -202,19 +213,19 @@ Load = Callable[[str, Path, int | None], Loaded]
 
 
 def serve(load: Load, prepare: Callable[[Path], object] = lambda folder: None) -> None:
-    """A runner's main: `mode threads folder batch_size`; a line of JSON when the model is loaded,
-    then one for each line of standard input.
+    """Run a runner: `mode threads folder batch_size` on the command line, then a line of JSON once
+    the model is loaded and one for each line of standard input.
 
-    Mode `prepare` only makes, once for an environment, what `load` will find in the folder.
+    Mode `prepare` only makes, once per environment, the files that `load` reads from the folder.
     """
     mode, threads, folder, batch_size = sys.argv[1:]
     if mode == "prepare":
         prepare(Path(folder))
         return
     with os.fdopen(os.dup(1), "w") as out:
-        os.dup2(2, 1)  # what the peer prints is no answer
+        os.dup2(2, 1)  # keep the peer's prints out of the answers
         began = time.perf_counter()
-        import torch  # not above: it is of the peer's environment, and counts in what loading takes
+        import torch  # here, as it is in the peer's environment only and counts as loading
 
         torch.set_num_threads(int(threads))
         loaded = load(mode, Path(folder), int(batch_size) if batch_size else None)
@@ -235,13 +246,13 @@ def serve(load: Load, prepare: Callable[[Path], object] = lambda folder: None) -
             },
         )
         for line in sys.stdin:
-            asked = json.loads(line)
+            request = json.loads(line)
             _write(
                 out,
                 (
-                    asdict(_batch(loaded, asked["smiles"]))
-                    if asked["do"] == "batch"
-                    else _single(loaded, asked["smiles"])
+                    asdict(_batch(loaded, request["smiles"]))
+                    if request["do"] == "batch"
+                    else _single(loaded, request["smiles"])
                 ),
             )
 
@@ -255,9 +266,9 @@ def _batch(loaded: Loaded, smiles: list[str]) -> Timing:
 
 def _single(loaded: Loaded, smiles: list[str]) -> dict[str, Any]:
     latencies, cpu = [], _cpu_seconds()
-    for each in smiles:
+    for text in smiles:
         began = time.perf_counter()
-        loaded.predict_one(each)
+        loaded.predict_one(text)
         latencies.append(time.perf_counter() - began)
     return {
         "wall_seconds": sum(latencies),
@@ -287,7 +298,7 @@ def _write(out: IO[str], answer: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Print what each peer takes for a file of SMILES, one a line."""
+    """Print the cost of each peer for a file of SMILES, one a line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

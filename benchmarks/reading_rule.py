@@ -1,4 +1,4 @@
-"""What the second reading rule (`models.data.smiles.READING_RULE`) changes for the released model:
+"""Effects of the second reading rule (`models.data.smiles.READING_RULE`) on the released model:
 graphs, splits and scores.
 
     python -m benchmarks.reading_rule --data ../shared/data
@@ -41,7 +41,7 @@ class Rows:
     """A data set as text: the molecules that both rules read.
 
     Attributes:
-        smiles: (G,).
+        smiles: G texts.
         labels: (G, C), NaN where missing.
     """
 
@@ -50,7 +50,7 @@ class Rows:
 
 
 def read_rows(task: str, data: Path) -> Rows:
-    """The published rows of a set."""
+    """Read the published rows of a data set."""
     table = read_molecule_table(data / "moleculenet" / f"{task}.csv.gz", MOLECULENET[task])
     kept = [k for k, text in enumerate(table.molecules) if _first_rule_molecule(text) is not None]
     labels = torch.tensor([label.values for label in table.labels]).T[kept]
@@ -58,7 +58,7 @@ def read_rows(task: str, data: Path) -> Rows:
 
 
 def _first_rule_molecule(smiles: str) -> Chem.Mol | None:
-    """As rule 1 reads a SMILES in tolerant mode: atom maps, isotopes and kept hydrogens stay."""
+    """Parse a SMILES by rule 1 in tolerant mode: atom maps, isotopes and kept hydrogens stay."""
     mol = Chem.MolFromSmiles(smiles)
     if mol is None and (mol := Chem.MolFromSmiles(smiles, sanitize=False)) is not None:
         mol.UpdatePropertyCache(strict=False)
@@ -69,8 +69,9 @@ def _first_rule_molecule(smiles: str) -> Chem.Mol | None:
 
 
 def first_rule_graph(smiles: str) -> MolGraph:
-    """The graph by rule 1: features of RDKit's canonical SMILES, or of the first in the alphabet
-    of those that take turns."""
+    """Build the graph by rule 1: features of RDKit's canonical SMILES, or of the alphabetically
+    first of those that alternate.
+    """
     mol, seen = _first_rule_molecule(smiles), dict[str, Chem.Mol]()
     canonical = str(Chem.MolToSmiles(mol))
     if any(mark in canonical for mark in _ORDER_MATTERS):
@@ -84,8 +85,9 @@ def first_rule_graph(smiles: str) -> MolGraph:
 
 
 def scaffold(mol: Chem.Mol) -> str:
-    """Bemis-Murcko with chirality, as the data sets are split; where RDKit refuses, the molecule
-    itself."""
+    """Compute the Bemis-Murcko scaffold with chirality, by which the data sets are split; the
+    molecule itself where RDKit refuses.
+    """
     try:
         return str(MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True))
     except ValueError:
@@ -93,8 +95,9 @@ def scaffold(mol: Chem.Mol) -> str:
 
 
 def coloured(graph: MolGraph) -> list[int]:
-    """Colours of all atoms after refinement by their neighbourhoods, sorted: equal for graphs that
-    differ in the order of atoms alone."""
+    """Refine the colours of all atoms by their neighbourhoods, and sort them: equal for graphs that
+    differ only in the order of atoms.
+    """
     colours = [hash(tuple(row)) for row in graph.x.tolist()]
     pairs, attributes = graph.edge_index.T.tolist(), graph.edge_attr.tolist()
     edges = [(*pair, tuple(attr)) for pair, attr in zip(pairs, attributes, strict=True)]
@@ -108,12 +111,10 @@ def coloured(graph: MolGraph) -> list[int]:
 
 
 def measure(model: CompiledModel, task: str, data: Path) -> dict[str, Any]:
-    """Counts, and scores by both rules, of one task."""
+    """Count changed graphs, and score by both rules, for one task."""
     rows = read_rows(task, data)
-    first, second = (
-        [first_rule_graph(text) for text in rows.smiles],
-        [_second_rule_graph(text) for text in rows.smiles],
-    )
+    first = [first_rule_graph(text) for text in rows.smiles]
+    second = [_second_rule_graph(text) for text in rows.smiles]
     rewritten = [k for k in range(len(first)) if not _equal(first[k], second[k])]
     changed = [k for k in rewritten if coloured(first[k]) != coloured(second[k])]
     split, moved = _splits(rows.smiles)
@@ -150,22 +151,23 @@ def _equal(left: MolGraph, right: MolGraph) -> bool:
 
 
 def _splits(smiles: list[str]) -> tuple[Split, int]:
-    """The split by rule 1, which the model was trained on, and how many rows are in another part
-    by rule 2."""
+    """Compute the split by rule 1, which the model was trained on, and the number of rows that rule
+    2 moves to another subset.
+    """
     old = [scaffold(_first_rule_molecule(text)) for text in smiles]
     new = list(old)
     for k, text in enumerate(smiles):
-        if "[" in text:  # else there is nothing that only rule 2 takes away
+        if "[" in text:  # else rule 2 removes nothing
             new[k] = scaffold(featurize.read_smiles(text, strict=False))
     splits = [scaffold_split(old), scaffold_split(new)]
-    places = torch.zeros((2, len(smiles)), dtype=torch.int64)
-    for place, split in zip(places, splits, strict=True):
-        place[split.valid], place[split.test] = 1, 2
-    return splits[0], int((places[0] != places[1]).sum())
+    subsets = torch.zeros((2, len(smiles)), dtype=torch.int64)
+    for subset, split in zip(subsets, splits, strict=True):
+        subset[split.valid], subset[split.test] = 1, 2
+    return splits[0], int((subsets[0] != subsets[1]).sum())
 
 
 def logits(model: CompiledModel, task: str, routing: Routing, graphs: list[MolGraph]) -> Tensor:
-    """(G, C) logits of a task, as the service answers."""
+    """Compute logits (G, C) of a task, as the service does."""
 
     def forward(batch: GraphBatch) -> Tensor:
         return model(batch, [task], routing).logits[task]
@@ -174,7 +176,7 @@ def logits(model: CompiledModel, task: str, routing: Routing, graphs: list[MolGr
 
 
 def quality(labels: Tensor, scores: Tensor) -> dict[str, float]:
-    """ROC-AUC, and calibration as of the model card."""
+    """Compute ROC-AUC and the calibration figures of the model card."""
     return {
         "roc_auc": round(roc_auc(labels, scores).mean, 5),
         "ece": round(expected_calibration_error(scores.sigmoid(), labels), 5),
@@ -183,10 +185,9 @@ def quality(labels: Tensor, scores: Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure each task of the released model and write."""
+    """Measure the tasks of the released model and write."""
     options = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--data", type=Path, default=Path("../shared/data"))
     options.add_argument("tasks", nargs="*", help="all of the model's if none is named")

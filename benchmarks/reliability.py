@@ -1,14 +1,13 @@
-"""What the service does under load and under faults: every request is counted, and every answer
-compared with the offline one.
+"""Fault-injection tests of the service: every request under load and under faults is counted, and
+every answer compared with the offline one.
 
-    python -m benchmarks.reliability                        # all scenarios, about ten minutes;
-    writes benchmarks/results/reliability.json python -m benchmarks.reliability load --seconds 120
-    # one of them
+    python -m benchmarks.reliability                       # all scenarios, about ten minutes
+    python -m benchmarks.reliability load --seconds 120    # one of them
 
-Each scenario starts a service of its own, as an operator does (`python -m service`), and has
-clients do their worst. `lost` are requests that were neither answered nor refused although the
-service was told to go on, `wrong` are answers that are not those of the molecule asked for. Both
-must be 0.
+Every scenario starts its own service, as an operator does (`python -m service`), and puts it under
+load or faults. `lost` counts requests that were neither answered nor refused although the service
+was meant to keep running, `wrong` counts answers that are not those of the requested molecule. Both
+must be 0. Writes `benchmarks/results/reliability.json`.
 """
 
 import argparse
@@ -55,7 +54,7 @@ HEADERS = {"x-api-key": ADMIN_KEY}
 
 
 def molecules() -> list[str]:
-    """Some hundred molecules, each with an answer of its own."""
+    """Return some hundred molecules whose answers all differ."""
     chains = (
         ["C" * n for n in range(1, 31)]
         + ["C" * n + "O" for n in range(1, 31)]
@@ -66,20 +65,20 @@ def molecules() -> list[str]:
 
 @dataclass
 class Tally:
-    """What became of the requests of a scenario."""
+    """Outcomes of the requests of a scenario."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
     seconds: list[float] = field(default_factory=list)
 
     def note(self, status: int | str, started: float) -> None:
-        """Count a request by its status, or by what happened instead."""
+        """Count a request by its status, or by the name of its failure."""
         self.statuses[str(status)] += 1
         if status == 200:
             self.seconds.append(time.perf_counter() - started)
 
     def report(self) -> dict[str, Any]:
-        """Figures of the answered and the refused; `lost` are those without a status."""
+        """Summarise the answered and the refused requests; `lost` counts those without a status."""
         sent = sum(self.statuses.values())
         refused = sum(self.statuses[code] for code in ("429", "503", "504"))
         answered = (
@@ -102,7 +101,7 @@ class Tally:
 
 
 class Service:
-    """A running service, and what it must answer."""
+    """A running service, and its expected answers."""
 
     def __init__(
         self, process: subprocess.Popen[str], url: str, expected: dict[str, dict[str, list[float]]]
@@ -111,7 +110,7 @@ class Service:
         self.smiles = list(expected)
 
     def client(self, timeout: float = 60) -> httpx.AsyncClient:
-        """A client with the admin's key."""
+        """Make a client with the administrator's key."""
         return httpx.AsyncClient(
             base_url=self.url,
             timeout=timeout,
@@ -120,7 +119,7 @@ class Service:
         )
 
     def check(self, smiles: list[str], predictions: list[dict[str, Any]]) -> int:
-        """How many answers are not those of their molecules."""
+        """Count the answers that are not those of their molecules."""
         if len(predictions) != len(smiles):
             return abs(len(predictions) - len(smiles)) + len(smiles)
         return sum(
@@ -129,7 +128,7 @@ class Service:
         )
 
     def is_right(self, smiles: str, index: int, item: dict[str, Any]) -> bool:
-        """Whether an item is the answer for a molecule at a place."""
+        """Return True if an item is the answer for the molecule at a position."""
         if item["index"] != index or "error" in item:
             return False
         return all(
@@ -140,7 +139,7 @@ class Service:
         )
 
     def memory_bytes(self) -> int:
-        """Of the service and its processes, shared pages counted once."""
+        """Measure the memory of the service and its processes, shared pages counted once."""
         total, waiting = 0, [self.process.pid]
         while waiting:
             pid = waiting.pop()
@@ -154,7 +153,7 @@ class Service:
         return total
 
     def parsers(self) -> list[int]:
-        """Processes that read molecules: children of the fork server."""
+        """Return the processes that parse molecules: children of the fork server."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -181,7 +180,7 @@ class Service:
 async def running(
     folder: Path, program: Sequence[str] = ("-m", "service"), **settings: object
 ) -> AsyncIterator[Service]:
-    """`python -m service` on a free port of the loopback, and the offline answers."""
+    """Run `python -m service` on a free port of the loopback, and compute the offline answers."""
     torch.set_num_threads(1)
     artifact = Path(str(settings.pop("artifact", RELEASED_ARTIFACT)))
     environment = {
@@ -229,7 +228,7 @@ async def ask(
     smiles: list[str],
     timeout: float | None = None,
 ) -> int | str:
-    """One request; its status, or the name of what went wrong instead."""
+    """Send one request; return its status, or the name of its failure."""
     started = time.perf_counter()
     headers = {} if timeout is None else {"x-request-timeout": str(timeout)}
     try:
@@ -253,8 +252,9 @@ async def clients(
     timeout: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Clients that each ask one thing after the other, mixed sizes, and wait a moment when they are
-    refused."""
+    """Run clients that send one request after another, of mixed sizes, and wait a moment when
+    refused.
+    """
     end = time.perf_counter() + seconds
 
     async def one(number: int) -> None:
@@ -280,7 +280,7 @@ async def with_fault(
     seconds: float,
     **settings: object,
 ) -> dict[str, Any]:
-    """Eight clients, and meanwhile a fault."""
+    """Run eight clients while a fault is injected."""
     tally, over = Tally(), asyncio.Event()
     async with running(folder, **settings) as service:
         await clients(service, Tally(), 2, 1.0)
@@ -298,11 +298,12 @@ async def with_fault(
 
 
 async def load(folder: Path, seconds: float) -> dict[str, Any]:
-    """64 clients of mixed sizes, far more than one core answers, with a deadline of five seconds;
-    no cache, so that every molecule is work."""
+    """Overload the service with 64 clients of mixed sizes, far more than one core answers, with a
+    deadline of five seconds and no cache, so that every molecule is computed.
+    """
     tally, deadline, memory = Tally(), 5.0, []
     async with running(folder, cache_bytes=0, max_pending_cost=60_000) as service:
-        # what is slow or grows the first time does so here
+        # warm-up: caches fill and memory grows here
         await clients(service, Tally(), 64, seconds / 2, deadline, seed=1)
 
         async def watch() -> None:
@@ -323,14 +324,15 @@ async def load(folder: Path, seconds: float) -> dict[str, Any]:
             int(np.median(memory[begin : begin + tenth])) for begin in range(0, len(memory), tenth)
         ],
         "memory_growth": round(growth, 4),
-        "late": sum(each > deadline for each in tally.seconds),
+        "late": sum(value > deadline for value in tally.seconds),
     }
     return {**tally.report(), **figures}
 
 
 async def stream(folder: Path, seconds: float) -> dict[str, Any]:
-    """One stream of a thousand lines for each second of the other scenarios, read while it is
-    written, with memory watched; every line compared."""
+    """Send a stream of a thousand lines for each second of the other scenarios, read the answer
+    while writing, watch the memory, and compare every line.
+    """
     wrong = answered = 0
     memory: list[int] = []
     async with running(folder) as service:
@@ -345,7 +347,7 @@ async def stream(folder: Path, seconds: float) -> dict[str, Any]:
                 yield "".join(f'"{smiles}"\n' for smiles in some).encode()
 
         host, port = service.url.removeprefix("http://").split(":")
-        # httpx writes all before it reads
+        # raw sockets, as httpx writes everything before it reads
         reader, writer = await asyncio.open_connection(host, int(port), limit=2**20)
         head = (
             f"POST /predict/stream?tasks={'&tasks='.join(TASKS)} HTTP/1.1\r\nhost: x\r\nx-api-key:"
@@ -354,8 +356,8 @@ async def stream(folder: Path, seconds: float) -> dict[str, Any]:
         writer.write(head.encode())
 
         async def write() -> None:
-            async for part in lines():
-                writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+            async for line in lines():
+                writer.write(b"%x\r\n%b\r\n" % (len(line), line))
                 await writer.drain()
             writer.write(b"0\r\n\r\n")
             await writer.drain()
@@ -390,7 +392,7 @@ async def stream(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def _body_lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Lines of a chunked body."""
+    """Yield the lines of a chunked body."""
     rest = b""
     while size := int(await reader.readline(), 16):
         *lines, rest = (rest + await reader.readexactly(size)).split(b"\n")
@@ -400,7 +402,7 @@ async def _body_lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
 
 
 async def parser_killed(folder: Path, seconds: float) -> dict[str, Any]:
-    """Every half second a process that reads molecules is killed with -9."""
+    """Kill a process that parses molecules with -9 every half second."""
 
     async def fault(service: Service, over: asyncio.Event) -> dict[str, Any]:
         killed = 0
@@ -416,8 +418,9 @@ async def parser_killed(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def reloads(folder: Path, seconds: float) -> dict[str, Any]:
-    """Twenty good reloads, and in between as many of an artifact with one bit changed, each
-    refused."""
+    """Reload twenty times, and in between as often an artifact with one bit changed, which must be
+    refused.
+    """
     artifact = folder / "artifact"
     shutil.copytree(RELEASED_ARTIFACT, artifact)
     tensors = sorted(artifact.glob("*.safetensors"))
@@ -444,7 +447,7 @@ async def reloads(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def disconnects(folder: Path, seconds: float) -> dict[str, Any]:
-    """Clients that go away in the middle of streams and requests."""
+    """Run clients that disconnect in the middle of streams and requests."""
 
     async def fault(service: Service, over: asyncio.Event) -> dict[str, Any]:
         left = 0
@@ -477,7 +480,7 @@ async def disconnects(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def slow_clients(folder: Path, seconds: float) -> dict[str, Any]:
-    """Forty connections that send one byte a second."""
+    """Open forty connections that send one byte a second."""
 
     async def one(service: Service, over: asyncio.Event) -> None:
         host, port = service.url.removeprefix("http://").split(":")
@@ -503,8 +506,9 @@ async def slow_clients(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def hostile(folder: Path, seconds: float) -> dict[str, Any]:
-    """Molecules that RDKit needs seconds for, ten megabytes of brackets, and control characters,
-    all the time."""
+    """Send, all the time, molecules that RDKit needs seconds for, ten megabytes of brackets, and
+    control characters.
+    """
 
     async def fault(service: Service, over: asyncio.Event) -> dict[str, Any]:
         statuses: Counter[str] = Counter()
@@ -522,7 +526,7 @@ async def hostile(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def scrapes(folder: Path, seconds: float) -> dict[str, Any]:
-    """Metrics scraped every 100 ms."""
+    """Scrape the metrics every 100 ms."""
 
     async def fault(service: Service, over: asyncio.Event) -> dict[str, Any]:
         times = []
@@ -541,8 +545,7 @@ async def scrapes(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def clock_jump(folder: Path, seconds: float) -> dict[str, Any]:
-    """The clock on the wall jumps by a day, there and back, every second, for all that the
-    service's own process does."""
+    """Move the wall clock of the service's main process by a day, there and back, every second."""
     script = "real = time.time\ntime.time = lambda: real() + 86400 * (int(real()) % 2)\n"
     tally = Tally()
     async with changed(folder, script) as service:
@@ -551,7 +554,7 @@ async def clock_jump(folder: Path, seconds: float) -> dict[str, Any]:
 
 
 async def full_disk(folder: Path, seconds: float) -> dict[str, Any]:
-    """The disk that takes the logs is full (/dev/full), one line per request."""
+    """Write the log, one line per request, to a full disk (/dev/full)."""
     script = (
         "def fill():\n"
         f"    while not os.path.exists({str(folder / 'full')!r}):\n"
@@ -569,10 +572,10 @@ async def full_disk(folder: Path, seconds: float) -> dict[str, Any]:
 
 @asynccontextmanager
 async def changed(folder: Path, script: str) -> AsyncIterator[Service]:
-    """A service whose process runs a script of ours first."""
+    """Run a service whose process first runs a script of ours."""
     body = "".join(f"    {line}\n" for line in script.splitlines())
     start = "    from service.__main__ import main\n    main([])\n"
-    # Under this condition, because the processes that read molecules import the file too.
+    # guarded, because the parser processes import this file too
     (folder / "run.py").write_text(
         f"import os, threading, time\nif __name__ == '__main__':\n{body}{start}"
     )
@@ -582,8 +585,9 @@ async def changed(folder: Path, script: str) -> AsyncIterator[Service]:
 
 
 async def termination(folder: Path, seconds: float) -> dict[str, Any]:
-    """SIGTERM under load, five times: what was accepted is answered, the service ends with 0.
-    Connections after that are refused by the machine."""
+    """Send SIGTERM under load, five times: accepted requests are answered, and the service ends
+    with 0. Later connections are refused by the machine.
+    """
     totals: Counter[str] = Counter()
     wrong, exits, took = 0, [], []
     for k in range(5):
@@ -610,7 +614,7 @@ async def termination(folder: Path, seconds: float) -> dict[str, Any]:
 
             load = [asyncio.create_task(one(number)) for number in range(8)]
             await asyncio.sleep(2)
-            stopped.set()  # each client has one request under way, and sends no other
+            stopped.set()  # every client finishes its request and sends no other
             service.process.send_signal(signal.SIGTERM)
             started = time.perf_counter()
             await asyncio.gather(*load)
@@ -618,8 +622,7 @@ async def termination(folder: Path, seconds: float) -> dict[str, Any]:
             took.append(round(time.perf_counter() - started, 2))
         totals += tally.statuses
         wrong += tally.wrong
-    # A request that reached the machine in the very moment in which the port closed was never
-    # accepted, and says so.
+    # A request that arrives while the port closes is not accepted, and gets a connection error.
     summary = Tally(totals, wrong).report()
     return {**summary, "exit_codes": exits, "seconds_to_end": took}
 
@@ -640,7 +643,7 @@ SCENARIOS: dict[str, Callable[[Path, float], Awaitable[dict[str, Any]]]] = {
 
 
 def main() -> None:
-    """Run scenarios, print what came out, and keep it."""
+    """Run scenarios, print their results and store them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Where could routing earn its place? Each try is measured against the own adapter on the same
+"""Experiments on where routing helps. Each is compared with the task's own adapter on the same
 models, on validation and on test.
 
     python -m benchmarks.routing far few heldout groups joint --seed 0
@@ -34,15 +34,15 @@ from models.experts.unified import Routing, UnifiedModel
 from models.transport.problem import Support
 
 SMALL = ("bbbp", "bace", "clintox", "sider", "tox21")
-"""Tasks for tries that train adapters: those where a try takes a minute or two."""
+"""Tasks for experiments that train adapters: those that take a minute or two each."""
 
 
 def far(run: Run) -> dict[str, Any]:
-    """Test molecules in three parts of equal size by their largest Tanimoto similarity to a
+    """Score test molecules in three groups of equal size by their largest Tanimoto similarity to a
     training molecule (ECFP4).
 
-    Beside the scores: what the own expert weighs in each part, and its rank correlation with
-    similarity. Does the weight tell who is far from home?
+    Besides the scores: the weight of the task's own expert in each group, and its rank correlation
+    with similarity, which tells whether the weight recognises dissimilar molecules.
     """
     model, found = unified(run), {}
     for k, task in enumerate(run.tasks):
@@ -52,7 +52,10 @@ def far(run: Run) -> dict[str, Any]:
         ).float()
         rows = dataset.split.test
         nearest = torch.cat(
-            [tanimoto(part, bits[dataset.split.train]).amax(1) for part in bits[rows].split(256)]
+            [
+                tanimoto(rows_here, bits[dataset.split.train]).amax(1)
+                for rows_here in bits[rows].split(256)
+            ]
         )
         weight = predict(
             lambda batch, task=task, k=k: (
@@ -67,14 +70,14 @@ def far(run: Run) -> dict[str, Any]:
             for routing in ("own", "moe")
         }
         found[task] = {"correlation": round(float(spearmanr(nearest, weight).statistic), 3)}
-        for name, part in zip(("far", "middle", "near"), nearest.argsort().chunk(3), strict=True):
+        for name, third in zip(("far", "middle", "near"), nearest.argsort().chunk(3), strict=True):
             by_routing = {
-                routing: round(roc_auc(dataset.labels[rows[part]], each[part]).mean, 5)
-                for routing, each in scores.items()
+                routing: round(roc_auc(dataset.labels[rows[third]], outputs[third]).mean, 5)
+                for routing, outputs in scores.items()
             }
             found[task][name] = {
-                "similarity": round(float(nearest[part].mean()), 3),
-                "own_weight": round(float(weight[part].mean()), 4),
+                "similarity": round(float(nearest[third].mean()), 3),
+                "own_weight": round(float(weight[third].mean()), 4),
                 **by_routing,
             }
         print("far", task, found[task], flush=True)
@@ -82,14 +85,15 @@ def far(run: Run) -> dict[str, Any]:
 
 
 def tanimoto(left: Tensor, right: Tensor) -> Tensor:
-    """(A, B) similarities of bit vectors (A, bits) and (B, bits)."""
+    """Compute Tanimoto similarities of bit vectors (A, bits) and (B, bits): (A, B)."""
     shared = left @ right.T
     return shared / (left.sum(1)[:, None] + right.sum(1) - shared).clamp(min=1)
 
 
 def few(run: Run) -> dict[str, Any]:
-    """A task whose adapters saw only a few unlabelled molecules, among experts that saw all of
-    theirs."""
+    """Score a task whose adapters were trained on only a few unlabelled molecules, among experts
+    trained on all of theirs.
+    """
     found: dict[str, Any] = {}
     for task in SMALL:
         dataset, settings = run.dataset(task), run.config.alignment_for(task)
@@ -125,8 +129,9 @@ def few(run: Run) -> dict[str, Any]:
 
 
 def heldout(run: Run) -> dict[str, Any]:
-    """A task without adapters of its own: the bare merged backbone, and the equal mixture of the
-    other tasks' adapters."""
+    """Score a task without adapters: the merged backbone alone, and the equal mixture of the other
+    tasks' adapters.
+    """
     found = {}
     for task in run.tasks:
         others = [expert(run, other).adapters for other in run.tasks if other != task]
@@ -147,19 +152,19 @@ def heldout(run: Run) -> dict[str, Any]:
 
 
 def mean_adapters(run: Run, adapters: Sequence[TaskAdapters]) -> TaskAdapters:
-    """One adapter per site that subtracts the mean of what the given ones subtract: a mixture of K
-    adapters of rank r is one of rank K r."""
-    made = TaskAdapters(run.config.shape, sum(each.rank for each in adapters))
-    for site, parts in zip(
-        made.sites, zip(*(each.sites for each in adapters), strict=True), strict=True
-    ):
-        site.down.data.copy_(torch.cat([part.down for part in parts], 1))
-        site.up.data.copy_(torch.cat([part.up for part in parts]) / len(adapters))
+    """Build adapters that subtract the mean of the corrections of the given ones: a mixture of K
+    adapters of rank r is one of rank K r.
+    """
+    made = TaskAdapters(run.config.shape, sum(expert.rank for expert in adapters))
+    by_site = zip(*(expert.sites for expert in adapters), strict=True)
+    for site, adapters_there in zip(made.sites, by_site, strict=True):
+        site.down.data.copy_(torch.cat([adapter.down for adapter in adapters_there], 1))
+        site.up.data.copy_(torch.cat([adapter.up for adapter in adapters_there]) / len(adapters))
     return made
 
 
 def groups(run: Run) -> dict[str, Any]:
-    """Mixing among related tasks only: toxicity by assay and by patients, and the rest."""
+    """Score mixing among related tasks only: toxicity in assays and in patients, and the rest."""
     found = {}
     everyone = experts(run)
     for group in (("tox21", "toxcast", "sider", "clintox"), ("bbbp", "bace", "hiv", "muv")):
@@ -173,8 +178,9 @@ def groups(run: Run) -> dict[str, Any]:
 
 
 def joint(run: Run) -> dict[str, Any]:
-    """The router in the loop: all adapters trained further, each loss through the mixture that will
-    answer it; no labels, no gate parameters."""
+    """Train all adapters further through the mixture that will answer; without labels and gate
+    parameters.
+    """
     torch.manual_seed(run.seed)
     tasks, backbone = run.tasks, merged_network(run).requires_grad_(False)
     adapters = [expert(run, task).adapters for task in tasks]
@@ -211,25 +217,26 @@ def joint(run: Run) -> dict[str, Any]:
 
 
 def support_of(batch: GraphBatch) -> Support:
-    """The published support."""
+    """Return the published support of a batch."""
     return Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
 
 
 def mixed(
     run: Run, backbone: Any, adapters: Sequence[TaskAdapters], k: int, batch: GraphBatch
 ) -> LayerOutputs:
-    """The stream of task k under the mixture, with gradient to all adapters; routing weights are
-    constants, as they are at inference."""
+    """Run the stream of task k under the mixture, with gradients to all adapters; routing weights
+    are constants, as at inference.
+    """
     router, support, convolutions = run.config.router, support_of(batch), []
-    asked = torch.tensor([k])
+    target = torch.tensor([k])
 
     def correct(layer: int, h: Tensor) -> Tensor:
-        z = torch.stack([(h @ each.sites[layer].down).relu() for each in adapters], 1)
-        up = torch.stack([each.sites[layer].up for each in adapters])
+        z = torch.stack([(h @ adapter.sites[layer].down).relu() for adapter in adapters], 1)
+        up = torch.stack([adapter.sites[layer].up for adapter in adapters])
         with torch.no_grad():
             gram = torch.einsum("ird,jqd->ijrq", up, up)
             weights = routing_weights(
-                node_distances(z.unsqueeze(1), gram, asked, support, router),
+                node_distances(z.unsqueeze(1), gram, target, support, router),
                 router.temperature,
                 router.top_k,
             )[:, 0]
@@ -242,14 +249,14 @@ def mixed(
         )
 
     readout = mean_readout(backbone(batch, correct, normalise), batch)
-    outputs = torch.stack([each.sites[-1](readout) for each in adapters], 1)
+    outputs = torch.stack([adapter.sites[-1](readout) for adapter in adapters], 1)
     distances = (outputs - outputs[:, k : k + 1]).abs().mean(-1).detach()
     weights = routing_weights(distances.unsqueeze(1), router.graph_temperature, router.top_k)[:, 0]
     return LayerOutputs(tuple(convolutions), readout - (weights.unsqueeze(-1) * outputs).sum(1))
 
 
 def published(run: Run) -> dict[str, Any]:
-    """What all tries are compared with: own and mixed answers of the finished model."""
+    """Score the own and mixed answers of the finished model, the baseline of all experiments."""
     model = unified(run)
     return {
         task: {routing: areas(run, model, task, routing) for routing in ("own", "moe")}
@@ -258,12 +265,12 @@ def published(run: Run) -> dict[str, Any]:
 
 
 TRIES: dict[str, Callable[[Run], dict[str, Any]]] = {
-    each.__name__: each for each in (published, far, few, heldout, groups, joint)
+    measure.__name__: measure for measure in (published, far, few, heldout, groups, joint)
 }
 
 
 def main() -> None:
-    """Do the tries asked for; results of others that are in the file stay."""
+    """Run the requested experiments; other results in the file stay."""
     options = parser(__doc__)
     options.add_argument("tries", nargs="+", choices=list(TRIES))
     arguments = options.parse_args()

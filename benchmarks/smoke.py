@@ -1,7 +1,7 @@
-"""Is it still as fast? Ratios of things measured side by side in this run; fails where one is worse
-than the one on record by more than a half.
+"""Regression test of speed: ratios of alternatives measured side by side in this run. It fails
+where one is worse by more than a half than the recorded one.
 
-make bench-smoke
+    make bench-smoke
 """
 
 import sys
@@ -20,10 +20,8 @@ _RATIOS = ("own_time_ratio", "moe_time_ratio", "memory_ratio")
 def main() -> int:
     """Measure on a few molecules and compare with `benchmarks/results/separate.json`."""
     torch.set_num_threads(1)
-    recorded, found = (
-        read_json(RESULTS / "separate.json") or {},
-        separate(fixed_molecules(500), rounds=3),
-    )
+    recorded = read_json(RESULTS / "separate.json") or {}
+    found = separate(fixed_molecules(500), rounds=3)
     worse = 0
     for name in _RATIOS:
         now, before = (

@@ -1,8 +1,8 @@
-"""Two ways to better teachers that were tried and not kept: weights pulled back to the pre-trained
-ones, and weights averaged along the run.
+"""Two ways to better teachers that were tried and not kept: weights interpolated towards the
+pre-trained ones, and weights averaged over the run.
 
-    python -m benchmarks.teachers pull_back --tasks bace bbbp      # needs finished fine-tuned
-    models python -m benchmarks.teachers averaging --tasks bace clintox   # fine-tunes anew
+    python -m benchmarks.teachers pull_back --tasks bace bbbp       # reads fine-tuned models
+    python -m benchmarks.teachers averaging --tasks bace clintox    # fine-tunes again
 
 Writes `results/<setting>/teachers-seed<N>.json`: validation and test ROC-AUC of each variant.
 """
@@ -32,8 +32,8 @@ SPANS = (1, 3, 10)
 
 
 def pull_back(run: Run, task: str) -> dict[str, Any]:
-    """theta_pre + s (theta_k - theta_pre) with BatchNorm statistics anew, beside the fine-tuned
-    model with the statistics that it has.
+    """Score theta_pre + s (theta_k - theta_pre) with recomputed BatchNorm statistics, beside the
+    fine-tuned model with its own statistics.
 
     Source: WiSE-FT, Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903.
     """
@@ -96,7 +96,7 @@ WAYS: dict[str, Callable[[Run, str], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Try one way on each task asked for; results of others that are in the file stay."""
+    """Run one method on each requested task; other results in the file stay."""
     options = parser(__doc__)
     options.add_argument("way", choices=list(WAYS))
     options.add_argument("--tasks", nargs="+", required=True)

@@ -1,10 +1,10 @@
-"""The speed of the topology-aware Wasserstein distance: ours on the edge list, the published recipe
-on N x N matrices, and POT's exact solver.
+"""Speed of the topology-aware Wasserstein distance: ours on the edge list, the published recipe on
+N x N matrices, and POT's exact solver.
 
     python -m benchmarks.transport [--quick]
 
-Nothing is timed before its answer is compared with the others'. One thread; what is compared is
-measured in turns. Writes `results/transport.json`.
+No solver is timed before its answer is compared with the others'. One thread; solvers are measured
+in turns. Writes `results/transport.json`.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from benchmarks.growth import RELEASE, RESULTS, interleaved, slope, surroundings
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from models.artifact import load_parts
-from models.compiled.batch import PreparedBatch
-from models.compiled.transport import LANES, transport_distances
+from models.compiled.batch import CompiledBatch
+from models.compiled.transport import SIMD_WIDTH, transport_distances
 from models.data.molecule import MolGraph, collate
 from models.data.smiles import featurize
 from models.experts.bank import AdapterBank
@@ -35,44 +35,45 @@ from tests.oracles_transport import dense_cost, dense_mask, published_sinkhorn
 from tests.strategies import GraphCase
 
 TOLERANCE = {"sinkhorn": 1e-5, "exact": 1e-5, "router": 2e-5}
-"""How far apart two answers of a kind may be; a distance lies in [0, 1], and ours is summed in
-float32."""
+"""Largest difference between two answers of one kind; distances are in [0, 1], and ours are summed
+in float32."""
 # the paper's, and the defaults of `twd` and of the router
 _EPSILON, _STOP, _MAX_ITERS = 0.1, 0.1, 100
-_SLOW_SECONDS = 3.0  # a way that takes longer is not asked for a larger graph
-_ROUNDS_SECONDS = 8.0  # a way's repeats take about so long
+_SLOW_SECONDS = 3.0  # a solver that takes longer gets no larger graph
+_ROUNDS_SECONDS = 8.0  # for all repeats of a solver
 _DENSE_NODES = 10_000  # more need over 8 GB
 _CHUNK = 32
 
 
 def dense(case: GraphCase, domain: Literal["log", "scaling"]) -> Tensor:
-    """The published recipe on padded N x N matrices, (G,): in the log domain as published, or in
-    scaling form, which is matrix times vector.
+    """Compute the published recipe on padded N x N matrices: in the log domain as published, or in
+    scaling form, as matrix-vector products.
 
-    Each graph stops by itself, for the same answer as ours. A slot of the padding sends its mass to
+    Each graph stops by itself, for the same answer as ours. A row of the padding sends its mass to
     itself at no cost.
+
+    Returns:
+        (G,).
     """
     sizes = case.batch.bincount(minlength=case.num_graphs)
-    place = torch.arange(len(case.batch)) - (sizes.cumsum(0) - sizes)[case.batch]
+    position = torch.arange(len(case.batch)) - (sizes.cumsum(0) - sizes)[case.batch]
     width, (source, target) = int(sizes.max()), case.edge_index
     slots = case.h.new_zeros(2, case.num_graphs, width, case.h.shape[1])
     for side, h in zip(slots, (case.h, case.h_ref), strict=True):
-        side[case.batch, place] = torch.nn.functional.normalize(h, dim=1)
+        side[case.batch, position] = torch.nn.functional.normalize(h, dim=1)
     cost = torch.bmm(slots[0], slots[1].mT).neg_().add_(1).clamp_(0, 2).div_(2)
     real = torch.arange(width) < sizes[:, None]
     cost.diagonal(dim1=1, dim2=2)[~real] = 0
     mask = torch.eye(width, dtype=torch.bool).repeat(case.num_graphs, 1, 1)
-    mask[case.batch[source], place[source], place[target]] = True
+    mask[case.batch[source], position[source], position[target]] = True
     kernel = (
         torch.where(mask, cost / -_EPSILON, -math.inf)
         if domain == "log"
         else (cost / -_EPSILON).exp_().mul_(mask)
     )
-    log_mass, (phi, psi), active = (
-        -sizes[:, None].to(cost.dtype).log(),
-        cost.new_zeros(2, *real.shape),
-        torch.ones_like(real[:, :1]),
-    )
+    log_mass = -sizes[:, None].to(cost.dtype).log()
+    (phi, psi) = cost.new_zeros(2, *real.shape)
+    active = torch.ones_like(real[:, :1])
 
     def log_sums(potential: Tensor, dim: int) -> Tensor:
         if domain == "log":
@@ -97,24 +98,26 @@ def dense(case: GraphCase, domain: Literal["log", "scaling"]) -> Tensor:
 
 
 def pot_problems(case: GraphCase) -> list[coo_matrix]:
-    """Each graph's cost matrix as POT takes it, sparse."""
+    """Convert each graph's cost to a sparse matrix for POT."""
     support = Support.from_graph(*case.graph)
     graphs, problems = torch.arange(case.num_graphs + 1), []
     cost = cosine_cost(case.h, case.h_ref, support).double().numpy()
     entries, nodes = (
-        torch.searchsorted(each, graphs).tolist() for each in (support.graph_of_entry, case.batch)
+        torch.searchsorted(graph_of, graphs).tolist()
+        for graph_of in (support.graph_of_entry, case.batch)
     )
     for graph in range(case.num_graphs):
-        part, first, size = (
-            slice(entries[graph], entries[graph + 1]),
-            nodes[graph],
-            nodes[graph + 1] - nodes[graph],
-        )
+        entries_here = slice(entries[graph], entries[graph + 1])
+        first = nodes[graph]
+        size = nodes[graph + 1] - nodes[graph]
         problems.append(
             coo_matrix(
                 (
-                    cost[part],
-                    (support.rows[part].numpy() - first, support.cols[part].numpy() - first),
+                    cost[entries_here],
+                    (
+                        support.rows[entries_here].numpy() - first,
+                        support.cols[entries_here].numpy() - first,
+                    ),
                 ),
                 shape=(size, size),
             )
@@ -123,7 +126,7 @@ def pot_problems(case: GraphCase) -> list[coo_matrix]:
 
 
 def pot(problems: list[coo_matrix]) -> Tensor:
-    """The optimum of each problem by POT's network simplex, (G,) float64."""
+    """Compute the optimum of each problem by POT's network simplex: (G,) float64."""
     uniform = (np.full(problem.shape[0], 1 / problem.shape[0]) for problem in problems)
     return torch.tensor(
         [
@@ -134,9 +137,10 @@ def pot(problems: list[coo_matrix]) -> Tensor:
 
 
 def ways_for(case: GraphCase) -> dict[str, Callable[[], Tensor]]:
-    """Ways to solve a case; a way's name begins with what it solves. POT gets its costs ready made,
-    and `by_size` the parts that it works on."""
-    problems, parts = pot_problems(case), split(case)
+    """Return the solvers of a case by name; the name begins with the problem that is solved. POT
+    gets its costs ready, and `by_size` its chunks of graphs.
+    """
+    problems, chunks = pot_problems(case), split(case)
     ways: dict[str, Callable[[], Tensor]] = {
         "sinkhorn_ours": lambda: twd(*case.args).cost,
         "exact_ours": lambda: twd(*case.args, solver="exact").cost,
@@ -144,23 +148,23 @@ def ways_for(case: GraphCase) -> dict[str, Callable[[], Tensor]]:
         "sinkhorn_dense_log": lambda: dense(case, "log"),
         "sinkhorn_dense_scaling": lambda: dense(case, "scaling"),
     }
-    if len(parts) > 1:
+    if len(chunks) > 1:
         ways["sinkhorn_dense_log_by_size"] = lambda: torch.cat(
-            [dense(part, "log") for part in parts]
+            [dense(chunk, "log") for chunk in chunks]
         )
         ways["sinkhorn_dense_scaling_by_size"] = lambda: torch.cat(
-            [dense(part, "scaling") for part in parts]
+            [dense(chunk, "scaling") for chunk in chunks]
         )
     return ways
 
 
 def split(case: GraphCase) -> list[GraphCase]:
-    """Its graphs by 32, in their order."""
-    parts = []
+    """Split the graphs of a case into chunks of 32, in order."""
+    chunks = []
     for first in range(0, case.num_graphs, _CHUNK):
         nodes = (case.batch >= first) & (case.batch < first + _CHUNK)
         edges = case.edge_index[:, nodes[case.edge_index[0]]] - int(nodes.nonzero()[0])
-        parts.append(
+        chunks.append(
             GraphCase(
                 case.h[nodes],
                 case.h_ref[nodes],
@@ -169,37 +173,42 @@ def split(case: GraphCase) -> list[GraphCase]:
                 min(_CHUNK, case.num_graphs - first),
             )
         )
-    return parts
+    return chunks
 
 
 def molecule_case(graphs: list[MolGraph]) -> GraphCase:
-    """Two tasks' embeddings of the same molecules: the third convolution of the release, with each
-    task's adapters."""
-    parts, batch = load_parts(RELEASE), collate(graphs)
+    """Embed the same molecules for two tasks: the third convolution of the release, with each
+    task's adapters.
+    """
+    artifact, batch = load_parts(RELEASE), collate(graphs)
     with torch.inference_mode():
         h, h_ref = (
-            parts.experts[task].adapters(parts.backbone, batch).convolutions[2].clone()
+            artifact.experts[task].adapters(artifact.backbone, batch).convolutions[2].clone()
             for task in ("tox21", "hiv")
         )
     return GraphCase(h, h_ref, batch.edge_index, batch.batch, batch.num_graphs)
 
 
 def random_case(nodes: int) -> GraphCase:
-    """One graph with twice as many random edges as nodes, and rectified noise of width 300 around a
-    common part."""
+    """Build one graph with twice as many random edges as nodes, and embeddings of width 300 that
+    share a component.
+    """
     generator = torch.Generator().manual_seed(nodes)
     pairs = torch.randint(nodes, (2, 2 * nodes), generator=generator)
     pairs = pairs[:, pairs[0] != pairs[1]]
-    common, *own = torch.randn(3, nodes, 300, generator=generator)
-    h, h_ref = (common.add(each).relu_() for each in own)
+    common, *noises = torch.randn(3, nodes, 300, generator=generator)
+    h, h_ref = (common.add(noise).relu_() for noise in noises)
     return GraphCase(
         h, h_ref, torch.cat([pairs, pairs.flip(0)], 1), torch.zeros(nodes, dtype=torch.int64), 1
     )
 
 
 def check(answers: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest difference from ours for each kind of problem. Raises AssertionError: it is above
-    `TOLERANCE`."""
+    """Find the largest difference from ours for each kind of problem.
+
+    Raises:
+        AssertionError: it is above `TOLERANCE`.
+    """
     found: dict[str, float] = {}
     for name, answer in answers.items():
         kind = name.split("_")[0]
@@ -214,11 +223,12 @@ def check(answers: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def check_oracle(case: GraphCase, count: int) -> float:
-    """The largest difference of `dense` from the slow and obvious restatement in the tests, for
-    some of the graphs."""
+    """Find the largest difference of `dense` from the oracle of the tests, for some of the
+    graphs.
+    """
     answers, found = dense(case, "log").tolist(), 0.0
     for graph in range(0, case.num_graphs, case.num_graphs // count):
-        one = case.alone(graph)
+        one = case.single_graph(graph)
         expected = published_sinkhorn(
             dense_cost(one.h, one.h_ref), dense_mask(one, 0), _EPSILON, _STOP, _MAX_ITERS
         )[0]
@@ -230,9 +240,10 @@ def check_oracle(case: GraphCase, count: int) -> float:
 
 
 def measure_molecules(smiles: list[str], repeats: int) -> dict[str, Any]:
-    """A batch of real molecules, every way; the molecules lie in order of their sizes, so that its
-    parts of 32 waste little padding."""
-    graphs = sorted((featurize(each).graph for each in smiles), key=lambda graph: graph.num_nodes)
+    """Measure all solvers on a batch of real molecules, sorted by size, so that chunks of 32 need
+    little padding.
+    """
+    graphs = sorted((featurize(text).graph for text in smiles), key=lambda graph: graph.num_nodes)
     case = molecule_case(graphs)
     difference, ways = {"dense_from_oracle": check_oracle(case, 12)}, ways_for(case)
     difference |= check({name: way() for name, way in ways.items()})
@@ -251,8 +262,9 @@ def measure_molecules(smiles: list[str], repeats: int) -> dict[str, Any]:
 
 
 def measure_sizes(sizes: list[int], repeats: int) -> dict[str, Any]:
-    """Single random graphs, each way up to the size that it can be asked for, and how each grows
-    beyond 1,000 nodes."""
+    """Measure single random graphs, each solver up to its largest feasible size, and fit its growth
+    beyond 1,000 nodes.
+    """
     rows: list[dict[str, Any]] = []
     slow: set[str] = set()
     for nodes in sizes:
@@ -282,45 +294,40 @@ def measure_sizes(sizes: list[int], repeats: int) -> dict[str, Any]:
     for name in rows[0]["ways"]:
         seen = [row for row in rows if name in row["ways"]]
         largest[name], far = seen[-1]["nodes"], [row for row in seen if row["nodes"] >= 1000]
-        edges, seconds = (
-            [row["edges"] for row in far],
-            [row["ways"][name]["median_seconds"] for row in far],
-        )
+        edges = [row["edges"] for row in far]
+        seconds = [row["ways"][name]["median_seconds"] for row in far]
         slopes[name] = slope(edges, seconds)
         if name == "sinkhorn_ours":
             slopes[f"{name}_per_sweep"] = slope(
-                edges, [each / row["sweeps"] for each, row in zip(seconds, far, strict=True)]
+                edges, [value / row["sweeps"] for value, row in zip(seconds, far, strict=True)]
             )
     return {"largest_nodes": largest, "slope_from_1000_nodes": slopes, "graphs": rows}
 
 
 def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str, Any]:
-    """All transport problems of one layer: 8 streams, 8 experts, the release's adapters cut to a
-    rank; supports and weights are ready."""
-    parts, batch = load_parts(RELEASE), collate([featurize(each).graph for each in smiles])
-    released = [expert.adapters for expert in parts.experts.values()][:LANES]
+    """Measure all transport problems of one layer: 8 streams, 8 experts, the release's adapters cut
+    to a rank. Supports and weights are given.
+    """
+    artifact, batch = load_parts(RELEASE), collate([featurize(text).graph for text in smiles])
+    released = [expert.adapters for expert in artifact.experts.values()][:SIMD_WIDTH]
     bank, experts = AdapterBank(released), torch.arange(len(released))
     with torch.inference_mode():
-        h = torch.stack([each(parts.backbone, batch).convolutions[3] for each in released], 1)
-        z, up = (
-            torch.einsum("ntd,dkr->ntkr", h, bank.down[3, :, :, :rank]).relu_(),
-            bank.up[3, :, :rank],
+        h = torch.stack(
+            [adapters(artifact.backbone, batch).convolutions[3] for adapters in released], 1
         )
+        z = torch.einsum("ntd,dkr->ntkr", h, bank.down[3, :, :, :rank]).relu_()
+        up = bank.up[3, :, :rank]
     gram = torch.einsum("ird,jqd->ijrq", up, up)
-    support, prepared = (
-        Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs),
-        PreparedBatch.from_batch(batch),
-    )
-    lanes, facing = (
-        z.permute(0, 3, 1, 2).contiguous().numpy(),
-        gram.permute(2, 3, 1, 0).contiguous(),
-    )
-    squares = torch.einsum("iipq->pqi", gram).unsqueeze(2).expand(facing.shape).contiguous()
-    graphs = np.arange(len(z)), *prepared.edges, prepared.begins
+    support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
+    compiled = CompiledBatch.from_batch(batch)
+    projections = z.permute(0, 3, 1, 2).contiguous().numpy()
+    cross_gram = gram.permute(2, 3, 1, 0).contiguous()
+    self_gram = torch.einsum("iipq->pqi", gram).unsqueeze(2).expand(cross_gram.shape).contiguous()
+    graphs = np.arange(len(z)), *compiled.edges, compiled.graph_starts
     problem = (
-        lanes,
-        squares.numpy(),
-        facing.numpy(),
+        projections,
+        self_gram.numpy(),
+        cross_gram.numpy(),
         experts.numpy(),
         *graphs,
         _EPSILON,
@@ -358,15 +365,8 @@ def main() -> None:
     arguments = parser.parse_args()
     output = arguments.output or (Path("work") if arguments.quick else RESULTS) / "transport.json"
     torch.set_num_threads(1)
-    quick, found = (
-        arguments.quick,
-        surroundings()
-        | {
-            "epsilon": _EPSILON,
-            "tolerance": _STOP,
-            "agreement": TOLERANCE,
-        },
-    )
+    quick = arguments.quick
+    found = surroundings() | {"epsilon": _EPSILON, "tolerance": _STOP, "agreement": TOLERANCE}
     smiles, repeats = fixed_molecules(64 if quick else 512), 2 if quick else 7
     found["molecules"] = measure_molecules(smiles, repeats)
     print(

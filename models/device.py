@@ -1,4 +1,4 @@
-"""The device to compute on, chosen once at start."""
+"""Choice of the device to compute on, made once at start."""
 
 from typing import Literal, get_args
 
@@ -10,8 +10,14 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 def choose_device(choice: str) -> torch.device:
-    """`auto` takes a GPU if there is one. Raises ConfigError if `cuda` is asked for and there is
-    none."""
+    """Choose the device to compute on.
+
+    Args:
+        choice: `cpu`, `cuda`, or `auto` for a GPU if there is one.
+
+    Raises:
+        ConfigError: unknown choice, or `cuda` without a GPU.
+    """
     if choice not in get_args(DeviceChoice):
         raise ConfigError(
             f"got device {choice!r}, expected one of {', '.join(get_args(DeviceChoice))}"

@@ -1,4 +1,6 @@
-"""The project's one family of errors. Every message says what was got and what was expected."""
+"""The errors of the project, one family. Every message states what was got and what was
+expected.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -8,8 +10,7 @@ class GMergingError(Exception):
     """Base of all errors that G-Merging raises on purpose.
 
     Attributes:
-        code: a short machine-readable name, stable across releases; the service shows it to
-            clients.
+        code: short machine-readable name, stable across releases; the service shows it to clients.
     """
 
     code = "gmerging_error"
@@ -22,7 +23,7 @@ class InvalidInputError(GMergingError, ValueError):
 
 
 class MoleculeError(InvalidInputError):
-    """A SMILES or a molecular graph cannot be read; `code` says in which way."""
+    """A SMILES or a molecular graph cannot be read; `code` states the reason."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -42,7 +43,7 @@ class ArtifactError(GMergingError, ValueError):
 
 
 class UnknownTaskError(GMergingError, LookupError):
-    """A task was asked for that the model does not have."""
+    """A requested task is not one of the model's."""
 
     code = "unknown_task"
 
@@ -54,25 +55,26 @@ class ConfigError(GMergingError, ValueError):
 
 
 class TrainingError(GMergingError, ArithmeticError):
-    """A training has left the finite numbers."""
+    """A training has diverged: a loss or a weight is not finite."""
 
     code = "training_diverged"
 
 
 class DataError(GMergingError, OSError):
-    """A data file is absent or does not have the published form."""
+    """A data file is missing or does not have the published format."""
 
     code = "data_unavailable"
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a sentence on an unknown name: `, did you mean 'tasks'?`, or nothing if no known
-    name is like it, in capital letters or small ones.
+    """Suggest a known name: `, did you mean 'tasks'?`, or an empty text if none is similar.
+
+    Case is ignored.
 
     Args:
-        name: that is not known.
-        known: names.
-        prefix: with which all of them begin, and which therefore says nothing.
+        name: the unknown name.
+        known: known names.
+        prefix: common prefix of the known names, ignored in the comparison.
     """
     ends = {other.removeprefix(prefix).lower(): other for other in known}
     near = difflib.get_close_matches(name.removeprefix(prefix).lower(), ends, n=1)

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, by any number of writers."""
+"""Atomic writes of files and folders, safe with any number of writers."""
 
 import ctypes
 import os
@@ -12,16 +12,21 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new name in the folder of `path`: hidden, with host, process id and a random part.
+    """Return a new hidden name in the folder of `path`, with host, process id and random
+    characters.
 
-    The process id alone is not enough: two containers that share a volume have the same ones.
+    The process id alone is not unique: containers that share a volume have the same ones.
     """
     host = socket.gethostname()[:32].replace(os.sep, "_")
     return path.with_name(f".{path.name[:128]}.{host}-{os.getpid()}-{secrets.token_hex(8)}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`; once it is on disk, move it into place.
+    """Let `write` fill a temporary file beside `path`, and move it into place once it is on disk.
+
+    Args:
+        path: the file; its folders are made.
+        write: gets the temporary path.
 
     Raises:
         OSError: it cannot be written; the error names a file.
@@ -34,7 +39,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk does not say whose
+        # the error of a full disk has no file name
+        if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
     finally:
@@ -42,22 +48,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on disk."""
+    """Wait until a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError:
-        if not path.is_dir():  # some file systems cannot sync a folder; they need not be told to
+        if not path.is_dir():  # some file systems cannot sync a folder and do so by themselves
             raise
     finally:
         os.close(descriptor)
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, which may be there, and remove what was there.
+    """Move the folder `new` to `folder`, and remove what was there.
 
-    In one step where the system can exchange two folders. Elsewhere (NFS, macOS) there is a moment
-    without `folder`; what was there then lies beside it, and comes back if the step fails.
+    This is one atomic step where the system can exchange two folders. Elsewhere (NFS, macOS) there
+    is a moment without `folder`; its old content is then beside it, and is restored if the step
+    fails.
     """
     if not folder.exists():
         new.rename(folder)
@@ -76,7 +83,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two paths in one step (Linux's renameat2); False where that cannot be done."""
+    """Exchange two paths in one step (Linux renameat2); return False where that is not possible."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):

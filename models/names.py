@@ -1,6 +1,6 @@
 """Names of models, tasks and labels: one rule for configurations, data and manifests.
 
-The name of a task or an artifact is also the name of a file, on every file system.
+The name of a task or an artifact is also a file name, so it must be valid on every file system.
 """
 
 import re
@@ -20,11 +20,15 @@ _RULE = (
     " no '.' at the end"
 )
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
-"""What Windows takes for a device, whatever follows the first full stop."""
+"""Names of devices on Windows, with any extension."""
 
 
 def check_name(name: str) -> str:
-    """The name of a task, an artifact or a setting, as it is. Raises InvalidInputError."""
+    """Return the name of a task, an artifact or a setting if it is valid.
+
+    Raises:
+        InvalidInputError: it is not; the message suggests a valid name where there is one.
+    """
     if _DEVICE.fullmatch(name):
         found = f"got name {name!a}, which no file can have on Windows"
         stem, dot, rest = name.partition(".")
@@ -38,18 +42,22 @@ def check_name(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
-"""A field of a configuration or manifest that holds such a name."""
+"""A field of a configuration or manifest that holds a name."""
 
 
 def nearest_name(name: str) -> str:
-    """A usable name that looks like the given one; empty if nothing of it can be used."""
+    """Turn a name into a similar valid one; empty if no character can be used."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     plain = re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._-]+", "_", plain))
     return plain.lstrip("._-")[:MAX_NAME].rstrip("._-")
 
 
 def check_distinct(names: Iterable[str]) -> None:
-    """Raises InvalidInputError: two names differ in case alone: one file on some systems."""
+    """Check that no two names differ in case alone: they would be one file on some systems.
+
+    Raises:
+        InvalidInputError: two do.
+    """
     first: dict[str, str] = {}
     for name in names:
         other = first.setdefault(name.casefold(), name)
@@ -59,7 +67,11 @@ def check_distinct(names: Iterable[str]) -> None:
 
 
 def check_labels(labels: Iterable[str]) -> None:
-    """Raises InvalidInputError: a label name occurs twice. An answer is a table by label name."""
+    """Check that no label name occurs twice, as an answer is a table by label name.
+
+    Raises:
+        InvalidInputError: one does.
+    """
     if twice := [label for label, count in Counter(labels).items() if count > 1]:
         names = ", ".join(map(ascii, twice))
         raise InvalidInputError(f"got label name twice: {names}, expected each once")

@@ -1,4 +1,4 @@
-"""models.state_dict"""
+"""Reading and loading of state dicts."""
 
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from models.errors import CheckpointError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` or (weights only, never a pickle of code) `.pth` file, on the
-    CPU.
+    """Read the tensors of a `.safetensors` or `.pth` file to the CPU.
+
+    A `.pth` file is read as weights only, never as a pickle of code.
 
     Raises:
-        CheckpointError: the file is absent or is not a flat table of tensors.
+        CheckpointError: the file is missing or is not a flat table of tensors.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -38,11 +39,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
-    """Copy tensors into a module whose keys and shapes must be exactly theirs.
+    """Copy tensors into a module whose names and shapes must be exactly theirs.
+
+    Args:
+        module: what to fill.
+        tensors: by name.
+        origin: where they are from, for errors.
 
     Raises:
-        CheckpointError: a key is missing, extra, misshapen, of whole numbers where fractions
-            belong, or holds a value that is not finite; all of them are named.
+        CheckpointError: names all tensors that are missing, extra, of another shape, of integers in
+            place of floats or the other way round, or not finite.
     """
     expected = module.state_dict()
     problems = [f"missing {key}" for key in expected.keys() - tensors.keys()]
@@ -65,7 +71,7 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], origin: str) -> 
 
 
 def sub_state(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it."""
+    """Return the tensors whose names start with a prefix, without the prefix."""
     return {
         key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
     }

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in words; an unknown key is answered with the nearest known one."""
+"""Messages for pydantic's validation errors; for an unknown key with the nearest known one."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from pydantic_core import ErrorDetails
 from models.errors import did_you_mean
 
 Location = Sequence[str | int]
-_LONGEST = 60  # characters
+_MAX_SHOWN = 60  # characters of a value in a message
 _SHOULD, _EXPECTED = "Input should be ", ", expected "
-_WORDS = {
+_PYDANTIC_WORDS = {
     "a valid string": "text",
     "a valid dictionary": "a section of keys",
     "a valid tuple": "a list",
@@ -23,74 +23,77 @@ _BRANCH = re.compile(r"(function-\w+|dict|tuple|list)\[.*\]|\[key\]")
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "file") -> str:
-    """Every problem in one line, each with the place where it is.
+    """Describe every problem of a validation error in one line, with its location.
 
     Args:
         error: what validation raised.
         model: the class that was validated.
-        whole: what a problem of no single place is called.
+        whole: name for the location of a problem that concerns no single key.
     """
     found: dict[str, list[str]] = {}
     for problem in error.errors():
         steps = [str(step) for step in problem["loc"] if not _is_branch(step)]
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"got an unknown key, expected {_expected(model, problem['loc'])}"
+            message = f"got an unknown key, expected {_known_keys(model, problem['loc'])}"
         elif problem["type"] == "missing":
             message = "got nothing, expected it to be given"
         elif message.startswith(_SHOULD):
-            message = f"got {_shown(problem)}{_EXPECTED}{_wanted(message.removeprefix(_SHOULD))}"
+            message = (
+                f"got {_shown(problem)}{_EXPECTED}{_expected_words(message.removeprefix(_SHOULD))}"
+            )
         found.setdefault(".".join(steps) or whole, []).append(message)
-    return "; ".join(f"{place}: {_together(messages)}" for place, messages in found.items())
+    return "; ".join(f"{location}: {_joined(messages)}" for location, messages in found.items())
 
 
 def _is_branch(step: str | int) -> bool:
-    """Whether a step names a type among several and no place in the file."""
+    """Return True if a step of a location names a branch of a union and no key of the file."""
     return isinstance(step, str) and _BRANCH.fullmatch(step) is not None
 
 
-def _together(messages: Sequence[str]) -> str:
-    """What is said of one place; more than one thing only where it is a union, of its branches."""
+def _joined(messages: Sequence[str]) -> str:
+    """Join the messages on one location; several occur only for the branches of a union."""
     first, *others = messages
     head = first.partition(_EXPECTED)[0] + _EXPECTED
     more = [other.removeprefix(head) for other in others if other.startswith(head)]
     return " or ".join([first, *more])
 
 
-def _wanted(text: str) -> str:
-    """What pydantic expects, in the words of a file."""
-    for name, word in _WORDS.items():
+def _expected_words(text: str) -> str:
+    """Translate what pydantic expects into words for the author of a file."""
+    for name, word in _PYDANTIC_WORDS.items():
         text = text.replace(name, word)
     return re.sub(r" or instance of \w+", "", text)
 
 
 def _shown(problem: ErrorDetails) -> str:
-    """What was given, for people."""
+    """Format the given value for a message."""
     value = problem["input"]
     if value is None:
         return "nothing"
     if not isinstance(value, bool | int | float | date):
         text = repr(value)
-        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
     text = str(value).lower()
     return f"{text} without quotes" if problem["type"] == "string_type" else text
 
 
 def one_of(name: str, known: Sequence[str]) -> str:
-    """For an error about an unknown name: the known ones, and the nearest of them."""
+    """List the known names for an error on an unknown one, with the nearest of them."""
     return f"one of {', '.join(known)}{did_you_mean(name, known)}"
 
 
-def _expected(model: type[BaseModel], location: Location) -> str:
+def _known_keys(model: type[BaseModel], location: Location) -> str:
     known = [name for section in sections_at(model, location[:-1]) for name in section.model_fields]
     return one_of(str(location[-1]), list(dict.fromkeys(known))) if known else "none"
 
 
 def sections_at(model: type[BaseModel], location: Location) -> list[type[BaseModel]]:
-    """The sections that may stand at a place of a model: several for a union, none for a value.
+    """Return the sections that may be at a location of a model: several for a union, none for a
+    value.
 
-    A step that is no field of a section is the tag of a union, which chooses among the sections, or
-    a name in a mapping or a number in a list, which changes nothing.
+    A step that is no field of a section is the tag of a union, which selects a section, or a key of
+    a mapping or an index of a list, which changes nothing.
     """
     sections = [model]
     for step in location:

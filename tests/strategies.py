@@ -40,8 +40,8 @@ class GraphCase:
         """Indices of the nodes of one graph."""
         return torch.nonzero(self.batch == graph).flatten()
 
-    def alone(self, graph: int) -> "GraphCase":
-        """One graph of the batch by itself, its nodes in the same order."""
+    def single_graph(self, graph: int) -> "GraphCase":
+        """Extract one graph of the batch, its nodes in the same order."""
         nodes = self.nodes(graph)
         new = torch.full((len(self.batch),), -1)
         new[nodes] = torch.arange(len(nodes))

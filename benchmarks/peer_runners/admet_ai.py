@@ -12,14 +12,17 @@ from benchmarks.peers import Loaded, serve
 
 
 def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
-    """Mode `full`, or `models` without descriptors and percentiles. ADMET-AI has no setting for the
-    batch size; another is for a try."""
+    """Load ADMET-AI.
+
+    Mode `full`, or `models` without descriptors and percentiles. ADMET-AI has no setting for the
+    batch size; another size is for an experiment.
+    """
     import lightning.pytorch as pl  # type: ignore[import-not-found]
     import numpy as np
     from admet_ai import ADMETModel, admet_model  # type: ignore[import-not-found]
 
     class QuietTrainer(pl.Trainer):  # type: ignore[misc]
-        """`predict` asks for a progress bar by name."""
+        """Trainer without a progress bar, which `predict` asks for by name."""
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options | {"enable_progress_bar": False})

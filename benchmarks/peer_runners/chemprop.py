@@ -18,8 +18,9 @@ BATCH_SIZE = 64
 
 
 def prepare(folder: Path) -> None:
-    """Write the model: 3 steps over bonds, 300 wide, sum divided by 100, one hidden layer of
-    300."""
+    """Write an untrained model: 3 steps over bonds, width 300, sum divided by 100, one hidden layer
+    of 300.
+    """
     import torch
     from chemprop.models import MPNN, save_model  # type: ignore[import-not-found]
     from chemprop.nn import (  # type: ignore[import-not-found]
@@ -34,8 +35,11 @@ def prepare(folder: Path) -> None:
 
 
 def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
-    """Mode `rdkit` or `cuik` (who sees to atoms and bonds; both with a Trainer), or `direct` (cuik,
-    and the network called by itself)."""
+    """Load the model.
+
+    Mode `rdkit` or `cuik` (the library that computes atom and bond features; both with a Trainer),
+    or `direct` (cuik, and the network called directly).
+    """
     import torch
     from chemprop.data import (  # type: ignore[import-not-found]
         CuikmolmakerDataset,
@@ -64,8 +68,8 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
 
     def dataset(smiles: list[str]) -> Any:
         if mode == "cuik":
-            return CuikmolmakerDataset([LazyMoleculeDatapoint(each) for each in smiles], featurizer)
-        return MoleculeDataset([MoleculeDatapoint.from_smi(each) for each in smiles])
+            return CuikmolmakerDataset([LazyMoleculeDatapoint(text) for text in smiles], featurizer)
+        return MoleculeDataset([MoleculeDatapoint.from_smi(text) for text in smiles])
 
     def by_trainer(smiles: list[str]) -> Any:
         return torch.cat(
@@ -88,7 +92,7 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
     def answered(probabilities: Any) -> int:
         return int(probabilities.isfinite().all(dim=1).sum())
 
-    return Loaded(predict, lambda each: predict([each]), answered, model_seconds, OUTPUTS, size)
+    return Loaded(predict, lambda text: predict([text]), answered, model_seconds, OUTPUTS, size)
 
 
 if __name__ == "__main__":

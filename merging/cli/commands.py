@@ -21,9 +21,9 @@ from merging.run.stages import adapters, check_adapters, check_shared, merged, t
 from merging.studies import gffmerge, gnnmerge, gw_smm
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
-from merging.studies.experts.summary import tables
+from merging.studies.experts.summary import expert_tables
 from merging.studies.gffmerge_tables import overall
-from merging.studies.gw_smm_tables import tables as gw_smm_tables
+from merging.studies.gw_smm_analysis import gw_smm_tables
 from merging.studies.markdown import percent
 from merging.studies.report import (
     ablate,
@@ -286,4 +286,4 @@ def study_experts(arguments: argparse.Namespace) -> None:
     _set_up(arguments)
     config, seeds = load_experts_config(arguments.config), list(dict.fromkeys(arguments.seeds))
     folders = arguments.data, arguments.work
-    print(tables(run_experts(config, *folders, seeds, arguments.results)))
+    print(expert_tables(run_experts(config, *folders, seeds, arguments.results)))

@@ -1,1 +1,1 @@
-"""What all configurations share: strict sections, reading of YAML, fingerprints."""
+"""The base of all configurations: strict sections, reading of YAML, fingerprints."""

@@ -1,4 +1,4 @@
-"""What all configurations share: strict sections, numbers, the release, fingerprints."""
+"""The base of all configurations: strict sections, numbers, the release, fingerprints."""
 
 import hashlib
 import json
@@ -27,24 +27,24 @@ _VERSION = rf"^[A-Za-z0-9][A-Za-z0-9.+_-]{{0,{MAX_NAME - 1}}}$"
 
 
 class Section(BaseModel):
-    """A section of a configuration: unknown keys are errors."""
+    """A section of a configuration: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ReleaseConfig(Section):
-    """Name and version of the artifact that the run ends in."""
+    """Name and version of the artifact that a run releases."""
 
     name: Name
     version: Annotated[str, Field(pattern=_VERSION)] = "0.1.0"
 
 
 Setting = BaseModel | str | int | float
-"""What a result depends on besides other results."""
+"""A value that a result depends on, besides other results."""
 
 
 def fingerprint(*settings: Setting) -> str:
-    """A short hash of what a result depends on: another setting makes another result."""
+    """Hash the values that a result depends on, in order: 16 hexadecimal digits."""
     values = [
         setting.model_dump(mode="json") if isinstance(setting, BaseModel) else setting
         for setting in settings

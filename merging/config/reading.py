@@ -1,4 +1,4 @@
-"""Reading of YAML: strict, with `extends`."""
+"""Reading of YAML configurations: strict, with `extends`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key that stands twice in one section is an error."""
+    """Safe YAML in which a repeated key of a section is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node. Raises yaml.constructor.ConstructorError: a key is there twice."""
+        """Construct the mapping of a node. Raises ConstructorError: a key is repeated."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := sorted({key for key in keys if keys.count(key) > 1 and key != "<<"}):
             problem = f"got {', '.join(twice)} twice in one section, expected each key once"
@@ -29,7 +29,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
-    """Read and check a YAML file, see `read_values`. Raises ConfigError: every problem is named."""
+    """Read a YAML file into a model of its sections, see `read_values`.
+
+    Args:
+        path: of the file, or the bare name of a file in the folder `bundled` of the package.
+        model: class of the configuration.
+        bundled: folder of the package.
+
+    Raises:
+        ConfigError: the file cannot be read, or its values do not fit; every problem is named.
+    """
     try:
         return model.model_validate(read_values(path, (bundled,)))
     except ValidationError as error:
@@ -37,13 +46,16 @@ def read_config(path: Path, model: type[Model], bundled: Path) -> Model:
 
 
 def read_values(path: Path, bundled: Sequence[Path]) -> dict[str, Any]:
-    """Read the sections of a YAML file; a bare name is looked up in the folders `bundled`, of those
-    that come with the package.
+    """Read the sections of a YAML file.
 
-    `extends: other.yaml` takes over what another file says (beside it, or bundled); in each section
-    the file's own keys count before the other's, and where it names its own tasks, what the other
-    says of other tasks is left out. Who the other is (`_IDENTITY`) is not handed on: a setting
-    without a name has its file's.
+    `extends: other.yaml` inherits from another file, beside it or bundled: a section's keys
+    override those of the other file, and if the file names its tasks, what the other says of other
+    tasks is dropped. The other's `setting`, `description` and `release` are not inherited; a file
+    without a `setting` gets its own name.
+
+    Args:
+        path: of the file, or the bare name of a file in one of the folders `bundled`.
+        bundled: folders of the package.
 
     Raises:
         ConfigError: the file is absent, is not YAML, holds no sections, or extends itself.
@@ -56,8 +68,8 @@ def read_values(path: Path, bundled: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read_values(path: Path, bundled: Sequence[Path], extended_by: tuple[Path, ...]) -> Any:
-    places = (path, *(folder / path.name for folder in bundled))
-    file = next((place for place in places if place.is_file()), None)
+    candidates = (path, *(folder / path.name for folder in bundled))
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         known = ", ".join(
             sorted(found.name for folder in bundled for found in folder.glob("*.yaml"))
@@ -86,14 +98,18 @@ def _read_values(path: Path, bundled: Sequence[Path], extended_by: tuple[Path, .
     base, parent = {key: base[key] for key in base if key not in _IDENTITY}, base
     if "setting" in parent:
         values = _named(values, file, parent)
-    return {**base, **{section: _over(base.get(section), own) for section, own in values.items()}}
+    sections = {name: _overridden(base.get(name), value) for name, value in values.items()}
+    return {**base, **sections}
 
 
 _IDENTITY = ("setting", "description", "release")
 
 
 def _named(values: dict[str, Any], file: Path, parent: dict[str, Any]) -> dict[str, Any]:
-    """The values with a setting of their own. Raises ConfigError: it would be the other's."""
+    """Fill in `setting` and `description` of a file that extends another.
+
+    The setting is the file's name. Raises ConfigError: that is the extended file's setting.
+    """
     if "setting" not in values and file.stem.casefold() == str(parent["setting"]).casefold():
         expected = "expected `setting:` with another name (results are kept by it)"
         raise ConfigError(f"{file}: got no setting, and extends one of the file's name, {expected}")
@@ -101,24 +117,28 @@ def _named(values: dict[str, Any], file: Path, parent: dict[str, Any]) -> dict[s
     return {"setting": file.stem, "description": about} | values
 
 
-def _over(base: Any, own: Any) -> Any:
-    return {**base, **own} if isinstance(base, dict) and isinstance(own, dict) else own
+def _overridden(base: Any, value: Any) -> Any:
+    """A section of the extended file, overridden key by key; any other value replaces it."""
+    return {**base, **value} if isinstance(base, dict) and isinstance(value, dict) else value
 
 
 def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
-    """A configuration without what it says of other tasks than these. What has another form than
-    expected stays, for the validation to name."""
+    """Drop from a configuration what it says of other tasks than `tasks`.
+
+    Values of an unexpected type are kept, for the validation to report.
+    """
+
+    def only(by_task: dict[str, Any]) -> dict[str, Any]:
+        return {task: value for task, value in by_task.items() if task in tasks}
+
     kept = dict(values)
     for section in ("datasets", "finetune_by_task", "alignment_by_task"):
         if isinstance(values.get(section), dict):
-            kept[section] = {task: own for task, own in values[section].items() if task in tasks}
-    compare = values.get("compare")
-    if isinstance(compare, dict):
-        kept["compare"] = own = dict(compare)
+            kept[section] = only(values[section])
+    if isinstance(values.get("compare"), dict):
+        kept["compare"] = compare = dict(values["compare"])
         if isinstance(named := compare.get("ablation_tasks"), list | tuple):
-            own["ablation_tasks"] = [task for task in named if task in tasks]
+            compare["ablation_tasks"] = [task for task in named if task in tasks]
         if isinstance(trees := compare.get("forest_trees_by_task"), dict):
-            own["forest_trees_by_task"] = {
-                task: own for task, own in trees.items() if task in tasks
-            }
+            compare["forest_trees_by_task"] = only(trees)
     return kept

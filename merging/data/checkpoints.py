@@ -1,4 +1,4 @@
-"""Where the pre-trained weights are: a published checkpoint by name, fetched, or a file by path."""
+"""Pre-trained weights: published checkpoints by name, downloaded on first use, or files by path."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ from models.files import write_atomically
 REPOSITORY = "https://github.com/snap-stanford/pretrain-gnns"
 _COMMIT = "8b20528a83b8869ce16451305b32c827258d19a3"
 SOURCE = f"https://raw.githubusercontent.com/snap-stanford/pretrain-gnns/{_COMMIT}"
-"""Address of the published files; `published_path` has the rest."""
+"""Base URL of the published files; `published_path` gives the path below it."""
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 2**16
 # fmt: off
 PUBLISHED = {
-    # Of the GIN files only git's object ids are known here: SHA-1 over size and bytes.
+    # For the GIN files only git's object ids are known: SHA-1 over size and bytes.
     "gin_contextpred": "git:60912ba5a4562639c0492dd3e446b2da5a828c2d",
     "gin_edgepred": "git:2a5311ea63caa598130aec65c64bc0ae09779856",
     "gin_infomax": "git:779a0924f02cc347d11b8c92f21ecfda289f7b70",
@@ -51,11 +51,11 @@ PUBLISHED = {
         "sha256:ad433c867915b166fbc98154d763eaa83fa53cd60bf3a3b0c2086a0ef7dc684e",
 }
 # fmt: on
-"""Hu et al.'s checkpoints (MIT): digest by the name that `pretrained.weights` takes."""
+"""Digests of Hu et al.'s checkpoints (MIT), by the names that `pretrained.weights` accepts."""
 
 
 def published_path(name: str) -> str:
-    """Path of a published checkpoint in its repository."""
+    """Return the path of a published checkpoint within its repository."""
     kind, training = name.split("_", 1)
     if kind == "gin":
         return f"chem/model_gin/{training}.pth"
@@ -63,16 +63,22 @@ def published_path(name: str) -> str:
 
 
 def find_checkpoint(weights: str, work: Path, data: Path) -> Path:
-    """The file of a checkpoint. A published one that is nowhere is fetched into the user's cache.
+    """Find the file of a checkpoint; a published one that is not on disk is downloaded into the
+    user's cache.
 
     Args:
-        weights: a path (as it is, in the work folder, or beside the data folder), or a name in
-            `PUBLISHED` (`weights/hu2020` beside the data folder, the cache, then the network).
+        weights: a path (as given, in the work folder, or beside the data folder), or a name in
+            `PUBLISHED`, looked up in `weights/hu2020` beside the data folder, then in the cache,
+            then downloaded.
         work: the work folder.
         data: the data folder.
 
+    Returns:
+        The path of an existing file.
+
     Raises:
-        CheckpointError: no such file and no such name, or not the published file, or no network.
+        CheckpointError: neither a file nor a published name, a file whose digest is not the
+            published one, or a failed download.
     """
     candidates = [Path(weights), work / weights, data.parent / weights]
     for path in candidates:
@@ -86,13 +92,17 @@ def find_checkpoint(weights: str, work: Path, data: Path) -> Path:
         _check(beside, digest, str(beside))
         return beside
     cached = Path(pooch.os_cache("gmerging")) / "hu2020" / f"{weights}.pth"
-    if not cached.is_file() or not _is(cached, digest):
-        _fetch(f"{SOURCE}/{published_path(weights)}", cached, digest)
+    if not cached.is_file() or not _matches(cached, digest):
+        _download(f"{SOURCE}/{published_path(weights)}", cached, digest)
     return cached
 
 
 def origin(weights: str, file: Path) -> str:
-    """Where a checkpoint came from, for people: known by its bytes, else its path and SHA-256."""
+    """Describe where a checkpoint came from, for model cards and manifests.
+
+    A published checkpoint is recognised by its digest and a file of `gmerging pretrain` by its
+    metadata; any other file is named by its path and SHA-256.
+    """
     digests = {_digest(file, algorithm) for algorithm in _ALGORITHMS}
     for name, digest in PUBLISHED.items():
         if digest in digests:
@@ -101,41 +111,41 @@ def origin(weights: str, file: Path) -> str:
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as stream:
             metadata = stream.metadata() or {}
-        if "record" in metadata:  # of `gmerging pretrain`
+        if "record" in metadata:  # written by `gmerging pretrain`
             record = json.loads(metadata["record"])
             run = f"setting {record['config']['setting']}, seed {record['seed']}"
             return f"gmerging pretrain, {run}, SHA-256 {sha256(file)}"
     return f"file {weights}, SHA-256 {sha256(file)}"
 
 
-def _fetch(url: str, file: Path, digest: str) -> None:
-    """Download into place, whole and as published, or not at all."""
+def _download(url: str, file: Path, digest: str) -> None:
+    """Download a file, and put it in place only if it is complete and has the digest."""
     http = pooch.HTTPDownloader(progressbar=True, timeout=_TIMEOUT_SECONDS, chunk_size=_CHUNK_BYTES)
 
     def download(temporary: Path) -> None:
         http(url, str(temporary), None)
         _check(temporary, digest, url)
 
-    wanted = f"expected the pre-trained weights; or put the file at {file} yourself"
+    remedy = f"expected the pre-trained weights; or put the file at {file} yourself"
     try:
         write_atomically(file, download)
     except requests.HTTPError as error:
-        raise CheckpointError(f"got {error}, {wanted}") from error
+        raise CheckpointError(f"got {error}, {remedy}") from error
     except requests.Timeout as error:
         waited = f"got nothing from {url} in {_TIMEOUT_SECONDS} s"
-        raise CheckpointError(f"{waited}, {wanted}") from error
+        raise CheckpointError(f"{waited}, {remedy}") from error
     except requests.RequestException as error:
         broken = f"got no connection, or one that broke off, to {url} ({type(error).__name__})"
-        raise CheckpointError(f"{broken}, {wanted}") from error
+        raise CheckpointError(f"{broken}, {remedy}") from error
 
 
-def _check(file: Path, digest: str, place: str) -> None:
-    if not _is(file, digest):
+def _check(file: Path, digest: str, source: str) -> None:
+    if not _matches(file, digest):
         got = _digest(file, digest.split(":")[0])
-        raise CheckpointError(f"{place}: got {got}, expected the published file's {digest}")
+        raise CheckpointError(f"{source}: got {got}, expected the published file's {digest}")
 
 
-def _is(file: Path, digest: str) -> bool:
+def _matches(file: Path, digest: str) -> bool:
     return _digest(file, digest.split(":")[0]) == digest
 
 
@@ -152,8 +162,8 @@ _ALGORITHMS: dict[str, Callable[[Path], str]] = {"sha256": sha256, "git": _git_o
 
 
 def _unknown(weights: str, candidates: list[Path]) -> str:
-    places = f"got no pre-trained weights at {' or '.join(map(str, candidates))}"
+    found = f"got no pre-trained weights at {' or '.join(map(str, candidates))}"
     if Path(weights).stem in PUBLISHED:
-        return f"{places}, expected a file, or the name {Path(weights).stem}, which is fetched"
+        return f"{found}, expected a file, or the name {Path(weights).stem}, which is fetched"
     hint = did_you_mean(weights, PUBLISHED)
-    return f"{places}, expected a file, or one of the names {', '.join(PUBLISHED)}{hint}"
+    return f"{found}, expected a file, or one of the names {', '.join(PUBLISHED)}{hint}"

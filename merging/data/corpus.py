@@ -1,4 +1,4 @@
-"""The SMILES corpus for pre-training: files of one SMILES a line, freed of benchmark molecules and
+"""The SMILES corpus for pre-training: molecules of text files, without those of the benchmarks,
 featurised once into shards."""
 
 import json
@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rdkit import Chem, rdBase
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from merging.config.base import Count, fingerprint
+from merging.config.base import Count, Section, fingerprint
 from merging.data.files import read_json, reading, sha256, write_json, write_tensors
 from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_files import read_molecules
@@ -28,25 +28,23 @@ from models.data.smiles import READING_RULE, featurize_all, read_smiles
 from models.errors import DataError, MoleculeError
 
 SHARD_SIZE = 32_768
-"""Lines of a shard, at most: 20 MB of drug-like molecules, the most that is ever in memory as
-graphs; two minutes of training on one CPU core."""
+"""The most molecules in a shard: 20 MB of drug-like molecules, which bounds the memory for graphs;
+two minutes of training on one CPU core."""
 _CHUNK = 1024
 _VERSION = "1"
+_COUNTED = ("molecules", "unreadable", "excluded")
 
 
-class CorpusConfig(BaseModel):
-    """Which molecules to pre-train on.
+class CorpusConfig(Section):
+    """The molecules to pre-train on.
 
     Attributes:
-        files: paths in the data folder, see `merging.data.molecule_files`. Earlier files come
-            first, so that all of a small file is in the mix.
-        max_molecules: only so many different molecules are taken, in the order of the files; None
-            takes all.
+        files: paths in the data folder, see `merging.data.molecule_files`. Earlier files are read
+            first, so that `max_molecules` cuts off the last ones.
+        max_molecules: the most different molecules, in the order of the files; None for all.
         exclude_benchmarks: leave out every molecule whose canonical SMILES occurs in a MoleculeNet
             file of the data folder.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     max_molecules: Count | None = None
@@ -55,12 +53,13 @@ class CorpusConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Featurised molecules in shards, each a random sample of the whole.
+    """Featurised molecules in shards, each shard a random sample of the whole.
 
     Attributes:
-        folder: where the shards lie.
-        record: `files` and `benchmarks` (SHA-256 by name); `lines` taken, and of these
-            `unreadable`, `excluded` and kept as `molecules`; `shards`, the molecules in each.
+        folder: holds the shards.
+        record: `files` and `benchmarks` (SHA-256 by name); `lines`, the number of different lines
+            read, of which some were `unreadable`, some `excluded` and the rest are the `molecules`;
+            `shards`, the number of molecules of every shard.
     """
 
     folder: Path
@@ -68,11 +67,11 @@ class Corpus:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Molecules in each shard."""
+        """Number of molecules of every shard."""
         return tuple(self.record["shards"])
 
     def shard(self, k: int) -> PackedGraphs:
-        """The molecules of a shard, read from its file."""
+        """Read the molecules of shard `k` from its file. Raises DataError: it is damaged."""
         path = _shard_path(self.folder, k)
         with reading(path):
             return PackedGraphs(**load_file(path))
@@ -81,11 +80,16 @@ class Corpus:
 def load_corpus(
     config: CorpusConfig, data_folder: Path, cache_folder: Path, workers: int = 1
 ) -> Corpus:
-    """A corpus from the cache, or featurised now; stopped in between, it goes on with the shard
-    that it was at.
+    """Read a corpus from the cache, or featurise it into the cache.
 
-    The lines are dealt to the shards by a shuffle that is always the same, so that runs with
-    different seeds share them.
+    An interrupted featurisation continues with its first missing shard. Lines are assigned to
+    shards by a shuffle with a fixed seed, so that runs with different seeds share the cache.
+
+    Args:
+        config: the files.
+        data_folder: holds them.
+        cache_folder: gets the shards, in a folder named by a hash of all that they depend on.
+        workers: processes for featurising.
 
     Raises:
         DataError: a file is absent, or no line of a shard is a molecule.
@@ -102,10 +106,8 @@ def load_corpus(
         "files": {name: sha256(file) for name, file in files.items()},
         "benchmarks": {task: sha256(file) for task, file in tables.items()},
     }
-    folder = (
-        cache_folder
-        / f"corpus-{fingerprint(_VERSION, READING_RULE, SHARD_SIZE, config, json.dumps(origin))}"
-    )
+    key = fingerprint(_VERSION, READING_RULE, SHARD_SIZE, config, json.dumps(origin))
+    folder = cache_folder / f"corpus-{key}"
     record = read_json(folder / "corpus.json")
     if record is None:
         smiles = _read_lines(list(files.values()), config.max_molecules)
@@ -115,7 +117,7 @@ def load_corpus(
 
 
 def _read_lines(files: Sequence[Path], limit: int | None) -> list[str]:
-    """Different molecules as they are written, in the order of the files."""
+    """Distinct SMILES as written, in the order of the files, at most `limit`."""
     found: dict[str, None] = {}
     for file in files:
         for smiles in read_molecules(file):
@@ -126,7 +128,7 @@ def _read_lines(files: Sequence[Path], limit: int | None) -> list[str]:
 
 
 def _benchmark_tables(data_folder: Path) -> dict[str, Path]:
-    """The MoleculeNet files that lie in the data folder, by task."""
+    """The MoleculeNet files that exist in the data folder, by task."""
     candidates = [
         (task, data_folder / f"moleculenet/{task}.csv{ending}")
         for task in MOLECULENET
@@ -136,18 +138,15 @@ def _benchmark_tables(data_folder: Path) -> dict[str, Path]:
 
 
 def _canonical_smiles(tables: dict[str, Path], workers: int) -> frozenset[str]:
-    """Canonical SMILES of all rows that can be read in tolerant mode, as the data sets are."""
+    """Canonical SMILES of all rows that can be read in tolerant mode, as data sets are read."""
     rows = [read_molecules(file, MOLECULENET[task].smiles_column) for task, file in tables.items()]
     smiles = list({molecule for column in rows for molecule in column})
     if not smiles:
         return frozenset()
     with ProcessPoolExecutor(workers) as pool:
-        read = pool.map(_canonical, smiles, chunksize=_CHUNK)
-        return frozenset(
-            each
-            for each in tqdm(read, total=len(smiles), desc="benchmark molecules", unit="mol")
-            if each
-        )
+        canonical = pool.map(_canonical, smiles, chunksize=_CHUNK)
+        progress = tqdm(canonical, total=len(smiles), desc="benchmark molecules", unit="mol")
+        return frozenset(molecule for molecule in progress if molecule)
 
 
 def _canonical(smiles: str) -> str | None:
@@ -165,27 +164,25 @@ def _shard_path(folder: Path, k: int) -> Path:
 def _write_shards(
     folder: Path, smiles: list[str], excluded: frozenset[str], workers: int
 ) -> dict[str, Any]:
-    """Featurise all lines, shard by shard, and count what became of them."""
+    """Featurise all lines, shard by shard, and count molecules, unreadable and excluded lines."""
     order = np.random.default_rng(0).permutation(len(smiles))
-    parts = np.array_split(order, max(1, math.ceil(len(smiles) / SHARD_SIZE)))
+    shards = np.array_split(order, max(1, math.ceil(len(smiles) / SHARD_SIZE)))
     progress = tqdm(total=len(smiles), desc="corpus", unit="mol", unit_scale=True)
     with (
         ProcessPoolExecutor(workers, initializer=_remember, initargs=(excluded,)) as pool,
         progress,
     ):
-        for k, part in enumerate(parts):
+        for k, lines in enumerate(shards):
             if not _shard_path(folder, k).is_file():
                 chunks = [
-                    [smiles[i] for i in part[start : start + _CHUNK]]
-                    for start in range(0, len(part), _CHUNK)
+                    [smiles[i] for i in lines[start : start + _CHUNK]]
+                    for start in range(0, len(lines), _CHUNK)
                 ]
                 _write_shard(_shard_path(folder, k), list(pool.map(_featurize_chunk, chunks)))
-            progress.update(len(part))
-    counts = [_read_counts(_shard_path(folder, k)) for k in range(len(parts))]
-    totals = {
-        name: sum(each[name] for each in counts) for name in ("molecules", "unreadable", "excluded")
-    }
-    return {"lines": len(smiles), **totals, "shards": [each["molecules"] for each in counts]}
+            progress.update(len(lines))
+    counts = [_read_counts(_shard_path(folder, k)) for k in range(len(shards))]
+    totals = {name: sum(count[name] for count in counts) for name in _COUNTED}
+    return {"lines": len(smiles), **totals, "shards": [count["molecules"] for count in counts]}
 
 
 _Arrays = dict[str, NDArray[Any]]
@@ -193,14 +190,14 @@ _excluded: frozenset[str] = frozenset()
 
 
 def _remember(excluded: frozenset[str]) -> None:
-    """Give a worker process the molecules to leave out, once and not with each chunk."""
+    """Give a worker process the molecules to leave out, once and not with every chunk."""
     global _excluded
     _excluded = excluded
 
 
 def _featurize_chunk(smiles: list[str]) -> tuple[_Arrays | None, Counter[str]]:
-    """The molecules as `PackedGraphs` (arrays: tensors would each hold a file descriptor on their
-    way to the parent process), and counts."""
+    """The fields of `PackedGraphs` as arrays, and the counts of lines. Arrays, because tensors
+    would hold a file descriptor each on their way to the parent process."""
     graphs, counts = [], Counter[str]()
     for molecule in featurize_all(smiles):
         if isinstance(molecule, MoleculeError):
@@ -210,14 +207,14 @@ def _featurize_chunk(smiles: list[str]) -> tuple[_Arrays | None, Counter[str]]:
         else:
             graphs.append(molecule.graph)
     counts["molecules"] = len(graphs)
-    return (
-        {name: tensor.numpy() for name, tensor in vars(pack(graphs)).items()} if graphs else None
-    ), counts
+    if not graphs:
+        return None, counts
+    return {name: tensor.numpy() for name, tensor in vars(pack(graphs)).items()}, counts
 
 
 def _write_shard(path: Path, chunks: list[tuple[_Arrays | None, Counter[str]]]) -> None:
     packed = [arrays for arrays, _ in chunks if arrays is not None]
-    counts = sum((each for _, each in chunks), Counter[str]())
+    counts = sum((count for _, count in chunks), Counter[str]())
     if not packed:
         raise DataError(
             f"got {counts['unreadable']} unreadable lines, {counts['excluded']} excluded molecules"
@@ -225,13 +222,11 @@ def _write_shard(path: Path, chunks: list[tuple[_Arrays | None, Counter[str]]]) 
         )
     tensors = {
         name: torch.from_numpy(
-            np.concatenate([each[name] for each in packed], axis=int(name == "edge_index"))
+            np.concatenate([arrays[name] for arrays in packed], axis=int(name == "edge_index"))
         )
         for name in packed[0]
     }
-    write_tensors(
-        path, tensors, {name: str(counts[name]) for name in ("molecules", "unreadable", "excluded")}
-    )
+    write_tensors(path, tensors, {name: str(counts[name]) for name in _COUNTED})
 
 
 def _read_counts(path: Path) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""Linear encoders that bring node features of any width to a network's: a truncated singular value
-decomposition, without labels."""
+"""Linear encoders of node features to a network's input width: truncated singular value
+decompositions, without labels."""
 
 import numpy as np
 import torch
@@ -13,18 +13,21 @@ from models.errors import DataError, InvalidInputError
 
 
 def svd_encoder(x: Tensor, width: int) -> nn.Linear:
-    """The encoder z = s V^T (x - mean) with the leading right singular vectors V of the centred
-    features, and s such that the mean of z^2 is 1.
+    """Fit the encoder z = s V^T (x - mean) by a singular value decomposition of centred features.
 
-    It is fixed: neither training nor merging changes it, so that a merged network still gets what
-    each of its parents got.
+    V are the leading right singular vectors, and s makes the mean of z^2 equal to 1. The encoder is
+    fixed: neither training nor merging changes it, so a merged network has the same inputs as its
+    parents.
 
     Args:
-        x: (N, F) the features of all nodes that may be seen.
+        x: (N, F), the features of the training nodes.
         width: of z; at most N and F.
 
+    Returns:
+        A linear layer F -> width without gradients.
+
     Raises:
-        DataError: there are not so many directions in which the features differ.
+        DataError: the features vary in fewer than `width` directions.
     """
     mean = x.double().mean(0)
     centred = x.double() - mean
@@ -34,7 +37,7 @@ def svd_encoder(x: Tensor, width: int) -> nn.Linear:
             f" encoder to {width}"
         )
     _, values, directions = randomized_svd(centred.numpy(), width, n_iter=7, random_state=0)
-    # The least singular value that is not rounding, as numpy.linalg.matrix_rank has it
+    # The tolerance of numpy.linalg.matrix_rank: smaller singular values are rounding.
     if values[-1] <= values[0] * max(x.shape) * torch.finfo(x.dtype).eps:
         raise DataError(
             f"got features {tuple(x.shape)} that differ in fewer than {width} directions, expected"
@@ -48,12 +51,12 @@ def svd_encoder(x: Tensor, width: int) -> nn.Linear:
     return encoder
 
 
-def reduced(x: Tensor, width: int) -> Tensor:
-    """U S^(1/2) of the truncated singular value decomposition x = U S V^T, as AnyGraph brings
-    features to one width: (N, F) -> (N, width).
+def svd_features(x: Tensor, width: int) -> Tensor:
+    """Compute U S^(1/2) of the truncated singular value decomposition x = U S V^T, AnyGraph's way
+    to bring features to one width: (N, F) -> (N, width).
 
     Raises:
-        InvalidInputError: fewer features than the width.
+        InvalidInputError: F is not greater than the width.
     """
     if x.shape[1] <= width:
         raise InvalidInputError(
@@ -65,8 +68,12 @@ def reduced(x: Tensor, width: int) -> Tensor:
 
 
 def atom_features(x: Tensor, width: int) -> Tensor:
-    """One-hot atom type and chirality through one fixed map with orthonormal columns, the same for
-    all sets of molecules: (N, 2) -> (N, width)."""
+    """Project one-hot atom types and chirality tags by one fixed matrix with orthonormal columns,
+    the same for all data sets: (N, 2) -> (N, width).
+
+    Raises:
+        InvalidInputError: the width exceeds the number of atom types and chirality tags.
+    """
     rows = NUM_ATOM_TYPES + NUM_CHIRALITY_TAGS
     if width > rows:
         raise InvalidInputError(
@@ -81,6 +88,5 @@ def atom_features(x: Tensor, width: int) -> Tensor:
 
 
 def unit_mean_square(x: Tensor) -> Tensor:
-    """The same numbers in another unit, so that their mean square is 1: no domain is louder than
-    another."""
+    """Scale features so that their mean square is 1, which gives all domains the same weight."""
     return x / x.square().mean().sqrt()

@@ -1,4 +1,4 @@
-"""Files of a run: what it writes, whole or not at all, and reads back."""
+"""Files of a run, written atomically: JSON and safetensors, and their reading."""
 
 import hashlib
 import json
@@ -16,40 +16,40 @@ from models.files import write_atomically
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file."""
+    """Write tensors and string metadata as a safetensors file, atomically."""
     write_bytes(path, tensor_bytes(tensors, metadata))
 
 
 def tensor_bytes(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """The content of a safetensors file."""
+    """Return the content of a safetensors file."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     return save(contiguous, metadata)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON with a final newline."""
+    """Write indented JSON with a final newline, atomically."""
     write_bytes(path, json_bytes(content))
 
 
 def json_bytes(content: Any) -> bytes:
-    """Indented JSON with a final newline."""
+    """Return indented JSON with a final newline, in UTF-8."""
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; a full disk is an OSError."""
+    """Write a file atomically. Raises OSError, also for a full disk."""
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; None if there is no such file. Raises DataError: it is damaged."""
+    """Read a JSON file, or return None if there is none. Raises DataError: it is not JSON."""
     if not path.is_file():
         return None
     try:
@@ -60,7 +60,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Around the reading of tensors that a run wrote. Raises DataError: the file is damaged."""
+    """Turn errors of safetensors within the context into a DataError that names the file."""
     try:
         yield
     except SafetensorError as error:
@@ -68,7 +68,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, error: Exception) -> DataError:
-    """The error of a file that a run wrote and that cannot be read any more."""
+    """Return the error for a file that a run wrote and that can no longer be read."""
     remedy = "delete it, and it is made anew"
     reason = next(iter(str(error).splitlines()), "") or type(error).__name__
     found = f"got a damaged file ({reason})"
@@ -76,7 +76,8 @@ def damaged(path: Path, error: Exception) -> DataError:
 
 
 def read_seeds(folder: Path) -> list[dict[str, Any]]:
-    """The contents of a setting's `seed<N>.json`. Raises DataError: one is not of `compare`."""
+    """Read the `seed<N>.json` of a results folder. Raises DataError: one was not written by
+    `gmerging compare`."""
     seeds = {path: read_json(path) for path in sorted(folder.glob("seed*.json"))}
     for path, content in seeds.items():
         check_results(path, content)
@@ -84,7 +85,8 @@ def read_seeds(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_results(path: Path, content: Any) -> None:
-    """Raises DataError: what was read from a file of results is none of `compare`."""
+    """Check that the content of a results file was written by `gmerging compare`. Raises
+    DataError."""
     if not isinstance(content, dict) or "methods" not in content:
         found, remedy = f"got {path} without `methods`", "delete it or write it anew"
         raise DataError(f"{found}, expected results of `gmerging compare`; {remedy}")

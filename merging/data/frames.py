@@ -1,5 +1,5 @@
 """Frames of molecular dynamics with energies and forces: MD17 (molecules) and LiPS20 (solids), with
-their neighbours worked out once."""
+neighbour lists computed once."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,20 +20,20 @@ from models.errors import DataError
 from models.task import TaskInfo
 
 SPLIT_SEED = 0
-_MD17_PARTS = ("train", "val", "test")
+_MD17_FILES = ("train", "val", "test")
 _LIPS20_NUMBERS = {"Li": 3, "P": 15, "S": 16}
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Energies (G,) float64 in eV and forces (N, 3) float32 in eV / Angstrom of G structures of N
-    atoms, known or answered."""
+    """Energies (G,) float64 in eV and forces (N, 3) float32 in eV / Angstrom of G structures with N
+    atoms together, as labels or as predictions."""
 
     energy: Tensor
     forces: Tensor
 
     def to(self, device: torch.device | str) -> "Labels":
-        """The same on another device."""
+        """Return the labels on another device."""
         return Labels(self.energy.to(device), self.forces.to(device))
 
 
@@ -44,7 +44,7 @@ class FrameDataset:
     Attributes:
         task: its name.
         structures: F frames.
-        lists: their neighbours within the cutoff.
+        lists: the neighbours within the cutoff, by frame.
         energy: (F,) float64, in eV.
         forces: (F, n, 3) float32, in eV / Angstrom.
         split: row numbers of the subsets.
@@ -65,7 +65,7 @@ class FrameDataset:
 
     @property
     def info(self) -> TaskInfo:
-        """Energy of a structure, forces on its atoms."""
+        """The task: the energy of a structure, and the forces on its atoms."""
         return TaskInfo(labels=("energy",), description=self.about, target="energy_and_forces")
 
     @property
@@ -75,20 +75,20 @@ class FrameDataset:
 
     @property
     def summary(self) -> str:
-        """See `merging.data.task_data.TaskData.summary`."""
+        """A line that describes the task and the files that it was read from."""
         return summary_of(self.info, self.sources)
 
     def select(self, rows: Tensor) -> AtomsBatch:
-        """The frames at `rows` (G,), in that order, as one batch."""
+        """Collate the frames at `rows` (G,), in that order, into one batch."""
         chosen = rows.tolist()
         return join([self.structures[row] for row in chosen], [self.lists[row] for row in chosen])
 
     def labels(self, rows: Tensor) -> Labels:
-        """Energies and forces of the frames at `rows` (G,), in that order."""
+        """Return energies and forces of the frames at `rows` (G,), in that order."""
         return Labels(self.energy[rows], self.forces[rows].flatten(0, 1))
 
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
-        """See `merging.data.task_data.TaskData.steps`."""
+        """Return the steps of one pass over a subset, `batch_size` frames per step."""
         rows: Tensor = getattr(self.split, subset)
         rows = rows[torch.randperm(len(rows))] if shuffle else rows
         return [
@@ -99,12 +99,12 @@ class FrameDataset:
     def calibration(
         self, count: int, batch_size: int, seed: int
     ) -> tuple[tuple[AtomsBatch, ...], tuple[Tensor, ...]]:
-        """See `merging.data.task_data.TaskData.calibration`; the first frames are taken."""
+        """Return batches of the first `count` training frames for mergers, without labels."""
         groups = self.split.train[:count].split(batch_size)
         return tuple(self.select(rows) for rows in groups), ()
 
     def first(self, count: int) -> Self:
-        """The same task with its first `count` training frames only."""
+        """Return the task with its first `count` training frames only."""
         return replace(self, split=replace(self.split, train=self.split.train[:count]))
 
 
@@ -129,14 +129,14 @@ def _dataset(
             f"got positions, forces and energies of shapes {shapes} in {folder}, expected (F, N,"
             " 3), (F, N, 3) and (F,)"
         )
-    if not all(np.isfinite(each).all() for each in (positions, forces, energy)):
+    if not all(np.isfinite(array).all() for array in (positions, forces, energy)):
         raise DataError(f"got a number that is not finite in {folder}, expected finite ones")
-    elements, places = torch.from_numpy(numbers).long(), torch.from_numpy(positions).float()
+    elements, coordinates = torch.from_numpy(numbers).long(), torch.from_numpy(positions).float()
     boxes = [None] * frames if cells is None else list(torch.from_numpy(cells).float())
     structures = tuple(
-        Atoms(elements, place, box).validate() for place, box in zip(places, boxes, strict=True)
+        Atoms(elements, xyz, box).validate() for xyz, box in zip(coordinates, boxes, strict=True)
     )
-    lists = tuple(neighbours(each, cutoff) for each in structures)
+    lists = tuple(neighbours(atoms, cutoff) for atoms in structures)
     return FrameDataset(
         folder.name,
         structures,
@@ -156,7 +156,7 @@ def _arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
 
 
 def _array(path: Path) -> Any:
-    """What numpy reads from a file, never a pickle."""
+    """An array or an archive of arrays; a pickle is refused."""
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -172,14 +172,14 @@ def _text(path: Path) -> str:
         raise DataError(f"got no file at {path}, expected the kinds of atoms") from error
 
 
-def _check_frames(path: Path, there: int, wanted: int) -> None:
-    if there < wanted:
-        raise DataError(f"got {there} frames at {path}, expected at least {wanted}")
+def _check_frames(path: Path, found: int, needed: int) -> None:
+    if found < needed:
+        raise DataError(f"got {found} frames at {path}, expected at least {needed}")
 
 
 class FramesConfig(Section):
-    """How many frames of each system are used. Where the data come without parts, frames are drawn
-    with the seed of the split, never of a run."""
+    """Numbers of training, validation and test frames of every system. Where the data have no
+    split, frames are drawn with `SPLIT_SEED`, never with the seed of a run."""
 
     train: Count
     valid: Count
@@ -187,23 +187,32 @@ class FramesConfig(Section):
 
 
 def read_md17(folder: Path, frames: FramesConfig, cutoff: float) -> FrameDataset:
-    """One molecule of MD17 (Chmiela et al. 2017), in the parts that its folder has: the first
-    frames of each."""
-    counts = dict(zip(_MD17_PARTS, (frames.train, frames.valid, frames.test), strict=True))
-    parts = {
-        part: _arrays(folder / f"{part}.npz", ("pos", "energy", "forces", "atomic_numbers"))
-        for part in _MD17_PARTS
+    """Read a molecule of MD17 (Chmiela et al. 2017) in the split of its folder: the first frames of
+    `train.npz`, `val.npz` and `test.npz`.
+
+    Args:
+        folder: holds the three files.
+        frames: how many frames of every file.
+        cutoff: of the neighbour lists, in Angstrom.
+
+    Raises:
+        DataError: a file is absent, lacks an array or has too few frames, or the shapes differ.
+    """
+    counts = dict(zip(_MD17_FILES, (frames.train, frames.valid, frames.test), strict=True))
+    arrays = {
+        subset: _arrays(folder / f"{subset}.npz", ("pos", "energy", "forces", "atomic_numbers"))
+        for subset in _MD17_FILES
     }
-    for part, count in counts.items():
-        _check_frames(folder / f"{part}.npz", len(parts[part]["pos"]), count)
+    for subset, count in counts.items():
+        _check_frames(folder / f"{subset}.npz", len(arrays[subset]["pos"]), count)
     positions, energy, forces = (
-        np.concatenate([parts[part][key][: counts[part]] for part in _MD17_PARTS])
+        np.concatenate([arrays[subset][key][:count] for subset, count in counts.items()])
         for key in ("pos", "energy", "forces")
     )
     rows = torch.arange(len(positions)).split(list(counts.values()))
     return _dataset(
         folder,
-        parts["train"]["atomic_numbers"],
+        arrays["train"]["atomic_numbers"],
         positions,
         None,
         energy.reshape(-1),
@@ -214,8 +223,17 @@ def read_md17(folder: Path, frames: FramesConfig, cutoff: float) -> FrameDataset
 
 
 def read_lips20(folder: Path, frames: FramesConfig, cutoff: float) -> FrameDataset:
-    """One solid of LiPS20 (DeePMD's raw form); frames are drawn at random, the same ones in every
-    run."""
+    """Read a solid of LiPS20 (in DeePMD's raw format); frames are drawn at random, the same ones in
+    every run.
+
+    Args:
+        folder: holds the arrays and the kinds of atoms.
+        frames: how many frames of every subset.
+        cutoff: of the neighbour lists, in Angstrom.
+
+    Raises:
+        DataError: a file is absent, has an unknown element or too few frames, or the shapes differ.
+    """
     arrays = {name: _array(folder / f"{name}.npy") for name in ("coord", "energy", "force", "box")}
     kinds, names = ((_text(folder / name)).split() for name in ("type.raw", "type_map.raw"))
     if unknown := set(names) - _LIPS20_NUMBERS.keys():

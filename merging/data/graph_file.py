@@ -43,8 +43,8 @@ class FileSpec(Section):
 
     Attributes:
         file: path in the data folder, or absolute.
-        level, target: what is answered (`models.task.TaskInfo`).
-        labels: names of the answers, in the order of the file's columns or classes.
+        level, target: of the labels (`models.task.TaskInfo`).
+        labels: names of the labels or classes, in the order of the file's columns or classes.
         units: of a regression, the unit of each label.
     """
 
@@ -83,17 +83,17 @@ class FileSpec(Section):
 
 
 _NEEDED = ("x", "edge_index", "node_counts", "edge_counts", "labels")
-_PARTS = ("train", "valid", "test")
+_SUBSETS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
 class GraphFile:
-    """What such a file holds.
+    """The content of a graph file.
 
     Attributes:
         graphs: G graphs.
         labels: (M, C) float32, or (M,) int64 classes.
-        split: the file's own; None if it has none.
+        split: the file's split; None if it has none.
     """
 
     graphs: tuple[FeatureGraph, ...]
@@ -102,7 +102,7 @@ class GraphFile:
 
 
 def read_graphs(path: Path) -> GraphFile:
-    """Read and check a file.
+    """Read graphs, labels and split from an `.npz` file, and check them.
 
     Raises:
         DataError: the file is absent, is no `.npz`, holds Python objects, lacks an array, or its
@@ -123,7 +123,7 @@ def read_graphs(path: Path) -> GraphFile:
 def write_graphs(
     path: Path, graphs: Sequence[FeatureGraph], labels: Tensor, split: Split | None = None
 ) -> None:
-    """Write a file that `read_graphs` reads: labels (M, C) float, or (M,) int64 classes."""
+    """Write a file that `read_graphs` reads; labels are (M, C) float, or (M,) int64 classes."""
     arrays = {
         "x": torch.cat([graph.x for graph in graphs]),
         "edge_index": torch.cat([graph.edge_index for graph in graphs], dim=1),
@@ -141,11 +141,10 @@ def write_graphs(
 
 
 def write_molecules(dataset: MoleculeDataset, path: Path) -> None:
-    """Write a set of molecules as a file that `merging.data.graph_file` reads, with its scaffold
-    split.
+    """Write a set of molecules as a graph file, with its scaffold split.
 
     A node is an atom, its features are the one-hot atom type (`models.data.molecule`: 118 elements,
-    one never used here, one for an unknown atom); bonds have no features.
+    one unused, one for unknown atoms); bonds have no features.
     """
     packed = dataset.graphs
     atom_types = (
@@ -192,11 +191,11 @@ def _graphs(arrays: dict[str, NDArray[Any]]) -> tuple[FeatureGraph, ...]:
             f"got {got} with x {tuple(x.shape)} and edge_index {tuple(edge_index.shape)}, expected"
             " so many rows and columns"
         )
-    parts = zip(x.split(nodes.tolist()), edge_index.split(edges.tolist(), dim=1), strict=True)
-    return tuple(_numbered(k, FeatureGraph(*part)) for k, part in enumerate(parts))
+    graphs = zip(x.split(nodes.tolist()), edge_index.split(edges.tolist(), dim=1), strict=True)
+    return tuple(_validated(k, FeatureGraph(*graph)) for k, graph in enumerate(graphs))
 
 
-def _numbered(k: int, graph: FeatureGraph) -> FeatureGraph:
+def _validated(k: int, graph: FeatureGraph) -> FeatureGraph:
     try:
         return graph.validate()
     except InvalidInputError as error:
@@ -226,18 +225,18 @@ def _labels(array: NDArray[Any]) -> Tensor:
 
 
 def _split(arrays: dict[str, NDArray[Any]], rows: int) -> Split | None:
-    there = [name for name in _PARTS if name in arrays]
-    if not there:
+    found = [name for name in _SUBSETS if name in arrays]
+    if not found:
         return None
-    if len(there) != len(_PARTS):
-        raise InvalidInputError(f"got only {there}, expected all of {list(_PARTS)} or none")
-    split = Split(*(_tensor(arrays, name, torch.int64, 1) for name in _PARTS))
+    if len(found) != len(_SUBSETS):
+        raise InvalidInputError(f"got only {found}, expected all of {list(_SUBSETS)} or none")
+    split = Split(*(_tensor(arrays, name, torch.int64, 1) for name in _SUBSETS))
     together = torch.cat([split.train, split.valid, split.test])
     outside = bool(((together < 0) | (together >= rows)).any())
     if (
         outside
         or len(together.unique()) != len(together)
-        or not all(len(part) for part in vars(split).values())
+        or not all(len(subset) for subset in vars(split).values())
     ):
         raise InvalidInputError(
             f"train, valid, test: expected rows of 0 to {rows - 1}, none of them twice, and at"
@@ -247,7 +246,13 @@ def _split(arrays: dict[str, NDArray[Any]], rows: int) -> Split | None:
 
 
 def file_task(spec: FileSpec, data: Path, seed: int) -> AnswerTask:
-    """The task of a file of graphs, in the data folder. Raises DataError."""
+    """Make the task of a graph file in the data folder; without a split in the file it is 80 / 10 /
+    10 % at random, by the seed.
+
+    Raises:
+        DataError: the file cannot be read, or its labels do not fit the level, the target or the
+            names.
+    """
     stored = read_graphs(data / spec.file)
     rows = (
         len(stored.graphs)
@@ -268,7 +273,7 @@ def file_task(spec: FileSpec, data: Path, seed: int) -> AnswerTask:
 
 
 def _misfit(labels: Tensor, spec: FileSpec) -> str:
-    """What is wrong with labels for a target; empty if nothing is."""
+    """The reason why labels do not fit the target or the names; empty if they do."""
     count = len(spec.labels)
     if spec.target == "multiclass":
         if labels.dim() != 1 or not -1 <= int(labels.min()) <= int(labels.max()) < count:

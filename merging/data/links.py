@@ -1,4 +1,4 @@
-"""Which nodes of a citation graph are linked: pairs, and their scores."""
+"""Link prediction on a citation graph: pairs of nodes, and their scores."""
 
 import random
 from dataclasses import dataclass
@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from merging.config.base import Count, Section
-from merging.data.planetoid import (
-    NodeDataset,
-    PlanetoidName,
-)
+from merging.data.planetoid import NodeDataset, PlanetoidName
 from merging.data.task_data import SUBSETS, GraphTask, Step, Subset
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph
@@ -20,13 +17,13 @@ from models.task import TaskInfo
 
 
 class LinkSpec(Section):
-    """Which nodes of Cora or Citeseer are linked. It can be trained, merged and measured, but no
-    artifact answers it.
+    """Link prediction on Cora or Citeseer. It can be trained, merged and measured, but not served.
 
     Attributes:
-        graph: which.
-        dim: width of the linear head; a pair's score is the dot product of its two outputs (Kipf
-            and Welling 2016, arXiv:1611.07308).
+        graph: name of the graph.
+        dim: width of the linear head; the score of a pair is the dot product of its two outputs
+            (Kipf and Welling 2016, arXiv:1611.07308).
+        about: a line about the task.
     """
 
     kind: Literal["link"] = "link"
@@ -37,14 +34,14 @@ class LinkSpec(Section):
 
 @dataclass(frozen=True, eq=False)
 class LinkTask(GraphTask):
-    """Which nodes of one graph are linked. The graph that is seen has the training links only.
+    """Link prediction on one graph, whose edges are the training links only.
 
     Attributes:
         outputs: width of the head.
-        links: by subset, (2, n) pairs that are linked, each once.
-        others: by subset, as many pairs that are not; for training None, since each epoch draws its
-            own.
-        known: (2, E) all links in both directions, which no drawn pair may be.
+        links: by subset, (2, n) linked pairs, in one direction.
+        others: by subset, as many pairs that are not linked; absent for training, where every epoch
+            draws its own.
+        known: (2, E), all links in both directions.
     """
 
     outputs: int
@@ -55,11 +52,12 @@ class LinkTask(GraphTask):
     def calibration(
         self, count: int, batch_size: int, seed: int
     ) -> tuple[tuple[GraphBatch, ...], tuple[Tensor, ...]]:
-        """What a merger may see: the graph, and all of its nodes count."""
+        """Return the whole graph as one batch, of which mergers use all nodes."""
         return (self.whole,), ()
 
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
-        """All pairs of a subset in one step; those without a link are drawn anew for training."""
+        """Return one step with all pairs of a subset; for training, pairs without a link are drawn
+        by the call."""
         links = self.links[subset]
         others = (
             self.others[subset]
@@ -77,13 +75,13 @@ def _pair_scores(pairs: Tensor, outputs: Tensor) -> Tensor:
 
 
 def unlinked(edge_index: Tensor, nodes: int, count: int) -> Tensor:
-    """(2, count) pairs of nodes without an edge, each once, drawn from torch's generator."""
+    """Draw different pairs of nodes without an edge from torch's generator: (2, count)."""
     from torch_geometric.utils import (
         negative_sampling,  # takes seconds to import, and is needed only here
     )
 
     state = random.getstate()
-    # PyG draws from Python's own generator, which no seed of ours reaches
+    # PyG draws from Python's generator, which torch's seed does not set.
     random.seed(int(torch.randint(2**31, ())))
     try:
         pairs: Tensor = negative_sampling(edge_index, nodes, 2 * count, force_undirected=True)
@@ -93,7 +91,8 @@ def unlinked(edge_index: Tensor, nodes: int, count: int) -> Tensor:
 
 
 def link_task(spec: LinkSpec, dataset: NodeDataset, seed: int) -> LinkTask:
-    """The links of a graph, 85 / 5 / 10 % of them to train, validate and test, by the seed."""
+    """Split the links of a graph at random into 85 / 5 / 10 % for training, validation and test,
+    with as many pairs without a link for the latter two."""
     nodes, generator = len(dataset.x), torch.Generator().manual_seed(seed)
     links = dataset.edge_index[:, dataset.edge_index[0] < dataset.edge_index[1]]
     links = links[:, torch.randperm(links.shape[1], generator=generator)]
@@ -108,15 +107,7 @@ def link_task(spec: LinkSpec, dataset: NodeDataset, seed: int) -> LinkTask:
     seen = FeatureGraph(dataset.x, torch.cat([train, train.flip(0)], dim=1))
     about = spec.about or f"links between nodes of {spec.graph}"
     info = TaskInfo(labels=("linked",), description=about, level="node")
-    width = dataset.x.shape[1]
+    width, known = dataset.x.shape[1], dataset.edge_index
     return LinkTask(
-        (seen,),
-        width,
-        None,
-        info,
-        spec.dim,
-        by_subset,
-        others,
-        dataset.edge_index,
-        sources=dataset.sources,
+        (seen,), width, None, info, spec.dim, by_subset, others, known, sources=dataset.sources
     )

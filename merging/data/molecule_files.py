@@ -1,4 +1,4 @@
-"""Files of molecules without labels: lines of SMILES or tables, plain or gzip."""
+"""Files of unlabelled molecules, plain or gzip: lines of SMILES or tables with a SMILES column."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -19,16 +19,16 @@ _TABLES = (".csv", ".tsv")
 
 
 def read_molecules(path: Path, column: str | None = None) -> Iterator[str]:
-    """The molecules of a file as they are written, one by one; a row that cannot be taken is "".
+    """Yield the SMILES of a file as written, row by row; "" for a row of a table that is malformed.
 
     Args:
         path: a table, if its name ends in `.csv` or `.tsv` (`.gz` may follow), or if its first line
-            names columns, one of SMILES or the like. Otherwise every line begins with a SMILES; a
-            name or other things may follow it, and a first line `smiles ...` is a header.
-        column: the file is a table, and this column holds the molecules.
+            names columns, among them one such as `smiles`. Otherwise every line begins with a
+            SMILES, which other words may follow, and a first line `smiles ...` is a header.
+        column: the name of the table's column that holds the molecules; None to find it.
 
     Raises:
-        DataError: no such file, no text, or no such column.
+        DataError: the file is absent, is not text, or has no such column.
     """
     try:
         with open_stream(path) as stream:
@@ -37,9 +37,9 @@ def read_molecules(path: Path, column: str | None = None) -> Iterator[str]:
                 return
             table = open_table(stream)
             sample = list(islice(table.rows, SAMPLE))
-            at = molecule_column(table.columns, sample, column)
+            k = molecule_column(table.columns, sample, column)
             for rows in (sample, table.rows):
-                yield from ("" if row.problem else row.cells[at] for row in rows)
+                yield from ("" if row.problem else row.cells[k] for row in rows)
     except FileNotFoundError:
         raise DataError(f"got no file {path}, expected molecules") from None
     except (OSError, InvalidInputError) as error:

@@ -1,5 +1,5 @@
-"""Planetoid's citation graphs (Yang et al. 2016, arXiv:1603.08861): read from their raw files,
-without trusting the pickles that these are."""
+"""Planetoid's citation graphs (Yang et al. 2016, arXiv:1603.08861), read from their raw pickle
+files without executing code from them."""
 
 import pickle
 from dataclasses import dataclass, field
@@ -37,8 +37,8 @@ _SAFE: dict[tuple[str, str], Any] = {
     ("collections", "defaultdict"): lambda *_: {},
     ("__builtin__", "list"): list,
 }
-"""All that the published files name: arrays, sparse matrices and a table of lists. Any other name,
-and so any code, is refused."""
+"""The names that the published pickles use: arrays, sparse matrices and a table of lists. Any other
+name, and so any code, is refused."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class NodeDataset:
     sources: dict[str, str] = field(default_factory=dict)
 
     def batch(self) -> GraphBatch:
-        """The whole graph as a batch of one."""
+        """Return the whole graph as a batch of one graph."""
         nodes, edges = len(self.x), self.edge_index.shape[1]
         return GraphBatch(
             self.x,
@@ -77,25 +77,25 @@ class NodeDataset:
 
 
 def load_planetoid(name: PlanetoidName, data: Path) -> NodeDataset:
-    """Cora or Citeseer from `<data>/planetoid/<name>/ind.<name>.*`.
+    """Read Cora or Citeseer from `<data>/planetoid/<name>/ind.<name>.*`.
 
-    Citeseer's test index leaves out 15 nodes that have no features: they are kept, with zeros and
+    Citeseer's test index omits 15 nodes that have no features: they are kept, with features 0 and
     the class -1.
 
     Raises:
-        DataError: a file is absent, names something that is no array, or the graph does not have
-            the published size.
+        DataError: a file is absent, a pickle holds more than arrays, or the graph does not have the
+            published size.
     """
     files = planetoid_files(name, data)
     *pickled, index = files
-    parts = {path.suffix[1:]: _unpickle(path) for path in pickled}
+    raw = {path.suffix[1:]: _unpickle(path) for path in pickled}
     test = torch.from_numpy(np.loadtxt(index, dtype=np.int64, ndmin=1))
-    known, total = parts["allx"].shape[0], max(parts["graph"]) + 1
-    x = torch.zeros(total, parts["allx"].shape[1])
-    one_hot = torch.zeros(total, parts["ally"].shape[1])
+    known, total = raw["allx"].shape[0], max(raw["graph"]) + 1
+    x = torch.zeros(total, raw["allx"].shape[1])
+    one_hot = torch.zeros(total, raw["ally"].shape[1])
     for target, first, rest in (
-        (x, parts["allx"].toarray(), parts["tx"].toarray()),
-        (one_hot, parts["ally"], parts["ty"]),
+        (x, raw["allx"].toarray(), raw["tx"].toarray()),
+        (one_hot, raw["ally"], raw["ty"]),
     ):
         target[:known] = torch.from_numpy(np.asarray(first, dtype=np.float32))
         target[test] = torch.from_numpy(np.asarray(rest, dtype=np.float32))
@@ -105,25 +105,25 @@ def load_planetoid(name: PlanetoidName, data: Path) -> NodeDataset:
             f" {_PUBLISHED[name]}"
         )
     labels = torch.where(one_hot.sum(1) > 0, one_hot.argmax(1), -1)
-    train = len(parts["y"])
+    train = len(raw["y"])
     split = Split(torch.arange(train), torch.arange(train, train + 500), test.sort().values)
-    edges, names = _edges(parts["graph"], total), CLASS_NAMES[name]
+    edges, names = _edges(raw["graph"], total), CLASS_NAMES[name]
     sources = {path.name: sha256(path) for path in files}
     return NodeDataset(name, x, edges, labels, names, split, sources)
 
 
 def planetoid_files(name: PlanetoidName, data: Path) -> list[Path]:
-    """The raw files of a graph; the last is the test index, the others are pickles. Raises
-    DataError: one is absent."""
-    parts = (*_PICKLED, "test.index")
-    paths = [data / "planetoid" / name / f"ind.{name}.{part}" for part in parts]
+    """List the raw files of a graph: pickles, and last the test index. Raises DataError: one is
+    absent."""
+    endings = (*_PICKLED, "test.index")
+    paths = [data / "planetoid" / name / f"ind.{name}.{ending}" for ending in endings]
     if missing := [path for path in paths if not path.is_file()]:
         raise DataError(f"got no file at {missing[0]}, expected a raw file of Planetoid")
     return paths
 
 
 def _edges(neighbours: dict[int, list[int]], nodes: int) -> Tensor:
-    """(2, E), sorted, both directions of each edge once."""
+    """The edge index (2, E), sorted, with both directions of every edge once."""
     pairs = torch.tensor(
         [(i, j) for i, others in neighbours.items() for j in others if i != j], dtype=torch.int64
     )
@@ -135,7 +135,7 @@ def _edges(neighbours: dict[int, list[int]], nodes: int) -> Tensor:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Only what `_SAFE` names. Raises UnpicklingError."""
+        """Return the class of a name in `_SAFE`. Raises UnpicklingError for any other name."""
         if (module, name) not in _SAFE:
             raise pickle.UnpicklingError(f"names {module}.{name}")
         return _SAFE[module, name]
@@ -157,16 +157,16 @@ def _unpickle(path: Path) -> Any:
 
 
 class PlanetoidSpec(Section):
-    """Classes of the nodes of Cora or Citeseer.
+    """Node classification on Cora or Citeseer.
 
     Attributes:
-        graph: which.
-        classes: numbers of the classes that the task knows; only their nodes are trained and
-            measured on. None: all of them. Two tasks with different classes of one graph are a
-            label split.
-        split: `published` is Planetoid's (20 nodes of each class to train on, of 500 to validate
-            and 1000 to test those with one of the classes), `random` is 60 / 20 / 20 % of the
-            nodes, drawn by the seed alone: a node is in the same part in every task of its graph.
+        graph: name of the graph.
+        classes: numbers of the task's classes; only nodes of these are trained and measured on.
+            None for all classes. Two tasks with different classes of one graph are a label split.
+        split: `published` is Planetoid's (20 training nodes per class; of 500 validation and 1000
+            test nodes those with one of the classes), `random` is 60 / 20 / 20 % of the nodes,
+            drawn by the seed alone, so that a node is in the same subset in every task of its
+            graph.
     """
 
     kind: Literal["planetoid"] = "planetoid"
@@ -191,12 +191,18 @@ class PlanetoidSpec(Section):
 
 
 def class_task(spec: PlanetoidSpec, dataset: NodeDataset, seed: int) -> AnswerTask:
-    """The nodes of some classes (all, if none are named) as a task of their own."""
+    """Make the task of classifying the nodes of some classes of a graph, or of all.
+
+    Args:
+        spec: graph, classes and split.
+        dataset: the graph.
+        seed: of a random split.
+    """
     classes = torch.tensor(
         range(len(dataset.class_names)) if spec.classes is None else spec.classes
     )
-    wanted = torch.isin(dataset.labels, classes)
-    # its last entry is for nodes without a class, -1
+    included = torch.isin(dataset.labels, classes)
+    # The last entry is indexed by -1, the class of nodes without one.
     numbers = torch.full((len(dataset.class_names) + 1,), -1)
     numbers[classes] = torch.arange(len(classes))
     split = (
@@ -204,7 +210,7 @@ def class_task(spec: PlanetoidSpec, dataset: NodeDataset, seed: int) -> AnswerTa
         if spec.split == "published"
         else random_split(len(dataset.labels), seed, 0.6, 0.2)
     )
-    parts = Split(*(rows[wanted[rows]] for rows in vars(split).values()))
+    subsets = Split(*(rows[included[rows]] for rows in vars(split).values()))
     about = spec.about or f"class of a node of {spec.graph}"
     info = TaskInfo(
         labels=tuple(dataset.class_names[k] for k in classes),
@@ -219,7 +225,7 @@ def class_task(spec: PlanetoidSpec, dataset: NodeDataset, seed: int) -> AnswerTa
         None,
         info,
         numbers[dataset.labels],
-        parts,
+        subsets,
         some_nodes=spec.classes is not None,
         sources=dataset.sources,
     )

@@ -1,4 +1,4 @@
-"""Splits of a data set into what is trained on, validated on and tested on."""
+"""Splits of a data set into training, validation and test subsets."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from models.errors import DataError
 from models.task import Target, TaskInfo
 
 TRAIN, VALID = 0.8, 0.1
-"""Shares of the training and validation part; the rest is the test part."""
+"""Shares of the training and validation subsets; the rest is the test subset."""
 _SHOWN = 4
 PARTS = ("train", "valid", "test")
 PART_NAMES = {
@@ -20,12 +20,12 @@ PART_NAMES = {
     "valid": ("valid", "val", "validation", "dev"),
     "test": ("test", "testing", "tst", "holdout", "hold-out"),
 }
-"""What a column may call the three parts, in lower case."""
+"""The names that a column may use for the three subsets, in lower case."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the three parts, each (n,) int64."""
+    """Row numbers of the training, validation and test subsets, (n,) int64 each."""
 
     train: Tensor
     valid: Tensor
@@ -33,11 +33,16 @@ class Split:
 
 
 def scaffold_split(scaffolds: Sequence[str], train: float = TRAIN, valid: float = VALID) -> Split:
-    """Split by Bemis-Murcko scaffold, without chance (Hu et al. 2020).
+    """Split molecules by their Bemis-Murcko scaffold, deterministically (Hu et al. 2020).
 
-    Groups go from the largest, ties by their first molecule from the last. A group goes to the
-    training part while it fits there, then to the validation part while it fits, else to the test
-    part.
+    Molecules of one scaffold form a group. Groups are assigned from the largest to the smallest, of
+    equal sizes those with the later first molecule first: to the training subset while they fit
+    there, then to the validation subset while they fit, else to the test subset.
+
+    Args:
+        scaffolds: the scaffold of every molecule.
+        train: share of the training subset.
+        valid: share of the validation subset.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for k, scaffold in enumerate(scaffolds):
@@ -54,15 +59,21 @@ def scaffold_split(scaffolds: Sequence[str], train: float = TRAIN, valid: float 
 
 
 def random_split(rows: int, seed: int, train: float = TRAIN, valid: float = VALID) -> Split:
-    """Rows in random order, by the seed alone.
+    """Split rows at random, determined by the seed alone.
 
-    The first `train` of them, a share, are trained on, the next `valid` validated on, and the rest
-    tested on.
+    Args:
+        rows: number of rows.
+        seed: of the permutation.
+        train: share of the training subset.
+        valid: share of the validation subset; the rest is the test subset.
+
+    Returns:
+        The three subsets, row numbers in ascending order.
     """
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     first, second = round(train * rows), round((train + valid) * rows)
     drawn = order[:first], order[first:second], order[second:]
-    return Split(*(numbers.sort().values for numbers in drawn))
+    return Split(*(chosen.sort().values for chosen in drawn))
 
 
 def named_parts(
@@ -70,16 +81,17 @@ def named_parts(
     lines: Sequence[int],
     folds: Mapping[str, Sequence[str]],
 ) -> list[str]:
-    """The part of each row, "train", "valid" or "test", from a column that says it.
+    """Read the subset of every row, "train", "valid" or "test", from a column of a table.
 
     Args:
-        cells: the column: names of parts (`PART_NAMES`), or of folds.
-        lines: where the rows begin in the file, for errors.
-        folds: by "valid" and "test" the cells that mean it, any other is "train"; empty where the
-            column names the parts themselves.
+        cells: the column: names of subsets (`PART_NAMES`), or of folds.
+        lines: the line of the file at which every row begins, for error messages.
+        folds: the folds that form "valid" and "test", all others form "train"; empty where the
+            column names the subsets themselves.
 
     Raises:
-        DataError: a cell names no part, or a fold that is nowhere. The message names the line.
+        DataError: a cell names no subset, a cell is empty where folds are expected, or a fold does
+            not occur in the column. The message names the line or the folds.
     """
     texts = [part_text(cell) for cell in cells]
     if folds:
@@ -101,7 +113,7 @@ def named_parts(
 
 
 def part_text(cell: str) -> str:
-    """A cell without white space around it and case; without the `.0` that pandas adds."""
+    """Normalise a cell: no surrounding white space, no case, no `.0` as pandas appends it."""
     return cell.strip().casefold().removesuffix(".0")
 
 

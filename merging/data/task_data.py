@@ -1,4 +1,4 @@
-"""The data of a task as training, mergers and measuring see them, whatever the kind of model."""
+"""The data of a task, in the form that training, merging and measuring use for every model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from models.task import TaskInfo
 
 Subset = Literal["train", "valid", "test"]
 SUBSETS: tuple[Subset, ...] = ("train", "valid", "test")
-"""Of a task's rows: trained on, chosen by, reported on."""
+"""The subsets of a task's rows: for training, for selection, and for reported scores."""
 
 
 def _whole(outputs: Any) -> Any:
@@ -24,14 +24,15 @@ def _whole(outputs: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A batch and its labels. The batch is put together when it is asked for, so that the steps of
-    an epoch can be shuffled without holding all of them.
+    """A batch and its labels. The batch is collated on access, so that the steps of an epoch can be
+    shuffled without holding all batches in memory.
 
     Attributes:
-        load: gives the batch of G graphs.
+        load: collates the batch of G graphs.
         labels: (n, C) float32 with NaN where missing; (n,) int64 classes with -1 where unknown; or
             the energies and forces of `merging.data.frames`.
-        select: from the outputs for the batch, (G, C) or (N, C), those that `labels` are of.
+        select: takes the outputs for the batch, (G, C) or (N, C), and returns those of the n
+            labelled graphs or nodes.
     """
 
     load: Callable[[], Any]
@@ -40,16 +41,16 @@ class Step:
 
     @property
     def batch(self) -> Any:
-        """The batch, made anew at each call."""
+        """The batch, collated at every access."""
         return self.load()
 
 
 class TaskData(Protocol):
-    """The data of a task."""
+    """What training, merging and measuring need of a task's data."""
 
     @property
     def info(self) -> TaskInfo:
-        """Labels, level, target, and a line about the task."""
+        """Labels, level, target and description of the task."""
 
     @property
     def outputs(self) -> int:
@@ -57,33 +58,33 @@ class TaskData(Protocol):
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """sha256 of each file that was read, by name."""
+        """SHA-256 of every file that was read, by name."""
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """How the files were read, plain values for records and cards; may be empty."""
+        """Plain values for records and cards on how the files were read; may be empty."""
 
     @property
     def size(self) -> int:
-        """Number of graphs or atoms: what has most is started first."""
+        """Number of graphs, nodes or atoms; larger tasks are scheduled first."""
 
     @property
     def summary(self) -> str:
-        """A line for people: what was read as what."""
+        """A line that describes the task and the files that it was read from."""
 
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> Sequence[Step]:
-        """The rows of a subset, each once, `batch_size` graphs at a time; a shuffled order is drawn
-        from torch's generator when this is called."""
+        """Return the steps of one pass over a subset, `batch_size` graphs per step; a shuffled
+        order is drawn from torch's generator by the call."""
 
     def calibration(
         self, count: int, batch_size: int, seed: int
     ) -> tuple[Sequence[Any], Sequence[Tensor]]:
-        """Batches of at most `count` training graphs, without labels, for mergers; and by batch
-        which nodes count, or nothing where all do."""
+        """Return batches of at most `count` training graphs for mergers, without labels, and by
+        batch the numbers of the nodes to use; no numbers where all nodes are used."""
 
 
 def summary_of(info: TaskInfo, sources: Mapping[str, str]) -> str:
-    """A line for people: what a task asks, and which files it was read from."""
+    """Describe a task and the files that it was read from in one line."""
     asked = f"{len(info.labels)} label{'s' if len(info.labels) > 1 else ''}, {info.level}"
     return f"{info.description}: {asked}, {info.target}; of {', '.join(sources)}"
 
@@ -95,7 +96,7 @@ class GraphTask:
     Attributes:
         graphs: G graphs, their features as wide as the network (encoded, if there is an encoder).
         num_features: F, before the encoder.
-        encoder: the fixed one that has been applied; None if there is none.
+        encoder: the fixed linear map that has been applied to the features; None if there is none.
         sources: see `TaskData`.
     """
 
@@ -113,7 +114,7 @@ class GraphTask:
 
     @property
     def summary(self) -> str:
-        """See `TaskData.summary`."""
+        """A line that describes the task and the files that it was read from."""
         return summary_of(self.info, self.sources)
 
     @cached_property
@@ -122,27 +123,26 @@ class GraphTask:
         return collate_features(self.graphs)
 
     def batch(self, chosen: Tensor) -> GraphBatch:
-        """The graphs with these numbers (G',), in that order."""
-        if len(self.graphs) == 1:  # a large graph is not copied again in every epoch
+        """Collate the graphs with the numbers `chosen` (G',), in that order."""
+        if len(self.graphs) == 1:  # a large graph is not copied in every epoch
             return self.whole
         return collate_features([self.graphs[k] for k in chosen.tolist()])
 
     def seen(self) -> Tensor:
-        """Numbers of the graphs that training sees, without looking at labels: all, unless the task
-        says otherwise."""
+        """Return the numbers of the graphs that training uses, independent of labels: all here."""
         return torch.arange(len(self.graphs))
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerTask(GraphTask):
-    """A task that answers graphs or nodes, and so can be served.
+    """A task with labels of graphs or of nodes, which an artifact can answer.
 
     Attributes:
         labels: M rows, M = G or sum N by the level: (M, C) float32 with NaN where missing, or for
             `multiclass` (M,) int64, -1 where unknown.
         split: rows of the three subsets.
-        some_nodes: the task is about some nodes of its graph (a label split): a merger then sees
-            its training nodes, and not the whole graph.
+        some_nodes: whether the task is about some nodes of its graph (a label split): mergers then
+            use its training nodes only.
     """
 
     labels: Tensor
@@ -151,16 +151,16 @@ class AnswerTask(GraphTask):
 
     @property
     def outputs(self) -> int:
-        """C."""
+        """C, the width of the head."""
         return len(self.info.labels)
 
     def seen(self) -> Tensor:
-        """Numbers of the graphs that have a training row."""
+        """Return the numbers of the graphs that have a training row."""
         owners: Tensor = self._owners[self.split.train].unique()
         return owners
 
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
-        """See `TaskData.steps`; the order of graphs is what is shuffled."""
+        """Return the steps of a subset (`TaskData.steps`); graphs are shuffled, not rows."""
         rows: Tensor = getattr(self.split, subset)
         graphs = self._owners[rows].unique()
         graphs = graphs[torch.randperm(len(graphs))] if shuffle else graphs
@@ -174,7 +174,7 @@ class AnswerTask(GraphTask):
     def calibration(
         self, count: int, batch_size: int, seed: int
     ) -> tuple[tuple[GraphBatch, ...], tuple[Tensor, ...]]:
-        """See `TaskData.calibration`; the graphs are taken evenly, whatever the seed."""
+        """Return graphs for mergers (`TaskData.calibration`), taken evenly whatever the seed."""
         graphs = self.seen()
         chosen = graphs[torch.linspace(0, len(graphs) - 1, min(count, len(graphs))).long()].unique()
         groups = chosen.split(batch_size)
@@ -185,18 +185,17 @@ class AnswerTask(GraphTask):
 
     @cached_property
     def _sizes(self) -> Tensor:
-        """(G,) label rows of each graph."""
+        """(G,), the number of label rows of every graph."""
         on_nodes = self.info.level == "node"
         return torch.tensor([graph.num_nodes if on_nodes else 1 for graph in self.graphs])
 
     @cached_property
     def _owners(self) -> Tensor:
-        """(M,) the graph of each label row."""
+        """(M,), the graph of every label row."""
         return torch.repeat_interleave(torch.arange(len(self.graphs)), self._sizes)
 
     def _rows_inside(self, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Those label rows that belong to the chosen graphs, and where they are among the outputs
-        for these."""
+        """The label rows of the chosen graphs, and their positions among the outputs for these."""
         rows = rows[torch.isin(self._owners[rows], chosen)]
         owners = self._owners[rows]
         starts = self._sizes.cumsum(0) - self._sizes

@@ -1,5 +1,5 @@
-"""Every figure of a setting, drawn from its results files alone: small SVG, the same bytes for the
-same numbers."""
+"""The figures of a setting, drawn from its results files: small SVG files with the same bytes for
+the same numbers."""
 
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,23 @@ STYLE: Any = {
     "axes.spines.right": False,
 }
 OURS, OTHERS = "#1b6ca8", "#9aa5b1"
+_SUBSETS = (("average", "test", OURS), ("valid_average", "validation", OTHERS))
+"""Keys of a row's averages with their titles and colours."""
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw what the files in `results/<setting>` allow: recovery bars, expert weights, backbone
-    swaps, ablations, sweeps.
+    """Draw the figures of a results folder: recovery bars, routing weights and swapped backbones,
+    and with an `ablations.json` also ablations and sweeps.
+
+    Args:
+        folder: `results/<setting>`; gets the figures.
+
+    Returns:
+        The SVG files.
 
     Raises:
-        DataError: the folder has no `summary.json`, or results that are none of `compare`.
+        DataError: the folder has no `summary.json`, or a file that `gmerging compare` did not
+            write.
     """
     summary = read_json(folder / "summary.json")
     if summary is None:
@@ -53,9 +62,8 @@ def draw_figures(folder: Path) -> list[Path]:
     ablations = read_json(folder / "ablations.json")
     if ablations is not None:
         for group, rows in ablations["groups"].items():
-            figures[group] = (
-                _ablation_bars(rows) if group == "ablations" else _sweep_line(group, rows)
-            )
+            ablation = group == "ablations"
+            figures[group] = _ablation_bars(rows) if ablation else _sweep_line(group, rows)
     return [save_figure(figure, folder / f"{name}.svg") for name, figure in figures.items()]
 
 
@@ -66,8 +74,11 @@ def _measure(stored: dict[str, Any]) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write an SVG without a date, so that the same figures give the same file; returns the
-    path."""
+    """Write a figure as SVG, without a date, so that the same figure gives the same bytes.
+
+    Returns:
+        The path.
+    """
     with mpl.rc_context(STYLE):
         write_atomically(
             path,
@@ -79,44 +90,30 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure of this size in inches, in the style of all."""
+    """Return an empty figure in the common style, its size in inches."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         return figure, figure.add_subplot()
 
 
 def _recovery_bars(summary: dict[str, Any]) -> Figure:
-    """Average test score of every method with its standard deviation; lines at what merging
-    starts from and aims at."""
+    """Average test score of every method with its standard deviation; lines at the weight average
+    and at the fine-tuned models."""
     methods = summary["methods"]
     figure, axes = new_axes(7, 0.3 * len(methods) + 1)
     for k, (name, method) in enumerate(reversed(methods.items())):
         values = method["stored"]
-        recovered = values["recovery"]
-        axes.barh(
-            k,
-            100 * values["average"],
-            xerr=100 * (values["average_std"] or 0),
-            color=OURS if name.startswith("gmerging") else OTHERS,
-        )
-        axes.text(
-            100 * values["average"] + 100 * (values["average_std"] or 0) + 0.2,
-            k,
-            "" if recovered is None else f"{recovered:.2f}",
-            va="center",
-        )
+        recovered = "" if values["recovery"] is None else f"{values['recovery']:.2f}"
+        average, deviation = 100 * values["average"], 100 * (values["average_std"] or 0)
+        color = OURS if name.startswith("gmerging") else OTHERS
+        axes.barh(k, average, xerr=deviation, color=color)
+        axes.text(average + deviation + 0.2, k, recovered, va="center")
     for name in ("weight_average", "finetuned"):
         if name in methods:
-            axes.axvline(
-                100 * methods[name]["stored"]["average"],
-                color="black",
-                linewidth=0.8,
-                linestyle=":",
-            )
-    axes.set_yticks(
-        range(len(methods)),
-        [method["title"].replace("`", "") for method in reversed(methods.values())],
-    )
+            average = 100 * methods[name]["stored"]["average"]
+            axes.axvline(average, color="black", linewidth=0.8, linestyle=":")
+    titles = [method["title"].replace("`", "") for method in reversed(methods.values())]
+    axes.set_yticks(range(len(methods)), titles)
     measure = _measure(next(iter(methods.values()))["stored"])
     averages = [100 * method["stored"]["average"] for method in methods.values()]
     axes.set_xlim(min(averages) - 3, max(averages) + 3)
@@ -128,21 +125,27 @@ def _recovery_bars(summary: dict[str, Any]) -> Figure:
 
 
 def _mean_matrix(seeds: list[dict[str, Any]], name: str) -> dict[str, dict[str, float]]:
-    """A matrix {row: {column: value}} averaged over the seeds."""
-    first = seeds[0][name]
+    """The matrix `name`, {row: {column: value}}, averaged over the seeds."""
     return {
         row: {
-            column: sum(each[name][row][column] for each in seeds) / len(seeds)
+            column: sum(seed[name][row][column] for seed in seeds) / len(seeds)
             for column in columns
         }
-        for row, columns in first.items()
+        for row, columns in seeds[0][name].items()
     }
 
 
 def heatmap(
     matrix: dict[str, dict[str, float]], rows: str, columns: str, title: str, scale: float
 ) -> Figure:
-    """A table of numbers by row and column, each times `scale` and written into its cell."""
+    """Draw a matrix as a heat map with its values, times `scale`, written into the cells.
+
+    Args:
+        matrix: {row: {column: value}}, with the same columns in every row, as many as rows.
+        rows, columns: labels of the axes.
+        title: above the figure.
+        scale: 1 shows two decimals, any other scale one.
+    """
     figure, axes = new_axes(0.62 * len(matrix) + 1.6, 0.45 * len(matrix) + 1.4)
     values = [[scale * value for value in row.values()] for row in matrix.values()]
     axes.imshow(values, cmap="Blues", aspect="auto")
@@ -165,24 +168,14 @@ def heatmap(
 
 
 def _ablation_bars(rows: dict[str, Any]) -> Figure:
-    """Each variant's average, test and validation."""
+    """Test and validation average of every variant."""
     figure, axes = new_axes(6, 0.4 * len(rows) + 1)
-    for k, values in enumerate(each["stored"] for each in reversed(rows.values())):
-        axes.barh(
-            k + 0.18, 100 * values["average"], 0.34, color=OURS, label="test" if k == 0 else None
-        )
-        axes.barh(
-            k - 0.18,
-            100 * values["valid_average"],
-            0.34,
-            color=OTHERS,
-            label="validation" if k == 0 else None,
-        )
-    averages = [
-        100 * each["stored"][part]
-        for each in rows.values()
-        for part in ("average", "valid_average")
-    ]
+    variants = [row["stored"] for row in reversed(rows.values())]
+    for k, values in enumerate(variants):
+        for (key, title, color), offset in zip(_SUBSETS, (0.18, -0.18), strict=True):
+            label = title if k == 0 else None
+            axes.barh(k + offset, 100 * values[key], 0.34, color=color, label=label)
+    averages = [100 * values[key] for values in variants for key, _, _ in _SUBSETS]
     axes.set_xlim(min(averages) - 2, max(averages) + 1)
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in reversed(rows)])
     axes.set_xlabel(f"average {_measure(next(iter(rows.values()))['stored'])}")
@@ -191,18 +184,12 @@ def _ablation_bars(rows: dict[str, Any]) -> Figure:
 
 
 def _sweep_line(group: str, rows: dict[str, Any]) -> Figure:
-    """Averages along a sweep, in the order of the configuration; the base is not part of the
-    line."""
-    variants = {name: each["stored"] for name, each in rows.items() if name != BASE_VARIANT}
+    """Averages along a sweep, in the order of the configuration, without the base variant."""
+    variants = {name: row["stored"] for name, row in rows.items() if name != BASE_VARIANT}
     figure, axes = new_axes(4.2, 2.8)
-    for part, title, color in (("average", "test", OURS), ("valid_average", "validation", OTHERS)):
-        axes.plot(
-            range(len(variants)),
-            [100 * each[part] for each in variants.values()],
-            marker="o",
-            color=color,
-            label=title,
-        )
+    for key, title, color in _SUBSETS:
+        averages = [100 * values[key] for values in variants.values()]
+        axes.plot(range(len(variants)), averages, marker="o", color=color, label=title)
     axes.set_xticks(range(len(variants)), list(variants))
     measure = _measure(next(iter(rows.values()))["stored"])
     axes.set(xlabel=group.replace("_", " "), ylabel=f"average {measure}")

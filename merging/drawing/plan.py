@@ -1,4 +1,4 @@
-"""merging.drawing.plan"""
+"""The figures of a plan of merging: a heat map of distances and a dendrogram."""
 
 from pathlib import Path
 
@@ -10,8 +10,11 @@ from merging.planning.plan import TITLES, Plan
 
 
 def draw_plan(plan: Plan, stem: Path) -> list[Path]:
-    """Draw `<stem>_heatmap.svg`, the distances with tasks in the order of the dendrogram, and
-    `<stem>_dendrogram.svg`."""
+    """Draw a plan's distances, with tasks in the order of the dendrogram, and its dendrogram.
+
+    Returns:
+        The files `<stem>_dendrogram.svg` and `<stem>_heatmap.svg`.
+    """
     figures = {"dendrogram": _dendrogram(plan), "heatmap": _distances(plan)}
     return [
         save_figure(figure, stem.with_name(f"{stem.name}_{name}.svg"))
@@ -25,18 +28,19 @@ def _distances(plan: Plan) -> Figure:
         if len(plan.tasks) > 1
         else plan.tasks
     )
-    at = {task: k for k, task in enumerate(plan.tasks)}
+    index = {task: k for k, task in enumerate(plan.tasks)}
     matrix = {
-        row: {column: plan.distances[at[row]][at[column]] for column in leaves} for row in leaves
+        row: {column: plan.distances[index[row]][index[column]] for column in leaves}
+        for row in leaves
     }
     return heatmap(matrix, "model", "model", TITLES[plan.settings.metric], 1)
 
 
 def _dendrogram(plan: Plan) -> Figure:
-    """Joins that made the groups in colour, those that the size limit forbids in grey."""
+    """Joins that formed the groups in colour, those that the group size forbids in grey."""
     figure, axes = new_axes(0.62 * len(plan.tasks) + 1.6, 3)
     grouping = plan.grouping()
-    # scipy numbers joins after the K leaves
+    # scipy numbers the joins after the K leaves.
     first_forbidden = 2 * len(plan.tasks) - len(grouping.groups)
     if len(plan.tasks) > 1:
         dendrogram(

@@ -1,5 +1,5 @@
-"""AdaMerging: the coefficients of the task vectors are learned, without labels, by making the
-merged model sure of itself."""
+"""AdaMerging: learns the coefficients of the task vectors by minimising prediction entropy on
+unlabelled graphs."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -22,10 +22,9 @@ class AdaMergingOptions(MergerOptions):
     """Options of AdaMerging; the defaults are the paper's.
 
     Attributes:
-        granularity: a coefficient for each task and parameter tensor (`layer`), or for each task
-            (`task`).
-        scaling: where all coefficients start; for eight tasks of GCN supervised_contextpred task
-            arithmetic uses 0.11.
+        granularity: one coefficient per task and parameter tensor (`layer`), or per task (`task`).
+        scaling: initial value of all coefficients; for eight tasks of GCN supervised_contextpred
+            task arithmetic uses 0.11.
         learning_rate: of Adam.
         steps: of Adam, each on one batch of every task.
     """
@@ -37,13 +36,12 @@ class AdaMergingOptions(MergerOptions):
 
 
 def adamerging(inputs: MergeInputs, options: AdaMergingOptions) -> MergeResult:
-    """theta_l = theta_pre_l + sum_k lambda_kl tau_kl, lambda minimising the mean entropy of the
-    predictions (Yang et al. 2024, arXiv:2310.02575).
+    """Merge with the coefficients that minimise the mean entropy of the predictions.
 
-    The paper's predictions are of one class among many. Of independent labels the Bernoulli
-    entropies are averaged, so that a task of many labels counts as much as any.
-    Coefficients stay in [0, 1], as in the authors' code: by scaling the weights up, any model grows
-    sure of anything.
+    theta_l = theta_pre_l + sum_k lambda_kl tau_kl (Yang et al. 2024, arXiv:2310.02575). The paper
+    predicts one class among many; of independent labels the Bernoulli entropies are averaged, so
+    that every task counts alike whatever its number of labels. Coefficients are clamped to [0, 1],
+    as in the authors' code: larger weights lower the entropy of any model.
 
     Raises:
         InvalidInputError: a regression, whose numbers have no entropy, or a task on nodes.
@@ -71,9 +69,11 @@ def adamerging(inputs: MergeInputs, options: AdaMergingOptions) -> MergeResult:
 
 
 def bernoulli_entropy(logits: Tensor) -> Tensor:
-    """Mean over molecules and labels of -p log p - (1 - p) log(1 - p), p = sigmoid(logits), in
-    nats: (G, C) -> scalar."""
-    # the entropy is even, and at +|z| the logarithm of a rounded 1 would be taken
+    """Compute the mean entropy of independent labels, in nats: logits (G, C) -> scalar.
+
+    Per label it is -p log p - (1 - p) log(1 - p) with p = sigmoid(logit).
+    """
+    # The entropy is even in z; at +|z| it would take the logarithm of a rounded 1.
     size = logits.abs()
     return (F.softplus(-size) + size * (-size).sigmoid()).mean()
 
@@ -93,8 +93,8 @@ class _Adaptation:
     """The merged model as a function of the coefficients (K, parameters or 1)."""
 
     def __init__(self, inputs: MergeInputs, options: AdaMergingOptions) -> None:
-        # By name: Adam makes full steps of gradients that are 0 but for rounding, which depends on
-        # the order of tasks.
+        # Sorted by name: Adam makes full steps even of gradients that are rounding errors, and
+        # rounding depends on the order of the tasks.
         self.tasks = sorted(inputs.finetuned)
         vectors = inputs.vectors()
         self._deltas = stacked(vectors[task].delta for task in self.tasks)
@@ -104,14 +104,13 @@ class _Adaptation:
         self.coefficients = torch.full(
             (len(self.tasks), columns), options.scaling, device=device, requires_grad=True
         )
-        # In training mode BatchNorm takes the batch's statistics. No stored ones are right for the
-        # merged model: its parents' are not its own, and its own are computed only when the merging
-        # is done. There is no dropout, and the running statistics that change are copies, in
-        # `merged()`.
+        # In training mode BatchNorm uses the batch's statistics: the merged model has none of its
+        # own before the merging is done, and those of its parents do not fit it. There is no
+        # dropout, and the running statistics that change are the copies in `merged()`.
         self._network = inputs.network(inputs.pretrained).train()
 
     def merged(self) -> dict[str, Tensor]:
-        """State dict of the merged backbone, a function of the coefficients."""
+        """Return the state dict of the merged backbone, differentiable in the coefficients."""
         columns = self.coefficients.expand(-1, len(self._deltas)).unbind(1)
         scaled = {
             key: torch.tensordot(column, delta, dims=1)
@@ -121,7 +120,7 @@ class _Adaptation:
 
     @torch.no_grad()
     def entropy(self) -> float:
-        """Mean over tasks of the mean over all their batches."""
+        """Compute the prediction entropy, averaged over a task's batches and then over tasks."""
         weights = self.merged()
         means = [
             sum(self._entropy(weights, task, batch) for batch in batches) / len(batches)
@@ -130,7 +129,7 @@ class _Adaptation:
         return float(sum(means) / len(means))
 
     def run(self, options: AdaMergingOptions) -> None:
-        """Learn the coefficients."""
+        """Minimise the entropy over the coefficients, step by step."""
         optimizer = torch.optim.Adam([self.coefficients], lr=options.learning_rate)
         progress = tqdm(range(options.steps), desc="AdaMerging", unit="step")
         for step in progress:

@@ -1,4 +1,4 @@
-"""DARE: drop most of every task vector at random and rescale the rest, before another merger."""
+"""DARE: drops most of every task vector at random and rescales the rest, before another merger."""
 
 from typing import Annotated, Literal
 
@@ -16,12 +16,12 @@ Rescale = Literal["inverse", "norm"]
 
 
 class DareOptions(TaskArithmeticOptions):
-    """Options of DARE with task arithmetic; those of the latter are kept.
+    """Options of DARE with task arithmetic, besides those of task arithmetic.
 
     Attributes:
         drop_rate: p; the paper searches 0.1 to 0.9 and finds that 0.9 can mostly be dropped.
-        rescale: what is left is divided by 1 - p (`inverse`, the paper), or gets back the
-            parameter's L1 norm (`norm`, as mergekit does).
+        rescale: the rest is divided by 1 - p (`inverse`, the paper), or scaled to the L1 norm that
+            the parameter had (`norm`, as mergekit does).
     """
 
     drop_rate: DropRate = 0.9
@@ -29,8 +29,8 @@ class DareOptions(TaskArithmeticOptions):
 
 
 class DareTiesOptions(ties.TiesOptions):
-    """Options of DARE with TIES; those of the latter are kept, trimming included. mergekit's
-    `dare_ties` does not trim: density 1.
+    """Options of DARE with TIES, besides those of TIES. mergekit's `dare_ties` does not trim:
+    density 1.
 
     Attributes:
         drop_rate, rescale: as in `DareOptions`.
@@ -41,8 +41,11 @@ class DareTiesOptions(ties.TiesOptions):
 
 
 def dare(inputs: MergeInputs, options: DareOptions) -> MergeResult:
-    """theta_pre + lambda sum_k m_k * tau_k / (1 - p), m_k ~ Bernoulli(1 - p) for each number (Yu et
-    al. 2023, arXiv:2311.03099)."""
+    """Add the scaled sum of randomly thinned task vectors.
+
+    theta_pre + lambda sum_k m_k * tau_k / (1 - p), with m_k ~ Bernoulli(1 - p) drawn for every
+    entry (Yu et al. 2023, arXiv:2311.03099).
+    """
     return MergeResult(
         total(_dropped(inputs, options)).apply(inputs.pretrained, options.scaling),
         record=options.model_dump(),
@@ -50,7 +53,8 @@ def dare(inputs: MergeInputs, options: DareOptions) -> MergeResult:
 
 
 def dare_ties(inputs: MergeInputs, options: DareTiesOptions) -> MergeResult:
-    """TIES of m_k * tau_k / (1 - p), m_k as in `dare` (Yu et al. 2023, arXiv:2311.03099)."""
+    """Apply TIES to randomly thinned task vectors m_k * tau_k / (1 - p), m_k as in `dare` (Yu et
+    al. 2023, arXiv:2311.03099)."""
     return MergeResult(
         ties.combine(_dropped(inputs, options), options).apply(inputs.pretrained, options.scaling),
         record=options.model_dump(),
@@ -58,8 +62,8 @@ def dare_ties(inputs: MergeInputs, options: DareTiesOptions) -> MergeResult:
 
 
 def drop(delta: Tensor, drop_rate: float, rescale: Rescale, generator: torch.Generator) -> Tensor:
-    """0 with probability `drop_rate` for each number, what is left rescaled; a parameter of which
-    nothing is left is 0."""
+    """Set every entry to 0 with probability `drop_rate` and rescale the rest: (*) -> (*). A
+    parameter of which nothing is left is 0."""
     chosen = torch.rand(delta.shape, generator=generator).to(delta.device) >= drop_rate
     kept = torch.where(chosen, delta, 0)
     if rescale == "inverse":

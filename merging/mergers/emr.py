@@ -1,4 +1,4 @@
-"""EMR-Merging: elect one vector for all tasks; mask and rescale it for each."""
+"""EMR-Merging: elects one unified task vector, then masks and rescales it per task."""
 
 from collections.abc import Iterable
 
@@ -11,16 +11,17 @@ from merging.mergers.ties import elect_sign
 
 
 def emr(inputs: MergeInputs, options: MergerOptions) -> MergeResult:
-    """theta_k = theta_pre + lambda_k M_k * tau_uni for each task (Huang et al. 2024,
-    arXiv:2405.17461).
+    """Give every task a masked and rescaled copy of the unified task vector.
+
+    theta_k = theta_pre + lambda_k M_k * tau_uni (Huang et al. 2024, arXiv:2405.17461), with
 
         tau_uni  = sign(sum_k tau_k) * the largest |tau_k| among the tasks with that sign
         M_k      = [tau_k * tau_uni > 0]
         lambda_k = sum |tau_k| / sum |M_k * tau_uni|, over the whole vector
 
-    Besides `backbone`, which is theta_pre + tau_uni, a task needs a bit per weight and one number.
-    The authors' code adds up means of parameter tensors in place of sums, so that a bias counts as
-    much as a matrix.
+    `backbone` of the result is theta_pre + tau_uni; a task adds to it one bit per weight and one
+    number. The authors' code sums means of parameter tensors in place of their sums, so that there
+    a bias counts as much as a matrix.
     """
     vectors = inputs.vectors()
     unified = unified_vector(vectors.values())
@@ -31,14 +32,15 @@ def emr(inputs: MergeInputs, options: MergerOptions) -> MergeResult:
 
 
 def unified_vector(vectors: Iterable[TaskVector]) -> TaskVector:
-    """tau_uni; 0 where the sum of the task vectors is."""
+    """Compute tau_uni: per weight the elected sign times the largest magnitude with that sign; 0
+    where the task vectors sum to 0."""
     return TaskVector(
         {key: _unify(deltas) for key, deltas in stacked(vector.delta for vector in vectors).items()}
     )
 
 
 def mask(vector: TaskVector, unified: TaskVector) -> TaskVector:
-    """M_k * tau_uni: the unified vector where the task agrees with its sign, 0 elsewhere."""
+    """Compute M_k * tau_uni: the unified vector where the task has its sign, 0 elsewhere."""
     return TaskVector(
         {
             key: torch.where(vector.delta[key] * delta > 0, delta, 0)
@@ -48,8 +50,8 @@ def mask(vector: TaskVector, unified: TaskVector) -> TaskVector:
 
 
 def rescaler(vector: TaskVector, masked: TaskVector) -> float:
-    """lambda_k, which gives the masked vector the L1 norm of the task's own; 1 where there is
-    nothing to rescale."""
+    """Compute lambda_k, the ratio of the L1 norms of a task vector and of its masked unified
+    vector; 1 where the latter is 0."""
     norm = _l1(masked)
     return _l1(vector) / norm if norm else 1.0
 

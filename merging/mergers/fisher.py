@@ -1,4 +1,4 @@
-"""Fisher merging: every weight is averaged by how much each model needs it."""
+"""Fisher merging: the mean of the models, every weight weighted by its Fisher information."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -26,11 +26,11 @@ class FisherOptions(MergerOptions):
 
     Attributes:
         normalise: divide every task's Fisher information by its L2 norm, as the authors' code does.
-            Without it (the bare equation) a task of many labels decides nearly alone: on the eight
-            MoleculeNet tasks the norms differ by a factor of 700 (ToxCast, MUV).
-        floor: added to every importance, as a share of the mean one: weights that no model needs
-            become the plain mean. The authors' code has an absolute floor of 1e-6, for one model
-            only; here it is relative, as the size of the gradients says nothing.
+            Without it a task of many labels decides nearly alone: on the eight MoleculeNet tasks
+            the norms differ by a factor of 700 (ToxCast, MUV).
+        floor: added to every Fisher value, as a fraction of their mean: weights with no Fisher
+            information in any model become the plain mean. The authors' code adds 1e-6 for one
+            model only; here it is relative, because the scale of the gradients is arbitrary.
     """
 
     normalise: bool = True
@@ -38,19 +38,24 @@ class FisherOptions(MergerOptions):
 
 
 def fisher(inputs: MergeInputs, options: FisherOptions) -> MergeResult:
-    """theta_j = sum_k F_kj theta_kj / sum_k F_kj, F_k the diagonal Fisher information of model k
-    (Matena and Raffel 2022, arXiv:2111.09832)."""
+    """Average the models' weights, each weighted by its diagonal Fisher information.
+
+    theta_j = sum_k F_kj theta_kj / sum_k F_kj (Matena and Raffel 2022, arXiv:2111.09832).
+
+    Raises:
+        InvalidInputError: a task answers for nodes.
+    """
     inputs.require_graph_labels("fisher")
     information = {}
     for task in tqdm(inputs.finetuned, desc="Fisher information", unit="task"):
         information[task] = diagonal_fisher(
             inputs.network(inputs.finetuned[task]), inputs.calibration[task], inputs.generator(task)
         )
-    norms = {task: _norm(each) for task, each in information.items()}
+    norms = {task: _norm(squares) for task, squares in information.items()}
     if options.normalise:
         information = {
-            task: {key: value / (norms[task] or 1.0) for key, value in each.items()}
-            for task, each in information.items()
+            task: {key: value / (norms[task] or 1.0) for key, value in squares.items()}
+            for task, squares in information.items()
         }
     importance = stacked(information.values())
     deltas = stacked(vector.delta for vector in inputs.vectors().values())
@@ -69,15 +74,23 @@ def fisher(inputs: MergeInputs, options: FisherOptions) -> MergeResult:
 def diagonal_fisher(
     network: Network, calibration: Calibration, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """F_j = mean over molecules of E_y (d log p(y) / d theta_j)^2 by parameter, float64; y is drawn
-    from the model's own predictions.
+    """Estimate the diagonal of a model's Fisher information on its calibration molecules.
 
-    With independent labels the expectation is sum_c p_c (1 - p_c) (d z_c / d theta_j)^2. It is
-    found with one gradient per molecule, that of sum_c s_c sqrt(p_c (1 - p_c)) z_c with random
-    signs s_c: exact for one label, unbiased for more. A drawn y would have the same expectation,
-    but a rare label's share would come from the few molecules for which it was drawn. With classes
-    it is the gradient of sum_c s_c sqrt(p_c) log p_c, with numbers (a normal distribution of
-    standard deviation 1) that of sum_c s_c z_c.
+    F_j = mean over molecules of E_y (d log p(y) / d theta_j)^2, with y distributed as the model
+    predicts. With independent labels the expectation is sum_c p_c (1 - p_c) (d z_c / d theta_j)^2.
+    It is estimated by one gradient per molecule, that of sum_c s_c sqrt(p_c (1 - p_c)) z_c with
+    random signs s_c: exact for one label, unbiased for more. Drawing y has the same expectation,
+    but a rare label would then contribute through the few molecules for which it is drawn. With
+    classes it is the gradient of sum_c s_c sqrt(p_c) log p_c, with numbers (a normal distribution
+    of standard deviation 1) that of sum_c s_c z_c.
+
+    Args:
+        network: the fine-tuned backbone, in evaluation mode.
+        calibration: molecules and the head of the task.
+        generator: source of the random signs.
+
+    Returns:
+        F by parameter name, float64, each in the shape of its parameter.
     """
     parameters = dict(network.named_parameters())
     squares = {
@@ -105,7 +118,7 @@ def _square_roots(logits: Tensor, target: Target) -> Tensor:
 
 
 def single_graphs(batch: GraphBatch) -> Iterator[GraphBatch]:
-    """Every graph of a batch as a batch of its own."""
+    """Yield every graph of a batch as a batch of one graph."""
     edge_graph = batch.batch[batch.edge_index[0]]
     for graph in range(batch.num_graphs):
         nodes = (batch.batch == graph).nonzero().squeeze(1)
@@ -124,11 +137,12 @@ def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _norm(table: dict[str, Tensor]) -> float:
+    """The L2 norm of all entries together."""
     return float(torch.stack([value.square().sum() for value in table.values()]).sum().sqrt())
 
 
 def _mean(table: dict[str, Tensor]) -> float:
-    """Mean of all numbers, and at least what keeps a division by it sound if all of them are 0."""
+    """Mean of all entries, at least the smallest positive float32, so that it can divide."""
     mean = sum(float(value.sum()) for value in table.values()) / sum(
         value.numel() for value in table.values()
     )

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
-from merging.mergers.least_squares import NormalEquations, solve, with_ones
+from merging.mergers.least_squares import NormalEquations, solve_ridge, with_ones
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
 from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField, potential
 from models.state_dict import load_tensors
@@ -278,7 +278,7 @@ def _solve(parts: Sequence[nn.Linear], equations: Sequence[NormalEquations], rid
     the ridge pulls to."""
     first = parts[0]
     prior = first.weight.T if first.bias is None else torch.cat([first.weight.T, first.bias[None]])
-    solution = solve(equations, prior, ridge)
+    solution = solve_ridge(equations, prior, ridge)
     for part in parts:
         part.weight.copy_(solution[: part.in_features].T)
         if part.bias is not None:

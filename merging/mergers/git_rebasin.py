@@ -1,10 +1,11 @@
-"""Git Re-Basin: hidden units are put in the order in which two models agree most, and then
-averaged.
+"""Git Re-Basin: permutes the hidden units of the models so that their weights agree best, and then
+averages them.
 
 Ainsworth, Hayase and Srinivasa 2023, arXiv:2209.04836: weight matching (algorithm 1), and for more
 than two models MergeMany (algorithm 3). A network is a chain of spaces of hidden units; every axis
-of every parameter lies in one of them or in none (inputs, bond types). A space's best order, all
-others held, is a linear assignment: maximise sum over its parameters of <W_reference, P W>.
+of every parameter belongs to one of them or to none (inputs, bond types). A space's best order,
+with all others fixed, is a linear assignment: maximise the sum over its parameters of
+<W_reference, P W>.
 """
 
 from collections.abc import Mapping
@@ -18,20 +19,20 @@ from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from merging.mergers.base import MergeInputs, MergeResult, MergerOptions
-from merging.mergers.task_vector import is_merged
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
+from merging.mergers.task_vector import State, is_merged
 from models.networks.pyg import GraphNetworkConfig
 
-State = dict[str, Tensor]
 Orders = dict[str, Tensor]
-"""By space, which unit of the model itself stands at each place: (size,) int64."""
+"""By space a permutation of its units: the unit of the model at each position, (size,) int64."""
 
 
 class GitRebasinOptions(MergerOptions):
     """Options of Git Re-Basin.
 
     Attributes:
-        max_sweeps: over all spaces, and over all models; it stops earlier when no order changes.
+        max_sweeps: the most sweeps over all spaces, and over all models; both loops end earlier
+            when no order changes.
     """
 
     max_sweeps: Annotated[int, Field(ge=1)] = 100
@@ -39,11 +40,11 @@ class GitRebasinOptions(MergerOptions):
 
 @dataclass(frozen=True)
 class Axes:
-    """Where the units of a parameter lie.
+    """The spaces of hidden units along the axes of a parameter.
 
     Attributes:
-        shape: the parameter seen as so many axes; -1 for one of them.
-        spaces: of each axis the space whose order it follows, or none.
+        shape: the shape that the parameter is viewed in; one axis may be -1.
+        spaces: by axis the space whose units it indexes, or None.
     """
 
     shape: tuple[int, ...]
@@ -52,8 +53,11 @@ class Axes:
     def reordered(
         self, value: Tensor, orders: Mapping[str, Tensor], but: str | None = None
     ) -> Tensor:
-        """The parameter in its view, every axis in the order of its space, but for one space that
-        stays."""
+        """Permute every axis of a parameter by the order of its space, except the space `but`.
+
+        Returns:
+            The parameter viewed in `shape`.
+        """
         out = value.reshape(self.shape)
         for axis, space in enumerate(self.spaces):
             if space is not None and space != but:
@@ -63,13 +67,13 @@ class Axes:
 
 @dataclass(frozen=True)
 class Chain:
-    """The spaces of a network.
+    """The spaces of hidden units of a network, from its input to its output.
 
     Attributes:
-        axes: by parameter; those that are absent have no hidden units.
-        sizes: by space, from input to output, how many units it has.
-        blocks: by space, how many blocks (heads of a GAT) its units come in; they are reordered as
-            blocks, and units within a block.
+        axes: by parameter name; parameters without hidden units are absent.
+        sizes: by space the number of its units, in the order of computation.
+        blocks: by space the number of blocks (heads of a GAT) that its units form: whole blocks are
+            permuted, and the units within a block. Absent for one block.
         output: the space of the node embeddings, which heads read.
     """
 
@@ -79,11 +83,12 @@ class Chain:
     output: str
 
     def identity(self) -> Orders:
-        """Every unit in its place."""
+        """Return the orders that move no unit."""
         return {space: torch.arange(size) for space, size in self.sizes.items()}
 
     def apply(self, state: State, orders: Orders) -> State:
-        """The same function of the inputs with its hidden units in other orders."""
+        """Permute the hidden units of a state dict, which leaves the network's function the
+        same."""
         return {
             key: (
                 self.axes[key].reordered(value, orders).reshape(value.shape)
@@ -95,11 +100,13 @@ class Chain:
 
 
 def git_rebasin(inputs: MergeInputs, options: GitRebasinOptions) -> MergeResult:
-    """The mean of the models, each in the order that agrees most with the others; the first by name
-    keeps its own.
+    """Average the models after permuting the hidden units of all but the first by name.
 
-    Every task's head must follow its model's order: see `MergeResult.head_for`. Where the models
-    started (theta_pre) is of no use to it.
+    Every task's head must be permuted too, see `MergeResult.head_for`. The pre-trained weights are
+    not used.
+
+    Raises:
+        CheckpointError: the backbones differ in names or shapes.
     """
     inputs.vectors()  # refuses backbones of other shapes
     tasks, chain = sorted(inputs.finetuned), chain_of(inputs.config)
@@ -114,8 +121,8 @@ def git_rebasin(inputs: MergeInputs, options: GitRebasinOptions) -> MergeResult:
     orders, sweeps = merge_many(chain, states, options.max_sweeps)
     aligned = [chain.apply(state, order) for state, order in zip(states, orders, strict=True)]
     merged = {
-        key: torch.stack([each[key] for each in aligned]).mean(0).to(inputs.pretrained[key].dtype)
-        for key in aligned[0]
+        key: value.mean(0).to(inputs.pretrained[key].dtype)
+        for key, value in stacked(aligned).items()
     }
     moved = {task: _units_moved(order) for task, order in zip(tasks, orders, strict=True)}
     backbone = {
@@ -134,26 +141,35 @@ def git_rebasin(inputs: MergeInputs, options: GitRebasinOptions) -> MergeResult:
 
 
 def merge_many(chain: Chain, states: list[State], max_sweeps: int) -> tuple[list[Orders], int]:
-    """Orders of all models: each is aligned to the first, then again and again to the mean of the
-    others, until none moves. Also: how many sweeps."""
+    """Align every model to the first, then repeatedly to the mean of the others, until no order
+    changes (MergeMany, algorithm 3).
+
+    Args:
+        chain: the spaces of the network.
+        states: the models' merged tensors, float64.
+        max_sweeps: the most sweeps over the models, and over the spaces of one.
+
+    Returns:
+        The orders of every model, and the number of sweeps over the models.
+    """
     orders = [match(chain, states[0], state, chain.identity(), max_sweeps) for state in states]
     sweeps, before = 0, None
     while sweeps < max_sweeps and not (before and _equal(before, orders)):
         sweeps, before = sweeps + 1, orders
         for k in range(1, len(states)):
             others = [chain.apply(states[j], orders[j]) for j in range(len(states)) if j != k]
-            mean = {key: torch.stack([each[key] for each in others]).mean(0) for key in others[0]}
-            orders = [
-                *orders[:k],
-                match(chain, mean, states[k], orders[k], max_sweeps),
-                *orders[k + 1 :],
-            ]
+            mean = {key: value.mean(0) for key, value in stacked(others).items()}
+            matched = match(chain, mean, states[k], orders[k], max_sweeps)
+            orders = [*orders[:k], matched, *orders[k + 1 :]]
     return orders, sweeps
 
 
 def match(chain: Chain, reference: State, state: State, start: Orders, max_sweeps: int) -> Orders:
-    """The orders of `state` that agree best with `reference`, space by space from the input on,
-    until none improves."""
+    """Find the orders of `state` that agree best with `reference` (weight matching, algorithm 1).
+
+    Spaces are solved one after the other from the input on, in sweeps, beginning with the orders
+    `start`, until no order changes.
+    """
     orders = dict(start)
     for _ in range(max_sweeps):
         before = dict(orders)
@@ -170,37 +186,33 @@ def _best_order(chain: Chain, space: str, reference: State, state: State, orders
     for key, axes in chain.axes.items():
         if space in axes.spaces:
             axis = axes.spaces.index(space)
-            ours = reference[key].reshape(axes.shape).movedim(axis, 0).reshape(size, -1)
-            theirs = (
-                axes.reordered(state[key], orders, but=space).movedim(axis, 0).reshape(size, -1)
-            )
-            agreement += (ours @ theirs.T).cpu().numpy()
+            fixed = reference[key].reshape(axes.shape).movedim(axis, 0).reshape(size, -1)
+            moving = axes.reordered(state[key], orders, but=space).movedim(axis, 0)
+            agreement += (fixed @ moving.reshape(size, -1).T).cpu().numpy()
     found = assign(agreement, chain.blocks.get(space, 1))
-    places, old = np.arange(len(found)), orders[space].numpy()
-    # Only for a gain that is no rounding: where several orders are as good, the present one stays,
-    # and the search ends.
-    better = (
-        agreement[places, found].sum()
-        > agreement[places, old].sum() + 1e-9 * np.abs(agreement).max()
-    )
+    rows, old = np.arange(len(found)), orders[space].numpy()
+    # The gain must exceed rounding: among equally good orders the present one stays, so that the
+    # search ends.
+    rounding = 1e-9 * np.abs(agreement).max()
+    better = agreement[rows, found].sum() > agreement[rows, old].sum() + rounding
     return torch.from_numpy(found) if better else orders[space]
 
 
 def assign(agreement: NDArray[np.float64], blocks: int = 1) -> NDArray[np.int64]:
-    """Which unit to put at each place so that sum_i agreement[i, order[i]] is largest, among the
-    orders that keep blocks together: (n, n) -> (n,).
+    """Find the order that maximises sum_i agreement[i, order[i]] among those that keep blocks
+    together: (n, n) -> (n,).
 
-    Exact: of two blocks, how well they can agree is an assignment of its own, and blocks are then
-        assigned by that.
+    Exact: an assignment within every pair of blocks gives the agreement of the pair, and an
+    assignment over the blocks picks the pairs.
     """
     size = len(agreement) // blocks
     within = np.empty((blocks, blocks, size), dtype=np.int64)
     gain = np.empty((blocks, blocks))
     for i in range(blocks):
         for j in range(blocks):
-            part = agreement[i * size : (i + 1) * size, j * size : (j + 1) * size]
-            rows, within[i, j] = linear_sum_assignment(part, maximize=True)
-            gain[i, j] = part[rows, within[i, j]].sum()
+            block = agreement[i * size : (i + 1) * size, j * size : (j + 1) * size]
+            rows, within[i, j] = linear_sum_assignment(block, maximize=True)
+            gain[i, j] = block[rows, within[i, j]].sum()
     _, chosen = linear_sum_assignment(gain, maximize=True)
     return np.concatenate([within[i, j] + j * size for i, j in enumerate(chosen)])
 
@@ -215,12 +227,15 @@ def _equal(first: list[Orders], second: list[Orders]) -> bool:
     )
 
 
-# --- where the units of each network lie ---
+# --- the spaces of every kind of network ---
 
 
 def chain_of(config: Any) -> Chain:
-    """The spaces of a network: `h0` enters the first layer (Hu et al.'s networks; features have no
-    hidden units), `h1` leaves it, and so on."""
+    """Return the spaces of a network of this shape.
+
+    `h0` is the input of the first layer (Hu et al.'s networks only: generic node features are no
+    hidden units), `h1` its output, and so on; `m0`, `m1`, ... are hidden units within a layer.
+    """
     layers, dim = config.num_layers, config.hidden_dim
     if config.kind not in _LAYERS:
         axes = {
@@ -241,8 +256,8 @@ def chain_of(config: Any) -> Chain:
     sizes = {"h0": dim}
     for n in range(layers):
         axes |= {
-            f"gnns.{n}.{key}": each
-            for key, each in _LAYERS[config.kind](f"h{n}", f"m{n}", f"h{n + 1}", dim).items()
+            f"gnns.{n}.{key}": spaces
+            for key, spaces in _LAYERS[config.kind](f"h{n}", f"m{n}", f"h{n + 1}", dim).items()
         }
         axes |= {
             f"batch_norms.{n}.{key}": Axes((dim,), (f"h{n + 1}",)) for key in ("weight", "bias")
@@ -279,7 +294,7 @@ def _gin(enters: str, middle: str, leaves: str, dim: int) -> dict[str, Axes]:
 
 
 def _gat(enters: str, heads: str, leaves: str, dim: int) -> dict[str, Axes]:
-    """Heads are averaged, so all have one order of units; the heads themselves are a space of
+    """Heads are averaged, so they share one order of units; the heads themselves are a space of
     two."""
     return {
         "weight_linear.weight": Axes((2, dim, dim), (heads, leaves, enters)),

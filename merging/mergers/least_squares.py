@@ -1,9 +1,7 @@
-"""Linear layers from what they are to give: the normal equations of every closed-form merger, in
-float64.
+"""Ridge regression towards a prior: the normal equations of the closed-form mergers, in float64.
 
-GNNMerge++ (method, section 7), GFFMerge and RegMean all solve the same problem, each on inputs and
-targets of its own: for every linear part `W = argmin sum_k |Z_k W - Y_k|^2 / n_k + rho |W -
-W_0|^2`.
+GNNMerge++ (method, section 7), GFFMerge and RegMean solve the same problem for every linear map,
+with different inputs and targets: `W = argmin sum_k |Z_k W - Y_k|^2 / n_k + rho |W - W_0|^2`.
 """
 
 from collections.abc import Sequence
@@ -17,12 +15,12 @@ from models.errors import InvalidInputError
 
 @dataclass
 class NormalEquations:
-    """What one teacher says of one linear part, summed over the rows that were seen.
+    """The normal equations of one linear map on one teacher's rows, accumulated batch by batch.
 
     Attributes:
-        gram: (p, p) float64, sum of z^T z.
-        moment: (p, q) float64, sum of z^T y.
-        count: rows seen.
+        gram: (p, p) float64, the sum of z^T z over the rows added.
+        moment: (p, q) float64, the sum of z^T y.
+        count: number of rows added.
     """
 
     gram: Tensor
@@ -31,15 +29,18 @@ class NormalEquations:
 
     @classmethod
     def empty(cls, inputs: int, outputs: int) -> "NormalEquations":
-        """Nothing seen yet, for inputs (n, p) and targets (n, q)."""
+        """Return the equations before any row, for `inputs` = p and `outputs` = q columns."""
         return cls(
             torch.zeros(inputs, inputs, dtype=torch.float64),
             torch.zeros(inputs, outputs, dtype=torch.float64),
         )
 
     def add(self, z: Tensor, y: Tensor) -> None:
-        """See rows of inputs (n, p) and of targets (n, q). Raises InvalidInputError if they do not
-        fit."""
+        """Add rows of inputs (n, p) and of targets (n, q).
+
+        Raises:
+            InvalidInputError: the numbers of rows differ, or the widths are not p and q.
+        """
         if (
             z.shape[0] != y.shape[0]
             or z.shape[1:] != self.gram.shape[:1]
@@ -55,31 +56,42 @@ class NormalEquations:
         self.count += len(rows)
 
 
-def solve(equations: Sequence[NormalEquations], prior: Tensor, ridge: float) -> Tensor:
-    """W (p, q) = (sum_k G_k / n_k + rho I)^-1 (sum_k M_k / n_k + rho W_0), float64.
-
-    With K teachers whose parts are one and the same linear map, and that map as the prior, it is
-    returned whatever the inputs span: the ridge pulls towards the prior only where the inputs say
-    nothing.
-
-    Args:
-        equations: one for each teacher; those that saw nothing count nothing.
-        prior: W_0 (p, q), such as the mean of the teachers' weights, or zeros for the bare
-            equation.
-        ridge: rho, on the scale of the mean of z^2.
+def averaged(equations: Sequence[NormalEquations]) -> tuple[Tensor, Tensor]:
+    """Sum the teachers' mean equations: (sum_k G_k / n_k, sum_k M_k / n_k); teachers without rows
+    contribute nothing.
 
     Raises:
-        InvalidInputError: no teacher saw a row, or the ridge is not positive.
+        InvalidInputError: no teacher has a row.
     """
-    seen = [each for each in equations if each.count]
+    seen = [teacher for teacher in equations if teacher.count]
     if not seen:
         raise InvalidInputError("got no row of inputs from any teacher, expected at least one")
+    gram = torch.stack([teacher.gram / teacher.count for teacher in seen]).sum(0)
+    return gram, torch.stack([teacher.moment / teacher.count for teacher in seen]).sum(0)
+
+
+def solve_ridge(equations: Sequence[NormalEquations], prior: Tensor, ridge: float) -> Tensor:
+    """Solve for the weight W (p, q) = (sum_k G_k / n_k + rho I)^-1 (sum_k M_k / n_k + rho W_0).
+
+    If all teachers have the same linear map and it is the prior, it is returned whatever the inputs
+    span: the ridge pulls towards the prior only in directions without inputs.
+
+    Args:
+        equations: one for each teacher; those without rows contribute nothing.
+        prior: W_0 (p, q), such as the mean of the teachers' weights, or zeros.
+        ridge: rho, on the scale of the mean of z^2.
+
+    Returns:
+        W in float64.
+
+    Raises:
+        InvalidInputError: no teacher has a row, or the ridge is not positive.
+    """
+    gram, moment = averaged(equations)
     if ridge <= 0:
         raise InvalidInputError(f"got ridge {ridge}, expected a positive one")
-    gram = torch.stack([each.gram / each.count for each in seen]).sum(0)
-    moment = torch.stack([each.moment / each.count for each in seen]).sum(0)
     anchor = prior.to(gram)
-    # Solved for the change from the prior: what is already right is not lost to rounding where the
+    # Solved for the change from the prior, so that rounding loses nothing of the prior where the
     # Gram matrix is nearly singular.
     change: Tensor = torch.linalg.solve(
         gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device),
@@ -89,5 +101,5 @@ def solve(equations: Sequence[NormalEquations], prior: Tensor, ridge: float) -> 
 
 
 def with_ones(z: Tensor) -> Tensor:
-    """Inputs (n, p) with a column of ones for the bias: (n, p + 1)."""
+    """Append a column of ones for the bias: (n, p) -> (n, p + 1)."""
     return torch.cat([z, z.new_ones(len(z), 1)], dim=1)

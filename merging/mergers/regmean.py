@@ -1,4 +1,4 @@
-"""RegMean: every linear layer is the least squares answer to what the models' own layers give."""
+"""RegMean: merges every linear layer by least squares on the outputs of the models' layers."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -22,10 +22,10 @@ class RegMeanOptions(MergerOptions):
     """Options of RegMean.
 
     Attributes:
-        alpha: factor of the Gram matrices' entries off the diagonal, against solutions that fit the
-            calibration molecules only; the paper's 0.9.
+        alpha: factor of the off-diagonal entries of the Gram matrices, against overfitting to the
+            calibration molecules; the paper's 0.9.
         ridge: added to the diagonal of every Gram matrix: in directions that no model's inputs
-            have, the weights become the plain mean.
+            span, the weights become the plain mean.
     """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -33,11 +33,12 @@ class RegMeanOptions(MergerOptions):
 
 
 def regmean(inputs: MergeInputs, options: RegMeanOptions) -> MergeResult:
-    """W = (sum_k G_k)^-1 sum_k G_k W_k for each linear layer, everything else (biases too) the
-    plain mean (Jin et al. 2023, arXiv:2212.09849).
+    """Merge every linear layer by least squares, and average everything else, biases too.
 
-    G_k = mean of x^T x over the nodes x (1, d) that enter the layer in model k, shrunk by alpha.
-    The mean, as in the authors' code: a task of large molecules counts as much as any.
+    W = (sum_k G_k)^-1 sum_k G_k W_k (Jin et al. 2023, arXiv:2212.09849), where G_k is the mean of
+    x^T x over the node vectors x (1, d) that enter the layer in model k, its off-diagonal entries
+    scaled by alpha. A mean and not a sum, as in the authors' code, so that tasks count alike
+    whatever the size of their molecules.
     """
     deltas = stacked(vector.delta for vector in inputs.vectors().values())
     merged = {key: delta.mean(0) for key, delta in deltas.items()}
@@ -47,14 +48,17 @@ def regmean(inputs: MergeInputs, options: RegMeanOptions) -> MergeResult:
     )
     for name, gram in grams.items():
         key = f"{name}.weight"
-        merged[key] = regression(_shrink(gram, options), deltas[key])
+        merged[key] = least_squares_weight(_shrink(gram, options), deltas[key])
     return MergeResult(TaskVector(merged).apply(inputs.pretrained), record=options.model_dump())
 
 
 @torch.no_grad()
 def input_grams(network: Network, calibration: Calibration) -> dict[str, Tensor]:
-    """Mean of x^T x over the nodes that count, for the inputs of each linear layer: (d_in, d_in)
-    float64 by name of the layer."""
+    """Compute the mean of x^T x over the calibration nodes, for the inputs of every linear layer.
+
+    Returns:
+        The Gram matrix (d_in, d_in) float64 by name of the layer.
+    """
     grams: dict[str, Tensor] = {}
     rows = torch.empty(0, dtype=torch.bool)
 
@@ -76,9 +80,16 @@ def input_grams(network: Network, calibration: Calibration) -> dict[str, Tensor]
     return {name: gram / count for name, gram in grams.items()}
 
 
-def regression(grams: Tensor, weights: Tensor) -> Tensor:
-    """The weight whose outputs are nearest to those of all models: grams (K, d_in, d_in) float64,
-    weights (K, d_out, d_in) -> (d_out, d_in)."""
+def least_squares_weight(grams: Tensor, weights: Tensor) -> Tensor:
+    """Solve for the weight whose outputs are nearest to those of all models in least squares.
+
+    Args:
+        grams: (K, d_in, d_in) float64, of the inputs of each model's layer.
+        weights: (K, d_out, d_in).
+
+    Returns:
+        (d_out, d_in), in the dtype of `weights`.
+    """
     targets = grams @ weights.double().mT
     solution: Tensor = torch.linalg.solve(grams.sum(0), targets.sum(0))
     return solution.T.to(weights.dtype)

@@ -1,4 +1,4 @@
-"""What fine-tuning added to the pre-trained weights: the currency of every merger."""
+"""Task vectors: the difference between fine-tuned and pre-trained weights."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,35 @@ from torch import Tensor
 
 from models.errors import CheckpointError
 
+State = dict[str, Tensor]
+"""A state dict: tensors by parameter name."""
+
 
 def is_merged(key: str, value: Tensor) -> bool:
-    """Whether a backbone's tensor takes part in merging: weights do, BatchNorm running statistics,
-    a GIN's epsilon and integer buffers do not."""
+    """Return whether a tensor of a backbone's state dict takes part in merging.
+
+    Weights do; BatchNorm running statistics, a GIN's epsilon and integer buffers do not.
+    """
     return value.is_floating_point() and not key.endswith(("running_mean", "running_var", ".eps"))
 
 
 @dataclass(frozen=True)
 class TaskVector:
-    """tau_k = theta_k - theta_pre (Ilharco et al. 2023).
+    """A task vector, tau_k = theta_k - theta_pre (Ilharco et al. 2023).
 
     Attributes:
-        delta: by parameter name, of the backbone only.
+        delta: the difference by parameter name, of the backbone's merged tensors only.
     """
 
-    delta: dict[str, Tensor]
+    delta: State
 
     @classmethod
-    def between(cls, pretrained: dict[str, Tensor], finetuned: dict[str, Tensor]) -> "TaskVector":
-        """The vector from one backbone to another. Raises CheckpointError if names or shapes
-        differ."""
+    def between(cls, pretrained: State, finetuned: State) -> "TaskVector":
+        """Compute the task vector of a fine-tuned state dict.
+
+        Raises:
+            CheckpointError: names or shapes differ.
+        """
         differing = sorted(pretrained.keys() ^ finetuned.keys())
         differing += [
             key
@@ -47,9 +55,9 @@ class TaskVector:
             }
         )
 
-    def apply(self, pretrained: dict[str, Tensor], scaling: float = 1.0) -> dict[str, Tensor]:
-        """theta_pre + scaling * tau; what is not merged stays as pre-trained. The inputs are left
-        as they are."""
+    def apply(self, pretrained: State, scaling: float = 1.0) -> State:
+        """Return the state dict theta_pre + scaling * tau, in new tensors; what is not merged is a
+        copy of the pre-trained tensor."""
         return {
             key: value + scaling * self.delta[key] if key in self.delta else value.clone()
             for key, value in pretrained.items()
@@ -57,7 +65,7 @@ class TaskVector:
 
 
 def total(vectors: list[TaskVector]) -> TaskVector:
-    """The sum of task vectors."""
+    """Sum task vectors."""
     return TaskVector(
         {
             key: torch.stack([vector.delta[key] for vector in vectors]).sum(0)

@@ -1,4 +1,4 @@
-"""TIES: trim, elect sign, and merge only what agrees."""
+"""TIES: trims task vectors, elects a sign per weight, and merges the entries of that sign."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -16,10 +16,10 @@ class TiesOptions(MergerOptions):
 
     Attributes:
         density: share of a task vector that is kept; the paper's 0.2.
-        scaling: lambda, on the merged task vector; the paper's 1 for when there is nothing to tune
-            it on.
-        combine: of the values that agree, their `mean` (the paper) or their `sum` (mergekit with
-            its normalisation off).
+        scaling: lambda, the factor of the merged task vector; the paper's 1 for when there is no
+            data to tune it on.
+        combine: the `mean` of the entries with the elected sign (the paper), or their `sum`
+            (mergekit with its normalisation off).
     """
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -28,11 +28,12 @@ class TiesOptions(MergerOptions):
 
 
 def ties(inputs: MergeInputs, options: TiesOptions) -> MergeResult:
-    """theta_pre + lambda tau, tau_j = mean of the trimmed tau_kj over the tasks k that have the
-    elected sign (Yadav et al. 2023, arXiv:2306.01708).
+    """Add the scaled mean of the trimmed task vectors' entries that have the elected sign.
 
-    The sign elected for a coordinate j is that of sum_k tau_kj, trimmed. Where the sum is 0 no task
-    agrees and tau_j = 0; the authors' code takes the sign that most other coordinates have there.
+    theta_pre + lambda tau, tau_j = mean of the trimmed tau_kj over the tasks k with the elected
+    sign (Yadav et al. 2023, arXiv:2306.01708). The sign elected for a coordinate j is that of the
+    sum over k of the trimmed tau_kj. Where the sum is 0, tau_j is 0; the authors' code takes the
+    sign that most other coordinates have there.
     """
     return MergeResult(
         combine(inputs.vectors().values(), options).apply(inputs.pretrained, options.scaling),
@@ -41,7 +42,7 @@ def ties(inputs: MergeInputs, options: TiesOptions) -> MergeResult:
 
 
 def combine(vectors: Iterable[TaskVector], options: TiesOptions) -> TaskVector:
-    """The three steps, without the scaling."""
+    """Trim, elect signs and merge: the merged task vector before the scaling."""
     function = disjoint_mean if options.combine == "mean" else disjoint_sum
     trimmed = stacked(trim(vector, options.density).delta for vector in vectors)
     return TaskVector(
@@ -50,8 +51,11 @@ def combine(vectors: Iterable[TaskVector], options: TiesOptions) -> TaskVector:
 
 
 def trim(vector: TaskVector, density: float) -> TaskVector:
-    """The largest share `density` of the whole vector by magnitude (at least one number, and all
-    that equal the smallest kept); 0 elsewhere."""
+    """Keep the largest entries by magnitude and set the rest to 0.
+
+    The share `density` is of the whole vector, not of every tensor; at least one entry is kept, and
+    all that equal the smallest one kept.
+    """
     magnitudes = torch.cat([delta.abs().flatten() for delta in vector.delta.values()])
     kept = max(1, round(density * len(magnitudes)))
     threshold = magnitudes.kthvalue(len(magnitudes) - kept + 1).values
@@ -64,17 +68,17 @@ def trim(vector: TaskVector, density: float) -> TaskVector:
 
 
 def elect_sign(deltas: Tensor) -> Tensor:
-    """The sign with the larger total magnitude, 0 for a draw: (K, *) -> (*)."""
-    # In float64 a few float32 numbers add up without error: whether there is a draw does not depend
-    # on the order of tasks.
+    """Return the sign with the larger total magnitude, 0 for a draw: (K, *) -> (*)."""
+    # In float64 a few float32 numbers add up without error, so that a draw does not depend on the
+    # order of the tasks.
     return deltas.double().sum(0).sign().to(deltas.dtype)
 
 
 def disjoint_sum(deltas: Tensor, sign: Tensor) -> Tensor:
-    """Sum of what has the elected sign, 0 where nothing has: (K, *), (*) -> (*)."""
+    """Sum the entries that have the elected sign, 0 where none has: (K, *), (*) -> (*)."""
     return sign * (deltas * sign).clamp(min=0).sum(0)
 
 
 def disjoint_mean(deltas: Tensor, sign: Tensor) -> Tensor:
-    """Mean of what has the elected sign, 0 where nothing has: (K, *), (*) -> (*)."""
+    """Average the entries that have the elected sign, 0 where none has: (K, *), (*) -> (*)."""
     return disjoint_sum(deltas, sign) / (deltas * sign > 0).sum(0).clamp(min=1)

@@ -1,2 +1,2 @@
-"""Which models to merge: distances between fine-tuned models, groups, and the plan file that the
-other commands take (GW-SMM)."""
+"""Planning of merges: distances between fine-tuned models, groups of near ones, and the plan file
+that the other commands accept (GW-SMM)."""

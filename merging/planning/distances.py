@@ -1,14 +1,15 @@
-"""How far two fine-tuned models are from each other: Gromov-Wasserstein between their feature
-spaces, CKA, and the cosine of their task vectors.
+"""Distances between fine-tuned models: Gromov-Wasserstein between their feature spaces, CKA, and
+the cosine of their task vectors.
 
 Gromov-Wasserstein compares two tables of distances between molecules, so neither the molecules nor
 the widths of the two models need be the same (Memoli 2011, Gromov-Wasserstein distances and the
-metric approach to object matching). As a planner of merges: Fang et al. 2025, Efficient multi-task
-inferencing: model merging with Gromov-Wasserstein feature alignment, arXiv:2503.09774.
+metric approach to object matching). Fang et al. 2025 plan merges with it (Efficient multi-task
+inferencing: model merging with Gromov-Wasserstein feature alignment, arXiv:2503.09774).
 """
 
+import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal, cast
@@ -25,6 +26,8 @@ from models.networks.hu2020 import Backbone
 
 Variant = Literal["exact", "sampled", "low_rank"]
 Matrix = NDArray[np.float64]
+PairDistance = Callable[[str, str], float]
+"""A function of the names of two tasks, in order of name."""
 
 EXACT_STEPS, SAMPLED_STEPS, LOW_RANK_STEPS = 1000, 30, 200
 SAMPLED_POINTS = 100
@@ -33,15 +36,15 @@ LOW_RANK_TABLE, LOW_RANK_PLAN = 30, 10
 
 @dataclass(frozen=True)
 class GromovWasserstein:
-    """The distance of two feature spaces.
+    """The distance between two feature spaces.
 
     Attributes:
         distance: 1/2 sqrt(min_T sum_ijkl (A_ik - B_jl)^2 T_ij T_kl) over couplings T of uniform
-            weights, as far as the solver got: the problem is not convex, and what is given is the
-            value of a coupling that was found, so never less than the minimum.
-        converged: whether the solver stopped by itself at the best start; None for `sampled`, which
-            only ever runs a number of steps.
-        by_start: the distance that each start led to, in their order; `distance` is the least.
+            weights. The problem is not convex: this is the value of the best coupling found, never
+            less than the minimum.
+        converged: whether the solver met its stopping criterion from the best start; None for
+            `sampled`, which runs a fixed number of steps.
+        by_start: the distance found from every start; `distance` is the least of them.
     """
 
     distance: float
@@ -51,20 +54,19 @@ class GromovWasserstein:
 
 @torch.no_grad()
 def feature_matrix(backbone: Backbone, batches: Iterable[GraphBatch]) -> Tensor:
-    """What a model's head reads: graph embeddings (G, d) of all molecules; the backbone is in
-    evaluation mode."""
+    """Compute the graph embeddings (G, d) of all molecules by a backbone in evaluation mode."""
     return torch.cat([mean_readout(backbone(batch), batch) for batch in batches])
 
 
 def distance_matrix(features: Tensor) -> Matrix:
-    """Euclidean distances between the rows of (n, d), divided by their mean: (n, n). A rescaled or
-    rotated feature space has the same.
+    """Compute the Euclidean distances between rows, divided by their mean: (n, d) -> (n, n). They
+    are the same for a rescaled or rotated feature space.
 
     Raises:
         InvalidInputError: all rows are the same, or a number is not finite.
     """
-    # By differences, not by products: rows that are nearly the same have a distance, not the root
-    # of a rounding error.
+    # From differences and not from inner products, whose rounding errors would dominate the
+    # distances of nearly equal rows.
     distances = torch.cdist(
         features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist"
     ).numpy()
@@ -80,19 +82,19 @@ def distance_matrix(features: Tensor) -> Matrix:
 def gromov_wasserstein(
     a: Matrix, b: Matrix, variant: Variant, restarts: int, generator: np.random.Generator
 ) -> GromovWasserstein:
-    """The least distance that `restarts` starts of a solver of POT lead to.
+    """Compute the Gromov-Wasserstein distance of two spaces: the least that a solver of POT finds
+    from several starts.
 
     Args:
-        a, b: distances within each space, (n, n) and (m, m), see `distance_matrix`.
+        a, b: distances within the two spaces, (n, n) and (m, m), see `distance_matrix`.
         variant: `exact` is the conditional gradient method on the full tables (Vayer et al. 2019,
-            Optimal transport for structured data with application on graphs), which starts at the
-            product of the weights and then at random couplings; `sampled` takes each step from a
-            few pairs of molecules, drawn anew (Kerdoncuff et al. 2021, Sampled Gromov Wasserstein);
-            `low_rank` has factors in place of both tables and of the coupling, and starts at random
-            (Scetbon et al. 2022, Linear-time Gromov Wasserstein distances using low rank couplings
-            and costs).
-        restarts: how many starts, at least 1.
-        generator: of the random starts.
+            Optimal transport for structured data with application on graphs), started at the
+            product of the weights and then at random couplings; `sampled` estimates every step from
+            a few pairs of molecules (Kerdoncuff et al. 2021, Sampled Gromov Wasserstein);
+            `low_rank` factorises both tables and the coupling, started at random (Scetbon et al.
+            2022, Linear-time Gromov Wasserstein distances using low rank couplings and costs).
+        restarts: number of starts, at least 1.
+        generator: source of the random starts.
 
     Raises:
         InvalidInputError: a table is not square, or there is no start.
@@ -104,15 +106,16 @@ def gromov_wasserstein(
             )
     if restarts < 1:
         raise InvalidInputError(f"restarts: got {restarts}, expected at least 1")
-    solve = {"exact": _exact, "sampled": _sampled, "low_rank": _low_rank}[variant]
-    found = [solve(a, b, start, generator) for start in range(restarts)]
+    solver = {"exact": _exact, "sampled": _sampled, "low_rank": _low_rank}[variant]
+    found = [solver(a, b, start, generator) for start in range(restarts)]
     by_start = [coupling_distance(a, b, plan) for plan, _ in found]
     best = int(np.argmin(by_start))
     return GromovWasserstein(by_start[best], found[best][1], tuple(by_start))
 
 
 def coupling_distance(a: Matrix, b: Matrix, plan: Matrix) -> float:
-    """1/2 sqrt(sum_ijkl (A_ik - B_jl)^2 T_ij T_kl) of a coupling T (n, m) with any weights."""
+    """Compute 1/2 sqrt(sum_ijkl (A_ik - B_jl)^2 T_ij T_kl), the distance that a coupling T (n, m)
+    with any marginals gives."""
     rows, columns = plan.sum(1), plan.sum(0)
     value = rows @ a**2 @ rows + columns @ b**2 @ columns - 2 * float(((a @ plan @ b) * plan).sum())
     return 0.5 * float(np.sqrt(max(value, 0.0)))
@@ -120,9 +123,9 @@ def coupling_distance(a: Matrix, b: Matrix, plan: Matrix) -> float:
 
 def _exact(a: Matrix, b: Matrix, start: int, generator: np.random.Generator) -> tuple[Matrix, bool]:
     ot, p, q = _solvers(), _uniform(len(a)), _uniform(len(b))
-    # The first step from the product couples molecules by their mean distance to all others, which
-    # is the bound that Memoli (2011) starts from. From one that pairs molecules off hardly any step
-    # leads away, so random starts spread their mass, unevenly.
+    # From the product the first step couples molecules by their mean distance to all others, the
+    # lower bound of Memoli (2011). Couplings that pair molecules off are nearly stationary, so
+    # random starts spread their mass, unevenly.
     begin = np.outer(p, q) if start == 0 else feasible(generator.random((len(a), len(b))) ** 10)
     plan, log = ot.gromov.gromov_wasserstein(
         a, b, p, q, symmetric=True, log=True, G0=begin, max_iter=EXACT_STEPS
@@ -133,7 +136,7 @@ def _exact(a: Matrix, b: Matrix, start: int, generator: np.random.Generator) -> 
 def _sampled(
     a: Matrix, b: Matrix, start: int, generator: np.random.Generator
 ) -> tuple[Matrix, None]:
-    # Without its entropic term (epsilon = 0): with it a step takes longer, and on the two pairs of
+    # Without the entropic term (epsilon = 0): with it a step takes longer, and on the two pairs of
     # models tried the couplings were worse.
     seed = int(generator.integers(2**31))
     plan: Matrix = _solvers().gromov.sampled_gromov_wasserstein(
@@ -159,28 +162,28 @@ def _low_rank(
         "numItermax": LOW_RANK_STEPS,
         "seed_init": int(generator.integers(2**31)),
     }
-    # POT has no other way to tell that it did not converge
-    with warnings.catch_warnings(record=True) as said:
+    # POT tells only by a warning that it did not converge.
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # The threshold is on a step that POT scales by the gradient: with its default, 1e-4,
-        # nothing moves from the start.
+        # POT's threshold is on a step scaled by the gradient: with its default of 1e-4 the solver
+        # stops at the start.
         q, r, g = _solvers().gromov.lowrank_gromov_wasserstein_samples(
             a, b, stopThr=1e-10, **factors, **settings
         )
-    return feasible((q / g) @ r.T), not said
+    return feasible((q / g) @ r.T), not caught
 
 
 def low_rank(table: Matrix, rank: int = LOW_RANK_TABLE) -> tuple[Matrix, Matrix]:
-    """The best factors (n, r), (n, r) of a symmetric table, of its eigenvalues that are largest by
-    magnitude."""
+    """Factorise a symmetric table by its eigenvalues of largest magnitude: (n, n) -> left (n, r)
+    and right (n, r), with left @ right.T the best approximation of rank r."""
     values, vectors = np.linalg.eigh(table)
     kept = np.argsort(-np.abs(values))[:rank]
     return vectors[:, kept] * values[kept], vectors[:, kept]
 
 
 def feasible(plan: Matrix) -> Matrix:
-    """The coupling of uniform weights near a plan whose weights are only nearly so (Altschuler et
-    al. 2017, arXiv:1705.09634, algorithm 2)."""
+    """Round a plan (n, m) with approximately uniform marginals to a coupling with exactly uniform
+    ones (Altschuler et al. 2017, arXiv:1705.09634, algorithm 2)."""
     p, q = _uniform(plan.shape[0]), _uniform(plan.shape[1])
     plan = plan / plan.sum()
     plan = plan * np.minimum(p / plan.sum(1), 1)[:, None]
@@ -191,8 +194,8 @@ def feasible(plan: Matrix) -> Matrix:
 
 
 def cka_distance(x: Tensor, y: Tensor) -> float:
-    """1 - linear CKA of features (n, d), (n, e) of the same molecules (Kornblith et al. 2019,
-    arXiv:1905.00414): 0 for rotated or rescaled copies.
+    """Compute 1 - linear CKA of features (n, d) and (n, e) of the same molecules (Kornblith et al.
+    2019, arXiv:1905.00414): 0 for rotated or rescaled copies.
 
     Raises:
         InvalidInputError: the numbers of molecules differ.
@@ -207,12 +210,21 @@ def cka_distance(x: Tensor, y: Tensor) -> float:
 
 
 def cosine_distance(first: TaskVector, second: TaskVector) -> float:
-    """1 - cosine of two task vectors, in [0, 2]."""
+    """Compute 1 - the cosine of two task vectors, in [0, 2]."""
     one, other = (
         torch.cat([delta.double().flatten() for delta in vector.delta.values()])
         for vector in (first, second)
     )
     return float(1 - one @ other / (one.norm() * other.norm()))
+
+
+def pair_table(tasks: Sequence[str], value: PairDistance) -> Matrix:
+    """Evaluate a function of two tasks for all pairs: (K, K), symmetric, 0 on the diagonal."""
+    table = np.zeros((len(tasks), len(tasks)))
+    for i, k in itertools.combinations(range(len(tasks)), 2):
+        first, second = sorted((tasks[i], tasks[k]))
+        table[i, k] = table[k, i] = value(first, second)
+    return table
 
 
 def _square(x: Matrix, y: Matrix) -> Matrix:

@@ -1,5 +1,4 @@
-"""Groups of models from the distances between them: average linkage with a limit on the size of a
-group."""
+"""Groups of models by the distances between them: average linkage with a limit on group sizes."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,15 @@ Group = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Grouping:
-    """Groups, and how they came about.
+    """Groups, and the joins that formed them.
 
     Attributes:
-        groups: names in order within a group, groups in order of their first name.
-        linkage: (K - 1, 4) in the form of scipy.cluster.hierarchy over the sorted names: which two
-            were joined, at which distance, and how many names the new group has. After the K -
-            len(groups) joins that made the groups come those that the limit forbids, so that a
-            dendrogram is whole; a close pair may be among them, so their distances are raised to
-            that of the join before where they are less.
+        groups: names sorted within a group, groups sorted by their first name.
+        linkage: (K - 1, 4) in the format of scipy.cluster.hierarchy over the sorted names: the two
+            groups joined, their distance, and the number of names in the new group. The first K -
+            len(groups) joins formed the groups; the rest are forbidden by the limit and complete
+            the dendrogram. A close pair may be among them, so distances are raised to that of the
+            join before where they are less.
     """
 
     groups: tuple[Group, ...]
@@ -32,21 +31,21 @@ class Grouping:
 
 
 def average_linkage(names: Sequence[str], distances: NDArray[np.float64], limit: int) -> Grouping:
-    """Of the groups that have at most `limit` members together, join the two with the least mean
-    distance between members, until there are none.
+    """Cluster models by average linkage with a limit on the size of a group.
 
-    With the limit K this is average linkage (Sokal and Michener 1958) as in
-    scipy.cluster.hierarchy. Of equal distances the pair that comes first by its names is joined, so
-    the order of the models is of no matter.
+    Repeatedly joins the two groups with the least mean distance between their members, among those
+    with at most `limit` members together. With the limit K this is average linkage (Sokal and
+    Michener 1958) as in scipy.cluster.hierarchy. Of equal distances the pair first by name is
+    joined, so that the result does not depend on the order of the models.
 
     Args:
-        names: of K models, each once.
+        names: of the K models, all different.
         distances: (K, K), symmetric.
         limit: the most members of a group.
 
     Raises:
-        InvalidInputError: the table does not fit the names, a name is there twice, or the limit is
-            below 1.
+        InvalidInputError: the shape of the distances does not fit the names, a name is repeated, or
+            the limit is below 1.
     """
     if len(set(names)) != len(names) or distances.shape != (len(names), len(names)):
         raise InvalidInputError(
@@ -70,8 +69,11 @@ def _join(
     rows: list[list[float]],
     limit: int,
 ) -> None:
-    """Join groups as long as there are two that may be; `numbers` has each by its members, and
-    `rows` gets a row of the linkage for each join."""
+    """Join groups until no pair is within the limit.
+
+    `numbers` maps the members of a group to scipy's number of it; every join appends its row of the
+    linkage to `rows`.
+    """
 
     @cache
     def between(first: tuple[int, ...], second: tuple[int, ...]) -> float:
@@ -94,15 +96,16 @@ def _join(
 
 
 def all_groupings(names: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[Group, ...]]:
-    """Every way to split a few names into groups of these sizes, each once (8 names in groups of 3,
-    3 and 2: 280 ways)."""
+    """Yield every partition of some names into groups of these sizes, once (8 names in groups of 3,
+    3 and 2: 280 partitions)."""
     if not names:
         yield ()
         return
     first, *others = sorted(names)
     for size in sorted(set(sizes)):
-        left = list(sizes)
-        left.remove(size)
-        for rest in itertools.combinations(others, size - 1):
-            for following in all_groupings([name for name in others if name not in rest], left):
-                yield ((first, *rest), *following)
+        sizes_left = list(sizes)
+        sizes_left.remove(size)
+        for members in itertools.combinations(others, size - 1):
+            names_left = [name for name in others if name not in members]
+            for groups in all_groupings(names_left, sizes_left):
+                yield ((first, *members), *groups)

@@ -1,7 +1,6 @@
-"""The plan: which of a run's models are merged with each other. Made from distances between them,
-kept in a file, applied as one run per group."""
+"""The plan of merging: which of a run's models are merged with each other. It is made from the
+distances between them, stored in a file, and applied as one run per group."""
 
-import itertools
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,12 +21,14 @@ from merging.mergers.registry import MergeConfig
 from merging.mergers.task_vector import TaskVector
 from merging.planning.distances import (
     Matrix,
+    PairDistance,
     Variant,
     cka_distance,
     cosine_distance,
     distance_matrix,
     feature_matrix,
     gromov_wasserstein,
+    pair_table,
 )
 from merging.planning.grouping import Grouping, average_linkage
 from merging.run.run import Run
@@ -50,22 +51,21 @@ TITLES: dict[Metric, str] = {
     "cka": "1 - CKA",
     "cosine": "1 - cosine of task vectors",
 }
-PUBLISHED = MergeConfig(method="ties", options={"density": 0.3, "scaling": 0.5})
-"""What GW-SMM merges a group with."""
-ALONE = MergeConfig(method="ties", options={"density": 1.0, "scaling": 1.0})
-"""theta_pre + tau: a model that has its group for itself stays as it was fine-tuned."""
+PUBLISHED_MERGE = MergeConfig(method="ties", options={"density": 0.3, "scaling": 0.5})
+"""The published merger of GW-SMM's groups."""
+SINGLE_MODEL = MergeConfig(method="ties", options={"density": 1.0, "scaling": 1.0})
+"""The merger of a group of one, theta_pre + tau: the model stays as it was fine-tuned."""
 PROBE_BATCHES = 64
-Between = Callable[[str, str], float]
-# part of an artifact's name, and a folder
+# It becomes part of an artifact's name, and the name of a folder.
 GroupName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class PlanSettings(Section):
-    """How a plan is made.
+    """Settings of a plan.
 
     Attributes:
-        metric: `gw` compares feature spaces, each on its own molecules; `cka` features of the same
-            molecules; `cosine` task vectors.
+        metric: `gw` compares the models' feature spaces of their tasks' molecules; `cka` their
+            features of the same molecules; `cosine` their task vectors.
         variant, restarts: of the Gromov-Wasserstein solver, see `gromov_wasserstein`.
         group_size: the most models in a group; 1 merges nothing, the number of tasks merges all.
     """
@@ -77,16 +77,16 @@ class PlanSettings(Section):
 
 
 class Plan(Section):
-    """Which models are merged with each other; what the plan file holds.
+    """Groups of models to be merged; the content of the plan file.
 
     Attributes:
-        setting, seed: of the run that it was made for.
-        settings: how it was made.
-        models: by task, what the fine-tuned model was made from (`Stage.key`): other models need
-            another plan.
+        setting, seed: of the run that the plan was made for.
+        settings: metric, solver and group size.
+        models: by task the key of its fine-tuned model (`Stage.key`): the plan is valid for these
+            models only.
         distances: (K, K), rows and columns in the order of `models`.
-        groups: by name; each task is in one of them. They may be changed by hand.
-        merge: how a group of several is merged.
+        groups: tasks by name of the group, every task in exactly one. They may be edited by hand.
+        merge: merger of groups of several models.
     """
 
     format_version: Literal[1] = 1
@@ -96,7 +96,7 @@ class Plan(Section):
     models: dict[str, str]
     distances: tuple[tuple[float, ...], ...]
     groups: dict[GroupName, tuple[str, ...]]
-    merge: MergeConfig = PUBLISHED
+    merge: MergeConfig = PUBLISHED_MERGE
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -106,11 +106,8 @@ class Plan(Section):
                 f"groups: got {sorted(grouped)}, expected each of {sorted(self.models)} in one"
                 " group, and no group empty"
             )
-        table = (
-            np.array(self.distances)
-            if len({len(row) for row in self.distances}) == 1
-            else np.empty(0)
-        )
+        rectangular = len({len(row) for row in self.distances}) == 1
+        table = np.array(self.distances) if rectangular else np.empty(0)
         if (
             table.shape != (len(self.models), len(self.models))
             or not np.isfinite(table).all()
@@ -124,30 +121,35 @@ class Plan(Section):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """In the order of the distances."""
+        """The tasks, in the order of the distances."""
         return tuple(self.models)
 
     def grouping(self) -> Grouping:
-        """The linkage again, for a dendrogram."""
+        """Cluster the distances again, for the linkage of a dendrogram."""
         return average_linkage(self.tasks, np.array(self.distances), self.settings.group_size)
 
 
-# --- making ---
+# --- making a plan ---
 
 
 def plan_settings(**values: Any) -> PlanSettings:
-    """Settings as they were typed. Raises ConfigError naming every one that does not fit."""
+    """Validate settings from a command line. Raises ConfigError, which names every invalid one."""
     try:
         return PlanSettings.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"settings of the plan: {problems_of(error, PlanSettings)}") from error
 
 
-def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED) -> Plan:
-    """Measure the distances between the run's fine-tuned models (a few hundred training molecules
-    of each task, no labels) and group them.
+def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED_MERGE) -> Plan:
+    """Measure the distances between a run's fine-tuned models, and group the models by them.
 
-    Models that are not there are fine-tuned; distances that were measured are read back.
+    Distances are distance_stage without labels, on a few hundred training molecules per task.
+    Missing models are fine-tuned first; known distances are read from the work folder.
+
+    Args:
+        run: the run.
+        settings: metric, solver and group size.
+        merge: merger of groups of several models.
     """
     check_adapters(run)
     tasks = run.tasks
@@ -165,33 +167,27 @@ def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED) 
 
 
 def model_distances(run: Run, settings: PlanSettings) -> Matrix:
-    """Distances between the models of all tasks, (K, K) in the order of the configuration, 0 on the
-    diagonal."""
-    between = {"gw": _gromov_wasserstein_of, "cka": _cka_of, "cosine": _cosine_of}[settings.metric](
-        run, settings
-    )
-    tasks = run.tasks
-    table = np.zeros((len(tasks), len(tasks)))
-    for i, k in itertools.combinations(range(len(tasks)), 2):
-        first, second = sorted((tasks[i], tasks[k]))
-        table[i, k] = table[k, i] = between(first, second)
-    return table
+    """Measure the distances between the models of all tasks: (K, K) in the order of the
+    configuration, 0 on the diagonal."""
+    metrics = {"gw": _gromov_wasserstein_of, "cka": _cka_of, "cosine": _cosine_of}
+    return pair_table(run.tasks, metrics[settings.metric](run, settings))
 
 
-def own_space(run: Run, task: str) -> Matrix:
-    """Distances between a task's own molecules in the eyes of its model: those that a calibrated
-    merger sees, (256, 256) or as many as there are."""
+def task_space(run: Run, task: str) -> Matrix:
+    """Compute the distances between a task's calibration molecules in the feature space of its
+    fine-tuned model: (n, n), n = 256 or the size of the training subset."""
     return distance_matrix(feature_matrix(own_network(run, task), calibration_graphs(run, task)[0]))
 
 
-def probe_features(run: Run, task: str) -> Tensor:
-    """Features of the same molecules for every model: some of each task, about 2048 in all."""
-    few = max(1, PROBE_BATCHES // len(run.tasks))
-    shared = [batch for name in run.tasks for batch in calibration_graphs(run, name)[0][:few]]
-    return feature_matrix(own_network(run, task), shared)
+def shared_features(run: Run, task: str) -> Tensor:
+    """Compute a fine-tuned model's features of molecules that are the same for all models, about
+    2048 from all tasks together: (G, d)."""
+    count = max(1, PROBE_BATCHES // len(run.tasks))
+    batches = [batch for name in run.tasks for batch in calibration_graphs(run, name)[0][:count]]
+    return feature_matrix(own_network(run, task), batches)
 
 
-def measured(
+def distance_stage(
     run: Run,
     name: str,
     first: str,
@@ -199,41 +195,45 @@ def measured(
     space: Callable[[str], Matrix],
     settings: PlanSettings,
 ) -> Stage:
-    """The Gromov-Wasserstein distance of two models: the fields of `GromovWasserstein` and
-    "seconds" (of this process).
+    """Return the stage that computes the Gromov-Wasserstein distance between the spaces of two
+    tasks.
 
     Args:
         run: the run.
-        name: tells these spaces from others, in the work folder.
-        first, second: tasks, in order of name.
-        space: distances between molecules in the eyes of a task's model.
+        name: of this kind of spaces, in the work folder.
+        first, second: the tasks, in order of name.
+        space: computes the distances between molecules for a task.
         settings: of the solver.
+
+    Returns:
+        A stage whose record has the fields of `GromovWasserstein`, and "seconds" of processor time.
     """
 
     def make(_: Path) -> StageResult:
         a, b, start = space(first), space(second), time.process_time()
-        drawn = np.random.default_rng([run.seed, zlib.crc32(f"{first}/{second}".encode())])
-        found = gromov_wasserstein(a, b, settings.variant, settings.restarts, drawn)
+        generator = np.random.default_rng([run.seed, zlib.crc32(f"{first}/{second}".encode())])
+        found = gromov_wasserstein(a, b, settings.variant, settings.restarts, generator)
         seconds = round(time.process_time() - start, 6)
         return StageResult(record={**asdict(found), "seconds": seconds})
 
-    inputs, how = (teacher(run, first), teacher(run, second)), (settings.variant, settings.restarts)
-    return Stage(f"planning/{name}/{first}-{second}", run.seed, how, inputs, make)
+    inputs = teacher(run, first), teacher(run, second)
+    solver = settings.variant, settings.restarts
+    return Stage(f"planning/{name}/{first}-{second}", run.seed, solver, inputs, make)
 
 
-def _gromov_wasserstein_of(run: Run, settings: PlanSettings) -> Between:
-    space = cache(lambda task: own_space(run, task))
+def _gromov_wasserstein_of(run: Run, settings: PlanSettings) -> PairDistance:
+    space = cache(lambda task: task_space(run, task))
     return lambda first, second: float(
-        run.result(measured(run, "gw", first, second, space, settings)).record["distance"]
+        run.result(distance_stage(run, "gw", first, second, space, settings)).record["distance"]
     )
 
 
-def _cka_of(run: Run, settings: PlanSettings) -> Between:
-    features = cache(lambda task: probe_features(run, task))
+def _cka_of(run: Run, settings: PlanSettings) -> PairDistance:
+    features = cache(lambda task: shared_features(run, task))
     return lambda first, second: cka_distance(features(first), features(second))
 
 
-def _cosine_of(run: Run, settings: PlanSettings) -> Between:
+def _cosine_of(run: Run, settings: PlanSettings) -> PairDistance:
     start = sub_state(run.initial(), "network.")
     vector = cache(lambda task: TaskVector.between(start, trained(run, teacher(run, task)).network))
     return lambda first, second: cosine_distance(vector(first), vector(second))
@@ -248,8 +248,8 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan. Raises ConfigError: there is no file, or what it holds is no plan; every problem
-    is named."""
+    """Read a plan from its file. Raises ConfigError: the file is absent or holds no valid plan;
+    every problem is named."""
     if not path.is_file():
         raise ConfigError(f"got no plan at {path}, expected a file that `gmerging plan` wrote")
     try:
@@ -258,15 +258,15 @@ def read_plan(path: Path) -> Plan:
         raise ConfigError(f"{path}: {problems_of(error, Plan)}") from error
 
 
-# --- using ---
+# --- applying a plan ---
 
 
 def planned_runs(run: Run, plan: Plan) -> dict[str, Run]:
-    """By group, the run of its tasks alone: fine-tuned models are shared, what is merged, trained
-    and released is the group's own.
+    """Return one run for every group of a plan, by name of the group.
 
-    A group of one keeps its fine-tuned backbone (to the rounding of theta_pre + (theta_k -
-    theta_pre)).
+    Fine-tuned models are shared with the whole run; backbone, adapters and artifact are the
+    group's. A group of one keeps its fine-tuned backbone, up to the rounding of theta_pre +
+    (theta_k - theta_pre).
 
     Raises:
         ConfigError: the plan is of other tasks or of other models than the run's.
@@ -282,21 +282,31 @@ def planned_runs(run: Run, plan: Plan) -> dict[str, Run]:
             " data), expected it made anew"
         )
     return {
-        name: group_run(run, group, plan.merge if len(group) > 1 else ALONE, name)
+        name: group_run(run, group, plan.merge if len(group) > 1 else SINGLE_MODEL, name)
         for name, group in plan.groups.items()
     }
 
 
 def group_run(run: Run, tasks: tuple[str, ...], merge: MergeConfig, name: str) -> Run:
-    """The run of some of the tasks, merged in some way; data that was read is shared."""
+    """Return the run of some of a run's tasks with another merger; loaded data is shared.
+
+    Args:
+        run: the whole run.
+        tasks: of the group.
+        merge: the group's merger.
+        name: of the group, appended to the names of the setting and of the artifact.
+
+    Raises:
+        ConfigError: the resulting configuration is not valid.
+    """
     release = run.config.release
-    own: Mapping[str, Any] = {
+    changes: Mapping[str, Any] = {
         "tasks": [task for task in run.tasks if task in tasks],
         "merge": merge.model_dump(),
         "setting": f"{run.config.setting}-{name}",
         "release": release and release.model_dump() | {"name": f"{release.name}-{name}"},
     }
-    values = {**only_tasks(run.config.model_dump(mode="json"), list(tasks)), **own}
+    values = {**only_tasks(run.config.model_dump(mode="json"), list(tasks)), **changes}
     try:
         return replace(run, config=MoleculeConfig.model_validate(values))
     except ValidationError as error:

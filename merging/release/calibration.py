@@ -1,10 +1,9 @@
-"""Calibrated probabilities: a temperature for each label, fitted after training and folded into the
-head.
+"""Calibrated probabilities: a temperature per label, fitted after training, folded into the head.
 
 Temperature scaling (Guo et al. 2017, arXiv:1706.04599), one label at a time, with a prior that
-holds labels with little evidence near the identity. The scale is positive, so ROC-AUC does not
-change. No shift is fitted: it would carry over the validation part's share of positives, and in a
-scaffold split that is nobody's (BACE: 86 % there, 40 % in training).
+keeps labels with few observations near the identity. The scale is positive, so ROC-AUC does not
+change. No shift is fitted: it would import the validation class prior, which matches neither train
+nor test under a scaffold split (BACE: 86 % positive there, 40 % in training).
 """
 
 import numpy as np
@@ -16,27 +15,27 @@ from torch import Tensor
 from models.errors import InvalidInputError
 
 LOG_SCALE_DEVIATION = 0.5
-"""Standard deviation of the normal prior of the log scale; 0 is the identity."""
+"""Standard deviation of the normal prior of the log scale, whose mean 0 is the identity."""
 MAX_LOG_SCALE = 10.0
-"""Where the search ends; the prior lets no fit come near."""
+"""Bound of the search, far beyond what the prior allows."""
 
 
-def fit_scale(logits: Tensor, labels: Tensor) -> Tensor:
-    """The scale of each label (C,), 1 / temperature, by maximum a posteriori: calibrated
-    probability = sigmoid(scale * logit).
+def temperature_scale(logits: Tensor, labels: Tensor) -> Tensor:
+    """Fit the scale of every label, 1 / temperature, by maximum a posteriori; the calibrated
+    probability is sigmoid(scale * logit).
 
-    1 for a label without both classes. The prior weighs as much as a few observations: it decides
-    where three positives are all that is known, and is lost among thousands.
+    The prior weighs as much as a few observations: it dominates with three known positives, and is
+    negligible with thousands.
 
     Args:
         logits: (G, C) of molecules that the model was not trained on.
         labels: (G, C), 0 or 1, NaN where missing.
 
     Returns:
-        In the dtype of `logits`; the fit is in float64.
+        (C,) in the dtype of `logits`, fitted in float64; 1 for a label without both classes.
 
     Raises:
-        InvalidInputError: logits and labels of different shapes, or logits that are not finite.
+        InvalidInputError: logits and labels have different shapes, or a logit is not finite.
     """
     _check(logits, labels)
     if not logits.isfinite().all():
@@ -54,52 +53,63 @@ def _fit_label(logits: NDArray[np.float64], labels: NDArray[np.float64]) -> floa
         return 1.0
 
     def objective(log_scale: float) -> float:
-        """Negative log posterior; it is convex in the scale, and has one minimum in its
-        logarithm."""
+        """Negative log posterior; convex in the scale, so it has one minimum in its logarithm."""
         calibrated = logits * np.exp(log_scale)
-        # no overflow where a logit is large
+        # logaddexp does not overflow for large logits.
         losses = np.logaddexp(0, calibrated) - labels * calibrated
         return float(losses.sum() + (log_scale / LOG_SCALE_DEVIATION) ** 2 / 2)
 
-    return float(
-        np.exp(
-            minimize_scalar(
-                objective,
-                bounds=(-MAX_LOG_SCALE, MAX_LOG_SCALE),
-                method="bounded",
-                options={"xatol": 1e-6},
-            ).x
-        )
+    found = minimize_scalar(
+        objective,
+        bounds=(-MAX_LOG_SCALE, MAX_LOG_SCALE),
+        method="bounded",
+        options={"xatol": 1e-6},
     )
+    return float(np.exp(found.x))
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """How far predicted probabilities are from observed frequencies, in [0, 1]; NaN without any
-    known label.
+    """Compute the expected calibration error of probabilities, averaged over labels.
 
-    For each label: its known molecules fall into `bins` equal intervals of the predicted
-    probability of class 1; in each |mean probability - share of class 1|, averaged over intervals
-    by their number of molecules (Naeini et al. 2015, here of class 1 and not of the predicted
-    class). Over labels: averaged by their number of known molecules, so that labels with hundreds
-    of them are not drowned by many labels with a few.
+    The molecules with a known label are binned into equal intervals of the predicted probability of
+    class 1; the error is the mean of |mean probability - share of class 1| over the intervals,
+    weighted by their number of molecules (Naeini et al. 2015, here for class 1 and not for the
+    predicted class). Labels are weighted by their number of known molecules, so that many labels
+    with few of them do not dominate.
 
     Args:
         probabilities: (G, C) in [0, 1].
         labels: (G, C), 0 or 1, NaN where missing.
         bins: number of intervals.
+
+    Returns:
+        A number in [0, 1]; NaN if no label is known.
+
+    Raises:
+        InvalidInputError: the shapes differ.
     """
     _check(probabilities, labels)
     known = ~labels.isnan()
     interval = (probabilities * bins).long().clamp(0, bins - 1)
     excess = torch.where(known, probabilities - labels, 0.0).double()
-    # |mean p - mean y| times the count of an interval is the absolute sum of p - y in it
+    # |mean p - mean y| times the count of an interval is the absolute sum of p - y in it.
     sums = excess.new_zeros(bins, labels.shape[1]).scatter_add_(0, interval, excess)
     return float(sums.abs().sum() / known.sum())
 
 
 def brier_score(probabilities: Tensor, labels: Tensor) -> float:
-    """Mean squared difference of probability and label over the known ones of (G, C), in [0, 1];
-    NaN without any (Brier 1950)."""
+    """Compute the mean squared difference between probabilities and known labels (Brier 1950).
+
+    Args:
+        probabilities: (G, C) in [0, 1].
+        labels: (G, C), 0 or 1, NaN where missing.
+
+    Returns:
+        A number in [0, 1]; NaN if no label is known.
+
+    Raises:
+        InvalidInputError: the shapes differ.
+    """
     _check(probabilities, labels)
     known = ~labels.isnan()
     return float((probabilities - labels)[known].double().square().mean())

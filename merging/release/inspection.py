@@ -1,34 +1,38 @@
-"""What is in an artifact, for people."""
+"""A description of an artifact, for people."""
 
 from pathlib import Path
 
 from merging.studies.markdown import METRIC_NAMES
 from merging.training.metrics import by_task
-from models.artifact import MANIFEST, ArtifactParts, load_parts
+from models.artifact import MANIFEST, load_parts
 from models.experts.unified import DEFAULT_ROUTING
 
 
 def describe(folder: Path) -> str:
-    """Verify an artifact and describe it: tasks, metrics and parameters against K separate models.
-    Raises ArtifactError."""
-    parts = load_parts(folder)
-    manifest, shape = parts.manifest, parts.manifest.backbone
+    """Verify an artifact, and describe its tasks, metrics and number of parameters beside that of K
+    separate models.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        ArtifactError: the artifact is damaged or incomplete.
+    """
+    artifact = load_parts(folder)
+    manifest, shape = artifact.manifest, artifact.manifest.backbone
     layers, width = shape.size
-    backbone = sum(parameter.numel() for parameter in parts.backbone.parameters())
-    brought = {
-        key: sum(
-            each.state_dict()[key].numel()
-            for each in parts.experts.values()
-            if key in each.state_dict()
-        )
-        for key in _keys(parts)
-    }
-    adapters = sum(count for key, count in brought.items() if key.startswith("adapters.sites."))
-    own = sum(brought.values()) - adapters
-    merged, separate = backbone + adapters + own, len(parts.experts) * backbone + own
-    own_files = {MANIFEST, *manifest.files}
+    backbone = sum(parameter.numel() for parameter in artifact.backbone.parameters())
+    sizes = [
+        (key, value.numel())
+        for expert in artifact.experts.values()
+        for key, value in expert.state_dict().items()
+    ]
+    adapters = sum(size for key, size in sizes if key.startswith("adapters.sites."))
+    task_specific = sum(size for _, size in sizes) - adapters
+    merged = backbone + adapters + task_specific
+    separate = len(artifact.experts) * backbone + task_specific
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    strangers = ", ".join(map(ascii, sorted(found - own_files)))
+    unknown = ", ".join(map(ascii, sorted(found - {MANIFEST, *manifest.files})))
     scores = by_task(manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}))
     rows = []
     for task, info in manifest.tasks.items():
@@ -39,28 +43,20 @@ def describe(folder: Path) -> str:
         [
             (
                 f"{manifest.name} {manifest.version}, format {manifest.format_version}, made"
-                f" {manifest.created}, verified, sha256 {parts.digest[:12]}"
+                f" {manifest.created}, verified, sha256 {artifact.digest[:12]}"
             ),
             f"takes: {manifest.input.kind}",
             (f"backbone: {shape.kind}, {layers} layers x {width}, {backbone:,} parameters"),
             (
-                f"adapters: rank {manifest.rank}, {len(parts.experts)} experts, {adapters:,}"
+                f"adapters: rank {manifest.rank}, {len(artifact.experts)} experts, {adapters:,}"
                 " parameters"
             ),
             (
-                f"heads, statistics and whatever is a task's own {own:,}; all {merged:,},"
+                f"heads, statistics and whatever is a task's own {task_specific:,}; all {merged:,},"
                 f" {merged / separate:.2f} of {separate:,} for separate models"
             ),
             "tasks:",
             *rows,
-            *(
-                [f"files that are not its own, which nothing reads: {strangers}"]
-                if strangers
-                else []
-            ),
+            *([f"files that are not its own, which nothing reads: {unknown}"] if unknown else []),
         ]
     )
-
-
-def _keys(parts: ArtifactParts) -> list[str]:
-    return sorted({key for each in parts.experts.values() for key in each.state_dict()})

@@ -6,7 +6,7 @@ from typing import Any
 
 from merging.config.base import ReleaseConfig
 from merging.mergers.registry import MergeConfig
-from merging.release.calibration import brier_score, expected_calibration_error, fit_scale
+from merging.release.calibration import brier_score, expected_calibration_error, temperature_scale
 from merging.release.card import model_card
 from merging.run.models import expert, single_task_model
 from merging.run.run import Run
@@ -126,7 +126,7 @@ def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> Calibrated:
             continue
         forward, size = answering(run, model, task), run.family.evaluation_batch
         seen, known = run.family.answers(forward, data.steps("valid", size), run.device)
-        scale = fit_scale(seen, known)
+        scale = temperature_scale(seen, known)
         test, labels = run.family.answers(forward, data.steps("test", size), run.device)
         own.head.weight.data *= scale.to(run.device)[:, None]
         own.head.bias.data *= scale.to(run.device)

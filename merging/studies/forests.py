@@ -32,10 +32,9 @@ Settings = dict[str, Any]
 
 
 def ecfp4(smiles: Sequence[str]) -> NDArray[np.uint8]:
-    """(G, 2048) 0 or 1: which circular substructures each molecule has; stereochemistry is left
-    out.
+    """Compute ECFP4 fingerprints, without stereochemistry: (G, 2048) of 0 and 1.
 
-    Molecules are read as the data sets are, without RDKit's check of valences.
+    Molecules are read in tolerant mode, as data sets are, without RDKit's check of valences.
 
     Raises:
         MoleculeError: a SMILES that cannot be read even so.
@@ -43,49 +42,49 @@ def ecfp4(smiles: Sequence[str]) -> NDArray[np.uint8]:
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=RADIUS, fpSize=BITS)
     found = np.empty((len(smiles), BITS), dtype=np.uint8)
     with rdBase.BlockLogs():
-        for k, each in enumerate(smiles):
-            found[k] = generator.GetFingerprintAsNumPy(read_smiles(each, strict=False))
+        for k, molecule in enumerate(smiles):
+            found[k] = generator.GetFingerprintAsNumPy(read_smiles(molecule, strict=False))
     return found
 
 
 def neutral(smiles: str) -> str:
-    """A molecule without the charges that taking up or giving off protons can neutralise (RDKit's
-    Uncharger).
+    """Neutralise the charges of a molecule that protons can neutralise (RDKit's Uncharger).
 
-    Data sets differ in how they draw acids and amines, and sometimes one set does by label: of
-    ClinTox's approved drugs 64 % have a charged atom, of those that failed for toxicity 3 %.
+    Data sets differ in how they draw acids and amines, and within a set this may depend on the
+    label: of ClinTox's approved drugs 64 % have a charged atom, of those that failed for toxicity
+    3 %.
+
+    Returns:
+        Canonical SMILES.
     """
     with rdBase.BlockLogs():
-        return str(
-            Chem.MolToSmiles(
-                rdMolStandardize.Uncharger().uncharge(read_smiles(smiles, strict=False))
-            )
-        )
+        molecule = read_smiles(smiles, strict=False)
+        return str(Chem.MolToSmiles(rdMolStandardize.Uncharger().uncharge(molecule)))
 
 
 def fit_predict(
     dataset: MoleculeDataset, smiles: Sequence[str], trees: int, seed: int, jobs: int = 1
 ) -> dict[str, Tensor]:
-    """Fit one forest per label on the training molecules whose label is known, and score the other
-    two parts.
+    """Fit one random forest per label on the training molecules whose label is known, and score the
+    validation and test molecules.
 
-    A label with one class in the training part has that class as its constant score; one without
-    any known value has 0.5. One forest tells several classes apart; numbers have regression
+    A label with one class among the training molecules gets that class as a constant score, a label
+    without known values 0.5. One forest tells several classes apart; numbers have regression
     forests.
 
     Args:
         dataset: the task.
         smiles: of its molecules, one per graph (`merging.data.molecule_dataset.load_smiles`).
-        trees: in a forest.
-        seed: of bootstraps and features; it decides the scores, whatever `jobs` is.
-        jobs: threads that grow trees.
+        trees: number of trees in a forest.
+        seed: of bootstraps and features; scores do not depend on `jobs`.
+        jobs: number of threads that grow trees.
 
     Returns:
         {"valid": (n, L), "test": (n, L)}, float32, rows in the order of the split: probabilities of
         class 1, or of each class, or numbers.
 
     Raises:
-        InvalidInputError: another number of SMILES than of graphs.
+        InvalidInputError: the numbers of SMILES and graphs differ.
     """
     if len(smiles) != len(dataset.graphs):
         raise InvalidInputError(
@@ -115,7 +114,7 @@ def _fit(
     values: Tensor,
 ) -> None:
     forest.fit(fingerprints[train.numpy()], values.numpy())
-    # threads add up the votes in the order in which they end, which changes the last digits
+    # Threads add votes in the order in which they finish, which changes the last digits.
     forest.set_params(n_jobs=1)
 
 

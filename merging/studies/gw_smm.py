@@ -1,5 +1,5 @@
-"""Does a plan predict which merges hurt? Every pair of the run's models merged and measured, beside
-the distances between them: `gmerging study gw-smm`."""
+"""The study of GW-SMM: the measured loss of merging every pair of a run's models, against the
+distances that a plan is made from (`gmerging study gw-smm`)."""
 
 import itertools
 import time
@@ -27,19 +27,18 @@ from merging.planning.distances import (
     distance_matrix,
     feature_matrix,
     gromov_wasserstein,
+    pair_table,
 )
 from merging.planning.grouping import Group, all_groupings, average_linkage
 from merging.planning.plan import (
-    ALONE,
-    PUBLISHED,
+    PUBLISHED_MERGE,
+    SINGLE_MODEL,
     PlanSettings,
+    distance_stage,
     group_run,
     make_plan,
     model_distances,
-    own_space,
-)
-from merging.planning.plan import (
-    measured as distance_stage,
+    task_space,
 )
 from merging.run.models import finetuned, without_adapters
 from merging.run.run import Run
@@ -56,11 +55,11 @@ from merging.run.stages import (
 from merging.run.store import StageResult
 from merging.studies.gw_smm_analysis import (
     agreement,
-    among,
     correlations,
-    gathered,
     mantel,
     pair_losses,
+    plan_rank,
+    scores_of,
     variant_statistics,
 )
 from merging.studies.markdown import over_seeds
@@ -68,21 +67,21 @@ from merging.training.metrics import batches
 from models.networks.hu2020 import make_backbone
 from models.state_dict import sub_state
 
-PART_MOLECULES, STATISTICS_MOLECULES, LABELS = 1000, 1024, 100
-PARTS = ("valid", "test")
+SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS = 1000, 1024, 100
+SUBSETS = ("valid", "test")
 AVERAGE = MergeConfig(method="weight_average")
 VARIANT_STARTS: dict[Variant, int] = {"exact": 4, "sampled": 1, "low_rank": 1}
-SIZES, DRAWN_WAYS = (128, 256, 512), 6
+SIZES, DRAWN_PARTITIONS = (128, 256, 512), 6
 
 
 def on_samples(run: Run) -> Run:
-    """The run with less to measure on, the same for every model: HIV, MUV and the 617 labels of
-    ToxCast alone would take most of the time.
+    """Return the run with smaller data sets to measure_scores on, the same for every model: HIV,
+    MUV and the 617 labels of ToxCast would take most of the time.
 
-    Of the validation and test parts at most `PART_MOLECULES` each, all that are positive for some
-    label among them (ROC-AUC does not depend on the ratio); of the training part, for BatchNorm
-    statistics, at most `STATISTICS_MOLECULES`; of at most `LABELS` labels, the others are missing.
-    Not for another process, which would read the data whole.
+    Validation and test subsets are cut to `SUBSET_MOLECULES`, keeping every molecule that is
+    positive for some label (ROC-AUC does not depend on the ratio of classes); the training subset,
+    which gives BatchNorm statistics, to `STATISTICS_MOLECULES`; all but `LABELS` labels are masked.
+    The run must stay in this process: another one would load the full data.
     """
     return replace(run, _datasets={task: _sampled(run.dataset(task)) for task in run.tasks})
 
@@ -93,27 +92,15 @@ def _sampled(dataset: MoleculeDataset) -> MoleculeDataset:
     labels[:, kept] = dataset.labels[:, kept]
     fewer = replace(dataset, labels=labels)
     statistics = split.train[_evenly(len(split.train), STATISTICS_MOLECULES)]
-    return replace(
-        fewer,
-        split=Split(
-            statistics, _with_positives(fewer, split.valid), _with_positives(fewer, split.test)
-        ),
-    )
+    valid, test = (_with_positives(fewer, rows) for rows in (split.valid, split.test))
+    return replace(fewer, split=Split(statistics, valid, test))
 
 
 def _with_positives(dataset: MoleculeDataset, rows: Tensor) -> Tensor:
     positive = (dataset.labels[rows] == 1).any(1)
     others = rows[~positive]
-    return (
-        torch.cat(
-            [
-                rows[positive],
-                others[_evenly(len(others), max(0, PART_MOLECULES - int(positive.sum())))],
-            ]
-        )
-        .sort()
-        .values
-    )
+    drawn = _evenly(len(others), max(0, SUBSET_MOLECULES - int(positive.sum())))
+    return torch.cat([rows[positive], others[drawn]]).sort().values
 
 
 def _evenly(count: int, most: int) -> Tensor:
@@ -121,13 +108,24 @@ def _evenly(count: int, most: int) -> Tensor:
 
 
 def groups_of(run: Run, size: int) -> list[Group]:
-    """All groups of that size."""
+    """List all groups of `size` tasks of a run."""
     return list(itertools.combinations(run.tasks, size))
 
 
-def score(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> Stage:
-    """ROC-AUC ("valid", "test") of a task with its head on the merged backbone of its group,
-    without adapters; `small` is the run on samples."""
+def score_stage(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> Stage:
+    """Return the stage that measures a task with its head on the merged backbone of its group,
+    without adapters.
+
+    Args:
+        run: the run that is merged.
+        small: the run that is measured on, see `on_samples`.
+        group: tasks that are merged with each other.
+        merge: the merger.
+        task: a task of the group.
+
+    Returns:
+        A stage whose record has the ROC-AUC by "valid" and "test".
+    """
     grouped = group_run(run, group, merge, "study")
     make = partial(_make_score, grouped, small, task)
     inputs = merged(grouped), teacher(run, task)
@@ -140,13 +138,14 @@ def _make_score(grouped: Run, small: Run, task: str, _: Path) -> StageResult:
     return _areas(measured(small, answering(small, model, task), task))
 
 
-def score_finetuned(run: Run, small: Run, task: str) -> Stage:
-    """The same of the fine-tuned model as it is, with the BatchNorm statistics of its training."""
-    make, inputs = partial(_make_finetuned, small, task), (teacher(run, task),)
+def finetuned_stage(run: Run, small: Run, task: str) -> Stage:
+    """Return the stage that measures a fine-tuned model with the BatchNorm statistics of its
+    training: ROC-AUC by "valid" and "test"."""
+    make, inputs = partial(_make_finetuned_score, small, task), (teacher(run, task),)
     return Stage(f"planning/scores/finetuned/{task}", run.seed, _sampling(), inputs, make)
 
 
-def _make_finetuned(small: Run, task: str, _: Path) -> StageResult:
+def _make_finetuned_score(small: Run, task: str, _: Path) -> StageResult:
     return _areas(measured(small, answering(small, finetuned(small, task), task), task))
 
 
@@ -155,13 +154,13 @@ def _areas(found: dict[str, dict[str, float]]) -> StageResult:
 
 
 def _sampling() -> tuple[int, ...]:
-    return PART_MOLECULES, STATISTICS_MOLECULES, LABELS
+    return SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS
 
 
 def group_scores(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig) -> list[Stage]:
-    """The measurements of all groups of these sizes."""
+    """List the stages that measure all groups of these sizes."""
     return [
-        score(run, small, group, merge, task)
+        score_stage(run, small, group, merge, task)
         for size in sizes
         for group in groups_of(run, size)
         for task in group
@@ -172,24 +171,25 @@ def group_scores(run: Run, small: Run, sizes: Sequence[int], merge: MergeConfig)
 
 
 def distance_tables(run: Run) -> dict[str, list[list[float]]]:
-    """By metric the distances of all models, measured now or read back: those that a plan can be
-    made from, and two that tell models from molecules.
+    """Measure the distances between all models by every metric, or read them from the work folder.
 
-    `gw_same` compares feature spaces of the same molecules, `gw_data` the molecules of two tasks in
-    the eyes of the one pre-trained model.
+    Returns:
+        (K, K) tables by name: the metrics of a plan; `gw_same`, between feature spaces of the same
+        molecules; and `gw_data`, between the tasks' molecules in the feature space of the
+        pre-trained model.
     """
     return run.result(_distance_stage(run)).record
 
 
 def _distance_stage(run: Run) -> Stage:
-    spaces = {"gw": own_space, "gw_same": _same_molecules, "gw_data": _pretrained_space}
+    spaces = {"gw": task_space, "gw_same": _shared_space, "gw_data": _pretrained_space}
     pairs = {}
     for name, space in spaces.items():
-        seen = cache(partial(space, run))
+        cached = cache(partial(space, run))
         settings = PlanSettings() if name == "gw" else PlanSettings(restarts=1)
         for first, second in map(sorted, groups_of(run, 2)):
             pair = name, first, second
-            pairs[pair] = distance_stage(run, *pair, seen, settings)
+            pairs[pair] = distance_stage(run, *pair, cached, settings)
     make = partial(_make_distances, run, pairs)
     return Stage("planning/distances", run.seed, (), tuple(pairs.values()), make)
 
@@ -197,16 +197,18 @@ def _distance_stage(run: Run) -> Stage:
 def _make_distances(run: Run, pairs: dict[tuple[str, str, str], Stage], _: Path) -> StageResult:
     metrics = ("gw", "cka", "cosine")
     tables = {name: model_distances(run, PlanSettings(metric=name)) for name in metrics}
-    at = {task: k for k, task in enumerate(run.tasks)}
-    for (name, first, second), stage in pairs.items():
-        if name != "gw":
-            table = tables.setdefault(name, np.zeros_like(tables["gw"]))
-            distance = run.result(stage).record["distance"]
-            table[at[first], at[second]] = table[at[second], at[first]] = distance
+    for name in ("gw_same", "gw_data"):
+        tables[name] = pair_table(run.tasks, partial(_stored_distance, run, pairs, name))
     return StageResult(record={name: table.round(6).tolist() for name, table in tables.items()})
 
 
-def _same_molecules(run: Run, task: str) -> Matrix:
+def _stored_distance(
+    run: Run, pairs: dict[tuple[str, str, str], Stage], name: str, first: str, second: str
+) -> float:
+    return float(run.result(pairs[name, first, second]).record["distance"])
+
+
+def _shared_space(run: Run, task: str) -> Matrix:
     batches = [calibration_graphs(run, name)[0][0] for name in run.tasks]
     return distance_matrix(feature_matrix(own_network(run, task), batches))
 
@@ -218,25 +220,21 @@ def _pretrained_space(run: Run, task: str) -> Matrix:
 
 
 def variants(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """What each variant finds for every pair."""
-    space = cache(partial(own_space, run))
-    settings = {
-        variant: PlanSettings(variant=variant, restarts=starts)
-        for variant, starts in VARIANT_STARTS.items()
-    }
-    pairs = [sorted(pair) for pair in groups_of(run, 2)]
-    return {
-        variant: [
-            run.result(distance_stage(run, "gw", first, second, space, how)).record
-            for first, second in pairs
-        ]
-        for variant, how in settings.items()
-    }
+    """Compute the Gromov-Wasserstein distances of all pairs by every variant of the solver: records
+    of `distance_stage` by variant."""
+    space = cache(partial(task_space, run))
+    pairs = [(first, second) for first, second in map(sorted, groups_of(run, 2))]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for variant, starts in VARIANT_STARTS.items():
+        settings = PlanSettings(variant=variant, restarts=starts)
+        stages = [distance_stage(run, "gw", *pair, space, settings) for pair in pairs]
+        found[variant] = [run.result(stage).record for stage in stages]
+    return found
 
 
 def sizes(run: Run) -> dict[str, Any]:
-    """Seconds of one start of each variant and the distance that it finds, by the number of
-    molecules, for the first two tasks by name."""
+    """Measure every variant of the solver on growing numbers of molecules of the first two tasks by
+    name: {molecules: {variant: {"distance", "seconds"}}}, from one start."""
     inputs = tuple(teacher(run, task) for task in sorted(run.tasks)[:2])
     return run.result(Stage("planning/sizes", run.seed, SIZES, inputs, partial(_sizes, run))).record
 
@@ -244,13 +242,11 @@ def sizes(run: Run) -> dict[str, Any]:
 def _sizes(run: Run, _: Path) -> StageResult:
     table: dict[str, Any] = {}
     for count in SIZES:
-        spaces = [_first_molecules(run, task, count) for task in sorted(run.tasks)[:2]]
+        first, second = (_sample_space(run, task, count) for task in sorted(run.tasks)[:2])
         table[str(count)] = {}
         for variant in VARIANT_STARTS:
-            start = time.process_time()
-            found = gromov_wasserstein(
-                spaces[0], spaces[1], variant, 1, np.random.default_rng(run.seed)
-            )
+            start, generator = time.process_time(), np.random.default_rng(run.seed)
+            found = gromov_wasserstein(first, second, variant, 1, generator)
             table[str(count)][variant] = {
                 "distance": round(found.distance, 5),
                 "seconds": round(time.process_time() - start, 6),
@@ -258,34 +254,34 @@ def _sizes(run: Run, _: Path) -> StageResult:
     return StageResult(record=table)
 
 
-def _first_molecules(run: Run, task: str, count: int) -> Matrix:
+def _sample_space(run: Run, task: str, count: int) -> Matrix:
     dataset = run.dataset(task)
     rows = dataset.split.train[_evenly(len(dataset.split.train), count)]
-    found = (batch for _, batch in batches(dataset.graphs, rows, 64))
-    return distance_matrix(feature_matrix(own_network(run, task), found))
+    sample = (batch for _, batch in batches(dataset.graphs, rows, 64))
+    return distance_matrix(feature_matrix(own_network(run, task), sample))
 
 
-# --- everything together ---
+# --- the whole study ---
 
 
-def measure(run: Run, small: Run, both: bool) -> None:
-    """The scores of a seed that do not depend on a plan; those of the second merger only where
-    `both`."""
+def measure_scores(run: Run, small: Run, both: bool) -> None:
+    """Measure the scores of a seed that do not depend on a plan, those of pairs merged by weight
+    average only if `both`."""
     tasks = run.tasks
-    work = [score_finetuned(run, small, task) for task in tasks]
-    work += group_scores(run, small, [1], ALONE)
-    work += group_scores(run, small, [1, 2, len(tasks)], PUBLISHED)
+    work = [finetuned_stage(run, small, task) for task in tasks]
+    work += group_scores(run, small, [1], SINGLE_MODEL)
+    work += group_scores(run, small, [1, 2, len(tasks)], PUBLISHED_MERGE)
     work += group_scores(run, small, [2, len(tasks)] if both else [len(tasks)], AVERAGE)
     build(work, run.store, description=f"seed {run.seed}: measuring")
 
 
 def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
-    """The content of the results file.
+    """Measure everything, and return the content of the results file.
 
     Args:
-        runs: of one configuration, one for each seed; groups of three are measured for the first.
-        both: the seeds, the first among them if any, for which pairs are merged by weight average
-            too.
+        runs: of one configuration, one per seed; groups of three are measured for the first only.
+        both: the seeds for which pairs are merged by weight average too; if any, the first is among
+            them.
     """
     seeds = [_seed(run, run.seed in both, (2,) if k else (2, 3)) for k, run in enumerate(runs)]
     tables = {
@@ -307,15 +303,15 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
         ),
         "settings": {
             "configuration": runs[0].config.setting,
-            "merge": PUBLISHED.model_dump(),
+            "merge": PUBLISHED_MERGE.model_dump(),
             "plan": PlanSettings().model_dump(),
             "molecules": {
                 "distances": MOLECULES.calibration_graphs(runs[0].config),
-                "part": PART_MOLECULES,
+                "part": SUBSET_MOLECULES,
                 "statistics": STATISTICS_MOLECULES,
                 "labels": LABELS,
             },
-            "drawn_ways": DRAWN_WAYS,
+            "drawn_ways": DRAWN_PARTITIONS,
         },
         "tasks": list(runs[0].tasks),
         "seeds": [run.seed for run in runs],
@@ -351,23 +347,23 @@ def study(runs: Sequence[Run], both: Sequence[int]) -> dict[str, Any]:
 
 def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
     small, tasks = on_samples(run), run.tasks
-    measure(run, small, both)
+    measure_scores(run, small, both)
 
     def scored(group: Group, merge: MergeConfig, task: str) -> dict[str, float]:
-        return run.result(score(run, small, group, merge, task)).record
+        return run.result(score_stage(run, small, group, merge, task)).record
 
-    alone = {task: scored((task,), ALONE, task) for task in tasks}
+    single = {task: scored((task,), SINGLE_MODEL, task) for task in tasks}
     losses: dict[str, Any] = {}
-    for merge in (PUBLISHED, AVERAGE) if both else (PUBLISHED,):
-        pairs = gathered(groups_of(run, 2), partial(_score_in, run, small, merge))
-        for subset in PARTS:
-            table = pair_losses(tasks, pairs, alone, subset)
+    for merge in (PUBLISHED_MERGE, AVERAGE) if both else (PUBLISHED_MERGE,):
+        pairs = scores_of(groups_of(run, 2), partial(_score_in, run, small, merge))
+        for subset in SUBSETS:
+            table = pair_losses(tasks, pairs, single, subset)
             losses[f"{merge.method}_{subset}"] = table.round(6).tolist()
     references = {
-        "finetuned": {task: run.result(score_finetuned(run, small, task)).record for task in tasks},
-        "each_alone": alone,
-        "each_alone_trimmed": {task: scored((task,), PUBLISHED, task) for task in tasks},
-        "one_group": {task: scored(tasks, PUBLISHED, task) for task in tasks},
+        "finetuned": {task: run.result(finetuned_stage(run, small, task)).record for task in tasks},
+        "each_alone": single,
+        "each_alone_trimmed": {task: scored((task,), PUBLISHED_MERGE, task) for task in tasks},
+        "one_group": {task: scored(tasks, PUBLISHED_MERGE, task) for task in tasks},
         "one_group_average": {task: scored(tasks, AVERAGE, task) for task in tasks},
     }
     return {
@@ -379,50 +375,57 @@ def _seed(run: Run, both: bool, group_sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def _averages(by_task: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {
-        subset: round(fmean(scores[subset] for scores in by_task.values()), 5) for subset in PARTS
-    }
+    scores = by_task.values()
+    return {subset: round(fmean(score[subset] for score in scores), 5) for subset in SUBSETS}
 
 
 def _score_in(run: Run, small: Run, merge: MergeConfig, group: Group, task: str) -> Any:
-    return run.result(score(run, small, group, merge, task)).record
+    return run.result(score_stage(run, small, group, merge, task)).record
 
 
 def _plans(run: Run, small: Run, size: int) -> dict[str, Any]:
-    """Each metric's groups of at most `size` among others of these sizes. A group of one is merged
-    as the others are: only the grouping differs."""
+    """Every metric's groups of at most `size` tasks, compared with other partitions of the same
+    sizes. A group of one is trimmed like the others, so that only the grouping differs."""
     found = {}
     for metric, table in distance_tables(run).items():
         groups = average_linkage(run.tasks, np.array(table), size).groups
-        ways = _ways(groups, run.seed)
-        scores = gathered(
-            sorted({group for way in (groups, *ways) for group in way}),
-            partial(_score_in, run, small, PUBLISHED),
+        others = _partitions(groups, run.seed)
+        scores = scores_of(
+            sorted({group for partition in (groups, *others) for group in partition}),
+            partial(_score_in, run, small, PUBLISHED_MERGE),
         )
         found[metric] = {
             "groups": [list(group) for group in groups],
-            **{subset: among(groups, ways, scores, subset) for subset in PARTS},
+            **{subset: plan_rank(groups, others, scores, subset) for subset in SUBSETS},
         }
     return found
 
 
-def _ways(groups: Sequence[Group], seed: int) -> list[tuple[Group, ...]]:
-    """All groups of the same sizes, or some that are drawn where each would cost new merges."""
-    every = list(
-        all_groupings(
-            [task for group in groups for task in group], [len(group) for group in groups]
-        )
-    )
-    if max(map(len, groups)) < 3 or len(every) <= DRAWN_WAYS:
+def _partitions(groups: Sequence[Group], seed: int) -> list[tuple[Group, ...]]:
+    """All partitions into groups of the same sizes, or a few drawn ones where every partition would
+    take new merges."""
+    tasks = [task for group in groups for task in group]
+    every = list(all_groupings(tasks, [len(group) for group in groups]))
+    if max(map(len, groups)) < 3 or len(every) <= DRAWN_PARTITIONS:
         return every
-    return [
-        every[k] for k in np.random.default_rng(seed).choice(len(every), DRAWN_WAYS, replace=False)
-    ]
+    drawn = np.random.default_rng(seed).choice(len(every), DRAWN_PARTITIONS, replace=False)
+    return [every[k] for k in drawn]
 
 
 def run_study(runs: Sequence[Run], both: Sequence[int], folder: Path) -> dict[str, Any]:
-    """Measure, and write `gw-smm.json` and the plan's figures into a folder; what was measured is
-    kept in the work folder. See `study`."""
+    """Measure everything, and write `gw-smm.json` and the figures of the first run's plan into a
+    folder; measurements are kept in the work folder.
+
+    Args:
+        runs, both: see `study`.
+        folder: gets the files.
+
+    Returns:
+        The content of the results file.
+
+    Raises:
+        ConfigError: the runs' family of models has no adapters.
+    """
     check_adapters(runs[0])
     content = study(runs, both)
     write_json(folder / "gw-smm.json", content)

@@ -1,5 +1,5 @@
-"""What the measured scores of groups say of a distance: its correlation with the loss of merging,
-and how good the groups are that it makes."""
+"""The analysis of GW-SMM: the correlation of distances between models with the measured loss of
+merging them, the quality of the groups that they give, and the tables of both."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,25 +9,28 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from merging.planning.distances import Matrix
+from merging.planning.distances import Matrix, pair_table
 from merging.planning.grouping import Group
-from merging.studies.markdown import over_seeds
+from merging.studies.markdown import markdown_table, over_seeds, percent
 
-Scores = Mapping[Group, Mapping[str, Mapping[str, float]]]
-"""By group and task of the group: ROC-AUC by part ("valid", "test"). Groups have their tasks in
+GroupScores = Mapping[Group, Mapping[str, Mapping[str, float]]]
+"""ROC-AUC by group, task of the group, and subset ("valid", "test"). Groups have their tasks in
 order of name."""
 
 
 def mantel(distances: Matrix, losses: Matrix) -> dict[str, float]:
-    """Spearman's rank correlation of two tables over the pairs of K models, with how likely it is
-    by chance (Mantel 1967).
+    """Compute Spearman's rank correlation of two tables over the pairs of K models, and its p-value
+    (Mantel 1967).
 
-    Pairs that share a model are not independent, so models are exchanged, not pairs: `p` is the
-    share of all K! ways to name the models of one table for which the correlation is at least as
-    high (K <= 8: every way is tried).
+    Pairs that share a model are not independent, so models are permuted and not pairs: `p` is the
+    share of all K! permutations of the models of one table for which the correlation is at least as
+    high (K <= 8, as all are tried).
+
+    Args:
+        distances, losses: (K, K), symmetric.
 
     Returns:
-        "rho" and "p", one-sided: that far models lose more.
+        "rho", and "p" of the one-sided hypothesis that distant models lose more.
     """
     count = len(distances)
     upper = np.triu_indices(count, 1)
@@ -50,11 +53,11 @@ def _standard(values: Matrix) -> Matrix:
 
 
 def without_task_effects(table: Matrix) -> Matrix:
-    """What is left of a symmetric (K, K) table after the best m + u_i + u_k: what a pair has that
-    its two models do not have with everyone.
+    """Subtract from a symmetric (K, K) table its least-squares fit m + u_i + u_k; the diagonal of
+    the result is 0.
 
-    Every model must be in some group, so only this can tell one plan from another with groups of
-    equal sizes.
+    The rest is specific to pairs. Since every model is in some group, only this rest distinguishes
+    plans with groups of equal sizes.
     """
     count = len(table)
     first, second = np.triu_indices(count, 1)
@@ -67,36 +70,48 @@ def without_task_effects(table: Matrix) -> Matrix:
 
 
 def pair_losses(
-    tasks: Sequence[str], scores: Scores, alone: Mapping[str, Mapping[str, float]], part: str
+    tasks: Sequence[str],
+    scores: GroupScores,
+    single: Mapping[str, Mapping[str, float]],
+    subset: str,
 ) -> Matrix:
-    """Mean over the two tasks of (ROC-AUC alone - ROC-AUC merged) for each pair: (K, K), 0 on the
-    diagonal."""
-    table = np.zeros((len(tasks), len(tasks)))
-    for i, k in itertools.combinations(range(len(tasks)), 2):
-        pair = tuple(sorted((tasks[i], tasks[k])))
-        table[i, k] = table[k, i] = fmean(
-            alone[task][part] - scores[pair][task][part] for task in pair
-        )
-    return table
+    """Compute the loss of merging for every pair: the mean over its two tasks of the ROC-AUC of the
+    single model minus that of the merged one.
 
-
-def quality(groups: Sequence[Group], scores: Scores, part: str) -> float:
-    """Mean ROC-AUC over all tasks, each on the merged backbone of its group."""
-    return fmean(scores[group][task][part] for group in groups for task in group)
-
-
-def among(
-    groups: Sequence[Group], ways: Sequence[Sequence[Group]], scores: Scores, part: str
-) -> dict[str, Any]:
-    """A plan beside other ways to make groups of its sizes, the plan itself maybe among them: what
-    random groups give.
+    Args:
+        tasks: of the K models.
+        scores: of the merged pairs.
+        single: ROC-AUC of the models that are not merged, by task and subset.
+        subset: "valid" or "test".
 
     Returns:
-        "value", of the plan; "mean", "std", "best", "worst" of all ways; "beaten", the share of
-        ways that the plan is better than (ties count half); "ways", their number.
+        (K, K), symmetric, 0 on the diagonal.
     """
-    value = quality(groups, scores, part)
-    every = np.array([quality(each, scores, part) for each in ways])
+
+    def loss(*pair: str) -> float:
+        return fmean(single[task][subset] - scores[pair][task][subset] for task in pair)
+
+    return pair_table(tasks, loss)
+
+
+def mean_score(groups: Sequence[Group], scores: GroupScores, subset: str) -> float:
+    """Average the ROC-AUC of all tasks, every task on the merged backbone of its group."""
+    return fmean(scores[group][task][subset] for group in groups for task in group)
+
+
+def plan_rank(
+    groups: Sequence[Group], others: Sequence[Sequence[Group]], scores: GroupScores, subset: str
+) -> dict[str, Any]:
+    """Compare the groups of a plan with other partitions into groups of the same sizes, of which it
+    may be one.
+
+    Returns:
+        "value", the mean score of the plan; "mean", "std", "best", "worst" of the partitions;
+        "beaten", the share of partitions that the plan is better than, where ties count half;
+        "ways", the number of partitions.
+    """
+    value = mean_score(groups, scores, subset)
+    every = np.array([mean_score(partition, scores, subset) for partition in others])
     beaten = float((every < value - 1e-9).mean() + (np.abs(every - value) <= 1e-9).mean() / 2)
     found = {
         "value": value,
@@ -106,32 +121,37 @@ def among(
         "worst": every.min(),
         "beaten": beaten,
     }
-    return {name: round(float(each), 5) for name, each in found.items()} | {"ways": len(every)}
+    return {name: round(float(score), 5) for name, score in found.items()} | {"ways": len(every)}
 
 
-def gathered(groups: Sequence[Group], score: Callable[[Group, str], Mapping[str, float]]) -> Scores:
-    """Scores of groups, asked for one by one."""
+def scores_of(
+    groups: Sequence[Group], score: Callable[[Group, str], Mapping[str, float]]
+) -> GroupScores:
+    """Collect the scores of groups by calling `score` for every group and task of it."""
     return {tuple(sorted(group)): {task: score(group, task) for task in group} for group in groups}
 
 
 def correlations(distances: Sequence[Matrix], losses: Sequence[Matrix]) -> dict[str, Any]:
-    """How a metric's distances go with the loss of the pairs, seed by seed and of both averaged
-    over the seeds.
+    """Correlate a metric's distances with the losses of pairs, by seed and averaged over seeds.
+
+    Args:
+        distances, losses: (K, K) tables, one per seed.
 
     Returns:
-        By "whole" and "interaction" (both tables without the effects of single tasks): "rho" over
-        seeds, "p" by seed, and "mean_rho" and "mean_p" of the tables averaged over the seeds.
+        For "whole" tables, and as "interaction" for tables without the effects of single tasks:
+        "rho" over seeds, "p" by seed, and "mean_rho" and "mean_p" of the tables averaged over
+        seeds.
     """
     found = {}
-    for name, prepared in (("whole", np.asarray), ("interaction", without_task_effects)):
-        single = [
-            mantel(prepared(distance), prepared(loss))
+    for name, transform in (("whole", np.asarray), ("interaction", without_task_effects)):
+        by_seed = [
+            mantel(transform(distance), transform(loss))
             for distance, loss in zip(distances, losses, strict=True)
         ]
-        averaged = mantel(prepared(np.mean(distances, 0)), prepared(np.mean(losses, 0)))
+        averaged = mantel(transform(np.mean(distances, 0)), transform(np.mean(losses, 0)))
         found[name] = {
-            "rho": over_seeds([each["rho"] for each in single]),
-            "p": [each["p"] for each in single],
+            "rho": over_seeds([test["rho"] for test in by_seed]),
+            "p": [test["p"] for test in by_seed],
             "mean_rho": averaged["rho"],
             "mean_p": averaged["p"],
         }
@@ -139,56 +159,192 @@ def correlations(distances: Sequence[Matrix], losses: Sequence[Matrix]) -> dict[
 
 
 def agreement(families: Sequence[Sequence[Matrix]]) -> dict[str, Any]:
-    """Rank correlation of every two tables of a family: of the losses of several seeds, whether
-    there is anything that a metric could predict."""
+    """Compute the rank correlations between the tables of every family, such as the losses of
+    several seeds: an upper limit of what a metric can predict.
+
+    Returns:
+        "rho" over all pairs of tables, for "whole" tables and for their "interaction" (without the
+        effects of single tasks).
+    """
     pairs = [pair for tables in families for pair in itertools.combinations(tables, 2)]
-    rest = [(without_task_effects(a), without_task_effects(b)) for a, b in pairs]
     return {
-        name: over_seeds([mantel(a, b)["rho"] for a, b in each])
-        for name, each in (("whole", pairs), ("interaction", rest))
+        name: over_seeds([mantel(transform(a), transform(b))["rho"] for a, b in pairs])
+        for name, transform in (("whole", np.asarray), ("interaction", without_task_effects))
     }
 
 
 def variant_statistics(
     found: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, dict[str, Any]]:
-    """What each variant of Gromov-Wasserstein found for the same pairs, beside the first one's.
+    """Compare the variants of the Gromov-Wasserstein solver with the first one, on the same pairs.
+
+    Args:
+        found: by variant, the records of all pairs (`merging.planning.plan.space_distance`).
 
     Returns:
         By variant: "rho" and "rho_of_first_starts", rank correlation with the first variant's
-        distances; "ratio", mean distance over the first variant's; "seconds" a start and
-        "time_ratio" of them; "better_later", share of pairs for which a later start is better than
-        the first; "gain" and "most_gain", mean and largest share by which the best start is below
-        the first; "starts"; "converged", share of the best starts.
+        distances; "ratio", mean distance over the first variant's; "seconds" per start and
+        "time_ratio", over the first variant's; "better_later", share of pairs for which a later
+        start is better than the first; "gain" and "most_gain", mean and largest share by which the
+        best start is below the first; "starts", their number; "converged", share of the best
+        starts.
     """
-    first = next(iter(found.values()))
-    reference = [each["distance"] for each in first]
+    reference = [pair["distance"] for pair in next(iter(found.values()))]
     seconds = {
-        name: fmean(each["seconds"] / len(each["by_start"]) for each in pairs)
+        name: fmean(pair["seconds"] / len(pair["by_start"]) for pair in pairs)
         for name, pairs in found.items()
     }
     table: dict[str, dict[str, Any]] = {}
     for name, pairs in found.items():
-        distances = [each["distance"] for each in pairs]
-        gains = [1 - each["distance"] / each["by_start"][0] for each in pairs]
+        distances = [pair["distance"] for pair in pairs]
+        first_starts = [pair["by_start"][0] for pair in pairs]
+        gains = [1 - pair["distance"] / pair["by_start"][0] for pair in pairs]
         numbers = {
-            "rho": float(_standard(rankdata(distances)) @ _standard(rankdata(reference))),
-            "rho_of_first_starts": float(
-                _standard(rankdata([each["by_start"][0] for each in pairs]))
-                @ _standard(rankdata(reference))
-            ),
+            "rho": _rank_correlation(distances, reference),
+            "rho_of_first_starts": _rank_correlation(first_starts, reference),
             "ratio": fmean(distances) / fmean(reference),
             "seconds": seconds[name],
             "time_ratio": seconds[name] / next(iter(seconds.values())),
-            "better_later": fmean(each["distance"] < each["by_start"][0] - 1e-6 for each in pairs),
+            "better_later": fmean(pair["distance"] < pair["by_start"][0] - 1e-6 for pair in pairs),
             "gain": fmean(gains),
             "most_gain": max(gains),
         }
-        converged = (
-            None if pairs[0]["converged"] is None else fmean(each["converged"] for each in pairs)
-        )
+        known = pairs[0]["converged"] is not None
         table[name] = {key: round(value, 4) for key, value in numbers.items()} | {
             "starts": len(pairs[0]["by_start"]),
-            "converged": converged,
+            "converged": fmean(pair["converged"] for pair in pairs) if known else None,
         }
     return table
+
+
+def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    return float(_standard(rankdata(first)) @ _standard(rankdata(second)))
+
+
+# --- the tables of `docs/gw-smm.md` ---
+
+
+METRICS = {
+    "gw": "Gromov-Wasserstein, own molecules (GW-SMM)",
+    "gw_same": "Gromov-Wasserstein, same molecules",
+    "gw_data": "Gromov-Wasserstein, own molecules, pre-trained model",
+    "cka": "1 - CKA",
+    "cosine": "1 - cosine of task vectors",
+}
+REFERENCES = {
+    "finetuned": "Fine-tuned, as they are",
+    "each_alone": "K groups, statistics recomputed",
+    "each_alone_trimmed": "K groups, TIES 0.3 / 0.5 of the one model",
+    "one_group": "One group, TIES 0.3 / 0.5",
+    "one_group_average": "One group, weight average",
+}
+
+
+def gw_smm_tables(content: Mapping[str, Any]) -> dict[str, str]:
+    """Format the content of the results file as Markdown tables.
+
+    Returns:
+        By name: "correlation", "agreement", "groups", "references", "variants", "sizes".
+    """
+    return {
+        "correlation": _correlation_table(content),
+        "agreement": _agreement_table(content),
+        "groups": _groups_table(content),
+        "references": _references_table(content),
+        "variants": _variants_table(content["variants"]),
+        "sizes": _sizes_table(content["sizes"]),
+    }
+
+
+def _correlation_table(content: Mapping[str, Any]) -> str:
+    """A row per metric, merger and subset: rank correlation with the loss."""
+    rows = []
+    for metric, title in METRICS.items():
+        for loss, found in content["correlation"][metric].items():
+            merger, subset = loss.rsplit("_", 1)
+            cells = [cell for tables in found.values() for cell in _correlation_cells(tables)]
+            rows.append([title, f"{merger.replace('_', ' ')}, {subset}", *cells])
+    head = ["distance", "merge, part", "rho", "rho of means (p)"]
+    return markdown_table([*head, "rho without task effects", "the same, of means (p)"], rows)
+
+
+def _correlation_cells(found: Mapping[str, Any]) -> tuple[str, str]:
+    rho = found["rho"]
+    spread = "" if rho["std"] is None else f" ± {rho['std']:.2f}"
+    return f"{rho['mean']:+.2f}{spread}", f"{found['mean_rho']:+.2f} ({found['mean_p']:.2f})"
+
+
+def _agreement_table(content: Mapping[str, Any]) -> str:
+    keys = ("whole", "interaction")
+    rows = [
+        [name.replace("_", " "), *(f"{rho[key]['mean']:+.2f}" for key in keys)]
+        for name, rho in content["agreement"].items()
+    ]
+    return markdown_table(["loss of pairs", "rho", "rho without task effects"], rows)
+
+
+def _groups_table(content: Mapping[str, Any]) -> str:
+    """A row per group size, seed and metric: a plan among other partitions of the same sizes."""
+    rows = []
+    for size in ("2", "3"):
+        for seed, found in content["by_seed"].items():
+            for metric, plan in found["plans"].get(size, {}).items():
+                drawn, groups = plan["test"], "; ".join(" ".join(group) for group in plan["groups"])
+                spread = (
+                    f"{percent(drawn['mean'])} ± {percent(drawn['std'])}"
+                    f" ({percent(drawn['worst'])} to {percent(drawn['best'])})"
+                )
+                beaten = [
+                    f"{100 * plan[subset]['beaten']:.0f} % of {drawn['ways']}"
+                    for subset in ("test", "valid")
+                ]
+                rows.append(
+                    [size, seed, METRICS[metric], groups, percent(drawn["value"]), spread, *beaten]
+                )
+    head = ["at most", "seed", "groups by", "groups", "test", "others of these sizes"]
+    return markdown_table([*head, "better than (test)", "better than (validation)"], rows)
+
+
+def _references_table(content: Mapping[str, Any]) -> str:
+    seeds = content["by_seed"]
+    rows = [
+        [title, *(percent(found["references"][name]["test"]) for found in seeds.values())]
+        for name, title in REFERENCES.items()
+    ]
+    return markdown_table(["", *(f"seed {seed}" for seed in seeds)], rows)
+
+
+def _variants_table(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, variant in found.items():
+        gain, converged = "not tried", variant["converged"]
+        if variant["starts"] > 1:
+            gain = (
+                f"{100 * variant['better_later']:.0f} %, by {100 * variant['gain']:.1f} % on"
+                f" average, {100 * variant['most_gain']:.1f} % at most"
+            )
+        rows.append(
+            [
+                name.replace("_", "-"),
+                str(variant["starts"]),
+                f"{variant['rho']:.3f}",
+                f"{variant['ratio']:.2f}",
+                f"{variant['time_ratio']:.1f}",
+                gain,
+                "cannot tell" if converged is None else f"{100 * converged:.0f} %",
+            ]
+        )
+    head = ["variant", "starts", "rho with exact", "distance / exact", "time / exact"]
+    return markdown_table([*head, "a later start is better", "converged"], rows)
+
+
+def _sizes_table(found: Mapping[str, Any]) -> str:
+    variants, rows = list(next(iter(found.values()))), []
+    for count, by_variant in found.items():
+        distances = [f"{by_variant[name]['distance']:.3f}" for name in variants]
+        exact = by_variant["exact"]["seconds"]
+        times = [f"{by_variant[name]['seconds'] / exact:.2f}" for name in variants]
+        rows.append([count, *distances, *times])
+    names = [name.replace("_", "-") for name in variants]
+    titles = [f"{title}, {name}" for title in ("distance", "time / exact") for name in names]
+    return markdown_table(["molecules", *titles], rows)

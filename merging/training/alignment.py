@@ -1,4 +1,4 @@
-"""Adapter training: a frozen teacher, a frozen merged backbone, and adapters between them. No
+"""Training of adapters, which align a frozen merged backbone with a frozen fine-tuned teacher. No
 labels are used.
 
 Loss per graph (G-Merging, eq. 5 to 7): alpha * L1 of graph embeddings + sum over layers of TWD
@@ -26,16 +26,16 @@ from models.transport.twd import twd_on_support
 
 STATISTICS_BATCH = 1024
 STATISTICS_MOLECULES = 8192
-"""More molecules than this do not change a mean or a variance that matters: larger sets are sampled
-evenly."""
+"""Larger sets are sampled evenly: more molecules do not change means and variances noticeably."""
 CACHE_BYTES = 2 * 1024**3
-"""A teacher's outputs are kept in memory up to this size; beyond it they are computed anew in every
+"""Up to this size a teacher's outputs are cached in memory; beyond it they are computed in every
 epoch."""
 
 
 @dataclass(frozen=True)
 class AlignmentResult:
-    """Trained adapters with their statistics, and how it went (epochs, loss by epoch, seconds)."""
+    """Trained adapters with their BatchNorm statistics, and a record of the training: epochs, loss
+    by epoch, seconds, transport solver."""
 
     adapters: TaskAdapters
     record: dict[str, Any]
@@ -44,15 +44,24 @@ class AlignmentResult:
 def alignment_loss(
     student: LayerOutputs, teacher: LayerOutputs, support: Support, config: AlignmentConfig
 ) -> Tensor:
-    """Mean over the graphs of alpha * mean |g - g'| + twd_weight * sum_l TWD(H_l, H'_l): scalar. A
-    term of weight 0 is not computed."""
+    """Compute the mean over graphs of alpha * mean |g - g'| + twd_weight * sum_l TWD(H_l, H'_l).
+
+    Args:
+        student: outputs of the merged backbone with adapters.
+        teacher: outputs of the fine-tuned backbone on the same batch.
+        support: pairs of nodes that transport plans may use.
+        config: the weights and the transport solver.
+
+    Returns:
+        A scalar; a term of weight 0 is not computed.
+    """
     loss = config.alpha * (student.graph_embedding - teacher.graph_embedding).abs().mean()
     if not config.twd_weight:
         return loss
-    for ours, theirs in zip(student.convolutions, teacher.convolutions, strict=True):
+    for layer, reference in zip(student.convolutions, teacher.convolutions, strict=True):
         distance = twd_on_support(
-            ours,
-            theirs,
+            layer,
+            reference,
             support,
             solver=config.solver,
             epsilon=config.epsilon,
@@ -63,8 +72,8 @@ def alignment_loss(
     return loss
 
 
-class Teacher:
-    """The fine-tuned network's outputs for training molecules, computed once where they fit into
+class TeacherOutputs:
+    """A fine-tuned network's outputs for its training molecules, computed once if they fit into
     `CACHE_BYTES`."""
 
     def __init__(
@@ -80,25 +89,19 @@ class Teacher:
     def _outputs_by_graph(
         self, graphs: PackedGraphs, rows: Tensor
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """For each graph its layers' outputs (N, L, d) and its embedding (d,), on the CPU."""
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
-        for part, batch in batches(graphs, rows, 256):
+        """By graph the outputs of its layers (N, L, d) and its embedding (d,), on the CPU."""
+        cache: dict[int, tuple[Tensor, Tensor]] = {}
+        for chosen, batch in batches(graphs, rows, 256):
             outputs = trace(self._backbone, batch.to(self._device))
-            layers = (
-                torch.stack(outputs.convolutions, dim=1).cpu().split(self._sizes[part].tolist())
-            )
-            kept |= dict(
-                zip(
-                    part.tolist(),
-                    zip(layers, outputs.graph_embedding.cpu(), strict=True),
-                    strict=True,
-                )
-            )
-        return kept
+            stacked = torch.stack(outputs.convolutions, dim=1).cpu()
+            layers = stacked.split(self._sizes[chosen].tolist())
+            embeddings = outputs.graph_embedding.cpu()
+            cache |= zip(chosen.tolist(), zip(layers, embeddings, strict=True), strict=True)
+        return cache
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, batch: GraphBatch) -> LayerOutputs:
-        """Outputs for the graphs `rows`, which `batch` holds."""
+        """Return the teacher's outputs for the graphs `rows`, collated in `batch`."""
         if self._cache is None:
             return trace(self._backbone, batch)
         layers, embeddings = zip(*(self._cache[row] for row in rows.tolist()), strict=True)
@@ -115,19 +118,21 @@ def set_statistics(
     rows: Tensor,
     device: torch.device,
 ) -> None:
-    """Set the stored BatchNorm statistics to those of the task's stream on the given molecules.
+    """Set the BatchNorm statistics stored with a task's adapters to those of its stream.
 
-    Every layer is normalised by its batch's own statistics on the way (large batches); means and
-    variances are then pooled over the batches, so for up to `STATISTICS_BATCH` molecules they are
-    exact.
+    Layers are normalised by the statistics of the current (large) batch; means and variances are
+    then pooled over the batches, so they are exact for up to `STATISTICS_BATCH` molecules.
+
+    Args:
+        adapters: changed in place.
+        backbone: the merged backbone.
+        graphs, rows: the task's training molecules.
+        device: of both networks.
     """
     if len(rows) > STATISTICS_MOLECULES:
         rows = rows[torch.linspace(0, len(rows) - 1, STATISTICS_MOLECULES).long()]
-    count, first, second = (
-        0,
-        torch.zeros_like(adapters.norm_mean),
-        torch.zeros_like(adapters.norm_var),
-    )
+    count = 0
+    first, second = torch.zeros_like(adapters.norm_mean), torch.zeros_like(adapters.norm_var)
     for _, batch in batches(graphs, rows, STATISTICS_BATCH):
 
         def observe(layer: int, h: Tensor) -> Tensor:
@@ -153,32 +158,35 @@ def align(
     device: torch.device,
     name: str,
 ) -> AlignmentResult:
-    """Train one task's adapters; both networks are in evaluation mode and stay as they are. The
-    learning rate falls to 0 along a half cosine.
+    """Train the adapters of one task; teacher and backbone are frozen, in evaluation mode. The
+    learning rate decays to 0 along a half cosine.
 
     Args:
         graphs, rows: the training molecules.
-        teacher: theta_k with its own BatchNorm statistics.
+        teacher: theta_k with its BatchNorm statistics.
         backbone: the merged backbone.
-        config: epochs and so on; the last epoch is kept, as without labels there is nothing to
-            choose by.
-        seed: of the start and the order of molecules; each epoch draws from its own seed, so a
-            resumed run is the same run.
-        checkpoint: where the state is kept after each epoch.
+        config: epochs, loss and optimiser; the last epoch is kept, since without labels there is no
+            score to select an epoch by.
+        seed: of the initialisation and the order of molecules; every epoch draws from its own seed,
+            so that a resumed run equals an uninterrupted one.
+        checkpoint: file of the state after every epoch.
         device: where to train.
-        name: for the progress bar.
+        name: shown in the progress bar.
+
+    Raises:
+        TrainingError: a parameter is no longer finite.
     """
     torch.manual_seed(seed)
-    expected = Teacher(teacher.eval().requires_grad_(False).to(device), graphs, rows, device)
+    expected = TeacherOutputs(teacher.eval().requires_grad_(False).to(device), graphs, rows, device)
     backbone.eval().requires_grad_(False).to(device)
     adapters = TaskAdapters(backbone.config, config.rank).to(device)
-    # Once, before the adapters move, and never again: statistics that follow the stream undo what
-    # the adapters learn about means and scales, which gave three to four times the loss.
+    # Only once, before training: statistics that follow the stream undo what the adapters learn
+    # about means and scales, which gave three to four times the loss.
     set_statistics(adapters, backbone, graphs, rows, device)
     trained = {"all": adapters.sites, "nodes": adapters.sites[:-1], "graph": adapters.sites[-1:]}[
         config.sites
     ]
-    # a site left out subtracts the zeros it starts with
+    # A site that is not trained keeps subtracting the zeros of its initialisation.
     optimizer = torch.optim.Adam(trained.parameters(), lr=config.learning_rate, fused=True)
     training = ResumableTraining(adapters, optimizer, checkpoint, seed, device)
     for epoch in training.epochs(config.epochs, f"{name}: adapter epochs"):
@@ -188,11 +196,10 @@ def align(
                 config.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / config.epochs))
             )
         losses = []
-        for part, batch in batches(graphs, order, config.batch_size):
+        for chosen, batch in batches(graphs, order, config.batch_size):
             batch = batch.to(device)
-            losses.append(
-                _step(adapters, optimizer, backbone, batch, expected(part, batch), config)
-            )
+            target = expected(chosen, batch)
+            losses.append(_step(adapters, optimizer, backbone, batch, target, config))
         training.history.append(sum(losses) / len(losses))
         training.shown = {"loss": f"{training.history[-1]:.5f}"}
     record = {

@@ -1,5 +1,5 @@
-"""Epochs of a training that may be stopped at any time: after each, all that it goes on from lies
-in one file."""
+"""A training loop that may be stopped at any time: after every epoch its state is saved to one
+file, from which it resumes."""
 
 import io
 import math
@@ -18,13 +18,13 @@ from models.files import write_atomically
 
 
 class ResumableTraining:
-    """A model and an optimizer, picked up where a stopped run left them.
+    """The epochs of a model and an optimizer, resumed from a checkpoint if there is one.
 
     Attributes:
-        history: one number per finished epoch; the body of the loop appends it.
-        kept: whatever else must survive a stop, tensors and plain values.
-        shown: what the progress bar says after an epoch.
-        seconds: spent in the bodies of all epochs.
+        history: one number per finished epoch, appended by the body of the loop.
+        kept: other tensors and plain values that the checkpoint holds.
+        shown: values that the progress bar shows after an epoch.
+        seconds: time spent in the bodies of all epochs.
     """
 
     def __init__(
@@ -35,12 +35,8 @@ class ResumableTraining:
         seed: int,
         device: torch.device,
     ) -> None:
-        self._model, self._optimizer, self._checkpoint, self._seed = (
-            model,
-            optimizer,
-            checkpoint,
-            seed,
-        )
+        self._model, self._optimizer = model, optimizer
+        self._checkpoint, self._seed = checkpoint, seed
         self.history: list[float] = []
         self.kept: dict[str, Any] = {}
         self.shown: dict[str, object] = {}
@@ -48,22 +44,26 @@ class ResumableTraining:
         if checkpoint.is_file():
             try:
                 state = torch.load(checkpoint, map_location=device, weights_only=True)
-            except Exception as error:  # whatever torch makes of other bytes
+            except Exception as error:  # torch raises many kinds for a damaged file
                 raise damaged(checkpoint, error) from error
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            self.history, self.kept, self.seconds = (
-                state["history"],
-                state["kept"],
-                state["seconds"],
-            )
+            self.history, self.kept = state["history"], state["kept"]
+            self.seconds = state["seconds"]
 
     def epochs(self, total: int, description: str) -> Iterator[int]:
-        """The epochs that are left, from 1 to `total`. Each draws from a seed of its own, so that a
-        resumed run is the same run.
+        """Yield the numbers of the remaining epochs, up to `total`, and save the state after every
+        one.
+
+        Every epoch sets torch's seed from its number, so that a resumed run equals an uninterrupted
+        one.
+
+        Args:
+            total: number of epochs, counted from 1.
+            description: shown in the progress bar.
 
         Raises:
-            TrainingError: after an epoch a tensor of the model is not finite; that is not kept.
+            TrainingError: a tensor of the model is not finite after an epoch, which is not saved.
         """
         first = len(self.history) + 1
         progress = tqdm(
@@ -79,19 +79,16 @@ class ResumableTraining:
             self._save()
 
     def keep_best(self, epoch: int, score: float) -> None:
-        """Note an epoch's score; the model with the best so far (the earliest of equals) is kept as
-        "best", its epoch as "best_epoch".
+        """Append an epoch's score to the history, and keep the model if the score is the best.
 
-        While no score is a number, the latest model is kept.
+        `kept` then holds its state dict as "best" and its epoch as "best_epoch"; of equal scores
+        the earliest counts. While all scores are NaN the latest model is kept.
         """
-        best = max((each for each in self.history if not math.isnan(each)), default=None)
+        best = max((value for value in self.history if not math.isnan(value)), default=None)
         if best is None or score > best:
-            self.kept |= {
-                "best": {
-                    key: value.cpu().clone() for key, value in self._model.state_dict().items()
-                },
-                "best_epoch": epoch,
-            }
+            state = self._model.state_dict()
+            self.kept["best"] = {key: value.cpu().clone() for key, value in state.items()}
+            self.kept["best_epoch"] = epoch
         self.history.append(score)
 
     def _check_finite(self, epoch: int) -> None:
@@ -108,6 +105,6 @@ class ResumableTraining:
             "kept": self.kept,
             "seconds": self.seconds,
         }
-        content = io.BytesIO()  # a full disk is then an OSError
+        content = io.BytesIO()  # written by us, so that a full disk is an OSError
         torch.save(state, content)
         write_atomically(self._checkpoint, lambda path: path.write_bytes(content.getbuffer()))

@@ -19,8 +19,8 @@ from models.ops.segment import segment_count, segment_max, segment_mean
 
 
 class ContextPredictionConfig(Section):
-    """Does this context surround this neighbourhood? (Hu et al. 2020, section 3.1.1; their
-    chemistry settings.)
+    """Context prediction: classify whether a context surrounds a neighbourhood (Hu et al. 2020,
+    section 3.1.1, with their settings for chemistry).
 
     Attributes:
         inner_hops, outer_hops: the context of an atom are the atoms more than `inner_hops` (r1) and
@@ -34,39 +34,42 @@ class ContextPredictionConfig(Section):
 
 
 class EdgePredictionConfig(Section):
-    """Are these two atoms bonded? (Hamilton et al. 2017, as a baseline of Hu et al. 2020.)"""
+    """Edge prediction: classify whether two atoms are bonded (Hamilton et al. 2017; a baseline of
+    Hu et al. 2020)."""
 
     kind: Literal["edgepred"]
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """Logits of two things belonging together.
+    """Logits of a binary classification of pairs.
 
     Attributes:
-        positive: (P,) of pairs that do belong together.
-        negative: (Q,) of pairs that do not.
+        positive: (P,), of pairs that belong together.
+        negative: (Q,), of pairs that do not.
     """
 
     positive: Tensor
     negative: Tensor
 
     def loss(self) -> Tensor:
-        """Binary cross-entropy, each kind of pair averaged by itself."""
+        """Compute the binary cross-entropy, the sum of the means over positive and negative
+        pairs."""
         return F.softplus(-self.positive).mean() + F.softplus(self.negative).mean()
 
     def accuracy(self) -> Tensor:
-        """Share of pairs on the right side of 0, each kind averaged by itself: chance is 0.5."""
+        """Compute the balanced accuracy: the mean of the shares of positive pairs above 0 and of
+        negative pairs below 0. Chance is 0.5."""
         return ((self.positive > 0).double().mean() + (self.negative < 0).double().mean()) / 2
 
 
 class ContextPrediction(nn.Module):
-    """Scores of an atom's embedding in its neighbourhood with the mean embedding of context
-    anchors: its own, and those of the next molecule.
+    """Scores an atom's embedding, computed from its neighbourhood, against the mean embedding of
+    context anchors: those of its molecule (positive) and those of the next molecule (negative).
 
     Anchors are the atoms that neighbourhood and context share; they are embedded by a second
-    network of r2 - r1 layers, which sees only the context. One centre is drawn for each molecule. A
-    molecule whose context is empty is left out.
+    network of r2 - r1 layers, whose input is the context only. One centre is drawn per molecule. A
+    molecule with an empty context is left out.
     """
 
     def __init__(self, backbone: BackboneConfig, config: ContextPredictionConfig) -> None:
@@ -78,40 +81,35 @@ class ContextPrediction(nn.Module):
         )
 
     def forward(self, batch: GraphBatch) -> PairScores:
-        """Scores of P = Q molecules.
+        """Compute the scores of the P = Q molecules of a batch that have a context.
 
         Raises:
             InvalidInputError: fewer than two molecules have a context.
         """
         sizes = segment_count(batch.batch, batch.num_graphs)
         centres = sizes.cumsum(0) - sizes + _draw_below(sizes)
-        parts = split_context(
-            batch,
-            centres,
-            self.backbone.config.num_layers,
-            self.config.inner_hops,
-            self.config.outer_hops,
-        )
-        if len(parts.centres) < 2:
+        radius, config = self.backbone.config.num_layers, self.config
+        graphs = split_context(batch, centres, radius, config.inner_hops, config.outer_hops)
+        if len(graphs.centres) < 2:
             raise InvalidInputError(
-                f"got {len(parts.centres)} molecules with an atom more than"
+                f"got {len(graphs.centres)} molecules with an atom more than"
                 f" {self.config.inner_hops} bonds from the drawn one in a batch of"
                 f" {batch.num_graphs}, expected at least 2"
             )
-        own = self.backbone(parts.neighbourhood)[parts.centres]
-        anchors = self.context(parts.context)[parts.anchors]
-        contexts = segment_mean(anchors, parts.context.batch[parts.anchors], len(own))
+        atoms = self.backbone(graphs.neighbourhood)[graphs.centres]
+        anchors = self.context(graphs.context)[graphs.anchors]
+        contexts = segment_mean(anchors, graphs.context.batch[graphs.anchors], len(atoms))
         return PairScores(
-            _scaled_product(own, contexts), _scaled_product(own, contexts.roll(-1, 0))
+            _scaled_product(atoms, contexts), _scaled_product(atoms, contexts.roll(-1, 0))
         )
 
 
 class EdgePrediction(nn.Module):
-    """Scores of bonded atoms, and of as many pairs of atoms of the same molecule that are not
+    """Scores pairs of bonded atoms, and as many pairs of atoms of the same molecule that are not
     bonded.
 
-    As in Hu et al., the bonds to be predicted are not hidden from the network. Non-bonded pairs are
-    drawn evenly, with replacement.
+    As in Hu et al., the bonds to be predicted are part of the network's input. Non-bonded pairs are
+    drawn uniformly, with replacement.
     """
 
     def __init__(self, backbone: BackboneConfig) -> None:
@@ -119,11 +117,11 @@ class EdgePrediction(nn.Module):
         self.backbone = Backbone(backbone)
 
     def forward(self, batch: GraphBatch) -> PairScores:
-        """Scores of P bonds and Q pairs; Q < P where a molecule has no two atoms that are not
-        bonded.
+        """Compute the scores of the P bonds of a batch and of Q non-bonded pairs; Q < P if all
+        atoms of some molecule are bonded to each other.
 
         Raises:
-            InvalidInputError: no bond, or no pair that is not bonded.
+            InvalidInputError: there is no bond, or no non-bonded pair.
         """
         bonds = batch.edge_index[:, batch.edge_index[0] < batch.edge_index[1]]
         others = draw_nonadjacent(batch, bonds)
@@ -140,14 +138,15 @@ class EdgePrediction(nn.Module):
 
 
 @dataclass(frozen=True)
-class ContextParts:
-    """What context prediction looks at, for the P molecules of a batch whose context is not empty.
+class ContextGraphs:
+    """The inputs of context prediction for the P molecules of a batch that have a context.
 
     Attributes:
-        neighbourhood: induced subgraphs of the atoms at most K bonds from each centre.
-        context: induced subgraphs of the ring.
-        centres: (P,) into the atoms of `neighbourhood`.
-        anchors: (A,) into the atoms of `context`: those that are in the neighbourhood too.
+        neighbourhood: induced subgraphs of the atoms at most K bonds from their centre.
+        context: induced subgraphs of the atoms of the context.
+        centres: (P,), indices of the centres among the atoms of `neighbourhood`.
+        anchors: (A,), indices among the atoms of `context` of those that are in the neighbourhood
+            too.
     """
 
     neighbourhood: GraphBatch
@@ -158,17 +157,21 @@ class ContextParts:
 
 def split_context(
     batch: GraphBatch, centres: Tensor, radius: int, inner: int, outer: int
-) -> ContextParts:
-    """Neighbourhoods (distance <= radius) and contexts (inner < distance <= outer) of one centre in
-    each molecule, centres (G,) into the atoms.
+) -> ContextGraphs:
+    """Extract the neighbourhood (distance <= radius) and the context (inner < distance <= outer) of
+    one centre in every molecule, as Hu et al.'s code does.
 
-    So does Hu et al.'s code; inner < radius makes the atoms at inner + 1 bonds anchors.
+    Args:
+        batch: G molecules.
+        centres: (G,), indices of the centres among the atoms of the batch.
+        radius: K, in bonds; inner < radius makes the atoms at inner + 1 bonds anchors.
+        inner, outer: r1 and r2, in bonds.
     """
     distance = hop_distances(batch, centres, max(radius, outer))
     in_context = (distance > inner) & (distance <= outer)
     kept = segment_count(batch.batch[in_context], batch.num_graphs) > 0
     near = (distance <= radius) & kept[batch.batch]
-    return ContextParts(
+    return ContextGraphs(
         neighbourhood=_induced(batch, near, kept),
         context=_induced(batch, in_context, kept),
         centres=_numbers(near)[centres[kept]],
@@ -177,78 +180,79 @@ def split_context(
 
 
 def hop_distances(batch: GraphBatch, centres: Tensor, hops: int) -> Tensor:
-    """Bonds between each atom and its molecule's centre, (N,) int64; hops + 1 where there are more
-    or no path. `centres` (G,) into the atoms.
+    """Count the bonds between every atom and the centre of its molecule, in all molecules at once.
 
-    Every centre starts with `hops` steps to go, and each sweep over the edges hands on one less:
-    all molecules at once.
+    A centre starts with `hops` steps left, and every sweep over the edges passes one step fewer on.
+
+    Args:
+        batch: G molecules.
+        centres: (G,), indices of the centres among the atoms of the batch.
+        hops: the largest distance that is resolved.
+
+    Returns:
+        (N,) int64; hops + 1 for farther atoms and those without a path.
     """
     source, target = batch.edge_index
-    to_go = torch.full((batch.num_nodes,), -1.0, device=batch.x.device)
-    to_go[centres] = float(hops)
+    steps_left = torch.full((batch.num_nodes,), -1.0, device=batch.x.device)
+    steps_left[centres] = float(hops)
     for _ in range(hops):
-        to_go = torch.maximum(to_go, segment_max(to_go[source] - 1, target, batch.num_nodes))
-    return hops - to_go.long()
+        passed_on = segment_max(steps_left[source] - 1, target, batch.num_nodes)
+        steps_left = torch.maximum(steps_left, passed_on)
+    return hops - steps_left.long()
 
 
 def draw_nonadjacent(batch: GraphBatch, pairs: Tensor) -> Tensor:
-    """For each of `pairs` (2, P) two different atoms of the same molecule without an edge between
-    them, drawn evenly: (2, Q).
+    """For every pair draw two different atoms of the same molecule that have no edge between them,
+    uniformly: (2, P) -> (2, Q).
 
-    Q < P where a molecule has no such atoms. Edges must not repeat. Draws from torch's CPU
+    Q < P if some molecule has no such atoms. Edges must not repeat. Draws from torch's CPU
     generator.
 
-    The pairs (u, v) of each molecule are numbered. The r-th number that is taken neither by an edge
-    nor by u = v is r plus the taken numbers before it, and a binary search finds how many these
-    are: nothing is drawn in vain, and no table of all pairs is made.
+    The pairs (u, v) of a molecule are numbered. The r-th number that belongs neither to an edge nor
+    to u = v is r plus the number of excluded pairs before it, which a binary search finds: no draw
+    is rejected, and no table of all pairs is built.
     """
     sizes = segment_count(batch.batch, batch.num_graphs)
     first_atom, first_pair = sizes.cumsum(0) - sizes, (sizes**2).cumsum(0) - sizes**2
     loops = torch.arange(batch.num_nodes, device=batch.x.device)
     u, v = torch.cat([batch.edge_index, loops.expand(2, -1)], dim=1)
     graph = batch.batch[u]
-    taken = (
-        (first_pair[graph] + (u - first_atom[graph]) * sizes[graph] + v - first_atom[graph])
-        .sort()
-        .values
-    )
+    numbers = first_pair[graph] + (u - first_atom[graph]) * sizes[graph] + v - first_atom[graph]
+    excluded = numbers.sort().values
     free = sizes**2 - segment_count(graph, batch.num_graphs)
     owner = batch.batch[pairs[0]]
     owner = owner[free[owner] > 0]
     rank = (free.cumsum(0) - free)[owner] + _draw_below(free[owner])
-    number = (
-        rank
-        + torch.searchsorted(
-            taken - torch.arange(len(taken), device=taken.device), rank, right=True
-        )
-        - first_pair[owner]
-    )
+    allowed_before = excluded - torch.arange(len(excluded), device=excluded.device)
+    skipped = torch.searchsorted(allowed_before, rank, right=True)
+    number = rank + skipped - first_pair[owner]
     return first_atom[owner] + torch.stack([number // sizes[owner], number % sizes[owner]])
 
 
 def _scaled_product(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products of rows (P, d), by the root of d: (P,).
+    """Inner products of rows (P, d), divided by sqrt(d): (P,).
 
-    Hu et al. do not divide. But what comes out of a BatchNorm of width 300 gives logits of standard
-    deviation 17, the first steps then do nothing but shrink them to zero, and six hundred steps
-    later context prediction here was still at chance (accuracy 0.50; divided, 0.55 after eighty).
+    Hu et al. do not divide. But outputs of a BatchNorm of width 300 give logits with a standard
+    deviation of 17; the first steps then only shrink them to zero, and after six hundred steps
+    context prediction was still at chance (accuracy 0.50; divided, 0.55 after eighty).
     """
     return (left * right).sum(1) / math.sqrt(left.shape[1])
 
 
 def _draw_below(bounds: Tensor) -> Tensor:
-    """A whole number from 0 to below each bound, drawn on the CPU so that a seed gives the same on
-    every device."""
+    """Random integers from 0 to below every bound, drawn on the CPU so that a seed gives the same
+    numbers on every device."""
     return torch.randint(2**62, bounds.shape).to(bounds.device) % bounds
 
 
 def _numbers(kept: Tensor) -> Tensor:
-    """(N,) new numbers of the rows that are kept; those of the others mean nothing."""
+    """(N,), the new indices of the rows that are kept; those of the others have no meaning."""
     return kept.cumsum(0) - 1
 
 
 def _induced(batch: GraphBatch, atoms: Tensor, graphs: Tensor) -> GraphBatch:
-    """The subgraphs of some atoms (N,) bool, in the molecules (G,) bool that they belong to."""
+    """The subgraphs induced by some atoms (N,) bool, of the molecules (G,) bool that contain
+    them."""
     edges = atoms[batch.edge_index].all(0)
     return GraphBatch(
         x=batch.x[atoms],
@@ -265,7 +269,7 @@ Objective = ContextPrediction | EdgePrediction
 def make_objective(
     backbone: BackboneConfig, config: ContextPredictionConfig | EdgePredictionConfig
 ) -> Objective:
-    """The objective with fresh weights (torch's generator)."""
+    """Return the network of an objective, initialised from torch's generator."""
     return (
         ContextPrediction(backbone, config)
         if isinstance(config, ContextPredictionConfig)

@@ -1,4 +1,4 @@
-"""Self-supervised pre-training of a backbone, resumable after each shard (Hu et al. 2020,
+"""Self-supervised pre-training of a backbone, resumable after every shard (Hu et al. 2020,
 arXiv:1905.12265)."""
 
 import json
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from safetensors import safe_open
 from tqdm import tqdm
 
-from merging.config.base import CONFIG_FOLDER, Count, Rate, fingerprint
+from merging.config.base import CONFIG_FOLDER, Count, Rate, Section, fingerprint
 from merging.config.reading import read_config
 from merging.data.corpus import Corpus, CorpusConfig, load_corpus
 from merging.data.files import reading, write_tensors
@@ -34,15 +34,19 @@ from models.networks.hu2020 import Backbone, BackboneConfig
 PRETRAIN_CONFIG_FOLDER = CONFIG_FOLDER / "pretraining"
 
 
-class PretrainConfig(BaseModel):
-    """One pre-training (Hu et al. 2020: 5 layers of width 300, Adam 1e-3, batch 256, no dropout).
+class PretrainConfig(Section):
+    """A pre-training (Hu et al. 2020: 5 layers of width 300, Adam 1e-3, batch 256, no dropout).
 
     Attributes:
-        setting: its name, and that of the file it ends in.
+        setting: its name, and that of the file of weights.
+        description: for people.
+        backbone: shape of the network.
+        objective: context prediction or edge prediction.
+        corpus: the molecules.
         epochs: passes over the corpus.
+        batch_size: molecules per step.
+        learning_rate: of Adam.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     setting: Name
     description: str
@@ -58,11 +62,8 @@ class PretrainConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if isinstance(self.objective, ContextPredictionConfig):
-            inner, outer, radius = (
-                self.objective.inner_hops,
-                self.objective.outer_hops,
-                self.backbone.num_layers,
-            )
+            inner, outer = self.objective.inner_hops, self.objective.outer_hops
+            radius = self.backbone.num_layers
             if not inner < min(outer, radius):
                 raise ValueError(
                     f"objective: got inner_hops {inner}, expected less than outer_hops {outer} and"
@@ -73,8 +74,8 @@ class PretrainConfig(BaseModel):
 
 
 def load_pretrain_config(path: Path) -> PretrainConfig:
-    """The configuration of a pre-training. Raises ConfigError (see
-    `merging.config.reading.read_config`)."""
+    """Read the configuration of a pre-training from a file or from those of the package. Raises
+    ConfigError (see `merging.config.reading.read_config`)."""
     return read_config(path, PretrainConfig, PRETRAIN_CONFIG_FOLDER)
 
 
@@ -86,25 +87,28 @@ def pretrain(
     device: torch.device,
     workers: int = 1,
 ) -> Path:
-    """Pre-train a backbone, and return its file `<work>/pretrained/<setting>-seed<N>.safetensors`,
-    in Hu et al.'s keys.
+    """Pre-train a backbone, and write its weights with Hu et al.'s parameter names.
 
-    The file is there from the first shard on and renewed after each: a run that is stopped leaves
-    what it has, and the same call goes on from there. Its metadata hold a `record` (JSON): config,
-    corpus, seed, molecules seen, whether it is finished, and loss, accuracy and seconds by shard.
+    The file is written after every shard, so an interrupted run leaves the weights that it has
+    reached, and the same call resumes it. Its metadata hold a `record` (JSON): config, corpus,
+    seed, molecules seen, whether it is finished, and loss, accuracy and seconds by shard.
 
     Args:
-        config: what to do.
+        config: network, objective, corpus and optimiser.
         data_folder: holds the files of the corpus, and MoleculeNet's.
         work_folder: gets the featurised corpus, in `data/`, and the weights.
-        seed: of weights, order and draws; each shard draws from its own seed, so a resumed run is
-            the same run.
+        seed: of weights, order and draws; every shard draws from its own seed, so that a resumed
+            run equals an uninterrupted one.
         device: where to train.
         workers: processes for featurising.
 
+    Returns:
+        The file `<work_folder>/pretrained/<setting>-seed<seed>.safetensors`.
+
     Raises:
         DataError: a file of the corpus is absent or has no molecules.
-        ConfigError: the corpus is smaller than a batch.
+        ConfigError: the smallest shard has fewer molecules than a batch.
+        TrainingError: a parameter is no longer finite.
     """
     corpus = load_corpus(config.corpus, data_folder, work_folder / "data", workers)
     if min(corpus.sizes) < config.batch_size:
@@ -139,7 +143,7 @@ def _is_finished(path: Path, key: str) -> bool:
 def _train(
     config: PretrainConfig, corpus: Corpus, seed: int, device: torch.device, checkpoint: Path
 ) -> Iterator[tuple[Backbone, dict[str, Any]]]:
-    """The backbone after each shard that was left, with the record of how it came about."""
+    """The backbone after every remaining shard, with the record of its training."""
     torch.manual_seed(seed)
     objective = make_objective(config.backbone, config.objective).to(device)
     optimizer = torch.optim.Adam(objective.parameters(), lr=config.learning_rate, fused=True)
@@ -153,16 +157,9 @@ def _train(
         training.shown = {name: f"{result[name]:.4f}" for name in ("loss", "accuracy")}
         shards = training.kept.setdefault("shards", [])
         shards.append(result)
-        seen = sum(each["molecules"] for each in shards)
-        yield (
-            objective.backbone,
-            provenance
-            | {
-                "finished": number == total,
-                "molecules_seen": seen,
-                "shards": shards,
-            },
-        )
+        seen = sum(shard["molecules"] for shard in shards)
+        progress = {"finished": number == total, "molecules_seen": seen, "shards": shards}
+        yield objective.backbone, provenance | progress
 
 
 def _train_shard(
@@ -172,25 +169,27 @@ def _train_shard(
     size: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """One pass in a new order, in whole batches: mean loss and accuracy, molecules, seconds."""
+    """Train on a shard once, in random order and in whole batches: mean loss and accuracy, number
+    of molecules, seconds."""
     objective.train()
     start, sums = time.perf_counter(), torch.zeros(2, dtype=torch.float64)
     steps = len(graphs) // size
     rows = torch.randperm(len(graphs))[: steps * size]
     with tqdm(total=len(rows), unit="mol", leave=False) as progress:
-        for part, batch in batches(graphs, rows, size):
+        for chosen, batch in batches(graphs, rows, size):
             scores: PairScores = objective(batch.to(device))
             loss = scores.loss()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            now = torch.stack([loss.detach().double(), scores.accuracy()]).cpu()
-            sums += now
-            progress.update(len(part))
-            progress.set_postfix(loss=f"{now[0]:.4f}", accuracy=f"{now[1]:.4f}", refresh=False)
-    loss_, accuracy = (sums / steps).tolist()
+            measured = torch.stack([loss.detach().double(), scores.accuracy()]).cpu()
+            sums += measured
+            progress.update(len(chosen))
+            shown = {"loss": f"{measured[0]:.4f}", "accuracy": f"{measured[1]:.4f}"}
+            progress.set_postfix(shown, refresh=False)
+    mean_loss, accuracy = (sums / steps).tolist()
     return {
-        "loss": loss_,
+        "loss": mean_loss,
         "accuracy": accuracy,
         "molecules": len(rows),
         "seconds": round(time.perf_counter() - start, 1),

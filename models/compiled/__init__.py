@@ -1,1 +1,1 @@
-"""The compiled model: many experts' streams in one pass on a CPU."""
+"""The unified model compiled for the CPU."""

@@ -1,8 +1,9 @@
-"""A batch of graphs as compiled kernels want it, and which of its nodes cannot differ.
+"""Batches of molecules in the layout of the compiled kernels, and their classes of equivalent
+nodes.
 
 A node's state after l layers is a function of its surroundings up to l bonds away (colour
-refinement, Weisfeiler and Leman 1968). Nodes with equal surroundings are one class, for which a
-layer is computed once.
+refinement, Weisfeiler and Leman 1968). Nodes with equal surroundings form one class, and a layer is
+computed once per class.
 """
 
 from collections.abc import Iterator
@@ -21,33 +22,34 @@ from models.ops.jit import Floats, Integers, kernel
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a batch after each number of layers.
+    """Classes of equivalent nodes of a batch, before the first layer and after each one.
 
     Attributes:
-        of_node: (N,) of each level.
-        first: (C,) the first node of each class of each level.
+        of_node: per number of layers, (N,) the class of each node.
+        representatives: per number of layers, (C,) the first node of each class.
     """
 
     of_node: list[NDArray[np.int64]]
-    first: list[NDArray[np.int64]]
+    representatives: list[NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class PreparedBatch:
-    """A batch as the kernels want it.
+class CompiledBatch:
+    """A batch of molecules as NumPy arrays, its edges sorted by target.
 
     Attributes:
-        atoms: (N, 2).
-        graph: (N,) of each node, and begins: (G + 1,) the first node of each graph.
-        edges: (N + 1,) where the neighbours of each node begin, and (E,) the neighbours.
-        bonds: (E,) what the bond to each neighbour is.
-        scale: (N,) 1 / sqrt(degree), the loop counted.
-        keys: (N,) equal where atoms are equal before the first layer.
+        atoms: (N, 2) atom type and chirality tag.
+        graph: (N,) graph of each node.
+        graph_starts: (G + 1,) first node of each graph.
+        edges: (N + 1,) where the neighbours of each node start, and (E,) the neighbours.
+        bonds: (E,) type * NUM_BOND_DIRECTIONS + direction of the bond to each neighbour.
+        scale: (N,) 1 / sqrt(degree), self-loop included.
+        keys: (N,) equal for nodes of equal atom type, chirality tag and degree.
     """
 
     atoms: Tensor
     graph: NDArray[np.int64]
-    begins: NDArray[np.int64]
+    graph_starts: NDArray[np.int64]
     edges: tuple[NDArray[np.int64], NDArray[np.int64]]
     bonds: NDArray[np.int64]
     scale: NDArray[np.float32]
@@ -55,18 +57,16 @@ class PreparedBatch:
 
     @classmethod
     def from_batch(cls, batch: GraphBatch) -> Self:
-        """Sort the edges by target."""
-        x, (source, target), attr = (
-            batch.x.numpy(),
-            batch.edge_index.numpy(),
-            batch.edge_attr.numpy(),
-        )
-        starts, order = rows_of(target, len(x))
+        """Convert a batch and sort its edges by target."""
+        x = batch.x.numpy()
+        source, target = batch.edge_index.numpy()
+        attr = batch.edge_attr.numpy()
+        starts, order = group_by_row(target, len(x))
         degree = np.bincount(source, minlength=len(x)) + 1
         return cls(
             atoms=batch.x,
             graph=batch.batch.numpy(),
-            begins=np.searchsorted(batch.batch.numpy(), np.arange(batch.num_graphs + 1)),
+            graph_starts=np.searchsorted(batch.batch.numpy(), np.arange(batch.num_graphs + 1)),
             edges=(starts, source[order]),
             bonds=(attr[:, 0] * NUM_BOND_DIRECTIONS + attr[:, 1])[order],
             scale=(degree**-0.5).astype(np.float32),
@@ -76,84 +76,123 @@ class PreparedBatch:
 
     @property
     def num_graphs(self) -> int:
-        """G."""
-        return len(self.begins) - 1
+        """Number of graphs G."""
+        return len(self.graph_starts) - 1
 
-    def parts(self, most_nodes: int) -> Iterator[tuple[Self, slice]]:
-        """The batch in pieces of whole graphs, of so many nodes where a graph has no more; and
-        which nodes they are."""
+    def chunks(self, max_nodes: int) -> Iterator[tuple[Self, slice]]:
+        """Split the batch into chunks of whole graphs.
+
+        Args:
+            max_nodes: most nodes in a chunk; a larger graph is a chunk of its own.
+
+        Yields:
+            The chunk, and the slice of this batch's nodes that it holds.
+        """
         first = 0
         while first < self.num_graphs:
             last = max(
                 first + 1,
-                int(np.searchsorted(self.begins, self.begins[first] + most_nodes, "right")) - 1,
+                int(
+                    np.searchsorted(
+                        self.graph_starts, self.graph_starts[first] + max_nodes, "right"
+                    )
+                )
+                - 1,
             )
-            begin, end = self.begins[first], self.begins[last]
+            begin, end = self.graph_starts[first], self.graph_starts[last]
             starts, sources = self.edges
             nodes, entries = slice(begin, end), slice(starts[begin], starts[end])
-            part = replace(
+            chunk = replace(
                 self,
                 atoms=self.atoms[nodes],
                 graph=self.graph[nodes] - first,
-                begins=self.begins[first : last + 1] - begin,
+                graph_starts=self.graph_starts[first : last + 1] - begin,
                 edges=(starts[begin : end + 1] - starts[begin], sources[entries] - begin),
                 bonds=self.bonds[entries],
                 scale=self.scale[nodes],
                 keys=self.keys[nodes],
             )
-            yield part, nodes
+            yield chunk, nodes
             first = last
 
-    def classes(self, levels: int, by_graph: bool) -> Classes:
-        """Classes after 0 to `levels` layers; with `by_graph` those of different graphs are
-        different from the first layer on."""
-        none = np.zeros(len(self.keys) + 1, np.int64)
-        classes, first = refine(self.keys, none, none[:0], none[:0])
-        found = Classes([classes], [first])
-        previous = classes + self.graph * len(first) if by_graph else classes
-        for _ in range(levels):
-            previous, first = refine(previous, *self.edges, self.bonds)
-            found.of_node.append(previous)
-            found.first.append(first)
-        return found
+    def classes(self, num_layers: int, by_graph: bool) -> Classes:
+        """Find the classes of equivalent nodes after 0 to `num_layers` layers.
 
-    def bond_sums(self, first: NDArray[np.int64] | None) -> Tensor:
-        """(C, types + directions + 1) weighted counts at the first node of each class, None for
-        every node."""
-        first = np.arange(len(self.scale)) if first is None else first
+        Args:
+            num_layers: how far from a node its surroundings count, in bonds.
+            by_graph: keep nodes of different graphs in different classes from the first layer on.
+        """
+        no_edges = np.zeros(len(self.keys) + 1, np.int64)
+        classes, representatives = refine(self.keys, no_edges, no_edges[:0], no_edges[:0])
+        result = Classes([classes], [representatives])
+        previous = classes + self.graph * len(representatives) if by_graph else classes
+        for _ in range(num_layers):
+            previous, representatives = refine(previous, *self.edges, self.bonds)
+            result.of_node.append(previous)
+            result.representatives.append(representatives)
+        return result
+
+    def bond_sums(self, representatives: NDArray[np.int64] | None) -> Tensor:
+        """Count the bonds of every representative, weighted as in an aggregation.
+
+        Args:
+            representatives: (C,) nodes; None for all nodes.
+
+        Returns:
+            (C, types + directions + 1), see `weighted_bonds`.
+        """
+        representatives = np.arange(len(self.scale)) if representatives is None else representatives
         return torch.from_numpy(
             weighted_bonds(
-                first, *self.edges, self.bonds, NUM_BOND_DIRECTIONS, SELF_LOOP, self.scale
+                representatives, *self.edges, self.bonds, NUM_BOND_DIRECTIONS, SELF_LOOP, self.scale
             )
         )
 
     def mean(self, values: Tensor, of_node: NDArray[np.int64]) -> Tensor:
-        """Mean over the nodes of each graph, whose rows `of_node` (N,) names: (S, C, w) -> (S, G,
-        w)."""
-        share = np.reciprocal(np.diff(self.begins).astype(np.float32))
-        return torch.from_numpy(graph_sums(values.numpy(), of_node, share[self.graph], self.begins))
+        """Average rows over the nodes of each graph.
+
+        Args:
+            values: (S, C, w).
+            of_node: (N,) row of each node.
+
+        Returns:
+            (S, G, w); 0 for a graph without nodes.
+        """
+        share = np.reciprocal(np.maximum(np.diff(self.graph_starts), 1).astype(np.float32))
+        return torch.from_numpy(
+            graph_sums(values.numpy(), of_node, share[self.graph], self.graph_starts)
+        )
 
 
 @kernel
-def rows_of(index: Integers, size: int) -> tuple[Integers, Integers]:
-    """Where the entries of each row begin, (size + 1,), and the order that sorts them by row, (E,),
-    stable."""
+def group_by_row(index: Integers, size: int) -> tuple[Integers, Integers]:
+    """Sort entries by row, stably.
+
+    Args:
+        index: (E,) row of each entry.
+        size: number of rows.
+
+    Returns:
+        (size + 1,) where each row starts in the sorted order, and (E,) the order.
+    """
     starts = np.zeros(size + 1, np.int64)
     for row in index:
         starts[row + 1] += 1
     for row in range(size):
         starts[row + 1] += starts[row]
-    place = starts[:-1].copy()
+    next_entry = starts[:-1].copy()
     order = np.empty(len(index), np.int64)
     for entry, row in enumerate(index):
-        order[place[row]] = entry
-        place[row] += 1
+        order[next_entry[row]] = entry
+        next_entry[row] += 1
     return starts, order
 
 
 @kernel
 def _mix(key: np.uint64) -> np.uint64:
-    """A bijection of 64 bits that scatters close keys (the finaliser of splitmix64)."""
+    """Scatter close keys by a bijection on 64 bits: the finaliser of splitmix64 (Steele, Lea and
+    Flood 2014).
+    """
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return key ^ (key >> np.uint64(31))
@@ -163,27 +202,28 @@ def _mix(key: np.uint64) -> np.uint64:
 def refine(
     previous: Integers, starts: Integers, sources: Integers, bonds: Integers
 ) -> tuple[Integers, Integers]:
-    """One round of colour refinement: two nodes are of one class if they were of one class and
-    their neighbours, with their bonds, were.
+    """Run one round of colour refinement.
 
-    Classes are compared as they are, a hash only finds where to look: no two different nodes are
-    ever taken for the same.
+    Two nodes stay in one class if they were in one and the multisets of (class, bond) of their
+    neighbours are equal. The hash only finds candidates, which are then compared in full: nodes
+    that differ never share a class.
 
     Args:
-        previous: (N,) class of each node before.
-        starts, sources: neighbours of each node, (N + 1,) and (E,).
-        bonds: (E,) below 64, what the bond is.
+        previous: (N,) class of each node.
+        starts, sources: (N + 1,) and (E,) the neighbours of each node.
+        bonds: (E,) code of the bond to each neighbour, below 64.
 
     Returns:
-        (N,) class of each node, and (C,) the first node of each class.
+        (N,) new class of each node, numbered in order of appearance, and (C,) the first node of
+        each class.
     """
     nodes = len(previous)
-    codes = np.empty(len(sources), np.int64)  # of each node's neighbours, sorted
+    codes = np.empty(len(sources), np.int64)  # (class, bond) of every neighbour, sorted by node
     size = 16
     while size < 2 * nodes:
         size *= 2
     table = np.full(size, -1, np.int64)
-    classes, first = np.empty(nodes, np.int64), np.empty(nodes, np.int64)
+    classes, representatives = np.empty(nodes, np.int64), np.empty(nodes, np.int64)
     count = 0
     for node in range(nodes):
         begin, end = starts[node], starts[node + 1]
@@ -191,23 +231,23 @@ def refine(
         for entry in range(begin, end):
             code = previous[sources[entry]] * 64 + bonds[entry]
             key += _mix(np.uint64(code))
-            place = entry
+            position = entry
             if end - begin <= 16:
-                while place > begin and codes[place - 1] > code:
-                    codes[place] = codes[place - 1]
-                    place -= 1
-            codes[place] = code
+                while position > begin and codes[position - 1] > code:
+                    codes[position] = codes[position - 1]
+                    position -= 1
+            codes[position] = code
         if end - begin > 16:
             codes[begin:end].sort()
         slot = np.int64(_mix(key) & np.uint64(size - 1))
         while True:
-            known = table[slot]
-            if known < 0:
+            candidate = table[slot]
+            if candidate < 0:
                 table[slot] = classes[node] = count
-                first[count] = node
+                representatives[count] = node
                 count += 1
                 break
-            other = first[known]
+            other = representatives[candidate]
             same = (
                 previous[other] == previous[node]
                 and starts[other + 1] - starts[other] == end - begin
@@ -219,15 +259,15 @@ def refine(
                         same = False
                         break
             if same:
-                classes[node] = known
+                classes[node] = candidate
                 break
             slot = (slot + 1) & (size - 1)
-    return classes, first[:count].copy()
+    return classes, representatives[:count].copy()
 
 
 @kernel
 def weighted_bonds(
-    first: Integers,
+    representatives: Integers,
     starts: Integers,
     sources: Integers,
     bonds: Integers,
@@ -235,22 +275,24 @@ def weighted_bonds(
     loop: int,
     scale: Floats,
 ) -> Floats:
-    """What an aggregation adds for the bonds and the bias: weighted counts of bond types and
-    directions, and the sum of the weights.
+    """Sum the edge weights of every representative by bond type and by bond direction.
+
+    A product of the result with the bond embeddings and the bias is what an aggregation adds for
+    them.
 
     Args:
-        first: (C,) a node of each class.
-        starts, sources, bonds: of each node; a bond is type * directions + direction.
-        directions: how many there are.
-        loop: the type of a self-loop, the largest.
-        scale: (N,) an edge weighs scale[source] * scale[target].
+        representatives: (C,) one node of each class.
+        starts, sources, bonds: neighbours of each node; a bond is type * directions + direction.
+        directions: number of bond directions.
+        loop: type of a self-loop, the largest type.
+        scale: (N,); an edge weighs scale[source] * scale[target].
 
     Returns:
-        (C, types + directions + 1).
+        (C, types + directions + 1): weights by type, weights by direction, total weight.
     """
-    sums = np.zeros((len(first), loop + 1 + directions + 1), np.float32)
-    for row in range(len(first)):
-        node = first[row]
+    sums = np.zeros((len(representatives), loop + 1 + directions + 1), np.float32)
+    for row in range(len(representatives)):
+        node = representatives[row]
         total = scale[node]
         sums[row, loop] += scale[node]
         sums[row, loop + 1] += scale[node]
@@ -270,8 +312,16 @@ def weighted_bonds(
 def graph_sums(
     values: Floats, classes: Integers, weights: Floats, graph_starts: Integers
 ) -> Floats:
-    """Weighted sums over the nodes of each graph: values (S, C, w), classes and weights (N,),
-    graph_starts (G + 1,) -> (S, G, w)."""
+    """Sum weighted rows over the nodes of each graph.
+
+    Args:
+        values: (S, C, w).
+        classes, weights: (N,) row of `values` and weight of each node.
+        graph_starts: (G + 1,).
+
+    Returns:
+        (S, G, w).
+    """
     streams, _, width = values.shape
     out = np.zeros((streams, len(graph_starts) - 1, width), np.float32)
     for stream in range(streams):
@@ -288,8 +338,19 @@ def graph_sums(
 def readout_weights(
     starts: Integers, sources: Integers, scale: Floats, graph_starts: Integers
 ) -> Floats:
-    """(N,) how much each node's message counts in the mean over its graph: the sum of scale over
-    those that receive it, by the size of the graph."""
+    """Compute the weight of every node's row in the mean over its graph of the aggregated messages.
+
+    The weight is the sum of `scale` over the nodes that receive the message, divided by the number
+    of nodes of the graph. With it the mean is taken before the last layer's matrix product.
+
+    Args:
+        starts, sources: neighbours of each node.
+        scale: (N,).
+        graph_starts: (G + 1,).
+
+    Returns:
+        (N,).
+    """
     weights = np.zeros(len(scale), np.float32)
     for graph in range(len(graph_starts) - 1):
         begin, end = graph_starts[graph], graph_starts[graph + 1]

@@ -1,4 +1,6 @@
-"""models.compiled.model.fold"""
+"""Weights of the compiled model, with everything that does not depend on the molecule multiplied in
+advance.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.compiled.transport import LANES
+from models.compiled.transport import SIMD_WIDTH
 from models.data.molecule import NUM_BOND_TYPES, SELF_LOOP
 from models.experts.unified import UnifiedModel
 from models.networks.hu2020 import GCNConvolution
 
 
 class ExpertSelection:
-    """The experts whose tasks are asked for, one a stream.
+    """The experts of the requested tasks, one per stream.
 
     Attributes:
-        experts: (S,) their positions.
+        experts: (S,) index of each stream's expert.
     """
 
     def __init__(self, positions: Sequence[int]) -> None:
         self.experts = torch.tensor(positions)
         first, last = positions[0], positions[-1]
-        # Those that stand together are looked at where they lie; others are copied.
-        self._where = (
+        # Consecutive experts are selected as a view, others as a copy.
+        self._index = (
             slice(first, last + 1)
             if list(positions) == list(range(first, last + 1))
             else self.experts
@@ -33,25 +35,30 @@ class ExpertSelection:
     def __len__(self) -> int:
         return len(self.experts)
 
-    def of(self, part: Tensor) -> Tensor:
-        """What of (K, ...) is theirs: (S, ...)."""
-        return part[self._where]
+    def select(self, values: Tensor) -> Tensor:
+        """Select these experts' rows: (K, ...) -> (S, ...)."""
+        return values[self._index]
 
-    def split(self, at_once: int) -> list["ExpertSelection"]:
-        """So many at a time."""
-        return [ExpertSelection(part.tolist()) for part in self.experts.split(at_once)]
+    def split(self, size: int) -> list["ExpertSelection"]:
+        """Split into selections of at most `size` experts, in order."""
+        return [ExpertSelection(chunk.tolist()) for chunk in self.experts.split(size)]
 
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """A layer's weights, folded; K experts, padded to K' where they are innermost.
+    """Weights of a layer with BatchNorm, biases, bonds and the projections of all adapters folded
+    in.
+
+    K experts; K' is K rounded up to `models.compiled.transport.SIMD_WIDTH`.
 
     Attributes:
-        linear: (d, d + K * r) the convolution's, and what all adapters see of its output.
-        bonds: (types + directions + 1, d + K * r) what bonds and bias add to both.
-        up: (K, r, d).
-        gain, offset: (K, d) each task's BatchNorm.
-        squares: (r, r, K') and facing: (K, r, r, K'), inner products of the adapters' up matrices.
+        linear: (d, d + K * r) the convolution's weight, and its product with all `down` matrices.
+        bonds: (types + directions + 1, d + K * r) bond embeddings and bias, in the same columns.
+        up: (K, r, d) the adapters' `up` matrices.
+        gain, offset: (K, d) the BatchNorm of each task.
+        self_gram: (r, r, K') product of each expert's `up` matrix with itself.
+        cross_gram: (K, r, r, K') products of every `up` matrix with that of a target expert (first
+            axis).
     """
 
     linear: Tensor
@@ -59,37 +66,38 @@ class FoldedLayer:
     up: Tensor
     gain: Tensor
     offset: Tensor
-    squares: Tensor
-    facing: Tensor
+    self_gram: Tensor
+    cross_gram: Tensor
 
     @property
-    def wide(self) -> tuple[Tensor, Tensor]:
-        """The part of `linear` and of `bonds` that the convolution makes, (..., d) each."""
+    def convolution(self) -> tuple[Tensor, Tensor]:
+        """The columns of `linear` and of `bonds` for the convolution, (..., d) each."""
         width = len(self.linear)
         return self.linear[:, :width], self.bonds[:, :width]
 
     @property
-    def narrow(self) -> tuple[Tensor, Tensor]:
-        """The part of both that the adapters see, (..., K * r) each."""
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """The columns of `linear` and of `bonds` for the adapters, (..., K * r) each."""
         width = len(self.linear)
         return self.linear[:, width:], self.bonds[:, width:]
 
-    def of_experts(self, asked: ExpertSelection) -> tuple[Tensor, Tensor]:
-        """`narrow` for some experts, one by one: transposed (S, r, d), and (S, ..., r)."""
+    def for_experts(self, selection: ExpertSelection) -> tuple[Tensor, Tensor]:
+        """Select the `projection` of some experts: transposed (S, r, d), and (S, ..., r)."""
         linear, bonds = (
-            asked.of(part.unflatten(1, self.up.shape[:2]).movedim(1, 0)) for part in self.narrow
+            selection.select(columns.unflatten(1, self.up.shape[:2]).movedim(1, 0))
+            for columns in self.projection
         )
         return linear.transpose(1, 2).contiguous(), bonds
 
 
 def fold_layer(model: UnifiedModel, number: int) -> FoldedLayer:
-    """One layer of the model with BatchNorm, biases, bonds and adapters folded in."""
+    """Fold layer `number` of a model: see `FoldedLayer`."""
     backbone, bank = model.backbone, model.bank
     convolution, norm = backbone.gnns[number], backbone.batch_norms[number]
-    # for the type checker: a ModuleList does not say what it holds
+    # for the type checker: a ModuleList is untyped
     assert isinstance(convolution, GCNConvolution)
     assert isinstance(norm, nn.BatchNorm1d)
-    padding = 0, -len(model.tasks) % LANES
+    padding = 0, -len(model.tasks) % SIMD_WIDTH
     with torch.no_grad():
         linear, down = convolution.linear.weight.T, bank.down[number].flatten(1)
         table = convolution.edge_table()
@@ -103,6 +111,6 @@ def fold_layer(model: UnifiedModel, number: int) -> FoldedLayer:
             up=bank.up[number].clone(),
             gain=gain,
             offset=norm.bias - bank.norm_mean[number] * gain,
-            squares=functional.pad(torch.einsum("iipq->pqi", bank.gram[number]), padding),
-            facing=functional.pad(bank.gram[number].permute(1, 2, 3, 0), padding).contiguous(),
+            self_gram=functional.pad(torch.einsum("iipq->pqi", bank.gram[number]), padding),
+            cross_gram=functional.pad(bank.gram[number].permute(1, 2, 3, 0), padding).contiguous(),
         )

@@ -1,9 +1,11 @@
-"""What lies between the matrix products of `models.compiled.model`, as loops that numba compiles
-for one core: no chain of tensor operations does it well.
+"""Kernels of `models.compiled.model` between its matrix products, compiled by numba for one core.
 
-Everything here and in `models.compiled.batch` and `models.compiled.transport` is inference on
-float32 and int64 arrays, C-contiguous. S streams, G graphs, N nodes, C classes of nodes
-(`models.compiled.batch`), K experts, r the rank of their adapters.
+Chains of tensor operations would read and write memory once per step; these loops do so once.
+
+All kernels here, in `models.compiled.batch` and in `models.compiled.transport` are for inference
+and take C-contiguous float32 and int64 arrays. Dimensions: S streams (one per requested task), G
+graphs, N nodes, C classes of equivalent nodes (`models.compiled.batch`), K experts, r the rank of
+their adapters, d the width of the backbone.
 """
 
 import numpy as np
@@ -15,7 +17,7 @@ from models.ops.jit import Floats, Integers, kernel
 def _gather(
     out: Floats, values: Floats, node: int, classes: Integers, starts: Integers, sources: Integers
 ) -> None:
-    """out = the rows of `values` of a node and of its neighbours, summed."""
+    """Sum the rows of `values` that belong to a node and to its neighbours: out (w,)."""
     width = out.shape[0]
     row = values[classes[node]]
     for column in range(width):
@@ -31,42 +33,42 @@ def aggregate(
     out: Floats,
     values: Floats,
     bonds: Floats,
-    first: Integers,
+    representatives: Integers,
     classes: Integers,
     starts: Integers,
     sources: Integers,
     scale: Floats,
     streams: int,
     experts: int,
-    lanes: int,
+    padded_experts: int,
 ) -> Floats:
-    """Messages of each class, cut in two: what goes on, and what the experts' adapters make of it.
+    """Aggregate the messages of every class, and split off what the experts' adapters read.
 
     Args:
-        out: (S or 1, C', d) to be filled with what goes on; d may be 0.
-        values: (S or 1, C, d + K * r) of the classes before, already times `scale` of their nodes.
-        bonds: (C', d + K * r) what the bonds add.
-        first: (C',) a node of each class.
-        classes: (N,) class of each node before.
-        starts, sources: neighbours.
-        scale: (N,).
-        streams, experts, lanes: S, K and K', the number of experts padded.
+        out: (S or 1, C', d) output buffer for the messages that go on; d may be 0.
+        values: (S or 1, C, d + K * r) rows of the previous layer's classes, already multiplied by
+            `scale` of their nodes: the convolution's columns, then every adapter's projection.
+        bonds: (C', d + K * r) contribution of the bonds to the same columns.
+        representatives: (C',) one node of each class.
+        classes: (N,) class of each node in the previous layer.
+        starts, sources: (N + 1,) and (E,) the neighbours of each node.
+        scale: (N,) 1 / sqrt(degree).
+        streams, experts, padded_experts: S, K and K', K rounded up to the SIMD width.
 
     Returns:
-        (C', r, S, K') what the adapters see, rectified, with zeros for the experts that are not
-        there.
+        (C', r, S, K') the adapters' projections after relu; 0 for the padding.
     """
-    given, _, both = values.shape
+    num_inputs, _, total_width = values.shape
     width = out.shape[2]
-    rank = (both - width) // experts
-    rectified = np.zeros((len(first), rank, streams, lanes), np.float32)
-    work = np.empty(both, np.float32)
-    for stream in range(given):
-        for row in range(len(first)):
-            node = first[row]
+    rank = (total_width - width) // experts
+    rectified = np.zeros((len(representatives), rank, streams, padded_experts), np.float32)
+    work = np.empty(total_width, np.float32)
+    for stream in range(num_inputs):
+        for row in range(len(representatives)):
+            node = representatives[row]
             _gather(work, values[stream], node, classes, starts, sources)
             factor = scale[node]
-            for column in range(both):
+            for column in range(total_width):
                 work[column] = factor * work[column] + bonds[row, column]
             for column in range(width):
                 out[stream, row, column] = work[column]
@@ -75,18 +77,21 @@ def aggregate(
                     rectified[row, k, stream, expert] = max(
                         work[width + expert * rank + k], np.float32(0)
                     )
-    for row in range(len(first)):
+    for row in range(len(representatives)):
         for k in range(rank):
-            for stream in range(given, streams):
-                for lane in range(lanes):
-                    rectified[row, k, stream, lane] = rectified[row, k, 0, lane]
+            for stream in range(num_inputs, streams):
+                for expert in range(padded_experts):
+                    rectified[row, k, stream, expert] = rectified[row, k, 0, expert]
     return rectified
 
 
 @kernel
 def project(h: Floats, down: Floats) -> Floats:
-    """What each stream's own adapter sees: h (S, C, d) and down (S, r, d) -> (S, C, r). A matrix
-    product so narrow is faster by hand."""
+    """Multiply every stream by the `down` matrix of its adapter: h (S, C, d), down (S, r, d) ->
+    (S, C, r).
+
+    With r this small, plain loops are faster than a BLAS call.
+    """
     streams, rows, width = h.shape
     rank = down.shape[1]
     out = np.empty((streams, rows, rank), np.float32)
@@ -102,79 +107,81 @@ def project(h: Floats, down: Floats) -> Floats:
 
 
 @kernel
-def aggregate_own(
+def single_adapter_layer(
     out: Floats,
     values: Floats,
-    narrow: Floats,
+    projected: Floats,
     bonds: Floats,
-    narrow_bonds: Floats,
+    projected_bonds: Floats,
     up: Floats,
     gain: Floats,
     offset: Floats,
-    first: Integers,
+    representatives: Integers,
     classes: Integers,
     starts: Integers,
     sources: Integers,
     scale: Floats,
 ) -> None:
-    """A whole layer behind its product, for streams with an adapter of their own: messages,
-    adapter, BatchNorm, relu.
+    """Compute a layer after its matrix product, for streams with one adapter each.
+
+    The steps are message passing, the adapter's correction, BatchNorm and relu.
 
     Args:
-        out: (S, C', d) to be filled, times `scale`.
-        values, narrow: (S, C, d) and (S, C, r) of the classes before, times `scale`: what is passed
-            on, and what the adapters see of it.
-        bonds, narrow_bonds: (C', d) and (S, C', r) what the bonds add to both.
-        up: (S, r, d).
-        gain, offset: (S, d) of the BatchNorm.
-        first, classes, starts, sources, scale: as in `aggregate`.
+        out: (S, C', d) output buffer; its rows are multiplied by `scale`.
+        values, projected: (S, C, d) and (S, C, r) rows of the previous layer's classes, multiplied
+            by `scale`: the convolution's columns and the adapter's projection.
+        bonds, projected_bonds: (C', d) and (S, C', r) contribution of the bonds to both.
+        up: (S, r, d) the adapters' `up` matrices.
+        gain, offset: (S, d) the folded BatchNorm.
+        representatives, classes, starts, sources, scale: as in `aggregate`.
     """
     streams, rank, width = up.shape
     work, z = np.empty(width, np.float32), np.empty(rank, np.float32)
     for stream in range(streams):
-        high, low = gain[stream], offset[stream]
-        for row in range(len(first)):
-            node = first[row]
+        stream_gain, stream_offset = gain[stream], offset[stream]
+        for row in range(len(representatives)):
+            node = representatives[row]
             factor, bond, result = scale[node], bonds[row], out[stream, row]
             _gather(work, values[stream], node, classes, starts, sources)
-            _gather(z, narrow[stream], node, classes, starts, sources)
+            _gather(z, projected[stream], node, classes, starts, sources)
             for column in range(width):
                 work[column] = factor * work[column] + bond[column]
             for k in range(rank):
-                seen = factor * z[k] + narrow_bonds[stream, row, k]
-                if seen > 0:
-                    taken = up[stream, k]
+                projection = factor * z[k] + projected_bonds[stream, row, k]
+                if projection > 0:
+                    correction = up[stream, k]
                     for column in range(width):
-                        work[column] -= seen * taken[column]
+                        work[column] -= projection * correction[column]
             for column in range(width):
                 result[column] = (
-                    max(work[column] * high[column] + low[column], np.float32(0)) * factor
+                    max(work[column] * stream_gain[column] + stream_offset[column], np.float32(0))
+                    * factor
                 )
 
 
 @kernel
-def readout_own(
-    narrow: Floats,
-    narrow_bonds: Floats,
+def single_adapter_readout(
+    projected: Floats,
+    projected_bonds: Floats,
     classes: Integers,
     starts: Integers,
     sources: Integers,
     scale: Floats,
     graph_starts: Integers,
 ) -> Floats:
-    """Mean over each graph of what its nodes' own adapters see, rectified.
+    """Average the rectified projections of each stream's adapter over the nodes of each graph.
 
     Args:
-        narrow: (S, C, r) of the classes before, times `scale`.
-        narrow_bonds: (S, N, r) what the bonds add.
-        classes: (N,) class of each node before.
+        projected: (S, C, r) projections of the previous layer's classes, multiplied by `scale`.
+        projected_bonds: (S, N, r) contribution of the bonds.
+        classes: (N,) class of each node in the previous layer.
         starts, sources, scale: as in `aggregate`.
-        graph_starts: (G + 1,).
+        graph_starts: (G + 1,) first node of each graph.
 
     Returns:
-        (S, G, r).
+        (S, G, r); 0 for a graph without nodes.
     """
-    streams, _, rank = narrow_bonds.shape
+    streams, _, rank = projected_bonds.shape
     out = np.zeros((streams, len(graph_starts) - 1, rank), np.float32)
     z = np.empty(rank, np.float32)
     for stream in range(streams):
@@ -182,12 +189,12 @@ def readout_own(
             result = out[stream, graph]
             begin, end = graph_starts[graph], graph_starts[graph + 1]
             for node in range(begin, end):
-                _gather(z, narrow[stream], node, classes, starts, sources)
-                bond = narrow_bonds[stream, node]
+                _gather(z, projected[stream], node, classes, starts, sources)
+                bond = projected_bonds[stream, node]
                 for k in range(rank):
                     result[k] += max(scale[node] * z[k] + bond[k], np.float32(0))
             for k in range(rank):
-                result[k] /= np.float32(end - begin)
+                result[k] /= np.float32(max(end - begin, 1))
     return out
 
 
@@ -195,35 +202,54 @@ def readout_own(
 def activate(
     out: Floats,
     values: Floats,
-    taken: Floats,
+    correction: Floats,
     gain: Floats,
     offset: Floats,
-    first: Integers,
+    representatives: Integers,
     scale: Floats,
 ) -> None:
-    """out = scale * relu(gain (values - taken) + offset): (S or 1, C, d), (S, C, d), (S, d) -> (S,
-    C, d)."""
-    streams, rows, width = taken.shape
+    """Subtract a correction, apply BatchNorm and relu: out = scale * relu(gain (values -
+    correction) + offset).
+
+    Args:
+        out: (S, C, d) output buffer.
+        values: (S or 1, C, d).
+        correction: (S, C, d).
+        gain, offset: (S, d).
+        representatives: (C,) one node of each class.
+        scale: (N,).
+    """
+    streams, rows, width = correction.shape
     for stream in range(streams):
-        high, low = gain[stream], offset[stream]
+        stream_gain, stream_offset = gain[stream], offset[stream]
         for row in range(rows):
-            left, right, result = (
-                values[stream if len(values) > 1 else 0, row],
-                taken[stream, row],
-                out[stream, row],
-            )
-            factor = scale[first[row]]
+            left = values[stream if len(values) > 1 else 0, row]
+            right = correction[stream, row]
+            result = out[stream, row]
+            factor = scale[representatives[row]]
             for column in range(width):
                 result[column] = (
-                    max((left[column] - right[column]) * high[column] + low[column], np.float32(0))
+                    max(
+                        (left[column] - right[column]) * stream_gain[column]
+                        + stream_offset[column],
+                        np.float32(0),
+                    )
                     * factor
                 )
 
 
 @kernel
-def weigh(z: Floats, weights: Floats, graph: Integers) -> Floats:
-    """Each expert's part times its weight: z (C, r, S, K'), weights (G, S, K), graph (C,) -> (S, C,
-    K * r)."""
+def weight_projections(z: Floats, weights: Floats, graph: Integers) -> Floats:
+    """Multiply every expert's projection by its routing weight.
+
+    Args:
+        z: (C, r, S, K').
+        weights: (G, S, K).
+        graph: (C,) graph of each class.
+
+    Returns:
+        (S, C, K * r).
+    """
     rows, rank, streams, _ = z.shape
     experts = weights.shape[2]
     out = np.empty((streams, rows, experts * rank), np.float32)
@@ -237,18 +263,25 @@ def weigh(z: Floats, weights: Floats, graph: Integers) -> Floats:
 
 
 @kernel
-def mean_differences(outputs: Floats, own: Integers) -> Floats:
-    """Mean absolute difference of every expert's output from the own expert's: (K, S, G, d), (S,)
-    -> (G, S, K)."""
+def mean_absolute_differences(outputs: Floats, target_expert: Integers) -> Floats:
+    """Compute the mean absolute difference between every expert's output and the target expert's.
+
+    Args:
+        outputs: (K, S, G, d).
+        target_expert: (S,) index of the expert of each stream's task.
+
+    Returns:
+        (G, S, K).
+    """
     experts, streams, graphs, width = outputs.shape
     out = np.empty((graphs, streams, experts), np.float32)
     for graph in range(graphs):
         for stream in range(streams):
-            mine = outputs[own[stream], stream, graph]
+            target = outputs[target_expert[stream], stream, graph]
             for expert in range(experts):
-                other = outputs[expert, stream, graph]
+                output = outputs[expert, stream, graph]
                 total = np.float32(0)
                 for column in range(width):
-                    total += abs(other[column] - mine[column])
+                    total += abs(output[column] - target[column])
                 out[graph, stream, expert] = total / np.float32(width)
     return out

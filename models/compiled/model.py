@@ -1,15 +1,16 @@
-"""The unified model for many molecules at a time on a CPU: the same answers as
-`models.experts.unified`, for a fraction of the work.
+"""The unified model compiled for the CPU: the answers of `models.experts.unified` for many
+molecules at a time, at a fraction of the cost.
 
-- **Nothing is computed twice.** A node's state after l layers is a function of its surroundings up
-  to l bonds away. Nodes that cannot differ are one class (`models.compiled.batch`, exact), and a
-  layer is computed once per class: over the whole batch where each task's own adapter is used,
-  within each molecule where the router gives every molecule weights of its own.
-- **Products are folded.** What an adapter projects is a product with the layer's weights, which are
-  multiplied in advance; bond embeddings and biases are one product with counts of bonds; BatchNorm
-  is a factor and an offset.
-- **The last layer is never computed for nodes.** No relu follows it, so that the mean over the
-  atoms goes before the product; only the adapters' few columns are needed for each node.
+- **Equivalent nodes are computed once.** A node's state after l layers is a function of its
+  surroundings up to l bonds away. Nodes with equal surroundings are one class
+  (`models.compiled.batch`, exact), and a layer is computed once per class: over the whole batch
+  where every stream uses one adapter, within each molecule where the router weighs the experts
+  for every molecule.
+- **Products are folded** (`models.compiled.fold`). The adapters' projections are products with the
+  layer's weights and are multiplied in advance; bond embeddings and biases are one product with
+  counts of bonds; BatchNorm is a factor and an offset.
+- **The last layer is never computed for nodes.** No relu follows it, so the mean over the atoms
+  is taken before the product; only the adapters' few columns are needed for every node.
 - **The rest is loops in the cache** (`models.compiled.kernels`): messages, adapter, BatchNorm and
   relu in one, and the router's transport problems.
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.compiled import kernels
-from models.compiled.batch import Classes, PreparedBatch, graph_sums, readout_weights
+from models.compiled.batch import Classes, CompiledBatch, graph_sums, readout_weights
 from models.compiled.fold import ExpertSelection, FoldedLayer, fold_layer
 from models.compiled.transport import transport_distances
 from models.data.batch import GraphBatch
@@ -37,32 +38,39 @@ from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedModel, Unifi
 from models.networks.hu2020 import Backbone
 from models.task import select_tasks
 
-_LEAST_EPSILON = 0.05
-_MOST_TOLERANCE = 60.0  # in units of epsilon: beyond both, the kernel's numbers would leave float32
-_BLOCK_ROWS = 512  # of a product: what it reads and writes then stays in the cache
-_MOST_ROWS = 4096  # of all streams together that are worked on at a time
+_MIN_EPSILON = 0.05
+_MAX_TOLERANCE = 60.0  # in units of epsilon; beyond both limits exponentials leave float32
+_BLOCK_ROWS = 512  # rows of a product at a time, so that its operands stay in the cache
+_CHUNK_ROWS = 4096  # rows of all streams together that are computed at a time
 
 
-class _Room:
-    """Memory that is used again and again during one call: fresh pages cost more than what is
-    written to them."""
+class Workspace:
+    """Scratch buffers reused within one call; page-faulting new memory costs more than writing to
+    it.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A tensor of this shape, unfilled, in place of the last one of this name."""
+        """Return an uninitialised tensor of this shape. It shares memory with the last one of this
+        name.
+        """
         size = math.prod(shape)
-        if name not in self._held or len(self._held[name]) < size:
-            self._held[name] = torch.empty(size)
-        return self._held[name][:size].view(shape)
+        if name not in self._buffers or len(self._buffers[name]) < size:
+            self._buffers[name] = torch.empty(size)
+        return self._buffers[name][:size].view(shape)
 
 
 class CompiledModel:
-    """Answers as the `UnifiedModel` that it was made from does, with stored statistics, on the CPU,
-    in float32.
+    """A `UnifiedModel` with stored statistics, compiled for the CPU in float32.
 
-    It keeps none of that model's tensors but the embeddings and the heads.
+    Its answers are those of the model that it was made from, up to rounding. It keeps none of that
+    model's tensors but the embeddings and the heads.
+
+    Attributes:
+        tasks: names of the tasks.
+        site_names: names of the sites, `layer_0` to `layer_{L-1}` and `graph`.
     """
 
     def __init__(self, model: UnifiedModel) -> None:
@@ -80,10 +88,8 @@ class CompiledModel:
         )
         self._layers = [fold_layer(model, layer) for layer in range(backbone.config.num_layers)]
         # (K, d, r) and (K, r, d)
-        self._graph_down, self._graph_up = (
-            model.bank.down[-1].movedim(1, 0).contiguous(),
-            model.bank.up[-1].clone(),
-        )
+        self._graph_down = model.bank.down[-1].movedim(1, 0).contiguous()
+        self._graph_up = model.bank.up[-1].clone()
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -92,24 +98,25 @@ class CompiledModel:
 
     @property
     def num_bytes(self) -> int:
-        """Of all tensors that it holds."""
+        """Memory of all tensors of the model, in bytes."""
         tensors = [*self._embeddings, self._graph_down, self._graph_up, *self._heads.parameters()]
         tensors += [value for layer in self._layers for value in vars(layer).values()]
         return sum(value.numel() * value.element_size() for value in tensors)
 
     @staticmethod
     def supports(model: UnifiedModel) -> bool:
-        """Whether a model can be compiled: a GCN for molecules on the CPU, tasks on graphs, and a
-        router that solves the plain entropic problem."""
+        """Check whether a model can be compiled.
+
+        It must be a GCN for molecules on the CPU whose tasks are answers of graphs, with a router
+        that solves the plain entropic problem.
+        """
         router = model.router
-        plain = (
-            router.solver == "sinkhorn" and not router.debias and router.epsilon >= _LEAST_EPSILON
-        )
+        plain = router.solver == "sinkhorn" and not router.debias and router.epsilon >= _MIN_EPSILON
         if set(model.levels.values()) != {"graph"}:
             return False
         return (
             plain
-            and router.tolerance / router.epsilon <= _MOST_TOLERANCE
+            and router.tolerance / router.epsilon <= _MAX_TOLERANCE
             and model.backbone.config.kind == "gcn"
             and model.bank.up.is_cpu
         )
@@ -121,17 +128,19 @@ class CompiledModel:
         tasks: Sequence[str] | None = None,
         routing: Routing = DEFAULT_ROUTING,
     ) -> UnifiedOutput:
-        """As `UnifiedModel.forward`, with stored statistics."""
+        """Answer tasks for a batch: see `UnifiedModel.forward`, with stored statistics."""
         if routing not in get_args(Routing):
             raise InvalidInputError(f"got routing {routing!r}, expected one of {get_args(Routing)}")
         names, positions = select_tasks(self.tasks, tasks)
-        asked, graphs, room = ExpertSelection(positions), PreparedBatch.from_batch(batch), _Room()
+        selection = ExpertSelection(positions)
+        graphs = CompiledBatch.from_batch(batch)
+        workspace = Workspace()
         answer = (
-            self._mixed
+            self._mixed_pass
             if routing != "own" and self._router.mixes(len(self._layers) - 2, len(self._layers))
-            else self._own
+            else self._single_adapter_pass
         )
-        h, weights = answer(graphs, asked, routing, room)
+        h, weights = answer(graphs, selection, routing, workspace)
         logits = {
             task: self._heads[position](h[k])
             for k, (task, position) in enumerate(zip(names, positions, strict=True))
@@ -139,396 +148,474 @@ class CompiledModel:
         mixed = {task: weights[:, :, k] for k, task in enumerate(names)}
         return UnifiedOutput(logits, mixed, self.targets)
 
-    def _own(
-        self, graphs: PreparedBatch, asked: ExpertSelection, routing: Routing, room: _Room
+    def _single_adapter_pass(
+        self,
+        graphs: CompiledBatch,
+        selection: ExpertSelection,
+        routing: Routing,
+        workspace: Workspace,
     ) -> tuple[Tensor, Tensor]:
-        """Streams with their own adapters, up to the last layer: there and at the graph site they
-        may mix.
+        """Run every stream with its own adapter up to the last layer, where experts may be mixed,
+        as at the graph site.
 
         Returns:
-            (S, G, d) graph embeddings and (G, L + 1, S, K) weights.
+            (S, G, d) graph embeddings and (G, L + 1, S, K) routing weights.
         """
         classes = graphs.classes(len(self._layers) - 1, by_graph=False)
-        sums = [graphs.bond_sums(first) for first in classes.first[1:]]
-        bonds = [
-            (part @ layer.wide[1]).numpy() for part, layer in zip(sums, self._layers, strict=False)
+        sums = [
+            graphs.bond_sums(representatives) for representatives in classes.representatives[1:]
         ]
-        # Streams have nothing to do with each other: as many at a time as stay in the cache
-        # together.
-        at_once = max(1, _MOST_ROWS // max(map(len, classes.first)))
+        bonds = [
+            (chunk @ layer.convolution[1]).numpy()
+            for chunk, layer in zip(sums, self._layers, strict=False)
+        ]
+        # Streams are independent: as many at a time as fit the cache.
+        streams_per_chunk = max(1, _CHUNK_ROWS // max(map(len, classes.representatives)))
         mixes_last = routing != "own" and self._router.mixes(
             len(self._layers) - 1, len(self._layers)
         )
-        parts = [
-            self._own_streams(graphs, classes, sums, bonds, part, mixes_last, room)
-            for part in asked.split(at_once)
+        chunks = [
+            self._single_adapter_chunk(graphs, classes, sums, bonds, chunk, mixes_last, workspace)
+            for chunk in selection.split(streams_per_chunk)
         ]
-        means, seen = (torch.cat(each) for each in zip(*parts, strict=True))
-        one_hot = self._one_hot(graphs, asked)
+        means, projected = (torch.cat(tensors) for tensors in zip(*chunks, strict=True))
+        one_hot = self._one_hot(graphs, selection)
         weights = [one_hot] * (len(self._layers) - 1)
-        taken, mixed = (
-            self._mix_last(graphs, seen, classes.of_node[-1], weights, asked, routing)
+        correction, mixed = (
+            self._mix_last_layer(
+                graphs, projected, classes.of_node[-1], weights, selection, routing
+            )
             if mixes_last
-            else (seen, one_hot)
+            else (projected, one_hot)
         )
-        h, weights = self._normalise_last(means, taken, asked), [*weights, mixed]
+        h, weights = self._normalise_last(means, correction, selection), [*weights, mixed]
         if routing != "own":
             return (self._merge_graphs if routing == "merged" else self._mix_graphs)(
-                h, weights, asked
+                h, weights, selection
             )
-        h = h - (h @ asked.of(self._graph_down)).relu_() @ asked.of(self._graph_up)
+        h = h - (h @ selection.select(self._graph_down)).relu_() @ selection.select(self._graph_up)
         return h, torch.stack([*weights, one_hot], 1)
 
-    def _own_streams(
+    def _single_adapter_chunk(
         self,
-        graphs: PreparedBatch,
+        graphs: CompiledBatch,
         classes: Classes,
         sums: list[Tensor],
         bonds: list[NDArray[np.float32]],
-        asked: ExpertSelection,
+        selection: ExpertSelection,
         mixes_last: bool,
-        room: _Room,
+        workspace: Workspace,
     ) -> tuple[Tensor, Tensor]:
-        """Some of the streams: the readout of the last layer before its adapters, (S, G, d), and
-        with `mixes_last` what all adapters see of the classes before it, (S, C, K * r), else what
-        the own ones take from the readout, (S, G, d)."""
-        h = self._embed(graphs, classes.first[0]).expand(len(asked), -1, -1).contiguous()
+        """Run some streams of `_single_adapter_pass`.
+
+        Returns:
+            (S, G, d) readout of the last layer before its adapters; and what is still needed to
+            correct it: with `mixes_last` all adapters' projections of the classes before the last
+            layer, (S, C, K * r), else the corrections by the streams' own adapters, (S, G, d).
+        """
+        h = (
+            self._embed(graphs, classes.representatives[0])
+            .expand(len(selection), -1, -1)
+            .contiguous()
+        )
         for level, layer in enumerate(self._layers[:-1]):
-            narrow, narrow_bonds = layer.of_experts(asked)
-            values = room.take("values", *h.shape)
-            _product(h, layer.wide[0], values)
-            seen = kernels.project(h.numpy(), narrow.numpy())
-            h = room.take("h", len(asked), len(classes.first[level + 1]), h.shape[-1])
-            kernels.aggregate_own(
+            projection, projection_bonds = layer.for_experts(selection)
+            values = workspace.take("values", *h.shape)
+            _product(h, layer.convolution[0], values)
+            projected = kernels.project(h.numpy(), projection.numpy())
+            h = workspace.take(
+                "h", len(selection), len(classes.representatives[level + 1]), h.shape[-1]
+            )
+            kernels.single_adapter_layer(
                 h.numpy(),
                 values.numpy(),
-                seen,
+                projected,
                 bonds[level],
-                torch.matmul(sums[level], narrow_bonds).numpy(),
-                asked.of(layer.up).numpy(),
-                asked.of(layer.gain).numpy(),
-                asked.of(layer.offset).numpy(),
-                classes.first[level + 1],
+                torch.matmul(sums[level], projection_bonds).numpy(),
+                selection.select(layer.up).numpy(),
+                selection.select(layer.gain).numpy(),
+                selection.select(layer.offset).numpy(),
+                classes.representatives[level + 1],
                 classes.of_node[level],
                 *graphs.edges,
                 graphs.scale,
             )
-        layer, of_node, means = (
-            self._layers[-1],
-            classes.of_node[-1],
-            self._read_out(graphs, h, classes.of_node[-1]),
-        )
+        layer = self._layers[-1]
+        of_node = classes.of_node[-1]
+        means = self._read_out(graphs, h, classes.of_node[-1])
         if mixes_last:
-            projected = torch.empty(*h.shape[:2], layer.narrow[0].shape[1])
-            _product(h, layer.narrow[0], projected)
-            return means, projected
-        narrow, narrow_bonds = layer.of_experts(asked)
-        seen, seen_bonds = (
-            kernels.project(h.numpy(), narrow.numpy()),
-            torch.matmul(graphs.bond_sums(None), narrow_bonds).numpy(),
+            all_projected = torch.empty(*h.shape[:2], layer.projection[0].shape[1])
+            _product(h, layer.projection[0], all_projected)
+            return means, all_projected
+        projection, projection_bonds = layer.for_experts(selection)
+        projected = kernels.project(h.numpy(), projection.numpy())
+        projected_bonds = torch.matmul(graphs.bond_sums(None), projection_bonds).numpy()
+        z = kernels.single_adapter_readout(
+            projected, projected_bonds, of_node, *graphs.edges, graphs.scale, graphs.graph_starts
         )
-        z = kernels.readout_own(
-            seen, seen_bonds, of_node, *graphs.edges, graphs.scale, graphs.begins
-        )
-        return means, torch.from_numpy(z) @ asked.of(layer.up)
+        return means, torch.from_numpy(z) @ selection.select(layer.up)
 
-    def _mixed(
-        self, graphs: PreparedBatch, asked: ExpertSelection, routing: Routing, room: _Room
+    def _mixed_pass(
+        self,
+        graphs: CompiledBatch,
+        selection: ExpertSelection,
+        routing: Routing,
+        workspace: Workspace,
     ) -> tuple[Tensor, Tensor]:
-        """Streams with all adapters, weighed for every graph: as `_own`."""
-        parts = [
-            self._mixed_graphs(part, asked, routing, room)
-            for part, _ in graphs.parts(max(1, _MOST_ROWS // len(asked)))
+        """Run streams with all adapters, mixed by the router's weights in every layer that mixes.
+
+        Returns:
+            As `_single_adapter_pass`.
+        """
+        chunks = [
+            self._mixed_chunk(chunk, selection, routing, workspace)
+            for chunk, _ in graphs.chunks(max(1, _CHUNK_ROWS // len(selection)))
         ]
-        return torch.cat([h for h, _ in parts], 1), torch.cat([weights for _, weights in parts])
+        return torch.cat([h for h, _ in chunks], 1), torch.cat([weights for _, weights in chunks])
 
-    def _mixed_graphs(
-        self, graphs: PreparedBatch, asked: ExpertSelection, routing: Routing, room: _Room
+    def _mixed_chunk(
+        self,
+        graphs: CompiledBatch,
+        selection: ExpertSelection,
+        routing: Routing,
+        workspace: Workspace,
     ) -> tuple[Tensor, Tensor]:
-        """`_mixed` for as many graphs as stay in the cache together."""
+        """Run `_mixed_pass` for graphs that fit the cache together."""
         answer = self._merge_layer if routing == "merged" else self._mix_layer
         classes = graphs.classes(len(self._layers) - 1, by_graph=True)
-        h = self._embed(graphs, classes.first[0])
+        h = self._embed(graphs, classes.representatives[0])
         weights: list[Tensor] = []
         for level, layer in enumerate(self._layers[:-1]):
-            first, values = (
-                classes.first[level + 1],
-                room.take("values", *h.shape[:2], layer.linear.shape[1]),
-            )
+            representatives = classes.representatives[level + 1]
+            values = workspace.take("values", *h.shape[:2], layer.linear.shape[1])
             _product(h, layer.linear, values)
-            passed, mixed, weighed = answer(graphs, classes, values, weights, asked, room)
-            weights.append(weighed)
-            taken, h = (
-                room.take(name, len(asked), len(first), h.shape[-1]) for name in ("values", "h")
+            messages, mixed, layer_weights = answer(
+                graphs, classes, values, weights, selection, workspace
             )
-            _product(mixed, layer.up.flatten(0, 1), taken)
-            gain, offset = asked.of(layer.gain).numpy(), asked.of(layer.offset).numpy()
+            weights.append(layer_weights)
+            correction, h = (
+                workspace.take(name, len(selection), len(representatives), h.shape[-1])
+                for name in ("values", "h")
+            )
+            _product(mixed, layer.up.flatten(0, 1), correction)
+            gain = selection.select(layer.gain).numpy()
+            offset = selection.select(layer.offset).numpy()
             kernels.activate(
-                h.numpy(), passed.numpy(), taken.numpy(), gain, offset, first, graphs.scale
+                h.numpy(),
+                messages.numpy(),
+                correction.numpy(),
+                gain,
+                offset,
+                representatives,
+                graphs.scale,
             )
-        of_node, narrow = classes.of_node[-1], self._layers[-1].narrow[0]
-        projected = room.take("values", *h.shape[:2], narrow.shape[1])
-        _product(h, narrow, projected)
-        taken, last = self._mix_last(graphs, projected, of_node, weights, asked, routing)
-        h = self._normalise_last(self._read_out(graphs, h, of_node), taken, asked)
+        of_node, projection = classes.of_node[-1], self._layers[-1].projection[0]
+        projected = workspace.take("values", *h.shape[:2], projection.shape[1])
+        _product(h, projection, projected)
+        correction, last = self._mix_last_layer(
+            graphs, projected, of_node, weights, selection, routing
+        )
+        h = self._normalise_last(self._read_out(graphs, h, of_node), correction, selection)
         return (self._merge_graphs if routing == "merged" else self._mix_graphs)(
-            h, [*weights, last], asked
+            h, [*weights, last], selection
         )
 
     def _mix_layer(
         self,
-        graphs: PreparedBatch,
+        graphs: CompiledBatch,
         classes: Classes,
         values: Tensor,
-        before: list[Tensor],
-        asked: ExpertSelection,
-        room: _Room,
+        previous_weights: list[Tensor],
+        selection: ExpertSelection,
+        workspace: Workspace,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Messages of the layer after those whose weights are `before`: what goes on (S or 1, C',
-        d), the adapters' parts (S, C', K * r) times their weights, and these (G, S, K). `values` (S
-        or 1, C, d + K * r) are the product with the layer's weights."""
-        level = len(before)
-        layer, first = self._layers[level], classes.first[level + 1]
-        passed = room.take("passed", len(values), len(first), len(layer.linear))
-        where = first, classes.of_node[level], *graphs.edges, graphs.scale
-        sizes = len(asked), len(self.tasks), layer.squares.shape[-1]
+        """Aggregate one layer and route it, layer `len(previous_weights)`.
+
+        Args:
+            values: (S or 1, C, d + K * r) product with the layer's weights.
+            previous_weights: routing weights of the layers before, (G, S, K) each.
+
+        Returns:
+            (S or 1, C', d) messages, (S, C', K * r) the adapters' projections times their weights,
+            and (G, S, K) the weights.
+        """
+        level = len(previous_weights)
+        layer, representatives = self._layers[level], classes.representatives[level + 1]
+        messages = workspace.take("messages", len(values), len(representatives), len(layer.linear))
+        where = representatives, classes.of_node[level], *graphs.edges, graphs.scale
+        sizes = len(selection), len(self.tasks), layer.self_gram.shape[-1]
         z = kernels.aggregate(
-            passed.numpy(),
+            messages.numpy(),
             values.numpy(),
-            (graphs.bond_sums(first) @ layer.bonds).numpy(),
+            (graphs.bond_sums(representatives) @ layer.bonds).numpy(),
             *where,
             *sizes,
         )
         mixes = self._router.mixes(level, len(self._layers))
         weights = (
-            self._route(graphs, layer, z, classes.of_node[level + 1], asked)
+            self._route(graphs, layer, z, classes.of_node[level + 1], selection)
             if mixes
-            else self._one_hot(graphs, asked)
+            else self._one_hot(graphs, selection)
         )
         return (
-            passed,
-            torch.from_numpy(kernels.weigh(z, weights.numpy(), graphs.graph[first])),
+            messages,
+            torch.from_numpy(
+                kernels.weight_projections(z, weights.numpy(), graphs.graph[representatives])
+            ),
             weights,
         )
 
     def _merge_layer(
         self,
-        graphs: PreparedBatch,
+        graphs: CompiledBatch,
         classes: Classes,
         values: Tensor,
-        before: list[Tensor],
-        asked: ExpertSelection,
-        _: _Room,
+        previous_weights: list[Tensor],
+        selection: ExpertSelection,
+        _: Workspace,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`_mix_layer` where the adapters' parameters are averaged; the mean of their `up` is left
-        to the product that comes after it."""
-        level = len(before)
-        layer, first, weights = (
-            self._layers[level],
-            classes.first[level + 1],
-            self._one_hot(graphs, asked),
-        )
+        """Do as `_mix_layer` with the adapters' parameters averaged. The mean of their `up`
+        matrices is left to the product that follows.
+        """
+        level = len(previous_weights)
+        layer = self._layers[level]
+        representatives = classes.representatives[level + 1]
+        weights = self._one_hot(graphs, selection)
         both = _messages(
-            graphs, values, graphs.bond_sums(first) @ layer.bonds, first, classes.of_node[level]
+            graphs,
+            values,
+            graphs.bond_sums(representatives) @ layer.bonds,
+            representatives,
+            classes.of_node[level],
         )
-        passed, seen = (
-            both[..., : len(layer.linear)].contiguous(),
-            both[..., len(layer.linear) :].unflatten(2, layer.up.shape[:2]),
-        )
+        messages = both[..., : len(layer.linear)].contiguous()
+        projected = both[..., len(layer.linear) :].unflatten(2, layer.up.shape[:2])
         if self._router.mixes(level, len(self._layers)):
-            weights = self._share(graphs, layer, seen, classes.of_node[level + 1], before, asked)
-        by_class = weights[torch.from_numpy(graphs.graph[first])].transpose(0, 1)
+            weights = self._shared_weights(
+                graphs, layer, projected, classes.of_node[level + 1], previous_weights, selection
+            )
+        by_class = weights[torch.from_numpy(graphs.graph[representatives])].transpose(0, 1)
         return (
-            passed,
-            (_averaged(seen, by_class).unsqueeze(2) * by_class.unsqueeze(3)).flatten(2),
+            messages,
+            (_averaged(projected, by_class).unsqueeze(2) * by_class.unsqueeze(3)).flatten(2),
             weights,
         )
 
-    def _mix_last(
+    def _mix_last_layer(
         self,
-        graphs: PreparedBatch,
+        graphs: CompiledBatch,
         projected: Tensor,
         of_node: NDArray[np.int64],
-        before: list[Tensor],
-        asked: ExpertSelection,
+        previous_weights: list[Tensor],
+        selection: ExpertSelection,
         routing: Routing,
     ) -> tuple[Tensor, Tensor]:
-        """What the adapters of the last layer take from the readout, (S, G, d), and their weights
-        (G, S, K).
+        """Compute the last layer's correction of the readout and its routing weights.
 
         Args:
-            projected: (S or 1, C, K * r) what they see of the classes before the layer.
-            of_node: (N,) which of them a node is.
-            before: weights of the layers before.
+            projected: (S or 1, C, K * r) the adapters' projections of the classes before the layer.
+            of_node: (N,) class of each node.
+            previous_weights: routing weights of the layers before.
+
+        Returns:
+            (S, G, d) correction and (G, S, K) weights.
         """
         found, begin = [], 0
-        answer = self._merge_part if routing == "merged" else self._mix_part
-        for part, here in graphs.parts(max(1, _MOST_ROWS // len(asked))):
-            end = begin + part.num_graphs
+        answer = self._merge_last_chunk if routing == "merged" else self._mix_last_chunk
+        for chunk, here in graphs.chunks(max(1, _CHUNK_ROWS // len(selection))):
+            end = begin + chunk.num_graphs
             found.append(
-                answer(part, projected, of_node[here], [each[begin:end] for each in before], asked)
+                answer(
+                    chunk,
+                    projected,
+                    of_node[here],
+                    [weights[begin:end] for weights in previous_weights],
+                    selection,
+                )
             )
             begin = end
-        return torch.cat([taken for taken, _ in found], 1), torch.cat(
+        return torch.cat([correction for correction, _ in found], 1), torch.cat(
             [weights for _, weights in found]
         )
 
-    def _mix_part(
+    def _mix_last_chunk(
         self,
-        graphs: PreparedBatch,
+        graphs: CompiledBatch,
         projected: Tensor,
         of_node: NDArray[np.int64],
         _: list[Tensor],
-        asked: ExpertSelection,
+        selection: ExpertSelection,
     ) -> tuple[Tensor, Tensor]:
-        """`_mix_last` for as many graphs as stay in the cache together."""
+        """Run `_mix_last_layer` for graphs that fit the cache together."""
         layer, nodes = self._layers[-1], np.arange(len(graphs.scale))
-        sizes = len(asked), len(self.tasks), layer.squares.shape[-1]
-        where, nothing = (
-            (nodes, of_node, *graphs.edges, graphs.scale),
-            np.empty((len(projected), len(nodes), 0), np.float32),
-        )
+        sizes = len(selection), len(self.tasks), layer.self_gram.shape[-1]
+        where = nodes, of_node, *graphs.edges, graphs.scale
+        nothing = np.empty((len(projected), len(nodes), 0), np.float32)
         z = kernels.aggregate(
             nothing,
             projected.numpy(),
-            (graphs.bond_sums(None) @ layer.narrow[1]).numpy(),
+            (graphs.bond_sums(None) @ layer.projection[1]).numpy(),
             *where,
             *sizes,
         )
-        weights = self._route(graphs, layer, z, nodes, asked)
+        weights = self._route(graphs, layer, z, nodes, selection)
         mean = graphs.mean(torch.from_numpy(z).view(1, len(z), -1), nodes).view(-1, *z.shape[1:])[
             ..., : len(self.tasks)
         ]
         return torch.einsum("grsk,gsk,krd->sgd", mean, weights, layer.up), weights
 
-    def _merge_part(
+    def _merge_last_chunk(
         self,
-        graphs: PreparedBatch,
+        graphs: CompiledBatch,
         projected: Tensor,
         of_node: NDArray[np.int64],
-        before: list[Tensor],
-        asked: ExpertSelection,
+        previous_weights: list[Tensor],
+        selection: ExpertSelection,
     ) -> tuple[Tensor, Tensor]:
-        """`_mix_part` where the adapters' parameters are averaged."""
+        """Do as `_mix_last_chunk` with the adapters' parameters averaged."""
         layer, nodes = self._layers[-1], np.arange(len(graphs.scale))
-        seen = _messages(
-            graphs, projected, graphs.bond_sums(None) @ layer.narrow[1], nodes, of_node
+        node_projected = _messages(
+            graphs, projected, graphs.bond_sums(None) @ layer.projection[1], nodes, of_node
         ).unflatten(2, layer.up.shape[:2])
-        weights = self._share(graphs, layer, seen, nodes, before, asked)
+        weights = self._shared_weights(
+            graphs, layer, node_projected, nodes, previous_weights, selection
+        )
         mean = graphs.mean(
-            _averaged(seen, weights[torch.from_numpy(graphs.graph)].transpose(0, 1)), nodes
+            _averaged(node_projected, weights[torch.from_numpy(graphs.graph)].transpose(0, 1)),
+            nodes,
         )
         return torch.einsum("sgr,gsk,krd->sgd", mean, weights, layer.up), weights
 
-    def _share(
+    def _shared_weights(
         self,
-        graphs: PreparedBatch,
+        graphs: CompiledBatch,
         layer: FoldedLayer,
-        seen: Tensor,
+        projected: Tensor,
         of_node: NDArray[np.int64],
-        before: list[Tensor],
-        asked: ExpertSelection,
+        previous_weights: list[Tensor],
+        selection: ExpertSelection,
     ) -> Tensor:
-        """By what a layer averages parameters, (G, S, K): the weights of the first site that mixes,
-        maybe its own. It sees (S or 1, C, K, r)."""
-        known = self._known(before)
+        """Return the weights (G, S, K) by which a layer averages parameters: those of the first
+        site that mixes, which may be this layer.
+
+        Args:
+            projected: (S or 1, C, K, r) the adapters' projections in this layer.
+            of_node: (N,) class of each node.
+            previous_weights: routing weights of the layers before.
+        """
+        known = self._known_weights(previous_weights)
         if known is not None:
             return known
         z = functional.pad(
-            seen.relu().permute(1, 3, 0, 2), (0, layer.squares.shape[-1] - len(self.tasks))
+            projected.relu().permute(1, 3, 0, 2), (0, layer.self_gram.shape[-1] - len(self.tasks))
         )
         return self._route(
-            graphs, layer, z.expand(-1, -1, len(asked), -1).contiguous().numpy(), of_node, asked
+            graphs,
+            layer,
+            z.expand(-1, -1, len(selection), -1).contiguous().numpy(),
+            of_node,
+            selection,
         )
 
-    def _known(self, before: list[Tensor]) -> Tensor | None:
-        """The weights of the first site that mixes, if it is one of those before."""
+    def _known_weights(self, previous_weights: list[Tensor]) -> Tensor | None:
+        """Return the weights of the first site that mixes, or None if it comes later."""
         layers = len(self._layers)
         first = sum(not self._router.mixes(layer, layers) for layer in range(layers))
-        return before[first] if first < len(before) else None
+        return previous_weights[first] if first < len(previous_weights) else None
 
-    def _one_hot(self, graphs: PreparedBatch, asked: ExpertSelection) -> Tensor:
+    def _one_hot(self, graphs: CompiledBatch, selection: ExpertSelection) -> Tensor:
         return (
-            functional.one_hot(asked.experts, len(self.tasks))
+            functional.one_hot(selection.experts, len(self.tasks))
             .to(self._graph_up.dtype)
             .expand(graphs.num_graphs, -1, -1)
             .contiguous()
         )
 
     def _merge_graphs(
-        self, h: Tensor, before: list[Tensor], asked: ExpertSelection
+        self, h: Tensor, previous_weights: list[Tensor], selection: ExpertSelection
     ) -> tuple[Tensor, Tensor]:
-        """`_mix_graphs` where the adapters' parameters are averaged."""
-        seen = h @ self._graph_down.unsqueeze(1)  # (K, S, G, r)
-        weights = self._known(before)
+        """Do as `_mix_graphs` with the adapters' parameters averaged."""
+        projected = h @ self._graph_down.unsqueeze(1)  # (K, S, G, r)
+        weights = self._known_weights(previous_weights)
         if weights is None:
-            weights = self._weigh_graphs(seen.relu() @ self._graph_up.unsqueeze(1), asked)
-        z = _averaged(seen.permute(1, 2, 0, 3), weights.transpose(0, 1))
+            weights = self._weigh_graphs(projected.relu() @ self._graph_up.unsqueeze(1), selection)
+        z = _averaged(projected.permute(1, 2, 0, 3), weights.transpose(0, 1))
         return h - torch.einsum("sgr,gsk,krd->sgd", z, weights, self._graph_up), torch.stack(
-            [*before, weights], 1
+            [*previous_weights, weights], 1
         )
 
     def _mix_graphs(
-        self, h: Tensor, weights: list[Tensor], asked: ExpertSelection
+        self, h: Tensor, weights: list[Tensor], selection: ExpertSelection
     ) -> tuple[Tensor, Tensor]:
-        """The graph site: h (S, G, d) and the weights of the layers -> as `_mixed`."""
+        """Correct graph embeddings (S, G, d) by the mixed experts.
+
+        Args:
+            weights: routing weights of the layers, (G, S, K) each.
+
+        Returns:
+            As `_single_adapter_pass`.
+        """
         streams, graphs, width = h.shape
         z = (h.reshape(-1, width) @ self._graph_down).relu_()  # (K, S * G, r)
         outputs = (z @ self._graph_up).view(-1, streams, graphs, width)
-        weights = [*weights, self._weigh_graphs(outputs, asked)]
+        weights = [*weights, self._weigh_graphs(outputs, selection)]
         return h - torch.einsum("ksgd,gsk->sgd", outputs, weights[-1]), torch.stack(weights, 1)
 
-    def _weigh_graphs(self, outputs: Tensor, asked: ExpertSelection) -> Tensor:
-        """Weights of the experts at the graph site, (G, S, K), from their outputs (K, S, G, d)."""
-        distances = kernels.mean_differences(outputs.numpy(), asked.experts.numpy())
+    def _weigh_graphs(self, outputs: Tensor, selection: ExpertSelection) -> Tensor:
+        """Compute the routing weights (G, S, K) of the graph site from the outputs (K, S, G, d)."""
+        distances = kernels.mean_absolute_differences(outputs.numpy(), selection.experts.numpy())
         return routing_weights(
             torch.from_numpy(distances), self._router.graph_temperature, self._router.top_k
         )
 
-    def _embed(self, graphs: PreparedBatch, first: NDArray[np.int64]) -> Tensor:
-        """(1, C, d) atom embeddings of the classes before the first layer, times scale."""
-        rows = torch.from_numpy(first)
+    def _embed(self, graphs: CompiledBatch, representatives: NDArray[np.int64]) -> Tensor:
+        """Embed the atoms of every class before the first layer, times `scale`: (1, C, d)."""
+        rows = torch.from_numpy(representatives)
         atoms, chirality = graphs.atoms[rows].unbind(1)
         by_atom, by_chirality = self._embeddings
         return (
             (by_atom[atoms] + by_chirality[chirality]) * torch.from_numpy(graphs.scale)[rows, None]
         )[None]
 
-    def _read_out(self, graphs: PreparedBatch, h: Tensor, of_node: NDArray[np.int64]) -> Tensor:
-        """The mean over each graph of the last convolution's output, without that output: h (S or
-        1, C, d) before the layer -> (S or 1, G, d)."""
-        linear, bonds = self._layers[-1].wide
-        counts = readout_weights(*graphs.edges, graphs.scale, graphs.begins)
-        received = torch.from_numpy(graph_sums(h.numpy(), of_node, counts, graphs.begins))
+    def _read_out(self, graphs: CompiledBatch, h: Tensor, of_node: NDArray[np.int64]) -> Tensor:
+        """Average the last convolution's output over each graph without computing that output: h (S
+        or 1, C, d) before the layer -> (S or 1, G, d).
+        """
+        linear, bonds = self._layers[-1].convolution
+        counts = readout_weights(*graphs.edges, graphs.scale, graphs.graph_starts)
+        received = torch.from_numpy(graph_sums(h.numpy(), of_node, counts, graphs.graph_starts))
         return (
             received @ linear
             + graphs.mean(graphs.bond_sums(None)[None], np.arange(len(graphs.scale))) @ bonds
         )
 
-    def _normalise_last(self, means: Tensor, taken: Tensor, asked: ExpertSelection) -> Tensor:
-        """BatchNorm of the last layer, after which no relu comes, on the readout: (S or 1, G, d)
-        less (S, G, d) -> (S, G, d)."""
+    def _normalise_last(
+        self, means: Tensor, correction: Tensor, selection: ExpertSelection
+    ) -> Tensor:
+        """Subtract the correction from the readout and apply the last layer's BatchNorm, which no
+        relu follows: (S or 1, G, d), (S, G, d) -> (S, G, d).
+        """
         layer = self._layers[-1]
-        return (means - taken) * asked.of(layer.gain).unsqueeze(1) + asked.of(
+        return (means - correction) * selection.select(layer.gain).unsqueeze(1) + selection.select(
             layer.offset
         ).unsqueeze(1)
 
     def _route(
         self,
-        graphs: PreparedBatch,
+        graphs: CompiledBatch,
         layer: FoldedLayer,
         z: NDArray[np.float32],
         of_node: NDArray[np.int64],
-        asked: ExpertSelection,
+        selection: ExpertSelection,
     ) -> Tensor:
-        """Weights of the experts at a layer, (G, S, K)."""
+        """Compute the routing weights (G, S, K) of a layer."""
         router = self._router
-        facing = asked.of(layer.facing).permute(1, 2, 0, 3).contiguous()
-        squares = layer.squares.unsqueeze(2).expand(facing.shape).contiguous()
+        cross_gram = selection.select(layer.cross_gram).permute(1, 2, 0, 3).contiguous()
+        self_gram = layer.self_gram.unsqueeze(2).expand(cross_gram.shape).contiguous()
         problem = router.epsilon, router.tolerance, router.max_iters
-        where = of_node, *graphs.edges, graphs.begins
+        where = of_node, *graphs.edges, graphs.graph_starts
         distances = transport_distances(
-            z, squares.numpy(), facing.numpy(), asked.experts.numpy(), *where, *problem
+            z, self_gram.numpy(), cross_gram.numpy(), selection.experts.numpy(), *where, *problem
         )
         return routing_weights(
             torch.from_numpy(distances)[..., : len(self.tasks)], router.temperature, router.top_k
@@ -536,7 +623,7 @@ class CompiledModel:
 
 
 def _product(h: Tensor, weights: Tensor, out: Tensor) -> None:
-    """out = h @ weights, block by block: (S, C, m) and (m, w) -> (S, C, w)."""
+    """Compute out = h @ weights block by block: (S, C, m), (m, w) -> (S, C, w)."""
     rows, results = h.flatten(0, 1), out.flatten(0, 1)
     for begin in range(0, len(rows), _BLOCK_ROWS):
         block = slice(begin, begin + _BLOCK_ROWS)
@@ -544,21 +631,22 @@ def _product(h: Tensor, weights: Tensor, out: Tensor) -> None:
 
 
 def _messages(
-    graphs: PreparedBatch,
+    graphs: CompiledBatch,
     values: Tensor,
     bonds: Tensor,
-    first: NDArray[np.int64],
+    representatives: NDArray[np.int64],
     of_node: NDArray[np.int64],
 ) -> Tensor:
-    """Messages of each class as they are: (S or 1, C, w) of the classes before and what the bonds
-    add (C', w) -> (S or 1, C', w)."""
+    """Aggregate the messages of every class: (S or 1, C, w) of the previous layer's classes and the
+    bonds' contribution (C', w) -> (S or 1, C', w).
+    """
     out = torch.empty(len(values), *bonds.shape)
-    # all columns go on
+    # the adapters' share is empty: all columns are messages
     kernels.aggregate(
         out.numpy(),
         values.numpy(),
         bonds.numpy(),
-        first,
+        representatives,
         of_node,
         *graphs.edges,
         graphs.scale,
@@ -569,13 +657,17 @@ def _messages(
     return out
 
 
-def _averaged(seen: Tensor, weights: Tensor) -> Tensor:
-    """What an adapter whose `down` is the mean of the experts' makes of what theirs see: (S or 1,
-    C, K, r), (S, C, K) -> (S, C, r)."""
-    return torch.einsum("sckr,sck->scr", seen.expand(len(weights), -1, -1, -1), weights).relu_()
+def _averaged(projected: Tensor, weights: Tensor) -> Tensor:
+    """Apply the mean of the experts' `down` matrices, and relu: projections (S or 1, C, K, r),
+    weights (S, C, K) -> (S, C, r).
+    """
+    return torch.einsum(
+        "sckr,sck->scr", projected.expand(len(weights), -1, -1, -1), weights
+    ).relu_()
 
 
 def fastest(model: UnifiedModel) -> CompiledModel | UnifiedModel:
-    """Compiled, or on a GPU, and for what cannot be compiled, the plain model; its answers are the
-    same."""
+    """Return the compiled model, or the model itself on a GPU and where it cannot be compiled. The
+    answers are the same.
+    """
     return CompiledModel(model) if CompiledModel.supports(model) else model

@@ -1,7 +1,9 @@
-"""The router's transport problems, all of a graph at once: a lane for each stream and expert, for
-numba to put into vectors.
+"""Router kernels: the entropic transport problems of the node sites, for all streams and experts of
+a graph at once.
 
-Source: G-Merging's routing; the problems are those of `models.experts.router.node_distances`.
+The problems of a graph lie side by side in the last axis, one per stream and expert, so that numba
+vectorises over them. Source: G-Merging's routing; the problems are those of
+`models.experts.router.node_distances`.
 """
 
 import math
@@ -10,9 +12,8 @@ import numpy as np
 
 from models.ops.jit import Floats, Integers, kernel
 
-LANES = 8
-"""The number of experts is padded to a multiple of this: eight float32 fill a vector register of
-AVX."""
+SIMD_WIDTH = 8
+"""The number of experts is padded to a multiple of this: eight float32 fill an AVX register."""
 _HALVINGS = 5  # exp(x) is the 32nd power of exp(x / 32), and that is a polynomial
 _THIRD, _FOURTH, _FIFTH, _SIXTH = (np.float32(1 / math.factorial(k)) for k in (3, 4, 5, 6))
 _TINY = np.float32(np.finfo(np.float32).tiny ** 0.5)
@@ -21,30 +22,32 @@ _SATURATED = np.float32(1e30)
 
 @kernel
 def _dot(out: Floats, left: Floats, right: Floats) -> None:
-    """out = sum_k left_k right_k in every lane: left and right (r, W). Four rows at a time, so that
-    sums stay in registers."""
+    """Compute out = sum_k left_k * right_k for every problem: left and right (r, W), out (W,).
+
+    Four rows at a time, so that the sums stay in registers.
+    """
     rank, width = left.shape
     done = rank % 4
-    for lane in range(width):
-        out[lane] = np.float32(0)
+    for problem in range(width):
+        out[problem] = np.float32(0)
     for k in range(done):
-        for lane in range(width):
-            out[lane] += left[k, lane] * right[k, lane]
+        for problem in range(width):
+            out[problem] += left[k, problem] * right[k, problem]
     for k in range(done, rank, 4):
         a0, a1, a2, a3 = left[k], left[k + 1], left[k + 2], left[k + 3]
         b0, b1, b2, b3 = right[k], right[k + 1], right[k + 2], right[k + 3]
-        for lane in range(width):
-            out[lane] += (a0[lane] * b0[lane] + a1[lane] * b1[lane]) + (
-                a2[lane] * b2[lane] + a3[lane] * b3[lane]
+        for problem in range(width):
+            out[problem] += (a0[problem] * b0[problem] + a1[problem] * b1[problem]) + (
+                a2[problem] * b2[problem] + a3[problem] * b3[problem]
             )
 
 
 @kernel
 def transport_distances(
     z: Floats,
-    squares: Floats,
-    facing: Floats,
-    own: Integers,
+    self_gram: Floats,
+    cross_gram: Floats,
+    target_expert: Integers,
     classes: Integers,
     starts: Integers,
     sources: Integers,
@@ -53,33 +56,32 @@ def transport_distances(
     tolerance: float,
     max_iters: int,
 ) -> Floats:
-    """Entropic TWD between every expert's output and the own expert's, per graph and stream
-    (`models.experts.router.node_distances` in scaling form).
+    """Compute the entropic TWD between every expert's output and the target expert's, per graph and
+    stream.
 
-    The sweeps are those of `models.transport.sinkhorn` with u = exp(f / epsilon) and v = exp(g /
-    epsilon): a cost lies in [0, 1], so that nothing overflows while epsilon is at least 0.05. All
-    problems of a graph are worked on together, a lane each, and stop one by one.
+    These are the distances of `models.experts.router.node_distances`. The sweeps are those of
+    `models.transport.sinkhorn` with u = exp(f / epsilon) and v = exp(g / epsilon). A cost lies in
+    [0, 1], so float32 does not overflow while epsilon is at least 0.05. All problems of a graph are
+    solved together, side by side in the last axis, and each stops by itself.
 
     Args:
         z: (C, r, S, K') rectified projections.
-        squares: (r, r, S, K') W_up_i W_up_i^T, the same for every stream.
-        facing: (r, r, S, K') W_up_i W_up_own^T.
-        own: (S,) the own expert of each stream.
-        classes: (N,) which row of z belongs to a node.
-        starts, sources: neighbours of each node; with the node itself, where mass may move.
+        self_gram: (r, r, S, K') W_up_i W_up_i^T, the same for every stream.
+        cross_gram: (r, r, S, K') W_up_i W_up_target^T.
+        target_expert: (S,) index of the expert of each stream's task.
+        classes: (N,) row of `z` of each node.
+        starts, sources: neighbours of each node; mass may move to them and to the node itself.
         graph_starts: (G + 1,).
         epsilon, tolerance, max_iters: see `models.transport.problem.SinkhornParams`.
 
     Returns:
-        (G, S, K').
+        (G, S, K'); 0 for a graph without nodes.
     """
     rows, rank, streams, experts = z.shape
     width = streams * experts
-    flat, squares, facing = (
-        z.reshape(rows, rank, width),
-        squares.reshape(rank, rank, width),
-        facing.reshape(rank, rank, width),
-    )
+    flat = z.reshape(rows, rank, width)
+    self_gram = self_gram.reshape(rank, rank, width)
+    cross_gram = cross_gram.reshape(rank, rank, width)
     graphs = len(graph_starts) - 1
     most_nodes, most_entries = 0, 0
     for graph in range(graphs):
@@ -87,129 +89,127 @@ def transport_distances(
         most_nodes = max(most_nodes, end - begin)
         most_entries = max(most_entries, starts[end] - starts[begin] + end - begin)
     out = np.zeros((graphs, width), np.float32)
-    # what an expert's z is multiplied with for its inner product with the own output
-    ahead = np.empty((most_nodes, rank, width), np.float32)
-    mine, work = np.empty((rank, width), np.float32), np.empty((rank, width), np.float32)
-    norm, own_norm = (
-        np.empty((most_nodes, width), np.float32),
-        np.empty((most_nodes, width), np.float32),
-    )
-    cost, kernel = (
-        np.empty((most_entries, width), np.float32),
-        np.empty((most_entries, width), np.float32),
-    )
-    u, v, total = (
-        np.empty((most_nodes, width), np.float32),
-        np.empty((most_nodes, width), np.float32),
-        np.empty((most_nodes, width), np.float32),
-    )
-    sums, moved, active = (
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-        np.empty(width, np.float32),
-    )
-    column_of, first_of = np.empty(most_entries, np.int64), np.empty(most_nodes + 1, np.int64)
-    enough, sharp = (
-        np.float32(math.exp(tolerance / epsilon)),
-        np.float32(-(0.5**_HALVINGS) / epsilon),
-    )
+    # cross_gram @ z of the target expert: times an expert's z it is the outputs' inner product
+    cross_z = np.empty((most_nodes, rank, width), np.float32)
+    target_z, work = np.empty((rank, width), np.float32), np.empty((rank, width), np.float32)
+    norm = np.empty((most_nodes, width), np.float32)
+    target_norm = np.empty((most_nodes, width), np.float32)
+    cost = np.empty((most_entries, width), np.float32)
+    gibbs = np.empty((most_entries, width), np.float32)
+    u = np.empty((most_nodes, width), np.float32)
+    v = np.empty((most_nodes, width), np.float32)
+    total = np.empty((most_nodes, width), np.float32)
+    sums = np.empty(width, np.float32)
+    change = np.empty(width, np.float32)
+    active = np.empty(width, np.float32)
+    columns, row_starts = np.empty(most_entries, np.int64), np.empty(most_nodes + 1, np.int64)
+    stop_change = np.float32(math.exp(tolerance / epsilon))
+    exponent_scale = np.float32(-(0.5**_HALVINGS) / epsilon)
     for graph in range(graphs):
         begin, nodes = graph_starts[graph], graph_starts[graph + 1] - graph_starts[graph]
         mass = np.float32(1 / max(nodes, 1))
         entries = 0
         for node in range(nodes):
-            first_of[node] = entries
-            column_of[entries] = node
+            row_starts[node] = entries
+            columns[entries] = node
             entries += 1
             for entry in range(starts[begin + node], starts[begin + node + 1]):
-                column_of[entries] = sources[entry] - begin
+                columns[entries] = sources[entry] - begin
                 entries += 1
-        first_of[nodes] = entries
+        row_starts[nodes] = entries
         for node in range(nodes):
             row = flat[classes[begin + node]]
             for k in range(rank):
                 for stream in range(streams):
-                    value = row[k, stream * experts + own[stream]]
-                    for lane in range(stream * experts, (stream + 1) * experts):
-                        mine[k, lane] = value
+                    value = row[k, stream * experts + target_expert[stream]]
+                    for problem in range(stream * experts, (stream + 1) * experts):
+                        target_z[k, problem] = value
             for k in range(rank):
-                _dot(work[k], squares[k], row)
-                _dot(ahead[node, k], facing[k], mine)
+                _dot(work[k], self_gram[k], row)
+                _dot(cross_z[node, k], cross_gram[k], target_z)
             _dot(sums, work, row)
-            for lane in range(width):
-                norm[node, lane] = math.sqrt(max(sums[lane], np.float32(0)))
-                u[node, lane] = np.float32(1)
-                v[node, lane] = np.float32(1)
+            for problem in range(width):
+                norm[node, problem] = math.sqrt(max(sums[problem], np.float32(0)))
+                u[node, problem] = np.float32(1)
+                v[node, problem] = np.float32(1)
             for stream in range(streams):
-                value = norm[node, stream * experts + own[stream]]
-                for lane in range(stream * experts, (stream + 1) * experts):
-                    own_norm[node, lane] = value
+                value = norm[node, stream * experts + target_expert[stream]]
+                for problem in range(stream * experts, (stream + 1) * experts):
+                    target_norm[node, problem] = value
         for node in range(nodes):
             row = flat[classes[begin + node]]
-            for entry in range(first_of[node], first_of[node + 1]):
-                column = column_of[entry]
-                _dot(sums, row, ahead[column])
-                for lane in range(width):
-                    length = norm[node, lane] * own_norm[column, lane]
-                    cosine = sums[lane] / max(length, _TINY) if length > _TINY else np.float32(0)
+            for entry in range(row_starts[node], row_starts[node + 1]):
+                column = columns[entry]
+                _dot(sums, row, cross_z[column])
+                for problem in range(width):
+                    length = norm[node, problem] * target_norm[column, problem]
+                    cosine = sums[problem] / max(length, _TINY) if length > _TINY else np.float32(0)
                     value = min(
                         max(np.float32(1) - cosine, np.float32(0)), np.float32(2)
                     ) * np.float32(0.5)
-                    # Two zero outputs are equal: no distance, as in models.twd.
+                    # Two zero outputs are equal: cost 0, as in models.transport.twd.
                     value = (
-                        np.float32(0) if norm[node, lane] + own_norm[column, lane] == 0 else value
+                        np.float32(0)
+                        if norm[node, problem] + target_norm[column, problem] == 0
+                        else value
                     )
-                    cost[entry, lane] = value
-                    # exp(-cost / epsilon) to 2e-6 of itself, for exponents down to -20: a
-                    # polynomial and squares go in vectors, a call does not
-                    x = value * sharp
+                    cost[entry, problem] = value
+                    # exp(-cost / epsilon) by a polynomial and squarings, which vectorise where a
+                    # call to exp does not. Relative error: 3e-6 at an exponent of -10, 4e-4 at
+                    # -20, the least that an epsilon of 0.05 allows.
+                    x = value * exponent_scale
                     p = x * (x * (x * (x * _SIXTH + _FIFTH) + _FOURTH) + _THIRD) + np.float32(0.5)
                     p = x * (x * p + np.float32(1)) + np.float32(1)
                     for _ in range(_HALVINGS):
                         p = p * p
-                    kernel[entry, lane] = p
-        for lane in range(width):
-            active[lane] = np.float32(1)
+                    gibbs[entry, problem] = p
+        for problem in range(width):
+            active[problem] = np.float32(1)
         for _ in range(max_iters):
-            for lane in range(width):
-                moved[lane] = np.float32(1)
+            for problem in range(width):
+                change[problem] = np.float32(1)
             for node in range(nodes):
-                for lane in range(width):
-                    sums[lane] = np.float32(0)
-                    total[node, lane] = np.float32(0)
-                for entry in range(first_of[node], first_of[node + 1]):
-                    column = column_of[entry]
-                    for lane in range(width):
-                        sums[lane] += kernel[entry, lane] * v[column, lane]
-                # sum |f - f_previous| < tolerance as a product of ratios, which needs no logarithm;
-                # beyond `enough` it does not matter
-                for lane in range(width):
-                    before = u[node, lane]
-                    update = mass / sums[lane]
+                for problem in range(width):
+                    sums[problem] = np.float32(0)
+                    total[node, problem] = np.float32(0)
+                for entry in range(row_starts[node], row_starts[node + 1]):
+                    column = columns[entry]
+                    for problem in range(width):
+                        sums[problem] += gibbs[entry, problem] * v[column, problem]
+                # The test sum |f - f_previous| < tolerance as a product of ratios of u, without a
+                # logarithm; capped so that it stays finite.
+                for problem in range(width):
+                    before = u[node, problem]
+                    update = mass / sums[problem]
                     ratio = update / before
-                    moved[lane] = min(moved[lane] * max(ratio, np.float32(1) / ratio), _SATURATED)
-                    u[node, lane] = update if active[lane] > 0 else before
+                    change[problem] = min(
+                        change[problem] * max(ratio, np.float32(1) / ratio), _SATURATED
+                    )
+                    u[node, problem] = update if active[problem] > 0 else before
             for node in range(nodes):
-                for entry in range(first_of[node], first_of[node + 1]):
-                    column = column_of[entry]
-                    for lane in range(width):
-                        total[column, lane] += kernel[entry, lane] * u[node, lane]
+                for entry in range(row_starts[node], row_starts[node + 1]):
+                    column = columns[entry]
+                    for problem in range(width):
+                        total[column, problem] += gibbs[entry, problem] * u[node, problem]
             for node in range(nodes):
-                for lane in range(width):
-                    v[node, lane] = mass / total[node, lane]
-            busy = np.float32(0)
-            for lane in range(width):
-                still = active[lane] if moved[lane] >= enough else np.float32(0)
-                active[lane] = still
-                busy += still
-            if busy == 0:
+                for problem in range(width):
+                    v[node, problem] = mass / total[node, problem]
+            num_active = np.float32(0)
+            for problem in range(width):
+                still = active[problem] if change[problem] >= stop_change else np.float32(0)
+                active[problem] = still
+                num_active += still
+            if num_active == 0:
                 break
         result = out[graph]
         for node in range(nodes):
-            for entry in range(first_of[node], first_of[node + 1]):
-                column = column_of[entry]
-                for lane in range(width):
-                    result[lane] += (
-                        u[node, lane] * kernel[entry, lane] * v[column, lane] * cost[entry, lane]
+            for entry in range(row_starts[node], row_starts[node + 1]):
+                column = columns[entry]
+                for problem in range(width):
+                    result[problem] += (
+                        u[node, problem]
+                        * gibbs[entry, problem]
+                        * v[column, problem]
+                        * cost[entry, problem]
                     )
     return out.reshape(graphs, streams, experts)

@@ -1,1 +1,1 @@
-"""What networks read: molecules, graphs of features and structures, and batches of them."""
+"""Inputs of the networks: molecules, graphs of features, structures, and batches of them."""

@@ -1,5 +1,4 @@
-"""Atoms in space, molecules and crystals, one by one and packed: the input form of the force
-fields."""
+"""Atoms in space: molecules and crystals, and batches of them. The input of the force fields."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +10,15 @@ from torch import Tensor
 from models.errors import InvalidInputError
 
 NUM_ELEMENTS = 119
-"""Rows of every table by atomic number; row 0 is no element."""
+"""Size of tables indexed by atomic number; row 0 is no element."""
 MIN_DISTANCE = 0.05
-"""In Angstrom; nearer atoms count as on one place: a distance of 0 has no gradient."""
+"""In Angstrom; nearer atoms count as coincident, where a distance has no gradient."""
 MAX_COORDINATE = 1e4
-"""In Angstrom; float32 still tells a thousandth of an Angstrom apart there."""
+"""In Angstrom; float32 still resolves a thousandth of an Angstrom there."""
 MIN_CELL_WIDTH = 0.5
-"""In Angstrom, between opposite faces of a cell."""
+"""Least distance between opposite faces of a cell, in Angstrom."""
 MAX_PAIRS = 20_000_000
-"""Pairs of atoms and images that one neighbour search may look at (about 2 GB)."""
+"""Most pairs of atoms and images in one neighbour search (about 2 GB)."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,11 @@ class Atoms:
     """One molecule, or one cell of a crystal.
 
     Attributes:
-        numbers: (N,) int64, atomic numbers.
-        positions: (N, 3) float32, in Angstrom; in a crystal any image of an atom may be given.
-        cell: (3, 3) float32, its rows are the lattice vectors in Angstrom, periodic in all three;
-            None for a molecule.
+        numbers: (N,) int64 atomic numbers.
+        positions: (N, 3) float32, in Angstrom; in a crystal any periodic image of an atom may be
+            given.
+        cell: (3, 3) float32, lattice vectors in rows, in Angstrom, periodic in all three; None for
+            a molecule.
     """
 
     numbers: Tensor
@@ -49,7 +49,11 @@ class Atoms:
         positions: Sequence[Sequence[float]],
         cell: Sequence[Sequence[float]] | None = None,
     ) -> Self:
-        """Build atoms from plain lists and check them: see `validate`."""
+        """Build atoms from plain lists and check them.
+
+        Raises:
+            InvalidInputError: see `validate`.
+        """
         lattice = None if cell is None else _table(cell, "cell")
         return cls(
             torch.tensor(list(numbers), dtype=torch.int64), _table(positions, "positions"), lattice
@@ -59,9 +63,9 @@ class Atoms:
         """Return the atoms themselves if a force field can read them.
 
         Raises:
-            InvalidInputError: no atom, another shape, a number that is no element, a coordinate
-                that is not finite or beyond `MAX_COORDINATE`, a cell without volume, two atoms (or
-                an atom and its own image) on one place, or more pairs than `MAX_PAIRS`.
+            InvalidInputError: no atom, wrong shapes, a number that is no element, a coordinate that
+                is not finite or beyond `MAX_COORDINATE`, a cell without volume, two atoms (or an
+                atom and its own image) in one position, or more pairs than `MAX_PAIRS`.
         """
         if self.num_nodes == 0 or self.numbers.dim() != 1:
             raise InvalidInputError(
@@ -91,7 +95,7 @@ class Atoms:
 
 
 def _table(rows: Sequence[Sequence[float]], name: str) -> Tensor:
-    """Rows of three numbers as a float32 matrix; an empty list is (0, 3)."""
+    """Convert rows of three numbers to a float32 matrix; an empty list is (0, 3)."""
     if any(len(row) != 3 for row in rows):
         raise InvalidInputError(
             f"{name}: got rows of {sorted({len(row) for row in rows})} numbers, expected 3"
@@ -120,7 +124,7 @@ def _check_cell(cell: Tensor) -> None:
 
 
 def _widths(cell: Tensor) -> Tensor:
-    """Distances between opposite faces, (3,): volume over area."""
+    """Compute the distances between opposite faces, volume over area: (3,)."""
     areas = torch.linalg.cross(cell.roll(-1, 0), cell.roll(-2, 0)).norm(dim=1)
     widths: Tensor = torch.linalg.det(cell).abs() / areas
     return widths
@@ -128,11 +132,12 @@ def _widths(cell: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Who is near to whom.
+    """The neighbour list of a structure.
 
     Attributes:
-        edge_index: (2, E) int64, each pair in both directions, source row first; sorted by target.
-        shift: (E, 3) float32, in Angstrom: the source stands at positions[source] + shift.
+        edge_index: (2, E) int64, every pair in both directions, sources in the first row; sorted by
+            target.
+        shift: (E, 3) float32, in Angstrom: the source is at positions[source] + shift.
     """
 
     edge_index: Tensor
@@ -140,11 +145,11 @@ class Neighbours:
 
 
 def neighbours(atoms: Atoms, cutoff: float) -> Neighbours:
-    """All pairs at most `cutoff` Angstrom apart, every image of the source within it counted; an
-    atom is a neighbour of its own images.
+    """Find all pairs of atoms at most `cutoff` Angstrom apart.
 
-    Each atom against each, so the work is N^2 times the number of images: right for hundreds of
-    atoms, in cells of any shape and however small.
+    Every periodic image of the source counts, and an atom is a neighbour of its own images. All
+    pairs are compared, so the work is N^2 times the number of images: suited to hundreds of atoms,
+    in cells of any shape and however small.
 
     Raises:
         InvalidInputError: more pairs than `MAX_PAIRS`.
@@ -153,8 +158,7 @@ def neighbours(atoms: Atoms, cutoff: float) -> Neighbours:
     if cell is None:
         images, wrap = positions.new_zeros(1, 3), torch.zeros_like(positions)
     else:
-        # With every atom inside the cell, an image further than this many cells away lies beyond
-        # the cutoff.
+        # With every atom inside the cell, images more cells away than this are beyond the cutoff.
         reach = [
             torch.arange(-most, most + 1) for most in (cutoff / _widths(cell)).ceil().int().tolist()
         ]
@@ -169,7 +173,7 @@ def neighbours(atoms: Atoms, cutoff: float) -> Neighbours:
     # (target, source, image)
     distance = (inside[None, :, None] + images[None, None] - inside[:, None, None]).norm(dim=-1)
     near = distance <= cutoff
-    # an atom is not its own neighbour where it stands
+    # an atom is not its own neighbour without a shift
     near.diagonal()[images.abs().sum(1) == 0] = False
     target, source, image = near.nonzero(as_tuple=True)
     shift = images[image] + wrap[source] - wrap[target]
@@ -183,9 +187,9 @@ class AtomsBatch:
     Attributes:
         numbers: (N,) int64.
         positions: (N, 3) float32, in Angstrom.
-        batch: (N,) int64, which structure an atom belongs to, in rising order.
-        num_graphs: G.
-        edge_index: (2, E) int64 into the N atoms, source row first.
+        batch: (N,) int64, structure of each atom, ascending.
+        num_graphs: number of structures G.
+        edge_index: (2, E) int64 into the N atoms, sources in the first row.
         shift: (E, 3) float32, in Angstrom, see `Neighbours`.
     """
 
@@ -197,14 +201,14 @@ class AtomsBatch:
     shift: Tensor
 
     def to(self, device: torch.device | str) -> "AtomsBatch":
-        """The same batch on another device."""
+        """Copy the batch to a device."""
         atoms = self.numbers.to(device), self.positions.to(device), self.batch.to(device)
         return AtomsBatch(
             *atoms, self.num_graphs, self.edge_index.to(device), self.shift.to(device)
         )
 
     def clone(self) -> "AtomsBatch":
-        """The same batch in memory of its own."""
+        """Copy the batch."""
         return AtomsBatch(
             self.numbers.clone(),
             self.positions.clone(),
@@ -216,38 +220,55 @@ class AtomsBatch:
 
 
 def join(structures: Sequence[Atoms], lists: Sequence[Neighbours]) -> AtomsBatch:
-    """Put structures whose neighbours are known into one batch, in their order. Raises
-    InvalidInputError if there is none."""
+    """Join structures with known neighbours to one batch, in their order.
+
+    Args:
+        structures: at least one.
+        lists: the neighbours of each.
+
+    Raises:
+        InvalidInputError: no structure.
+    """
     if not structures:
         raise InvalidInputError("structures: got none, expected at least one")
-    counts = torch.tensor([each.num_nodes for each in structures])
+    counts = torch.tensor([structure.num_nodes for structure in structures])
     offsets = counts.cumsum(0) - counts
     return AtomsBatch(
-        numbers=torch.cat([each.numbers for each in structures]),
-        positions=torch.cat([each.positions for each in structures]),
+        numbers=torch.cat([structure.numbers for structure in structures]),
+        positions=torch.cat([structure.positions for structure in structures]),
         batch=torch.repeat_interleave(torch.arange(len(structures)), counts),
         num_graphs=len(structures),
         edge_index=torch.cat(
-            [each.edge_index + offset for each, offset in zip(lists, offsets, strict=True)], dim=1
+            [found.edge_index + offset for found, offset in zip(lists, offsets, strict=True)], dim=1
         ),
-        shift=torch.cat([each.shift for each in lists]),
+        shift=torch.cat([found.shift for found in lists]),
     )
 
 
 def collate_atoms(structures: Sequence[Atoms], cutoff: float) -> AtomsBatch:
-    """Put structures into one batch with the neighbours within `cutoff` Angstrom. Raises
-    InvalidInputError: see `join` and `neighbours`."""
-    return join(structures, [neighbours(each, cutoff) for each in structures])
+    """Join structures to one batch with the neighbours within `cutoff` Angstrom.
+
+    Raises:
+        InvalidInputError: see `join` and `neighbours`.
+    """
+    return join(structures, [neighbours(structure, cutoff) for structure in structures])
 
 
 def composition(batch: AtomsBatch) -> Tensor:
-    """How many atoms of each element a structure has, (G, 119) float64."""
+    """Count the atoms of each element in each structure: (G, 119) float64."""
     counts = torch.zeros(batch.num_graphs, NUM_ELEMENTS, dtype=torch.float64)
     return counts.index_put_((batch.batch, batch.numbers), counts.new_ones(()), accumulate=True)
 
 
 def energies_of_elements(counts: Tensor, energy: Tensor) -> Tensor:
-    """Energies (119,) in eV whose sums over `counts` (G, 119) come nearest to `energy` (G,): the
-    smallest ones where there is a choice."""
+    """Fit an energy per element to total energies by least squares.
+
+    Args:
+        counts: (G, 119) atoms of each element.
+        energy: (G,) in eV.
+
+    Returns:
+        (119,) in eV, the solution of minimum norm: 0 for elements that do not occur.
+    """
     inverse: Tensor = torch.linalg.pinv(counts, rtol=1e-10)
     return inverse @ energy

@@ -1,4 +1,4 @@
-"""models.data.batch"""
+"""Batches of graphs, and the mean readout."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ class GraphBatch:
 
     Attributes:
         x: (N, 2) int64 atom features.
-        edge_index: (2, E) int64 into the N atoms.
+        edge_index: (2, E) int64 into the N atoms, sources in the first row.
         edge_attr: (E, 2) int64 bond features.
-        batch: (N,) int64, which graph an atom belongs to, in rising order.
-        num_graphs: G.
+        batch: (N,) int64, graph of each atom, ascending.
+        num_graphs: number of graphs G.
     """
 
     x: Tensor
@@ -28,11 +28,11 @@ class GraphBatch:
 
     @property
     def num_nodes(self) -> int:
-        """Number of atoms in all graphs together."""
+        """Number of atoms of all graphs together."""
         return int(self.x.shape[0])
 
     def to(self, device: torch.device | str) -> "GraphBatch":
-        """The same batch on another device."""
+        """Copy the batch to a device."""
         return GraphBatch(
             self.x.to(device),
             self.edge_index.to(device),
@@ -43,5 +43,5 @@ class GraphBatch:
 
 
 def mean_readout(h: Tensor, batch: GraphBatch) -> Tensor:
-    """Mean over the atoms of each graph: h (N, *S) -> (G, *S)."""
+    """Average node embeddings over each graph: h (N, *S) -> (G, *S)."""
     return segment_mean(h, batch.batch, batch.num_graphs)

@@ -1,4 +1,4 @@
-"""Molecular graphs, one by one and packed: the only input form that the networks know."""
+"""Molecular graphs in the vocabulary of Hu et al. 2020, one by one and packed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ NUM_ATOM_TYPES = 120
 NUM_CHIRALITY_TAGS = 3
 NUM_BOND_TYPES = 6
 NUM_BOND_DIRECTIONS = 3
-# single, double, triple, aromatic; the rows above are for the networks themselves
+# single, double, triple, aromatic; the rows above are for self-loops and masking
 NUM_INPUT_BOND_TYPES = 4
 SELF_LOOP = 4
-"""The bond type that every backbone gives to the loop it adds to each atom (Hu et al. 2020)."""
+"""Bond type of the self-loop that every backbone adds to each atom (Hu et al. 2020)."""
 MASKED_ATOM = 119
-"""The atom type of an unknown atom (Hu et al. 2020, attribute masking)."""
+"""Atom type of a masked or unknown atom (Hu et al. 2020, attribute masking)."""
 
 
 @dataclass(frozen=True)
 class MolGraph:
-    """One molecule.
+    """One molecular graph.
 
     Attributes:
         x: (N, 2) int64, atom type (atomic number - 1) and chirality tag of each atom.
-        edge_index: (2, E) int64, each bond in both directions, source row first.
+        edge_index: (2, E) int64, every bond in both directions, sources in the first row.
         edge_attr: (E, 2) int64, bond type and bond direction of each edge.
     """
 
@@ -48,7 +48,11 @@ class MolGraph:
         edge_index: Sequence[Sequence[int]],
         edge_attr: Sequence[Sequence[int]],
     ) -> Self:
-        """Build a graph from plain lists and check that it is a molecule: see `validate`."""
+        """Build a graph from plain lists and check it.
+
+        Raises:
+            InvalidInputError: see `validate`.
+        """
         graph = cls(
             _table(x, "x", 2),
             _table(edge_index, "edge_index", None),
@@ -65,9 +69,9 @@ class MolGraph:
         """Return the graph itself if it is a molecule in the vocabulary.
 
         Raises:
-            InvalidInputError: no atom, a feature outside its table, an edge to an atom that is not
-                there, a self-loop (the networks add their own), a repeated edge, or a bond that is
-                not given in both directions with the same features.
+            InvalidInputError: no atom, a feature outside its table, an edge to an atom that does
+                not exist, a self-loop (the networks add their own), a repeated edge, or a bond that
+                is not given in both directions with the same features.
         """
         nodes, edges = self.num_nodes, int(self.edge_index.shape[1])
         if nodes == 0:
@@ -89,10 +93,8 @@ class MolGraph:
         if len(torch.unique(source * nodes + target)) != edges:
             raise InvalidInputError("edge_index: got a repeated edge, expected each edge once")
         features = self.edge_attr[:, 0] * NUM_BOND_DIRECTIONS + self.edge_attr[:, 1]
-        forward, backward = (
-            (source * nodes + target) * 256 + features,
-            (target * nodes + source) * 256 + features,
-        )
+        forward = (source * nodes + target) * 256 + features
+        backward = (target * nodes + source) * 256 + features
         if not torch.equal(forward.sort().values, backward.sort().values):
             raise InvalidInputError(
                 "edge_index: got a bond in one direction only, expected each bond in both"
@@ -102,7 +104,7 @@ class MolGraph:
 
 
 def _table(rows: Sequence[Sequence[int]], name: str, width: int | None) -> Tensor:
-    """A list of equally long rows as an int64 matrix; an empty list is (0, width)."""
+    """Convert rows of equal length to an int64 matrix; an empty list is (0, width)."""
     if not rows and width is not None:
         return torch.empty((0, width), dtype=torch.int64)
     lengths = {len(row) for row in rows}
@@ -124,7 +126,7 @@ def _check_range(values: Tensor, size: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class PackedGraphs:
-    """Many graphs in flat tensors, from which batches are cut without a Python loop.
+    """Many graphs in flat tensors, from which batches are taken without a Python loop.
 
     Attributes:
         x: (sum N, 2) uint8.
@@ -144,7 +146,7 @@ class PackedGraphs:
         return int(self.node_counts.shape[0])
 
     def select(self, indices: Tensor) -> GraphBatch:
-        """The graphs at `indices` (G',), in that order, as one batch."""
+        """Join the graphs at `indices` (G',) to one batch, in that order."""
         nodes, batch = _expand(self.node_counts, indices)
         edges, edge_graph = _expand(self.edge_counts, indices)
         counts = self.node_counts[indices]
@@ -159,8 +161,11 @@ class PackedGraphs:
 
 
 def _expand(counts: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """For segments of `counts` rows: the rows of the chosen segments, and which choice each row
-    belongs to."""
+    """Find the rows of the chosen segments, where segment i has counts[i] rows.
+
+    Returns:
+        Indices of the rows, and for each row the position in `indices` of its segment.
+    """
     starts = (counts.cumsum(0) - counts)[indices]
     chosen = counts[indices]
     owner = torch.repeat_interleave(torch.arange(len(indices)), chosen)
@@ -169,7 +174,11 @@ def _expand(counts: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack(graphs: Sequence[MolGraph]) -> PackedGraphs:
-    """Put graphs into flat tensors."""
+    """Store graphs in flat tensors.
+
+    Raises:
+        InvalidInputError: no graph.
+    """
     if not graphs:
         raise InvalidInputError("graphs: got none, expected at least one")
     return PackedGraphs(
@@ -182,5 +191,9 @@ def pack(graphs: Sequence[MolGraph]) -> PackedGraphs:
 
 
 def collate(graphs: Sequence[MolGraph]) -> GraphBatch:
-    """Put graphs into one batch, in their order."""
+    """Join graphs to one batch, in their order.
+
+    Raises:
+        InvalidInputError: no graph.
+    """
     return pack(graphs).select(torch.arange(len(graphs)))

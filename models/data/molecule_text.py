@@ -1,9 +1,10 @@
-"""Texts that say a molecule: SMILES, CXSMILES, InChI and MDL mol blocks (V2000 and V3000). All are
-turned into plain SMILES, and so read in one way.
+"""Molecules in other texts than SMILES: CXSMILES, InChI and MDL mol blocks (V2000 and V3000).
 
-A text may say more than its atoms and bonds do: that an atom stands for a group, that a unit is
-repeated. Such a text is refused, as what the atoms alone say is another molecule. What says
-nothing on the structure is passed over: names, data fields, coordinates where the stereo is known,
+All are converted to plain SMILES and then read in one way.
+
+A text may state more than its atoms and bonds, such as an atom that stands for a group or a
+repeated unit. It is refused, as its atoms alone are another molecule. Statements that do not
+concern the structure are ignored: names, data fields, coordinates where the stereo is known,
 enhanced-stereo groups, abbreviations whose atoms are drawn (SUP), labels that repeat their atom's
 element.
 """
@@ -25,23 +26,19 @@ _FORMULA = re.compile(r"InChI=1[SB]?/([A-Z0-9][A-Za-z0-9.]*)(?:/|$)")
 _ELEMENT_COUNT = re.compile(r"([A-Z][a-z]?)(\d*)")
 _METHANE = "'InChI=1S/CH4/h1H4'"
 _COUNTS_V3000 = re.compile(r"^M  V30\s+COUNTS\s+(\d{1,18})\s+(\d{1,18})", re.MULTILINE)
-_HARMLESS_SGROUPS = {
-    "SUP",
-    "DAT",
-    "GEN",
-    "MUL",
-}  # all their atoms are drawn, and all that they add is words
+# All their atoms are drawn, and they add only words.
+_HARMLESS_SGROUPS = {"SUP", "DAT", "GEN", "MUL"}
 _MIXTURES = {"COM", "MIX", "FOR"}
 TOO_LARGE = re.compile(r"\[(?:\d{4}|[^\]]*(?:[+-]|H)\d{3})")
-"""In a SMILES: RDKit keeps charges and hydrogens in 8 bits and isotopes in 16, without a look at
-what does not fit: [Na+256] would be sodium."""
+"""Numbers that overflow in RDKit, which stores charges and hydrogens in 8 bits and isotopes in 16
+without a check: [Na+256] would be sodium."""
 DRAWN_ATOMS = 4
-"""How many atoms, and how many bonds, a mol block may list for each heavy atom that is allowed:
-hydrogens may be drawn."""
+"""Most atoms, and most bonds, of a mol block for each heavy atom of the limit, as hydrogens may be
+drawn."""
 
 
 def text_kind(text: str) -> TextKind:
-    """In what a molecule is written, by the look of it."""
+    """Guess the format of a molecule's text from its form."""
     if text.lstrip().startswith("InChI="):
         return "inchi"
     several_lines = text.replace("\r", "\n")
@@ -49,12 +46,12 @@ def text_kind(text: str) -> TextKind:
 
 
 def has_extension(text: str) -> bool:
-    """Whether a text that is no InChI and no mol block is CXSMILES."""
+    """Return True if a text that is neither InChI nor mol block is CXSMILES."""
     return _CXSMILES.fullmatch(text.strip()) is not None
 
 
 def atoms_at_most(text: str) -> int:
-    """At least the number of heavy atoms that a text says, without reading it."""
+    """Return an upper bound of the number of heavy atoms of a text, without parsing it."""
     kind = text_kind(text)
     if kind == "inchi":
         return _formula_atoms(text) or len(text)
@@ -62,15 +59,14 @@ def atoms_at_most(text: str) -> int:
 
 
 def plain_smiles(text: str, max_atoms: int | None = None) -> str:
-    """A molecule's text as SMILES without an extension; a SMILES comes back as it is, surrounding
-    white space apart.
+    """Convert a molecule's text to SMILES without an extension.
 
-    Whether the molecule is possible is not looked at: reading the SMILES says so.
+    A SMILES is returned as it is, without surrounding white space. Whether the molecule is
+    chemically possible is not checked here; reading the SMILES does.
 
     Args:
         text: SMILES, CXSMILES, InChI or one mol block.
-        max_atoms: of heavy atoms; a text that says that it has many more is refused before it is
-            read.
+        max_atoms: most heavy atoms; a text that states many more is refused before it is parsed.
 
     Raises:
         MoleculeError: with code `smiles_syntax`, `inchi_syntax`, `mol_block_syntax`,
@@ -87,8 +83,9 @@ def plain_smiles(text: str, max_atoms: int | None = None) -> str:
 
 
 def what_it_looks_like(text: str) -> str:
-    """Of a text that is no SMILES: what it probably is instead, as the end of a sentence; empty if
-    that is not known."""
+    """Return a hint on a text that is no SMILES, as the end of a sentence; empty if there is
+    none.
+    """
     if _INCHI_KEY.fullmatch(text):
         return ": this is an InChIKey, from which no molecule can be read"
     if _CAS_NUMBER.fullmatch(text):
@@ -97,7 +94,7 @@ def what_it_looks_like(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A client's text as an error may repeat it: quoted, escaped, cut."""
+    """Quote, escape and shorten a client's text for an error message."""
     return ascii(text if len(text) <= 60 else text[:57] + "...")
 
 
@@ -106,7 +103,7 @@ def shown(text: str) -> str:
 
 def _smiles_of_cxsmiles(smiles: str, extension: str) -> str:
     if TOO_LARGE.search(smiles) or Chem.MolFromSmiles(smiles) is None:
-        return smiles  # reading it says what is wrong
+        return smiles  # reading it raises the error
     mol = _read_cxsmiles(smiles, extension)
     if mol is None:
         raise MoleculeError(
@@ -131,8 +128,9 @@ _WEDGES = re.compile(rf"(?<=\|)(?:{_WEDGE},?)+|(?:,{_WEDGE})+(?=[,|])")
 
 
 def _with_double_bonds(mol: Chem.Mol, smiles: str, extension: str) -> Chem.Mol:
-    """The molecule with the double bonds of its SMILES: where a wedge lies on a bond that has a
-    direction (`/`), RDKit forgets the direction."""
+    """Restore the double-bond stereo of the SMILES, which RDKit drops where a wedge lies on a bond
+    with a direction (`/`).
+    """
     without = _read_cxsmiles(smiles, _WEDGES.sub("", extension))
     if without is None:
         return mol
@@ -147,7 +145,11 @@ def _with_double_bonds(mol: Chem.Mol, smiles: str, extension: str) -> Chem.Mol:
 
 
 def smiles_of_inchi(text: str, max_atoms: int | None = None) -> str:
-    """The SMILES of an InChI (standard or not). Raises MoleculeError as `plain_smiles` does."""
+    """Convert an InChI (standard or not) to SMILES.
+
+    Raises:
+        MoleculeError: as `plain_smiles`.
+    """
     text = text.strip()
     if not text.startswith("InChI=") or not text.isascii() or not text.isprintable() or " " in text:
         raise MoleculeError(
@@ -167,7 +169,7 @@ def smiles_of_inchi(text: str, max_atoms: int | None = None) -> str:
 
 
 def _formula_atoms(text: str) -> int | None:
-    """Heavy atoms of an InChI's formula; None if there is none that can be read."""
+    """Count the heavy atoms of an InChI's formula; None if it has none that can be read."""
     found = _FORMULA.match(text.strip())
     if found is None:
         return None
@@ -185,17 +187,19 @@ def _formula_atoms(text: str) -> int | None:
 
 
 def smiles_of_mol_block(text: str, max_atoms: int | None = None) -> str:
-    """The SMILES of a mol block (V2000 or V3000); data fields behind its `M  END` are passed over.
-    Raises MoleculeError as `plain_smiles` does."""
+    """Convert a mol block (V2000 or V3000) to SMILES; data fields after its `M  END` are ignored.
+
+    Raises:
+        MoleculeError: as `plain_smiles`.
+    """
     block = _one_block(text)
-    joined = block.replace("-\nM  V30 ", "")  # a V3000 line may go on in the next
+    joined = block.replace("-\nM  V30 ", "")  # a V3000 line may continue in the next
     if max_atoms is not None:
         _check_counts(joined, max_atoms)
     _check_sgroups(_sgroup_types(joined))
     mol = None
     for strict in (True, False):  # blank lines before `M  END`, short lines
-        # What cannot be sanitised goes on as it is: reading its SMILES then says what is wrong
-        # with it.
+        # What cannot be sanitised is passed on as it is: reading its SMILES raises the error.
         for sanitize in (True, False):
             mol = mol or Chem.MolFromMolBlock(block, sanitize=sanitize, strictParsing=strict)
     if mol is None:
@@ -210,8 +214,9 @@ def smiles_of_mol_block(text: str, max_atoms: int | None = None) -> str:
 
 
 def _one_block(text: str) -> str:
-    """The lines up to `M  END`, behind a header of three, whose blank lines may have been lost on
-    the way."""
+    """Return the lines up to `M  END` after a header of three lines, whose blank lines may be
+    missing.
+    """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     end = next((k for k, line in enumerate(lines) if line.startswith("M  END")), len(lines))
     if any(line.startswith("M  END") for line in lines[end + 1 :]):
@@ -225,8 +230,9 @@ def _one_block(text: str) -> str:
 
 
 def _check_counts(block: str, max_atoms: int) -> None:
-    """RDKit makes room for as many atoms as a V3000 block says that it has: gigabytes for a
-    hundred bytes. V2000 has three digits for it."""
+    """Check the counts of a V3000 block, for which RDKit allocates memory: gigabytes for a hundred
+    bytes of text. V2000 counts have three digits.
+    """
     for atoms, bonds in _COUNTS_V3000.findall(block):
         if int(atoms) > DRAWN_ATOMS * max_atoms:
             raise MoleculeError(
@@ -239,7 +245,7 @@ def _check_counts(block: str, max_atoms: int) -> None:
 
 
 def _sgroup_types(block: str) -> Iterator[str]:
-    """As the text has them: RDKit drops those with something wrong in them."""
+    """Yield the S-group types in the text; RDKit drops malformed S-groups."""
     inside = False
     for line in block.split("\n"):
         if line.startswith("M  STY"):
@@ -252,7 +258,7 @@ def _sgroup_types(block: str) -> Iterator[str]:
                 yield words[1]
 
 
-# --- what a text says beside atoms and bonds ---
+# --- statements beside atoms and bonds ---
 
 
 def _check_sgroups(types: Iterable[str]) -> None:
@@ -266,7 +272,7 @@ def _check_sgroups(types: Iterable[str]) -> None:
 
 
 def _check_atoms(mol: Chem.Mol) -> None:
-    """That no atom stands for something else, and no unit for several."""
+    """Refuse atoms that stand for something else, and repeated units."""
     if mol.HasProp("_molLinkNodes"):
         raise MoleculeError(
             "polymer",
@@ -276,8 +282,7 @@ def _check_atoms(mol: Chem.Mol) -> None:
         for name, what in _PLACEHOLDERS.items():
             if atom.HasProp(name):
                 raise MoleculeError(
-                    "dummy_atom",
-                    f"got {what}, atom {atom.GetIdx() + 1}, expected a whole molecule",
+                    "dummy_atom", f"got {what}, atom {atom.GetIdx() + 1}, expected a whole molecule"
                 )
         for name in ("molFileAlias", "atomLabel"):
             _check_label(_label(atom, name), atom)
@@ -293,16 +298,16 @@ _PLACEHOLDERS = {
 
 
 def _check_label(label: str, atom: Chem.Atom) -> None:
-    """That a label says no more than its atom. An atom `*` is refused where it is read."""
+    """Refuse a label that says more than its atom. An atom `*` is refused where it is read."""
     if label and atom.GetAtomicNum() and not _repeats(label, atom):
-        place = f"atom {atom.GetIdx() + 1}, which is {atom.GetSymbol()}"
-        got = f"got the label {shown(label)} on {place}"
+        where = f"atom {atom.GetIdx() + 1}, which is {atom.GetSymbol()}"
+        got = f"got the label {shown(label)} on {where}"
         expected = "expected a complete molecule, its groups drawn atom by atom"
         raise MoleculeError("dummy_atom", f"{got}, {expected}")
 
 
 def _check_group(group: Chem.SubstanceGroup, mol: Chem.Mol) -> None:
-    """That the atoms of an abbreviation, and all repetitions of a unit, are drawn."""
+    """Refuse an abbreviation whose atoms, or a repeated unit whose copies, are not all drawn."""
     kind, label = group.GetProp("TYPE"), _label(group, "LABEL")
     atoms = [mol.GetAtomWithIdx(k) for k in group.GetAtoms()]
     heavy = [atom for atom in atoms if atom.GetAtomicNum() != 1]
@@ -316,14 +321,15 @@ def _check_group(group: Chem.SubstanceGroup, mol: Chem.Mol) -> None:
 
 
 def _label(owner: Chem.Atom | Chem.SubstanceGroup, name: str) -> str:
-    """A property as text, which RDKit would turn into a number where it looks like one."""
+    """Return a property as text, without RDKit's conversion to a number."""
     properties = owner.GetPropsAsDict(autoConvertStrings=False) if owner.HasProp(name) else {}
     return str(properties.get(name, "")).strip()
 
 
 def _repeats(label: str, atom: Chem.Atom) -> bool:
-    """Whether a label says no more than its atom does: a number, or the element with hydrogens,
-    charge, isotope or number (12, C7, H2N, O-)."""
+    """Return True if a label only repeats its atom: a number, or the element with hydrogens,
+    charge, isotope or number (12, C7, H2N, O-).
+    """
     symbol = atom.GetSymbol()
     if label.isdecimal() or (symbol == "H" and label in ("D", "T")):
         return True

@@ -1,31 +1,31 @@
-"""A molecule's text to its graph in the vocabulary of Hu et al. 2020 ("Strategies for Pre-training
+"""Molecules from text to graphs in the vocabulary of Hu et al. 2020 ("Strategies for Pre-training
 Graph Neural Networks").
 
-What happens at the edges of the vocabulary:
+At the edges of the vocabulary:
 
-- Salts and mixtures stay whole: all components are part of one graph, as in the training sets; the
+- Salts and mixtures stay whole: all components belong to one graph, as in the training sets; the
   mean readout weighs them by atoms.
 - Atom features: atomic number - 1 (118 elements); chirality tags other than CW and CCW count as
   unspecified.
-- A dummy atom (`*`) is no molecule: an error in strict mode, the mask row (119) in tolerant mode.
+- A dummy atom (`*`) is an error in strict mode and the mask row (119) in tolerant mode.
 - Bond types: single, double, triple, aromatic; dative bonds count as single. Any other type is an
-  error in strict mode, single in tolerant mode.
+  error in strict mode and single in tolerant mode.
 - Bond directions: none, up-right, down-right; any other counts as none.
 - A single atom or a graph without bonds is valid.
 
-Chirality tags and bond directions depend on the order in which a molecule is written. Features are
-therefore those of one SMILES for each molecule, and what the network does not see decides neither
-what is in it nor its order (`READING_RULE`):
+Chirality tags and bond directions depend on the atom order of the SMILES. Features are therefore
+taken from one SMILES per molecule, and neither its content nor its order depends on anything that
+the network does not see (`READING_RULE`):
 
-1. Atom-map numbers and isotopes are cleared. Hydrogen atoms are taken away, those with an isotope
-   or a stereo bond too; a molecule of nothing but hydrogen keeps one for each H2, H+ or H-. Stereo
-   that only these made, or the proton of an ammonium ion, is no stereo any more.
-2. What is left has a canonical SMILES: the one that is shown.
-3. Where a tag or a direction is in it, atoms are ranked on a copy without charges, radicals and
+1. Atom-map numbers and isotopes are cleared. Hydrogen atoms are removed, also those with an isotope
+   or a stereo bond; a molecule of hydrogen alone keeps one atom for each H2, H+ or H-. Stereo that
+   only these made, or the proton of an ammonium ion, is dropped.
+2. The canonical SMILES of the result is the one that is shown.
+3. If it contains a tag or a direction, atoms are ranked on a copy without charges, radicals and
    hydrogen counts, whose dative bonds are single. Written in that order and read again, the
    molecule has its features.
 
-Other texts than SMILES (`models.data.molecule_text`) are turned into SMILES first.
+Texts other than SMILES (`models.data.molecule_text`) are converted to SMILES first.
 """
 
 import re
@@ -43,12 +43,12 @@ from models.data.molecule_text import TOO_LARGE, plain_smiles, shown, what_it_lo
 from models.errors import MoleculeError
 
 READING_RULE = 2
-"""Version of how a molecule becomes a graph; an artifact's manifest says by which rule it reads.
+"""Version of the rule by which a molecule becomes a graph; an artifact's manifest states its rule.
 
-1: features of RDKit's canonical SMILES, whose order goes by atom-map numbers, isotopes, charges
-and hydrogen counts too; hydrogen atoms that RDKit's reader keeps (isotopes, stereo) are atoms of
-the graph.
-2: as the module's text says. Molecules without maps, isotopes and kept hydrogens have other
+1: features of RDKit's canonical SMILES, whose order also depends on atom-map numbers, isotopes,
+charges and hydrogen counts; hydrogen atoms that RDKit's reader keeps (isotopes, stereo) are atoms
+of the graph.
+2: as in the module's docstring. Molecules without atom maps, isotopes and kept hydrogens have other
 features than by rule 1 only where a tag or a direction stands beside a charge, a radical or an
 aromatic NH, and rarely there.
 """
@@ -76,8 +76,8 @@ class Molecule:
     """A molecule that was read.
 
     Attributes:
-        smiles: canonical SMILES (RDKit) of the molecule as it is read: with charges, without atom
-            maps, isotopes and hydrogen atoms.
+        smiles: canonical SMILES (RDKit) of the molecule, with charges, without atom maps, isotopes
+            and hydrogen atoms.
         graph: its graph, a function of `smiles`.
     """
 
@@ -86,14 +86,14 @@ class Molecule:
 
 
 def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None) -> Molecule:
-    """Read a molecule.
+    """Read a molecule: its canonical SMILES and its graph.
 
     Args:
-        smiles: the text, a SMILES or what else `models.data.molecule_text` knows; white space
-            around it is ignored.
-        strict: False reads what MoleculeNet contains: valences are not checked, dummy atoms and odd
-            bonds are mapped (see the module's text).
-        max_atoms: more heavy atoms than this are an error.
+        smiles: a SMILES or another text that `models.data.molecule_text` reads; surrounding white
+            space is ignored.
+        strict: False reads what MoleculeNet contains: valences are not checked, dummy atoms and
+            unusual bonds are mapped (see the module's docstring).
+        max_atoms: most heavy atoms; None for no limit.
 
     Raises:
         MoleculeError: with code `empty_smiles`, `smiles_syntax`, `chemistry`, `too_many_atoms`,
@@ -108,7 +108,7 @@ def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None)
 def featurize_all(
     smiles: Sequence[str], *, strict: bool = True, max_atoms: int | None = None
 ) -> list[Molecule | MoleculeError]:
-    """Read many SMILES, each as `featurize` does; an error is returned, not raised."""
+    """Read many molecules as `featurize` does; errors are returned in place, not raised."""
     with rdBase.BlockLogs():
         groups = (smiles[begin : begin + _GROUP] for begin in range(0, len(smiles), _GROUP))
         return [
@@ -116,23 +116,26 @@ def featurize_all(
         ]
 
 
-# Each step is taken for a group of molecules before the next: a fifth faster, as a processor's
-# caches hold the code of one step, and these molecules.
+# Every step runs over a group of molecules before the next one: a fifth faster, as the code of one
+# step and the group's molecules stay in the processor's caches.
 _GROUP = 16
 
 
 def _featurize_group(
     smiles: Sequence[str], strict: bool, max_atoms: int | None
 ) -> list[Molecule | MoleculeError]:
-    read = [_or_error(_read, each, strict, max_atoms) for each in smiles]
+    read = [_error_as_value(_read, text, strict, max_atoms) for text in smiles]
     canonical = [
-        each if isinstance(each, MoleculeError) else _or_error(_canonical, each[0], strict)
-        for each in read
+        result
+        if isinstance(result, MoleculeError)
+        else _error_as_value(_canonical, result[0], strict)
+        for result in read
     ]
-    return [_molecule(*each, strict) for each in zip(read, canonical, strict=True)]
+    return [_molecule(*steps, strict) for steps in zip(read, canonical, strict=True)]
 
 
-def _or_error(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | MoleculeError:
+def _error_as_value(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | MoleculeError:
+    """Call a step and return its MoleculeError in place of raising it."""
     try:
         return step(*args, **kwargs)
     except MoleculeError as error:
@@ -146,13 +149,16 @@ def _molecule(
         return read
     if isinstance(canonical, MoleculeError):
         return canonical
-    graph = _or_error(_graph, canonical[0], read[1], canonical[1], strict)
+    graph = _error_as_value(_graph, canonical[0], read[1], canonical[1], strict)
     return graph if isinstance(graph, MoleculeError) else Molecule(canonical[1], graph)
 
 
 def read_graph(smiles: str, *, strict: bool = True, max_atoms: int | None = None) -> MolGraph:
-    """The graph that `featurize` gives, to the order of its atoms, and the same errors; in a third
-    less time, as most need no canonical SMILES."""
+    """Read only the graph of a molecule, a third faster than `featurize`.
+
+    The graph is that of `featurize` up to the order of its atoms, and so are the errors. Most
+    molecules need no canonical SMILES for it.
+    """
     with rdBase.BlockLogs():
         return _graph_as_needed(*_read(smiles, strict, max_atoms), strict)
 
@@ -160,7 +166,7 @@ def read_graph(smiles: str, *, strict: bool = True, max_atoms: int | None = None
 def read_graphs(
     smiles: Sequence[str], *, strict: bool = True, max_atoms: int | None = None
 ) -> list[MolGraph | MoleculeError]:
-    """Read many SMILES, each as `read_graph` does; an error is returned, not raised."""
+    """Read many graphs as `read_graph` does; errors are returned in place, not raised."""
     with rdBase.BlockLogs():
         groups = (smiles[begin : begin + _GROUP] for begin in range(0, len(smiles), _GROUP))
         return [graph for group in groups for graph in _read_group(group, strict, max_atoms)]
@@ -169,10 +175,12 @@ def read_graphs(
 def _read_group(
     smiles: Sequence[str], strict: bool, max_atoms: int | None
 ) -> list[MolGraph | MoleculeError]:
-    read = [_or_error(_read, each, strict, max_atoms) for each in smiles]
+    read = [_error_as_value(_read, text, strict, max_atoms) for text in smiles]
     return [
-        each if isinstance(each, MoleculeError) else _or_error(_graph_as_needed, *each, strict)
-        for each in read
+        result
+        if isinstance(result, MoleculeError)
+        else _error_as_value(_graph_as_needed, *result, strict)
+        for result in read
     ]
 
 
@@ -181,9 +189,9 @@ def _graph_as_needed(mol: Chem.Mol, types: list[int] | None, strict: bool) -> Mo
     return _graph(mol, types, canonical, strict)
 
 
-# A plain SMILES: its canonical one has none of `_ORDER_MATTERS`, as there is no stereo, no hydrogen
-# that is an atom of its own, no metal (RDKit may make its bonds dative) and no iodine. No dummy
-# atom either, no odd bond and no number that is too large: what is rare is left to `read_smiles`.
+# A plain SMILES has no stereo, no explicit hydrogen atom, no metal (RDKit may make its bonds
+# dative) and no iodine, so its canonical SMILES has none of `_ORDER_MATTERS`; and no dummy atom, no
+# odd bond and no number that is too large. Anything rare is left to `read_smiles`.
 _PLAIN = re.compile(
     r"(?:[BCNOPSFbcnopslr0-9%()=#:.-]++"
     r"|\[(?:Cl?|N|O|P|S[ie]?|F|Br?|c|n|o|p|se?)(?:H\d?)?(?:[+-]\d?)?\])++"
@@ -205,12 +213,14 @@ _ATOM_TYPE = {
 _ATOM_TYPE |= {
     symbol.lower(): _ATOM_TYPE[symbol] for symbol in ("B", "C", "N", "O", "P", "S", "Se")
 }
-# Of sanitising, what features and canonical SMILES depend on.
-_ENOUGH = Chem.SANITIZE_ALL ^ Chem.SANITIZE_SETCONJUGATION ^ Chem.SANITIZE_SETHYBRIDIZATION
+# The steps of sanitising that features and canonical SMILES depend on.
+_SANITIZE = Chem.SANITIZE_ALL ^ Chem.SANITIZE_SETCONJUGATION ^ Chem.SANITIZE_SETHYBRIDIZATION
 
 
 def _read(smiles: str, strict: bool, max_atoms: int | None) -> _Read:
-    """The molecule, fit for features and canonical SMILES; and its atom types if it is plain."""
+    """Parse a molecule, ready for features and canonical SMILES; with its atom types if it is
+    plain.
+    """
     text = smiles.strip()
     mol = _read_plain(text)
     types = [_ATOM_TYPE[symbol] for symbol in _SYMBOL.findall(text)] if mol else None
@@ -221,57 +231,58 @@ def _read(smiles: str, strict: bool, max_atoms: int | None) -> _Read:
         raise MoleculeError(
             "too_many_atoms", f"got {mol.GetNumAtoms()} atoms, expected at most {max_atoms}"
         )
-    if strict and "~" in text:  # RDKit reads it as a single bond where it closes a ring
+    if strict and "~" in text:  # RDKit reads ~ as a single bond where it closes a ring
         got = f"got an unspecified bond (~) in {shown(text)}"
         raise MoleculeError(
-            "bond_type",
-            f"{got}, expected single, double, triple, aromatic or dative",
+            "bond_type", f"{got}, expected single, double, triple, aromatic or dative"
         )
     return mol, types
 
 
 def _read_plain(text: str) -> Chem.Mol | None:
-    """None for a molecule that is not plain, or that has something wrong with it.
+    """Parse a plain SMILES; return None for any other text and for an invalid molecule.
 
     Unlike `Chem.MolFromSmiles` it looks neither for hydrogens to merge nor for stereo, as there is
-    none: a fifth of the time, and of that of a long chain, where it is quadratic, nearly all.
+    none. That takes a fifth of the time, and for long chains, where RDKit is quadratic, much less.
     """
     if not _PLAIN.fullmatch(text):
         return None
     mol = Chem.MolFromSmiles(text, sanitize=False)
-    if mol is None or Chem.SanitizeMol(mol, _ENOUGH, catchErrors=True) != Chem.SANITIZE_NONE:
+    if mol is None or Chem.SanitizeMol(mol, _SANITIZE, catchErrors=True) != Chem.SANITIZE_NONE:
         return None
     return mol if mol.GetNumAtoms() else None
 
 
 _ORDER_MATTERS = ("@", "/", "\\", "[H]", "[IH", "->", "<-")
-"""In a canonical SMILES: reading it again may give other features, or another canonical SMILES
-(hydrogens kept for stereo that is none, O=[IH])."""
-_ALL_SEEN = re.compile(r"(?:[^\[]|\[C@@?H?\])*+")
-"""A canonical SMILES whose order goes by nothing that the network does not see: hydrogen counts of
+"""Marks of a canonical SMILES that may change when it is read again: features, or the canonical
+SMILES itself (hydrogens kept for stereo that is none, O=[IH])."""
+_ALL_VISIBLE = re.compile(r"(?:[^\[]|\[C@@?H?\])*+")
+"""A canonical SMILES whose atom order depends only on what the network sees: the hydrogen counts of
 its atoms follow from bonds and elements."""
 
 
 def _canonical(mol: Chem.Mol, strict: bool) -> tuple[Chem.Mol, str]:
-    """The molecule to take features of, and its canonical SMILES. RDKit's is not always its own
-    canonical SMILES: then the one in which repetition ends, and of several that take turns the
-    first in the alphabet, so that each of them gives the same."""
+    """Return the molecule to take features from, and its canonical SMILES.
+
+    RDKit's canonical SMILES is not always that of the molecule read from it. Reading and writing is
+    then repeated until the text stays the same; of several that alternate the alphabetically first
+    is taken, so that all of them give one result.
+    """
     smiles = str(Chem.MolToSmiles(mol))
     if not any(mark in smiles for mark in _ORDER_MATTERS):
         return mol, smiles
-    mol, smiles = _settled(mol, smiles, lambda mol: str(Chem.MolToSmiles(mol)), strict)
-    if _ALL_SEEN.fullmatch(smiles):
+    mol, smiles = _fixed_point(mol, smiles, lambda mol: str(Chem.MolToSmiles(mol)), strict)
+    if _ALL_VISIBLE.fullmatch(smiles):
         return mol, smiles
-    return _settled(mol, _in_seen_order(mol), _in_seen_order, strict)[0], smiles
+    return _fixed_point(mol, _write_in_visible_order(mol), _write_in_visible_order, strict)[
+        0
+    ], smiles
 
 
-def _settled(
-    mol: Chem.Mol,
-    smiles: str,
-    write: Callable[[Chem.Mol], str],
-    strict: bool,
+def _fixed_point(
+    mol: Chem.Mol, smiles: str, write: Callable[[Chem.Mol], str], strict: bool
 ) -> tuple[Chem.Mol, str]:
-    """A SMILES that `write` gives again when it is read, and its molecule."""
+    """Read and write a SMILES until `write` returns it again; return it with its molecule."""
     seen: dict[str, Chem.Mol] = {}
     while smiles not in seen and len(seen) < 8:
         mol = seen[smiles] = _read_any(smiles, strict)
@@ -289,38 +300,48 @@ _DATIVE = {
 }
 
 
-def _in_seen_order(mol: Chem.Mol) -> str:
-    """The SMILES whose order goes by what the network sees. Of a molecule without charges,
-    radicals and aromatic NH it is the canonical one, but for the order of components: each is
-    ranked by itself, as RDKit does."""
+def _write_in_visible_order(mol: Chem.Mol) -> str:
+    """Write the SMILES whose atom order depends only on what the network sees.
+
+    Without charges, radicals and aromatic NH it is the canonical SMILES, but for the order of
+    components: each is ranked by itself, as RDKit does.
+    """
     components = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
-    return ".".join(map(_component_in_seen_order, components))
+    return ".".join(map(_write_component_in_visible_order, components))
 
 
-def _component_in_seen_order(mol: Chem.Mol) -> str:
-    bare = Chem.RWMol(mol)
-    for atom in bare.GetAtoms():
+def _write_component_in_visible_order(mol: Chem.Mol) -> str:
+    neutral = Chem.RWMol(mol)
+    for atom in neutral.GetAtoms():
         atom.SetFormalCharge(0)
         atom.SetNumRadicalElectrons(0)
         atom.SetNumExplicitHs(0)
-        atom.SetNoImplicit(False)  # as many as the valence leaves, which bonds and elements say
-    for bond in bare.GetBonds():
+        atom.SetNoImplicit(False)  # hydrogens then follow from bonds and elements
+    for bond in neutral.GetBonds():
         if bond.GetBondType() in _DATIVE:
             bond.SetBondType(Chem.BondType.SINGLE)
-    bare.UpdatePropertyCache(strict=False)
-    Chem.AssignStereochemistry(bare, force=True)  # ranks go by CIP labels, which go by hydrogens
-    ranks = np.array(Chem.CanonicalRankAtoms(bare))
+    neutral.UpdatePropertyCache(strict=False)
+    # the ranks depend on CIP labels, and these on hydrogens
+    Chem.AssignStereochemistry(neutral, force=True)
+    ranks = np.array(Chem.CanonicalRankAtoms(neutral))
     return str(Chem.MolToSmiles(Chem.RenumberAtoms(mol, ranks.argsort().tolist()), canonical=False))
 
 
 def read_smiles(smiles: str, strict: bool = True) -> Chem.Mol:
-    """The sanitised molecule of a text, as it is read: without atom maps, isotopes and hydrogen
-    atoms. `strict` and errors as of `featurize`."""
+    """Parse a text to a sanitised RDKit molecule without atom maps, isotopes and hydrogen atoms.
+
+    Args:
+        smiles: as for `featurize`.
+        strict: as for `featurize`.
+
+    Raises:
+        MoleculeError: as `featurize`.
+    """
     return _read_any(plain_smiles(smiles), strict)
 
 
 def _read_any(text: str, strict: bool) -> Chem.Mol:
-    """The molecule of any SMILES."""
+    """Parse any SMILES."""
     text = text.strip()
     if not text:
         raise MoleculeError(
@@ -338,44 +359,44 @@ def _read_any(text: str, strict: bool) -> Chem.Mol:
     if mol.GetNumAtoms() == 0:
         message = f"got {shown(text)}, which has no atoms, expected a molecule such as 'CCO'"
         raise MoleculeError("empty_smiles", message)
-    if _UNSEEN.search(text):
-        mol = _without_unseen(text, strict)
-    return _without_stereo_of_protons(mol) if _STEREO_OF_A_PROTON.search(text) else mol
+    if _INVISIBLE.search(text):
+        mol = _without_invisible(text, strict)
+    return _without_stereo_of_protons(mol) if _PROTON_STEREO.search(text) else mol
 
 
-_STEREO_OF_A_PROTON = re.compile(r"\[\d*N@@?H")
+_PROTON_STEREO = re.compile(r"\[\d*N@@?H")
 
 
 def _without_stereo_of_protons(mol: Chem.Mol) -> Chem.Mol:
-    """The molecule whose nitrogen atoms are stereo centres only where they would be without a
-    proton: in small rings and bridgeheads."""
+    """Clear the stereo of protonated nitrogen atoms, unless they are stereo centres without the
+    proton too: in small rings and at bridgeheads.
+    """
     nitrogens = [atom for atom in mol.GetAtoms() if atom.GetAtomicNum() == 7]
     protonated = [atom for atom in nitrogens if atom.GetChiralTag() and atom.GetTotalNumHs()]
-    bare = Chem.RWMol(mol)
+    deprotonated = Chem.RWMol(mol)
     for atom in protonated:
-        nitrogen = bare.GetAtomWithIdx(atom.GetIdx())
+        nitrogen = deprotonated.GetAtomWithIdx(atom.GetIdx())
         nitrogen.SetFormalCharge(0)
         nitrogen.SetNumExplicitHs(0)
         nitrogen.SetNoImplicit(True)
-    bare.UpdatePropertyCache(strict=False)
-    Chem.AssignStereochemistry(bare, cleanIt=True, force=True)
+    deprotonated.UpdatePropertyCache(strict=False)
+    Chem.AssignStereochemistry(deprotonated, cleanIt=True, force=True)
     for atom in protonated:
-        if not bare.GetAtomWithIdx(atom.GetIdx()).GetChiralTag():
+        if not deprotonated.GetAtomWithIdx(atom.GetIdx()).GetChiralTag():
             atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
     Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
     return mol
 
 
-# An isotope, a hydrogen atom, an atom map; `[#1]` is a hydrogen atom too.
-_UNSEEN = re.compile(r"\[(?:\d|H[]H\d:+-]|#1\D|[^]]*:)")
+# An isotope, a hydrogen atom or an atom map; `[#1]` is a hydrogen atom too.
+_INVISIBLE = re.compile(r"\[(?:\d|H[]H\d:+-]|#1\D|[^]]*:)")
 
 
-def _without_unseen(text: str, strict: bool) -> Chem.Mol:
-    """The molecule of a SMILES that can be read, without atom maps, isotopes and hydrogen atoms.
+def _without_invisible(text: str, strict: bool) -> Chem.Mol:
+    """Parse a SMILES that is known to be readable, without atom maps, isotopes and hydrogen atoms.
 
-    Labels are cleared before RDKit looks for stereo, and hydrogens taken away after it: RDKit's
-    reader, which takes them away first, has been seen to turn double bonds over where hydrogens
-    carry their directions.
+    Labels are cleared before RDKit assigns stereo, and hydrogens are removed after it: RDKit's
+    reader removes them first, which can invert double bonds whose directions hydrogens carry.
     """
     mol = Chem.MolFromSmiles(text, sanitize=False)
     for atom in mol.GetAtoms():
@@ -385,7 +406,7 @@ def _without_unseen(text: str, strict: bool) -> Chem.Mol:
     if numbers == {1}:
         mol = _without_bonds(mol)
     mol.UpdatePropertyCache(strict=False)
-    # Valences have been checked: strict mode has read the text already, tolerant mode does not ask.
+    # Valences need no check: strict mode has read the text already, tolerant mode skips it.
     Chem.SanitizeMol(mol, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES)
     if 1 in numbers and len(numbers) > 1:
         mol = _without_hydrogens(mol)
@@ -412,7 +433,7 @@ _SIDES = {
 
 
 def _hydrogens() -> Chem.RemoveHsParameters:
-    """All but those that hold other atoms together, which only the tolerant mode reads."""
+    """Remove all hydrogens except those that bridge other atoms, which only tolerant mode reads."""
     parameters = Chem.RemoveHsParameters()
     for kind in (
         "DefiningBondStereo",
@@ -431,7 +452,7 @@ _HYDROGENS = _hydrogens()
 
 
 def _without_bonds(hydrogens: Chem.Mol) -> Chem.Mol:
-    """Of nothing but hydrogen: H2 as one atom with a hydrogen, as in `[HH]`."""
+    """Turn every H2 of a molecule of hydrogen alone into one atom with a hydrogen, as in `[HH]`."""
     mol = Chem.RWMol(hydrogens)
     while mol.GetNumBonds():
         bond = mol.GetBondWithIdx(0)
@@ -446,7 +467,7 @@ def _wrong_characters(text: str) -> MoleculeError:
             "smiles_syntax",
             f"got white space or control characters inside {shown(text)}, expected one SMILES",
         )
-    # RDKit cuts such characters off at both ends
+    # RDKit silently drops such characters at both ends
     return MoleculeError(
         "smiles_syntax",
         f"got characters other than ASCII in {shown(text)}, expected a SMILES such as 'CCO'",
@@ -454,8 +475,10 @@ def _wrong_characters(text: str) -> MoleculeError:
 
 
 def _read_unsanitized(text: str, strict: bool) -> Chem.Mol:
-    """What RDKit's sanitising reader refused: say why (strict), or sanitise all but properties
-    (tolerant)."""
+    """Handle a text that RDKit's sanitising reader refused.
+
+    In strict mode raise an error with the reason; in tolerant mode sanitise all but properties.
+    """
     mol = Chem.MolFromSmiles(text, sanitize=False)
     if mol is None:
         hint = what_it_looks_like(text)
@@ -479,35 +502,39 @@ def _read_unsanitized(text: str, strict: bool) -> Chem.Mol:
 
 
 def _graph(mol: Chem.Mol, types: list[int] | None, canonical: str, strict: bool) -> MolGraph:
-    """The graph. `types` are the atom types of a plain molecule, `canonical` says which features
-    there are in another."""
+    """Build the graph.
+
+    Args:
+        types: atom types of a plain molecule, else None.
+        canonical: canonical SMILES, which tells whether there are tags and directions.
+    """
     if strict and "*" in canonical:
         raise MoleculeError(
             "dummy_atom",
             f"got a dummy atom (*) in {shown(canonical)}, expected a complete molecule",
         )
-    places, edge_attr = _bonds(mol, strict)
+    positions, edge_attr = _bonds(mol, strict)
     x = np.zeros((mol.GetNumAtoms(), 2), dtype=np.int64)
     x[:, 0] = types or [(atom.GetAtomicNum() or MASKED_ATOM + 1) - 1 for atom in mol.GetAtoms()]
     if "@" in canonical:
         x[:, 1] = [_CHIRALITY.get(atom.GetChiralTag(), 0) for atom in mol.GetAtoms()]
     if "/" in canonical or "\\" in canonical:
-        edge_attr[:, 1] = _directions(mol)[places]
-    edge_index = np.empty((2, len(places)), dtype=np.int64)
-    np.divmod(places, len(x), out=(edge_index[0], edge_index[1]))
+        edge_attr[:, 1] = _directions(mol)[positions]
+    edge_index = np.empty((2, len(positions)), dtype=np.int64)
+    np.divmod(positions, len(x), out=(edge_index[0], edge_index[1]))
     return MolGraph(torch.from_numpy(x), torch.from_numpy(edge_index), torch.from_numpy(edge_attr))
 
 
 def _bonds(mol: Chem.Mol, strict: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each edge, sorted: (E,) source * N + target, and (E, 2) bond type and 0."""
-    # One call for the whole matrix of bond orders: ten times faster than a loop over bonds (dative
-    # and zero-order bonds need the loop).
+    """Return the edges in sorted order: (E,) source * N + target, and (E, 2) bond type and 0."""
+    # One call for the matrix of bond orders is ten times faster than a loop over bonds, which only
+    # dative and zero-order bonds need.
     orders = Chem.GetAdjacencyMatrix(mol, useBO=True).ravel()
-    places = orders.nonzero()[0]
-    edge_attr = _ATTR_OF_ORDER.take((2 * orders[places]).astype(np.int64), axis=0)
-    if len(places) != 2 * mol.GetNumBonds() or (edge_attr < 0).any():
+    positions = orders.nonzero()[0]
+    edge_attr = _ATTR_OF_ORDER.take((2 * orders[positions]).astype(np.int64), axis=0)
+    if len(positions) != 2 * mol.GetNumBonds() or (edge_attr < 0).any():
         return _bonds_one_by_one(mol, strict)
-    return places, edge_attr
+    return positions, edge_attr
 
 
 def _bonds_one_by_one(mol: Chem.Mol, strict: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -527,7 +554,7 @@ def _bonds_one_by_one(mol: Chem.Mol, strict: bool) -> tuple[NDArray[np.int64], N
 
 
 def _directions(mol: Chem.Mol) -> NDArray[np.int64]:
-    """(N * N,) bond direction at source * N + target."""
+    """Return the bond direction at source * N + target: (N * N,)."""
     size = mol.GetNumAtoms()
     found = np.zeros((size, size), dtype=np.int64)
     for bond in mol.GetBonds():

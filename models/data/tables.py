@@ -1,18 +1,17 @@
-"""The one reader of tables of molecules: CSV and its relatives, and lines of SMILES.
+"""Reader of tables of molecules: CSV and its relatives, and lines of SMILES.
 
-Encoding: a byte order mark decides (UTF-8, UTF-16); without one, UTF-16 if every second of the
-first bytes is zero, otherwise UTF-8 if the whole file is valid UTF-8, and else Windows-1252, in
-which every byte has a character. `Table.encoding` says which.
+Encoding: by the byte order mark (UTF-8, UTF-16). Without one, UTF-16 if every second of the first
+bytes is zero, UTF-8 if the whole file is valid UTF-8, else Windows-1252, which decodes any byte.
 
-Delimiter: a first line `sep=;`, as Excel writes it, decides; otherwise it is chosen among
-`,` `;` tab and `|` by reading the first records with each.
+Delimiter: by a first line `sep=;`, as Excel writes it; else the one among `,` `;` tab and `|` that
+reads the first records best.
 
-Records: those of Python's csv module. A quoted cell may hold line breaks, in the header too.
-Where the header has blanks before a quote (`id, "smiles"`), cells begin after their blanks. A
-blank line is no record and a quoted empty cell (`""`) is one, as `pandas.read_csv` counts them. A
-quote that is not closed spoils the row in which it opens; the lines after it are read as rows.
+Records: those of Python's csv module. A quoted cell may contain line breaks, in the header too. If
+the header has blanks before a quote (`id, "smiles"`), blanks after a delimiter are skipped. As in
+`pandas.read_csv`, a blank line is no record and a quoted empty cell (`""`) is one. An unclosed
+quote spoils the row in which it opens; the lines after it are read as rows.
 
-Memory stays the same however long a file, a line or a cell is.
+Memory does not grow with the length of a file, a line or a cell.
 """
 
 import codecs
@@ -34,24 +33,24 @@ from models.errors import InvalidInputError, did_you_mean
 Encoding = Literal["utf-8", "utf-16", "cp1252"]
 GZIP_MAGIC = b"\x1f\x8b"
 DAMAGED_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What reading a gzip file raises where it is damaged."""
+"""Exceptions of reading a damaged gzip file."""
 LONGEST_LINE = 128 * 1024
-"""Characters of one line."""
+"""Most characters of a line."""
 LONGEST_RECORD = 256 * 1024
-"""Characters of one record, whose quoted cells may go over many lines."""
+"""Most characters of a record, whose quoted cells may span lines."""
 MOST_COLUMNS = 10_000
 SAMPLE = 50
-"""Records that are enough to choose a delimiter or a column by."""
+"""Number of records from which a delimiter or a column is chosen."""
 _DELIMITERS = (",", ";", "\t", "|")
 _NO_TEXT = (
     *(GZIP_MAGIC, b"PK\x03\x04", b"PK\x05\x06", b"\xd0\xcf\x11\xe0"),
     *(b"\xfd7zX", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd"),
     *(b"BZh%d" % k for k in range(1, 10)),
 )
-"""First bytes of archives, compressed files and what Excel writes."""
+"""First bytes of archives, compressed files and Excel workbooks."""
 _BLOCK_BYTES = 1024**2
 _LONGEST_SHOWN = 200
-_CUT = "\ufffd\n"  # stands for a line that is too long; recognised by identity
+_CUT = "\ufffd\n"  # in place of a line that is too long; compared by identity
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*[\r\n]*', re.IGNORECASE)
 
 
@@ -60,10 +59,10 @@ class Row:
     """One record of a table.
 
     Attributes:
-        number: of the record; 1 is the first below the header.
-        line: of the file in which it begins; 1 is the first line of the file.
-        cells: exactly one per column; a short row is padded, surplus empty cells are dropped.
-        problem: why the row cannot be taken; None if it can.
+        number: of the record; 1 is the first after the header.
+        line: where the record starts; 1 is the first line of the file.
+        cells: one per column; short rows are padded, surplus empty cells are dropped.
+        problem: reason to refuse the row; None if there is none.
     """
 
     number: int
@@ -74,11 +73,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that is being read, from its beginning.
+    """A table that is read row by row.
 
     Attributes:
-        columns: names as in the file, stripped; for names that differ see `unique_names`.
-        rows: one by one.
+        columns: names in the file, stripped; `unique_names` makes them distinct.
+        rows: iterator over the rows.
         encoding: of the file.
         delimiter: between cells.
     """
@@ -90,26 +89,30 @@ class Table:
 
 
 def damaged_gzip(error: Exception) -> InvalidInputError:
-    """The error for a client, of one of `DAMAGED_GZIP`."""
+    """Make the client's error from one of `DAMAGED_GZIP`."""
     return InvalidInputError(f"got a damaged gzip file ({error}), expected a whole one")
 
 
 def open_stream(path: Path) -> BinaryIO:
-    """A file's content, plain or gzip; its first bytes tell, and not its name. Raises OSError."""
+    """Open a file, plain or gzip by its first bytes and not by its name.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
     with path.open("rb") as stream:
         packed = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
     return cast("BinaryIO", gzip.open(path)) if packed else path.open("rb")
 
 
 def open_table(stream: BinaryIO, delimiter: str | None = None) -> Table:
-    """Read a table from the beginning of a stream, which stays open.
+    """Read a table from the start of a stream. The stream stays open.
 
     Args:
-        stream: seekable; it is read to its end once, to learn its encoding.
-        delimiter: None chooses.
+        stream: seekable; it is read once to its end to detect the encoding.
+        delimiter: None to detect it.
 
     Raises:
-        InvalidInputError: no header, no text at all, or more than `MOST_COLUMNS` columns.
+        InvalidInputError: no header, not a text, or more than `MOST_COLUMNS` columns.
     """
     encoding = encoding_of(stream)
     sample = list(islice(_bounded(TextLines(stream, encoding)), 10 * SAMPLE))
@@ -132,23 +135,25 @@ def open_table(stream: BinaryIO, delimiter: str | None = None) -> Table:
 
 
 def unique_names(columns: Sequence[str]) -> tuple[str, ...]:
-    """Names that differ, for a mapping: "a", "a.1", ... for columns of one name."""
-    taken, names = set(columns), []
+    """Make column names distinct: "a", "a.1", ... for columns of one name."""
+    used, names = set(columns), []
     counts: dict[str, int] = {}
     for column in columns:
         name = column
         if column in counts:
-            while name in taken:
+            while name in used:
                 counts[column] += 1
                 name = f"{column}.{counts[column]}"
-            taken.add(name)
+            used.add(name)
         counts.setdefault(column, 0)
         names.append(name)
     return tuple(names)
 
 
 def is_header(columns: Sequence[str]) -> bool:
-    """Whether a first record names columns, one of them of molecules, and is no molecule."""
+    """Return True if a first record names columns, one of them of molecules, and starts with no
+    molecule.
+    """
     named = any(_rank(name) is not None for name in columns)
     return len(columns) > 1 and named and not _is_molecule(columns[0])
 
@@ -157,7 +162,11 @@ def is_header(columns: Sequence[str]) -> bool:
 
 
 def encoding_of(stream: BinaryIO) -> Encoding:
-    """By its byte order mark, otherwise by its whole content. Raises InvalidInputError."""
+    """Detect the encoding of a stream from its byte order mark, or else from its whole content.
+
+    Raises:
+        InvalidInputError: UTF-32, an archive or a workbook, or a damaged gzip file.
+    """
     try:
         stream.seek(0)
         start = stream.read(4)
@@ -186,36 +195,36 @@ _UTF16_ZEROS = ((False, True) * 2, (True, False) * 2)
 
 
 class TextLines:
-    """Lines of a text file with their ends (LF, CR LF or CR), at most `LONGEST_LINE` characters.
+    """Lines of a text file with their ends (LF, CR LF or CR), of at most `LONGEST_LINE` characters.
 
     Attributes:
-        number: of the line that was returned last; 1 is the first.
-        cut: whether the end of that line is left out, because it is too long.
+        number: of the line returned last; 1 is the first.
+        cut: True if the end of that line is dropped because it is too long.
     """
 
     def __init__(self, stream: BinaryIO, encoding: Encoding) -> None:
-        """Begin at the beginning of a stream, which stays open."""
+        """Start at the beginning of a stream. The stream stays open."""
         stream.seek(0)
-        # What has a mark of UTF-8 and is none: the mark is no text.
+        # A UTF-8 mark before text that is not UTF-8 is skipped.
         if encoding == "cp1252" and stream.read(3) != codecs.BOM_UTF8:
             stream.seek(0)
         codec: str = "utf-8-sig" if encoding == "utf-8" else encoding
-        if encoding == "utf-16":  # the codec takes the mark off, and wants one
+        if encoding == "utf-16":  # the codec removes the mark, and needs one
             start = stream.read(2)
             stream.seek(0)
             if start not in _UTF16_MARKS:
                 codec = "utf-16-be" if start[:1] == b"\0" else "utf-16-le"
         errors = _C1_CONTROLS if encoding == "cp1252" else "replace"
-        kept_open = cast("BinaryIO", _KeptOpen(stream))
-        self._text = io.TextIOWrapper(kept_open, codec, errors, newline="")
+        unowned = cast("BinaryIO", _UnownedStream(stream))
+        self._text = io.TextIOWrapper(unowned, codec, errors, newline="")
         self.number, self.cut = 0, False
 
     def __iter__(self) -> Iterator[str]:
-        """Itself."""
+        """Return the iterator itself."""
         return self
 
     def __next__(self) -> str:
-        """The next line."""
+        """Return the next line."""
         line = self._text.readline(LONGEST_LINE)
         if not line:
             raise StopIteration
@@ -231,8 +240,8 @@ def _goes_on(line: str) -> bool:
     return len(line) == LONGEST_LINE and line[-1] not in "\r\n"
 
 
-class _KeptOpen(io.BufferedIOBase):
-    """A stream that whoever reads it does not close: a text wrapper does when it is collected."""
+class _UnownedStream(io.BufferedIOBase):
+    """A stream that its reader does not close; a text wrapper closes its stream when collected."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -247,7 +256,7 @@ class _KeptOpen(io.BufferedIOBase):
 
 
 def _c1_controls(error: UnicodeError) -> tuple[str, int]:
-    """The five bytes that Windows-1252 leaves open, as browsers read them: as controls."""
+    """Decode the five bytes that Windows-1252 leaves undefined as controls, as browsers do."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return error.object[error.start : error.end].decode("latin-1"), error.end
@@ -255,27 +264,28 @@ def _c1_controls(error: UnicodeError) -> tuple[str, int]:
 
 _C1_CONTROLS = "gmerging-c1-controls"
 codecs.register_error(_C1_CONTROLS, _c1_controls)
+
 # --- records ---
 
-_Record = tuple[int, list[str], str | None]  # line in which it begins, cells, what is wrong
+_Record = tuple[int, list[str], str | None]  # first line, cells, problem
 _TOO_LONG = f"got a line of more than {LONGEST_LINE} characters, expected at most that"
 _NOT_CLOSED = "got a quote that opens a cell, expected another that closes it"
 
 
 class _RecordTooLongError(Exception):
-    """More than `LONGEST_RECORD` characters and no end."""
+    """A record of more than `LONGEST_RECORD` characters."""
 
 
 class _RecordLines:
-    """Lines for a csv reader, which remembers those of the record that is being read."""
+    """Lines for a csv reader; it keeps those of the current record."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
         self.begin()
 
     def begin(self) -> None:
-        """A new record."""
-        self.taken: list[str] = []
+        """Start a new record."""
+        self.pending: list[str] = []
         self._characters = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -287,25 +297,21 @@ class _RecordLines:
         line = next(self._lines)
         if getattr(self._lines, "cut", False):
             line = _CUT
-        self.taken.append(line)
+        self.pending.append(line)
         self._characters += len(line)
         return line
 
 
-def _records(
-    lines: Iterator[str],
-    delimiter: str,
-    skip_blanks: bool = False,
-) -> Iterator[_Record]:
-    """Records of lines, whose number and cells are those of a file if it is `TextLines`.
+def _records(lines: Iterator[str], delimiter: str, skip_blanks: bool = False) -> Iterator[_Record]:
+    """Split lines into records; line numbers and cut lines are known if `lines` is a `TextLines`.
 
     Args:
         lines: with their ends.
         delimiter: between cells.
-        skip_blanks: whether those after a delimiter are no text of the cell.
+        skip_blanks: ignore blanks after a delimiter.
     """
     if csv.field_size_limit() < LONGEST_RECORD:
-        csv.field_size_limit(LONGEST_RECORD)  # csv knows one limit, for the whole process
+        csv.field_size_limit(LONGEST_RECORD)  # one limit for the whole process
     source = _RecordLines(lines)
     reader = csv.reader(source, delimiter=delimiter, strict=True, skipinitialspace=skip_blanks)
     line = 1 + getattr(lines, "number", 0)
@@ -316,34 +322,34 @@ def _records(
         except StopIteration:
             return
         except (csv.Error, _RecordTooLongError):
-            # A quote inside a cell, or one that is not closed: each line is a record of its own.
-            records = [_one_line(text, delimiter, skip_blanks) for text in source.taken]
+            # A quote inside a cell or an unclosed quote: every line is a record of its own.
+            records = [_one_line(text, delimiter, skip_blanks) for text in source.pending]
         else:
-            if len(source.taken) == 1:
-                cut = source.taken[0] is _CUT
+            if len(source.pending) == 1:
+                cut = source.pending[0] is _CUT
                 records = [([], _TOO_LONG) if cut else (cells, None)]
             else:
-                cut = any(text is _CUT for text in source.taken)
+                cut = any(text is _CUT for text in source.pending)
                 records = [(cells, _TOO_LONG if cut else None)]
         for k, (found, problem) in enumerate(records):
-            blank = problem is None and _is_blank(source.taken[k], found, delimiter)
+            blank = problem is None and _is_blank(source.pending[k], found, delimiter)
             if not blank:
                 yield line + k, found, problem
-        line += len(source.taken)
+        line += len(source.pending)
 
 
 def _one_line(text: str, delimiter: str, skip_blanks: bool) -> tuple[list[str], str | None]:
-    """Cells of a line that is a record of its own, and what is wrong with it."""
+    """Parse a line as a record of its own: its cells, and its problem."""
     if text is _CUT:
         return [], _TOO_LONG
     closed = True
 
-    def once() -> Iterator[str]:
+    def single_line() -> Iterator[str]:
         nonlocal closed
         yield text
-        closed = False  # the reader asks for more: it is inside a quoted cell
+        closed = False  # the reader wants more: it is inside a quoted cell
 
-    cells = next(csv.reader(once(), delimiter=delimiter, skipinitialspace=skip_blanks))
+    cells = next(csv.reader(single_line(), delimiter=delimiter, skipinitialspace=skip_blanks))
     if closed:
         return cells, None
     return [*cells[:-1], cells[-1].rstrip("\r\n")], _NOT_CLOSED
@@ -366,7 +372,7 @@ def _rows(records: Iterator[_Record], width: int) -> Iterator[Row]:
 
 
 def _bounded(lines: Iterator[str]) -> Iterator[str]:
-    """Lines while they are not too many characters together."""
+    """Yield lines up to a total number of characters."""
     characters = 0
     for line in lines:
         yield line
@@ -376,19 +382,19 @@ def _bounded(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _delimiter_of(sample: Sequence[str]) -> str:
-    """The one that makes the best table of a file's first lines."""
+    """Return the delimiter that reads the first lines of a file as the best table."""
     return max(_DELIMITERS, key=lambda delimiter: _fitness(sample, delimiter))
 
 
 def _fitness(sample: Sequence[str], delimiter: str) -> tuple[float, ...]:
-    """How well lines read with a delimiter: larger is better, the first number counts most."""
+    """Rate how well lines read with a delimiter; larger is better, the first number counts most."""
     records = [cells for _, cells, _ in islice(_records(iter(sample), delimiter), SAMPLE + 1)]
     if not records:
         return (0.0,)
     header, *rows = records
     width = len(header)
     if len(rows) > 1:
-        rows = rows[:-1]  # the last one may be cut
+        rows = rows[:-1]  # the last one may be incomplete
     exact = sum(len(cells) == width for cells in rows) / max(1, len(rows))
     fits = sum(not any(map(str.strip, cells[width:])) for cells in rows) / max(1, len(rows))
     clean = [name for name in header if not any(other in name for other in _DELIMITERS)]
@@ -415,30 +421,29 @@ _LONGEST_TRIED = 500
 _SOME, _ENOUGH, _NEARLY_ALL = 1e-9, 0.5, 0.8
 
 
-def molecule_column(
-    columns: Sequence[str],
-    sample: Sequence[Row],
-    wanted: str | None = None,
-) -> int:
-    """Which column holds the molecules: by its name, checked by what it holds.
+def molecule_column(columns: Sequence[str], sample: Sequence[Row], name: str | None = None) -> int:
+    """Find the column of the molecules, by the names of the columns and by their content.
 
-    A column that says so (SMILES, InChI, mol block) is taken if it holds any molecule, first one in
-    which at least half of the rows do. Then comes one called molecule, drug or the like that mostly
-    holds molecules, unless another holds more and longer ones (`C1` and `CN` may be names), then
-    any that nearly always does. Where none of them holds molecules, the best name is taken: its
-    rows then say what is wrong.
+    An explicit name (SMILES, InChI, mol block) is taken if its column holds any molecule,
+    preferably in at least half of the rows. Next comes a generic name (molecule, drug, ...) whose
+    column mostly holds molecules, unless another column holds more and longer ones (`C1` and `CN`
+    may be names), then any column that nearly always does. If no column holds molecules, the best
+    name is taken, and its rows show what is wrong.
 
     Args:
-        columns: of the table.
-        sample: some of its rows, e.g. the first `SAMPLE`; may be empty.
-        wanted: its name, exactly (or of `unique_names`).
+        columns: names of the columns.
+        sample: some rows, for example the first `SAMPLE`; may be empty.
+        name: the column's name (or that of `unique_names`), if it is given.
+
+    Returns:
+        Index of the column.
 
     Raises:
-        InvalidInputError: no such column; it names all columns and the nearest one.
+        InvalidInputError: no such column; the message lists the columns and the nearest name.
     """
-    if wanted is not None:
-        return column_called(wanted, columns)
-    ranks = [_rank(name) for name in columns]
+    if name is not None:
+        return column_called(name, columns)
+    ranks = [_rank(column) for column in columns]
     shares = _Shares(sample)
     explicit = [k for k, rank in enumerate(ranks) if rank in (0, 1)]
     explicit.sort(key=lambda k: _preference(columns[k]))
@@ -460,7 +465,7 @@ def molecule_column(
     if explicit or generic:
         return (explicit + generic)[0]
     shown = ", ".join(columns)[:_LONGEST_SHOWN]
-    first = next((name for name in columns if len(name) > 2 and _is_molecule(name)), None)
+    first = next((column for column in columns if len(column) > 2 and _is_molecule(column)), None)
     if first is not None:
         raise InvalidInputError(
             f"got a first row that looks like a molecule ({first[:_LONGEST_SHOWN]!a}): the header "
@@ -471,12 +476,10 @@ def molecule_column(
 
 
 def _other_column(
-    columns: Sequence[str],
-    candidates: Sequence[int],
-    shares: "_Shares",
+    columns: Sequence[str], candidates: Sequence[int], shares: "_Shares"
 ) -> int | None:
-    """Of columns whose names say nothing, the one that holds molecules."""
-    # A column of elements (C, N, O) is none, nor a first row that is one of the molecules.
+    """Find the column that holds molecules among those whose names say nothing."""
+    # Neither a column of elements (C, N, O) nor one whose header is itself a molecule.
     long = [k for k in candidates if shares.mean_length(k) >= 3 and not _is_molecule(columns[k])]
     full = [k for k in long if shares.of(k) >= _NEARLY_ALL]
 
@@ -487,26 +490,30 @@ def _other_column(
     return max(full, key=fitness, default=None)
 
 
-def column_called(wanted: str, columns: Sequence[str]) -> int:
-    """The first column of a name. Raises InvalidInputError, with the nearest name."""
+def column_called(name: str, columns: Sequence[str]) -> int:
+    """Find the first column of a name.
+
+    Raises:
+        InvalidInputError: no such column; the message has the nearest name.
+    """
     for names in (tuple(columns), unique_names(columns)):
-        if wanted in names:
-            return names.index(wanted)
-    hint = did_you_mean(wanted, (name[:80] for name in columns[:1000][::-1]))
+        if name in names:
+            return names.index(name)
+    hint = did_you_mean(name, (column[:80] for column in columns[:1000][::-1]))
     shown = ", ".join(columns)[:_LONGEST_SHOWN]
-    raise InvalidInputError(f"got columns {shown!a}, expected {wanted[:80]!a}{hint}")
+    raise InvalidInputError(f"got columns {shown!a}, expected {name[:80]!a}{hint}")
 
 
 def _plain(name: str) -> str:
-    """A column's name in lower-case words, also of camel case: "canonicalSMILES"."""
+    """Split a column's name into lower-case words, also of camel case: "canonicalSMILES"."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.replace("InChI", "inchi"))
     return " ".join(re.findall(r"[a-z0-9]+", words.lower()))
 
 
 def _rank(name: str) -> int | None:
-    """0: says that it holds SMILES; 1: another text of molecules; 2: something of a molecule."""
+    """Rank a column's name: 0 for SMILES, 1 for another text of molecules, 2 for a generic name."""
     plain = _plain(name)
-    if _NO_MOLECULES.search(plain) or "{" in name:  # a line of JSON is no name
+    if _NO_MOLECULES.search(plain) or "{" in name:  # a line of JSON is not a name
         return None
     if "smiles" in plain or "smi" in plain.split():
         return 0
@@ -522,29 +529,29 @@ def _preference(name: str) -> tuple[bool, int, int]:
 
 
 class _Shares:
-    """How much of each column of a sample reads as molecules."""
+    """Shares of the cells of each column of a sample that read as molecules."""
 
     def __init__(self, sample: Sequence[Row]) -> None:
         self._rows = [row.cells for row in sample[:SAMPLE] if row.problem is None]
         self._known: dict[int, float] = {}
 
     def of(self, column: int) -> float:
-        """Share of the cells that are not empty; 0 if all are."""
+        """Return the share among the cells that are not empty; 0 if all are."""
         if column not in self._known:
             texts = self._texts(column)
             self._known[column] = sum(map(_is_molecule, texts)) / max(1, len(texts))
         return self._known[column]
 
     def of_rows(self, column: int) -> float:
-        """Share of all cells, empty ones too."""
+        """Return the share among all cells, empty ones included."""
         return self.of(column) * len(self._texts(column)) / max(1, len(self._rows))
 
     def is_empty(self, column: int) -> bool:
-        """Whether there is nothing to judge by."""
+        """Return True if all cells are empty."""
         return not self._texts(column)
 
     def mean_length(self, column: int) -> float:
-        """Characters of a cell that is not empty."""
+        """Return the mean number of characters of the cells that are not empty."""
         texts = self._texts(column)
         return sum(map(len, texts)) / max(1, len(texts))
 
@@ -556,9 +563,10 @@ _SMILES_LETTERS = re.compile(r"[A-Za-z0-9@+\-\[\]()=#$:/\\.%*~<>]+")
 
 
 def _is_molecule(text: str) -> bool:
-    """Whether a text has the form of a SMILES, an InChI or a mol block.
+    """Return True if a text has the form of a SMILES, an InChI or a mol block.
 
-    Nothing is sanitised, and a long text is judged by its letters: RDKit's time stays small.
+    Nothing is sanitised, and a long text is judged by its characters, so that RDKit's time stays
+    small.
     """
     text = text.strip()
     if text.startswith("InChI=") or "M  END" in text or "V2000" in text:
@@ -582,17 +590,17 @@ _EXTENSION = re.compile(r"(\|.*?\|)(?:\s+(.*))?$", re.DOTALL)
 
 
 def read_smiles_lines(
-    stream: BinaryIO,
-    encoding: Encoding | None = None,
+    stream: BinaryIO, encoding: Encoding | None = None
 ) -> Iterator[tuple[int, str, str]]:
-    """Lines of a `.smi` file: a SMILES, a CXSMILES extension `|...|` or none, and a name or none.
+    """Read the lines of a `.smi` file: a SMILES, an optional CXSMILES extension `|...|`, an
+    optional name.
 
-    A first line `smiles name`, or the like, is a header and left out; blank lines are too. A line
-    of more than `LONGEST_LINE` characters is cut, which makes its SMILES too long for every limit.
+    A header such as `smiles name` in the first line and blank lines are skipped. A line of more
+    than `LONGEST_LINE` characters is cut, which makes its SMILES too long for every limit.
 
     Args:
         stream: seekable; it stays open.
-        encoding: None reads all of the stream to learn it.
+        encoding: None to detect it, which reads the whole stream.
 
     Yields:
         Number of the line in the file, from 1; SMILES with its extension, if any; name, or "".

@@ -1,1 +1,1 @@
-"""A task's adapters and head, the bank that holds all, the router and the unified model."""
+"""Experts: adapters and head of a task, the adapter bank, the router and the unified model."""

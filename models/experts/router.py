@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.transport.problem import SinkhornParams, Solver, Support
-from models.transport.solve import solve
+from models.transport.solve import solve_transport
 
 
 class RouterConfig(BaseModel):
@@ -76,7 +76,7 @@ def node_distances(
     square = torch.einsum("ntir,irq,ntiq->nti", z, torch.einsum("iirq->irq", gram), z).clamp(min=0)
     own_square = square[:, streams, experts].unsqueeze(-1)
     params = SinkhornParams(config.epsilon, config.tolerance, config.max_iters)
-    cross = solve(
+    cross = solve_transport(
         _cost(z, gram_own, square, own_square, support),
         support,
         solver=config.solver,
@@ -85,7 +85,7 @@ def node_distances(
     if not config.debias or config.solver == "exact":
         return cross.cost
     gram_self = torch.einsum("iirq,ntiq->ntir", gram, z)
-    selves = solve(
+    selves = solve_transport(
         _cost(z, gram_self, square, square, support), support, params=params
     ).regularized_cost
     own_self = selves[:, streams, experts].unsqueeze(-1)

@@ -47,7 +47,7 @@ class BackboneConfig(NetworkShape):
 
 
 class Convolution(nn.Module):
-    """Base of the four layers: the edge embedding tables (Hu et al. 2020, appendix A)."""
+    """Base of the four layers, with the edge embedding tables (Hu et al. 2020, appendix A)."""
 
     def __init__(self, edge_dim: int) -> None:
         super().__init__()
@@ -57,75 +57,83 @@ class Convolution(nn.Module):
         nn.init.xavier_uniform_(self.edge_embedding2.weight)
 
     def edge_table(self) -> Tensor:
-        """(9, d_edge): the rows that bond types and directions add to a message."""
+        """Stack the embeddings of bond types and directions: (9, d_edge)."""
         return torch.cat([self.edge_embedding1.weight, self.edge_embedding2.weight])
 
     def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
-        """(E',) the fixed weight of each edge: 1 unless the layer normalises."""
+        """Return the fixed weight of each edge, (E',): 1 unless the layer normalises."""
         return torch.ones(len(edges.source), dtype=dtype, device=edges.source.device)
 
     def messages(self, h: Tensor, edges: Propagation) -> Tensor:
-        """sum_j w_ij (h_j + e_ij): (N, *S, d) -> (N, *S, d)."""
+        """Compute sum_j w_ij (h_j + e_ij): (N, *S, d) -> (N, *S, d)."""
         weights = self.edge_weights(edges, h.dtype)
         bonds = edges.edge_feature_sums(weights) @ self.edge_table()
         return edges.aggregate(weights, h) + bonds.view(len(bonds), *[1] * (h.dim() - 2), -1)
 
 
 class GINConvolution(Convolution):
-    """h_i = MLP(sum_j (h_j + e_ij)), the loop included in the sum (no epsilon). Xu et al. 2019 in
-    the form of Hu et al. 2020."""
+    """h_i = MLP(sum_j (h_j + e_ij)), the self-loop included in the sum (no epsilon).
+
+    Source: Xu et al. 2019 in the form of Hu et al. 2020.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
     def forward(self, h: Tensor, edges: Propagation) -> Tensor:
-        """(N, *S, d) -> (N, *S, d)."""
+        """Apply the layer: (N, *S, d) -> (N, *S, d)."""
         out: Tensor = self.mlp(self.messages(h, edges))
         return out
 
 
 class GCNConvolution(Convolution):
-    """h_i = sum_j (deg_i deg_j)^-1/2 (W h_j + b + e_ij). Kipf and Welling 2017 in the form of Hu et
-    al. 2020 (the edge term is normalised too)."""
+    """h_i = sum_j (deg_i deg_j)^-1/2 (W h_j + b + e_ij).
+
+    Source: Kipf and Welling 2017 in the form of Hu et al. 2020, where the edge term is normalised
+    too.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.linear = nn.Linear(dim, dim)
 
     def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
-        """(E',) 1 / sqrt(deg_i deg_j), degrees counted by source with the loop."""
+        """Return 1 / sqrt(deg_i deg_j), (E',); degrees are counted by source, loop included."""
         scale = edges.out_degree().to(dtype).rsqrt()
         return scale[edges.source] * scale[edges.target]
 
     def forward(self, h: Tensor, edges: Propagation) -> Tensor:
-        """(N, *S, d) -> (N, *S, d)."""
+        """Apply the layer: (N, *S, d) -> (N, *S, d)."""
         return self.messages(self.linear(h), edges)
 
 
 class GraphSAGEConvolution(Convolution):
-    """h_i = normalize(mean_j (W h_j + b + e_ij)). Hamilton et al. 2017 in the form of Hu et al.
-    2020."""
+    """h_i = normalize(mean_j (W h_j + b + e_ij)).
+
+    Source: Hamilton et al. 2017 in the form of Hu et al. 2020.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.linear = nn.Linear(dim, dim)
 
     def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
-        """(E',) 1 / (number of incoming edges, the loop included)."""
+        """Return 1 / (number of edges that enter the target, loop included), (E',)."""
         return edges.in_degree().to(dtype).reciprocal()[edges.target]
 
     def forward(self, h: Tensor, edges: Propagation) -> Tensor:
-        """(N, *S, d) -> (N, *S, d)."""
+        """Apply the layer: (N, *S, d) -> (N, *S, d)."""
         return F.normalize(self.messages(self.linear(h), edges), p=2.0, dim=-1)
 
 
 class GATConvolution(Convolution):
-    """h_i = mean_heads sum_j alpha_ij (W h_j + e_ij) + bias. Velickovic et al. 2018 in the form of
-    Hu et al. 2020.
+    """h_i = mean_heads sum_j alpha_ij (W h_j + e_ij) + bias.
 
-    The attention is normalised over the edges that leave j, not over those that enter i: so the
-    checkpoints were trained.
+    The attention is normalised over the edges that leave j, not over those that enter i, as in the
+    published checkpoints.
+
+    Source: Velickovic et al. 2018 in the form of Hu et al. 2020.
     """
 
     heads = 2
@@ -139,12 +147,12 @@ class GATConvolution(Convolution):
         nn.init.xavier_uniform_(self.att)
 
     def attention(self, x: Tensor, edges: Propagation) -> Tensor:
-        """x (N, *S, heads, d) -> alpha (E', *S, heads)."""
+        """Compute the attention of each edge: x (N, *S, heads, d) -> (E', *S, heads)."""
         to_target, to_source = self.att[0].chunk(2, dim=-1)
         received = (x * to_target).sum(-1)
         sent = (x * to_source).sum(-1)
-        # att . (x_j + e_ij) = att . x_j + att . e_ij, and e_ij is a row of a table: no edge needs d
-        # numbers.
+        # att . (x_j + e_ij) = att . x_j + att . e_ij, and e_ij is a row of a table: no E x d tensor
+        # is made.
         by_type, by_direction = (
             table.weight.view(len(table.weight), self.heads, -1)
             for table in (self.edge_embedding1, self.edge_embedding2)
@@ -159,7 +167,7 @@ class GATConvolution(Convolution):
         return segment_softmax(scores, edges.source, edges.num_nodes)
 
     def forward(self, h: Tensor, edges: Propagation) -> Tensor:
-        """(N, *S, d) -> (N, *S, d)."""
+        """Apply the layer: (N, *S, d) -> (N, *S, d)."""
         x = self.weight_linear(h).view(*h.shape[:-1], self.heads, -1)
         alpha = self.attention(x, edges)
         flat_alpha, flat_x = alpha.flatten(1), x.flatten(1, -2)
@@ -202,13 +210,12 @@ class Backbone(LayeredNetwork):
         self.batch_norms = nn.ModuleList(nn.BatchNorm1d(dim) for _ in range(config.num_layers))
 
     def embed(self, batch: GraphBatch) -> Tensor:
-        """Atom and chirality embedding, (N, d)."""
+        """Embed atom types and chirality tags: (N, d)."""
         out: Tensor = self.x_embedding1(batch.x[:, 0]) + self.x_embedding2(batch.x[:, 1])
         return out
 
     def activate(self, layer: int, h: Tensor) -> Tensor:
-        """What follows the BatchNorm of a layer: relu (not after the last) and, in training mode,
-        dropout."""
+        """Apply relu (not after the last layer) and, in training mode, dropout."""
         if layer < self.config.num_layers - 1:
             h = h.relu()
         return fast_dropout(h, self.dropout) if self.training and self.dropout else h
@@ -228,14 +235,25 @@ class Backbone(LayeredNetwork):
 
 
 def make_backbone(tensors: dict[str, Tensor], config: BackboneConfig, origin: str) -> Backbone:
-    """A backbone from its state dict, in evaluation mode. Raises CheckpointError (see
-    `load_tensors`)."""
+    """Build a backbone from a state dict, in evaluation mode.
+
+    Args:
+        tensors: with the names of Hu et al.'s checkpoints.
+        config: shape of the backbone.
+        origin: where the tensors are from, for errors.
+
+    Raises:
+        CheckpointError: see `load_tensors`.
+    """
     backbone = Backbone(config)
     load_tensors(backbone, tensors, origin)
     return backbone.eval()
 
 
 def load_backbone(path: Path, config: BackboneConfig) -> Backbone:
-    """A backbone from a checkpoint in Hu et al.'s layout, in evaluation mode. Raises
-    CheckpointError (see `load_tensors`)."""
+    """Load a backbone from a checkpoint in Hu et al.'s layout, in evaluation mode.
+
+    Raises:
+        CheckpointError: see `read_tensors` and `load_tensors`.
+    """
     return make_backbone(read_tensors(path), config, str(path))

@@ -1,8 +1,8 @@
-"""Message passing as a sparse product.
+"""Message passing as a sparse matrix product.
 
 The messages of all four backbones are (neighbour + edge embedding), weighted and summed. Summed
 over an atom's edges, the edge embeddings are (counts of bond types and directions) times (embedding
-tables): N x 9 times 9 x d, so no E x d tensor is ever made.
+tables): N x 9 times 9 x d, so no E x d tensor is made.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Propagation:
     i.
 
     Attributes:
-        pattern: of E' = E + N entries.
+        pattern: positions of the E' = E + N edges, sorted by target.
         bond_type, bond_direction: (E',) int64; a loop has type 4 and direction 0 (Hu et al. 2020).
     """
 
@@ -34,7 +34,7 @@ class Propagation:
 
     @classmethod
     def from_batch(cls, batch: GraphBatch) -> "Propagation":
-        """Add the loops and sort by target."""
+        """Add the self-loops to the edges of a batch and sort them by target."""
         loops = torch.arange(batch.num_nodes, device=batch.x.device)
         source, target = torch.cat([batch.edge_index, loops.expand(2, -1)], dim=1)
         bond_type = torch.cat([batch.edge_attr[:, 0], torch.full_like(loops, SELF_LOOP)])
@@ -48,30 +48,31 @@ class Propagation:
 
     @property
     def source(self) -> Tensor:
-        """(E',) the atom that sends."""
+        """(E',) source atom of each edge."""
         return self.pattern.cols
 
     @property
     def target(self) -> Tensor:
-        """(E',) the atom that receives."""
+        """(E',) target atom of each edge."""
         return self.pattern.rows
 
     @property
     def num_nodes(self) -> int:
-        """N."""
+        """Number of atoms N."""
         return self.pattern.size
 
     def out_degree(self) -> Tensor:
-        """(N,) edges that leave each atom, loop included."""
+        """Count the edges that leave each atom, loop included: (N,)."""
         return segment_count(self.source, self.num_nodes)
 
     def in_degree(self) -> Tensor:
-        """(N,) edges that enter each atom, loop included."""
+        """Count the edges that enter each atom, loop included: (N,)."""
         return segment_count(self.target, self.num_nodes)
 
     def edge_feature_sums(self, weights: Tensor) -> Tensor:
-        """Weighted counts of bond types and directions at each target: weights (E', *S) -> (N, *S,
-        9)."""
+        """Sum edge weights by bond type and bond direction at each target: (E', *S) -> (N, *S,
+        9).
+        """
         base = self.target * NUM_EDGE_FEATURES
         positions = torch.cat([base + self.bond_type, base + NUM_BOND_TYPES + self.bond_direction])
         sums = segment_sum(
@@ -80,5 +81,5 @@ class Propagation:
         return sums.view(self.num_nodes, NUM_EDGE_FEATURES, *weights.shape[1:]).movedim(1, -1)
 
     def aggregate(self, weights: Tensor, h: Tensor) -> Tensor:
-        """sum_j w_ij h_j over each atom's incoming edges: weights (E',), h (N, *S) -> (N, *S)."""
+        """Sum w_ij h_j over the edges that enter each atom: weights (E',), h (N, *S) -> (N, *S)."""
         return spmm(weights, h.reshape(self.num_nodes, -1), self.pattern).view(h.shape)

@@ -66,8 +66,11 @@ class GraphNetwork(LayeredNetwork):
         self.batch_norms = nn.ModuleList()
 
     def embed(self, batch: GraphBatch) -> Tensor:
-        """What enters the first layer: (N, *S, F) -> the same shape. Raises InvalidInputError if
-        the features are not as wide as the network."""
+        """Prepare node features (N, *S, F) for the first layer, of the same shape.
+
+        Raises:
+            InvalidInputError: another number of features than the network takes.
+        """
         x = batch.x
         if x.shape[-1] != self.config.in_dim:
             raise InvalidInputError(
@@ -80,25 +83,25 @@ class GraphNetwork(LayeredNetwork):
         )
 
     def activate(self, layer: int, h: Tensor) -> Tensor:
-        """What follows a layer: relu (not after the last) and, in training mode, dropout."""
+        """Apply relu and, in training mode, dropout; nothing after the last layer."""
         if layer == self.config.num_layers - 1:
             return h
         return F.dropout(h.relu(), self.dropout, self.training)
 
     def convolve(self, layer: int, h: Tensor, edge_index: Tensor) -> Tensor:
-        """One layer, (N, *S, d_in) -> (N, *S, d): stream by stream, since PyG's GAT knows no
-        further dimension."""
+        """Apply one layer, stream by stream as PyG's GAT takes one: (N, *S, d_in) -> (N, *S, d)."""
         convolution: Any = self.gnns[layer]
         if h.dim() == 2:
             out: Tensor = convolution(h, edge_index)
             return out
-        return torch.stack([convolution(each, edge_index) for each in h.unbind(1)], dim=1)
+        return torch.stack([convolution(stream, edge_index) for stream in h.unbind(1)], dim=1)
 
     def forward(
         self, batch: GraphBatch, correct: SiteHook | None = None, normalise: SiteHook | None = None
     ) -> Tensor:
-        """Node embeddings of the last layer, (N, *S, d); for the hooks see `Backbone.forward`
-        (`normalise` has nothing to do here)."""
+        """Compute node embeddings of the last layer, (N, *S, d); `normalise` has no effect, as
+        there is no BatchNorm.
+        """
         h = F.dropout(self.embed(batch), self.dropout, self.training)
         for layer in range(self.config.num_layers):
             h = self.convolve(layer, h, batch.edge_index)
@@ -108,10 +111,10 @@ class GraphNetwork(LayeredNetwork):
 
 
 def _convolution(config: GraphNetworkConfig, width: int, out: int) -> nn.Module:
-    # Importing PyG takes longer than importing torch, and only such networks need it.
+    # imported here: importing PyG takes longer than importing torch, and few need it
     from torch_geometric.nn.conv import GATConv, GCNConv, GINConv, SAGEConv
 
-    made: dict[GraphNetworkKind, Callable[[], nn.Module]] = {
+    makers: dict[GraphNetworkKind, Callable[[], nn.Module]] = {
         "pyg_gcn": lambda: GCNConv(width, out),
         "pyg_sage": lambda: SAGEConv(width, out),
         "pyg_gin": lambda: GINConv(
@@ -119,5 +122,5 @@ def _convolution(config: GraphNetworkConfig, width: int, out: int) -> nn.Module:
         ),
         "pyg_gat": lambda: GATConv(width, out // config.heads, config.heads),
     }
-    convolution: nn.Module = made[config.kind]()
+    convolution: nn.Module = makers[config.kind]()
     return convolution

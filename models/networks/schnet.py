@@ -1,5 +1,7 @@
-"""Force fields: an energy from the places of atoms, and forces as minus its gradient. One network,
-and what each task has of its own."""
+"""Force fields on SchNet: the energy of a structure, and forces as minus its gradient.
+
+One network is shared by all tasks; embeddings, head and scale are a task's own.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -43,12 +45,15 @@ class ForceFieldConfig(NetworkShape):
 
 
 class ForceField(nn.Module):
-    """The interaction blocks of SchNet (Schuett et al. 2017, arXiv:1706.08566), as PyG has them;
-    atom embedding and head are an expert's."""
+    """The interaction blocks of SchNet as PyG implements them. Atom embedding and head belong to
+    the experts.
+
+    Source: Schuett et al. 2017, arXiv:1706.08566.
+    """
 
     def __init__(self, config: ForceFieldConfig) -> None:
         super().__init__()
-        # Not at the head of the file: importing PyG takes seconds, and only force fields need it.
+        # imported here: importing PyG takes seconds, and only force fields need it
         from torch_geometric.nn.models.schnet import GaussianSmearing, InteractionBlock
 
         self.config = config
@@ -56,13 +61,22 @@ class ForceField(nn.Module):
         shape = (config.hidden_dim, config.num_gaussians, config.num_filters, config.cutoff)
         blocks = [InteractionBlock(*shape) for _ in range(config.num_interactions)]
         for block in blocks:
-            # the same module as `conv.nn`, which is what runs: each tensor has one name in a state
-            # dict
+            # the same module as `conv.nn`, which is what runs; every tensor gets one name in a
+            # state dict
             del block.mlp
         self.interactions = nn.ModuleList(blocks)
 
     def forward(self, h: Tensor, edge_index: Tensor, distances: Tensor) -> Tensor:
-        """Atom embeddings (N, d) and distances (E,) in Angstrom along edges (2, E) -> (N, d)."""
+        """Compute atom embeddings.
+
+        Args:
+            h: (N, d) embeddings of the elements.
+            edge_index: (2, E).
+            distances: (E,) in Angstrom.
+
+        Returns:
+            (N, d).
+        """
         expanded = self.distance_expansion(distances)
         for interaction in self.interactions:
             h = h + interaction(h, edge_index, distances, expanded)
@@ -70,13 +84,13 @@ class ForceField(nn.Module):
 
 
 class ForceFieldExpert(nn.Module):
-    """What one task brings: its atom embeddings, its head, and its scale of energies.
+    """Everything that one task adds: atom embeddings, head, and scale of energies.
 
     Attributes:
-        atom_energies: (119,) float64, in eV, added for each atom: total energies are so large that
-            float32 would lose what differs.
-        scale: () float64, in eV, what 1 of the head's output means.
-        elements: (119,) bool, which elements the task was trained on; others are refused.
+        atom_energies: (119,) float64, in eV, added per atom in float64: total energies are so large
+            that float32 would lose the differences.
+        scale: () float64, in eV, the unit of the head's output.
+        elements: (119,) bool, the elements the task was trained on; others are refused.
     """
 
     atom_energies: Tensor
@@ -96,12 +110,16 @@ class ForceFieldExpert(nn.Module):
         self.register_buffer("elements", torch.zeros(NUM_ELEMENTS, dtype=torch.bool))
 
     def head(self, h: Tensor) -> Tensor:
-        """What each atom adds to the energy, in units of `scale`: (N, d) -> (N,)."""
+        """Compute every atom's contribution to the energy, in units of `scale`: (N, d) -> (N,)."""
         out: Tensor = self.lin2(F.softplus(self.lin1(h)) - math.log(2.0))
         return out.squeeze(-1)
 
     def check(self, batch: AtomsBatch) -> None:
-        """Raises InvalidInputError: an element that the task was not trained on."""
+        """Check that the task was trained on all elements of a batch.
+
+        Raises:
+            InvalidInputError: an element that it was not trained on.
+        """
         if not bool(self.elements[batch.numbers].all()):
             unknown = batch.numbers[~self.elements[batch.numbers]].unique().tolist()
             raise InvalidInputError(
@@ -112,11 +130,12 @@ class ForceFieldExpert(nn.Module):
 
 @dataclass(frozen=True)
 class ForceFieldOutput:
-    """Answers for a batch of G structures of N atoms.
+    """Energies and forces for a batch of G structures with N atoms.
 
     Attributes:
         energy: (G,) float64, in eV.
-        forces: (N, 3), in eV / Angstrom, minus the gradient of the energy by the positions.
+        forces: (N, 3), in eV / Angstrom, minus the gradient of the energy with respect to the
+            positions.
     """
 
     energy: Tensor
@@ -126,7 +145,9 @@ class ForceFieldOutput:
 def potential(
     network: ForceField, expert: ForceFieldExpert, batch: AtomsBatch, positions: Tensor
 ) -> Tensor:
-    """Energy of each structure, (G,) float64 in eV, with the atoms at `positions` (N, 3)."""
+    """Compute the energy of each structure with its atoms at `positions` (N, 3): (G,) float64 in
+    eV.
+    """
     source, target = batch.edge_index
     distances = (positions[source] + batch.shift.to(positions) - positions[target]).norm(dim=-1)
     atomwise = expert.head(network(expert.embedding(batch.numbers), batch.edge_index, distances))
@@ -140,14 +161,14 @@ def potential(
 def energy_and_forces(
     network: ForceField, expert: ForceFieldExpert, batch: AtomsBatch, differentiable: bool = False
 ) -> ForceFieldOutput:
-    """One task's energies and forces.
+    """Compute one task's energies and forces.
 
     Args:
         network: the interaction blocks.
-        expert: the task's own parts.
+        expert: embeddings, head and scale of the task.
         batch: G structures with the neighbours within the network's cutoff.
-        differentiable: whether a loss on the result shall have gradients by the weights (for
-            training).
+        differentiable: keep the graph, so that a loss on the result has gradients with respect to
+            the weights (for training).
     """
     with torch.enable_grad():
         positions = batch.positions.detach().clone().requires_grad_()
@@ -176,7 +197,7 @@ class MergedForceField(nn.Module):
 
         Args:
             batch: structures with the neighbours within `network.config.cutoff`.
-            tasks: which, in what order; None is all.
+            tasks: names in the order of the answers; None is all.
 
         Raises:
             UnknownTaskError: a task that the model does not have.
@@ -184,7 +205,7 @@ class MergedForceField(nn.Module):
         """
         names, _ = select_tasks(self.tasks, tasks)
         answers = {}
-        # forces are a gradient, which that mode cannot take, nor of tensors that were made in it
+        # Forces are a gradient. Inference mode takes none, nor one of tensors made in it.
         with torch.inference_mode(False):
             batch = batch.clone()
             for name in names:
@@ -194,8 +215,12 @@ class MergedForceField(nn.Module):
         return answers
 
     def expert(self, task: str) -> ForceFieldExpert:
-        """One task's own parts. Raises UnknownTaskError."""
-        _, (place,) = select_tasks(self.tasks, [task])
-        expert = self.experts[place]
+        """Return the expert of a task.
+
+        Raises:
+            UnknownTaskError: a task that the model does not have.
+        """
+        _, (position,) = select_tasks(self.tasks, [task])
+        expert = self.experts[position]
         assert isinstance(expert, ForceFieldExpert)
         return expert

@@ -1,4 +1,4 @@
-"""models.ops.jit"""
+"""Just-in-time compilation of numeric kernels."""
 
 import functools
 import logging
@@ -16,19 +16,23 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @functools.cache
-def _say_not_kept() -> None:
+def _log_no_cache() -> None:
     log.info(
-        "every process compiles anew: no folder to keep it in can be written, see NUMBA_CACHE_DIR"
+        "got no writable folder for compiled kernels, expected one, see NUMBA_CACHE_DIR; every"
+        " process compiles them again"
     )
 
 
 def kernel(function: _Function) -> _Function:
-    """Compiled at its first call and kept on disk, where a folder for that can be written: beside
-    the module, in the user's cache, or as `NUMBA_CACHE_DIR` says. NaN is not provided for: a caller
-    looks at what comes out in the end."""
+    """Compile a function with numba at its first call, for one core, without the interpreter lock.
+
+    The machine code is cached on disk where a folder can be written: beside the module, in the
+    user's cache, or in `NUMBA_CACHE_DIR`. Compiled with fast-math, so NaN and infinity inside a
+    kernel are undefined; callers check the final answer for finite numbers.
+    """
     compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy")(function)
     try:
         compiled.enable_caching()
-    except RuntimeError:  # numba's only word for it
-        _say_not_kept()
+    except RuntimeError:  # what numba raises where no folder can be written
+        _log_no_cache()
     return cast(_Function, compiled)

@@ -1,11 +1,10 @@
-"""Two products over a fixed sparsity pattern, each the other's gradient: the only matrix-free work
-on edges in the project.
+"""Two products over a fixed sparsity pattern, each the gradient of the other.
 
-    spmm(w, H)_i  = sum_j w_ij H_j      one row of H per entry is read, no E x d tensor is made
+    spmm(w, H)_i  = sum_j w_ij H_j      reads one row of H per entry; no E x d tensor is made
     edge_dots(U, V)_ij = U_i . V_j      on the entries of the pattern only
 
 torch multiplies CSR matrices and samples products well, but its own backward passes sort the
-transpose anew at every step (2 x slower here).
+transpose again at every step (2 x slower here).
 """
 
 import warnings
@@ -19,15 +18,14 @@ from torch import Tensor
 from models.ops.segment import segment_count
 
 with warnings.catch_warnings():
-    # torch says once per process that CSR tensors are in beta; products with them are stable, and
-    # nobody who runs this can act on it.
+    # torch warns once per process that CSR tensors are in beta; their products are stable.
     warnings.simplefilter("ignore", UserWarning)
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Positions of an N x N matrix.
+    """Positions of the nonzero entries of an N x N matrix.
 
     Attributes:
         rows, cols: (E,) int64, sorted by row.
@@ -40,7 +38,7 @@ class Pattern:
 
     @cached_property
     def row_starts(self) -> Tensor:
-        """(N + 1,) where each row's entries begin."""
+        """(N + 1,) where the entries of each row start."""
         return _starts(self.rows, self.size)
 
     @cached_property
@@ -50,17 +48,17 @@ class Pattern:
 
     @cached_property
     def column_starts(self) -> Tensor:
-        """(N + 1,) where each column's entries begin in that order."""
+        """(N + 1,) where the entries of each column start in the order `by_column`."""
         return _starts(self.cols, self.size)
 
     def matrix(self, values: Tensor) -> Tensor:
-        """The CSR matrix with these values (E,)."""
+        """Build the CSR matrix with these values (E,)."""
         return torch.sparse_csr_tensor(
             self.row_starts, self.cols, values, (self.size, self.size), check_invariants=False
         )
 
     def transposed(self, values: Tensor) -> Tensor:
-        """Its transpose."""
+        """Build the transpose, as CSR, of the matrix with these values (E,)."""
         order = self.by_column
         return torch.sparse_csr_tensor(
             self.column_starts,
@@ -76,13 +74,13 @@ def _starts(index: Tensor, size: int) -> Tensor:
 
 
 def spmm(values: Tensor, h: Tensor, pattern: Pattern) -> Tensor:
-    """sum_j w_ij h_j: values (E,), h (N, d) -> (N, d)."""
+    """Multiply a sparse matrix with values (E,) by h (N, d): row i is sum_j w_ij h_j, (N, d)."""
     product: Tensor = _Product.apply(values, h, pattern)  # type: ignore[no-untyped-call]
     return product
 
 
 def edge_dots(u: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-    """u_i . v_j for each entry (i, j): u and v (N, d) -> (E,)."""
+    """Compute the inner product u_i . v_j at each entry (i, j): u and v (N, d) -> (E,)."""
     dots: Tensor = _Dots.apply(u, v, pattern)  # type: ignore[no-untyped-call]
     return dots
 

@@ -1,1 +1,1 @@
-"""Entropic and exact optimal transport on graphs, and the distance TWD made of it."""
+"""Optimal transport on graphs, entropic and exact, and the TWD."""

@@ -1,4 +1,4 @@
-"""models.transport.exact"""
+"""Exact optimal transport on an edge list, by minimum-weight perfect matching (scipy)."""
 
 import logging
 from functools import cache
@@ -9,10 +9,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from models.ops.segment import (
-    segment_max,
-    segment_sum,
-)
+from models.ops.segment import segment_max, segment_sum
 from models.transport.problem import (
     SinkhornResult,
     Solver,
@@ -27,30 +24,32 @@ EXACT_ON_CPU = (
     " 'sinkhorn' stays on the GPU"
 )
 MAX_BLOCK_ROWS = 4096
+"""Most rows, over several trailing indices, that scipy gets in one call."""
 
 
 def exact(cost: Tensor, support: Support) -> SinkhornResult:
-    """Exact optimal transport for cost (E, *B), on the CPU and in float64, by minimum-weight
-    perfect matching.
+    """Solve optimal transport exactly, as a minimum-weight perfect matching, on the CPU in float64.
 
-    Uniform marginals on an edge list make the plan's extreme points the perfect matchings of the
-    support, divided by N_g (Birkhoff). The self loops are one, so an optimum always exists. The
-    graphs of the batch go to scipy as the blocks of one sparse matrix (for 512 molecules 60 times
-    faster than one by one), with as many trailing indices as fit MAX_BLOCK_ROWS; a Python loop runs
+    With uniform marginals the extreme points of the feasible plans are the perfect matchings of the
+    support, divided by N_g (Birkhoff). The self-loops are one, so an optimum always exists. The
+    graphs of a batch are the blocks of one sparse matrix for scipy (60 times faster than one by one
+    for 512 molecules), with as many trailing indices as fit `MAX_BLOCK_ROWS`; a Python loop runs
     over the rest.
 
     A cost on a GPU is copied to the CPU and the plan back; the first such call of a process logs a
-    warning.
+    warning. Where several matchings are optimal the plan is one of them. `cost` and
+    `regularized_cost` have gradient T, exact where the optimum is unique.
 
-    Where several matchings are optimal, the plan is one of them. Gradient of `cost` and
-    `regularized_cost`: T, exact where the optimum is unique.
+    Args:
+        cost: (E, *B) float32 or float64 on the entries of `support`.
+        support: where mass may move.
 
     Raises:
         InvalidInputError: cost of wrong shape or dtype, or not finite.
     """
     flat = flatten_trailing(cost, support)
     if cost.is_cuda:
-        warn_of_cpu()
+        warn_exact_on_cpu()
     matched = _match(flat.detach(), support).index_select(0, support.rows) == support.cols[:, None]
     plan = matched / support.graph_sizes.to(flat.dtype)[support.graph_of_entry, None]
     value = segment_sum(plan * flat, support.graph_of_entry, support.num_graphs)
@@ -68,35 +67,37 @@ def exact(cost: Tensor, support: Support) -> SinkhornResult:
 
 
 @cache
-def warn_of_cpu() -> None:
-    """Log `EXACT_ON_CPU`, once in a process."""
+def warn_exact_on_cpu() -> None:
+    """Log `EXACT_ON_CPU`, once per process."""
     log.warning(EXACT_ON_CPU)
 
 
 def solver_device(solver: Solver, device: torch.device) -> str:
-    """Where a solver runs for costs on `device`: the exact one is scipy's, on the CPU."""
+    """Return the device type a solver runs on for costs on `device`; the exact solver runs on the
+    CPU.
+    """
     return "cpu" if solver == "exact" else device.type
 
 
 def _match(cost: Tensor, support: Support) -> Tensor:
-    """(N, B) the column that each row is matched with, for cost (E, B)."""
+    """Find the column that every row is matched with: cost (E, B) -> (N, B)."""
     nodes = support.num_nodes
     if nodes * cost.shape[1] == 0:
         return support.rows.new_zeros(nodes, cost.shape[1])
-    # scipy reads a weight of 0 as no edge. Each graph's costs are moved to [1, 2]: its optimum
-    # stays, and depends on no other graph and no unit.
+    # scipy reads a weight of 0 as no edge. The costs of every graph are shifted and scaled to
+    # [1, 2], which keeps the optimum and makes it independent of other graphs and of the unit.
     graph, groups = support.graph_of_entry, support.num_graphs
     low, high = -segment_max(-cost, graph, groups), segment_max(cost, graph, groups)
     spread = torch.where(high > low, high - low, 1.0)
     weights = 1 + (cost - low.index_select(0, graph)) / spread.index_select(0, graph)
-    # One sparse matrix with a block per graph and trailing index, but of a bounded size: with many
-    # equal costs the time grows as its square.
+    # One sparse matrix with a block per graph and trailing index, of bounded size: with many equal
+    # costs the time grows with the square of the size.
     chunks = weights.split(max(1, MAX_BLOCK_ROWS // nodes), dim=1)
     return torch.cat([_match_blocks(chunk, support) for chunk in chunks], 1).to(cost.device)
 
 
 def _match_blocks(weights: Tensor, support: Support) -> Tensor:
-    """`_match` by one call of scipy: weights (E, B) above 0 -> (N, B)."""
+    """Match with one call of scipy: weights (E, B) above 0 -> (N, B)."""
     nodes, (entries, width) = support.num_nodes, weights.shape
     offsets = np.arange(width)[:, None]
     cols = (support.cols.numpy(force=True) + offsets * nodes).ravel()

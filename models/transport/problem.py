@@ -1,4 +1,4 @@
-"""models.transport.problem"""
+"""Transport problems on graphs: where mass may move, the parameters of Sinkhorn, and the result."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from models.errors import InvalidInputError
-from models.ops.segment import (
-    segment_count,
-)
+from models.ops.segment import segment_count
 from models.ops.sparse import Pattern
 
 Solver = Literal["sinkhorn", "exact"]
@@ -19,14 +17,16 @@ Solver = Literal["sinkhorn", "exact"]
 
 @dataclass(frozen=True, eq=False)
 class Support:
-    """Where mass may move: along the bonds of every graph, and every node to itself. Build it with
-    `from_graph`, once per batch.
+    """The entries on which a transport plan may be nonzero: every node to itself and along the
+    edges of its graph.
+
+    Build it with `from_graph`, once per batch.
 
     Attributes:
-        rows: (E,) node of H of each entry; entries are sorted by (row, column) and none repeats.
-        cols: (E,) node of H' of each entry.
-        graph_of_node: (N,) graph of each node. H and H' share their nodes.
-        num_graphs: G.
+        rows: (E,) source node of each entry, in H; entries are sorted by (row, column), none twice.
+        cols: (E,) target node of each entry, in H'.
+        graph_of_node: (N,) graph of each node. H and H' have the same nodes.
+        num_graphs: number of graphs G.
     """
 
     rows: Tensor
@@ -38,12 +38,14 @@ class Support:
     def from_graph(
         cls, edge_index: Tensor, batch: Tensor, num_graphs: int, order: int | None = 1
     ) -> "Support":
-        """Support of a batch of graphs: `edge_index` (2, E') int64 as given (never symmetrised),
-        self loops added, repeated edges clipped to one.
+        """Build the support of a batch of graphs: its edges, each once, and a loop at every node.
 
         Args:
-            order: the most edges that mass moves along. 1 is the published support; 0 leaves only
-                the loops, None allows any two nodes of a graph.
+            edge_index: (2, E') int64, taken as directed; repeated edges count once.
+            batch: (N,) int64, graph of each node.
+            num_graphs: number of graphs G.
+            order: most edges along which mass moves. 1 is the published support, 0 leaves only the
+                loops, None allows any two nodes of a graph.
 
         Raises:
             InvalidInputError: wrong shape or dtype, an index out of range, an edge between two
@@ -72,27 +74,35 @@ class Support:
         return cls(pairs[0], pairs[1], batch, num_graphs)
 
     def restrict(self, keep: Tensor) -> tuple["Support", Tensor, Tensor]:
-        """The support of the graphs in `keep` (G,) bool alone, and which entries (E,) and nodes
-        (N,) stay, both bool; their order does not change."""
+        """Restrict the support to some of its graphs, without changing the order of entries and
+        nodes.
+
+        Args:
+            keep: (G,) bool, the graphs to keep.
+
+        Returns:
+            The support of these graphs, and masks of the entries (E,) and of the nodes (N,) that it
+            keeps.
+        """
         nodes, entries = keep[self.graph_of_node], keep[self.graph_of_entry]
-        # new index of each node and graph that stays
+        # new index of every node and graph that is kept
         node, graph = nodes.cumsum(0) - 1, keep.cumsum(0) - 1
-        part = Support(
+        restricted = Support(
             node[self.rows[entries]],
             node[self.cols[entries]],
             graph[self.graph_of_node[nodes]],
             int(keep.sum()),
         )
-        return part, entries, nodes
+        return restricted, entries, nodes
 
     @property
     def num_nodes(self) -> int:
-        """N, over all graphs."""
+        """Number of nodes N of all graphs together."""
         return len(self.graph_of_node)
 
     @cached_property
     def pattern(self) -> Pattern:
-        """The support as positions of an N x N matrix."""
+        """The support as the positions of a sparse N x N matrix."""
         return Pattern(self.rows, self.cols, self.num_nodes)
 
     @cached_property
@@ -102,21 +112,23 @@ class Support:
 
     @cached_property
     def graph_sizes(self) -> Tensor:
-        """(G,) int64 number of nodes of each graph, at least 1 so that a graph without nodes
-        divides nothing by 0."""
+        """(G,) int64 number of nodes of each graph, but at least 1, to divide by for empty graphs
+        too.
+        """
         return segment_count(self.graph_of_node, self.num_graphs).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class SinkhornParams:
-    """When Sinkhorn stops and how sharp it is; the defaults are the paper's.
+    """Regularisation and stopping rule of Sinkhorn. The defaults are the paper's.
 
     Attributes:
-        epsilon: strength of the entropy, in units of cost.
-        tolerance: a graph is done when sum over its nodes of |f - f_previous| < tolerance, f in
-            units of cost. As f moves by epsilon times the log of how far a row's sum is off, the
-            rows are met to about tolerance / epsilon: lower both together.
-        max_iters: the most sweeps (one update of f and one of g) any graph gets.
+        epsilon: strength of the entropic term, in units of cost.
+        tolerance: a graph has converged when the sum over its nodes of |f - f_previous| is below
+            this, f in units of cost. In one sweep f moves by epsilon times the log of the relative
+            error of a row sum, so the marginals are met to about tolerance / epsilon: lower both
+            together.
+        max_iters: most sweeps for a graph; a sweep updates f once and g once.
     """
 
     epsilon: float = 0.1
@@ -134,17 +146,17 @@ class SinkhornParams:
 
 @dataclass(frozen=True, eq=False)
 class SinkhornResult:
-    """Solution of G transport problems for each index of the trailing dimensions *B.
+    """Solution of G transport problems, for every index of the cost's trailing dimensions *B.
 
     Attributes:
         cost: (G, *B) transport cost <T, C>, in units of C.
-        regularized_cost: (G, *B) OT_eps = <T, C> + epsilon * sum T (log T - log a_i b_j); equals
-            `cost` for the exact solver.
+        regularized_cost: (G, *B) <T, C> + epsilon * sum T (log T - log a_i b_j); equals `cost` for
+            the exact solver.
         plan: (E, *B) T on the entries of the support, no gradient.
         potentials: f and g, (N, *B) each, in units of C, with T_ij = exp((f_i + g_j - C_ij) /
             epsilon); None for the exact solver.
-        num_iters: (G, *B) int64 sweeps made; 0 for the exact solver.
-        converged: (G, *B) bool, whether the tolerance was met within max_iters.
+        num_iters: (G, *B) int64, number of sweeps; 0 for the exact solver.
+        converged: (G, *B) bool, True where the tolerance was met within max_iters.
     """
 
     cost: Tensor
@@ -156,7 +168,7 @@ class SinkhornResult:
 
 
 def _joined(pairs: Tensor, edge_index: Tensor, num_nodes: int) -> Tensor:
-    """Every (i, k) with (i, j) among `pairs` and (j, k) an edge: (2, P) and (2, E) -> (2, P')."""
+    """Extend pairs (i, j) by edges (j, k) to all pairs (i, k): (2, P), (2, E) -> (2, P')."""
     by_source = edge_index[:, edge_index[0].argsort()]
     count = segment_count(edge_index[0], num_nodes)
     fan = count[pairs[1]]
@@ -168,7 +180,7 @@ def _joined(pairs: Tensor, edge_index: Tensor, num_nodes: int) -> Tensor:
 
 
 def _distinct(pairs: Tensor, num_nodes: int) -> Tensor:
-    """Each pair once, sorted by row and then column: (2, P) -> (2, P')."""
+    """Sort pairs by row and column and drop repeated ones: (2, P) -> (2, P')."""
     base = max(num_nodes, 1)
     keys = torch.unique(pairs[0] * base + pairs[1])
     return torch.stack([keys // base, keys % base])
@@ -201,7 +213,12 @@ def _check_graph(edge_index: Tensor, batch: Tensor, num_graphs: int) -> None:
 
 
 def flatten_trailing(cost: Tensor, support: Support) -> Tensor:
-    """Check cost (E, *B) and make it (E, prod B)."""
+    """Check a cost (E, *B) and flatten it to (E, prod B).
+
+    Raises:
+        InvalidInputError: not one row per entry of the support, another dtype than float32 and
+            float64, or a value that is not finite.
+    """
     entries = len(support.rows)
     if cost.dim() == 0 or cost.shape[0] != entries:
         raise InvalidInputError(

@@ -1,15 +1,16 @@
-"""Optimal transport on an edge list: entropic (Sinkhorn) and, beside it, exact.
+"""Entropic optimal transport on an edge list (Sinkhorn).
 
 One problem per graph: move uniform mass 1/N_g from the nodes of H to the nodes of H' along a
-support of E (row, column) entries, each with a cost. All graphs of a batch, and all trailing
-dimensions `*B` of the cost (E, *B), are solved at once; no N x N matrix is ever formed.
+support of E (row, column) entries, each with a cost.
 
-    T = argmin <T, C>  over  T >= 0,  T 1 = 1/N_g,  T^T 1 = 1/N_g,  T = 0 off the support
-    (exact) T = argmin <T, C> + epsilon * KL(T | a b^T),  a = b = 1/N_g  under the same constraints
-    (Sinkhorn)
+    T = argmin <T, C> + epsilon * KL(T | a b^T)
+        over  T >= 0,  T 1 = a,  T^T 1 = b,  T = 0 off the support,  with a = b = 1/N_g
 
-Source: G-Merging's topology-aware Wasserstein distance. Ours: the edge list, the stop per graph,
-    the log domain, the gradient and the exact solver.
+All graphs of a batch, and all trailing dimensions *B of the cost (E, *B), are solved at once; no
+N x N matrix is formed. `models.transport.exact` solves the same problem with epsilon = 0.
+
+Source: G-Merging's topology-aware Wasserstein distance; Cuturi 2013. Ours: the edge list, the stop
+per graph, the log domain and the gradient.
 """
 
 from dataclasses import replace
@@ -26,26 +27,28 @@ from models.transport.problem import (
     flatten_trailing,
     restore_trailing,
 )
-from models.transport.sweeps import sweep_each
-
-"""Rows, over several trailing indices, that the exact solver gives to scipy in one call."""
+from models.transport.sweeps import log_domain_sweeps
 
 
 def sinkhorn(
     cost: Tensor, support: Support, params: SinkhornParams | None = None
 ) -> SinkhornResult:
-    """Entropic optimal transport for cost (E, *B), in the log domain.
+    """Solve entropic optimal transport in the log domain.
 
-    Each graph and trailing index stops by itself and is then frozen, so a value never depends on
-    what else is in the batch. f is updated first and g last: the columns of the plan sum to 1/N_g
-    exactly, its rows only as closely as the tolerance asks.
+    Every graph and trailing index stops by itself and is then frozen, so a result never depends on
+    the rest of the batch. f is updated first and g last: the columns of the plan sum to 1/N_g
+    exactly, the rows as closely as the tolerance asks.
 
-    Gradient: nothing is unrolled. `regularized_cost` has gradient T with respect to C, which is
-        exact at convergence (envelope theorem); `cost` has
-    gradient T too, by choice: T is held constant. `regularized_cost` is evaluated as the dual, sum
-    a f + sum b g with f and g relative to a b^T. At convergence that is the primal value. Before,
-    it is a lower bound with an error of second order, while the primal formula, at a plan whose
-    rows are off, has one of first order.
+    No sweep is unrolled for the gradient. `regularized_cost` has gradient T with respect to C,
+    which is exact at convergence (envelope theorem). `cost` has gradient T too, by choice: T is
+    held constant. `regularized_cost` is evaluated as the dual, sum a f + sum b g with f and g
+    relative to a b^T. At convergence that is the primal value; before, it is a lower bound with an
+    error of second order, where the primal formula has one of first order.
+
+    Args:
+        cost: (E, *B) float32 or float64 on the entries of `support`.
+        support: where mass may move.
+        params: None for the defaults.
 
     Raises:
         InvalidInputError: cost of wrong shape or dtype, or not finite.
@@ -91,22 +94,24 @@ def _sweep(
     active: Tensor,
     num_iters: Tensor,
 ) -> None:
-    """Up to `max_iters` sweeps, in place: kernel = -C / epsilon (E, B); phi = f / epsilon and psi =
-    g / epsilon (N, B); active, num_iters (G, B).
+    """Run up to `max_iters` sweeps in place.
 
-    Once half of the graphs are done the others go on by themselves, so that a slow graph does not
-    cost the whole batch its sweeps.
+    Once half of the graphs have converged the others continue as a batch of their own, so that a
+    slow graph does not make the whole batch sweep on.
+
+    Args:
+        kernel: (E, B) -C / epsilon.
+        phi, psi: (N, B) f / epsilon and g / epsilon.
+        active, num_iters: (G, B) 1 where not converged, and sweeps so far.
     """
-    rows, cols, nodes, work = (
-        support.rows,
-        support.cols,
-        support.num_nodes,
-        torch.empty_like(kernel),
-    )
+    rows = support.rows
+    cols = support.cols
+    nodes = support.num_nodes
+    work = torch.empty_like(kernel)
     log_mass = -support.graph_sizes.to(kernel.dtype).log()[support.graph_of_node, None]
-    for left in reversed(range(params.max_iters)):
-        # lerp with weights of exactly 0 and 1 freezes what is done, bit for bit, at a fifth of the
-        # cost of torch.where; psi follows from phi
+    for remaining in reversed(range(params.max_iters)):
+        # lerp with weights of exactly 0 and 1 freezes converged graphs bit for bit, at a fifth of
+        # the cost of torch.where; psi follows from phi
         moving = active.index_select(0, support.graph_of_node)
         update = log_mass - segment_logsumexp(
             torch.index_select(psi, 0, cols, out=work).add_(kernel), rows, nodes
@@ -122,10 +127,10 @@ def _sweep(
         active *= params.epsilon * change >= params.tolerance
         busy = active.any(1)
         if 2 * int(busy.sum()) <= support.num_graphs:
-            if left and busy.any():
-                part, of_entry, of_node = support.restrict(busy)
+            if remaining and busy.any():
+                subset, of_entry, of_node = support.restrict(busy)
                 state = phi[of_node], psi[of_node], active[busy], num_iters[busy]
-                _sweep(part, replace(params, max_iters=left), kernel[of_entry], *state)
+                _sweep(subset, replace(params, max_iters=remaining), kernel[of_entry], *state)
                 phi[of_node], psi[of_node], active[busy], num_iters[busy] = state
             return
 
@@ -139,16 +144,16 @@ def _sweep_on_cpu(
     active: Tensor,
     num_iters: Tensor,
 ) -> None:
-    """As `_sweep`, graph by graph, so that one stays in the cache until it is done."""
-    nodes, sizes = (
-        support.graph_of_node.argsort(stable=True),
-        segment_count(support.graph_of_node, support.num_graphs),
-    )
+    """Run the sweeps of `_sweep` graph by graph, so that a graph stays in the cache until it
+    converges.
+    """
+    nodes = support.graph_of_node.argsort(stable=True)
+    sizes = segment_count(support.graph_of_node, support.num_graphs)
     begins = functional.pad(sizes.cumsum(0), (1, 0))
     starts, columns = support.pattern.row_starts, support.cols.contiguous()
     where = nodes.numpy(), begins.numpy(), starts.numpy(), columns.numpy()
     stop = params.epsilon, params.tolerance, params.max_iters
-    sweep_each(
+    log_domain_sweeps(
         *where,
         kernel.contiguous().numpy(),
         phi.numpy(),

@@ -1,4 +1,4 @@
-"""models.transport.solve"""
+"""Choice of a transport solver by name."""
 
 from typing import get_args
 
@@ -10,18 +10,23 @@ from models.transport.problem import SinkhornParams, SinkhornResult, Solver, Sup
 from models.transport.sinkhorn import sinkhorn
 
 
-def solve(
+def solve_transport(
     cost: Tensor,
     support: Support,
     *,
     solver: Solver = "sinkhorn",
     params: SinkhornParams | None = None,
 ) -> SinkhornResult:
-    """`sinkhorn` or `exact` by name: cost (E, *B) on `support`. `params` is for Sinkhorn and unused
-    by the exact solver.
+    """Solve transport problems with the solver of a given name.
+
+    Args:
+        cost: (E, *B) on the entries of `support`.
+        support: where mass may move.
+        solver: "sinkhorn" or "exact".
+        params: of Sinkhorn; unused by the exact solver.
 
     Raises:
-        InvalidInputError: unknown solver, or as the solver raises.
+        InvalidInputError: unknown solver, or a cost that `sinkhorn` and `exact` refuse.
     """
     if solver not in get_args(Solver):
         raise InvalidInputError(f"got solver {solver!r}, expected one of {get_args(Solver)}")

@@ -1,4 +1,4 @@
-"""models.transport.sweeps"""
+"""Sinkhorn's sweeps as a compiled kernel, for `models.transport.sinkhorn` on the CPU."""
 
 import math
 
@@ -8,7 +8,7 @@ from models.ops.jit import Floats, Integers, kernel
 
 
 @kernel
-def sweep_each(
+def log_domain_sweeps(
     nodes: Integers,
     begins: Integers,
     starts: Integers,
@@ -22,17 +22,17 @@ def sweep_each(
     tolerance: float,
     max_iters: int,
 ) -> None:
-    """Sinkhorn's sweeps in the log domain, in place, each graph and problem by itself until it is
-    done (`models.transport.sinkhorn`, whose arrays these are).
+    """Run Sinkhorn's sweeps in the log domain, in place, graph by graph and problem by problem
+    until each converges.
 
     Args:
-        nodes: (N,) in the order of their graphs, and begins: (G + 1,) where each graph's nodes
-            begin there.
-        starts, columns: (N + 1,) and (E,) entries of each row; every row and every column has at
-            least one.
+        nodes: (N,) nodes sorted by graph.
+        begins: (G + 1,) where the nodes of each graph start in `nodes`.
+        starts, columns: (N + 1,) and (E,) entries of each row; every row and column has at least
+            one.
         scores: (E, B) -C / epsilon.
         phi, psi: (N, B) f / epsilon and g / epsilon.
-        active, num_iters: (G, B).
+        active, num_iters: (G, B) set to 0 at convergence, and increased by the number of sweeps.
         epsilon, tolerance, max_iters: see `models.transport.problem.SinkhornParams`.
     """
     largest, total = np.empty_like(phi[:, 0]), np.empty_like(phi[:, 0])

@@ -14,21 +14,19 @@ from torch import Tensor
 from models.errors import InvalidInputError
 from models.ops.sparse import edge_dots
 from models.transport.problem import SinkhornParams, Solver, Support
-from models.transport.solve import solve
+from models.transport.solve import solve_transport
 
 
 @dataclass(frozen=True, eq=False)
 class TWDResult:
-    """TWD of each graph of a batch.
+    """TWD of every graph of a batch.
 
     Attributes:
-        cost: (G,) the distance, in units of the cost, so in [0, 1]; debiased it may be slightly
-            below 0.
-        num_iters: (G,) int64 Sinkhorn sweeps (with debias the most of its three terms); 0 for the
+        cost: (G,) the distance, in [0, 1]; debiased it may be slightly below 0.
+        num_iters: (G,) int64 Sinkhorn sweeps, with debias the most of its three terms; 0 for the
             exact solver.
-        converged: (G,) bool (with debias of all three terms).
-        plan: (E,) transport plan on the entries of the support (with debias the plan from H to H'),
-            no gradient.
+        converged: (G,) bool, with debias of all three terms.
+        plan: (E,) transport plan from H to H' on the entries of the support, no gradient.
     """
 
     cost: Tensor
@@ -38,16 +36,24 @@ class TWDResult:
 
 
 def cosine_cost(h: Tensor, h_ref: Tensor, support: Support) -> Tensor:
-    """c(h_i, h'_j) = (1 - cos) / 2 in [0, 1] on the entries of the support: h and h_ref (N, d) ->
-    (E,).
+    """Compute the cosine cost c(h_i, h'_j) = (1 - cos) / 2 on the entries of the support.
 
     A zero vector has cosine 0 with any other vector, so cost 1/2, and cost 0 with another zero
-    vector; its gradient is zero. Zero is every vector too short for its squared norm to be a normal
-    number (1e-19 in float32). Source: G-Merging, the paper (its code divides by the largest 1 - cos
-    of the graph). Ours: zero vectors.
+    vector; its gradient is zero. A vector counts as zero if its squared norm is below the smallest
+    normal number (norm 1e-19 in float32).
+
+    Args:
+        h, h_ref: (N, d) node embeddings, float32 or float64.
+        support: where mass may move.
+
+    Returns:
+        (E,) in [0, 1].
 
     Raises:
         InvalidInputError: shapes or dtypes differ or do not fit the support, or values not finite.
+
+    Source: G-Merging, the paper (its code divides by the largest 1 - cos of the graph). Ours: zero
+    vectors.
     """
     _check_embeddings(h, h_ref, support.num_nodes)
     (unit, nonzero), (unit_ref, nonzero_ref) = _normalize(h), _normalize(h_ref)
@@ -67,18 +73,20 @@ def twd_on_support(
     max_iters: int = 100,
     debias: bool = False,
 ) -> TWDResult:
-    """`twd` for a support at hand, which a caller with several layers builds once per batch.
-    Arguments, result and errors as there."""
+    """Compute `twd` on a given support, which a caller with several layers builds once per batch.
+
+    Arguments, result and errors are those of `twd`.
+    """
     params = SinkhornParams(epsilon, tolerance, max_iters)
     cost = cosine_cost(h, h_ref, support)
     if not debias or solver == "exact":  # exact self terms are 0: T = I/N costs nothing
-        result = solve(cost, support, solver=solver, params=params)
+        result = solve_transport(cost, support, solver=solver, params=params)
         return TWDResult(result.cost, result.num_iters, result.converged, result.plan)
     costs = torch.stack([cost, cosine_cost(h, h, support), cosine_cost(h_ref, h_ref, support)], -1)
-    result = solve(costs, support, solver=solver, params=params)
-    cross, own, own_ref = result.regularized_cost.unbind(-1)
+    result = solve_transport(costs, support, solver=solver, params=params)
+    cross, self_cost, self_cost_ref = result.regularized_cost.unbind(-1)
     return TWDResult(
-        cross - (own + own_ref) / 2,
+        cross - (self_cost + self_cost_ref) / 2,
         result.num_iters.amax(-1),
         result.converged.all(-1),
         result.plan[:, 0],
@@ -98,35 +106,34 @@ def twd(
     max_iters: int = 100,
     debias: bool = False,
 ) -> TWDResult:
-    """Topology-aware Wasserstein distance of every graph in a batch.
+    """Compute the topology-aware Wasserstein distance of every graph in a batch.
 
     Args:
         h: (N, d) node embeddings, float32 or float64.
         h_ref: (N, d) embeddings of the same nodes by another model, same dtype.
         edge_index: (2, E') int64, the edges along which mass of `h` (row 0) may move to `h_ref`
-            (row 1); self loops are added, repeats clipped. If it is not symmetric, nor is the
-            distance.
+            (row 1); self-loops are added, repeated edges count once. If it is not symmetric,
+            neither is the distance.
         batch: (N,) int64, graph of each node.
-        num_graphs: G. A graph without nodes costs 0.
+        num_graphs: number of graphs G. A graph without nodes costs 0.
         solver: "sinkhorn" (entropic, as published) or "exact" (a true optimum, so twd(x, x) = 0).
         epsilon, tolerance, max_iters: see `SinkhornParams`; unused by the exact solver.
         debias: with Sinkhorn twd(x, x) > 0, as entropy sends mass to neighbours. True gives the
             Sinkhorn divergence OT_eps(h, h_ref) - (OT_eps(h, h) + OT_eps(h_ref, h_ref)) / 2, which
             is 0 for equal inputs, with gradients through all three terms. On a sparse support it is
-            not guaranteed to be positive. Changes nothing for the exact solver.
+            not guaranteed to be positive. No effect on the exact solver.
 
     Returns:
-        TWDResult; `cost` carries gradient to both embeddings with the plan held constant (the
-        authors unroll the sweeps). That is exact at convergence for `debias` and for `exact`, by
-        the envelope theorem; for the plain <T, C> of Sinkhorn it is a choice.
+        TWDResult. `cost` has gradients with respect to both embeddings with the plan held constant
+        (the authors unroll the sweeps). By the envelope theorem that is exact at convergence for
+        `debias` and for the exact solver; for the plain <T, C> of Sinkhorn it is a choice.
 
     Raises:
-        InvalidInputError: shapes, dtypes, indices, values, solver or parameters as described are
-            not met.
+        InvalidInputError: shapes, dtypes, indices, values, solver or parameters are not as
+            described.
 
-    Source: G-Merging; epsilon, tolerance and max_iters are the paper's. Ours: each graph stops by
-        itself (the authors' code stops the whole batch at
-    once), the edge list, `exact` and `debias`.
+    Source: G-Merging; epsilon, tolerance and max_iters are the paper's. Ours: every graph stops by
+    itself (the authors' code stops the whole batch at once), the edge list, `exact` and `debias`.
     """
     support = Support.from_graph(edge_index, batch, num_graphs)
     return twd_on_support(
@@ -142,8 +149,11 @@ def twd(
 
 
 def _normalize(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of h (N, d) at length 1, and (N,) which rows count as nonzero; the others become 0 with
-    gradient 0."""
+    """Scale the rows of h (N, d) to length 1.
+
+    Returns:
+        The rows, zero vectors as 0 with gradient 0; and (N,) which rows are nonzero.
+    """
     norm = torch.linalg.vector_norm(h, dim=1, keepdim=True)
     if not norm.isfinite().all():
         raise InvalidInputError(
@@ -152,8 +162,8 @@ def _normalize(h: Tensor) -> tuple[Tensor, Tensor]:
         )
     tiny = torch.finfo(h.dtype).tiny ** 0.5
     nonzero = norm > tiny
-    # A product with 0 or 1 / norm, not a choice between rows: torch.where with a broadcast
-    # condition is 30 times slower, and 1 / 0 never arises.
+    # A product with 0 or 1 / norm: torch.where with a broadcast condition is 30 times slower. The
+    # clamp keeps 1 / 0 away.
     return h * (nonzero / norm.clamp(min=tiny)), nonzero.squeeze(1)
 
 

@@ -1,4 +1,4 @@
-"""`make gpu-check` as far as a CPU can: its sections run, and what fails is written down."""
+"""What a CPU can check of `make gpu-check`: its sections run, and failures are recorded."""
 
 import json
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""The measurements of merged routing run on pico data, and the page shows what was found."""
+"""The measurements of merged routing run on pico data, and the page shows the stored results."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_every_case_is_scored(pico_run: Run) -> None:
     assert len(found) == 1 + 2 * (len(CASES) - 1)
     for by_task in found.values():
         assert list(by_task) == list(pico_run.config.tasks)
-        assert all(0 <= value <= 1 for each in by_task.values() for value in each.values())
+        assert all(0 <= value <= 1 for scores in by_task.values() for value in scores.values())
 
 
 def test_weights_of_each_site_are_those_of_moe_as_long_as_the_streams_agree(

@@ -1,4 +1,4 @@
-"""The tries with routing run on pico data; what they find is for real data to say."""
+"""The experiments with routing run on pico data; their results are for real data to show."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Both ways run on pico data, and say what they should where the answer is known."""
+"""Both methods run on pico data, with the expected results where they are known."""
 
 from benchmarks.teachers import WAYS, areas
 from merging.run.run import Run

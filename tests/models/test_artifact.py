@@ -64,9 +64,9 @@ def test_golden_keys_and_shapes() -> None:
         for key, value in load_file(GOLDEN / "artifact/tasks/beta.safetensors").items()
     }
     sites = {
-        f"adapters.sites.{site}.{part}": shape
+        f"adapters.sites.{site}.{matrix}": shape
         for site in range(4)
-        for part, shape in (("down", (16, 4)), ("up", (4, 16)))
+        for matrix, shape in (("down", (16, 4)), ("up", (4, 16)))
     }
     assert shapes == {
         **sites,
@@ -88,7 +88,7 @@ def test_saved_again_every_tensor_file_is_the_same(tmp_path: Path) -> None:
         config,
         4,
         RouterConfig(),
-        {task: TaskInfo(labels=each.label_names) for task, each in experts.items()},
+        {task: TaskInfo(labels=expert.label_names) for task, expert in experts.items()},
     )
     first = save_artifact(tmp_path / "one", manifest, random_backbone(config), experts)
     loaded = load_artifact(tmp_path / "one")
@@ -433,7 +433,7 @@ def test_what_is_a_device_on_windows_is_no_name(name: str) -> None:
 
 def test_a_manifest_that_was_changed_after_its_making_writes_nothing(tmp_path: Path) -> None:
     config, experts = pico_config(), random_experts(pico_config())
-    infos = {task: TaskInfo(labels=each.label_names) for task, each in experts.items()}
+    infos = {task: TaskInfo(labels=expert.label_names) for task, expert in experts.items()}
     manifest = make_manifest("pico", "1", config, 4, RouterConfig(), infos)
     evil = {"../evil": experts["alpha"]}
     manifest = manifest.model_copy(update={"tasks": {"../evil": infos["alpha"]}})
@@ -487,8 +487,8 @@ def test_a_new_version_replaces_the_old_one_however_the_folder_is_called(
     (tmp_path / "dangling").symlink_to(tmp_path / "target")
     save_again(Path("dangling"), name)
     assert all(
-        load_artifact(tmp_path / each).manifest.version == "7"
-        for each in ("empty", "new/deep", "target")
+        load_artifact(tmp_path / folder).manifest.version == "7"
+        for folder in ("empty", "new/deep", "target")
     )
     assert not list(tmp_path.rglob(".*"))
 
@@ -551,14 +551,14 @@ def test_where_nothing_can_be_written_is_said_before_training(folder: str, messa
         check_output(Path(folder), "pico", "1", ["a"])
 
 
-@pytest.mark.parametrize("part", [".", "tasks"])
+@pytest.mark.parametrize("subfolder", [".", "tasks"])
 def test_a_read_only_artifact_is_not_replaced(
-    part: str,
+    subfolder: str,
     copy: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tests may run as root, to whom nothing is read-only."""
-    closed = (copy / part).resolve()
+    closed = (copy / subfolder).resolve()
     monkeypatch.setattr("models.artifact._may_change", lambda folder: folder != closed)
     with pytest.raises(ArtifactError, match="got a read-only artifact, expected one that may"):
         save_again(copy, read_manifest(copy)[0].name, replace=True)
@@ -649,9 +649,9 @@ def damage(folder: Path, file: str, change: Callable[[dict[str, torch.Tensor]], 
     )
 
 
-def zero(part: str, sites: Sequence[int] = range(4)) -> Callable[[dict[str, torch.Tensor]], None]:
+def zero(matrix: str, sites: Sequence[int] = range(4)) -> Callable[[dict[str, torch.Tensor]], None]:
     return lambda tensors: (
-        [tensors[f"adapters.sites.{site}.{part}"].zero_() for site in sites] and None
+        [tensors[f"adapters.sites.{site}.{matrix}"].zero_() for site in sites] and None
     )
 
 

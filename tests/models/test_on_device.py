@@ -1,8 +1,4 @@
-"""What a GPU answers is what the CPU answers in double precision.
-
-Where there is no GPU, the same laws hold the CPU's float32 against its float64, and the cases for
-CUDA are skipped; `make gpu-check` runs them on a machine that has one.
-"""
+"""Answers of a GPU against the CPU in double precision."""
 
 import logging
 from pathlib import Path
@@ -28,7 +24,7 @@ from models.networks.schnet import MergedForceField
 from models.ops.sparse import Pattern, edge_dots, spmm
 from models.transport import sinkhorn
 from models.transport.problem import Solver, Support
-from models.transport.solve import solve
+from models.transport.solve import solve_transport
 from models.transport.twd import twd
 from tests.conftest import KINDS, SMILES, pico_config, random_backbone, random_experts
 
@@ -40,7 +36,7 @@ SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    """On whatever device, against double precision on the CPU."""
+    """Compare a result of any device with double precision on the CPU."""
     torch.testing.assert_close(found.detach().cpu().double(), expected, rtol=0, atol=tolerance)
 
 
@@ -130,10 +126,10 @@ def test_transport_and_its_gradient(molecules: GraphBatch, device: str, solver: 
     h, h_ref = torch.randn(2, molecules.num_nodes, 6, generator=generator)
 
     def run(at: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        batch, own = molecules.to(at), h.to(at, dtype).requires_grad_()
+        batch, h_moved = molecules.to(at), h.to(at, dtype).requires_grad_()
         graph = batch.edge_index, batch.batch, batch.num_graphs
-        result = twd(own, h_ref.to(at, dtype), *graph, solver=solver, tolerance=1e-6)
-        (gradient,) = torch.autograd.grad(result.cost.sum(), own)
+        result = twd(h_moved, h_ref.to(at, dtype), *graph, solver=solver, tolerance=1e-6)
+        (gradient,) = torch.autograd.grad(result.cost.sum(), h_moved)
         return result.cost, result.plan, gradient
 
     for found, expected in zip(run(device, torch.float32), run("cpu", torch.float64), strict=True):
@@ -145,13 +141,13 @@ def test_transport_and_its_gradient(molecules: GraphBatch, device: str, solver: 
 def test_exact_transport_says_that_it_runs_on_the_cpu(
     molecules: GraphBatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sinkhorn.warn_of_cpu.cache_clear()
+    sinkhorn.warn_exact_on_cpu.cache_clear()
     batch = molecules.to("cuda")
     support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
     cost = torch.rand(len(support.rows), device="cuda")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert solve(cost, support, solver="exact").plan.is_cuda
+            assert solve_transport(cost, support, solver="exact").plan.is_cuda
     assert [record.getMessage() for record in caplog.records] == [sinkhorn.EXACT_ON_CPU]
 
 

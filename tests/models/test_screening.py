@@ -26,8 +26,9 @@ RANK = 16
 
 
 def families(close: float = 0.02) -> dict[str, Expert]:
-    """Three experts that have nothing in common, and three nearly the same as each of them; none is
-    ever silent, so that there are no ties."""
+    """Build three unrelated experts, and three close relatives of each; none is ever silent, so
+    there are no ties.
+    """
     generator = torch.Generator().manual_seed(1)
     found = {}
     for task, original in random_experts(pico_config(), RANK).items():
@@ -49,7 +50,7 @@ def parts_of(
         pico_config(),
         RANK,
         router,
-        {task: TaskInfo(labels=each.label_names) for task, each in experts.items()},
+        {task: TaskInfo(labels=expert.label_names) for task, expert in experts.items()},
     )
     nearest = nearest_experts(backbone, experts, router, GRAPHS, most)
     save_artifact(folder, manifest.model_copy(update={"nearest": nearest}), backbone, experts)
@@ -59,8 +60,9 @@ def parts_of(
 def assert_same(
     parts: ArtifactParts, batch: GraphBatch, routing: Routing, tasks: list[str] | None, least: float
 ) -> None:
-    """Same answers for each molecule whose full mixture has nothing of an expert that is not looked
-    at; and those are at least such a share."""
+    """Check the answers for all molecules whose full mixture gives no weight to an expert that is
+    not a candidate; they must be at least a share `least` of all.
+    """
     expected = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)(
         batch, tasks, routing
     )
@@ -70,8 +72,8 @@ def assert_same(
     for task, logits in expected.logits.items():
         left_out = [
             k
-            for k, each in enumerate(parts.experts)
-            if each not in candidate_experts(parts.manifest, task)
+            for k, other in enumerate(parts.experts)
+            if other not in candidate_experts(parts.manifest, task)
         ]
         clear = (expected.routing_weights[task][..., left_out] == 0).all(-1).all(-1)
         # compiled models are float32 only: 3e-5 was seen with AVX2 and with AVX-512
@@ -89,7 +91,7 @@ def assert_same(
 def test_relatives_are_nearest() -> None:
     experts = families()
     nearest = nearest_experts(random_backbone(pico_config()), experts, RouterConfig(), GRAPHS, 3)
-    assert {task: {each[:-1] for each in others} for task, others in nearest.items()} == {
+    assert {task: {name[:-1] for name in others} for task, others in nearest.items()} == {
         task: {task[:-1]} for task in experts
     }
     assert all(task not in others for task, others in nearest.items())
@@ -108,10 +110,8 @@ def test_the_order_is_that_of_the_router_where_mass_cannot_move() -> None:
     assert nearest_experts(backbone, experts, router, graphs, 99, ["beta1"]) == {
         "beta1": tuple(task for task in expected if task != "beta1")
     }
-    bank, support = (
-        AdapterBank([each.adapters for each in experts.values()]),
-        Support.from_graph(batch.edge_index, batch.batch, 1),
-    )
+    bank = AdapterBank([expert.adapters for expert in experts.values()])
+    support = Support.from_graph(batch.edge_index, batch.batch, 1)
     h = torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
     exact = node_distances(
         bank.project(2, h.unsqueeze(1)), bank.gram[2], torch.tensor([5]), support, router

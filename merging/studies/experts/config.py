@@ -1,5 +1,5 @@
-"""What a study of merged experts consists of: domains, the network's shape, training, and the
-variants of training."""
+"""The configuration of a study of merged experts: domains, the shape of the network, training, and
+its variants."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -17,16 +17,16 @@ EXPERTS_CONFIG_FOLDER = CONFIG_FOLDER / "experts"
 
 
 class VariantConfig(Section):
-    """What training does so that experts can be merged later; the defaults are nothing, and each
-    expert is then trained on its own.
+    """How training ties the experts together for merging; by default they are trained
+    independently.
 
     Attributes:
-        gamma: weight of KDEM's term, the distance of the merged expert's output from the experts'
-            mean output. Published: 0.01.
-        distil_every: steps from one such term to the next. Published: 100.
-        beta: in PPEM each expert of the top k becomes beta times itself plus 1 - beta times the
+        gamma: weight of KDEM's loss, the squared distance of the merged expert's output from the
+            ensemble's. Published: 0.01.
+        distil_every: steps between two evaluations of KDEM's loss (T1). Published: 100.
+        beta: in PPEM every expert of the top k becomes beta times itself plus 1 - beta times the
             merged expert. Published: 0.999.
-        pull_every: steps from one such pull to the next (T2).
+        pull_every: steps between two steps of PPEM (T2).
     """
 
     gamma: Weight = 0.0
@@ -36,17 +36,17 @@ class VariantConfig(Section):
 
     @property
     def couples(self) -> bool:
-        """Whether one expert's training depends on the others."""
+        """Whether the training of an expert depends on the others."""
         return self.gamma > 0 or self.beta < 1
 
 
 class TrainingConfig(Section):
-    """Self-supervised training of all experts side by side, one batch of its own domain for each in
-    every step (Adam).
+    """Self-supervised training of all experts with Adam, one batch per domain in every step.
 
     Attributes:
-        epochs, steps_per_epoch: an epoch is what a stopped run may lose.
-        batch_nodes: about how many nodes the graphs of a batch have together.
+        epochs, steps_per_epoch: the state is saved after every epoch.
+        learning_rate: of Adam.
+        batch_nodes: approximate number of nodes in a batch.
     """
 
     epochs: Count = 12
@@ -56,18 +56,21 @@ class TrainingConfig(Section):
 
 
 class ExpertsConfig(Section):
-    """A study.
+    """A study of merged experts.
 
     Attributes:
-        domains: data sets, one expert each: Planetoid's and MoleculeNet's names; four at least, so
-            that there is a third when one is left out.
-        network: the experts' shape; its in_dim is the width that every domain's features are
-            brought to.
-        max_train_graphs: molecules of a training part, taken evenly; the validation and test parts
-            stay whole.
-        piece_nodes: a single large graph is cut into connected pieces of at most so many nodes to
-            learn from.
-        top_k: how many experts count at once. Published: 3.
+        setting: its name.
+        description: for people.
+        domains: names of data sets of Planetoid and MoleculeNet, one expert per data set; at least
+            four, so that there is a third-ranked expert when one is left out.
+        network: shape of the experts; its in_dim is the width to which the features of every domain
+            are reduced.
+        max_train_graphs: the most training molecules of a domain, taken evenly; validation and test
+            molecules are all used.
+        piece_nodes: a single large graph is cut into connected pieces of at most this many nodes
+            for training.
+        top_k: number of experts with a weight above 0. Published: 3.
+        training: of all variants.
         variants: of training, by name.
     """
 
@@ -100,5 +103,6 @@ class ExpertsConfig(Section):
 
 
 def load_experts_config(path: Path) -> ExpertsConfig:
-    """A study's configuration. Raises ConfigError (see `merging.config.reading.read_config`)."""
+    """Read the configuration of a study from a file or from those of the package. Raises
+    ConfigError (see `merging.config.reading.read_config`)."""
     return read_config(path, ExpertsConfig, EXPERTS_CONFIG_FOLDER)

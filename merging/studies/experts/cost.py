@@ -1,5 +1,5 @@
-"""What an answer costs: one expert, several, a merged one, and the competence that chooses among
-them."""
+"""The time of an answer by one expert, by an ensemble and by a merged expert, and of computing the
+competence."""
 
 import time
 from collections.abc import Callable
@@ -15,14 +15,14 @@ REPEATS = 30
 
 
 def forward_seconds(bank: ExpertBank, batch: GraphBatch, k: int) -> dict[str, float]:
-    """Median seconds, with as many threads as torch has: the ways take turns, so that a busy
-    machine is busy for all of them.
+    """Measure the median seconds of several ways to answer a batch, with torch's number of threads;
+    the ways alternate, so that other load affects them alike.
 
     Returns:
-        top1: one expert. ensemble: k experts and their mean. merge: of the weights alone. merged:
-            merging and one forward.
-        merged_kept: one forward with weights that were merged before. competence: K forwards and
-            losses. Besides, nodes: how many the request has.
+        By name: `top1`, one expert; `ensemble`, k experts and their weighted mean; `merge`, merging
+        the weights; `merged`, merging and one forward pass; `merged_kept`, one forward pass with
+        weights merged before; `competence`, K forward passes and losses. Besides, `nodes`, the
+        number of nodes in the batch.
     """
     psi = bank.competence(batch).mean(1)
     alpha, best = route(psi, k), int(psi.argmax())

@@ -1,5 +1,5 @@
-"""Data sets as domains of one mixture of experts: graphs whose node features have one width, and
-labels that only the probe sees."""
+"""Data sets as domains of one mixture of experts: graphs with node features of one width, and
+labels that only the probe reads."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from merging.data.encoders import atom_features, reduced, unit_mean_square
+from merging.data.encoders import atom_features, svd_features, unit_mean_square
 from merging.data.molecule_dataset import MOLECULENET, load_dataset
 from merging.data.planetoid import CLASS_NAMES, PlanetoidName, load_planetoid
 from merging.data.split import Split
@@ -24,15 +24,15 @@ from models.ops.segment import segment_count
 
 @dataclass(frozen=True)
 class Domain:
-    """One data set.
+    """A data set as a domain.
 
     Attributes:
-        name: of the set.
-        graphs: what its expert learns from and what competence is read from, without labels: the
-            training molecules, or the pieces of a large graph.
-        evaluated: what the probe works on, as one batch: all molecules, or the whole graph.
-        labels: (N,) int64, the nodes' classes, -1 where there is none; or (G, C) float32, the
-            molecules' labels, 0, 1 or NaN.
+        name: of the data set.
+        graphs: the training molecules, or the pieces of a large graph: for the training of the
+            expert and for competence, without labels.
+        evaluated: all molecules, or the whole graph, as one batch: for the probe.
+        labels: (N,) int64, the classes of nodes, -1 where unknown; or (G, C) float32, the labels of
+            molecules, 0, 1 or NaN.
         split: row numbers of `labels`.
     """
 
@@ -44,16 +44,21 @@ class Domain:
 
     @property
     def has_node_labels(self) -> bool:
-        """Whether nodes have classes; else graphs have labels."""
+        """Whether labels are classes of nodes; otherwise they are labels of graphs."""
         return self.labels.dim() == 1
 
 
 def load_domain(name: str, config: ExpertsConfig, data: Path, cache: Path) -> Domain:
-    """A domain from the data folder; molecules are featurised once and kept in `cache`. The same
-    numbers whatever the seed of a run.
+    """Read a domain from the data folder; it does not depend on the seed of a run.
+
+    Args:
+        name: of the data set.
+        config: width of the features, and sizes.
+        data: the data folder.
+        cache: folder in which featurised molecules are kept.
 
     Raises:
-        DataError: no data, or data that do not have the published form.
+        DataError: the data are absent, or do not have the published form.
     """
     for citation in CLASS_NAMES:
         if name == citation:
@@ -64,7 +69,7 @@ def load_domain(name: str, config: ExpertsConfig, data: Path, cache: Path) -> Do
 def _citation(name: PlanetoidName, config: ExpertsConfig, data: Path) -> Domain:
     dataset = load_planetoid(name, data)
     whole = FeatureGraph(
-        unit_mean_square(reduced(dataset.x, config.network.in_dim)), dataset.edge_index
+        unit_mean_square(svd_features(dataset.x, config.network.in_dim)), dataset.edge_index
     )
     return Domain(
         name,
@@ -96,7 +101,7 @@ def _molecules(name: str, config: ExpertsConfig, data: Path, cache: Path) -> Dom
 
 
 def graphs_of(batch: GraphBatch) -> tuple[FeatureGraph, ...]:
-    """The graphs of a batch one by one: `collate_features` undone."""
+    """Split a batch into its graphs: the inverse of `collate_features`."""
     nodes = batch.x.split(segment_count(batch.batch, batch.num_graphs).tolist())
     edges = batch.edge_index.split(
         segment_count(batch.batch[batch.edge_index[0]], batch.num_graphs).tolist(), 1
@@ -109,11 +114,11 @@ def graphs_of(batch: GraphBatch) -> tuple[FeatureGraph, ...]:
 
 
 def pieces(graph: FeatureGraph, size: int) -> list[FeatureGraph]:
-    """A graph cut into pieces of at most `size` nodes, each grown breadth first from the lowest
-    node left over; small components share a piece.
+    """Cut a graph into pieces of at most `size` nodes, grown breadth first from the first remaining
+    node; small components share a piece.
 
-    An edge between two pieces is lost: with pieces of 256 nodes Cora keeps 68 % and Citeseer 79 %
-    of its edges.
+    Edges between pieces are lost: with pieces of 256 nodes Cora keeps 68 % and Citeseer 79 % of its
+    edges.
     """
     owner = torch.from_numpy(_grow(graph, size))
     inside = owner[graph.edge_index[0]] == owner[graph.edge_index[1]]
@@ -127,7 +132,7 @@ def pieces(graph: FeatureGraph, size: int) -> list[FeatureGraph]:
 
 
 def _grow(graph: FeatureGraph, size: int) -> NDArray[np.int64]:
-    """(N,) the number of each node's piece."""
+    """(N,), the number of the piece of every node."""
     source, target = graph.edge_index.numpy()
     neighbours = csr_matrix(
         (np.ones(len(source)), (source, target)), shape=(graph.num_nodes, graph.num_nodes)
@@ -139,7 +144,7 @@ def _grow(graph: FeatureGraph, size: int) -> NDArray[np.int64]:
             node = queue.popleft()
             if owner[node] >= 0:
                 continue
-            # what is left of this component starts the next piece when its turn comes
+            # The rest of this component starts the next piece when its turn comes.
             if filled == size:
                 piece, filled = piece + 1, 0
                 queue.clear()

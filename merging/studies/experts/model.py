@@ -1,5 +1,5 @@
-"""A mixture of graph experts: how competent each is for a graph, how much it counts, and one merged
-expert in place of several.
+"""A mixture of graph experts: the competence of an expert for a graph, routing by it, and one
+merged expert in place of several.
 
 Liu et al., "Enhanced Expert Merging for Mixture-of-Experts in Graph Foundation Models" (NeurIPS
 2025), on AnyGraph's mixture (Xia and Huang 2024, arXiv:2408.10700): competence psi_i, the k best
@@ -21,21 +21,27 @@ from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.ops.segment import segment_count, segment_mean
 
 TEMPERATURE = 0.2
-"""Of the cosine between two nodes: scores lie in [-5, 5]."""
+"""Divides the cosine between two nodes, so that scores lie in [-5, 5]."""
 _NEVER = -1e4
-"""The score of a pair that does not count. Finite, for the gradient of a log-sum of nothing but
--inf is not a number."""
+"""The score of a pair that is masked. Finite, because the gradient of a log-sum over -inf only is
+NaN."""
 
 
 def edge_loss(h: Tensor, batch: GraphBatch) -> Tensor:
-    """How badly node embeddings (N, d) tell the edges of each graph, (G,): which of its nodes is at
-    the edge's other end, as cross entropy.
+    """Compute the loss of link prediction of every graph: the cross-entropy of an edge's target
+    among all nodes of the graph.
 
     loss = mean over edges (i, j) of log(sum over nodes k != i of exp(s_ik)) - s_ij, with s = cosine
-    / 0.2. All nodes of the graph are compared: nothing is drawn, and neither the other graphs of a
-    batch nor the order of the nodes counts. A graph without edges has the loss 0, whoever the
-    expert. AnyGraph compares with drawn nodes and dot products; a cosine does not reward an expert
-    for large outputs.
+    / 0.2. Nothing is drawn, and neither the other graphs of a batch nor the order of the nodes
+    matters. AnyGraph uses drawn nodes and dot products; a cosine does not reward an expert for
+    large outputs.
+
+    Args:
+        h: (N, d) node embeddings.
+        batch: the G graphs.
+
+    Returns:
+        (G,), 0 for a graph without edges.
     """
     source, target = batch.edge_index
     counts = segment_count(batch.batch, batch.num_graphs)
@@ -55,13 +61,14 @@ def edge_loss(h: Tensor, batch: GraphBatch) -> Tensor:
 
 @torch.no_grad()
 def competence(expert: nn.Module, batch: GraphBatch) -> Tensor:
-    """psi of an expert for each graph, (G,): minus the loss that it was trained with, so at most 0.
-    A number of the graph and the expert alone."""
+    """Compute the competence psi of an expert for every graph, (G,): minus the loss of its
+    training, at most 0. It depends on the graph and the expert only."""
     return -edge_loss(expert(batch), batch)
 
 
 def route(psi: Tensor, k: int) -> Tensor:
-    """alpha: softmax of the k largest of psi (K,), 0 elsewhere; the earlier of equals comes first.
+    """Compute the routing weights alpha: the softmax over the k largest of psi, 0 elsewhere; of
+    equal numbers the first is chosen: (K,) -> (K,).
 
     Raises:
         InvalidInputError: k is not from 1 to K, or psi is not finite.
@@ -76,12 +83,19 @@ def route(psi: Tensor, k: int) -> Tensor:
 
 
 def merge_experts(states: Sequence[dict[str, Tensor]], alpha: Tensor) -> dict[str, Tensor]:
-    """theta_bar = sum_i alpha_i theta_i, by parameter name; experts that count 0 are not touched.
-    Gradients flow to the states.
+    """Merge experts, theta_bar = sum_i alpha_i theta_i; experts of weight 0 are not read. Gradients
+    flow to the states.
+
+    Args:
+        states: parameters of K experts, by name.
+        alpha: (K,) weights.
+
+    Returns:
+        theta_bar, by parameter name.
 
     Raises:
         CheckpointError: the experts differ in names or shapes.
-        InvalidInputError: another number of weights than of experts, or none above 0.
+        InvalidInputError: the numbers of weights and experts differ, or no weight is above 0.
     """
     if alpha.shape != (len(states),) or not bool((alpha > 0).any()):
         raise InvalidInputError(
@@ -89,7 +103,7 @@ def merge_experts(states: Sequence[dict[str, Tensor]], alpha: Tensor) -> dict[st
             " and one above 0"
         )
     shapes = [{key: value.shape for key, value in state.items()} for state in states]
-    if any(each != shapes[0] for each in shapes):
+    if any(shape != shapes[0] for shape in shapes):
         raise CheckpointError(
             "got experts that differ in names or shapes, expected experts of one shape"
         )
@@ -100,11 +114,10 @@ def merge_experts(states: Sequence[dict[str, Tensor]], alpha: Tensor) -> dict[st
 
 
 class ExpertBank(nn.Module):
-    """Experts of one shape that start from one initialisation, since their weights are to be
-    averaged.
+    """Experts of one shape with a common initialisation, so that their weights can be averaged.
 
     Attributes:
-        names: of the domains, one expert each, in order.
+        names: of the domains, in the order of their experts.
         experts: K `GraphNetwork`.
     """
 
@@ -117,32 +130,31 @@ class ExpertBank(nn.Module):
         self.experts = nn.ModuleList(deepcopy(first) for _ in self.names)
 
     def without(self, name: str) -> "ExpertBank":
-        """A bank of the other experts, which are shared with this one."""
-        kept = [i for i, each in enumerate(self.names) if each != name]
+        """Return a bank of the other experts, which share their parameters with this one."""
+        kept = [i for i, expert in enumerate(self.names) if expert != name]
         bank = ExpertBank.__new__(ExpertBank)
         nn.Module.__init__(bank)
-        bank.names, bank.experts = (
-            tuple(self.names[i] for i in kept),
-            nn.ModuleList(self.experts[i] for i in kept),
-        )
+        bank.names = tuple(self.names[i] for i in kept)
+        bank.experts = nn.ModuleList(self.experts[i] for i in kept)
         return bank
 
     def states(self) -> list[dict[str, Tensor]]:
-        """Parameters of each expert by name: the very ones, not copies."""
+        """Return the parameters of every expert by name, not copies of them."""
         return [dict(expert.named_parameters()) for expert in self.experts]
 
     def competence(self, batch: GraphBatch) -> Tensor:
-        """psi of every expert for every graph, (K, G): K forwards."""
+        """Compute psi of every expert for every graph, (K, G), by K forward passes."""
         return torch.stack([competence(expert, batch) for expert in self.experts])
 
     def ensemble(self, alpha: Tensor, batch: GraphBatch) -> Tensor:
-        """sum_i alpha_i output_i, (N, d): a forward for each expert that counts."""
+        """Compute the ensemble sum_i alpha_i output_i, (N, d), by a forward pass for every expert
+        with a weight above 0."""
         return torch.stack(
             [alpha[i] * self.experts[i](batch) for i in alpha.nonzero().flatten().tolist()]
         ).sum(0)
 
     def merged(self, alpha: Tensor, batch: GraphBatch) -> Tensor:
-        """The output of theta_bar, (N, d): merging, and one forward."""
+        """Merge the experts, and compute the output of theta_bar, (N, d), by one forward pass."""
         output: Tensor = functional_call(
             self.experts[0], merge_experts(self.states(), alpha), (batch,)
         )

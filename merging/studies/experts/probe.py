@@ -1,4 +1,4 @@
-"""How good a frozen encoder is: a logistic regression on what it says of each node or graph."""
+"""The probe of a frozen encoder: a logistic regression on its embeddings of nodes or graphs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,40 +14,43 @@ from merging.training.metrics import roc_auc
 from models.data.batch import GraphBatch, mean_readout
 
 STRENGTHS = (0.01, 0.1, 1.0)
-"""The inverse penalties C that are tried; the validation part decides."""
+"""The inverse penalties C that are tried; the validation score selects one."""
 
 
 @dataclass(frozen=True)
 class Score:
     """Accuracy (classes of nodes) or ROC-AUC (labels of molecules) in [0, 1], on the validation and
-    the test part."""
+    the test rows."""
 
     valid: float
     test: float
 
 
 def probe(domain: Domain, encoder: Callable[[GraphBatch], Tensor]) -> Score:
-    """Embed a domain with an encoder that gives (N, d), and fit on the training part's labels; the
-    encoder is not changed.
+    """Embed a domain with an encoder, fit a logistic regression to the training labels, and score
+    it.
 
-    Molecules are the mean of their atoms. Every dimension is standardised by the training part.
+    The embedding of a molecule is the mean over its atoms. Every dimension is standardised by the
+    training rows.
+
+    Args:
+        domain: graphs, labels and split.
+        encoder: computes node embeddings (N, d); it is not changed.
     """
     with torch.no_grad():
         h = encoder(domain.evaluated)
     h = h if domain.has_node_labels else mean_readout(h, domain.evaluated)
     train = h[domain.split.train]
     features = ((h - train.mean(0)) / train.std(0).clamp(min=1e-6)).double().numpy()
-    predict = _classes if domain.has_node_labels else _logits
-    tried = [predict(features, domain, strength) for strength in STRENGTHS]
-    valid, outputs = max(
-        ((_measure(domain, each, domain.split.valid), each) for each in tried),
-        key=lambda pair: pair[0],
-    )
-    return Score(valid, _measure(domain, outputs, domain.split.test))
+    fitted = _classes if domain.has_node_labels else _logits
+    tried = [fitted(features, domain, strength) for strength in STRENGTHS]
+    scores = [_measure(domain, outputs, domain.split.valid) for outputs in tried]
+    best = scores.index(max(scores))
+    return Score(scores[best], _measure(domain, tried[best], domain.split.test))
 
 
 def _measure(domain: Domain, outputs: Tensor, rows: Tensor) -> float:
-    """Accuracy on the rows that have a class, or ROC-AUC."""
+    """Accuracy on the rows with a known class, or ROC-AUC."""
     if not domain.has_node_labels:
         return roc_auc(domain.labels[rows], outputs[rows]).mean
     rows = rows[domain.labels[rows] >= 0]
@@ -55,7 +58,7 @@ def _measure(domain: Domain, outputs: Tensor, rows: Tensor) -> float:
 
 
 def _classes(features: NDArray[np.float64], domain: Domain, strength: float) -> Tensor:
-    """(N,) the class of each node."""
+    """(N,), the predicted class of every node."""
     train = domain.split.train
     model = LogisticRegression(C=strength, max_iter=1000).fit(
         features[train.numpy()], domain.labels[train].numpy()
@@ -64,14 +67,14 @@ def _classes(features: NDArray[np.float64], domain: Domain, strength: float) -> 
 
 
 def _logits(features: NDArray[np.float64], domain: Domain, strength: float) -> Tensor:
-    """(G, C): a regression per label on the molecules whose label is known; a label with one class
-    in the training part says nothing."""
+    """(G, C), by a regression per label on the training molecules whose label is known; 0 for a
+    label with one class among them."""
     logits = torch.zeros(domain.labels.shape, dtype=torch.float64)
     for label, column in enumerate(domain.labels.T):
         known = domain.split.train[~column[domain.split.train].isnan()]
         if column[known].unique().numel() == 2:
-            # Newton's method: for a few hundred rows and dozens of features it takes milliseconds,
-            # and it converges.
+            # Newton's method takes milliseconds for a few hundred rows and dozens of features, and
+            # it converges.
             model = LogisticRegression(C=strength, solver="newton-cholesky").fit(
                 features[known.numpy()], column[known].numpy()
             )

@@ -1,5 +1,5 @@
-"""The study: train banks of experts, measure what routing and merging make of them, and what each
-costs."""
+"""The study of merged experts: trains banks of experts, and measures routing, ensembles, merged
+experts and their cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from merging.studies.experts.cost import forward_seconds
 from merging.studies.experts.domains import Domain, load_domain
 from merging.studies.experts.model import ExpertBank, route
 from merging.studies.experts.probe import probe
-from merging.studies.experts.summary import summarise
+from merging.studies.experts.summary import summarise_experts
 from merging.studies.experts.training import train_bank
 from models.data.batch import GraphBatch
 from models.data.feature_graph import collate_features
@@ -31,8 +31,7 @@ Encoder = Callable[[GraphBatch], Tensor]
 
 @dataclass(frozen=True)
 class Study:
-    """A configuration with its data, and the work folder in which results are kept and found
-    again."""
+    """The configuration of a study with its data, and the work folder in which results are kept."""
 
     config: ExpertsConfig
     domains: tuple[Domain, ...]
@@ -46,23 +45,23 @@ class Study:
         return cls(config, tuple(domains), work)
 
     def bank(self, variant: str, seed: int) -> ExpertBank:
-        """The trained experts of a variant, trained now or read back; an interrupted training goes
-        on."""
+        """Train the experts of a variant, or read them from the work folder; an interrupted
+        training is resumed."""
         bank = ExpertBank(self.config.network, self.config.domains, seed)
         bank.load_state_dict(self._result(self._trained(variant, seed)).tensors)
         return bank.eval().requires_grad_(False)
 
     def controls(self, seed: int) -> Record:
-        """See `measure_controls`."""
+        """Return the record of `measure_controls`, measured once."""
         return self._record("controls", seed, partial(measure_controls, self, seed))
 
     def measured(self, variant: str, seed: int) -> Record:
-        """What a variant's bank is worth, see `measure_bank`."""
+        """Return the record of `measure_bank` for a variant's bank, measured once."""
         make = partial(self._of_bank, measure_bank, variant, seed)
         return self._record("measured", seed, make, self._trained(variant, seed))
 
     def cost(self, variant: str, seed: int) -> Record:
-        """What an answer of a variant's bank costs, see `measure_cost`."""
+        """Return the record of `measure_cost` for a variant's bank, measured once."""
         make = partial(self._of_bank, measure_cost, variant, seed)
         return self._record("cost", seed, make, self._trained(variant, seed))
 
@@ -81,7 +80,7 @@ class Study:
         return measure(self, self.bank(variant, seed))
 
     def _record(self, what: str, seed: int, make: Callable[[], Record], *inputs: Stage) -> Record:
-        """What was measured, now or before."""
+        """The record of a measurement, computed now or read from the work folder."""
         name = "-".join([what, *(stage.name.removeprefix("bank-") for stage in inputs)])
         settings = () if inputs else (self._settings(),)
         stage = Stage(name, seed, settings, inputs, lambda _: StageResult(record=make()))
@@ -91,23 +90,24 @@ class Study:
         return stage.result(ResultStore(self.work / "expert_merging"))
 
     def _settings(self) -> ExpertsConfig:
-        """What all variants depend on."""
+        """The settings that all variants depend on."""
         return self.config.model_copy(update={"variants": {}, "description": "", "setting": ""})
 
 
 def run_study(
     config: ExpertsConfig, data: Path, work: Path, seeds: Sequence[int], output: Path
 ) -> Record:
-    """Train and measure every variant with every seed, write the results file, and return its
-    content.
-
-    Stopped at any time, the same call goes on where it was.
+    """Train and measure every variant with every seed, and write the results file. The same call
+    resumes an interrupted study.
 
     Args:
         config: the study.
         data, work: folders, as in `merging.run.run.Run`.
-        seeds: one bank for each and for each variant.
+        seeds: one bank is trained per seed and variant.
         output: the JSON file.
+
+    Returns:
+        The content of the results file.
     """
     study = Study.open(config, data, work)
     controls = {str(seed): study.controls(seed) for seed in seeds}
@@ -122,7 +122,7 @@ def run_study(
         "settings": config.model_dump(mode="json"),
         "seeds": list(seeds),
         "environment": environment(),
-        **summarise(measured, controls),
+        **summarise_experts(measured, controls),
         "cost": study.cost(next(iter(config.variants)), seeds[0]),
         "controls": controls,
         "measured": measured,
@@ -132,8 +132,8 @@ def run_study(
 
 
 def measure_controls(study: Study, seed: int) -> Record:
-    """Probes, by domain, of the initialisation that all experts share, and of the features as they
-    are."""
+    """Probe, by domain, the common initialisation of the experts ("untrained") and the node
+    features themselves ("features")."""
     untrained = ExpertBank(study.config.network, ("untrained",), seed).experts[0]
     encoders: dict[str, Encoder] = {"untrained": untrained, "features": lambda batch: batch.x}
     return {
@@ -143,8 +143,8 @@ def measure_controls(study: Study, seed: int) -> Record:
 
 
 def measure_bank(study: Study, bank: ExpertBank) -> Record:
-    """By domain: competence and probe of every expert, and the bank's routing with and without the
-    domain's own expert."""
+    """Measure, by domain, competence and probe of every expert, and the routing of the bank with
+    and without the domain's expert."""
     measured = {}
     for domain in study.domains:
         experts = {
@@ -165,12 +165,22 @@ def measure_bank(study: Study, bank: ExpertBank) -> Record:
 
 
 def measure_routing(bank: ExpertBank, domain: Domain, psi: Tensor, k: int) -> Record:
-    """What the experts of a bank make of a domain together: alpha, probes, and how far the merged
-    output is from the ensemble's."""
+    """Route a domain over the experts of a bank, and probe ensemble and merged experts.
+
+    Args:
+        bank: K experts.
+        domain: the data.
+        psi: (K,) competence of the experts for the domain.
+        k: number of experts with a weight above 0.
+
+    Returns:
+        "ranked", names by competence; "alpha", routing weights; "relative_error" of the merged
+        outputs to those of the ensembles; "probes" of the encoders.
+    """
     alpha, everyone = route(psi, k), route(psi, len(psi))
     ranked = [bank.names[i] for i in psi.argsort(descending=True, stable=True).tolist()]
     with torch.no_grad():
-        apart = {
+        errors = {
             "merged": relative_error(
                 bank.merged(alpha, domain.evaluated), bank.ensemble(alpha, domain.evaluated)
             ),
@@ -184,11 +194,11 @@ def measure_routing(bank: ExpertBank, domain: Domain, psi: Tensor, k: int) -> Re
         "merged_all": lambda batch: bank.merged(everyone, batch),
     }
     probes = {name: asdict(probe(domain, encoder)) for name, encoder in encoders.items()}
-    return {"ranked": ranked, "alpha": alpha.tolist(), "relative_error": apart, "probes": probes}
+    return {"ranked": ranked, "alpha": alpha.tolist(), "relative_error": errors, "probes": probes}
 
 
 def domain_competence(bank: ExpertBank, domain: Domain) -> Tensor:
-    """psi of each expert for a domain, (K,): mean over its graphs."""
+    """Compute psi of every expert for a domain, (K,): the mean over its graphs."""
     groups = [
         domain.graphs[first : first + COMPETENCE_BATCH]
         for first in range(0, len(domain.graphs), COMPETENCE_BATCH)
@@ -197,7 +207,7 @@ def domain_competence(bank: ExpertBank, domain: Domain) -> Tensor:
 
 
 def relative_error(output: Tensor, target: Tensor) -> float:
-    """|output - target|^2 / |target|^2."""
+    """Compute |output - target|^2 / |target|^2."""
     return float((output - target).square().sum() / target.square().sum())
 
 

@@ -1,4 +1,4 @@
-"""The study's pieces in a few figures, and the tables that the page shows."""
+"""The summary of the study's results, and the tables of its page."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -36,14 +36,18 @@ COMPARED = (
 )
 
 
-def summarise(
+def summarise_experts(
     measured: Mapping[str, Mapping[str, Record]], controls: Mapping[str, Record]
 ) -> Record:
-    """What the results file says before the single values.
+    """Summarise the measurements of all variants, by bank ("all" experts, or the domain's expert
+    "left_out") and variant.
 
     Args:
         measured: by variant, seed and domain (`merging.studies.experts.study.measure_bank`).
-        controls: by seed and domain.
+        controls: probes of untrained encoders, by seed and domain.
+
+    Returns:
+        {bank: {variant: {"rows", "against_first", "rank_correlation", ...}}}
     """
     return {
         bank: {variant: _summary(bank, by_seed, controls) for variant, by_seed in measured.items()}
@@ -84,7 +88,7 @@ def _summary(bank: str, by_seed: Mapping[str, Record], controls: Mapping[str, Re
 
 
 def _tests(domain: str, bank: str, record: Record, control: Record) -> dict[str, float]:
-    """The test score of each row in one domain with one seed."""
+    """The test score of every row, in one domain with one seed."""
     experts, routing = record["experts"], record[bank]
     ranked = routing["ranked"]
     tests = {
@@ -114,37 +118,32 @@ def _row(row: str, cases: Mapping[tuple[str, str], dict[str, float]]) -> Record:
 
 
 def _against_first(row: str, cases: Mapping[tuple[str, str], dict[str, float]]) -> Record:
-    """In how many cases (a domain with a seed) a row is better than top-1, and by how much on
-    average."""
+    """The numbers of cases (a domain with a seed) in which a row is better or worse than top-1, and
+    the mean difference."""
     differences = [tests[row] - tests["first"] for tests in cases.values()]
     return {
-        "better": sum(each > 0 for each in differences),
-        "worse": sum(each < 0 for each in differences),
+        "better": sum(difference > 0 for difference in differences),
+        "worse": sum(difference < 0 for difference in differences),
         "mean_difference": mean(differences),
     }
 
 
 def _rank_correlation(names: Sequence[str], record: Record) -> float:
-    """Spearman's, of competence and test score over the experts of a bank; 0 where all score the
-    same."""
-    psi, tests = (
-        [record["competence"][name] for name in names],
-        [record["experts"][name]["test"] for name in names],
-    )
+    """Spearman's rank correlation of competence and test score over the experts of a bank; 0 where
+    all score the same."""
+    psi = [record["competence"][name] for name in names]
+    tests = [record["experts"][name]["test"] for name in names]
     return float(spearmanr(psi, tests).statistic) if len(set(tests)) > 1 else 0.0
 
 
 def _spread(values: list[float]) -> Record:
-    return {
-        "mean": mean(values),
-        "std": stdev(values) if len(values) > 1 else 0.0,
-        "values": values,
-    }
+    std = stdev(values) if len(values) > 1 else 0.0
+    return {"mean": mean(values), "std": std, "values": values}
 
 
-def tables(content: Record) -> str:
-    """The results file as Markdown: scores of the untied experts, the variants, the finding, and
-    the cost."""
+def expert_tables(content: Record) -> str:
+    """Format the content of the results file as Markdown tables: scores of untied experts, variants
+    of training, rows compared with top-1, and cost."""
     return "\n\n".join(
         (
             *(_score_table(content, bank) for bank in BANKS),
@@ -173,70 +172,42 @@ def _score_table(content: Record, bank: str) -> str:
 
 
 def _variant_table(content: Record) -> str:
-    header = [
-        "variant",
-        "bank",
-        "top-1",
-        "ensemble",
-        "merged",
-        "merged of all",
-        "own",
-        "relative error, merged",
-        "relative error, merged of all",
-    ]
+    columns = {
+        "first": "top-1",
+        "ensemble": "ensemble",
+        "merged": "merged",
+        "merged_all": "merged of all",
+        "own": "own",
+    }
+    errors = {"merged": "merged", "merged_all": "merged of all"}
+    titles = [*columns.values(), *(f"relative error, {title}" for title in errors.values())]
     lines = []
     for bank in BANKS:
         for variant, summary in content[bank].items():
             rows, error = summary["rows"], summary["relative_error"]
-            scores = [
-                _percent(rows[row]["average"])
-                for row in ("first", "ensemble", "merged", "merged_all", "own")
-            ]
-            lines.append(
-                [
-                    f"`{variant}`",
-                    bank.replace("_", " "),
-                    *scores,
-                    *(f"{error[name]['mean']:.4f}" for name in ("merged", "merged_all")),
-                ]
-            )
-    return "Variants of training, averages over the domains:\n\n" + markdown_table(header, lines)
+            scores = [_percent(rows[row]["average"]) for row in columns]
+            distances = [f"{error[name]['mean']:.4f}" for name in errors]
+            lines.append([f"`{variant}`", bank.replace("_", " "), *scores, *distances])
+    return "Variants of training, averages over the domains:\n\n" + markdown_table(
+        ["variant", "bank", *titles], lines
+    )
 
 
 def _finding_table(content: Record) -> str:
-    compared = (
-        "second",
-        "third",
-        "ensemble",
-        "merged",
-        "mean_expert",
-        "by_validation",
-        "untrained",
-    )
-    header = [
-        "variant",
-        "bank",
-        *(f"{ROWS[row].split(' (')[0]}" for row in compared),
-        "rank correlation",
-        "largest alpha",
-    ]
+    compared = [row for row in COMPARED if row not in ("merged_all", "own")]
+    titles = [ROWS[row].split(" (")[0] for row in compared]
+    header = ["variant", "bank", *titles, "rank correlation", "largest alpha"]
     lines = []
     for bank in BANKS:
         for variant, summary in content[bank].items():
             against = [summary["against_first"][row] for row in compared]
             figures = [
-                f"{each['better']}/{summary['cases']} ({100 * each['mean_difference']:+.1f})"
-                for each in against
+                f"{row['better']}/{summary['cases']} ({100 * row['mean_difference']:+.1f})"
+                for row in against
             ]
-            lines.append(
-                [
-                    f"`{variant}`",
-                    bank.replace("_", " "),
-                    *figures,
-                    f"{summary['rank_correlation']:+.2f}",
-                    f"{summary['largest_alpha']:.2f}",
-                ]
-            )
+            figures.append(f"{summary['rank_correlation']:+.2f}")
+            figures.append(f"{summary['largest_alpha']:.2f}")
+            lines.append([f"`{variant}`", bank.replace("_", " "), *figures])
     return (
         "Better than top-1 in how many cases (a domain with a seed), and by how many points on"
         " average:\n\n" + markdown_table(header, lines)
@@ -256,11 +227,10 @@ def _cost_table(content: Record) -> str:
         "competence of all",
     ]
     lines = []
-    for name, each in content["cost"].items():
-        ratios = [f"{each[way] / each['top1']:.2f}" for way in ways]
-        lines.append(
-            [name.replace("_", " "), str(each["nodes"]), f"{1000 * each['top1']:.2f}", *ratios]
-        )
+    for name, cost in content["cost"].items():
+        ratios = [f"{cost[way] / cost['top1']:.2f}" for way in ways]
+        top1 = f"{1000 * cost['top1']:.2f}"
+        lines.append([name.replace("_", " "), str(cost["nodes"]), top1, *ratios])
     return (
         "Time, as a multiple of top-1's in the same process with one thread:\n\n"
         + markdown_table(header, lines)

@@ -1,9 +1,10 @@
-"""Training of a bank of experts, each on its own domain without labels; KDEM and PPEM tie them
-together so that they can be merged later.
+"""Training of a bank of experts, one per domain, without labels; KDEM and PPEM tie them together so
+that they can be merged later.
 
-Per step: sum over experts of the edge loss on a batch of its domain. KDEM: every T1 steps + gamma *
-MSE(merged output, sum_i alpha_i output_i). PPEM: every T2 steps theta_i <- beta theta_i + (1 -
-beta) theta_bar for the experts i of the top k. Both look at the batch of one domain, in turn.
+The loss of a step is the sum over experts of the edge loss on a batch of their domain. KDEM adds,
+every T1 steps, gamma * MSE(merged output, sum_i alpha_i output_i). PPEM sets, every T2 steps,
+theta_i <- beta theta_i + (1 - beta) theta_bar for the experts i of the top k. Both use the batch of
+one domain, in turn.
 """
 
 import zlib
@@ -29,17 +30,21 @@ def train_bank(
     seed: int,
     checkpoint: Path,
 ) -> ExpertBank:
-    """Train one expert for each domain, on the CPU. Labels are not read.
+    """Train one expert per domain, on the CPU, without labels.
 
-    What an expert sees is drawn for its domain alone, so without KDEM and PPEM it does not matter
-    which other experts there are.
+    Batches are drawn independently by domain, so without KDEM and PPEM an expert does not depend on
+    the others.
 
     Args:
-        domains: one expert each.
+        domains: the domains, in the order of the experts.
         config: network, training and k.
-        variant: what ties the experts together.
-        seed: of the common start and of all batches; a resumed run is the same run.
-        checkpoint: where the state is kept after each epoch.
+        variant: weights of KDEM and PPEM.
+        seed: of the common initialisation and of all batches; a resumed run equals an uninterrupted
+            one.
+        checkpoint: file of the state after every epoch.
+
+    Raises:
+        TrainingError: a parameter is no longer finite.
     """
     settings = config.training
     bank = ExpertBank(config.network, [domain.name for domain in domains], seed)
@@ -59,11 +64,11 @@ def train_bank(
 
 
 def distillation(bank: ExpertBank, batch: GraphBatch, k: int) -> Tensor:
-    """KDEM's term: mean square of what the merged expert says less what the experts say on average,
-    scalar.
+    """Compute KDEM's loss: the mean squared difference between the output of the merged expert and
+    the ensemble of the k most competent experts, a scalar.
 
-    Both sides are made of the same weights and both have a gradient: with the mean held still as a
-    teacher is, a step moves it all the same, and the distance grows.
+    Gradients flow through both sides, which share their weights: with the ensemble detached, as a
+    teacher usually is, every step moves it too, and the difference grows.
     """
     alpha = route(bank.competence(batch).mean(1), k)
     return F.mse_loss(bank.merged(alpha, batch), bank.ensemble(alpha, batch))
@@ -71,8 +76,8 @@ def distillation(bank: ExpertBank, batch: GraphBatch, k: int) -> Tensor:
 
 @torch.no_grad()
 def pull_together(bank: ExpertBank, batch: GraphBatch, k: int, beta: float) -> None:
-    """PPEM's step, in place: theta_i <- beta theta_i + (1 - beta) theta_bar for the k experts that
-    are most competent for the batch."""
+    """Apply PPEM's step in place: theta_i <- beta theta_i + (1 - beta) theta_bar for the k experts
+    most competent for the batch."""
     alpha, states = route(bank.competence(batch).mean(1), k), bank.states()
     merged = merge_experts(states, alpha)
     for i in alpha.nonzero().flatten().tolist():
@@ -88,27 +93,22 @@ def _step(
     k: int,
     step: int,
 ) -> float:
-    task = torch.stack(
-        [
-            edge_loss(expert(batch), batch).mean()
-            for expert, batch in zip(bank.experts, batches, strict=True)
-        ]
-    ).sum()
-    loss = task
+    pairs = zip(bank.experts, batches, strict=True)
+    edges = torch.stack([edge_loss(expert(batch), batch).mean() for expert, batch in pairs]).sum()
+    loss = edges
     if variant.gamma and step % variant.distil_every == 0:
-        loss = task + variant.gamma * distillation(
-            bank, batches[step // variant.distil_every % len(batches)], k
-        )
+        batch = batches[step // variant.distil_every % len(batches)]
+        loss = edges + variant.gamma * distillation(bank, batch, k)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     if variant.beta < 1 and step % variant.pull_every == 0:
         pull_together(bank, batches[step // variant.pull_every % len(batches)], k, variant.beta)
-    return float(task.detach())
+    return float(edges.detach())
 
 
 def _draw(domain: Domain, settings: TrainingConfig, seed: int, epoch: int) -> Iterator[GraphBatch]:
-    """The batches of an epoch: each of different graphs, of about `batch_nodes` nodes."""
+    """The batches of an epoch, of different graphs with about `batch_nodes` nodes together."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{epoch}/{domain.name}".encode()))
     mean = sum(graph.num_nodes for graph in domain.graphs) / len(domain.graphs)
     size = max(1, round(settings.batch_nodes / mean))

@@ -96,10 +96,7 @@ def cached(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", [NAME, GIN])
 def test_fetched_once_by_name_and_then_found(
-    name: str,
-    server: Files,
-    weights: bytes,
-    tmp_path: Path,
+    name: str, server: Files, weights: bytes, tmp_path: Path
 ) -> None:
     path = find(tmp_path, name)
     assert path == tmp_path / "cache/gmerging/hu2020" / f"{name}.pth"
@@ -114,10 +111,7 @@ def test_fetched_once_by_name_and_then_found(
 
 @pytest.mark.parametrize("name", [NAME, GIN])
 def test_other_bytes_are_refused_and_not_kept(
-    name: str,
-    server: Files,
-    weights: bytes,
-    tmp_path: Path,
+    name: str, server: Files, weights: bytes, tmp_path: Path
 ) -> None:
     server.content[f"/{published_path(name)}"] = weights[:-1] + b"?"
     algorithm = PUBLISHED[name].split(":")[0]
@@ -160,9 +154,7 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_says_nothing(
-    server: Files,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    server: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoints, "_TIMEOUT_SECONDS", 0.2)
     answered = threading.Event()
@@ -175,9 +167,7 @@ def test_a_server_that_says_nothing(
 
 
 def test_beside_the_data_folder_comes_before_the_network(
-    server: Files,
-    weights: bytes,
-    tmp_path: Path,
+    server: Files, weights: bytes, tmp_path: Path
 ) -> None:
     beside = tmp_path / f"weights/hu2020/{NAME}.pth"
     beside.parent.mkdir(parents=True)
@@ -272,8 +262,7 @@ def test_source_goes_into_manifest_and_card(pico_config_file: Path, tmp_path: Pa
 
 
 def test_pieces_are_named_by_the_weights_and_not_by_their_path(
-    pico_run: Run,
-    tmp_path: Path,
+    pico_run: Run, tmp_path: Path
 ) -> None:
     key = teacher(pico_run, "other").key
     moved = (tmp_path / "weights.safetensors").rename(tmp_path / "moved.safetensors")
@@ -292,9 +281,7 @@ def test_pieces_are_named_by_the_weights_and_not_by_their_path(
 
 
 def test_another_layout_is_named_key_by_key(
-    pico_config_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = random_backbone(pico_config("gin")).state_dict()
     save_file(state, tmp_path / "weights.safetensors")
@@ -305,9 +292,7 @@ def test_another_layout_is_named_key_by_key(
 
 
 def test_the_command_fetches_before_it_works(
-    server: Files,
-    pico_config_file: Path,
-    tmp_path: Path,
+    server: Files, pico_config_file: Path, tmp_path: Path
 ) -> None:
     text = pico_config_file.read_text().replace(str(tmp_path / "weights.safetensors"), NAME)
     pico_config_file.write_text(text)

@@ -33,7 +33,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, half)
     assert read_json(path) == 1
-    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_a_full_disk_says_whose(tmp_path: Path) -> None:
@@ -52,8 +52,7 @@ def test_damaged_results_are_named(content: bytes, tmp_path: Path) -> None:
 
 
 def test_writers_with_one_process_id_do_not_share_a_temporary_file(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in two containers on one volume: both write, and then both move their file into place."""
     monkeypatch.setattr(os, "getpid", lambda: 7)

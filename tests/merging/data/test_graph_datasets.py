@@ -11,7 +11,6 @@ import torch
 from pydantic import ValidationError
 
 from merging.config.base import CONFIG_FOLDER
-from merging.data.encoders import svd_encoder
 from merging.data.graph_file import read_graphs, write_graphs
 from merging.data.links import LinkTask
 from merging.data.planetoid import CLASS_NAMES, PlanetoidName, PlanetoidSpec, load_planetoid
@@ -353,28 +352,6 @@ def test_labels_that_do_not_fit_the_task_are_refused(
     write_graphs(tmp_path / "a.npz", ring_graphs(), labels)
     with pytest.raises(DataError, match=said):
         load_task(make_config({"a": task}), "a", tmp_path, 0)
-
-
-def test_encoder_is_the_best_linear_map_of_its_width() -> None:
-    x = (
-        torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
-        @ torch.randn(12, 30, generator=torch.Generator().manual_seed(1))
-        + 5
-    )
-    z = svd_encoder(x, 6)(x).double()
-    torch.testing.assert_close(z.mean(0), torch.zeros(6, dtype=torch.float64), atol=1e-4, rtol=0)
-    assert float(z.square().mean()) == pytest.approx(1, abs=1e-4)
-    # oracle: all of it, exactly
-    u, s, _ = torch.linalg.svd(x.double() - x.double().mean(0), full_matrices=False)
-    exact = u[:, :6] * s[:6]
-    exact = exact / exact.square().mean().sqrt()
-    # equal up to a rotation
-    torch.testing.assert_close(z @ z.T, exact @ exact.T, atol=1e-3, rtol=0)
-    assert torch.equal(svd_encoder(x, 6).weight, svd_encoder(x, 6).weight)
-    with pytest.raises(DataError, match="fewer than 13 directions"):
-        svd_encoder(x, 13)
-    with pytest.raises(DataError, match="expected at least 31"):
-        svd_encoder(x, 31)
 
 
 def test_features_of_another_width_need_an_encoder(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.mergers.least_squares import NormalEquations, solve, with_ones
+from merging.mergers.least_squares import NormalEquations, solve_ridge, with_ones
 from models.errors import InvalidInputError
 
 RIDGE = 1e-6
@@ -13,10 +13,10 @@ def rows(seed: int, count: int = 40, width: int = 5) -> Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
-def said(z: Tensor, y: Tensor) -> NormalEquations:
+def equations_of(z: Tensor, y: Tensor) -> NormalEquations:
     equations = NormalEquations.empty(z.shape[1], y.shape[1])
-    for part_z, part_y in zip(z.split(7), y.split(7), strict=True):
-        equations.add(part_z, part_y)
+    for chunk in zip(z.split(7), y.split(7), strict=True):
+        equations.add(*chunk)
     return equations
 
 
@@ -24,16 +24,17 @@ def test_one_teacher_with_a_bias_is_numpys_least_squares() -> None:
     z, y = with_ones(rows(0)), rows(1, width=3)
     expected = np.linalg.lstsq(z.double().numpy(), y.double().numpy(), rcond=None)[0]
     np.testing.assert_allclose(
-        solve([said(z, y)], torch.zeros(6, 3), 1e-12).numpy(), expected, atol=1e-9
+        solve_ridge([equations_of(z, y)], torch.zeros(6, 3), 1e-12).numpy(), expected, atol=1e-9
     )
 
 
 def test_teachers_count_alike_whatever_they_saw() -> None:
     """The mean over a teacher's rows and not their sum: rows seen twice change nothing."""
     first, second = (rows(0), rows(1, width=2)), (rows(2), rows(3, width=2))
-    twice = tuple(torch.cat([each, each]) for each in second)
+    twice = tuple(torch.cat([table, table]) for table in second)
     once, doubled = (
-        solve([said(*first), said(*other)], torch.zeros(5, 2), RIDGE) for other in (second, twice)
+        solve_ridge([equations_of(*first), equations_of(*other)], torch.zeros(5, 2), RIDGE)
+        for other in (second, twice)
     )
     torch.testing.assert_close(doubled, once)
 
@@ -45,14 +46,17 @@ def test_copies_of_one_map_return_it_even_where_no_input_points() -> None:
     z = rows(1, 40, 1) @ rows(2, 1, 5)
     assert torch.linalg.matrix_rank(z) == 1
     torch.testing.assert_close(
-        solve([said(z, z @ weight)] * 3, weight, RIDGE).float(), weight, rtol=0, atol=1e-6
+        solve_ridge([equations_of(z, z @ weight)] * 3, weight, RIDGE).float(),
+        weight,
+        rtol=0,
+        atol=1e-6,
     )
 
 
 def test_the_solution_is_where_the_gradient_vanishes() -> None:
     pairs = [(rows(k), rows(k + 10, width=2)) for k in range(3)]
     prior = rows(20, 5, 2)
-    weight = solve([said(*pair) for pair in pairs], prior, 0.1).requires_grad_()
+    weight = solve_ridge([equations_of(*pair) for pair in pairs], prior, 0.1).requires_grad_()
     loss = (
         sum((z.double() @ weight - y.double()).square().sum() / len(z) for z, y in pairs)
         + 0.1 * (weight - prior).square().sum()
@@ -73,11 +77,11 @@ def test_a_teacher_that_saw_nothing_counts_nothing() -> None:
     z, y = rows(0), rows(1, width=2)
     silent = NormalEquations.empty(5, 2)
     torch.testing.assert_close(
-        solve([silent, said(z, y)], torch.zeros(5, 2), RIDGE),
-        solve([said(z, y)], torch.zeros(5, 2), RIDGE),
+        solve_ridge([silent, equations_of(z, y)], torch.zeros(5, 2), RIDGE),
+        solve_ridge([equations_of(z, y)], torch.zeros(5, 2), RIDGE),
     )
     with pytest.raises(InvalidInputError, match="no row of inputs"):
-        solve([silent], torch.zeros(5, 2), RIDGE)
+        solve_ridge([silent], torch.zeros(5, 2), RIDGE)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -87,4 +91,4 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         equations.add(rows(0, width=4), rows(1, width=2))
     with pytest.raises(InvalidInputError, match="ridge 0"):
-        solve([equations, said(rows(0), rows(1, width=2))], torch.zeros(5, 2), 0)
+        solve_ridge([equations, equations_of(rows(0), rows(1, width=2))], torch.zeros(5, 2), 0)

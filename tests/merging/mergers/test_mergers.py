@@ -56,7 +56,7 @@ def states(count: int, kind: BackboneKind = "gcn") -> tuple[State, dict[str, Sta
 
 
 def molecules(*smiles: str) -> GraphBatch:
-    return collate([featurize(each).graph for each in smiles])
+    return collate([featurize(one).graph for one in smiles])
 
 
 def calibration(
@@ -257,7 +257,8 @@ class TestContract:
     def test_says_where_it_is_from(self, method: str) -> None:
         spec = MERGERS[method]
         assert "arXiv:" in spec.paper
-        assert spec.title
+        assert [other.title for other in MERGERS.values()].count(spec.title) == 1
+        assert spec.title not in MERGERS
         assert spec.name == method
 
     def test_networks_of_another_kind_are_refused(self, method: str) -> None:
@@ -406,7 +407,7 @@ class TestDare:
             for key in ("w", "v")
         ]
         draws.append(torch.rand(8, generator=replace(given, seed=1).generator("a", "w")))
-        assert len({tuple(each.tolist()) for each in draws}) == 5
+        assert len({tuple(draw.tolist()) for draw in draws}) == 5
         assert not torch.equal(
             run("dare", given).backbone[KEY], run("dare", replace(given, seed=1)).backbone[KEY]
         )
@@ -433,8 +434,8 @@ class TestEmr:
         for task, vector in given.vectors().items():
             own = TaskVector.between(given.pretrained, result.by_task[task])
             norms = [
-                sum(float(delta.abs().sum()) for delta in each.delta.values())
-                for each in (own, vector)
+                sum(float(delta.abs().sum()) for delta in compared.delta.values())
+                for compared in (own, vector)
             ]
             assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
@@ -509,7 +510,7 @@ class TestFisher:
         )
         model = classifier(given, state, "task0")
         expected = [
-            expected_squares(model, molecules(each)) for each in (*SMILES[:2], *SMILES[5:7])
+            expected_squares(model, molecules(smiles)) for smiles in (*SMILES[:2], *SMILES[5:7])
         ]
         for key, value in stacked(expected).items():
             torch.testing.assert_close(found[key].float(), value.mean(0), rtol=1e-3, atol=1e-8)
@@ -615,9 +616,7 @@ class TestFisher:
         mute = {"weight": torch.zeros(1, 16), "bias": torch.zeros(1)}
         given = replace(
             given,
-            calibration={
-                task: replace(each, head=mute) for task, each in given.calibration.items()
-            },
+            calibration={task: replace(own, head=mute) for task, own in given.calibration.items()},
         )
         torch.testing.assert_close(
             run("fisher", given).backbone, run("weight_average", given).backbone
@@ -727,13 +726,13 @@ class TestRegMean:
 def mean_entropy(given: MergeInputs, state: State) -> float:
     """Over tasks, batches, molecules and labels, with the batch's statistics."""
     means = []
-    for task, each in given.calibration.items():
+    for task, own in given.calibration.items():
         model = classifier(given, state, task).train()
         means.append(
             torch.stack(
                 [
                     torch.distributions.Bernoulli(logits=model(batch)).entropy().mean()
-                    for batch in each.batches
+                    for batch in own.batches
                 ]
             ).mean()
         )
@@ -755,7 +754,7 @@ class TestAdaMerging:
         given = replace(
             given,
             calibration={
-                task: replace(each, batches=(batch,)) for task, each in given.calibration.items()
+                task: replace(own, batches=(batch,)) for task, own in given.calibration.items()
             },
         )
         result = run("adamerging", given, granularity=granularity, steps=10, learning_rate=0.02)
@@ -801,8 +800,10 @@ class TestAdaMerging:
     def test_coefficients_are_of_tasks_or_of_parameters_too(self) -> None:
         given = inputs(2)
         learned = {
-            each: run("adamerging", given, granularity=each, steps=5, learning_rate=0.05)
-            for each in ("task", "layer")
+            granularity: run(
+                "adamerging", given, granularity=granularity, steps=5, learning_rate=0.05
+            )
+            for granularity in ("task", "layer")
         }
 
         def combined(result: MergeResult) -> Tensor:

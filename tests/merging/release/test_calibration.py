@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.release.calibration import brier_score, expected_calibration_error, fit_scale
+from merging.release.calibration import brier_score, expected_calibration_error, temperature_scale
 from models.errors import InvalidInputError
 
 
@@ -28,24 +28,24 @@ def log_posterior(logits: Tensor, labels: Tensor, scale: float) -> float:
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, 2.5])
 def test_finds_a_known_temperature(scale: float) -> None:
-    assert float(fit_scale(*drawn(20_000, scale))) == pytest.approx(scale, rel=0.06)
+    assert float(temperature_scale(*drawn(20_000, scale))) == pytest.approx(scale, rel=0.06)
 
 
 def test_no_other_scale_has_a_higher_posterior() -> None:
     logits, labels = drawn(30, 0.5)
     labels[::7] = math.nan
-    scale = float(fit_scale(logits, labels))
+    scale = float(temperature_scale(logits, labels))
     best = log_posterior(logits[:, 0], labels[:, 0], scale)
     assert best > max(
-        log_posterior(logits[:, 0], labels[:, 0], each)
-        for each in (0.99 * scale, 1.01 * scale, 0.1, 0.3, 1.0, 3.0)
+        log_posterior(logits[:, 0], labels[:, 0], other)
+        for other in (0.99 * scale, 1.01 * scale, 0.1, 0.3, 1.0, 3.0)
     )
 
 
 def test_labels_without_both_classes_stay_as_they_are() -> None:
     logits, labels = drawn(100, 0.2, labels=4)
     labels[:, 0], labels[:, 1], labels[:, 2] = 0, 1, math.nan
-    scale = fit_scale(logits, labels)
+    scale = temperature_scale(logits, labels)
     assert scale[:3].tolist() == [1, 1, 1]
     assert float(scale[3]) < 0.6
 
@@ -56,25 +56,35 @@ def test_three_positives_move_little_where_many_would_move_far() -> None:
         torch.tensor([[-1.0], [-1.0], [-2.0], [1.0], [1.0], [2.0]]),
         torch.tensor([[0.0], [0.0], [0.0], [1.0], [1.0], [1.0]]),
     )
-    few, many = fit_scale(logits, labels), fit_scale(logits.repeat(500, 1), labels.repeat(500, 1))
+    few = temperature_scale(logits, labels)
+    many = temperature_scale(logits.repeat(500, 1), labels.repeat(500, 1))
     assert 1 < float(few) < 2
     assert float(many) > 3
 
 
 def test_scale_is_positive_where_the_logits_point_the_wrong_way() -> None:
-    assert 0 < float(fit_scale(*drawn(2000, scale=-1))) < 0.2
+    assert 0 < float(temperature_scale(*drawn(2000, scale=-1))) < 0.2
 
 
 def test_huge_logits_do_not_overflow() -> None:
     logits, labels = drawn(500, 0.5)
-    assert fit_scale(logits * 1e4, labels).isfinite().all()
+    logits = logits.double() * 1e4
+    signed = torch.where(labels == 1, logits, -logits)
+
+    def posterior(scale: float) -> float:
+        likelihood = float(torch.nn.functional.logsigmoid(scale * signed).sum())
+        return likelihood - (math.log(scale) / 0.5) ** 2 / 2
+
+    scale = float(temperature_scale(logits, labels))
+    others = (0.99 * scale, 1.01 * scale, 1e-5, 1e-3, 1.0)
+    assert posterior(scale) > max(posterior(other) for other in others)
 
 
 def test_each_label_by_itself_and_missing_values_left_out() -> None:
     logits, labels = drawn(300, 0.5, labels=3)
     labels[:100, 1] = math.nan
-    scale = fit_scale(logits, labels)
-    torch.testing.assert_close(fit_scale(logits[100:, 1:2], labels[100:, 1:2]), scale[1:2])
+    scale = temperature_scale(logits, labels)
+    torch.testing.assert_close(temperature_scale(logits[100:, 1:2], labels[100:, 1:2]), scale[1:2])
     assert scale.dtype == logits.dtype
 
 
@@ -104,7 +114,7 @@ def test_calibration_error_is_small_if_calibrated_and_falls_by_fitting() -> None
     assert expected_calibration_error((0.4 * logits).sigmoid(), labels) < 0.015
     before = expected_calibration_error(logits.sigmoid(), labels)
     after = expected_calibration_error(
-        (fit_scale(logits[:10_000], labels[:10_000]) * logits).sigmoid(), labels
+        (temperature_scale(logits[:10_000], labels[:10_000]) * logits).sigmoid(), labels
     )
     assert before > 0.1
     assert after < 0.02
@@ -119,8 +129,8 @@ def test_brier_score_by_hand() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    for measure in (fit_scale, expected_calibration_error, brier_score):
+    for measure in (temperature_scale, expected_calibration_error, brier_score):
         with pytest.raises(InvalidInputError, match=r"got values \(3, 1\) and labels \(3, 2\)"):
             measure(torch.zeros(3, 1), torch.zeros(3, 2))
     with pytest.raises(InvalidInputError, match="not finite"):
-        fit_scale(torch.tensor([[math.inf], [0.0]]), torch.tensor([[1.0], [0.0]]))
+        temperature_scale(torch.tensor([[math.inf], [0.0]]), torch.tensor([[1.0], [0.0]]))

@@ -35,7 +35,7 @@ EDGES = EdgePredictionConfig(kind="edgepred")
 
 def generated(seed: int, graphs: int = 6) -> GraphBatch:
     """Long trees with some rings, some in pieces, some single atoms; features are the atoms'
-    numbers in the batch, so that each can be told."""
+    numbers in the batch, so that every atom can be told."""
     rng = random.Random(seed)
     molecules = []
     for _ in range(graphs):
@@ -86,19 +86,19 @@ def breadth_first(batch: GraphBatch, centre: int) -> dict[int, int]:
     found, queue = {centre: 0}, deque([centre])
     while queue:
         atom = queue.popleft()
-        for each in neighbours.get(atom, []):
-            if each not in found:
-                found[each] = found[atom] + 1
-                queue.append(each)
+        for neighbour in neighbours.get(atom, []):
+            if neighbour not in found:
+                found[neighbour] = found[atom] + 1
+                queue.append(neighbour)
     return found
 
 
-def atoms_and_edges(part: GraphBatch) -> tuple[list[int], set[tuple[int, int]]]:
+def atoms_and_edges(subgraph: GraphBatch) -> tuple[list[int], set[tuple[int, int]]]:
     """Original numbers of a generated subgraph; its edges as numbered there must be those that
     their features tell."""
-    numbers = part.x[:, 0]
-    assert torch.equal(numbers[part.edge_index].T, part.edge_attr)
-    return numbers.tolist(), set(map(tuple, part.edge_attr.tolist()))
+    numbers = subgraph.x[:, 0]
+    assert torch.equal(numbers[subgraph.edge_index].T, subgraph.edge_attr)
+    return numbers.tolist(), set(map(tuple, subgraph.edge_attr.tolist()))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -133,20 +133,22 @@ def test_neighbourhoods_contexts_and_anchors_are_exact(
             ring += context
             shared += [atom for atom in context if distance[atom] <= radius]
     edges = [(u, v) for u, v in batch.edge_index.T.tolist()]
-    parts = split_context(batch, centres, radius, inner, outer)
-    for part, atoms in ((parts.neighbourhood, near), (parts.context, ring)):
-        assert atoms_and_edges(part) == (
+    found = split_context(batch, centres, radius, inner, outer)
+    for subgraph, atoms in ((found.neighbourhood, near), (found.context, ring)):
+        assert atoms_and_edges(subgraph) == (
             atoms,
             {(u, v) for u, v in edges if u in atoms and v in atoms},
         )
-        assert part.num_graphs == len(kept)
-        assert [kept[graph] for graph in part.batch.tolist()] == batch.batch[part.x[:, 0]].tolist()
-    assert parts.neighbourhood.x[parts.centres, 0].tolist() == [
+        assert subgraph.num_graphs == len(kept)
+        assert [kept[graph] for graph in subgraph.batch.tolist()] == batch.batch[
+            subgraph.x[:, 0]
+        ].tolist()
+    assert found.neighbourhood.x[found.centres, 0].tolist() == [
         int(centres[graph]) for graph in kept
     ]
-    assert parts.context.x[parts.anchors, 0].tolist() == shared
+    assert found.context.x[found.anchors, 0].tolist() == shared
     # every context has an anchor
-    assert set(parts.context.batch[parts.anchors].tolist()) == set(range(len(kept)))
+    assert set(found.context.batch[found.anchors].tolist()) == set(range(len(kept)))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -188,7 +190,7 @@ def test_loss_and_accuracy_by_their_definition() -> None:
 
 
 def real_batch(*smiles: str) -> GraphBatch:
-    return collate([featurize(each).graph for each in smiles or CORPUS[::16]])
+    return collate([featurize(one).graph for one in smiles or CORPUS[::16]])
 
 
 def pico_objective(

@@ -1,4 +1,4 @@
-"""The compiled model against the plain one, and its classes against colours counted by hand."""
+"""The compiled model against the plain one, and its classes of nodes against colours by hand."""
 
 import csv
 import gzip
@@ -14,10 +14,17 @@ import torch
 
 import models
 from models.artifact import load_parts
-from models.compiled import batch as prepared
-from models.compiled.model import CompiledModel
+from models.compiled import batch as compiled_batch
+from models.compiled.model import CompiledModel, fastest
 from models.data.batch import GraphBatch
-from models.data.molecule import MolGraph, collate
+from models.data.molecule import (
+    NUM_ATOM_TYPES,
+    NUM_BOND_DIRECTIONS,
+    NUM_CHIRALITY_TAGS,
+    SELF_LOOP,
+    MolGraph,
+    collate,
+)
 from models.data.smiles import featurize, read_graphs
 from models.errors import InvalidInputError, UnknownTaskError
 from models.experts.router import RouterConfig
@@ -123,10 +130,10 @@ def test_an_answer_depends_on_the_molecule_alone(routing: Routing) -> None:
     graphs = [featurize(smiles).graph for smiles in SMILES]
     together = model(collate(graphs), routing=routing)
     for k, graph in enumerate(graphs):
-        alone = model(collate([graph]), routing=routing)
+        single = model(collate([graph]), routing=routing)
         for task in model.tasks:
             assert torch.allclose(
-                together.probabilities[task][k], alone.probabilities[task][0], atol=1e-6
+                together.probabilities[task][k], single.probabilities[task][0], atol=1e-6
             )
 
 
@@ -137,8 +144,8 @@ def test_released_artifact_on_real_molecules(routing: Routing, shared: Path) -> 
     with gzip.open(shared / "data/moleculenet/hiv.csv.gz", "rt") as file:
         smiles = random.Random(0).sample([row["smiles"] for row in csv.DictReader(file)], 60)
     batch = collate([graph for graph in read_graphs(smiles) if isinstance(graph, MolGraph)])
-    parts = load_parts(Path(models.__file__).parent / "releases" / "moleculenet-gcn")
-    plain = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)
+    artifact = load_parts(Path(models.__file__).parent / "releases" / "moleculenet-gcn")
+    plain = UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
     with torch.inference_mode():
         expected = plain(batch, routing=routing).probabilities
     got = CompiledModel(plain)(batch, routing=routing).probabilities
@@ -171,10 +178,38 @@ def test_what_cannot_be_compiled() -> None:
     )
     with pytest.raises(InvalidInputError, match="expected a GCN"):
         CompiledModel(gin)
-    experts = random_experts(pico_config())
-    experts["beta"].level = "node"
-    on_nodes = UnifiedModel(random_backbone(pico_config()), experts, RouterConfig())
-    assert not CompiledModel.supports(on_nodes)
+
+
+def test_tasks_on_nodes_are_not_compiled() -> None:
+    model = _model(2)
+    assert CompiledModel.supports(model)
+    model.levels[model.tasks[1]] = "node"
+    assert not CompiledModel.supports(model)
+    assert fastest(model) is model
+
+
+def test_fastest_is_compiled_where_it_can_be(molecules: GraphBatch) -> None:
+    plain = _model(2)
+    model = fastest(plain)
+    assert isinstance(model, CompiledModel)
+    expected = CompiledModel(plain)(molecules).logits
+    assert all(torch.equal(model(molecules).logits[task], expected[task]) for task in plain.tasks)
+
+
+def test_sizes_and_bytes() -> None:
+    """Every tensor by hand, for 3 experts padded to the SIMD width of 8."""
+    layers, width, rank, padded = 3, 20, 5, 8
+    plain = _model(3, layers, rank, hidden_dim=width)
+    model = CompiledModel(plain)
+    assert model.sizes == (width, rank)
+    columns, experts = width + 3 * rank, 3
+    layer = (width + SELF_LOOP + 1 + NUM_BOND_DIRECTIONS + 1) * columns
+    layer += experts * (rank * width + 2 * width) + (experts + 1) * rank * rank * padded
+    labels = sum(map(len, plain.label_names.values()))
+    heads = labels * (width + 1)
+    embeddings = (NUM_ATOM_TYPES + NUM_CHIRALITY_TAGS) * width
+    numbers = layers * layer + heads + embeddings + 2 * experts * width * rank
+    assert model.num_bytes == 4 * numbers
 
 
 def test_wrong_arguments(molecules: GraphBatch) -> None:
@@ -188,7 +223,7 @@ def test_wrong_arguments(molecules: GraphBatch) -> None:
 
 
 def _colours(batch: GraphBatch, rounds: int) -> list[object]:
-    """Colours as nested tuples: equal exactly where the surroundings are."""
+    """Return colours as nested tuples, equal exactly where the surroundings are."""
     colours: list[object] = [tuple(row) for row in batch.x.tolist()]
     edges = list(zip(*batch.edge_index.tolist(), batch.edge_attr.tolist(), strict=True))
     for _ in range(rounds):
@@ -203,16 +238,18 @@ def _colours(batch: GraphBatch, rounds: int) -> list[object]:
 
 
 def test_classes_are_the_surroundings(molecules: GraphBatch) -> None:
-    starts, order = prepared.rows_of(molecules.edge_index[1].numpy(), molecules.num_nodes)
+    starts, order = compiled_batch.group_by_row(
+        molecules.edge_index[1].numpy(), molecules.num_nodes
+    )
     sources = molecules.edge_index[0].numpy()[order]
     bonds = (molecules.edge_attr[:, 0] * 3 + molecules.edge_attr[:, 1]).numpy()[order]
     classes = (molecules.x[:, 0] * 3 + molecules.x[:, 1]).numpy()
     for rounds in range(1, 4):
-        classes, first = prepared.refine(classes, starts, sources, bonds)
+        classes, representatives = compiled_batch.refine(classes, starts, sources, bonds)
         by_hand = _colours(molecules, rounds)
-        assert len(first) == len(set(map(str, by_hand))) == len(set(classes))
+        assert len(representatives) == len(set(map(str, by_hand))) == len(set(classes))
         for node, colour in enumerate(by_hand):
-            assert str(colour) == str(by_hand[first[classes[node]]])
+            assert str(colour) == str(by_hand[representatives[classes[node]]])
 
 
 def test_classes_with_many_neighbours() -> None:
@@ -222,8 +259,8 @@ def test_classes_with_many_neighbours() -> None:
     bonds[1] = bonds[1][::-1]
     bonds[2, 7] += 1
     starts = np.concatenate([np.arange(4) * 40, np.full(120, 120)])
-    classes, first = prepared.refine(
+    classes, representatives = compiled_batch.refine(
         np.zeros(123, np.int64), starts, np.arange(3, 123), bonds.ravel().astype(np.int64)
     )
     assert classes[0] == classes[1] != classes[2]
-    assert len(first) == 3  # both kinds of hubs, and all that have no neighbours
+    assert len(representatives) == 3  # both kinds of hubs, and all that have no neighbours

@@ -15,7 +15,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def crystal(seed: int, size: float = 3.0, count: int = 3) -> Atoms:
-    """Atoms in a skewed cell, some of them given outside it."""
+    """Build atoms in a skewed cell, some of them outside it."""
     generator = torch.Generator().manual_seed(seed)
     cell = size * torch.eye(3) + torch.rand(3, 3, generator=generator) * size / 2
     positions = (4 * torch.rand(count, 3, generator=generator) - 2) @ cell
@@ -23,16 +23,16 @@ def crystal(seed: int, size: float = 3.0, count: int = 3) -> Atoms:
 
 
 def slow_neighbours(atoms: Atoms, cutoff: float, reach: int) -> list[tuple[int, int, float]]:
-    """All (source, target, distance), by one loop over atoms and images."""
+    """Find all (source, target, distance) by one loop over atoms and images."""
     found = []
-    places = atoms.positions.double().tolist()
+    positions = atoms.positions.double().tolist()
     lattice = torch.zeros(3, 3).tolist() if atoms.cell is None else atoms.cell.double().tolist()
     images = (
         [(0, 0, 0)]
         if atoms.cell is None
         else list(itertools.product(range(-reach, reach + 1), repeat=3))
     )
-    for (i, here), (j, there) in itertools.product(enumerate(places), enumerate(places)):
+    for (i, here), (j, there) in itertools.product(enumerate(positions), enumerate(positions)):
         for image in images:
             moved = [
                 there[axis] + sum(image[k] * lattice[k][axis] for k in range(3))
@@ -54,8 +54,8 @@ def found_neighbours(atoms: Atoms, cutoff: float) -> list[tuple[int, int, float]
 def assert_same(
     found: list[tuple[int, int, float]], expected: list[tuple[int, int, float]]
 ) -> None:
-    assert [each[:2] for each in found] == [each[:2] for each in expected]
-    assert [each[2] for each in found] == pytest.approx([each[2] for each in expected], abs=1e-4)
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], abs=1e-4)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -119,7 +119,9 @@ def test_a_batch_keeps_structures_apart() -> None:
     assert batch.numbers.tolist() == [*WATER.numbers, *lattice.numbers, *WATER.numbers]
     source, target = batch.edge_index
     assert torch.equal(batch.batch[source], batch.batch[target])
-    assert len(source) == sum(len(neighbours(each, 4.0).shift) for each in (WATER, lattice, WATER))
+    assert len(source) == sum(
+        len(neighbours(structure, 4.0).shift) for structure in (WATER, lattice, WATER)
+    )
     assert batch.to("cpu").shift.shape == batch.clone().shift.shape == (len(source), 3)
 
 

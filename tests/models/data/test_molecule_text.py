@@ -42,14 +42,14 @@ def with_line(line: str) -> str:
 
 
 def multiplied(times: int) -> str:
-    """Ethanol, whose carbons are in a multiple group of one atom and so many."""
+    """Write ethanol with its carbons in a multiple group of one atom and the given number."""
     display = "".join(f"M  SDI   1  4{x:>10}{0.1:>10}{x:>10}{0.9:>10}\n" for x in (0.1, 0.9))
     group = "M  STY  1   1 MUL\nM  SAL   1  2   1   2\nM  SPA   1  1   1\nM  SMT   1 "
     return with_line(f"{group}{times}\n{display}".rstrip("\n"))
 
 
 def abbreviated(label: str) -> str:
-    """Ethanol, whose oxygen is an abbreviation."""
+    """Write ethanol with its oxygen as an abbreviation."""
     return with_line(f"M  STY  1   1 SUP\nM  SAL   1  1   3\nM  SMT   1 {label}")
 
 

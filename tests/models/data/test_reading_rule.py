@@ -1,5 +1,6 @@
-"""One molecule, one answer: whatever the network does not see decides neither about features nor
-about their order."""
+"""One molecule, one answer: what the network does not see changes neither features nor their
+order.
+"""
 
 import csv
 import gzip
@@ -96,7 +97,7 @@ def kekulized(mol: Chem.Mol, _: random.Random) -> Chem.Mol:
 
 
 def charged(mol: Chem.Mol, _: random.Random) -> Chem.Mol:
-    """Amines take up a proton, acids give one off."""
+    """Protonate amines and deprotonate acids."""
     for (k,) in mol.GetSubstructMatches(AMINE):
         atom = mol.GetAtomWithIdx(k)
         if not atom.GetIsAromatic() and atom.GetChiralTag() == Chem.ChiralType.CHI_UNSPECIFIED:
@@ -126,8 +127,9 @@ def spelled(smiles: str, writer: Writer, seed: int) -> str:
 
 
 def check_spellings(smiles: str, seed: int) -> list[Molecule]:
-    """Every spelling has the graph of the first, to the order of atoms, and its canonical SMILES
-    but for charges; both ways of reading agree."""
+    """Check that every spelling has the graph of the first, up to the order of atoms, and its
+    canonical SMILES up to charges, by both ways of reading.
+    """
     molecule = featurize(smiles)
     expected, found = coloured(molecule.graph), [molecule]
     for name, writer in {"canonical": None, **WRITERS}.items():

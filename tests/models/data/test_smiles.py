@@ -20,8 +20,9 @@ from tests.strategies import quick
 
 
 def plain_features(smiles: str) -> tuple[list[list[int]], list[tuple[int, int, int, int]]]:
-    """The textbook loop over atoms and bonds; where there are stereo marks, of the canonical
-    SMILES. Not for those of `has_own_order`."""
+    """Compute features by the textbook loop over atoms and bonds; of the canonical SMILES where
+    there are stereo marks. Not for molecules of `has_own_order`.
+    """
     mol = Chem.MolFromSmiles(smiles)
     if set("@/\\") & set(Chem.MolToSmiles(mol)):
         mol = Chem.MolFromSmiles(Chem.MolToSmiles(mol))
@@ -40,8 +41,9 @@ def plain_features(smiles: str) -> tuple[list[list[int]], list[tuple[int, int, i
 
 
 def has_own_order(smiles: str) -> bool:
-    """Whether what the network does not see (charges, NH, hydrogen atoms) is in the canonical
-    SMILES, or decides about its order."""
+    """Return True if something that the network does not see (charges, NH, hydrogen atoms) is in
+    the canonical SMILES or affects its order.
+    """
     canonical = Chem.CanonSmiles(smiles)
     return "[H+]" in canonical or bool(
         set("@/\\") & set(canonical) and re.search(r"\[(?!C@@?H?\])", canonical)
@@ -57,8 +59,9 @@ def as_plain(graph: MolGraph) -> tuple[list[list[int]], list[tuple[int, ...]]]:
 
 
 def invariant(graph: MolGraph) -> tuple[list[object], list[object]]:
-    """What does not depend on the numbering: sorted atoms, and sorted bonds with the atoms at their
-    ends."""
+    """Return sorted atoms, and sorted bonds with the atoms at their ends: independent of the
+    numbering.
+    """
     x = graph.x.tolist()
     bonds = [
         (x[i], x[j], attr)
@@ -92,11 +95,11 @@ def test_equals_the_textbook_loop_on_real_molecules(shared: Path) -> None:
     with gzip.open(shared / "data/moleculenet/sider.csv.gz", "rt") as file:
         smiles = [row[0] for row in csv.reader(file)][1:1400:7]
     readable = [
-        each for each in smiles if "*" not in each and "->" not in each and not has_own_order(each)
+        text for text in smiles if "*" not in text and "->" not in text and not has_own_order(text)
     ]
     assert len(readable) > 130
-    for each in readable:
-        assert as_plain(featurize(each).graph) == plain_features(each)
+    for text in readable:
+        assert as_plain(featurize(text).graph) == plain_features(text)
 
 
 @settings(quick, max_examples=40)
@@ -193,7 +196,7 @@ def test_features_are_int64() -> None:
 
 
 def outcome(read: Callable[..., Molecule | MolGraph], smiles: str, **options: Any) -> Any:
-    """The graph's tensors, as plain lists in their order, or the error."""
+    """Return the tensors of the graph as plain lists in their order, or the error."""
     try:
         molecule = read(smiles, **options)
     except MoleculeError as error:
@@ -341,25 +344,25 @@ def test_graph_alone_is_that_of_the_molecule_on_real_molecules(
 ) -> None:
     with gzip.open(shared / f"data/moleculenet/{task}.csv.gz", "rt") as file:
         smiles = random.Random(0).sample([row[column] for row in csv.DictReader(file)], 500)
-    for each in smiles:
-        assert outcome(read_graph, each) == outcome(featurize, each)
+    for text in smiles:
+        assert outcome(read_graph, text) == outcome(featurize, text)
 
 
 def test_features_of_plain_text_equal_the_textbook_loop(shared: Path) -> None:
     with gzip.open(shared / "data/moleculenet/hiv.csv.gz", "rt") as file:
         smiles = [row["smiles"] for row in csv.DictReader(file)][::50]
     readable = [
-        each
-        for each in smiles
-        if Chem.MolFromSmiles(each)
-        and not {"*", "-", ">"} & set(Chem.MolToSmiles(Chem.MolFromSmiles(each)))
+        text
+        for text in smiles
+        if Chem.MolFromSmiles(text)
+        and not {"*", "-", ">"} & set(Chem.MolToSmiles(Chem.MolFromSmiles(text)))
     ]
-    readable = [each for each in readable if not has_own_order(each)]
+    readable = [text for text in readable if not has_own_order(text)]
     assert len(readable) > 500
-    for each in readable:
-        molecule = featurize(each)
-        assert as_plain(molecule.graph) == plain_features(each)
-        assert molecule.smiles == Chem.CanonSmiles(each)
+    for text in readable:
+        molecule = featurize(text)
+        assert as_plain(molecule.graph) == plain_features(text)
+        assert molecule.smiles == Chem.CanonSmiles(text)
 
 
 def test_a_long_chain_takes_no_more_than_its_length_says() -> None:

@@ -195,17 +195,12 @@ def test_archive() -> None:
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
-    st.lists(
-        st.tuples(st.text(max_size=6), st.text(max_size=6), st.text(max_size=6)),
-        max_size=8,
-    ),
+    st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6), st.text(max_size=6)), max_size=8),
     st.sampled_from(",;\t|"),
     st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
 )
 def test_what_csv_writes_is_read_back(
-    rows: list[tuple[str, str, str]],
-    delimiter: str,
-    encoding: str,
+    rows: list[tuple[str, str, str]], delimiter: str, encoding: str
 ) -> None:
     rows = [tuple(cell.encode("utf-8", "ignore").decode() for cell in row) for row in rows]
     text = io.StringIO()
@@ -233,12 +228,7 @@ def test_whatever_comes_every_line_with_text_is_in_some_record(text: str) -> Non
 
 @pytest.mark.parametrize(
     ("encoding", "shown"),
-    [
-        ("utf-8", "utf-8"),
-        ("utf-8-sig", "utf-8"),
-        ("utf-16", "utf-16"),
-        ("cp1252", "cp1252"),
-    ],
+    [("utf-8", "utf-8"), ("utf-8-sig", "utf-8"), ("utf-16", "utf-16"), ("cp1252", "cp1252")],
 )
 def test_encodings(encoding: str, shown: str) -> None:
     read = table("smiles\tName\r\nC\tMüller-Säure € 5 µM\r\n".encode(encoding))
@@ -408,9 +398,7 @@ def test_names_of_the_molecule_column(name: str) -> None:
     ],
 )
 def test_molecule_column_by_content(
-    columns: tuple[str, ...],
-    row: tuple[str, ...],
-    expected: int,
+    columns: tuple[str, ...], row: tuple[str, ...], expected: int
 ) -> None:
     assert molecule_column(columns, rows_of(row)) == expected
 
@@ -426,9 +414,7 @@ def test_molecule_column_by_content(
     ],
 )
 def test_molecule_column_by_content_of_many_rows(
-    columns: tuple[str, ...],
-    rows: list[tuple[str, ...]],
-    expected: int,
+    columns: tuple[str, ...], rows: list[tuple[str, ...]], expected: int
 ) -> None:
     assert molecule_column(columns, rows_of(*rows)) == expected
 

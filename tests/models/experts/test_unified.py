@@ -24,7 +24,7 @@ from tests.conftest import (
 
 
 def network(kind: BackboneKind = "gcn") -> tuple[Backbone, dict[str, Expert]]:
-    """In float64: a law may not depend on how a processor rounds."""
+    """Build a model in float64, so that rounding does not matter."""
     experts = random_experts(pico_config(kind))
     return random_backbone(pico_config(kind)).double(), {
         task: expert.double() for task, expert in experts.items()
@@ -48,9 +48,9 @@ def test_cold_router_gives_the_own_answer(routing: Routing, molecules: GraphBatc
     model = pico_model(
         router=RouterConfig(solver="exact", temperature=1e-6, graph_temperature=1e-6)
     )
-    own, mixed = model(molecules, routing="own"), model(molecules, routing=routing)
+    single, mixed = model(molecules, routing="own"), model(molecules, routing=routing)
     for task in model.tasks:
-        assert_law(mixed.logits[task], own.logits[task])
+        assert_law(mixed.logits[task], single.logits[task])
 
 
 def test_mixture_equals_the_slow_sum_of_weighted_adapters(molecules: GraphBatch) -> None:
@@ -99,12 +99,12 @@ def test_merged_equals_each_graph_with_averaged_parameters(
             averaged.load_state_dict(expert.state_dict())
             for site, weights in enumerate(output.routing_weights[task][g]):
                 for name in ("down", "up"):
-                    parts = [
+                    inputs = [
                         float(w) * getattr(other.adapters.sites[site], name)
                         for w, other in zip(weights, experts.values(), strict=True)
                     ]
                     getattr(averaged.adapters.sites[site], name).data = sum(
-                        parts[1:], parts[0]
+                        inputs[1:], inputs[0]
                     ).detach()
             expected = averaged(backbone, collate([featurize(smiles).graph]))
             assert_law(output.logits[task][g], expected[0])
@@ -136,11 +136,11 @@ def test_averaging_parameters_is_not_averaging_outputs(molecules: GraphBatch) ->
 def test_all_routings_agree_where_there_is_one_expert(molecules: GraphBatch) -> None:
     backbone, experts = network()
     model = UnifiedModel(backbone, {"beta": experts["beta"]}, RouterConfig())
-    own, *others = (
+    expected, *others = (
         model(molecules, routing=routing).logits["beta"] for routing in ("own", "moe", "merged")
     )
     for logits in others:
-        assert_law(logits, own)
+        assert_law(logits, expected)
 
 
 def test_all_routings_agree_where_all_adapters_are_the_same(molecules: GraphBatch) -> None:
@@ -148,12 +148,12 @@ def test_all_routings_agree_where_all_adapters_are_the_same(molecules: GraphBatc
     for expert in experts.values():
         expert.adapters.sites.load_state_dict(experts["alpha"].adapters.sites.state_dict())
     model = UnifiedModel(backbone, experts, RouterConfig())
-    own, *others = (
+    expected, *others = (
         model(molecules, routing=routing).logits for routing in ("own", "moe", "merged")
     )
     for logits in others:
         for task in model.tasks:
-            assert_law(logits[task], own[task])
+            assert_law(logits[task], expected[task])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,10 +164,10 @@ def test_an_answer_depends_on_the_molecule_alone(
     model = pico_model(kind)
     together = model(molecules, routing=routing)
     for g, smiles in enumerate(SMILES):
-        alone = model(collate([featurize(smiles).graph]), routing=routing)
+        single = model(collate([featurize(smiles).graph]), routing=routing)
         for task in model.tasks:
-            assert_law(together.probabilities[task][g], alone.probabilities[task][0])
-            assert_law(together.routing_weights[task][g], alone.routing_weights[task][0])
+            assert_law(together.probabilities[task][g], single.probabilities[task][0])
+            assert_law(together.routing_weights[task][g], single.routing_weights[task][0])
 
 
 @pytest.mark.parametrize("routing", get_args(Routing))
@@ -193,10 +193,10 @@ def test_batch_statistics_are_those_of_the_batch(molecules: GraphBatch) -> None:
     """What the authors evaluate with: the answer then does depend on the neighbours."""
     model = pico_model()
     together = model(molecules, routing="own", statistics="batch").logits["alpha"][0]
-    alone = model(collate([featurize(SMILES[0]).graph]), routing="own", statistics="batch").logits[
+    single = model(collate([featurize(SMILES[0]).graph]), routing="own", statistics="batch").logits[
         "alpha"
     ][0]
-    assert float((together - alone).abs().max()) > 1e-3
+    assert float((together - single).abs().max()) > 1e-3
 
 
 def test_wrong_arguments(molecules: GraphBatch) -> None:
@@ -208,11 +208,11 @@ def test_wrong_arguments(molecules: GraphBatch) -> None:
 
 @pytest.mark.parametrize("mixed_layers", [0, 1, 2])
 def test_only_the_last_layers_mix(mixed_layers: int, molecules: GraphBatch) -> None:
-    own = pico_model()(molecules, routing="own").routing_weights
+    expected = pico_model()(molecules, routing="own").routing_weights
     mixed = pico_model(router=RouterConfig(mixed_layers=mixed_layers))(
         molecules, routing="moe"
     ).routing_weights
     for task, weights in mixed.items():
         before = 3 - mixed_layers
-        assert torch.equal(weights[:, :before], own[task][:, :before])
-        assert (weights[:, before:] != own[task][:, before:]).flatten(2).any(2).all()
+        assert torch.equal(weights[:, :before], expected[task][:, :before])
+        assert (weights[:, before:] != expected[task][:, before:]).flatten(2).any(2).all()

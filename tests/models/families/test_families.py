@@ -225,7 +225,7 @@ def test_a_manifest_refuses_what_is_another_familys(case: Case) -> None:
     for other in ROWS:
         if other is case.family:
             continue
-        stranger = next(each for each in CASES.values() if each.family is other)
+        stranger = next(known for known in CASES.values() if known.family is other)
         with pytest.raises(ValidationError, match="which takes something else"):
             make_manifest("m", "1", case.shape, 0, RouterConfig(), case.infos, stranger.schema)
         if target := {*other.targets} - {*case.family.targets}:

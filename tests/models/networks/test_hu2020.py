@@ -54,7 +54,7 @@ def test_published_checkpoints_give_the_published_network_on_real_molecules(
     )
     with gzip.open(shared / "data/moleculenet/bbbp.csv.gz", "rt") as file:
         smiles = [row[0] for row in csv.reader(file)][1:400:40]
-    graphs = [featurize(each, strict=False).graph for each in smiles]
+    graphs = [featurize(text, strict=False).graph for text in smiles]
     expected = torch.cat([by_oracle(double, graph) for graph in graphs])
     largest = float(expected.detach().abs().max())
     # GAT's scores are so large here that the last digit of one moves its weight by 1e-7 (MKL,
@@ -97,8 +97,8 @@ def test_streams_are_independent(kind: BackboneKind, molecules: GraphBatch) -> N
 
     together = backbone(molecules, streams, normalise)
     for t, scale in enumerate(scales):
-        alone = backbone(molecules, lambda _, h, scale=scale: h * scale, normalise)
-        assert_law(together[:, t], alone)
+        single = backbone(molecules, lambda _, h, scale=scale: h * scale, normalise)
+        assert_law(together[:, t], single)
 
 
 @pytest.mark.parametrize("kind", KINDS)

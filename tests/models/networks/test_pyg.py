@@ -22,7 +22,7 @@ def config(kind: GraphNetworkKind, **changes: object) -> GraphNetworkConfig:
 
 
 def graph(nodes: int, seed: int, features: int = 5) -> FeatureGraph:
-    """A ring with a chord, both directions of each edge, in float64."""
+    """Build a ring with a chord, both directions of each edge, in float64."""
     generator = torch.Generator().manual_seed(seed)
     ring = torch.arange(nodes)
     half = torch.cat(
@@ -38,16 +38,16 @@ def network(kind: GraphNetworkKind, **changes: object) -> GraphNetwork:
 
 
 def experts(shape: GraphNetworkConfig, rank: int = 2) -> dict[str, Expert]:
-    """A task on nodes and one on graphs, with adapters that do something."""
+    """Build a task on nodes and one on graphs, with nonzero adapters."""
     torch.manual_seed(1)
     made = {
         "on_nodes": Expert(shape, rank, ["a", "b"], "node", "multiclass", 5),
         "on_graphs": Expert(shape, rank, ["y"], "graph", "regression", 5),
     }
-    for each in made.values():
-        for site in each.adapters.sites:
+    for expert in made.values():
+        for site in expert.adapters.sites:
             site.up.data.normal_()  # type: ignore[union-attr, operator]
-    return {task: each.double() for task, each in made.items()}
+    return {task: expert.double() for task, expert in made.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,8 +55,8 @@ def test_a_batch_gives_what_each_graph_gives_alone(kind: GraphNetworkKind) -> No
     single = FeatureGraph.from_lists([[1.0, 0, 0, 0, 2]], [[], []])
     graphs = [graph(6, 0), graph(9, 1), FeatureGraph(single.x.double(), single.edge_index)]
     together = network(kind)(collate_features(graphs))
-    alone = torch.cat([network(kind)(collate_features([each])) for each in graphs])
-    assert_law(together, alone)
+    single = torch.cat([network(kind)(collate_features([graph])) for graph in graphs])
+    assert_law(together, single)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,7 +75,9 @@ def test_streams_are_passes_of_their_own(kind: GraphNetworkKind) -> None:
     def pass_of(x: Tensor) -> Tensor:
         return network(kind)(type(batch)(x, batch.edge_index, batch.edge_attr, batch.batch, 1))
 
-    assert_law(pass_of(streams), torch.stack([pass_of(each) for each in streams.unbind(1)], dim=1))
+    assert_law(
+        pass_of(streams), torch.stack([pass_of(stream) for stream in streams.unbind(1)], dim=1)
+    )
 
 
 def test_gcn_is_the_textbook_equation() -> None:
@@ -124,10 +126,10 @@ def test_a_unified_model_answers_nodes_and_graphs(kind: GraphNetworkKind, routin
     torch.testing.assert_close(
         output.routing_weights["on_nodes"].sum(-1), torch.ones(2, 4, dtype=torch.float64)
     )
-    alone = torch.cat(
-        [model(collate_features([each]), routing=routing).logits["on_nodes"] for each in graphs]
+    single = torch.cat(
+        [model(collate_features([graph]), routing=routing).logits["on_nodes"] for graph in graphs]
     )
-    assert_law(output.logits["on_nodes"], alone)
+    assert_law(output.logits["on_nodes"], single)
 
 
 def test_own_routing_is_each_tasks_own_adapters() -> None:
@@ -146,10 +148,10 @@ def test_each_task_has_its_own_encoder() -> None:
         for task in ("wide", "wider")
     }
     model, one = UnifiedModel(network("pyg_gcn"), made, RouterConfig()), graph(6, 0, features=7)
-    for task, each in made.items():
-        assert each.encoder is not None
-        encoded = FeatureGraph(each.encoder(one.x).detach(), one.edge_index)
-        expected = each.head(network("pyg_gcn")(collate_features([encoded])))
+    for task, expert in made.items():
+        assert expert.encoder is not None
+        encoded = FeatureGraph(expert.encoder(one.x).detach(), one.edge_index)
+        expected = expert.head(network("pyg_gcn")(collate_features([encoded])))
         assert_law(model(collate_features([one])).logits[task], expected)
 
 

@@ -26,7 +26,7 @@ ELEMENTS = [1, 6, 8]
 
 
 def random_expert(seed: int) -> ForceFieldExpert:
-    """An expert whose every number differs."""
+    """Build an expert whose numbers all differ."""
     torch.manual_seed(seed)
     expert = ForceFieldExpert(CONFIG)
     with torch.no_grad():
@@ -67,7 +67,7 @@ PERIODIC = pytest.mark.parametrize("periodic", [False, True])
 
 
 def answer(structure: Atoms) -> tuple[Tensor, Tensor]:
-    """Energy () and forces (N, 3) in float64."""
+    """Compute energy () and forces (N, 3) in float64."""
     double = replace(
         structure,
         positions=structure.positions.double(),
@@ -178,11 +178,11 @@ def test_an_answer_does_not_depend_on_the_batch() -> None:
         random_structure(seed, count=3 + seed % 4, periodic=seed % 2 == 0) for seed in range(6)
     ]
     together = model(collate_atoms(structures, CONFIG.cutoff), ["second"])["second"]
-    forces = together.forces.split([each.num_nodes for each in structures])
+    forces = together.forces.split([structure.num_nodes for structure in structures])
     for k, structure in enumerate(structures):
-        alone = model(collate_atoms([structure], CONFIG.cutoff), ["second"])["second"]
-        assert torch.allclose(alone.energy[0], together.energy[k], atol=1e-5)
-        assert torch.allclose(alone.forces, forces[k], atol=1e-5)
+        single = model(collate_atoms([structure], CONFIG.cutoff), ["second"])["second"]
+        assert torch.allclose(single.energy[0], together.energy[k], atol=1e-5)
+        assert torch.allclose(single.forces, forces[k], atol=1e-5)
 
 
 def test_tasks_are_answered_each_by_its_expert() -> None:
@@ -190,9 +190,9 @@ def test_tasks_are_answered_each_by_its_expert() -> None:
     answers = model(batch)
     assert list(answers) == list(model.tasks) == ["first.task", "second"]
     for task in model.tasks:
-        own = energy_and_forces(model.network, model.expert(task), batch)
-        assert torch.equal(answers[task].energy, own.energy)
-        assert torch.equal(answers[task].forces, own.forces)
+        expected = energy_and_forces(model.network, model.expert(task), batch)
+        assert torch.equal(answers[task].energy, expected.energy)
+        assert torch.equal(answers[task].forces, expected.forces)
     assert not torch.equal(answers["first.task"].forces, answers["second"].forces)
     # float32 would lose what differs between large energies
     assert answers["second"].energy.dtype == torch.float64
@@ -214,11 +214,11 @@ def test_an_atom_alone_has_its_energy_and_no_force() -> None:
         collate_atoms([Atoms.from_lists([6], [[1, 2, 3]]), random_structure(0)], CONFIG.cutoff),
         ["second"],
     )["second"]
-    alone = model(collate_atoms([Atoms.from_lists([6], [[0, 0, 0]])], CONFIG.cutoff), ["second"])[
+    single = model(collate_atoms([Atoms.from_lists([6], [[0, 0, 0]])], CONFIG.cutoff), ["second"])[
         "second"
     ]
-    assert torch.allclose(alone.energy[0], output.energy[0])
-    assert torch.equal(alone.forces, torch.zeros(1, 3))
+    assert torch.allclose(single.energy[0], output.energy[0])
+    assert torch.equal(single.forces, torch.zeros(1, 3))
     assert torch.equal(output.forces[0], torch.zeros(3))
 
 
@@ -235,11 +235,9 @@ def test_unknown_elements_and_tasks_are_refused() -> None:
 def test_the_blocks_are_those_of_pyg_schnet() -> None:
     from torch_geometric.nn import SchNet
 
-    network, expert, batch = (
-        random_network().double(),
-        random_expert(3).double(),
-        exact(collate_atoms([random_structure(0), random_structure(1)], 3.0)),
-    )
+    network = random_network().double()
+    expert = random_expert(3).double()
+    batch = exact(collate_atoms([random_structure(0), random_structure(1)], 3.0))
     source, target = batch.edge_index
 
     def graph(positions: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:

@@ -109,8 +109,8 @@ def test_softmax_gradient() -> None:
 def test_a_segment_depends_on_its_own_rows_only() -> None:
     values, mine = rows(3), INDEX == 2
     for function in (segment_sum, segment_max, segment_logsumexp):
-        alone = function(values[mine], torch.zeros(3, dtype=torch.int64), 1)
-        assert torch.equal(function(values, INDEX, SIZE)[2], alone[0])
+        single = function(values[mine], torch.zeros(3, dtype=torch.int64), 1)
+        assert torch.equal(function(values, INDEX, SIZE)[2], single[0])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from models.ops.segment import segment_sum
 from models.transport.exact import exact
 from models.transport.problem import SinkhornParams, Solver, Support
 from models.transport.sinkhorn import sinkhorn
-from models.transport.solve import solve
+from models.transport.solve import solve_transport
 from tests.oracles_transport import (
     Array,
     dense_mask,
@@ -45,7 +45,7 @@ def one_graph(edges: Tensor, nodes: int) -> Support:
 
 
 def dense(values: Tensor, support: Support, case: GraphCase, graph: int) -> Array:
-    """Entries of one graph as (n, n), 0 off the support."""
+    """Expand the entries of one graph to (n, n), 0 off the support."""
     whole = torch.zeros(support.num_nodes, support.num_nodes, dtype=values.dtype)
     whole[support.rows, support.cols] = values
     nodes = case.nodes(graph)
@@ -53,7 +53,7 @@ def dense(values: Tensor, support: Support, case: GraphCase, graph: int) -> Arra
 
 
 def marginals(plan: Tensor, support: Support) -> tuple[Tensor, Tensor]:
-    """How far the rows and the columns of N_g * plan are from summing to 1, at most."""
+    """Compute the largest deviation of rows and columns of N_g * plan from a sum of 1."""
     size = support.graph_sizes[support.graph_of_node].view(-1, *[1] * (plan.dim() - 1))
     rows, cols = (
         segment_sum(plan, index, support.num_nodes) * size - 1
@@ -103,12 +103,14 @@ class TestSupport:
             data.draw(st.lists(st.booleans(), min_size=case.num_graphs, max_size=case.num_graphs))
         )
         support = Support.from_graph(*case.graph)
-        part, entries, nodes = support.restrict(keep)
+        restricted, entries, nodes = support.restrict(keep)
         kept = torch.nonzero(nodes).flatten()
-        assert torch.equal(kept[part.rows], support.rows[entries])
-        assert torch.equal(kept[part.cols], support.cols[entries])
-        assert torch.equal(torch.nonzero(keep).flatten()[part.graph_of_node], case.batch[nodes])
-        assert part.num_graphs == int(keep.sum())
+        assert torch.equal(kept[restricted.rows], support.rows[entries])
+        assert torch.equal(kept[restricted.cols], support.cols[entries])
+        assert torch.equal(
+            torch.nonzero(keep).flatten()[restricted.graph_of_node], case.batch[nodes]
+        )
+        assert restricted.num_graphs == int(keep.sum())
         assert torch.equal(entries, keep[case.batch[support.rows]])
 
     @pytest.mark.parametrize(
@@ -265,7 +267,9 @@ class TestSinkhorn:
         batched = sinkhorn(cost, support, BATCHED)
         for graph in range(case.num_graphs):
             mine = support.graph_of_entry == graph
-            single = sinkhorn(cost[mine], Support.from_graph(*case.alone(graph).graph), BATCHED)
+            single = sinkhorn(
+                cost[mine], Support.from_graph(*case.single_graph(graph).graph), BATCHED
+            )
             assert torch.equal(batched.num_iters[graph], single.num_iters[0])
             assert torch.equal(batched.converged[graph], single.converged[0])
             for name in ("cost", "regularized_cost"):
@@ -294,9 +298,9 @@ class TestSinkhorn:
         support = Support.from_graph(*case.graph)
         cost = random_cost(support, 2, 3)
         for solver in ("sinkhorn", "exact"):
-            whole = solve(cost, support, solver=solver, params=BATCHED)
+            whole = solve_transport(cost, support, solver=solver, params=BATCHED)
             for i, j in np.ndindex(2, 3):
-                single = solve(cost[:, i, j], support, solver=solver, params=BATCHED)
+                single = solve_transport(cost[:, i, j], support, solver=solver, params=BATCHED)
                 assert torch.equal(whole.num_iters[:, i, j], single.num_iters)
                 for name in ("cost", "regularized_cost", "plan"):
                     torch.testing.assert_close(
@@ -436,11 +440,11 @@ class TestBothSolvers:
     def test_single_nodes_cost_their_own_cost(self, solver: Solver) -> None:
         support = Support.from_graph(torch.zeros(2, 0, dtype=torch.int64), torch.arange(5), 5)
         cost = random_cost(support, 2)
-        torch.testing.assert_close(solve(cost, support, solver=solver).cost, cost)
+        torch.testing.assert_close(solve_transport(cost, support, solver=solver).cost, cost)
 
     def test_empty_graphs_cost_nothing(self, solver: Solver) -> None:
         support = Support.from_graph(RING, torch.full((4,), 1), 3)
-        result = solve(random_cost(support), support, solver=solver)
+        result = solve_transport(random_cost(support), support, solver=solver)
         assert result.cost[[0, 2]].tolist() == result.regularized_cost[[0, 2]].tolist() == [0, 0]
         assert result.cost[1] > 0
         assert result.converged.all()
@@ -448,7 +452,7 @@ class TestBothSolvers:
     @pytest.mark.parametrize(("nodes", "trailing"), [(0, ()), (0, (2,)), (4, (0,)), (4, (2, 0))])
     def test_nothing_to_solve(self, solver: Solver, nodes: int, trailing: tuple[int, ...]) -> None:
         support = Support.from_graph(RING[:, : 2 * nodes], torch.zeros(nodes, dtype=torch.int64), 1)
-        result = solve(random_cost(support, *trailing), support, solver=solver)
+        result = solve_transport(random_cost(support, *trailing), support, solver=solver)
         assert result.cost.shape == result.num_iters.shape == (1, *trailing)
         assert result.plan.shape == (len(support.rows), *trailing)
 
@@ -466,7 +470,7 @@ class TestBothSolvers:
     )
     def test_refuses(self, solver: Solver, cost: Tensor, message: str) -> None:
         with pytest.raises(InvalidInputError, match=message):
-            solve(cost, one_graph(RING, 4), solver=solver)
+            solve_transport(cost, one_graph(RING, 4), solver=solver)
 
 
 def test_solve_refuses_an_unknown_solver() -> None:
@@ -474,4 +478,4 @@ def test_solve_refuses_an_unknown_solver() -> None:
     with pytest.raises(
         InvalidInputError, match=r"got solver 'simplex', expected one of \('sinkhorn', 'exact'\)"
     ):
-        solve(random_cost(support), support, solver="simplex")
+        solve_transport(random_cost(support), support, solver="simplex")

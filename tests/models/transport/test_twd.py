@@ -125,10 +125,8 @@ class TestValue:
     @ways
     def test_support_at_hand_gives_the_same(self, way: Options) -> None:
         case = path()
-        direct, by_support = (
-            twd(*case.args, **way),
-            twd_on_support(case.h, case.h_ref, Support.from_graph(*case.graph), **way),
-        )
+        direct = twd(*case.args, **way)
+        by_support = twd_on_support(case.h, case.h_ref, Support.from_graph(*case.graph), **way)
         for name in ("cost", "num_iters", "converged", "plan"):
             assert torch.equal(getattr(direct, name), getattr(by_support, name))
 
@@ -156,10 +154,8 @@ class TestValue:
             twd_on_support(x, y, support, max_iters=3)
             for x, y in ((h, h_ref), (h, h), (h_ref, h_ref))
         ]
-        converged, num_iters = (
-            torch.stack([term.converged for term in terms]),
-            torch.stack([term.num_iters for term in terms]),
-        )
+        converged = torch.stack([term.converged for term in terms])
+        num_iters = torch.stack([term.num_iters for term in terms])
         assert torch.equal(result.converged, converged.all(0))
         assert torch.equal(result.num_iters, num_iters.amax(0))
         assert not torch.equal(converged.all(0), converged.any(0))
@@ -183,7 +179,7 @@ class TestLaws:
         case = case.to(torch.float32)
         batched = twd(*case.args, **way)
         for graph in range(case.num_graphs):
-            single = twd(*case.alone(graph).args, **way)
+            single = twd(*case.single_graph(graph).args, **way)
             torch.testing.assert_close(batched.cost[graph], single.cost[0], rtol=0, atol=1e-6)
             assert batched.num_iters[graph] == single.num_iters[0]
             assert batched.converged[graph] == single.converged[0]
@@ -228,10 +224,8 @@ class TestLaws:
     @given(graph_batches(symmetric=True))
     def test_symmetric_on_symmetric_edges(self, case: GraphCase) -> None:
         for way in ({"solver": "exact"}, {"debias": True, **TIGHT}):
-            there, back = (
-                twd(*case.args, **way).cost,
-                twd(case.h_ref, case.h, *case.graph, **way).cost,
-            )
+            there = twd(*case.args, **way).cost
+            back = twd(case.h_ref, case.h, *case.graph, **way).cost
             torch.testing.assert_close(there, back, rtol=0, atol=1e-6)
 
     def test_not_symmetric_on_one_way_edges(self) -> None:

@@ -173,7 +173,7 @@ class FakeAnswerer:
     """Gives every record the result that stands in its place."""
 
     def __init__(self) -> None:
-        self.query = self.query = query_of()
+        self.query = query_of()
         self.pipeline = self
         self.stopping = asyncio.Event()
 

@@ -60,7 +60,7 @@ async def queued(
     batcher: Texts, *work: Coroutine[Any, Any, list[str]]
 ) -> list[asyncio.Task[list[str]]]:
     """The submissions as tasks, once all of them are in the queue, in order."""
-    tasks = [asyncio.create_task(each) for each in work]
+    tasks = [asyncio.create_task(one) for one in work]
     # new tasks run before this one goes on, each up to its wait for the answer
     await asyncio.sleep(0)
     return tasks

@@ -84,7 +84,7 @@ def test_few_candidates_change_the_work_and_not_the_form(
 ) -> None:
     parts = load_parts(pico_artifact)
     tasks = tuple(parts.experts)
-    nearest = {task: tuple(each for each in tasks if each != task)[::-1] for task in tasks}
+    nearest = {task: tuple(other for other in tasks if other != task)[::-1] for task in tasks}
     router = parts.manifest.router.model_copy(update={"candidates": 1})
     save_artifact(
         tmp_path / "many",
@@ -94,7 +94,7 @@ def test_few_candidates_change_the_work_and_not_the_form(
     )
     engine = load_engine(tmp_path / "many", settings_of(device="cpu"))
     assert (engine.info.sites, engine.info.labels) == (pico.info.sites, pico.info.labels)
-    output, whole = (each.run(GRAPHS, tasks, routing) for each in (engine, pico))
+    output, whole = (model.run(GRAPHS, tasks, routing) for model in (engine, pico))
     assert list(output.answers[0]) == list(whole.answers[0])
     for k, task in enumerate(tasks):
         weights = output.routing(task)

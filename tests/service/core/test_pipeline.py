@@ -117,7 +117,8 @@ async def test_engines_do_not_share_a_pass_nor_the_cache(engine: DummyEngine) ->
     other = DummyEngine(version="2", shift=1)
     async with running(engine) as (pipeline, _):
         both = [
-            await pipeline.predict(ask(each, ("bbbp",)), ["C"]) for each in (engine, other, engine)
+            await pipeline.predict(ask(model, ("bbbp",)), ["C"])
+            for model in (engine, other, engine)
         ]
     values = [
         answer.tasks["bbbp"].values.tolist() for (answer,) in both if isinstance(answer, Answer)
@@ -211,7 +212,7 @@ async def test_known_molecules_need_no_pass(engine: DummyEngine) -> None:
         first = await pipeline.predict(ask(engine), ["OCC", "C"])
         again = await pipeline.predict(ask(engine, ("tox21", "bbbp")), ["C1", "C", "CC", "CCO"])
         assert [
-            each.tasks["bbbp"].values.tolist() for each in again if isinstance(each, Answer)
+            result.tasks["bbbp"].values.tolist() for result in again if isinstance(result, Answer)
         ] == [[0.5], [pytest.approx(1 / 3)], [0.25]]
         assert isinstance(first[0], Answer)
         text = metrics.exposition().decode()

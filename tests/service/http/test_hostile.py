@@ -43,16 +43,16 @@ LONGEST_ECHO = 400
 def expand(value: Any) -> Any:
     """A value of the file, written out."""
     match value:
-        case {"repeat": part, "times": int(times)}:
-            return expand(part) * times
+        case {"repeat": piece, "times": int(times)}:
+            return expand(piece) * times
         case {"numbered": str(pattern), "times": int(times)}:
             return "".join(pattern % k for k in range(times))
-        case {"join": [*parts]}:
-            return "".join(expand(part) for part in parts)
+        case {"join": [*pieces]}:
+            return "".join(expand(piece) for piece in pieces)
         case dict():
-            return {key: expand(part) for key, part in value.items()}
+            return {key: expand(piece) for key, piece in value.items()}
         case list():
-            return [expand(part) for part in value]
+            return [expand(piece) for piece in value]
     return value
 
 
@@ -85,9 +85,9 @@ def headers_of(case: Case) -> dict[str, bytes]:
 def texts(value: Any) -> list[str]:
     """Every string in a JSON value."""
     if isinstance(value, dict):
-        return [*value, *(text for part in value.values() for text in texts(part))]
+        return [*value, *(text for entry in value.values() for text in texts(entry))]
     return (
-        [text for part in value for text in texts(part)]
+        [text for entry in value for text in texts(entry)]
         if isinstance(value, list)
         else [value]
         if isinstance(value, str)

@@ -108,8 +108,8 @@ def flat(value: Any) -> list[float]:
     if isinstance(value, dict | list):
         return [
             number
-            for part in (value.values() if isinstance(value, dict) else value)
-            for number in flat(part)
+            for entry in (value.values() if isinstance(value, dict) else value)
+            for number in flat(entry)
         ]
     return [value]
 
@@ -181,8 +181,8 @@ async def test_forces_are_minus_the_gradient_of_the_energy(client: httpx.AsyncCl
                 positions[atom][axis] += sign * step
                 moved.append({**WATER, "positions": positions})
     energies = [
-        each["tasks"]["ethanol"]["energy"]
-        for each in await ask(client, "forces", moved, ["ethanol"])
+        answer["tasks"]["ethanol"]["energy"]
+        for answer in await ask(client, "forces", moved, ["ethanol"])
     ]
     slopes = [
         (up - down) / (2 * step) for up, down in zip(energies[::2], energies[1::2], strict=True)
@@ -233,8 +233,8 @@ async def test_requests_at_the_same_time_get_their_own(client: httpx.AsyncClient
         *(ask(client, model, [graph] * 3, [task]) for model, graph, task in asked * 3)
     )
     for item, items in zip(alone * 3, at_once, strict=True):
-        for each in items:
-            assert flat(each["tasks"]) == pytest.approx(flat(item["tasks"]), abs=CLOSE)
+        for other in items:
+            assert flat(other["tasks"]) == pytest.approx(flat(item["tasks"]), abs=CLOSE)
 
 
 async def test_routing_weights(client: httpx.AsyncClient) -> None:
@@ -254,8 +254,10 @@ async def test_without_adapters(tmp_path: Path) -> None:
     )
     async with serving(engine) as client:
         answers = [
-            flat((await ask(client, "pico-graphs", [STAR], ["papers"], routing=each))[0]["tasks"])
-            for each in ("own", "moe", "merged")
+            flat(
+                (await ask(client, "pico-graphs", [STAR], ["papers"], routing=routing))[0]["tasks"]
+            )
+            for routing in ("own", "moe", "merged")
         ]
     assert answers[0] == pytest.approx(answers[1], abs=CLOSE)
     assert answers[0] == pytest.approx(answers[2], abs=CLOSE)
@@ -544,7 +546,7 @@ async def test_what_the_models_say_of_themselves(client: httpx.AsyncClient) -> N
         )
         for model in tasks
     }
-    assert {model: each.kind for model, each in inputs.items()} == {
+    assert {model: schema.kind for model, schema in inputs.items()} == {
         "pico": "molecule",
         "graphs": "graph",
         "forces": "atoms",

@@ -68,7 +68,7 @@ async def test_pass_that_fails_is_an_error_of_its_molecules() -> None:
         ("tasks=bbbp&tasks=bbbp", "invalid_request"),
     ],
 )
-async def test_wrong_question_is_refused_before_the_stream(query: str, code: str) -> None:
+async def test_wrong_query_is_refused_before_the_stream(query: str, code: str) -> None:
     async with serving() as client:
         response = await client.post(f"/predict/stream?{query}", content=b'"C"\n')
     assert (response.status_code, response.json()["code"]) == (422, code)

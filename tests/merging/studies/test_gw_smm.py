@@ -1,0 +1,107 @@
+"""The study of GW-SMM on a pico run."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from merging.planning.plan import (
+    PUBLISHED_MERGE,
+)
+from merging.run.config import load_config
+from merging.run.models import merged_only, without_adapters
+from merging.run.run import Run
+from merging.run.scores import answering, measured
+from merging.run.stages import own_network
+from merging.studies.gw_smm import on_samples, study
+from merging.studies.gw_smm_analysis import gw_smm_tables
+from tests.merging.conftest import write_pico
+
+
+@pytest.fixture(scope="module")
+def pico_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One for all tests here: what is fine-tuned once is read back."""
+    folder = tmp_path_factory.mktemp("pico")
+    return Run(
+        load_config(write_pico(folder)), 0, folder / "data", folder / "work", torch.device("cpu")
+    )
+
+
+@pytest.fixture(scope="module")
+def content(pico_run: Run) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("merging.studies.gw_smm.SIZES", (16,))
+        return json.loads(json.dumps(study([pico_run], [0])))  # type: ignore[no-any-return]
+
+
+class TestStudy:
+    def test_scores_are_those_of_the_pipeline(self, pico_run: Run, content: dict[str, Any]) -> None:
+        """The pico sets are smaller than the samples, so they are measured whole."""
+        run = pico_run.varied(merge=PUBLISHED_MERGE.model_dump())
+        scores = {
+            task: measured(run, answering(run, merged_only(run, task), task), task)
+            for task in run.tasks
+        }
+        single = {
+            task: measured(
+                run,
+                answering(run, without_adapters(run, own_network(run, task), task), task),
+                task,
+            )
+            for task in run.tasks
+        }
+        found = content["by_seed"]["0"]
+        for subset in ("valid", "test"):
+            areas, before = (
+                [measures[subset]["roc_auc"] for measures in by_task.values()]
+                for by_task in (scores, single)
+            )
+            assert found["references"]["one_group"][subset] == pytest.approx(
+                np.mean(areas), abs=1e-5
+            )
+            loss = np.mean(np.array(before) - np.array(areas))
+            assert found["losses"][f"ties_{subset}"][0][1] == pytest.approx(loss, abs=1e-4)
+
+    def test_the_only_plan_is_as_good_as_itself(self, content: dict[str, Any]) -> None:
+        plan = content["by_seed"]["0"]["plans"]["2"]["gw"]
+        assert plan["groups"] == [["nitrogen", "other"]]
+        assert (
+            plan["test"]["value"]
+            == plan["test"]["mean"]
+            == content["by_seed"]["0"]["references"]["one_group"]["test"]
+        )
+        assert (plan["test"]["beaten"], plan["test"]["ways"]) == (0.5, 1)
+
+    def test_tables_can_be_made_of_it(self, content: dict[str, Any]) -> None:
+        made = gw_smm_tables(content)
+        assert made.keys() == {
+            "correlation",
+            "agreement",
+            "groups",
+            "references",
+            "variants",
+            "sizes",
+        }
+        assert all(
+            len({line.count("|") for line in table.split("\n")}) == 1 for table in made.values()
+        )
+
+    def test_samples_keep_every_positive(
+        self, pico_run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("merging.studies.gw_smm.SUBSET_MOLECULES", 6)
+        monkeypatch.setattr("merging.studies.gw_smm.STATISTICS_MOLECULES", 10)
+        monkeypatch.setattr("merging.studies.gw_smm.LABELS", 1)
+        whole, small = pico_run.dataset("other"), on_samples(pico_run).dataset("other")
+        assert len(small.split.train) == 10
+        assert small.labels[:, 1].isnan().all()
+        torch.testing.assert_close(small.labels[:, 0], whole.labels[:, 0])
+        for rows, chosen in (
+            (whole.split.valid, small.split.valid),
+            (whole.split.test, small.split.test),
+        ):
+            assert set(chosen.tolist()) <= set(rows.tolist())
+            assert (whole.labels[rows, 0] == 1).sum() == (whole.labels[chosen, 0] == 1).sum()
+            assert len(chosen) <= max(6, int((whole.labels[rows, 0] == 1).sum()))

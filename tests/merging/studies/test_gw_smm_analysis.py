@@ -1,0 +1,128 @@
+"""The statistics of GW-SMM against oracles, and its tables against the page."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from merging.data.files import read_json
+from merging.planning.grouping import all_groupings
+from merging.studies.gw_smm_analysis import (
+    GroupScores,
+    agreement,
+    correlations,
+    gw_smm_tables,
+    mantel,
+    pair_losses,
+    plan_rank,
+    scores_of,
+    variant_statistics,
+    without_task_effects,
+)
+from tests.merging.tables import symmetric
+
+
+class TestAnalysis:
+    def test_plan_among_all_others(self) -> None:
+        """Only two right groups score high; one of the three ways to pair four tasks up has
+        them."""
+        right = (("a", "b"), ("c", "d"))
+        scores: GroupScores = {
+            pair: {task: {"test": 0.9 if pair in right else 0.6} for task in pair}
+            for pair in itertools.combinations("abcd", 2)
+        }
+        partitions = list(all_groupings("abcd", (2, 2)))
+        found = plan_rank(right, partitions, scores, "test")
+        assert (found["value"], found["best"], found["worst"], found["ways"]) == (0.9, 0.9, 0.6, 3)
+        assert found["beaten"] == pytest.approx(2 / 3 + 1 / 6, abs=1e-4)
+        wrong = plan_rank((("a", "c"), ("b", "d")), partitions, scores, "test")
+        assert wrong["beaten"] == pytest.approx(1 / 3, abs=1e-4)
+        losses = pair_losses("abcd", scores, {task: {"test": 1.0} for task in "abcd"}, "test")
+        assert losses[0, 1] == losses[1, 0] == pytest.approx(0.1)
+        assert losses[0, 2] == pytest.approx(0.4)
+
+    def test_variants_beside_the_first(self) -> None:
+        exact = [
+            {"distance": d, "by_start": [d + 0.1, d], "seconds": 2.0, "converged": True}
+            for d in (0.1, 0.2, 0.3)
+        ]
+        other = [
+            {"distance": d, "by_start": [d], "seconds": 3.0, "converged": None}
+            for d in (0.6, 0.4, 0.2)
+        ]
+        found = variant_statistics({"exact": exact, "other": other})
+        assert (
+            found["exact"]["rho"],
+            found["exact"]["ratio"],
+            found["exact"]["better_later"],
+            found["exact"]["converged"],
+        ) == (1, 1, 1, 1)
+        assert (
+            found["other"]["rho"],
+            found["other"]["ratio"],
+            found["other"]["time_ratio"],
+            found["other"]["converged"],
+        ) == (-1, 2, 3, None)
+        assert found["exact"]["most_gain"] == 0.5
+
+    def test_mantel_is_spearman_with_every_relabelling(self) -> None:
+        table = symmetric(5, 0)
+        loss = table + 0.3 * symmetric(5, 1)
+        upper = np.triu_indices(5, 1)
+        found = mantel(table, loss)
+        assert found["rho"] == pytest.approx(spearmanr(table[upper], loss[upper])[0], abs=1e-4)
+        shuffled = [
+            spearmanr(table[np.ix_(p, p)][upper], loss[upper])[0]
+            for p in map(list, itertools.permutations(range(5)))
+        ]
+        assert found["p"] == pytest.approx(
+            np.mean(np.array(shuffled) >= found["rho"] - 1e-4), abs=1e-4
+        )
+        assert mantel(table, table)["rho"] == pytest.approx(1)
+
+    def test_what_tasks_add_on_their_own_is_taken_out(self) -> None:
+        effects = np.array([0.1, 0.5, 0.2, 0.9, 0.4])
+        additive = effects[:, None] + effects
+        upper = np.triu_indices(5, 1)
+        np.testing.assert_allclose(without_task_effects(additive)[upper], 0, atol=1e-12)
+        rest = without_task_effects(symmetric(5, 2))
+        np.testing.assert_allclose(
+            without_task_effects(rest + additive)[upper], rest[upper], atol=1e-12
+        )
+
+
+def test_correlations_are_seed_by_seed_and_of_means() -> None:
+    distances = [symmetric(5, seed) for seed in (0, 1)]
+    losses = [
+        table + 0.5 * symmetric(5, seed) for table, seed in zip(distances, (2, 3), strict=True)
+    ]
+    found = correlations(distances, losses)
+    single = [mantel(table, loss) for table, loss in zip(distances, losses, strict=True)]
+    assert found["whole"]["p"] == [test["p"] for test in single]
+    assert found["whole"]["rho"]["mean"] == pytest.approx(np.mean([test["rho"] for test in single]))
+    assert found["whole"]["mean_rho"] == mantel(np.mean(distances, 0), np.mean(losses, 0))["rho"]
+    alike = correlations(distances, distances)
+    assert alike["interaction"]["rho"]["mean"] == pytest.approx(1)
+
+
+def test_agreement_is_over_all_pairs_of_a_family() -> None:
+    tables = [symmetric(5, seed) for seed in range(3)]
+    pairs = itertools.combinations(tables, 2)
+    found = agreement([tables])
+    expected = np.mean([mantel(*pair)["rho"] for pair in pairs])
+    assert found["whole"]["mean"] == pytest.approx(expected, abs=1e-5)
+    assert agreement([[tables[0], tables[0]]])["interaction"]["mean"] == pytest.approx(1)
+
+
+def test_scores_are_kept_by_group_in_order_of_name() -> None:
+    found = scores_of([("b", "a")], lambda group, task: {"test": float("".join(group).index(task))})
+    assert found == {("a", "b"): {"b": {"test": 0.0}, "a": {"test": 1.0}}}
+
+
+def test_page_shows_the_results() -> None:
+    root = Path(__file__).parents[3]
+    page = (root / "docs/gw-smm.md").read_text()
+    for table in gw_smm_tables(read_json(root / "results/neighbours/gw-smm.json")).values():
+        assert table in page
