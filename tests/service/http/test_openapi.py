@@ -2,18 +2,20 @@
 answers that it names, in the form that it names."""
 
 import hashlib
+import http.client
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 import schemathesis
 import uvicorn
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, assume, settings
 from schemathesis.checks import CheckContext, CheckFunction
 from schemathesis.config import GenerationConfig, ProjectConfig, ProjectsConfig
 from schemathesis.specs.openapi.checks import (
@@ -63,6 +65,11 @@ CHECKS: list[CheckFunction] = [
     response_headers_conformance,
     response_schema_conformance,
 ]
+
+
+LONGEST_ADDRESS = 60_000
+"""The HTTP parser refuses requests whose first line is longer than 64 KiB: the application, whose
+document this is, never sees them."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +122,17 @@ def _is_replaced(value: object) -> bool:
 @settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 def test_answers_are_as_documented(case: schemathesis.Case, url: str) -> None:
     aim(case, url)
+    assume(len(urlencode(case.query or {}, doseq=True)) < LONGEST_ADDRESS)
     case.call_and_validate(base_url=url, headers={"X-API-Key": KEY}, checks=CHECKS, timeout=60)
+
+
+def test_address_that_is_too_long_is_refused_and_hinders_nobody(url: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.request("GET", f"/tasks?{'x' * 2 * LONGEST_ADDRESS}")
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (400, b"Invalid HTTP request received.")
+    connection.close()
+    assert httpx.get(f"{url}/tasks", headers={"X-API-Key": KEY}, timeout=60).status_code == 200
 
 
 def test_document_says_what_each_operation_is_and_who_may() -> None:
