@@ -229,8 +229,8 @@ def timed(work: Callable[[], object], bench: Bench) -> Iterator[float]:
 
 def training(bench: Bench) -> dict[str, Any]:
     """Measure epochs of adapter training on 512 molecules, here and on two threads of the CPU."""
+    from merging.config.training import AlignmentConfig
     from merging.training.alignment import align
-    from merging.training.settings import AlignmentConfig
 
     released = load_artifact(RELEASED).model
     graphs = pack(bench.graphs[:512])

@@ -26,7 +26,7 @@ from merging.run.run import Run
 from merging.run.scores import all_adapters, environment, measured
 from merging.run.stage import Stage
 from merging.run.store import StageResult
-from merging.training.metrics import batches
+from merging.targets.metrics import batches
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import collate

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.common import parser, run_of, store
 from merging.run.models import unified
-from merging.training.metrics import predict, roc_auc
+from merging.targets.metrics import predict, roc_auc
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.experts.router import RouterConfig

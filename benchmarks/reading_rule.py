@@ -24,7 +24,7 @@ from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_tables import read_molecule_table
 from merging.data.split import Split, scaffold_split
 from merging.release.calibration import brier_score, expected_calibration_error
-from merging.training.metrics import predict, roc_auc
+from merging.targets.metrics import predict, roc_auc
 from models.artifact import load_artifact
 from models.compiled.model import CompiledModel
 from models.data import smiles as featurize

@@ -16,15 +16,15 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.common import areas, parser, run_of, store
+from merging.config.training import MultitaskConfig
 from merging.data.molecule_dataset import load_smiles
 from merging.run.models import expert, experts, single_task_model, unified, without_adapters
 from merging.run.run import Run
 from merging.run.scores import answering
 from merging.run.stages import merged_network, own_network
 from merging.studies.forests import ecfp4
+from merging.targets.metrics import predict, roc_auc
 from merging.training.alignment import align, alignment_loss, set_statistics
-from merging.training.metrics import predict, roc_auc
-from merging.training.settings import MultitaskConfig
 from merging.training.supervised import epoch_steps
 from models.data.batch import GraphBatch, mean_readout
 from models.experts.adapter import LayerOutputs, TaskAdapters, apply_norm, trace

@@ -20,8 +20,8 @@ from merging.run.models import finetuned, without_adapters
 from merging.run.run import Run
 from merging.run.scores import answering, measured
 from merging.run.stages import teacher, trained
-from merging.training.losses import loss
-from merging.training.metrics import batches
+from merging.targets.losses import loss
+from merging.targets.metrics import batches
 from merging.training.supervised import MultitaskModel, untrained
 from models.networks.hu2020 import make_backbone
 from models.state_dict import sub_state

@@ -15,11 +15,11 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from merging.config.base import ReleaseConfig, Section, Setting
+from merging.config.training import AlignmentConfig, TrainingConfig, TuningConfig
 from merging.data.task_data import Step
 from merging.mergers.base import MergeResult
 from merging.mergers.registry import MergeConfig
-from merging.training import losses, metrics
-from merging.training.settings import AlignmentConfig, TrainingConfig, TuningConfig
+from merging.targets import losses, metrics
 from models.data.batch import mean_readout
 from models.errors import ConfigError
 from models.experts.router import RouterConfig

@@ -509,8 +509,8 @@ class _Parsed(NamedTuple):
 def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[_Parsed | None]:
     with ProcessPoolExecutor(workers) as pool:
         parsed = pool.map(_parse_one, smiles, chunksize=256)
-        for each in tqdm(parsed, total=len(smiles), desc=f"{task}: molecules", unit="mol"):
-            yield each and _Parsed(MolGraph(*map(torch.from_numpy, each[0])), *each[1:])
+        for read in tqdm(parsed, total=len(smiles), desc=f"{task}: molecules", unit="mol"):
+            yield read and _Parsed(MolGraph(*map(torch.from_numpy, read[0])), *read[1:])
 
 
 def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str, str] | None:
@@ -557,8 +557,8 @@ def _read_cache(
     except SafetensorError:
         return None
     graphs, split = (
-        {key.split(".")[1]: value for key, value in tensors.items() if key.startswith(part)}
-        for part in ("graphs.", "split.")
+        {key.split(".")[1]: value for key, value in tensors.items() if key.startswith(prefix)}
+        for prefix in ("graphs.", "split.")
     )
     record = json.loads(metadata["record"])
     return MoleculeDataset(

@@ -55,7 +55,7 @@ def draw_figures(folder: Path) -> list[Path]:
             _mean_matrix(seeds, "swap_matrix"),
             "backbone fine-tuned on",
             "task (its head and test set)",
-            f"test {_measure(seeds[0]['methods']['finetuned']['stored'])}",
+            f"test {_measure(summary['methods'])}",
             100,
         ),
     }
@@ -67,8 +67,11 @@ def draw_figures(folder: Path) -> list[Path]:
     return [save_figure(figure, folder / f"{name}.svg") for name, figure in figures.items()]
 
 
-def _measure(stored: dict[str, Any]) -> str:
-    """What scores are called: where a task has another target, minus its error is one too."""
+def _measure(rows: dict[str, Any]) -> str:
+    """Name the scores of methods or variants: ROC-AUC if every task has it; otherwise scores, of
+    which that of a regression is minus its error.
+    """
+    stored = next(iter(rows.values()))["stored"]
     others = {"metrics", "accuracy", "scaled_mae"} & stored.keys()
     return "score times 100 (of errors minus MAE / std)" if others else "ROC-AUC, percent"
 
@@ -114,7 +117,7 @@ def _recovery_bars(summary: dict[str, Any]) -> Figure:
             axes.axvline(average, color="black", linewidth=0.8, linestyle=":")
     titles = [method["title"].replace("`", "") for method in reversed(methods.values())]
     axes.set_yticks(range(len(methods)), titles)
-    measure = _measure(next(iter(methods.values()))["stored"])
+    measure = _measure(methods)
     averages = [100 * method["stored"]["average"] for method in methods.values()]
     axes.set_xlim(min(averages) - 3, max(averages) + 3)
     axes.set_xlabel(
@@ -178,7 +181,7 @@ def _ablation_bars(rows: dict[str, Any]) -> Figure:
     averages = [100 * values[key] for values in variants for key, _, _ in _SUBSETS]
     axes.set_xlim(min(averages) - 2, max(averages) + 1)
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in reversed(rows)])
-    axes.set_xlabel(f"average {_measure(next(iter(rows.values()))['stored'])}")
+    axes.set_xlabel(f"average {_measure(rows)}")
     axes.legend(loc="lower right", fontsize=8)
     return figure
 
@@ -191,7 +194,7 @@ def _sweep_line(group: str, rows: dict[str, Any]) -> Figure:
         averages = [100 * values[key] for values in variants.values()]
         axes.plot(range(len(variants)), averages, marker="o", color=color, label=title)
     axes.set_xticks(range(len(variants)), list(variants))
-    measure = _measure(next(iter(rows.values()))["stored"])
+    measure = _measure(rows)
     axes.set(xlabel=group.replace("_", " "), ylabel=f"average {measure}")
     axes.legend(fontsize=8)
     return figure

@@ -9,12 +9,12 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from merging.config.base import Count, Section
+from merging.config.training import ForceTrainingConfig, Initialisation, TuningConfig
 from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
 from merging.family import Folders, OfflineFamily, RunConfig, StateDict
 from merging.mergers.base import MergeResult
 from merging.mergers.gffmerge import Teacher, aligned
 from merging.mergers.registry import MergeConfig
-from merging.training.settings import ForceTrainingConfig, Initialisation, TuningConfig
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
 from models.data.schema import AtomsInput
 from models.names import Name, check_distinct

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from merging.config.base import Setting
+from merging.config.training import GraphTrainingConfig, Initialisation
 from merging.data.encoders import svd_encoder
 from merging.data.graph_file import FileSpec, file_task
 from merging.data.links import LinkSpec, link_task
@@ -16,7 +17,6 @@ from merging.data.planetoid import PlanetoidSpec, class_task, load_planetoid
 from merging.data.task_data import GraphTask
 from merging.family import Folders, OfflineFamily, RunConfig, StateDict
 from merging.mergers.registry import MergeConfig
-from merging.training.settings import GraphTrainingConfig, Initialisation
 from models.data.feature_graph import FeatureGraph
 from models.data.schema import FeatureInput
 from models.errors import DataError

@@ -6,11 +6,11 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from merging.config.base import Count, Section
+from merging.config.training import AlignmentConfig, FinetuneConfig, MultitaskConfig
 from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_tables import DatasetSpec
 from merging.family import RunConfig
 from merging.mergers.registry import merger_spec
-from merging.training.settings import AlignmentConfig, FinetuneConfig, MultitaskConfig
 from models.errors import ConfigError
 from models.experts.router import RouterConfig
 from models.names import Name, check_distinct

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from merging.config.training import MultitaskConfig
 from merging.data.checkpoints import find_checkpoint, origin
 from merging.data.files import sha256
 from merging.data.molecule_dataset import MoleculeDataset, load_dataset
 from merging.families.molecule_config import MoleculeConfig
 from merging.family import Folders, OfflineFamily, StateDict
-from merging.training.settings import MultitaskConfig
 from models.data.smiles import READING_RULE
 from models.experts.expert import Expert
 from models.experts.unified import DEFAULT_ROUTING

@@ -131,14 +131,14 @@ def closed_form(
 def linears(network: ForceField, expert: nn.Module) -> dict[str, nn.Linear]:
     """Every Linear by name, in the order in which they run."""
     names = [
-        f"interactions.{block}.{part}"
+        f"interactions.{block}.{linear}"
         for block in range(len(network.interactions))
-        for part in _LINEARS
+        for linear in _LINEARS
     ]
-    parts = {name: network.get_submodule(name) for name in names} | {
+    modules = {name: network.get_submodule(name) for name in names} | {
         name: expert.get_submodule(name) for name in _HEAD
     }
-    return {name: part for name, part in parts.items() if isinstance(part, nn.Linear)}
+    return {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
 
 
 def shared_weights(
@@ -149,9 +149,11 @@ def shared_weights(
     named = dict(network.named_parameters())
     if heads == "merged":
         named |= {
-            name: each for name, each in expert.named_parameters() if name.split(".")[0] in _HEAD
+            name: parameter
+            for name, parameter in expert.named_parameters()
+            if name.split(".")[0] in _HEAD
         }
-    return {name: each.detach() for name, each in named.items()}
+    return {name: parameter.detach() for name, parameter in named.items()}
 
 
 @torch.no_grad()
@@ -198,10 +200,10 @@ def _equations(
 ) -> dict[str, NormalEquations]:
     """For each Linear: its inputs as they are in the model `given`, and its outputs as they are in
     the teacher."""
-    parts = linears(teacher.network, teacher.expert)
+    modules = linears(teacher.network, teacher.expert)
     found = {
         name: NormalEquations.empty(
-            parts[name].in_features + (parts[name].bias is not None), parts[name].out_features
+            modules[name].in_features + (modules[name].bias is not None), modules[name].out_features
         )
         for name in names
     }
@@ -216,9 +218,9 @@ def _equations(
         entered = taught if given[0] is teacher.network else seen(*given, batch, names, directions)
         for name in names:
             (z, dz), (y, dy) = entered[name][0], taught[name][1]
-            found[name].add(z if parts[name].bias is None else with_ones(z), y)
+            found[name].add(z if modules[name].bias is None else with_ones(z), y)
             if dz is not None and dy is not None:
-                found[name].add(dz if parts[name].bias is None else F.pad(dz, (0, 1)), dy)
+                found[name].add(dz if modules[name].bias is None else F.pad(dz, (0, 1)), dy)
     return found
 
 
@@ -252,8 +254,8 @@ def seen(
 
         return keep
 
-    parts = linears(network, expert)
-    handles = [parts[name].register_forward_hook(watch(name)) for name in names]
+    modules = linears(network, expert)
+    handles = [modules[name].register_forward_hook(watch(name)) for name in names]
     try:
         with suppress(_Reached), forward_ad.dual_level():
             potential(
@@ -273,13 +275,13 @@ def seen(
 
 
 @torch.no_grad()
-def _solve(parts: Sequence[nn.Linear], equations: Sequence[NormalEquations], ridge: float) -> None:
+def _solve(copies: Sequence[nn.Linear], equations: Sequence[NormalEquations], ridge: float) -> None:
     """Write the solution into one Linear or into several that hold the same weights; those are what
     the ridge pulls to."""
-    first = parts[0]
+    first = copies[0]
     prior = first.weight.T if first.bias is None else torch.cat([first.weight.T, first.bias[None]])
     solution = solve_ridge(equations, prior, ridge)
-    for part in parts:
-        part.weight.copy_(solution[: part.in_features].T)
-        if part.bias is not None:
-            part.bias.copy_(solution[-1])
+    for linear in copies:
+        linear.weight.copy_(solution[: linear.in_features].T)
+        if linear.bias is not None:
+            linear.bias.copy_(solution[-1])

@@ -19,9 +19,7 @@ from torch.nn import functional as F
 
 from merging.mergers.task_vector import State
 from models.data.batch import GraphBatch
-from models.networks.hu2020 import BackboneConfig
 from models.networks.propagation import Propagation
-from models.networks.pyg import GraphNetworkConfig
 from models.ops.segment import segment_count, segment_softmax
 from models.ops.sparse import Pattern, spmm
 
@@ -136,8 +134,8 @@ class LinearMap:
             target.copy_(block)
 
 
-def linear_maps(config: BackboneConfig | GraphNetworkConfig) -> tuple[LinearMap, ...]:
-    """Return the linear maps of a layer of this network, in the order of computation."""
+def linear_maps(config: Any) -> tuple[LinearMap, ...]:
+    """Return the linear maps of a layer, in the order of computation, by the network's shape."""
     if config.kind == "gat":
         return tuple(chain.from_iterable(_gat(head, config.hidden_dim) for head in range(2)))
     if config.kind == "pyg_gat":

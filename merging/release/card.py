@@ -8,7 +8,7 @@ from merging.family import OfflineFamily
 from merging.mergers.registry import MERGERS
 from merging.run.scores import AUTHORS_BATCH_SIZE
 from merging.studies.markdown import average_cell, markdown_table, metric_cell, task_column
-from merging.training.metrics import by_task
+from merging.targets.metrics import by_task
 from models.experts.unified import DEFAULT_ROUTING
 from models.manifest import Manifest
 from models.task import Target, TaskInfo

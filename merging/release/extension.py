@@ -18,7 +18,7 @@ from merging.run.stage import Stage
 from merging.run.stages import aligned, check_adapters, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
-from merging.training.metrics import SCORE_NAMES, reported
+from merging.targets.metrics import SCORE_NAMES, reported
 from models.artifact import BACKBONE, CARD, ArtifactParts, check_output, load_parts, save_artifact
 from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs

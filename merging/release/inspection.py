@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from merging.studies.markdown import METRIC_NAMES
-from merging.training.metrics import by_task
+from merging.targets.metrics import by_task
 from models.artifact import MANIFEST, load_parts
 from models.experts.unified import DEFAULT_ROUTING
 

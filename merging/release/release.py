@@ -103,7 +103,7 @@ def _methods(run: Run) -> list[Method]:
     if not run.family.adapters:
         return [finetuned_method(run), merger_method(run, how)]
     plain = {"weight_average": MergeConfig(method="weight_average"), how.method: how}
-    mergers = [merger_method(run, each) for each in plain.values()]
+    mergers = [merger_method(run, config) for config in plain.values()]
     return [finetuned_method(run), *mergers, *gmerging_methods(run)]
 
 

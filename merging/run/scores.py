@@ -22,7 +22,7 @@ from merging.run.stages import (
     trained,
 )
 from merging.run.store import StageResult
-from merging.training.metrics import METRICS, by_metric
+from merging.targets.metrics import METRICS, by_metric
 from merging.training.supervised import label_scale, standardised
 from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
 

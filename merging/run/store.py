@@ -7,20 +7,16 @@ epoch. On NFS the lock holds between machines too, where locks are on (the defau
 """
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
-from merging.data.files import json_bytes, read_json, reading, tensor_bytes, write_bytes
-from models.errors import DataError, TrainingError
+from merging.data.files import json_bytes, made_once, read_json, reading, tensor_bytes, write_bytes
+from models.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -105,28 +101,3 @@ def _content(result: StageResult) -> tuple[bytes, str]:
         record = {"record": json.dumps(result.record)}
         return tensor_bytes(result.tensors, record), "safetensors"
     return json_bytes(result.record), "json"
-
-
-@contextmanager
-def made_once(path: Path) -> Iterator[None]:
-    """Hold the lock of the file that is about to be made; wait while another run makes it.
-
-    Who gets it looks first whether the file is there by now. The lock's own file stays.
-
-    Raises:
-        DataError: the file system has no locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        tqdm.write(f"waiting for another run that makes {path}", file=sys.stderr)
-        lock.acquire(poll_interval=0.2)
-    except OSError as error:
-        expected = "expected a work folder on a file system with locks"
-        raise DataError(f"got no lock on {path}.lock ({error}), {expected}") from error
-    try:
-        yield
-    finally:
-        lock.release()

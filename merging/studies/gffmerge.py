@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from merging.config.training import Initialisation, TrainingConfig
 from merging.data.files import read_json, write_json
 from merging.families.force_fields import FORCE_FIELDS
 from merging.family import StateDict
@@ -22,7 +23,6 @@ from merging.run.scores import environment
 from merging.run.stage import Stage
 from merging.run.stages import joint, teacher, trained
 from merging.run.store import StageResult
-from merging.training.settings import Initialisation, TrainingConfig
 from merging.training.supervised import MultitaskModel, Trained, TrainedModel, train, untrained
 from models.errors import ConfigError
 from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField

@@ -12,16 +12,16 @@ _QUANTITIES = {"forces": "forces, meV/Angstrom", "energy": "energy, meV"}
 
 def tables(results: Mapping[str, Any]) -> str:
     """All tables of a results file: errors of each method, errors by task, and seconds."""
-    parts = []
+    sections = []
     for source, entry in results.items():
-        parts.append(f"### {_TITLES[source]}\n\n{overall(entry)}")
-        parts.append(
+        sections.append(f"### {_TITLES[source]}\n\n{overall(entry)}")
+        sections.append(
             f"Forces by task (teachers of one beginning), meV/Angstrom:\n\n{by_task(entry)}"
         )
-        parts.append(
+        sections.append(
             f"Seconds, one after the other in one process with one thread:\n\n{seconds(entry)}"
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def overall(entry: Mapping[str, Any]) -> str:
@@ -36,7 +36,14 @@ def overall(entry: Mapping[str, Any]) -> str:
         ),
     ]
     rows = [
-        [name, *(averages(by_beginning[each], key) for each in beginnings for key in _QUANTITIES)]
+        [
+            name,
+            *(
+                averages(by_beginning[beginning], key)
+                for beginning in beginnings
+                for key in _QUANTITIES
+            ),
+        ]
         for name, by_beginning in _methods(entry).items()
     ]
     return markdown_table(head, rows)
@@ -65,12 +72,14 @@ def seconds(entry: Mapping[str, Any]) -> str:
     rows = [
         [
             f"joint training ({epochs} times one epoch)",
-            *_ratio([epochs * each["one joint epoch"] for each in entry["seconds"]], entry, epochs),
+            *_ratio(
+                [epochs * taken["one joint epoch"] for taken in entry["seconds"]], entry, epochs
+            ),
         ]
     ]
     for name in entry["seconds"][0]:
         if name != "one joint epoch":
-            rows.append([name, *_ratio([each[name] for each in entry["seconds"]], entry, epochs)])
+            rows.append([name, *_ratio([taken[name] for taken in entry["seconds"]], entry, epochs)])
     return markdown_table(["method", "seconds", "times faster than joint training"], rows)
 
 
@@ -88,7 +97,7 @@ def _methods(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _ratio(values: Sequence[float], entry: Mapping[str, Any], epochs: int) -> tuple[str, str]:
-    joint = [epochs * each["one joint epoch"] for each in entry["seconds"]]
+    joint = [epochs * taken["one joint epoch"] for taken in entry["seconds"]]
     return (
         f"{mean(values):.1f}",
         f"{mean(whole / value for whole, value in zip(joint, values, strict=True)):.1f}",

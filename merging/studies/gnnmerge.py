@@ -17,6 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from merging.config.training import GraphTrainingConfig
 from merging.data.encoders import svd_encoder
 from merging.data.files import read_json, write_json
 from merging.data.links import LinkSpec
@@ -31,7 +32,6 @@ from merging.run.scores import environment, main_metric, plain
 from merging.run.stages import calibration, joint, teacher, trained
 from merging.studies.gnnmerge_molecules import measure_molecules, molecule_run
 from merging.studies.markdown import markdown_table, over_seeds, percent
-from merging.training.settings import GraphTrainingConfig
 from models.networks.pyg import GraphNetworkConfig, GraphNetworkKind
 from models.state_dict import sub_state
 

@@ -63,7 +63,7 @@ from merging.studies.gw_smm_analysis import (
     variant_statistics,
 )
 from merging.studies.markdown import over_seeds
-from merging.training.metrics import batches
+from merging.targets.metrics import batches
 from models.networks.hu2020 import make_backbone
 from models.state_dict import sub_state
 

@@ -38,7 +38,7 @@ from merging.studies.rows import (
     multitask_score,
     table_rows,
 )
-from merging.training.metrics import by_task
+from merging.targets.metrics import by_task
 
 Build = Callable[[Sequence[Stage], str], None]
 """Makes stages, maybe several at a time; the text says what they are."""

@@ -13,7 +13,7 @@ from merging.run.scores import all_adapters, answering, measured
 from merging.run.stage import Stage
 from merging.run.stages import adapters, merged, merged_network, teacher, trained
 from merging.run.store import StageResult
-from merging.training.metrics import predict
+from merging.targets.metrics import predict
 from models.data.batch import GraphBatch
 from models.experts.unified import UnifiedOutput
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from merging.config.training import AlignmentConfig
+from merging.targets.metrics import batches
 from merging.training.loop import ResumableTraining
-from merging.training.metrics import batches
-from merging.training.settings import AlignmentConfig
 from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
 from models.experts.adapter import LayerOutputs, TaskAdapters, apply_norm, batch_statistics, trace

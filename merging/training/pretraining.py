@@ -15,10 +15,9 @@ from tqdm import tqdm
 from merging.config.base import CONFIG_FOLDER, Count, Rate, Section, fingerprint
 from merging.config.reading import read_config
 from merging.data.corpus import Corpus, CorpusConfig, load_corpus
-from merging.data.files import reading, write_tensors
-from merging.run.store import made_once
+from merging.data.files import made_once, reading, write_tensors
+from merging.targets.metrics import batches
 from merging.training.loop import ResumableTraining
-from merging.training.metrics import batches
 from merging.training.objectives import (
     ContextPredictionConfig,
     EdgePredictionConfig,

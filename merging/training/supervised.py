@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from merging.config.training import TrainingConfig
 from merging.data.task_data import Step, TaskData
 from merging.family import OfflineFamily, StateDict
+from merging.targets.losses import LabelScale
+from merging.targets.metrics import mean_of_defined
 from merging.training.loop import ResumableTraining
-from merging.training.losses import LabelScale
-from merging.training.metrics import mean_of_defined
-from merging.training.settings import TrainingConfig
 from models.state_dict import sub_state
 
 Trained = Literal["all", "heads"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import models
+from merging.config.training import AlignmentConfig
 from merging.training.alignment import align
-from merging.training.settings import AlignmentConfig
 from models.artifact import load_artifact
 from models.data.atoms import Atoms, collate_atoms
 from models.data.batch import GraphBatch

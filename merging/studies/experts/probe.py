@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from merging.studies.experts.domains import Domain
-from merging.training.metrics import roc_auc
+from merging.targets.metrics import roc_auc
 from models.data.batch import GraphBatch, mean_readout
 
 STRENGTHS = (0.01, 0.1, 1.0)

@@ -69,7 +69,7 @@ def test_there_are_commands_to_run() -> None:
     assert {*CHAIN, "finetune", "merge", "train-adapters", "compare", "pretrain"} <= named
 
 
-@pytest.mark.parametrize("words", [each for page in PAGES for each in commands(page)], ids=" ".join)
+@pytest.mark.parametrize("words", [line for page in PAGES for line in commands(page)], ids=" ".join)
 def test_every_command_is_one(words: list[str]) -> None:
     _parser().parse_args(words)
 

@@ -66,12 +66,12 @@ def test_planetoid_is_what_pyg_reads(name: PlanetoidName, shared: Path) -> None:
     assert {tuple(edge) for edge in ours.edge_index.T.tolist()} == {
         tuple(edge) for edge in theirs.edge_index.T.tolist() if edge[0] != edge[1]
     }
-    for part, mask in (
+    for subset, mask in (
         ("train", theirs.train_mask),
         ("valid", theirs.val_mask),
         ("test", theirs.test_mask),
     ):
-        assert torch.equal(getattr(ours.split, part), mask.nonzero().flatten()), part
+        assert torch.equal(getattr(ours.split, subset), mask.nonzero().flatten()), subset
     assert len(ours.class_names) == int(ours.labels.max()) + 1
 
 
@@ -119,11 +119,11 @@ def test_label_split_shares_the_graph_and_divides_the_nodes(shared: Path) -> Non
     assert isinstance(rest, AnswerTask)
     assert first.info.labels == ("class_0", "class_1", "class_2")
     assert rest.info.labels == ("class_6", "class_5", "class_4", "class_3")
-    for part in SUBSETS:
-        ours, others = getattr(first.split, part), getattr(rest.split, part)
+    for subset in SUBSETS:
+        ours, others = getattr(first.split, subset), getattr(rest.split, subset)
         assert torch.equal(first.labels[ours], whole.labels[ours])
         assert torch.equal(6 - rest.labels[others], whole.labels[others])
-    every = torch.cat([getattr(task.split, part) for task in (first, rest) for part in SUBSETS])
+    every = torch.cat([getattr(task.split, subset) for task in (first, rest) for subset in SUBSETS])
     assert torch.equal(every.sort().values, torch.arange(len(whole.x)))
     assert abs(len(first.split.train) + len(rest.split.train) - 0.6 * len(whole.x)) < 1
     other_seed = planetoid_task(shared, seed=1, graph="cora", classes=[0, 1, 2], split="random")
@@ -138,11 +138,11 @@ def test_published_split_keeps_its_parts_in_a_label_split(shared: Path) -> None:
     )
     assert isinstance(task, AnswerTask)
     assert len(task.split.train) == 40
-    for part in SUBSETS:
-        rows, published = getattr(task.split, part), getattr(whole.split, part)
+    for subset in SUBSETS:
+        rows, published = getattr(task.split, subset), getattr(whole.split, subset)
         assert torch.equal(
             rows, published[torch.isin(whole.labels[published], torch.tensor([1, 4]))]
-        ), part
+        ), subset
 
 
 def test_links_are_divided_and_hidden(shared: Path) -> None:
@@ -156,19 +156,19 @@ def test_links_are_divided_and_hidden(shared: Path) -> None:
         low, high = pairs.min(0).values, pairs.max(0).values
         return low * len(whole.x) + high
 
-    links = {part: codes(task.links[part]) for part in SUBSETS}
+    links = {subset: codes(task.links[subset]) for subset in SUBSETS}
     assert torch.equal(
         torch.cat(list(links.values())).sort().values, codes(whole.edge_index).unique()
     )
     total = whole.edge_index.shape[1] // 2
-    assert [len(links[part]) for part in SUBSETS] == [
+    assert [len(links[subset]) for subset in SUBSETS] == [
         total - round(0.05 * total) - round(0.1 * total),
         round(0.05 * total),
         round(0.1 * total),
     ]
     assert torch.equal(codes(task.graphs[0].edge_index).unique(), links["train"].sort().values)
-    for part in SUBSETS:
-        (step,) = task.steps(part, 1)
+    for subset in SUBSETS:
+        (step,) = task.steps(subset, 1)
         half = len(step.labels) // 2
         assert torch.equal(step.labels.flatten(), torch.cat([torch.ones(half), torch.zeros(half)]))
     others = codes(torch.cat([task.others["valid"], task.others["test"]], dim=1))
@@ -193,9 +193,9 @@ def test_steps_show_every_row_once_where_it_belongs(
     assert isinstance(task, AnswerTask)
     truth = rule(ring_graphs(), level, target)
     torch.testing.assert_close(task.labels, truth, equal_nan=True)
-    for part in SUBSETS:
+    for subset in SUBSETS:
         seen = []
-        for step in task.steps(part, 7, shuffle=True):
+        for step in task.steps(subset, 7, shuffle=True):
             assert step.batch.num_graphs <= 7
             sums = step.batch.x.sum(1, keepdim=True)
             outputs = (
@@ -212,7 +212,7 @@ def test_steps_show_every_row_once_where_it_belongs(
             if level == "node"
             else torch.stack([graph.x.sum() for graph in task.graphs])
         )
-        rows = getattr(task.split, part)
+        rows = getattr(task.split, subset)
         expected = [(round(float(x[row]), 3), str(task.labels[row].tolist())) for row in rows]
         assert [label for _, label in sorted(seen)] == [label for _, label in sorted(expected)]
         np.testing.assert_allclose(
@@ -237,12 +237,12 @@ def test_calibration_of_some_nodes_is_those_trained_on(tmp_path: Path) -> None:
 
 
 def test_label_split_shows_a_merger_its_own_nodes(shared: Path) -> None:
-    whole, part = (
+    whole, some = (
         planetoid_task(shared, graph="cora", classes=classes) for classes in (None, [0, 1])
     )
-    assert isinstance(part, AnswerTask)
-    (_, own), (_, every) = part.calibration(1, 1, 0), whole.calibration(1, 1, 0)
-    assert torch.equal(own[0], part.split.train)
+    assert isinstance(some, AnswerTask)
+    (_, own), (_, every) = some.calibration(1, 1, 0), whole.calibration(1, 1, 0)
+    assert torch.equal(own[0], some.split.train)
     assert every == ()
 
 

@@ -82,9 +82,9 @@ def test_split_parts_are_disjoint_and_share_no_scaffold(
     dataset = load_dataset(
         "nitrogen", pico.dataset_for("nitrogen"), tmp_path / "data", tmp_path / "cache"
     )
-    parts = [set(part.tolist()) for part in vars(dataset.split).values()]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == 80
-    rings = [{k // 10 for k in part} for part in parts]  # ten molecules a ring
+    subsets = [set(subset.tolist()) for subset in vars(dataset.split).values()]
+    assert sum(map(len, subsets)) == len(set.union(*subsets)) == 80
+    rings = [{k // 10 for k in subset} for subset in subsets]  # ten molecules a ring
     assert all(rings[a].isdisjoint(rings[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
@@ -136,7 +136,7 @@ def test_absent_published_set_is_fetched_by_the_maintained_loader(
 def test_published_sizes_and_split(task: str, shared: Path, tmp_path: Path) -> None:
     dataset = load_dataset(task, MOLECULENET[task], shared / "data", tmp_path, workers=2)
     assert len(dataset.graphs) == MOLECULENET[task].num_molecules
-    sizes = [len(part) for part in vars(dataset.split).values()]
+    sizes = [len(subset) for subset in vars(dataset.split).values()]
     assert sizes == {"bbbp": [1631, 204, 204], "clintox": [1182, 148, 148]}[task]
 
 

@@ -412,7 +412,7 @@ def test_molecules_in_several_rows_are_counted_however_they_are_written(tmp_path
     said = dataset.summary
     assert said.endswith("; molecules in several rows: 2, 1 with 0 and 1 for one label")
     parts_of = ["train"] * 60 + ["valid"] * 10 + ["test"] * 11 + ["train"]
-    rows = [(*row, part) for row, part in zip([*ROWS, *again], parts_of, strict=True)]
+    rows = [(*row, subset) for row, subset in zip([*ROWS, *again], parts_of, strict=True)]
     dataset = load(tmp_path, table(rows, ("smiles", "has_n", "part")), split_column="part")
     assert dataset.record["repeated"]["across_parts"] == 1
     assert dataset.summary.endswith(", 1 in several parts")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from merging.config.base import CONFIG_FOLDER
+from merging.config.training import ForceTrainingConfig
 from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
 from merging.families.force_fields import FORCE_FIELDS, ForceFieldRunConfig
 from merging.family import Folders
@@ -24,7 +25,6 @@ from merging.run.run import Run
 from merging.run.stages import calibration, merge_result, own_network, trained
 from merging.studies import gffmerge as study
 from merging.studies import gffmerge_tables as table
-from merging.training.settings import ForceTrainingConfig
 from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
 from models.artifact import load_artifact
 from models.data.atoms import Atoms, AtomsBatch, collate_atoms, composition, energies_of_elements
@@ -74,7 +74,7 @@ def write_md17(folder: Path, task: str, frames: int = 12) -> None:
         [[k % 2, k // 2, 0.3 * k] for k in range(len(numbers))], dtype=torch.float64
     )
     first, second = torch.triu_indices(len(numbers), len(numbers), 1)
-    for part in ("train", "val", "test"):
+    for subset in ("train", "val", "test"):
         places = (
             home + 0.1 * torch.randn(frames, len(numbers), 3, generator=generator)
         ).requires_grad_()
@@ -91,7 +91,7 @@ def write_md17(folder: Path, task: str, frames: int = 12) -> None:
             "atomic_numbers": numbers,
         }
         np.savez(
-            folder / "md17" / task / f"{part}.npz",
+            folder / "md17" / task / f"{subset}.npz",
             **{name: value.numpy() for name, value in arrays.items()},
         )
 
@@ -194,8 +194,8 @@ def test_other_forms_of_md17_are_errors(
     tmp_path: Path, change: Callable[[dict[str, object]], dict[str, object]], message: str
 ) -> None:
     write_md17(tmp_path, "water")
-    for part in ("train", "val", "test"):
-        path = tmp_path / "md17" / "water" / f"{part}.npz"
+    for subset in ("train", "val", "test"):
+        path = tmp_path / "md17" / "water" / f"{subset}.npz"
         np.savez(path, **change(dict(np.load(path))))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message):
         read_md17(tmp_path / "md17" / "water", CONFIG.frames, 3.0)
@@ -378,14 +378,16 @@ def test_a_merger_leaves_its_teachers_and_forgets_their_order(name: str) -> None
     teachers = pair()
     before = [
         {key: value.clone() for key, value in module.state_dict().items()}
-        for each in teachers.values()
-        for module in (each.network, each.expert)
+        for model in teachers.values()
+        for module in (model.network, model.expert)
     ]
     merged, swapped = (
         methods()[name](dict(order)) for order in (teachers.items(), reversed(teachers.items()))
     )
     after = [
-        module.state_dict() for each in teachers.values() for module in (each.network, each.expert)
+        module.state_dict()
+        for model in teachers.values()
+        for module in (model.network, model.expert)
     ]
     assert all(
         torch.equal(value, then[key])
@@ -407,28 +409,28 @@ def test_what_is_shared_and_what_is_a_tasks_own(heads: Heads) -> None:
     merged = mergers.closed_form(teachers, 1e-6, "teacher", heads)
     first, second = (merged.expert(task) for task in teachers)
     assert torch.equal(first.lin1.weight, second.lin1.weight) == (heads == "merged")
-    for task, each in teachers.items():
+    for task, model in teachers.items():
         expert = merged.expert(task)
-        assert torch.equal(expert.embedding.weight, each.expert.embedding.weight)
-        assert torch.equal(expert.elements, each.expert.elements)
+        assert torch.equal(expert.embedding.weight, model.expert.embedding.weight)
+        assert torch.equal(expert.elements, model.expert.elements)
         with torch.no_grad():
             said = torch.cat(
                 [
                     potential(merged.network, expert, batch, batch.positions)
-                    for batch in each.batches
+                    for batch in model.batches
                 ]
             )
-        assert float(said.mean()) == pytest.approx(float(each.energies().mean()), abs=1e-5)
+        assert float(said.mean()) == pytest.approx(float(model.energies().mean()), abs=1e-5)
 
 
 def test_a_linear_part_is_the_least_squares_answer_of_numpy() -> None:
     teachers = pair()
     merged = mergers.closed_form(teachers, 1e-9)
     rows, targets = [], []
-    for each in teachers.values():
+    for model in teachers.values():
         seen = [
-            mergers.seen(each.network, each.expert, batch, ["interactions.0.conv.nn.0"])
-            for batch in each.batches
+            mergers.seen(model.network, model.expert, batch, ["interactions.0.conv.nn.0"])
+            for batch in model.batches
         ]
         z = (
             torch.cat([found["interactions.0.conv.nn.0"][0][0] for found in seen])
@@ -451,10 +453,10 @@ def test_a_linear_part_is_the_least_squares_answer_of_numpy() -> None:
 
 
 def test_derivatives_of_inputs_and_outputs_are_slopes() -> None:
-    each, batch = teacher("water", 3), structures("water")
+    model, batch = teacher("water", 3), structures("water")
     network, expert, batch = (
-        each.network.double(),
-        each.expert.double(),
+        model.network.double(),
+        model.expert.double(),
         replace(batch, positions=batch.positions.double(), shift=batch.shift.double()),
     )
     directions, step = (
@@ -499,12 +501,12 @@ def test_the_closed_form_is_nearer_to_the_teachers_than_the_mean() -> None:
             float(
                 (
                     forces(model.network, model.expert(task), task)
-                    - forces(each.network, each.expert, task)
+                    - forces(taught.network, taught.expert, task)
                 )
                 .abs()
                 .mean()
             )
-            for task, each in teachers.items()
+            for task, taught in teachers.items()
         )
 
     assert distance(merged) < distance(averaged)
@@ -514,9 +516,9 @@ def test_ties_starts_from_the_beginning_or_from_nothing() -> None:
     start = teacher("water", 0)
     moved = {task: teacher(task, 0, deepcopy(start.network)) for task in SHAPES}
     key = "interactions.0.lin.weight"
-    for sign, each in zip((1.0, 2.0), moved.values(), strict=True):
+    for sign, model in zip((1.0, 2.0), moved.values(), strict=True):
         with torch.no_grad():
-            each.network.get_parameter(key)[0, 0] += sign
+            model.network.get_parameter(key)[0, 0] += sign
     options = {"density": 1e-9}  # the one largest change
     merged = study.averaged(
         moved, (start.network, start.expert), "ties", "own", options
@@ -528,7 +530,7 @@ def test_ties_starts_from_the_beginning_or_from_nothing() -> None:
         if name != key
     )
     alone = study.averaged(moved, None, "ties", "own", options).network
-    assert sum(int(each.count_nonzero()) for each in alone.parameters()) <= 2
+    assert sum(int(parameter.count_nonzero()) for parameter in alone.parameters()) <= 2
 
 
 # The study

@@ -86,7 +86,9 @@ def test_old_answers_stay_to_the_last_bit_and_the_new_task_answers(
     for name, sha256 in old.manifest.files.items():
         if name != "README.md":
             assert new.manifest.files[name] == sha256
-    before, after = (each.model(molecules, ["nitrogen", "other"], "own") for each in (old, new))
+    before, after = (
+        artifact.model(molecules, ["nitrogen", "other"], "own") for artifact in (old, new)
+    )
     assert all(torch.equal(before.logits[task], after.logits[task]) for task in before.logits)
     assert new.model(molecules, ["carbonyl"], "moe").probabilities["carbonyl"].shape == (
         molecules.num_graphs,
@@ -106,7 +108,7 @@ def test_adding_and_removing_gives_back_the_answers(extended: Path, molecules: G
     assert main(["remove-task", "--tasks", "carbonyl", *folders]) == 0
     old, back = load_artifact(extended / "artifact"), load_artifact(extended / "back")
     assert list(back.manifest.tasks) == ["nitrogen", "other"]
-    before, after = (each.model(molecules, None, "moe") for each in (old, back))
+    before, after = (artifact.model(molecules, None, "moe") for artifact in (old, back))
     assert all(torch.equal(before.logits[task], after.logits[task]) for task in before.logits)
     assert not (extended / "back/tasks/carbonyl.safetensors").exists()
 
@@ -140,7 +142,7 @@ def test_a_removed_task_is_nobodys_nearest(tmp_path: Path) -> None:
         pico_config(),
         4,
         RouterConfig(),
-        {task: TaskInfo(labels=each.label_names) for task, each in experts.items()},
+        {task: TaskInfo(labels=expert.label_names) for task, expert in experts.items()},
     )
     save_artifact(
         tmp_path / "whole",

@@ -22,7 +22,7 @@ from merging.run.models import finetuned
 from merging.run.run import Run
 from merging.run.scores import answering
 from merging.run.stages import calibration, merge_result, teacher, trained
-from merging.training.metrics import metrics
+from merging.targets.metrics import metrics
 from models.artifact import load_artifact
 from models.errors import ConfigError
 from models.state_dict import sub_state
@@ -296,8 +296,8 @@ def test_a_part_that_cannot_be_learnt_or_measured_is_named(
 ) -> None:
     write_targets(tmp_path)
     rows = [(smiles, "rare" if k == 79 else "usual") for k, smiles in enumerate(molecules())]
-    parts = ["test" if k > 60 else "valid" if k > 50 else "train" for k in range(80)]
-    table = [(*row, part) for row, part in zip(rows, parts, strict=True)]
+    subsets = ["test" if k > 60 else "valid" if k > 50 else "train" for k in range(80)]
+    table = [(*row, subset) for row, subset in zip(rows, subsets, strict=True)]
     write_csv(tmp_path / "data/tail.csv", "smiles", ("tail", "part"), table)
     values = yaml.safe_load((tmp_path / "more.yaml").read_text())
     described = {"label_columns": ["tail"], "split_column": "part", "target": "multiclass"}
@@ -307,7 +307,7 @@ def test_a_part_that_cannot_be_learnt_or_measured_is_named(
     error = capsys.readouterr().err
     assert "and in train rare: 0 rows, expected rows of every class; try `split: random`" in error
     numbers = [(smiles, "1.5" if k > 60 else f"{k}") for k, smiles in enumerate(molecules())]
-    table = [(*row, part) for row, part in zip(numbers, parts, strict=True)]
+    table = [(*row, subset) for row, subset in zip(numbers, subsets, strict=True)]
     write_csv(tmp_path / "data/tail.csv", "smiles", ("tail", "part"), table)
     values["datasets"]["tail"]["target"] = "regression"
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(values))

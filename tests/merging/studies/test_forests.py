@@ -10,7 +10,7 @@ from merging.data.molecule_tables import DatasetSpec
 from merging.families.molecule_config import MoleculeConfig
 from merging.run.run import Run
 from merging.studies.forests import ecfp4, fit_predict, neutral
-from merging.training.metrics import roc_auc
+from merging.targets.metrics import roc_auc
 from models.data.smiles import featurize
 from models.errors import DataError, InvalidInputError
 from models.task import TaskInfo

@@ -42,9 +42,9 @@ class TestStudy:
         content = write_results(tmp_path, None, tmp_path / "out.json")
         assert read_json(tmp_path / "out.json")["rows"] == content["rows"]
         row = next(
-            each
-            for each in content["rows"]
-            if each["row"] == "joint" and each["initialisation"] == "different"
+            row
+            for row in content["rows"]
+            if row["row"] == "joint" and row["initialisation"] == "different"
         )
         assert row["mean"] == {
             "mean": pytest.approx(0.035),

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from merging.config.training import AlignmentConfig
 from merging.run.run import Run
 from merging.training.alignment import (
     AlignmentResult,
@@ -12,7 +13,6 @@ from merging.training.alignment import (
     alignment_loss,
     set_statistics,
 )
-from merging.training.settings import AlignmentConfig
 from models.data.batch import GraphBatch
 from models.experts.adapter import TaskAdapters, trace
 from models.networks.hu2020 import Backbone

@@ -11,13 +11,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from merging.config.training import FinetuneConfig, MultitaskConfig, TrainingConfig
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.data.task_data import Step
 from merging.families.molecules import MOLECULES
 from merging.run.run import Run
-from merging.training.losses import loss
-from merging.training.metrics import predict, roc_auc
-from merging.training.settings import FinetuneConfig, MultitaskConfig, TrainingConfig
+from merging.targets.losses import loss
+from merging.targets.metrics import predict, roc_auc
 from merging.training.supervised import TrainedModel, epoch_steps, train, untrained
 from tests.conftest import pico_config
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from merging.config.training import GraphTrainingConfig
 from merging.data.links import LinkTask, unlinked
 from merging.data.task_data import AnswerTask, Subset
 from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
-from merging.training.losses import LabelScale, loss
-from merging.training.metrics import METRICS, metrics
-from merging.training.settings import GraphTrainingConfig
+from merging.targets.losses import LabelScale, loss
+from merging.targets.metrics import METRICS, metrics
 from merging.training.supervised import (
     MultitaskModel,
     TrainedModel,

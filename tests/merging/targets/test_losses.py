@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from merging.training.losses import LabelScale, loss
+from merging.targets.losses import LabelScale, loss
 from models.errors import InvalidInputError
 from models.task import LabelTarget, TaskInfo
 from tests.conftest import assert_law

@@ -48,7 +48,7 @@ def score(output: Array, labels: Array, info: TaskInfo) -> float:
 
     ROC-AUC of independent labels, accuracy of classes, minus the mean absolute error of numbers.
     Epochs, mergers and recoveries are compared by it. Give numbers in standard deviations of the
-    training labels (`merging.training.losses.LabelScale.standardised`): then several labels, and
+    training labels (`merging.targets.losses.LabelScale.standardised`): then several labels, and
     several tasks, count alike whatever their units.
 
     Args:
@@ -221,8 +221,8 @@ def batches(
     graphs: PackedGraphs, rows: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, GraphBatch]]:
     """The chosen graphs in order, `batch_size` at a time, with their row numbers."""
-    for part in rows.split(batch_size):
-        yield part, graphs.select(part)
+    for chosen in rows.split(batch_size):
+        yield chosen, graphs.select(chosen)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.run.run import Run
-from merging.training.metrics import metrics, predict, reported, roc_auc, score
+from merging.targets.metrics import metrics, predict, reported, roc_auc, score
 from models.errors import InvalidInputError, TrainingError
 from models.task import LabelTarget, TaskInfo
 from tests import oracles

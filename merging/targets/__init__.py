@@ -1,0 +1,1 @@
+"""Losses and metrics, by what the answers of a task are."""
