@@ -135,9 +135,7 @@ def _serve_one_process(
 
 
 def _serve_workers(
-    settings: Settings,
-    sockets: list[socket.socket],
-    options: dict[str, Any],
+    settings: Settings, sockets: list[socket.socket], options: dict[str, Any]
 ) -> None:
     from models.artifact import load_parts
 

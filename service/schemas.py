@@ -210,16 +210,13 @@ class PredictRequest(_Request):
     """Molecules as text, or graphs, with the tasks to predict."""
 
     smiles: _Texts | None = Field(
-        None,
-        description="one or a list; CXSMILES, InChI and mol blocks are known by their look",
+        None, description="one or a list; CXSMILES, InChI and mol blocks are known by their look"
     )
     inchi: _Texts | None = Field(
-        None,
-        description="one InChI or a list of them, in place of `smiles`",
+        None, description="one InChI or a list of them, in place of `smiles`"
     )
     mol_block: _Texts | None = Field(
-        None,
-        description="one mol block (V2000 or V3000) or a list of them, in place of `smiles`",
+        None, description="one mol block (V2000 or V3000) or a list of them, in place of `smiles`"
     )
     graphs: Annotated[list[GraphIn], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="graphs, in place of `smiles`"
@@ -254,13 +251,11 @@ class StreamLine(_Request):
     """One line of a stream: an object with these fields, or a molecule as a JSON string."""
 
     smiles: str | None = Field(
-        None,
-        description="the molecule; CXSMILES, InChI and mol blocks are known by their look",
+        None, description="the molecule; CXSMILES, InChI and mol blocks are known by their look"
     )
     inchi: str | None = Field(None, description="an InChI, in place of `smiles`")
     mol_block: str | None = Field(
-        None,
-        description="a mol block (V2000 or V3000), in place of `smiles`",
+        None, description="a mol block (V2000 or V3000), in place of `smiles`"
     )
     graph: GraphIn | None = Field(None, description="a graph, in place of `smiles`")
     id: Annotated[str, StringConstraints(max_length=256)] | _Integer | None = Field(

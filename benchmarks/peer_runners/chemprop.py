@@ -23,11 +23,7 @@ def prepare(folder: Path) -> None:
     """
     import torch
     from chemprop.models import MPNN, save_model  # type: ignore[import-not-found]
-    from chemprop.nn import (  # type: ignore[import-not-found]
-        BinaryClassificationFFN,
-        BondMessagePassing,
-        NormAggregation,
-    )
+    from chemprop.nn import BinaryClassificationFFN, BondMessagePassing, NormAggregation  # type: ignore[import-not-found]
 
     torch.manual_seed(0)
     model = MPNN(BondMessagePassing(), NormAggregation(), BinaryClassificationFFN(n_tasks=OUTPUTS))
@@ -48,9 +44,7 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
         MoleculeDataset,
         build_dataloader,
     )
-    from chemprop.featurizers import (  # type: ignore[import-not-found]
-        CuikmolmakerMolGraphFeaturizer,
-    )
+    from chemprop.featurizers import CuikmolmakerMolGraphFeaturizer  # type: ignore[import-not-found]
     from chemprop.models import load_model
     from lightning import pytorch as pl  # type: ignore[import-not-found]
 

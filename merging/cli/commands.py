@@ -25,13 +25,7 @@ from merging.studies.experts.summary import expert_tables
 from merging.studies.gffmerge_tables import overall
 from merging.studies.gw_smm_analysis import gw_smm_tables
 from merging.studies.markdown import percent
-from merging.studies.report import (
-    ablate,
-    compare,
-    compare_plainly,
-    scores_table,
-    summary_table,
-)
+from merging.studies.report import ablate, compare, compare_plainly, scores_table, summary_table
 from merging.training.pretraining import load_pretrain_config, pretrain
 from models.errors import ConfigError, DataError
 from models.manifest import Manifest

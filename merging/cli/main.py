@@ -50,8 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="gmerging",
-        description="Merge fine-tuned graph neural networks into one network.",
+        prog="gmerging", description="Merge fine-tuned graph neural networks into one network."
     )
     added = parser.add_subparsers(required=True, metavar="command")
     for name, function, about, given in _commands():

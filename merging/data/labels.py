@@ -82,10 +82,7 @@ class Value:
 
 
 def read_label(
-    name: str,
-    cells: Sequence[str],
-    lines: Sequence[int],
-    positive: str | None = None,
+    name: str, cells: Sequence[str], lines: Sequence[int], positive: str | None = None
 ) -> Label:
     """Read a column as 0, 1 and missing.
 
@@ -202,9 +199,7 @@ def _opposites(word: str) -> list[str]:
 
 
 def _one_class(
-    values: Mapping[str, Value],
-    cells: Sequence[str],
-    key_of: Mapping[str, str | None],
+    values: Mapping[str, Value], cells: Sequence[str], key_of: Mapping[str, str | None]
 ) -> str:
     ((key, value),) = values.items()
     other = {"0.0": "0 x 1", "1.0": "0 x 0"}.get(key, "no other")
@@ -215,9 +210,7 @@ def _one_class(
 
 
 def _no_classes(
-    values: Mapping[str, Value],
-    lines: Sequence[int],
-    pair: tuple[str, str] | None,
+    values: Mapping[str, Value], lines: Sequence[int], pair: tuple[str, str] | None
 ) -> str:
     """Why more or other values than two known classes are none."""
     if len(values) == 2:

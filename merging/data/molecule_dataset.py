@@ -295,12 +295,7 @@ def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: P
 
 
 def read_csv(
-    task: str,
-    spec: DatasetSpec,
-    file: Path,
-    digest: str,
-    workers: int,
-    dropped_file: Path,
+    task: str, spec: DatasetSpec, file: Path, digest: str, workers: int, dropped_file: Path
 ) -> MoleculeDataset:
     """Read, featurise and split a table (`load_dataset`). Labels are checked before molecules."""
     table = read_molecule_table(file, spec)
@@ -425,11 +420,7 @@ def _write_dropped(dropped: Sequence[DroppedRow], path: Path) -> None:
 
 
 def _check_dropped(
-    file: Path,
-    dropped: Sequence[DroppedRow],
-    rows: int,
-    most: float,
-    listed: Path,
+    file: Path, dropped: Sequence[DroppedRow], rows: int, most: float, listed: Path
 ) -> None:
     if len(dropped) <= most * rows:
         return
@@ -441,10 +432,7 @@ def _check_dropped(
 
 
 def _split(
-    spec: DatasetSpec,
-    table: MoleculeTable,
-    kept: Sequence[int],
-    scaffolds: Sequence[str],
+    spec: DatasetSpec, table: MoleculeTable, kept: Sequence[int], scaffolds: Sequence[str]
 ) -> tuple[Split, str]:
     """The split of the kept rows that a description asks for, and what it is in words."""
     how = "scaffold" if spec.split == "scaffold" else f"random, seed {spec.split_seed}"
@@ -470,11 +458,7 @@ def _drawn(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: flo
 
 
 def _check_parts(
-    file: Path,
-    spec: DatasetSpec,
-    split: Split,
-    labels: Tensor,
-    info: TaskInfo,
+    file: Path, spec: DatasetSpec, split: Split, labels: Tensor, info: TaskInfo
 ) -> None:
     try:
         check_parts(split, lacking_labels(split, labels, info), info)

@@ -246,10 +246,7 @@ def _column(name: str, columns: Sequence[str]) -> int:
 
 
 def _named_parts(
-    file: Path,
-    spec: DatasetSpec,
-    cells: Sequence[str],
-    lines: Sequence[int],
+    file: Path, spec: DatasetSpec, cells: Sequence[str], lines: Sequence[int]
 ) -> tuple[str, ...]:
     try:
         return tuple(named_parts(cells, lines, vars(spec.folds) if spec.folds else {}))
@@ -296,11 +293,7 @@ def _labels(
 
 
 def _read(
-    spec: DatasetSpec,
-    name: str,
-    cells: Sequence[str],
-    lines: Sequence[int],
-    positive: str | None,
+    spec: DatasetSpec, name: str, cells: Sequence[str], lines: Sequence[int], positive: str | None
 ) -> Label:
     if spec.target == "regression":
         return read_numbers(name, cells, lines)
@@ -318,9 +311,7 @@ def _check_units(file: Path, spec: DatasetSpec, names: Sequence[str]) -> None:
 
 
 def _positive(
-    file: Path,
-    spec: DatasetSpec,
-    columns: Collection[tuple[str, Sequence[str]]],
+    file: Path, spec: DatasetSpec, columns: Collection[tuple[str, Sequence[str]]]
 ) -> dict[str, str]:
     """By label the word that is class 1, where it is said; every word must be of some use."""
     names = [name for name, _ in columns]

@@ -77,9 +77,7 @@ def random_split(rows: int, seed: int, train: float = TRAIN, valid: float = VALI
 
 
 def named_parts(
-    cells: Sequence[str],
-    lines: Sequence[int],
-    folds: Mapping[str, Sequence[str]],
+    cells: Sequence[str], lines: Sequence[int], folds: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Read the subset of every row, "train", "valid" or "test", from a column of a table.
 

@@ -235,11 +235,7 @@ class ForceFields(OfflineFamily):
         return made.requires_grad_(False)
 
     def expert(
-        self,
-        config: ForceFieldRunConfig,
-        data: FrameDataset,
-        head: StateDict,
-        adapters: StateDict,
+        self, config: ForceFieldRunConfig, data: FrameDataset, head: StateDict, adapters: StateDict
     ) -> ForceFieldExpert:
         """The head."""
         return self._copy(config.network, head)

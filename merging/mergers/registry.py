@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, get_args
 
-from pydantic import (
-    ValidationError,
-    model_validator,
-)
+from pydantic import ValidationError, model_validator
 
 from merging.config.base import Section
 from merging.mergers.adamerging import AdaMergingOptions, adamerging

@@ -33,13 +33,7 @@ from merging.planning.distances import (
 from merging.planning.grouping import Grouping, average_linkage
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import (
-    calibration_graphs,
-    check_adapters,
-    own_network,
-    teacher,
-    trained,
-)
+from merging.run.stages import calibration_graphs, check_adapters, own_network, teacher, trained
 from merging.run.store import StageResult
 from models.errors import ConfigError
 from models.state_dict import sub_state

@@ -60,10 +60,7 @@ def _fit_label(logits: NDArray[np.float64], labels: NDArray[np.float64]) -> floa
         return float(losses.sum() + (log_scale / LOG_SCALE_DEVIATION) ** 2 / 2)
 
     found = minimize_scalar(
-        objective,
-        bounds=(-MAX_LOG_SCALE, MAX_LOG_SCALE),
-        method="bounded",
-        options={"xatol": 1e-6},
+        objective, bounds=(-MAX_LOG_SCALE, MAX_LOG_SCALE), method="bounded", options={"xatol": 1e-6}
     )
     return float(np.exp(found.x))
 

@@ -95,10 +95,7 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
 
 
 def remove_tasks(
-    artifact: Path,
-    tasks: Sequence[str],
-    output: Path,
-    replace: bool = False,
+    artifact: Path, tasks: Sequence[str], output: Path, replace: bool = False
 ) -> Manifest:
     """Write an artifact without some of its tasks, under the same name and version; routing mixes
     the experts that are left.
@@ -146,11 +143,7 @@ def remove_tasks(
 
 
 def screen(
-    artifact: Path,
-    molecules: Path,
-    candidates: int,
-    output: Path,
-    replace: bool = False,
+    artifact: Path, molecules: Path, candidates: int, output: Path, replace: bool = False
 ) -> Manifest:
     """Write an artifact whose mixtures look at few experts: the `candidates` that are nearest to a
     task's own one, on molecules without labels.

@@ -10,14 +10,7 @@ from torch import Tensor
 
 from merging.family import StateDict
 from merging.run.run import Run
-from merging.run.stages import (
-    adapters,
-    check_shared,
-    merged_network,
-    own_network,
-    teacher,
-    trained,
-)
+from merging.run.stages import adapters, check_shared, merged_network, own_network, teacher, trained
 from merging.training.alignment import set_statistics
 from models.experts.adapter import TaskAdapters
 from models.experts.expert import Expert

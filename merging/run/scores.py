@@ -12,15 +12,7 @@ from merging.mergers.registry import MERGERS, MergeConfig
 from merging.run.models import adapted, finetuned, merged_only, unified
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import (
-    adapters,
-    heads,
-    heads_stage,
-    joint,
-    merge_result,
-    teacher,
-    trained,
-)
+from merging.run.stages import adapters, heads, heads_stage, joint, merge_result, teacher, trained
 from merging.run.store import StageResult
 from merging.targets.metrics import METRICS, by_metric
 from merging.training.supervised import label_scale, standardised
@@ -105,11 +97,7 @@ def main_metric(run: Run, task: str) -> str:
 
 
 def answering(
-    run: Run,
-    model: UnifiedModel,
-    task: str,
-    routing: Routing = "own",
-    kind: Statistics = "stored",
+    run: Run, model: UnifiedModel, task: str, routing: Routing = "own", kind: Statistics = "stored"
 ) -> Forward:
     """What a model says of a batch for a task."""
 

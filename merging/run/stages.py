@@ -17,13 +17,7 @@ from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.store import StageResult
 from merging.training.alignment import align
-from merging.training.supervised import (
-    MultitaskModel,
-    TrainedModel,
-    label_scale,
-    train,
-    untrained,
-)
+from merging.training.supervised import MultitaskModel, TrainedModel, label_scale, train, untrained
 from models.errors import ConfigError
 from models.state_dict import sub_state
 

@@ -278,11 +278,7 @@ def training_of(run: Run, beginnings: Iterable[Initialisation]) -> dict[str, Any
         for task in run.tasks:
             record = trained(begun, teacher(begun, task)).record
             seconds[f"{beginning}, {task}"] = record["seconds"]
-    return {
-        "seed": run.seed,
-        "joint": trained(run, joint(run)).record,
-        "teacher_seconds": seconds,
-    }
+    return {"seed": run.seed, "joint": trained(run, joint(run)).record, "teacher_seconds": seconds}
 
 
 def _timing(run: Run) -> Stage:

@@ -351,10 +351,7 @@ def scores_table(content: dict[str, Any], setting: str) -> str:
     ]
     head = ["method", *(f"{kind.removeprefix('pyg_').upper()}, {start}" for kind, start in columns)]
     rows = [
-        [
-            title,
-            *(percent(found[name, *at]["mean"], found[name, *at]["std"]) for at in columns),
-        ]
+        [title, *(percent(found[name, *at]["mean"], found[name, *at]["std"]) for at in columns)]
         for name, title in TITLES.items()
     ]
     return markdown_table(head, rows)

@@ -8,13 +8,7 @@ from typing import Any
 
 from merging.data.files import read_json, read_seeds, write_json
 from merging.run.run import Run
-from merging.run.scores import (
-    Method,
-    environment,
-    finetuned_method,
-    merger_method,
-    recovery,
-)
+from merging.run.scores import Method, environment, finetuned_method, merger_method, recovery
 from merging.run.stage import Stage
 from merging.run.stages import adapters, joint, merged, teacher
 from merging.studies.markdown import (
@@ -25,19 +19,8 @@ from merging.studies.markdown import (
     standard_deviation,
     task_column,
 )
-from merging.studies.results import (
-    accounting,
-    expert_weights,
-    swap_matrix,
-    swapped,
-    task_weights,
-)
-from merging.studies.rows import (
-    ablation_rows,
-    merger_candidates,
-    multitask_score,
-    table_rows,
-)
+from merging.studies.results import accounting, expert_weights, swap_matrix, swapped, task_weights
+from merging.studies.rows import ablation_rows, merger_candidates, multitask_score, table_rows
 from merging.targets.metrics import by_task
 
 Build = Callable[[Sequence[Stage], str], None]

@@ -46,11 +46,7 @@ class MultitaskModel(nn.Module):
     """
 
     def __init__(
-        self,
-        family: OfflineFamily,
-        shape: Any,
-        tasks: Mapping[str, TaskData],
-        dropout: float = 0.0,
+        self, family: OfflineFamily, shape: Any, tasks: Mapping[str, TaskData], dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.family, self.tasks = family, dict(tasks)

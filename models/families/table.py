@@ -22,11 +22,7 @@ from models.families.molecules import MoleculeFamily
 from models.networks.base import NetworkShape
 from models.task import Target
 
-ROWS: tuple[ModelFamily, ...] = (
-    MoleculeFamily(),
-    FeatureGraphFamily(),
-    AtomsFamily(),
-)
+ROWS: tuple[ModelFamily, ...] = (MoleculeFamily(), FeatureGraphFamily(), AtomsFamily())
 """One object for every family."""
 
 FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(

@@ -68,10 +68,7 @@ class LayeredNetwork(nn.Module):
     batch_norms: nn.ModuleList
 
     def forward(
-        self,
-        batch: GraphBatch,
-        correct: SiteHook | None = None,
-        normalise: SiteHook | None = None,
+        self, batch: GraphBatch, correct: SiteHook | None = None, normalise: SiteHook | None = None
     ) -> Tensor:
         """Node embeddings of the last layer ("JK last"), (N, *S, d).
 

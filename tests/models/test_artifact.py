@@ -461,9 +461,7 @@ def save_again(
 
 
 def test_a_new_version_replaces_the_old_one_however_the_folder_is_called(
-    copy: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = read_manifest(copy)[0].name
     monkeypatch.chdir(tmp_path)
@@ -553,9 +551,7 @@ def test_where_nothing_can_be_written_is_said_before_training(folder: str, messa
 
 @pytest.mark.parametrize("subfolder", [".", "tasks"])
 def test_a_read_only_artifact_is_not_replaced(
-    subfolder: str,
-    copy: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    subfolder: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tests may run as root, to whom nothing is read-only."""
     closed = (copy / subfolder).resolve()
@@ -565,8 +561,7 @@ def test_a_read_only_artifact_is_not_replaced(
 
 
 def test_where_folders_cannot_be_exchanged_a_failure_gives_the_old_one_back(
-    copy: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There the old folder is moved away first."""
     digest, name = read_manifest(copy)[1], read_manifest(copy)[0].name
@@ -613,8 +608,7 @@ def test_a_reader_always_finds_an_artifact(copy: Path) -> None:
 
 
 def test_writers_with_one_process_id_do_not_share_a_temporary_folder(
-    copy: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in two containers on one volume: both have written all before either replaces anything."""
     name, read_back, both = (

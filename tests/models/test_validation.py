@@ -39,10 +39,7 @@ GOOD: dict[str, Any] = {"name": "a", "engine": {"kind": "fast", "speed": 1}}
     [
         ({"name": None}, "name: got nothing, expected text"),
         ({"name": 3}, "name: got 3 without quotes, expected text"),
-        (
-            {"name": date(2024, 1, 2)},
-            "name: got 2024-01-02 without quotes, expected text",
-        ),
+        ({"name": date(2024, 1, 2)}, "name: got 2024-01-02 without quotes, expected text"),
         ({"rate": 0.0}, "rate: got 0.0, expected greater than 0"),
         ({"rate": 2.0}, "rate: got 2.0, expected less than or equal to 1"),
         (

@@ -28,14 +28,7 @@ def test_keys_open_and_nothing_else_does() -> None:
     assert [
         client.name if (client := ring.client_of(key)) else None
         for key in (LAB, ADMIN, "", "lab", LAB + " ", "\ud800")
-    ] == [
-        "lab",
-        "boss",
-        None,
-        None,
-        None,
-        None,
-    ]
+    ] == ["lab", "boss", None, None, None, None]
     assert KeyRing().is_empty
 
 
@@ -87,9 +80,7 @@ def test_file_is_read_again_and_a_slip_changes_nothing(
     assert not ring.is_empty  # a file without keys lets nobody in
 
 
-def test_rate_counts_molecules_and_says_when_to_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_rate_counts_molecules_and_says_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.rates.time", SimpleNamespace(monotonic=lambda: 6000.0))
     ring = KeyRing(KEYS)
     lab, boss = ring.client_of(LAB), ring.client_of(ADMIN)

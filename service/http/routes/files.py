@@ -281,10 +281,7 @@ async def predict_file(
         return Response(_job_out(job).model_dump_json(), 202, headers, "application/json")
     body = Body(request.receive)  # already read: it only reports a disconnect
     rows = _answer_file(
-        opened,
-        Answerer(services.pipeline, query, services.keys, client),
-        output,
-        body.disconnected,
+        opened, Answerer(services.pipeline, query, services.keys, client), output, body.disconnected
     )
     headers = {**model_headers(query), **_file_headers(opened.encoding, opened.smiles_column)}
     return StreamedResponse(rows, MEDIA_TYPES[output], headers, services.streams, body.close)

@@ -207,8 +207,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     objective = {"kind": "contextpred", "inner_hops": 2, "outer_hops": 4}
     pretraining = {"objective": objective, "corpus": {"files": ["smiles.txt"]}, "batch_size": 32}
     write(
-        "gin_contextpred.yaml",
-        NAMED | {"backbone": pico_config("gin").model_dump()} | pretraining,
+        "gin_contextpred.yaml", NAMED | {"backbone": pico_config("gin").model_dump()} | pretraining
     )
     tasks = {name: write_rule(data / f"{name}.npz", "node", "multiclass") for name in "ab"}
     training = TRAINING | {"epochs": 1}

@@ -83,10 +83,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest(kind: str, tmp_path: Path) 
     ],
 )
 def test_an_unknown_key_is_refused_at_any_depth(
-    text: str,
-    place: str,
-    meant: str,
-    pico_config_file: Path,
+    text: str, place: str, meant: str, pico_config_file: Path
 ) -> None:
     said = refused_child(pico_config_file, text)
     assert re.search(

@@ -217,9 +217,7 @@ def test_every_bundled_name_is_known() -> None:
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 def test_other_checkpoints_by_path_whatever_wrote_them(
-    suffix: str,
-    pico: MoleculeConfig,
-    tmp_path: Path,
+    suffix: str, pico: MoleculeConfig, tmp_path: Path
 ) -> None:
     file, state = tmp_path / f"mine{suffix}", random_backbone(pico_config(), seed=3).state_dict()
     save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)

@@ -9,12 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from merging.data.molecule_dataset import (
-    MoleculeDataset,
-    dropped_path,
-    load_dataset,
-    load_smiles,
-)
+from merging.data.molecule_dataset import MoleculeDataset, dropped_path, load_dataset, load_smiles
 from merging.data.molecule_tables import DatasetSpec
 from models.errors import DataError
 from tests.merging.conftest import molecules, tail_has
@@ -24,9 +19,7 @@ ROWS = list(zip(molecules(), tail_has("N"), strict=True))
 
 
 def table(
-    rows: list[tuple[str, ...]],
-    header: tuple[str, ...] = ("smiles", "has_n"),
-    delimiter: str = ",",
+    rows: list[tuple[str, ...]], header: tuple[str, ...] = ("smiles", "has_n"), delimiter: str = ","
 ) -> str:
     return "".join(delimiter.join(row) + "\n" for row in (header, *rows))
 
@@ -142,8 +135,7 @@ def test_missing_values_are_missing(tmp_path: Path) -> None:
 
 
 def test_labels_are_refused_before_molecules_are_read(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "merging.data.molecule_dataset._parse", lambda *_: pytest.fail("molecules were read")
@@ -179,10 +171,7 @@ def test_a_line_is_named_as_an_editor_counts_it(tmp_path: Path) -> None:
     ],
 )
 def test_a_column_that_is_no_label_is_not_taken(
-    name: str,
-    cell: Any,
-    reason: str,
-    tmp_path: Path,
+    name: str, cell: Any, reason: str, tmp_path: Path
 ) -> None:
     rows = [(cell(k), *row) for k, row in enumerate(ROWS)]
     content = table(rows, (name, "smiles", "has_n"))
@@ -372,10 +361,7 @@ def test_folds(tmp_path: Path) -> None:
     ids=["five rows", "one scaffold", "one positive"],
 )
 def test_a_split_that_cannot_be_trained_on_is_a_sentence(
-    rows: list[tuple[str, str]],
-    message: str,
-    remedy: str,
-    tmp_path: Path,
+    rows: list[tuple[str, str]], message: str, remedy: str, tmp_path: Path
 ) -> None:
     said = refused(tmp_path, table(rows))
     assert message in said

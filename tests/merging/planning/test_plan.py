@@ -9,11 +9,7 @@ import torch
 
 from merging.data.files import read_json, write_json
 from merging.mergers.registry import MergeConfig
-from merging.planning.distances import (
-    cka_distance,
-    distance_matrix,
-    feature_matrix,
-)
+from merging.planning.distances import cka_distance, distance_matrix, feature_matrix
 from merging.planning.plan import (
     Plan,
     PlanSettings,

@@ -192,8 +192,7 @@ def test_screened_artifact_names_the_nearest_and_is_checked(
 
 
 def test_an_artifact_may_be_extended_in_place(
-    extended: Path,
-    capsys: pytest.CaptureFixture[str],
+    extended: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     beside = {path.name for path in extended.iterdir()}
     assert add(extended, "artifact", "artifact") == 0
@@ -223,8 +222,7 @@ def test_an_artifact_may_be_extended_in_place(
 
 
 def test_another_artifact_is_not_replaced_unless_told_to(
-    extended: Path,
-    capsys: pytest.CaptureFixture[str],
+    extended: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = ["--artifact", str(extended / "extended"), "--output", str(extended / "artifact")]
     before = read_manifest(extended / "artifact")
@@ -244,9 +242,7 @@ def test_another_artifact_is_not_replaced_unless_told_to(
 
 
 def test_a_failed_extension_in_place_loses_nothing(
-    extended: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    extended: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was made is not finite: that is found when it is read back."""
     before, beside = (
@@ -255,9 +251,7 @@ def test_a_failed_extension_in_place_loses_nothing(
     )
 
     def broken(
-        run: Run,
-        backbone: Backbone,
-        made: dict[str, Expert],
+        run: Run, backbone: Backbone, made: dict[str, Expert]
     ) -> dict[str, dict[str, float]]:
         scores = calibrate(run, backbone, made)
         made["carbonyl"].head.bias.data.fill_(torch.nan)
@@ -307,9 +301,7 @@ def test_added_tasks_are_calibrated(extended: Path) -> None:
 
 @pytest.mark.parametrize("tasks", [["CARBONYL2"], ["Nitrogen"]])
 def test_new_tasks_may_not_differ_from_old_ones_in_case_alone(
-    extended: Path,
-    capsys: pytest.CaptureFixture[str],
-    tasks: list[str],
+    extended: Path, capsys: pytest.CaptureFixture[str], tasks: list[str]
 ) -> None:
     content = yaml.safe_load((extended / "more.yaml").read_text()) | {"tasks": tasks}
     content["datasets"] = {task: {"file": "carbonyl.csv"} for task in tasks}
@@ -364,9 +356,7 @@ NAMED = "CCO\tmol0\nc1ccccc1\tmol1\nC1CC\tmol2\nCCN\tmol3\n"
     ids=["names", "spaces", "header", "table", "csv", "gzip", "bom", "utf-16", "cp1252"],
 )
 def test_molecules_to_screen_with_may_have_names(
-    name: str,
-    content: str | bytes,
-    tmp_path: Path,
+    name: str, content: str | bytes, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     graphs, unreadable = readable_graphs(tmp_path / name)

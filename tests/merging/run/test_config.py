@@ -205,9 +205,7 @@ def test_a_file_may_be_utf_16(pico_config_file: Path, pico: MoleculeConfig) -> N
     ],
 )
 def test_what_is_compared_later_is_checked_at_once(
-    compare: dict[str, object],
-    message: str,
-    pico_config_file: Path,
+    compare: dict[str, object], message: str, pico_config_file: Path
 ) -> None:
     content = yaml.safe_load(pico_config_file.read_text()) | {"compare": compare}
     pico_config_file.write_text(yaml.safe_dump(content))
@@ -300,8 +298,7 @@ def test_what_is_extended_does_not_hand_on_who_it_is(pico_config_file: Path) -> 
 
 
 def test_a_file_with_the_name_of_the_setting_that_it_extends_needs_one_of_its_own(
-    pico_config_file: Path,
-    tmp_path: Path,
+    pico_config_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "more").mkdir()
     child = tmp_path / "more" / "Pico.yaml"

@@ -91,9 +91,7 @@ def test_release_writes_artifact_and_card(
 
 
 def test_what_was_read_as_what_is_said_before_training_and_kept(
-    pico_config_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [{"1": "Active", "0": "inactive"}[label] for label in tail_has("N")]
     rows = [*zip(molecules(), words, strict=True), ("not_a_smiles", "Active")]
@@ -114,9 +112,7 @@ def test_what_was_read_as_what_is_said_before_training_and_kept(
 
 
 def test_a_second_task_that_cannot_be_trained_stops_the_first(
-    pico_config_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     numbers = [(smiles, f"{k}.5") for k, smiles in enumerate(molecules())]
     write_csv(tmp_path / "data/other.csv", "mol", ("y",), numbers)
@@ -278,9 +274,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_errors_of_files_and_numbers_are_one_sentence(
-    pico_config_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "work").write_text("a file")
     assert command(tmp_path, "finetune") == 1

@@ -40,8 +40,7 @@ def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> StageResult:
 
 
 def test_two_runs_of_one_result_make_it_once(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, seen = ResultStore(tmp_path), []
     inside, go_on = threading.Event(), threading.Event()

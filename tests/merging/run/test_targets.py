@@ -252,11 +252,7 @@ def test_every_merger_merges_them(made: Path, tmp_path: Path, method: str) -> No
         ),
         ("1", {"units": {"logs": "M"}}, "units: got label 'logs', expected one of logS, mp, did"),
         ("1", {"target": "multilabel"}, "units: got it for target 'multilabel', expected `target:"),
-        (
-            "1",
-            {"label_columns": None},
-            "got columns 'logS', 'mp' beside the molecules, expected",
-        ),
+        ("1", {"label_columns": None}, "got columns 'logS', 'mp' beside the molecules, expected"),
         ("1", {"target": "multiclass", "units": None}, "got 2 columns for target 'multiclass'"),
         ("1", {"classes": ["a", "b"]}, "classes: got it for target 'regression', expected `target"),
     ],

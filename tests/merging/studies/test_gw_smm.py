@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from merging.planning.plan import (
-    PUBLISHED_MERGE,
-)
+from merging.planning.plan import PUBLISHED_MERGE
 from merging.run.config import load_config
 from merging.run.models import merged_only, without_adapters
 from merging.run.run import Run
@@ -46,9 +44,7 @@ class TestStudy:
         }
         single = {
             task: measured(
-                run,
-                answering(run, without_adapters(run, own_network(run, task), task), task),
-                task,
+                run, answering(run, without_adapters(run, own_network(run, task), task), task), task
             )
             for task in run.tasks
         }

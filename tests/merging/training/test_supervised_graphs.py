@@ -13,13 +13,7 @@ from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
 from merging.targets.losses import LabelScale, loss
 from merging.targets.metrics import METRICS, metrics
-from merging.training.supervised import (
-    MultitaskModel,
-    TrainedModel,
-    label_scale,
-    train,
-    untrained,
-)
+from merging.training.supervised import MultitaskModel, TrainedModel, label_scale, train, untrained
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
@@ -88,10 +82,7 @@ def constant_score(task: AnswerTask) -> float:
 def test_every_target_is_learnt(tmp_path: Path, level: str, target: str) -> None:
     task = make_task(tmp_path, level, target)
     result = run({"a": task}, tmp_path / "state.pt")
-    reached, constant = (
-        evaluate(result, "a", task, "test"),
-        constant_score(task),
-    )
+    reached, constant = (evaluate(result, "a", task, "test"), constant_score(task))
     if target == "regression":  # an error, in the units of the labels
         assert reached < 0.5 * constant
     else:

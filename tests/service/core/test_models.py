@@ -88,8 +88,7 @@ async def test_reload_and_refusal(folder: Path) -> None:
 
 
 async def test_an_artifact_that_is_replaced_while_it_is_read_is_read_again(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with registry_of(folder) as registry:
         states = ["3", "4"]

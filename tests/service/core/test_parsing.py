@@ -95,8 +95,7 @@ def test_graphs_arrive_as_they_were_read(parser: Parser) -> None:
 
 
 def test_molecule_that_takes_too_long_costs_its_sender_an_error_and_nobody_else_anything(
-    strict_parser: Parser,
-    losses: Losses,
+    strict_parser: Parser, losses: Losses
 ) -> None:
     async def both() -> tuple[list[Parsed | ItemFailure], int]:
         hostile = asyncio.create_task(strict_parser.parse(["CCO", HOSTILE, "C"]))
@@ -122,8 +121,7 @@ def test_request_full_of_them_is_given_up(strict_parser: Parser, losses: Losses)
 
 
 def test_request_that_is_given_up_does_not_leave_its_molecule_behind(
-    strict_parser: Parser,
-    losses: Losses,
+    strict_parser: Parser, losses: Losses
 ) -> None:
     async def give_up() -> None:
         requests = [asyncio.create_task(strict_parser.parse([HOSTILE])) for _ in range(2)]

@@ -135,9 +135,7 @@ async def reload(client: httpx.AsyncClient, name: str) -> str:
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
 async def test_every_answer_is_of_the_artifact_that_it_names(
-    artifacts: tuple[Path, Path],
-    tmp_path: Path,
-    cache_bytes: int,
+    artifacts: tuple[Path, Path], tmp_path: Path, cache_bytes: int
 ) -> None:
     """The default model is `pico`, another one `second`; both are replaced all the time."""
     expected = dict(map(offline, artifacts))
@@ -182,9 +180,7 @@ async def test_every_answer_is_of_the_artifact_that_it_names(
 
 @pytest.mark.parametrize("way", ["stream", "file"])
 async def test_what_has_begun_ends_with_the_model_it_began_with(
-    artifacts: tuple[Path, Path],
-    tmp_path: Path,
-    way: str,
+    artifacts: tuple[Path, Path], tmp_path: Path, way: str
 ) -> None:
     expected = dict(map(offline, artifacts))
     old, new = expected
@@ -226,8 +222,7 @@ async def test_what_has_begun_ends_with_the_model_it_began_with(
 
 
 async def test_tasks_with_names_of_the_field_are_served(
-    artifacts: tuple[Path, Path],
-    tmp_path: Path,
+    artifacts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     shutil.copytree(artifacts[0], tmp_path / "Pico_v1.2")
     async with serving(api_keys=KEYS, models=tmp_path, device="cpu") as client:
@@ -247,8 +242,7 @@ async def test_tasks_with_names_of_the_field_are_served(
 
 
 async def test_an_artifact_that_is_being_written_is_no_model(
-    artifacts: tuple[Path, Path],
-    tmp_path: Path,
+    artifacts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     for name in ("second", ".second.host-7-0123456789abcdef"):
         shutil.copytree(artifacts[0], tmp_path / name)

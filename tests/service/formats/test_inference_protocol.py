@@ -90,10 +90,7 @@ LENGTH = "Inference-Header-Content-Length"
             json.dumps(body("C", parameters={"routing": "best"})).encode(),
             *(None, "parameters/routing: Input should be 'moe', 'own' or 'merged'"),
         ),
-        (
-            *with_binary(binary(b"C"), [2]),
-            f"smiles: got shape [2] and 1 elements, {SHAPE}",
-        ),
+        (*with_binary(binary(b"C"), [2]), f"smiles: got shape [2] and 1 elements, {SHAPE}"),
         (
             *with_binary(binary(b"C"), [1], size=4),
             "smiles: got binary_data_size 4, expected the 5 bytes behind the JSON",

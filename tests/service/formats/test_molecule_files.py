@@ -60,8 +60,7 @@ def test_table(separator: str, kind: FileKind) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["smiles,name\nCCO,a\n", "name;smiles\na;CCO\n", "smiles\nCCO\n"],
+    "content", ["smiles,name\nCCO,a\n", "name;smiles\na;CCO\n", "smiles\nCCO\n"]
 )
 def test_tsv_without_tabs(content: str) -> None:
     assert shown(opened(content, "tsv")[1]) == ["CCO"]
@@ -102,8 +101,7 @@ def test_bad_rows_are_marked_and_none_is_lost() -> None:
     columns, records = opened('id,smiles\n1,C\n2\n3,C,C\n4,"C\n5,C"\n6,CC\n', "csv")
     assert shown(records) == ["C", "", "invalid_row", "C\n5,C", "CC"]
     assert records[2].source == ItemFailure(
-        "invalid_row",
-        "line 4: got 3 cells, expected 2, one per column of the header",
+        "invalid_row", "line 4: got 3 cells, expected 2, one per column of the header"
     )
     assert all(len(record.own) == len(columns) for record in records)
 

@@ -11,13 +11,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.middleware import (
-    Authenticate,
-    HeadAsGet,
-    InflateBody,
-    LimitBody,
-    ObserveRequests,
-)
+from service.http.middleware import Authenticate, HeadAsGet, InflateBody, LimitBody, ObserveRequests
 from service.security import KeyRing
 from service.telemetry.logs import JsonFormatter
 from service.telemetry.metrics import Metrics

@@ -158,12 +158,7 @@ async def test_the_inference_protocol_names_columns_and_units(
     assert described["inputs"] == [{"name": "smiles", "datatype": "BYTES", "shape": [-1]}]
     outputs = {output["name"]: output for output in described["outputs"]}
     assert outputs["bbbp"] == {"name": "bbbp", "datatype": "FP32", "shape": [-1, 1]}
-    esol = {
-        "target": "regression",
-        "label.0": "logS",
-        "label.1": "mp",
-        "unit.0": "log mol/L",
-    }
+    esol = {"target": "regression", "label.0": "logS", "label.1": "mp", "unit.0": "log mol/L"}
     assert outputs["esol"]["parameters"] == esol
     assert outputs["odour"]["parameters"] == {
         "target": "multiclass",

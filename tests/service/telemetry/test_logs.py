@@ -78,8 +78,7 @@ def test_record_as_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log_format", "expected"),
-    [("json", '{"time":'), ("text", "WARNING:     said number=7\n")],
+    ("log_format", "expected"), [("json", '{"time":'), ("text", "WARNING:     said number=7\n")]
 )
 def test_format_and_level_are_the_settings(
     log_format: str, expected: str, root: logging.Logger, monkeypatch: pytest.MonkeyPatch

@@ -190,9 +190,7 @@ def test_request_is_counted_when_it_is_answered_and_timed_when_it_ends(metrics: 
     assert metric(text, f'{series}_bucket{{le="0.05",route="/predict"}}') == 1
 
 
-def test_tasks_of_a_loaded_model_have_their_series_before_they_are_asked(
-    metrics: Metrics,
-) -> None:
+def test_tasks_of_a_loaded_model_have_their_series_before_they_are_asked(metrics: Metrics) -> None:
     metrics.model_loaded("m", ("n", "1", "abc"), "cpu", ["a", "b"])
     text = shown(metrics)
     assert metric(text, 'gmerging_routed_molecules_total{model="m",task="b"}') == 0

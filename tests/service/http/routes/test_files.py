@@ -185,11 +185,7 @@ async def test_a_quoted_empty_cell_keeps_its_row() -> None:
     ],
 )
 async def test_tables_of_all_kinds(
-    name: str,
-    content: bytes,
-    encoding: str,
-    header: str | None,
-    own: str,
+    name: str, content: bytes, encoding: str, header: str | None, own: str
 ) -> None:
     answer = await ask(name, content, "tasks=bbbp&output=csv")
     assert (answer.status, answer.headers["x-file-encoding"]) == (200, encoding)
@@ -261,10 +257,7 @@ async def test_id_of_a_table_and_of_lines() -> None:
     ],
 )
 async def test_what_cannot_be_done_is_said(
-    name: str,
-    content: str | bytes,
-    query: str,
-    message: str,
+    name: str, content: str | bytes, query: str, message: str
 ) -> None:
     answer = await ask(name, content, query)
     assert answer.status == 422

@@ -9,10 +9,7 @@ from rdkit import Chem
 
 from service.app import create_app
 from service.core import parsing
-from service.schemas import (
-    ETHANOL_GRAPH,
-    PredictResponse,
-)
+from service.schemas import ETHANOL_GRAPH, PredictResponse
 from tests.service.doubles import (
     LABELS,
     DummyEngine,
