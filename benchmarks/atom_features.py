@@ -83,7 +83,7 @@ def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
     settings, shape = run.config.training_for(dataset.task), run.config.shape
     torch.manual_seed(run.seed)
     model = MultitaskModel(run.family, shape, {dataset.task: dataset}, settings.dropout)
-    initial = sub_state(run.initial(), "network.")
+    initial = sub_state(run.initial_state(), "network.")
     model.network = SeeingBackbone(shape, settings.dropout, initial)
     with TemporaryDirectory() as folder:
         made = train(model, settings, run.seed, Path(folder) / "resume.pt", run.device)

@@ -104,7 +104,7 @@ def accuracy(run: Run) -> dict[str, Any]:
     """Compute ROC-AUC by layers, case and task, on validation and test."""
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
-        varied = run.varied(router={"mixed_layers": count})
+        varied = run.with_changes(router={"mixed_layers": count})
         compiled = CompiledModel(unified(varied))
         for case, routing in CASES.items():
             if case == "own" and layers != "last layer":
@@ -180,7 +180,7 @@ def gap(run: Run) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
-        model = unified(run.varied(router={"mixed_layers": count}))
+        model = unified(run.with_changes(router={"mixed_layers": count}))
         _Compared.found = []
         with stream(_Compared), torch.inference_mode():
             for task in run.tasks:
@@ -209,7 +209,7 @@ def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
         found["fusing"] = fusing(unified(run).bank, batch, 9)
     print("fusing", found["fusing"], flush=True)
     for layers, count in LAYERS.items():
-        model = unified(run.varied(router={"mixed_layers": count}))
+        model = unified(run.with_changes(router={"mixed_layers": count}))
         compiled = CompiledModel(model)
         cases = {f"plain, {case}": one_pass(model, batch, case) for case in CASES}
         cases |= {f"compiled, {case}": one_pass(compiled, batch, case) for case in CASES}

@@ -37,7 +37,7 @@ def pull_back(run: Run, task: str) -> dict[str, Any]:
 
     Source: WiSE-FT, Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903.
     """
-    start = sub_state(run.initial(), "network.")
+    start = sub_state(run.initial_state(), "network.")
     vector = TaskVector.between(start, trained(run, teacher(run, task)).network)
     models = {"finetuned": finetuned(run, task)}
     for s in SCALINGS:
@@ -58,7 +58,7 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
     """The best epoch by validation of the model itself, and of each average; one fine-tuning as
     configured, seeded like the real one."""
     dataset, settings = run.dataset(task), run.config.training_for(task)
-    start = run.initial(), run.seed, settings.dropout
+    start = run.initial_state(), run.seed, settings.dropout
     model = untrained(run.family, run.config.shape, {task: dataset}, *start)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     rows, averages = dataset.split.train, {span: copy.deepcopy(model) for span in SPANS}

@@ -76,7 +76,7 @@ class RunConfig(Section):
         return RouterConfig()
 
     @property
-    def tuning_after(self) -> TuningConfig | None:
+    def head_tuning(self) -> TuningConfig | None:
         """How the heads are trained on the merged network; None: they are not."""
         return None
 
@@ -104,7 +104,7 @@ class RunConfig(Section):
     def check_variants(self) -> None:
         """Raises ConfigError: a variant that the configuration describes does not fit."""
 
-    def called(self) -> ReleaseConfig:
+    def require_release(self) -> ReleaseConfig:
         """Name and version of the artifact. Raises ConfigError: there is no `release`."""
         if self.release is None:
             raise ConfigError(
@@ -132,10 +132,10 @@ class OfflineFamily(ABC):
 
     kinds: ClassVar[tuple[str, ...]]
     config: ClassVar[type[RunConfig]]
-    folder: ClassVar[str] = ""
+    config_folder: ClassVar[str] = ""
     adapters: ClassVar[bool] = False
-    unserved: ClassVar[tuple[str, ...]] = ()
-    compared: ClassVar[tuple[MergeConfig, ...]] = (MergeConfig(method="weight_average"),)
+    unserved_data: ClassVar[tuple[str, ...]] = ()
+    default_mergers: ClassVar[tuple[MergeConfig, ...]] = (MergeConfig(method="weight_average"),)
     calibration_batch: ClassVar[int] = 32
     evaluation_batch: ClassVar[int] = 256
 
@@ -148,19 +148,19 @@ class OfflineFamily(ABC):
         """The network that is merged, with random weights."""
 
     @abstractmethod
-    def initial(self, config: Any, seed: int, folders: Folders) -> StateDict:
+    def initial_state(self, config: Any, seed: int, folders: Folders) -> StateDict:
         """What training starts from: `network.*`, and `head.*` where all heads start alike."""
 
-    def origin(self, config: Any, folders: Folders) -> str:
+    def initial_fingerprint(self, config: Any, folders: Folders) -> str:
         """What `initial` depends on besides shape and seed: the checkpoint's digest, if there is
         one."""
         return ""
 
-    def settings(self, config: Any, task: str) -> tuple[Setting, ...]:
+    def data_settings(self, config: Any, task: str) -> tuple[Setting, ...]:
         """What a task's data depend on, besides the files."""
         return (config.dataset_for(task),)
 
-    def shared(self, data: Any, settings: Any) -> Any:
+    def joint_data(self, data: Any, settings: Any) -> Any:
         """A task's data as they are seen where one network is trained on all tasks."""
         return data
 
@@ -172,7 +172,7 @@ class OfflineFamily(ABC):
         """What a task has of its own, with random weights."""
         return nn.Linear(shape.hidden_dim, data.outputs)
 
-    def prepare(self, network: Any, head: Any, data: Any) -> None:
+    def prepare_head(self, network: Any, head: Any, data: Any) -> None:
         """Set what a head takes from the training labels, before training; in place."""
         return
 
@@ -199,24 +199,24 @@ class OfflineFamily(ABC):
         """What is reported, by name, the main one first."""
         return metrics.metrics(outputs.numpy(), labels.numpy(), info)
 
-    def shown(self, info: TaskInfo) -> tuple[str, ...]:
+    def table_metrics(self, info: TaskInfo) -> tuple[str, ...]:
         """Which of these metrics tables without averages show, the main one first."""
         return (metrics.METRICS[info.target],)
 
-    def together(self, values: Sequence[Any]) -> Any:
+    def concatenate(self, values: Sequence[Any]) -> Any:
         """Outputs or labels of several batches as of one."""
         return torch.cat(list(values))
 
     @torch.no_grad()
-    def answers(
+    def predict(
         self, forward: Callable[[Any], Any], steps: Sequence[Step], device: torch.device
     ) -> tuple[Any, Any]:
         """Outputs of `forward` for the steps' batches, those that labels are of, and these labels;
         on the CPU."""
         outputs = [step.select(forward(step.batch.to(device)).to("cpu")) for step in steps]
-        return self.together(outputs), self.together([step.labels for step in steps])
+        return self.concatenate(outputs), self.concatenate([step.labels for step in steps])
 
-    def settle(
+    def merged_head(
         self,
         shape: Any,
         merged: MergeResult,
@@ -235,7 +235,7 @@ class OfflineFamily(ABC):
         """
         return merged.head_for(task, teacher[1])
 
-    def model(
+    def load_model(
         self, shape: Any, network: StateDict, head: StateDict, data: Any
     ) -> tuple[nn.Module, nn.Module]:
         """Network and head with these weights, in evaluation mode. Raises CheckpointError."""
@@ -250,7 +250,7 @@ class OfflineFamily(ABC):
         """What a task brings to an artifact."""
         raise NotImplementedError
 
-    def takes(self, experts: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
+    def input_schema(self, experts: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
         """What an artifact takes (`models.data.schema`); None: molecules."""
         return None
 
@@ -258,10 +258,10 @@ class OfflineFamily(ABC):
         """What the artifact was made from besides configuration, seed and data."""
         return {}
 
-    def about(self, manifest: Any) -> str:
+    def card_introduction(self, manifest: Any) -> str:
         """First paragraph of a model card: what was merged, and how an answer is asked for."""
         raise NotImplementedError
 
-    def limits(self, manifest: Any) -> str:
+    def card_limitations(self, manifest: Any) -> str:
         """Last paragraph of a model card: what the answers are no good for."""
         raise NotImplementedError

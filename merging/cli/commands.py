@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace, seed: int | None = None) -> Run:
     seed = arguments.seed if seed is None else seed
     config, workers = load_config(arguments.config), arguments.threads
     run = Run(config, seed, arguments.data, arguments.work, device, workers)
-    _ = run.origin  # once, and before any work: what is published is fetched here
+    _ = run.initial_fingerprint  # once, and before any work: what is published is fetched here
     return run
 
 
@@ -174,7 +174,7 @@ def release_models(arguments: argparse.Namespace) -> None:
 
 def _release_folder(arguments: argparse.Namespace, group: str, run: Run) -> Path:
     output: Path | None = arguments.output
-    return output / group if output else Path("models/releases") / run.config.called().name
+    return output / group if output else Path("models/releases") / run.config.require_release().name
 
 
 def compare_methods(arguments: argparse.Namespace) -> None:

@@ -82,7 +82,7 @@ class ForceFieldRunConfig(RunConfig):
         return self.network
 
     @property
-    def tuning_after(self) -> TuningConfig | None:
+    def head_tuning(self) -> TuningConfig | None:
         """`tuning`."""
         return self.tuning
 
@@ -111,8 +111,8 @@ class ForceFields(OfflineFamily):
 
     kinds = ("schnet",)
     config = ForceFieldRunConfig
-    folder = "force_fields"
-    compared = (MergeConfig(method="weight_average"), MergeConfig(method="gffmerge"))
+    config_folder = "force_fields"
+    default_mergers = (MergeConfig(method="weight_average"), MergeConfig(method="gffmerge"))
     calibration_batch = 10
     evaluation_batch = 25
 
@@ -134,7 +134,7 @@ class ForceFields(OfflineFamily):
         """With random weights."""
         return ForceFieldExpert(shape)
 
-    def initial(self, config: ForceFieldRunConfig, seed: int, folders: Folders) -> StateDict:
+    def initial_state(self, config: ForceFieldRunConfig, seed: int, folders: Folders) -> StateDict:
         """Random weights of network and head, by the seed alone."""
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
@@ -149,7 +149,7 @@ class ForceFields(OfflineFamily):
         """`calibration_frames`."""
         return config.calibration_frames
 
-    def prepare(self, network: ForceField, head: ForceFieldExpert, data: FrameDataset) -> None:
+    def prepare_head(self, network: ForceField, head: ForceFieldExpert, data: FrameDataset) -> None:
         """Elements, scale (root mean square of the forces) and energies of elements, such that mean
         energies are right from the first step."""
         fit_scale(head, data)
@@ -201,16 +201,16 @@ class ForceFields(OfflineFamily):
         forces = 1e3 * float((outputs.forces - labels.forces).abs().mean())
         return {"energy": energy, "forces": forces}
 
-    def shown(self, info: TaskInfo) -> tuple[str, ...]:
+    def table_metrics(self, info: TaskInfo) -> tuple[str, ...]:
         """Both."""
         return "energy", "forces"
 
-    def together(self, values: Sequence[Labels]) -> Labels:
+    def concatenate(self, values: Sequence[Labels]) -> Labels:
         """Of several batches."""
         energies, forces = zip(*((one.energy, one.forces) for one in values), strict=True)
         return Labels(torch.cat(energies), torch.cat(forces))
 
-    def settle(
+    def merged_head(
         self,
         shape: ForceFieldConfig,
         merged: MergeResult,
@@ -240,7 +240,9 @@ class ForceFields(OfflineFamily):
         """The head."""
         return self._copy(config.network, head)
 
-    def takes(self, experts: Mapping[str, ForceFieldExpert], data: Mapping[str, Any]) -> AtomsInput:
+    def input_schema(
+        self, experts: Mapping[str, ForceFieldExpert], data: Mapping[str, Any]
+    ) -> AtomsInput:
         """The elements of each task."""
         return AtomsInput(
             elements={
@@ -249,7 +251,7 @@ class ForceFields(OfflineFamily):
             }
         )
 
-    def about(self, manifest: Any) -> str:
+    def card_introduction(self, manifest: Any) -> str:
         """What was merged, and what a task keeps."""
         tuned = manifest.provenance["config"]["tuning"]
         after = " and then trained for a short time" if tuned else ""
@@ -258,7 +260,7 @@ The interaction blocks of SchNet, merged from {len(manifest.tasks)} force fields
 apart. Each task keeps its own atom embeddings, scale of energies and head, solved{after} on the
 merged network. Errors of energies are in meV, of forces in meV / Angstrom."""
 
-    def limits(self, manifest: Any) -> str:
+    def card_limitations(self, manifest: Any) -> str:
         """That this is no potential to simulate with."""
         return """\
 Small networks, short trainings, one seed: a demonstration of merging, not a potential to simulate

@@ -81,9 +81,9 @@ class Graphs(OfflineFamily):
 
     kinds = get_args(GraphNetworkKind)
     config = GraphConfig
-    folder = "graphs"
-    unserved = ("link",)
-    compared = (MergeConfig(method="weight_average"), MergeConfig(method="gnnmerge_pp"))
+    config_folder = "graphs"
+    unserved_data = ("link",)
+    default_mergers = (MergeConfig(method="weight_average"), MergeConfig(method="gnnmerge_pp"))
 
     def read(self, config: GraphConfig, task: str, folders: Folders, seed: int) -> GraphTask:
         """A task's data, with its encoder applied; `seed` is of random splits.
@@ -106,14 +106,14 @@ class Graphs(OfflineFamily):
         """With random weights."""
         return GraphNetwork(shape, dropout)
 
-    def initial(self, config: GraphConfig, seed: int, folders: Folders) -> StateDict:
+    def initial_state(self, config: GraphConfig, seed: int, folders: Folders) -> StateDict:
         """Random weights of the network, by the seed alone."""
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
             state = self.network(config.network).state_dict()
             return {f"network.{key}": value for key, value in state.items()}
 
-    def settings(self, config: GraphConfig, task: str) -> tuple[Setting, ...]:
+    def data_settings(self, config: GraphConfig, task: str) -> tuple[Setting, ...]:
         """The description of the data, and whether they are encoded."""
         return config.dataset_for(task), config.encoder
 
@@ -129,12 +129,14 @@ class Graphs(OfflineFamily):
             load_tensors(expert.encoder, data.encoder.state_dict(), "encoder")
         return expert
 
-    def takes(self, experts: Mapping[str, Expert], data: Mapping[str, GraphTask]) -> FeatureInput:
+    def input_schema(
+        self, experts: Mapping[str, Expert], data: Mapping[str, GraphTask]
+    ) -> FeatureInput:
         """How many numbers a node of each task has."""
         widths = {task: own.num_features for task, own in data.items()}
         return FeatureInput(num_features=widths)
 
-    def about(self, manifest: Any) -> str:
+    def card_introduction(self, manifest: Any) -> str:
         """What was merged, and what a node is given as."""
         config = manifest.provenance["config"]
         shape, several = config["network"], len(manifest.tasks)
@@ -146,7 +148,7 @@ One network ({shape["kind"]}, {shape["num_layers"]} layers x {shape["hidden_dim"
 
 A node is given as numbers, in the order of the training data; by task so many: {widths}."""
 
-    def limits(self, manifest: Any) -> str:
+    def card_limitations(self, manifest: Any) -> str:
         """That training graphs are remembered."""
         return """\
 The answers are about graphs like those of the training data; on a graph that was seen in training

@@ -33,7 +33,7 @@ class CompareConfig(Section):
         multitask: joint training; None leaves it out.
         forest_trees, forest_trees_by_task: trees in each random forest on ECFP4 fingerprints; None
             leaves the forests out.
-        ablations, sweeps: G-Merging with settings changed (see `MoleculeConfig.varied`), each
+        ablations, sweeps: G-Merging with settings changed (see `MoleculeConfig.with_changes`), each
             trained and measured on its own.
         ablation_base: changes that all ablations and sweeps share, and the row that they are
             compared with.
@@ -195,7 +195,7 @@ class MoleculeConfig(RunConfig):
         """Adapter training settings of a task."""
         return self.alignment_by_task.get(task, self.alignment)
 
-    def varied(self, changes: Mapping[str, Mapping[str, Any]]) -> "MoleculeConfig":
+    def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> "MoleculeConfig":
         """The same configuration with changes by section: `{"alignment": {"rank": 10}}`, for every
         task alike. A change of `merge` replaces it.
 
@@ -221,6 +221,6 @@ class MoleculeConfig(RunConfig):
 
     def _variant(self, place: str, change: Mapping[str, Any]) -> "MoleculeConfig":
         try:
-            return self.varied(change)
+            return self.with_changes(change)
         except ValidationError as error:
             raise ConfigError(f"compare.{place}: {problems_of(error, MoleculeConfig)}") from error

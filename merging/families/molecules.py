@@ -42,16 +42,16 @@ class Molecules(OfflineFamily):
         """With random weights."""
         return Backbone(shape, dropout)
 
-    def initial(self, config: MoleculeConfig, seed: int, folders: Folders) -> StateDict:
+    def initial_state(self, config: MoleculeConfig, seed: int, folders: Folders) -> StateDict:
         """The checkpoint, checked against the backbone's shape. Raises CheckpointError."""
         state = load_backbone(checkpoint(config, folders), config.shape).state_dict()
         return {f"network.{key}": value for key, value in state.items()}
 
-    def origin(self, config: MoleculeConfig, folders: Folders) -> str:
+    def initial_fingerprint(self, config: MoleculeConfig, folders: Folders) -> str:
         """The checkpoint by its bytes, and how molecules are read."""
         return f"{sha256(checkpoint(config, folders))}, reading rule {READING_RULE}"
 
-    def shared(self, data: MoleculeDataset, settings: MultitaskConfig) -> MoleculeDataset:
+    def joint_data(self, data: MoleculeDataset, settings: MultitaskConfig) -> MoleculeDataset:
         """With at most `cap` molecules in an epoch."""
         return replace(data, most_per_epoch=settings.cap)
 
@@ -71,7 +71,7 @@ class Molecules(OfflineFamily):
         source = given.source or origin(given.weights, path)
         return {"pretrained_sha256": sha256(path), "pretrained_source": source}
 
-    def about(self, manifest: Any) -> str:
+    def card_introduction(self, manifest: Any) -> str:
         """What was merged, and what an answer is."""
         shape = manifest.backbone
         return f"""\
@@ -82,7 +82,7 @@ One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim
 {_answers(manifest.tasks)}
 Without another wish it is given with routing `{DEFAULT_ROUTING}`."""
 
-    def limits(self, manifest: Any) -> str:
+    def card_limitations(self, manifest: Any) -> str:
         """What the tasks' data allow to say: those of MoleculeNet are known, others are their
         owner's."""
         described = manifest.provenance["config"]["datasets"]

@@ -228,7 +228,7 @@ def _cka_of(run: Run, settings: PlanSettings) -> PairDistance:
 
 
 def _cosine_of(run: Run, settings: PlanSettings) -> PairDistance:
-    start = sub_state(run.initial(), "network.")
+    start = sub_state(run.initial_state(), "network.")
     vector = cache(lambda task: TaskVector.between(start, trained(run, teacher(run, task)).network))
     return lambda first, second: cosine_distance(vector(first), vector(second))
 

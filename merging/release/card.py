@@ -57,7 +57,7 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
     merger = f"{how['method']} ({MERGERS[how['method']].paper})"
     return f"""# {manifest.name} {manifest.version}
 
-{family.about(manifest)}
+{family.card_introduction(manifest)}
 
 {_tasks_table(manifest)}
 
@@ -71,7 +71,7 @@ The whole configuration, library versions and checksums of weights and data are 
 
 ## Limits
 
-{family.limits(manifest)}
+{family.card_limitations(manifest)}
 """
 
 

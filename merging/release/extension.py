@@ -46,7 +46,7 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
 
     Raises: as `check_addition`.
     """
-    parts, called = check_addition(run, artifact, output, replace), run.config.called()
+    parts, called = check_addition(run, artifact, output, replace), run.config.require_release()
     backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
     made = {
         task: expert(run, task, run.result(added_adapters(run, backbone, origin, task)).tensors)
@@ -87,7 +87,7 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
         ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
     check_adapters(run)
-    called, parts = run.config.called(), load_parts(artifact)
+    called, parts = run.config.require_release(), load_parts(artifact)
     _check_fit(run, parts.manifest)
     tasks = [*parts.manifest.tasks, *run.tasks]
     check_output(output, called.name, called.version, tasks, replace, parts.digest)

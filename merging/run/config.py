@@ -12,7 +12,7 @@ from merging.family import OfflineFamily, RunConfig
 from models.errors import ConfigError
 from models.validation import one_of, problems_of
 
-BUNDLED = tuple(dict.fromkeys(CONFIG_FOLDER / family.folder for family in FAMILIES))
+BUNDLED = tuple(dict.fromkeys(CONFIG_FOLDER / family.config_folder for family in FAMILIES))
 """Where the configurations are that come with the package."""
 
 

@@ -61,14 +61,14 @@ class Run:
         return ResultStore(self.work / "pieces")
 
     @property
-    def origin(self) -> str:
-        """What all training starts from, see `OfflineFamily.origin`. Raises CheckpointError."""
-        return self.family.origin(self.config, self.folders)
+    def initial_fingerprint(self) -> str:
+        """What all training starts from, see `OfflineFamily.initial_fingerprint`. Raises CheckpointError."""
+        return self.family.initial_fingerprint(self.config, self.folders)
 
-    def varied(self, **sections: Mapping[str, Any]) -> "Run":
-        """The same run with some settings changed (see `MoleculeConfig.varied`); data that was read
+    def with_changes(self, **sections: Mapping[str, Any]) -> "Run":
+        """The same run with some settings changed (see `MoleculeConfig.with_changes`); data that was read
         is shared."""
-        return replace(self, config=self.config.varied(sections))
+        return replace(self, config=self.config.with_changes(sections))
 
     def dataset(self, task: str) -> Any:
         """A task's data, read once a run. Raises DataError."""
@@ -77,10 +77,10 @@ class Run:
             self._datasets[task] = read
         return self._datasets[task]
 
-    def initial(self, task: str | None = None) -> StateDict:
+    def initial_state(self, task: str | None = None) -> StateDict:
         """The weights that a task's training starts from, or that of all tasks together."""
         seed = self.seed if task is None else self.config.initial_seed(task, self.seed)
-        return self.family.initial(self.config, seed, self.folders)
+        return self.family.initial_state(self.config, seed, self.folders)
 
     def result(self, stage: Stage) -> StageResult:
         """The result of a stage, made now or read back."""

@@ -70,7 +70,7 @@ def measured(run: Run, forward: Forward, task: str, kind: Statistics = "stored")
     size = AUTHORS_BATCH_SIZE if kind == "batch" else family.evaluation_batch
     found: Measured = {}
     for subset in ("valid", "test"):
-        answers = family.answers(forward, data.steps(subset, size), run.device)
+        answers = family.predict(forward, data.steps(subset, size), run.device)
         found[subset] = values_of(run, task, *answers)
     return found
 
@@ -79,7 +79,7 @@ def values_of(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, float
     """Of one subset, see `Measured`."""
     data, family = run.dataset(task), run.family
     found, scale = family.metrics(outputs, labels, data.info), label_scale(data)
-    values = {name: found[name] for name in family.shown(data.info)}
+    values = {name: found[name] for name in family.table_metrics(data.info)}
     values["score"] = family.score(
         standardised(scale, outputs), standardised(scale, labels), data.info
     )
@@ -111,7 +111,7 @@ def answering(
 def plain(run: Run, task: str, network: Any, head: Any) -> Forward:
     """A network with a task's head, without adapters."""
     data = run.dataset(task)
-    own, head = run.family.model(run.config.shape, network, head, data)
+    own, head = run.family.load_model(run.config.shape, network, head, data)
     placed = own.to(run.device), head.to(run.device)
     return lambda batch: run.family.outputs(*placed, batch, data.info, training=False)
 

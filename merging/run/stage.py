@@ -47,7 +47,7 @@ class Stage:
         return fingerprint(self.name, self.seed, *self.settings, *inputs)
 
     @property
-    def place(self) -> str:
+    def result_name(self) -> str:
         """Where the result is, in the store."""
         return f"{self.name}-seed{self.seed}-{self.key}"
 
@@ -62,12 +62,12 @@ class Stage:
         readable = _readable.get()
         if readable is not None and self.key not in readable:
             raise RuntimeError(f"got {self.name} read by a stage, expected it among its inputs")
-        if (found := store.find(self.place)) is not None:
+        if (found := store.find(self.result_name)) is not None:
             return found
         for stage in self.inputs:
-            if not store.has(stage.place):
+            if not store.has(stage.result_name):
                 stage.result(store)
-        return store.make(self.place, self.name, self._make)
+        return store.make(self.result_name, self.name, self._make)
 
     def _make(self, checkpoint: Path) -> StageResult:
         before = _readable.set(self._below)
@@ -114,11 +114,11 @@ def build(
 
 def _collect(stage: Stage, store: ResultStore, missing: dict[str, Stage]) -> None:
     """Add what is not there, inputs before what reads them."""
-    if stage.place in missing or store.has(stage.place):
+    if stage.result_name in missing or store.has(stage.result_name):
         return
     for needed in stage.inputs:
         _collect(needed, store, missing)
-    missing[stage.place] = stage
+    missing[stage.result_name] = stage
 
 
 def _in_processes(
@@ -135,11 +135,11 @@ def _in_processes(
                 ready = [
                     stage
                     for stage in left.values()
-                    if not unfinished.intersection(needed.place for needed in stage.inputs)
+                    if not unfinished.intersection(needed.result_name for needed in stage.inputs)
                 ]
                 for stage in sorted(ready, key=lambda stage: -stage.size):
-                    running[pool.submit(_make_there, stage, store)] = stage.place
-                    del left[stage.place]
+                    running[pool.submit(_make_there, stage, store)] = stage.result_name
+                    del left[stage.result_name]
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     del running[future]
                     future.result()

@@ -25,7 +25,7 @@ from models.state_dict import sub_state
 def teacher(run: Run, task: str) -> Stage:
     """A task's own model, trained on it alone (`trained`)."""
     config = run.config
-    start = run.origin, config.initial_seed(task, run.seed)
+    start = run.initial_fingerprint, config.initial_seed(task, run.seed)
     settings = config.shape, config.training_for(task), *start, *_data(run, task)
     size = run.dataset(task).size
     make = partial(_make_teacher, run, task)
@@ -34,7 +34,7 @@ def teacher(run: Run, task: str) -> Stage:
 
 def _make_teacher(run: Run, task: str, checkpoint: Path) -> StageResult:
     data, settings = run.dataset(task), run.config.training_for(task)
-    start = run.initial(task), run.seed, settings.dropout
+    start = run.initial_state(task), run.seed, settings.dropout
     model = untrained(run.family, run.config.shape, {task: data}, *start)
     made = train(model, settings, run.seed, checkpoint, run.device)
     return _kept(made, settings=settings.model_dump(), data=data.record)
@@ -49,14 +49,14 @@ def joint(run: Run) -> Stage:
     data = (setting for task in run.tasks for setting in _data(run, task))
     size = sum(run.dataset(task).size for task in run.tasks)
     make = partial(_make_joint, run)
-    start = config.shape, settings, run.origin
+    start = config.shape, settings, run.initial_fingerprint
     return Stage("multitask", run.seed, (*start, *data), (), make, size)
 
 
 def _make_joint(run: Run, checkpoint: Path) -> StageResult:
     settings = run.config.joint_training
-    data = {task: run.family.shared(run.dataset(task), settings) for task in run.tasks}
-    start = run.initial(), run.seed, settings.dropout
+    data = {task: run.family.joint_data(run.dataset(task), settings) for task in run.tasks}
+    start = run.initial_state(), run.seed, settings.dropout
     model = untrained(run.family, run.config.shape, data, *start)
     made = train(model, settings, run.seed, checkpoint, run.device)
     return _kept(made, settings=settings.model_dump())
@@ -82,7 +82,9 @@ def _make_merged(run: Run, _: Path) -> StageResult:
     calibrated = run.tasks if merger_spec(how.method).calibrated else ()
     seen = {task: calibration(run, task) for task in calibrated}
     start = time.perf_counter()
-    inputs = MergeInputs(sub_state(run.initial(), "network."), networks, shape, seen, run.seed)
+    inputs = MergeInputs(
+        sub_state(run.initial_state(), "network."), networks, shape, seen, run.seed
+    )
     result = merge(how.method, inputs, how.options)
     seconds = round(time.perf_counter() - start, 4)
     if result.head_orders and family.adapters:
@@ -97,7 +99,7 @@ def _make_merged(run: Run, _: Path) -> StageResult:
             lambda task=task: calibration_graphs(run, task)[0],
         )
         states = {"versions": result.by_task.get(task, {})}
-        states["heads"] = family.settle(shape, result, task, *given)
+        states["heads"] = family.merged_head(shape, result, task, *given)
         for name, state in states.items():
             tensors |= {f"{name}/{task}/{key}": value for key, value in state.items()}
     about = {"method": how.method, "options": how.options, "tasks": list(run.tasks)}
@@ -106,12 +108,12 @@ def _make_merged(run: Run, _: Path) -> StageResult:
 
 def tuned(run: Run) -> Stage:
     """The heads, trained for a short time on the merged network (`trained`)."""
-    settings = run.config.tuning_after
+    settings = run.config.head_tuning
     return Stage("tuned", run.seed, (settings,), (merged(run),), partial(_make_tuned, run))
 
 
 def _make_tuned(run: Run, checkpoint: Path) -> StageResult:
-    settings, found = run.config.tuning_after, merge_result(run)
+    settings, found = run.config.head_tuning, merge_result(run)
     data = {task: run.dataset(task).first(settings.frames) for task in run.tasks}
     model = MultitaskModel(run.family, run.config.shape, data)
     model.network.load_state_dict(found.backbone)
@@ -177,12 +179,12 @@ def merge_result(run: Run) -> MergeResult:
 
 def heads_stage(run: Run) -> Stage:
     """The stage that the heads come from which an artifact gets."""
-    return merged(run) if run.config.tuning_after is None else tuned(run)
+    return merged(run) if run.config.head_tuning is None else tuned(run)
 
 
 def heads(run: Run) -> dict[str, StateDict]:
     """The heads that an artifact gets, by task: tuned, where that is configured."""
-    if run.config.tuning_after is None:
+    if run.config.head_tuning is None:
         return merge_result(run).heads
     return trained(run, tuned(run)).heads
 
@@ -236,7 +238,7 @@ def _network(run: Run, state: StateDict) -> nn.Module:
 
 def _data(run: Run, task: str) -> tuple[Setting, ...]:
     """A task's data, by what is in their files."""
-    described = run.family.settings(run.config, task)
+    described = run.family.data_settings(run.config, task)
     return task, *described, *run.dataset(task).sources.values()
 
 

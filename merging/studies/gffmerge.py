@@ -243,7 +243,7 @@ def _errors(run: Run, task: str, model: MergedForceField) -> dict[str, float]:
     family, data = run.family, run.dataset(task)
     head = model.expert(task)
     forward = partial(family.outputs, model.network, head, info=data.info, training=False)
-    answers = family.answers(forward, data.steps("test", family.evaluation_batch), run.device)
+    answers = family.predict(forward, data.steps("test", family.evaluation_batch), run.device)
     return family.metrics(*answers, data.info)
 
 
@@ -293,7 +293,7 @@ def _time(run: Run, _: Path) -> StageResult:
     one = run.config.training.model_copy(update={"epochs": 1})
     data = {task: run.dataset(task) for task in run.tasks}
     with TemporaryDirectory() as folder:
-        start = run.initial(), run.seed
+        start = run.initial_state(), run.seed
         model = untrained(run.family, run.config.network, data, *start)
         made = train(model, one, run.seed, Path(folder) / "resume.pt")
     found = {"one joint epoch": made.record["seconds"]}
@@ -308,7 +308,7 @@ def _time(run: Run, _: Path) -> StageResult:
 def _untrained(run: Run) -> MergedForceField:
     """All tasks as training starts from them."""
     data = {task: run.dataset(task) for task in run.tasks}
-    model = untrained(run.family, run.config.network, data, run.initial(), run.seed)
+    model = untrained(run.family, run.config.network, data, run.initial_state(), run.seed)
     experts: dict[str, Any] = {task: model.head(task) for task in run.tasks}
     network: Any = model.network
     return MergedForceField(network, experts)

@@ -191,7 +191,7 @@ def _measured(run: Run, shared: bool) -> tuple[dict[str, dict[str, float]], dict
         "separate": sum(model.record["seconds"] for model in models.values()),
         "joint": together.record["seconds"],
     }
-    initial = sub_state(run.initial(), "network.")
+    initial = sub_state(run.initial_state(), "network.")
     # no common start: theta_pre is 0
     start = initial if shared else {key: torch.zeros_like(value) for key, value in initial.items()}
     seen = {task: calibration(run, task) for task in run.tasks}
@@ -246,7 +246,7 @@ def _score(
     run: Run, task: str, network: dict[str, Tensor], head: dict[str, Tensor], subset: Subset
 ) -> float:
     data, forward = run.dataset(task), plain(run, task, network, head)
-    answers = run.family.answers(forward, data.steps(subset, 256), run.device)
+    answers = run.family.predict(forward, data.steps(subset, 256), run.device)
     return round(run.family.metrics(*answers, data.info)[main_metric(run, task)], 5)
 
 

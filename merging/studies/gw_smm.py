@@ -214,7 +214,7 @@ def _shared_space(run: Run, task: str) -> Matrix:
 
 
 def _pretrained_space(run: Run, task: str) -> Matrix:
-    initial = sub_state(run.initial(), "network.")
+    initial = sub_state(run.initial_state(), "network.")
     backbone = make_backbone(initial, run.config.shape, "pre-trained weights")
     return distance_matrix(feature_matrix(backbone, calibration_graphs(run, task)[0]))
 

@@ -89,7 +89,7 @@ def compare_plainly(runs: Sequence[Run], path: Path, build: Build) -> dict[str, 
         What the file now says: by setting, test scores by task and seconds, over the seeds.
     """
     first = runs[0]
-    mergers = {how.method: how for how in (*first.family.compared, first.config.merge)}
+    mergers = {how.method: how for how in (*first.family.default_mergers, first.config.merge)}
     rows: dict[str, list[Method]] = {
         "separate": [finetuned_method(run) for run in runs],
         "joint": [Method("multitask", "Joint training", run, multitask_score) for run in runs],
@@ -126,7 +126,7 @@ def _tests(row: Method) -> dict[str, tuple[str, float]]:
     found = {}
     for task, stage in zip(row.tasks, row.stages, strict=True):
         values = row.run.result(stage).record["stored"]["test"]
-        shown = row.run.family.shown(row.run.dataset(task).info)
+        shown = row.run.family.table_metrics(row.run.dataset(task).info)
         for metric in shown:
             found[task if len(shown) == 1 else f"{task}, {metric}"] = metric, values[metric]
     return found

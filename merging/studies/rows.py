@@ -74,7 +74,7 @@ def ablation_rows(run: Run) -> dict[str, list[Method]]:
     """By group ("ablations", and each sweep) variants of G-Merging. All share `ablation_base`,
     which by itself is the first row of each group."""
     compare = run.config.compare
-    base = run.varied(**compare.ablation_base)
+    base = run.with_changes(**compare.ablation_base)
     groups = {"ablations": compare.ablations, **compare.sweeps}
     return {group: _variants(base, changes) for group, changes in groups.items() if changes}
 
@@ -85,7 +85,7 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
     row, name = (routed_method, "gmerging_moe") if routed else (adapted_method, "gmerging_own")
     only = base.config.compare.ablation_tasks
     return [
-        replace(row(base.varied(**change), name, title), only=only)
+        replace(row(base.with_changes(**change), name, title), only=only)
         for title, change in {BASE_VARIANT: {}, **changes}.items()
     ]
 

@@ -77,7 +77,7 @@ def untrained(
     Args:
         family, shape: kind and shape of the network.
         tasks: data by task.
-        initial: `network.*`, and `head.*` where all heads start alike (`OfflineFamily.initial`).
+        initial: `network.*`, and `head.*` where all heads start alike (`OfflineFamily.initial_state`).
         seed: of heads that start at random.
         dropout: in training.
     """
@@ -89,7 +89,7 @@ def untrained(
         head = model.head(task)
         if start:
             head.load_state_dict(start)
-        family.prepare(model.network, head, data)
+        family.prepare_head(model.network, head, data)
     return model
 
 
@@ -206,7 +206,7 @@ class _Training:
         """The validation score of a task."""
         model, data = self.model.eval(), self.model.tasks[task]
         steps = data.steps("valid", model.family.evaluation_batch)
-        outputs, labels = model.family.answers(partial(model, task=task), steps, self.device)
+        outputs, labels = model.family.predict(partial(model, task=task), steps, self.device)
         return model.family.score(outputs, standardised(self.scales[task], labels), data.info)
 
     def result(self, training: ResumableTraining) -> TrainedModel:

@@ -271,7 +271,7 @@ def test_energies_of_elements_are_found_again() -> None:
 
 def started(data: Path, *tasks: str) -> MultitaskModel:
     found = {task: read_frames(CONFIG, task, data) for task in tasks}
-    initial = FORCE_FIELDS.initial(CONFIG, 3, Folders(data, data))
+    initial = FORCE_FIELDS.initial_state(CONFIG, 3, Folders(data, data))
     return untrained(FORCE_FIELDS, NETWORK, found, initial, 0)
 
 
@@ -288,7 +288,7 @@ def test_training_learns_and_can_be_stopped(
     settings = ForceTrainingConfig(epochs=4, batch_size=2, learning_rate=0.03)
     first = started(data, "water").eval()
     dataset = first.tasks["water"]
-    answers = FORCE_FIELDS.answers(
+    answers = FORCE_FIELDS.predict(
         partial(first, task="water"), dataset.steps("valid", 25), torch.device("cpu")
     )
     before = FORCE_FIELDS.score(*answers, dataset.info)
@@ -601,10 +601,14 @@ def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
         own = trained(run, stages.teacher(run, task)).heads[task]
         moved = {key for key in own if not torch.equal(own[key], found.heads[task][key])}
         assert moved == {"atom_energies"}
-        made = FORCE_FIELDS.model(NETWORK, found.backbone, found.heads[task], run.dataset(task))
+        made = FORCE_FIELDS.load_model(
+            NETWORK, found.backbone, found.heads[task], run.dataset(task)
+        )
         batches = calibration(run, task).batches
         said = torch.cat([potential(*made, batch, batch.positions) for batch in batches])  # type: ignore[arg-type]
-        head = FORCE_FIELDS.model(NETWORK, networks[run.tasks.index(task)], own, run.dataset(task))
+        head = FORCE_FIELDS.load_model(
+            NETWORK, networks[run.tasks.index(task)], own, run.dataset(task)
+        )
         taught = torch.cat([potential(*head, batch, batch.positions) for batch in batches])  # type: ignore[arg-type]
         assert float(said.detach().mean()) == pytest.approx(float(taught.detach().mean()), abs=1e-5)
 

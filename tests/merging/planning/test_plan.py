@@ -184,7 +184,7 @@ class TestPlan:
 
     def test_plan_of_other_models_is_refused(self, pico_run: Run, plan: Plan) -> None:
         with pytest.raises(ConfigError, match=r"other models than this run's for nitrogen, other"):
-            planned_runs(pico_run.varied(finetune={"epochs": 2}), plan)
+            planned_runs(pico_run.with_changes(finetune={"epochs": 2}), plan)
         fewer = plan.model_copy(
             update={
                 "models": {"nitrogen": ""},

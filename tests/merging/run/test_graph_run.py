@@ -70,7 +70,7 @@ def test_released_artifact_answers_as_what_was_measured(small: Run, tmp_path: Pa
     for task in small.tasks:
         data, raw = small.dataset(task), read_graphs(tmp_path / f"{task}.npz").graphs
         assert isinstance(data, AnswerTask)
-        network, head = GRAPHS.model(
+        network, head = GRAPHS.load_model(
             small.config.network, result.backbone, heads(small)[task], data
         )
         unencoded = replace(data, graphs=raw, encoder=None)
@@ -82,7 +82,7 @@ def test_released_artifact_answers_as_what_was_measured(small: Run, tmp_path: Pa
         def answered(batch: GraphBatch, task: str = task) -> torch.Tensor:
             return artifact.model(batch, [task]).logits[task]  # type: ignore[no-any-return]
 
-        answers = GRAPHS.answers(answered, unencoded.steps("test", 256), torch.device("cpu"))
+        answers = GRAPHS.predict(answered, unencoded.steps("test", 256), torch.device("cpu"))
         value, *_ = GRAPHS.metrics(*answers, data.info).values()  # the main one first
         assert value == pytest.approx(manifest.metrics["merged"][task], abs=1e-4)
     assert manifest.metrics["separate"] == measured(small, "finetuned")

@@ -205,7 +205,7 @@ def test_finetuned_baseline_equals_the_classifier(pico_run: Run) -> None:
 
 
 def test_a_merger_with_versions_by_task_is_adapted_version_by_version(pico_run: Run) -> None:
-    run = pico_run.varied(merge={"method": "emr"})
+    run = pico_run.with_changes(merge={"method": "emr"})
     versions = [
         merged_network(run, task).state_dict()["gnns.0.linear.weight"] for task in run.config.tasks
     ]
@@ -248,7 +248,7 @@ def test_errors_are_one_sentence_and_exit_status_one(
 def test_wrong_shape_of_pretrained_weights_is_refused(pico_run: Run, tmp_path: Path) -> None:
     save_file({"x_embedding1.weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"x_embedding1\.weight has shape"):
-        pico_run.initial()
+        pico_run.initial_state()
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,7 @@ def test_what_was_read_is_said(made: Path) -> None:
 def test_numbers_are_learnt_and_answered_in_their_units(made: Path) -> None:
     run = run_of(made)
     dataset, forward = run.dataset("esol"), answering(run, finetuned(run, "esol"), "esol")
-    outputs, labels = run.family.answers(forward, dataset.steps("train", 256), run.device)
+    outputs, labels = run.family.predict(forward, dataset.steps("train", 256), run.device)
     found = metrics(outputs.numpy(), labels.numpy(), dataset.info)
     assert found["r2"] > 0.5
     assert found["spearman"] > 0.7
@@ -235,7 +235,7 @@ def test_every_merger_merges_them(made: Path, tmp_path: Path, method: str) -> No
         run_of(made).config.model_dump() | {"merge": {"method": method}}
     )
     run = Run(config, 0, made / "data", made / "work", torch.device("cpu"))
-    result, start = merge_result(run), sub_state(run.initial(), "network.")
+    result, start = merge_result(run), sub_state(run.initial_state(), "network.")
     weights = result.backbone_for("esol")
     assert all(bool(value.isfinite().all()) for value in weights.values())
     assert any(not torch.equal(value, start[key]) for key, value in weights.items())

@@ -37,7 +37,7 @@ def content(pico_run: Run) -> dict[str, Any]:
 class TestStudy:
     def test_scores_are_those_of_the_pipeline(self, pico_run: Run, content: dict[str, Any]) -> None:
         """The pico sets are smaller than the samples, so they are measured whole."""
-        run = pico_run.varied(merge=PUBLISHED_MERGE.model_dump())
+        run = pico_run.with_changes(merge=PUBLISHED_MERGE.model_dump())
         scores = {
             task: measured(run, answering(run, merged_only(run, task), task), task)
             for task in run.tasks

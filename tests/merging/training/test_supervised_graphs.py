@@ -44,7 +44,7 @@ def run(
 ) -> TrainedModel:
     settings = GraphTrainingConfig.model_validate(TRAINING | changes)
     config = GraphConfig.model_construct(network=shape)
-    initial = GRAPHS.initial(config, seed, Folders(checkpoint.parent, checkpoint.parent))
+    initial = GRAPHS.initial_state(config, seed, Folders(checkpoint.parent, checkpoint.parent))
     model = untrained(GRAPHS, shape, tasks, initial, seed, settings.dropout)
     return train(model, settings, seed, checkpoint)
 
@@ -52,13 +52,13 @@ def run(
 def evaluate(
     result: TrainedModel, name: str, task: Any, subset: Subset, shape: GraphNetworkConfig = SHAPE
 ) -> float:
-    network, head = GRAPHS.model(shape, result.network, result.heads[name], task)
+    network, head = GRAPHS.load_model(shape, result.network, result.heads[name], task)
 
     def forward(batch: GraphBatch) -> Tensor:
         said: Tensor = GRAPHS.outputs(network, head, batch, task.info, training=False)
         return said
 
-    answers = GRAPHS.answers(forward, task.steps(subset, 256), torch.device("cpu"))
+    answers = GRAPHS.predict(forward, task.steps(subset, 256), torch.device("cpu"))
     return GRAPHS.metrics(*answers, task.info)[METRICS[task.info.target]]
 
 
