@@ -17,7 +17,7 @@ from merging.release.release import check_release, release, release_stages
 from merging.run.config import load_config
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import adapters, check_adapters, check_shared, merged, teacher
+from merging.run.stages import adapters, check_adapters, check_single_backbone, merged, teacher
 from merging.studies import gffmerge, gnnmerge, gw_smm
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
@@ -165,7 +165,7 @@ def release_models(arguments: argparse.Namespace) -> None:
         _check_data(run, run.tasks)
     _build(arguments, first, [merged(run) for run in runs.values()], "models and merge")
     for run in runs.values():
-        check_shared(run)  # before hours of training: what cannot be served is refused
+        check_single_backbone(run)  # before hours of training: what cannot be served is refused
     stages = [stage for run in runs.values() for stage in release_stages(run)]
     _build(arguments, first, stages, "release")
     for group, run in runs.items():

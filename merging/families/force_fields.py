@@ -13,7 +13,7 @@ from merging.config.training import ForceTrainingConfig, Initialisation, TuningC
 from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
 from merging.family import Folders, OfflineFamily, RunConfig, StateDict
 from merging.mergers.base import MergeResult
-from merging.mergers.gffmerge import Teacher, aligned
+from merging.mergers.gffmerge import Teacher, match_mean_energies
 from merging.mergers.registry import MergeConfig
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
 from models.data.schema import AtomsInput
@@ -227,7 +227,7 @@ class ForceFields(OfflineFamily):
         load_tensors(head, teacher[1], f"head of {task}")
         model = MergedForceField(network, {task: head})
         before = Teacher(own, self._copy(shape, teacher[1]), tuple(batches()))
-        return aligned(model, {task: before}).expert(task).state_dict()
+        return match_mean_energies(model, {task: before}).expert(task).state_dict()
 
     def _copy(self, shape: ForceFieldConfig, head: StateDict) -> ForceFieldExpert:
         made = ForceFieldExpert(shape)

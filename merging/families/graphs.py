@@ -100,7 +100,7 @@ class Graphs(OfflineFamily):
             raise DataError(f"task {task!r}: {found}, expected {expected}")
         seen = torch.cat([loaded.graphs[k].x for k in loaded.seen().tolist()])
         encoder = svd_encoder(seen, config.network.in_dim)
-        return encoded(loaded, encoder)
+        return encode_features(loaded, encoder)
 
     def network(self, shape: GraphNetworkConfig, dropout: float = 0.0) -> GraphNetwork:
         """With random weights."""
@@ -159,7 +159,7 @@ own vocabulary."""
 GRAPHS = Graphs()
 
 
-def encoded(data: GraphTask, encoder: nn.Linear) -> GraphTask:
+def encode_features(data: GraphTask, encoder: nn.Linear) -> GraphTask:
     """The same task with its features encoded."""
     graphs = tuple(FeatureGraph(encoder(graph.x), graph.edge_index) for graph in data.graphs)
     return replace(data, graphs=graphs, encoder=encoder)

@@ -65,7 +65,7 @@ class Calibration:
         )
         return F.linear(answered, self.head["weight"], self.head["bias"])
 
-    def chosen(self, number: int) -> Tensor:
+    def node_mask(self, number: int) -> Tensor:
         """Which nodes of the batch of that number count: (N,) bool."""
         batch = self.batches[number]
         mask = torch.full((batch.num_nodes,), not self.nodes, device=batch.x.device)
@@ -93,7 +93,7 @@ class MergeInputs:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     seed: int = 0
 
-    def vectors(self) -> dict[str, TaskVector]:
+    def task_vectors(self) -> dict[str, TaskVector]:
         """tau_k by task. Raises CheckpointError if the backbones are not of one shape."""
         return {
             task: TaskVector.between(self.pretrained, finetuned)
@@ -165,7 +165,7 @@ Merger = Callable[[MergeInputs, Any], MergeResult]
 """Takes the options of its own class; the registry knows which."""
 
 
-def stacked(tables: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+def stack_states(tables: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """K tables of the same names as one, (K, *shape) by name."""
     rows = list(tables)
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stack_states
 from merging.mergers.least_squares import NormalEquations, solve_ridge, with_ones
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
 from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField, potential
@@ -69,10 +69,14 @@ def gffmerge(inputs: MergeInputs, options: GffMergeOptions) -> MergeResult:
     """`closed_form` of the interaction blocks; each task's head is solved too, from its rows."""
     shape, teachers = inputs.config, {}
     for task, state in inputs.finetuned.items():
-        network, expert, seen = ForceField(shape), ForceFieldExpert(shape), inputs.calibration[task]
+        network, expert, calibration = (
+            ForceField(shape),
+            ForceFieldExpert(shape),
+            inputs.calibration[task],
+        )
         load_tensors(network, state, f"network of {task}")
-        load_tensors(expert, seen.head, f"head of {task}")
-        teachers[task] = Teacher(network, expert, seen.batches)
+        load_tensors(expert, calibration.head, f"head of {task}")
+        teachers[task] = Teacher(network, expert, calibration.batches)
     merged = closed_form(teachers, options.ridge, options.inputs, "own", options.slopes)
     heads = {task: merged.expert(task).state_dict() for task in teachers}
     return MergeResult(merged.network.state_dict(), heads=heads, record=options.model_dump())
@@ -125,7 +129,7 @@ def closed_form(
                     [found[task][name] for task in tasks],
                     ridge,
                 )
-    return aligned(merged, teachers)
+    return match_mean_energies(merged, teachers)
 
 
 def linears(network: ForceField, expert: nn.Module) -> dict[str, nn.Linear]:
@@ -165,7 +169,7 @@ def energies(
 
 
 def _mean(teachers: Teachers, heads: Heads) -> MergedForceField:
-    states = stacked(
+    states = stack_states(
         shared_weights(teacher.network, teacher.expert, heads) for teacher in teachers.values()
     )
     return _with_weights(teachers, {name: values.mean(0) for name, values in states.items()})
@@ -183,7 +187,7 @@ def _with_weights(teachers: Teachers, weights: dict[str, Tensor]) -> MergedForce
     return MergedForceField(network, experts)
 
 
-def aligned(merged: MergedForceField, teachers: Teachers) -> MergedForceField:
+def match_mean_energies(merged: MergedForceField, teachers: Teachers) -> MergedForceField:
     """Energies of elements shifted so that each task's mean energy over its structures is its
     teacher's. Forces stay as they are."""
     for task, teacher in teachers.items():
@@ -214,8 +218,12 @@ def _equations(
             if slopes
             else None
         )
-        taught = seen(teacher.network, teacher.expert, batch, names, directions)
-        entered = taught if given[0] is teacher.network else seen(*given, batch, names, directions)
+        taught = linear_activations(teacher.network, teacher.expert, batch, names, directions)
+        entered = (
+            taught
+            if given[0] is teacher.network
+            else linear_activations(*given, batch, names, directions)
+        )
         for name in names:
             (z, dz), (y, dy) = entered[name][0], taught[name][1]
             found[name].add(z if modules[name].bias is None else with_ones(z), y)
@@ -232,7 +240,7 @@ ValueAndSlope = tuple[Tensor, Tensor | None]
 
 
 @torch.no_grad()
-def seen(
+def linear_activations(
     network: ForceField,
     expert: ForceFieldExpert,
     batch: AtomsBatch,

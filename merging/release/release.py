@@ -12,7 +12,6 @@ from merging.run.models import expert, single_task_model
 from merging.run.run import Run
 from merging.run.scores import (
     Method,
-    answering,
     environment,
     finetuned_method,
     gmerging_methods,
@@ -20,9 +19,10 @@ from merging.run.scores import (
     merger_method,
     recovery,
     scores,
+    unified_forward,
 )
 from merging.run.stage import Stage
-from merging.run.stages import check_shared, heads, merged_network
+from merging.run.stages import check_single_backbone, heads, merged_network
 from models.artifact import check_output, save_artifact
 from models.errors import ConfigError
 from models.manifest import Manifest, make_manifest
@@ -45,14 +45,14 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         DataError: a task's data are absent or wrong.
     """
     called = check_release(run, folder, replace)
-    check_shared(run)
+    check_single_backbone(run)
     data = {task: run.dataset(task) for task in run.tasks}
     experts = released_experts(run)
     network, adapted = merged_network(run), run.family.adapters
     test = measure_served(run, network, experts) if adapted else {}
     calibrated = calibrate(run, network, experts) if adapted else {}
     methods = {
-        method.name: {"title": method.title, **method.over_tasks()} for method in _methods(run)
+        method.name: {"title": method.title, **method.task_scores()} for method in _methods(run)
     }
     manifest = make_manifest(
         name=called.name,
@@ -124,7 +124,7 @@ def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> Calibrated:
         data, model = run.dataset(task), single_task_model(run, backbone, task, own)
         if data.info.target != "multilabel":
             continue
-        forward, size = answering(run, model, task), run.family.evaluation_batch
+        forward, size = unified_forward(run, model, task), run.family.evaluation_batch
         seen, known = run.family.predict(forward, data.steps("valid", size), run.device)
         scale = temperature_scale(seen, known)
         test, labels = run.family.predict(forward, data.steps("test", size), run.device)
@@ -147,7 +147,7 @@ def measure_served(run: Run, backbone: Any, experts: dict[str, Any]) -> dict[str
     for task, own in experts.items():
         data, model = run.dataset(task), single_task_model(run, backbone, task, own)
         steps = data.steps("test", run.family.evaluation_batch)
-        outputs, labels = run.family.predict(answering(run, model, task), steps, run.device)
+        outputs, labels = run.family.predict(unified_forward(run, model, task), steps, run.device)
         if data.info.target != "regression":
             found[task] = _rounded(run.family.metrics(outputs, labels, data.info))
             continue

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from merging.family import StateDict
 from merging.run.run import Run
-from merging.run.stages import adapters, check_shared, merged_network, own_network, teacher, trained
+from merging.run.stages import (
+    adapters,
+    check_single_backbone,
+    finetuned_network,
+    merged_network,
+    teacher,
+    trained_model,
+)
 from merging.training.alignment import set_statistics
 from models.experts.adapter import TaskAdapters
 from models.experts.expert import Expert
@@ -21,7 +28,7 @@ from models.experts.unified import UnifiedModel
 def expert(run: Run, task: str, tensors: StateDict | None = None) -> Expert:
     """A task's fine-tuned head behind its adapters, or behind those with the given tensors."""
     own = run.result(adapters(run, task)).tensors if tensors is None else tensors
-    head = trained(run, teacher(run, task)).heads[task]
+    head = trained_model(run, teacher(run, task)).heads[task]
     return cast(Expert, run.family.expert(run.config, run.dataset(task), head, own))
 
 
@@ -30,21 +37,21 @@ def experts(run: Run) -> dict[str, Expert]:
     return {task: expert(run, task) for task in run.tasks}
 
 
-def unified(run: Run) -> UnifiedModel:
+def unified_model(run: Run) -> UnifiedModel:
     """G-Merging's model: the configured merged backbone with all adapters and heads. Raises
-    ConfigError: see `check_shared`."""
-    check_shared(run)
+    ConfigError: see `check_single_backbone`."""
+    check_single_backbone(run)
     return UnifiedModel(merged_network(run), experts(run), run.config.routing).to(run.device)
 
 
-def adapted(run: Run, task: str) -> UnifiedModel:
+def adapted_model(run: Run, task: str) -> UnifiedModel:
     """A model of one task: the merged backbone (the task's own version, if the merger gives one)
     with its adapters."""
     return single_task_model(run, merged_network(run, task), task, expert(run, task))
 
 
 def single_task_model(run: Run, backbone: Any, task: str, own: Expert) -> UnifiedModel:
-    """A model of one task, in the form of `unified`."""
+    """A model of one task, in the form of `unified_model`."""
     return UnifiedModel(backbone, {task: own}, RouterConfig()).to(run.device)
 
 
@@ -60,15 +67,15 @@ def without_adapters(run: Run, backbone: Any, task: str) -> UnifiedModel:
     return _with_idle(run, backbone, task, idle)
 
 
-def merged_only(run: Run, task: str) -> UnifiedModel:
+def merged_model(run: Run, task: str) -> UnifiedModel:
     """A model of one task: the merged backbone without adapters."""
     return without_adapters(run, merged_network(run, task), task)
 
 
-def finetuned(run: Run, task: str, backbone_of: str | None = None) -> UnifiedModel:
+def finetuned_model(run: Run, task: str, backbone_of: str | None = None) -> UnifiedModel:
     """The fine-tuned model of a task; or its head on the backbone of another task (the
     backbone-swap matrix)."""
-    backbone, idle = own_network(run, backbone_of or task), _idle_adapters(run)
+    backbone, idle = finetuned_network(run, backbone_of or task), _idle_adapters(run)
     state: dict[str, Tensor] = backbone.state_dict()
     for layer in range(backbone.config.num_layers):
         idle.norm_mean[layer] = state[f"batch_norms.{layer}.running_mean"]

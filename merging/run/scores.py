@@ -9,20 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from merging.mergers.registry import MERGERS, MergeConfig
-from merging.run.models import adapted, finetuned, merged_only, unified
+from merging.run.models import adapted_model, finetuned_model, merged_model, unified_model
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import adapters, heads, heads_stage, joint, merge_result, teacher, trained
+from merging.run.stages import (
+    adapters,
+    heads,
+    heads_stage,
+    joint,
+    merge_result,
+    teacher,
+    trained_model,
+)
 from merging.run.store import StageResult
 from merging.targets.metrics import METRICS, by_metric
 from merging.training.supervised import label_scale, standardised
 from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
 
-Kinds = tuple[Statistics, ...]
-BOTH: Kinds = ("stored", "batch")
+StatisticsKinds = tuple[Statistics, ...]
+BOTH_STATISTICS: StatisticsKinds = ("stored", "batch")
 Forward = Callable[[Any], Any]
 """What a task's head says of a batch."""
-Measured = dict[str, dict[str, float]]
+SubsetMetrics = dict[str, dict[str, float]]
 """By subset ("valid", "test") the metrics that the family shows, and "score": the greater the
 better, of a regression in standard deviations, so that tasks can be averaged."""
 AUTHORS_BATCH_SIZE = 32
@@ -30,7 +38,7 @@ AUTHORS_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
-class Way:
+class Evaluation:
     """A way to answer the tasks of a run.
 
     Attributes:
@@ -42,41 +50,41 @@ class Way:
     forward: Callable[[Run, str, Statistics], Forward]
 
 
-def score(run: Run, way: str, task: str, kinds: Kinds = ("stored",)) -> Stage:
-    """What a way of answering is worth on a task: by kind of statistics, a `Measured`.
+def score(run: Run, way: str, task: str, kinds: StatisticsKinds = ("stored",)) -> Stage:
+    """What a way of answering is worth on a task: by kind of statistics, a `SubsetMetrics`.
 
     Args:
         run: of the models.
-        way: a name in `WAYS`.
+        way: a name in `EVALUATIONS`.
         task: that is measured.
         kinds: of BatchNorm statistics; "batch" only where the paper's way of evaluating is to be
             shown, as no served answer comes from it.
     """
-    inputs, size = WAYS[way].stages(run, task), run.dataset(task).size
+    inputs, size = EVALUATIONS[way].stages(run, task), run.dataset(task).size
     make = partial(_make_score, run, way, task, kinds)
     settings = *kinds, run.config.routing
     return Stage(f"evaluation/{way}/{task}", run.seed, settings, inputs, make, size)
 
 
-def _make_score(run: Run, way: str, task: str, kinds: Kinds, _: Path) -> StageResult:
-    forward = {kind: WAYS[way].forward(run, task, kind) for kind in kinds}
-    return StageResult(record={kind: measured(run, forward[kind], task, kind) for kind in kinds})
+def _make_score(run: Run, way: str, task: str, kinds: StatisticsKinds, _: Path) -> StageResult:
+    forward = {kind: EVALUATIONS[way].forward(run, task, kind) for kind in kinds}
+    return StageResult(record={kind: evaluate(run, forward[kind], task, kind) for kind in kinds})
 
 
-def measured(run: Run, forward: Forward, task: str, kind: Statistics = "stored") -> Measured:
+def evaluate(run: Run, forward: Forward, task: str, kind: Statistics = "stored") -> SubsetMetrics:
     """What is answered on the validation and test rows of a task, measured. With batch statistics,
     batches of 32 in the order of the split."""
     data, family = run.dataset(task), run.family
     size = AUTHORS_BATCH_SIZE if kind == "batch" else family.evaluation_batch
-    found: Measured = {}
+    found: SubsetMetrics = {}
     for subset in ("valid", "test"):
         answers = family.predict(forward, data.steps(subset, size), run.device)
-        found[subset] = values_of(run, task, *answers)
+        found[subset] = subset_metrics(run, task, *answers)
     return found
 
 
-def values_of(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, float]:
-    """Of one subset, see `Measured`."""
+def subset_metrics(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, float]:
+    """Of one subset, see `SubsetMetrics`."""
     data, family = run.dataset(task), run.family
     found, scale = family.metrics(outputs, labels, data.info), label_scale(data)
     values = {name: found[name] for name in family.table_metrics(data.info)}
@@ -86,7 +94,9 @@ def values_of(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, float
     return {name: round(value, 5) for name, value in values.items()}
 
 
-def scores(run: Run, way: str, task: str, kinds: Kinds = ("stored",)) -> dict[str, Measured]:
+def scores(
+    run: Run, way: str, task: str, kinds: StatisticsKinds = ("stored",)
+) -> dict[str, SubsetMetrics]:
     """What `score` gives."""
     return run.result(score(run, way, task, kinds)).record
 
@@ -96,7 +106,7 @@ def main_metric(run: Run, task: str) -> str:
     return METRICS[run.dataset(task).info.target]
 
 
-def answering(
+def unified_forward(
     run: Run, model: UnifiedModel, task: str, routing: Routing = "own", kind: Statistics = "stored"
 ) -> Forward:
     """What a model says of a batch for a task."""
@@ -108,7 +118,7 @@ def answering(
     return forward
 
 
-def plain(run: Run, task: str, network: Any, head: Any) -> Forward:
+def plain_forward(run: Run, task: str, network: Any, head: Any) -> Forward:
     """A network with a task's head, without adapters."""
     data = run.dataset(task)
     own, head = run.family.load_model(run.config.shape, network, head, data)
@@ -118,28 +128,28 @@ def plain(run: Run, task: str, network: Any, head: Any) -> Forward:
 
 def _finetuned(run: Run, task: str, kind: Statistics) -> Forward:
     if run.family.adapters:
-        return answering(run, finetuned(run, task), task, kind=kind)
-    model = trained(run, teacher(run, task))
-    return plain(run, task, model.network, model.heads[task])
+        return unified_forward(run, finetuned_model(run, task), task, kind=kind)
+    model = trained_model(run, teacher(run, task))
+    return plain_forward(run, task, model.network, model.heads[task])
 
 
 def _multitask(run: Run, task: str, kind: Statistics) -> Forward:
-    model = trained(run, joint(run))
-    return plain(run, task, model.network, model.heads[task])
+    model = trained_model(run, joint(run))
+    return plain_forward(run, task, model.network, model.heads[task])
 
 
 def _merged(run: Run, task: str, kind: Statistics) -> Forward:
     if run.family.adapters:
-        return answering(run, merged_only(run, task), task, kind=kind)
-    return plain(run, task, merge_result(run).backbone_for(task), heads(run)[task])
+        return unified_forward(run, merged_model(run, task), task, kind=kind)
+    return plain_forward(run, task, merge_result(run).backbone_for(task), heads(run)[task])
 
 
 def _adapted(run: Run, task: str, kind: Statistics) -> Forward:
-    return answering(run, adapted(run, task), task, kind=kind)
+    return unified_forward(run, adapted_model(run, task), task, kind=kind)
 
 
 def _routed(run: Run, task: str, kind: Statistics) -> Forward:
-    return answering(run, unified(run), task, "moe", kind)
+    return unified_forward(run, unified_model(run), task, "moe", kind)
 
 
 def _merged_stages(run: Run, task: str) -> tuple[Stage, ...]:
@@ -155,12 +165,12 @@ def all_adapters(run: Run, task: str = "") -> tuple[Stage, ...]:
     return tuple(adapters(run, name) for name in run.tasks)
 
 
-WAYS: dict[str, Way] = {
-    "finetuned": Way(lambda run, task: (teacher(run, task),), _finetuned),
-    "multitask": Way(lambda run, task: (joint(run),), _multitask),
-    "merged": Way(_merged_stages, _merged),
-    "adapted": Way(_adapted_stages, _adapted),
-    "routed": Way(all_adapters, _routed),
+EVALUATIONS: dict[str, Evaluation] = {
+    "finetuned": Evaluation(lambda run, task: (teacher(run, task),), _finetuned),
+    "multitask": Evaluation(lambda run, task: (joint(run),), _multitask),
+    "merged": Evaluation(_merged_stages, _merged),
+    "adapted": Evaluation(_adapted_stages, _adapted),
+    "routed": Evaluation(all_adapters, _routed),
 }
 """Each task's own model; one model of all tasks; the merged network with each task's head; with its
 own adapters too (G-Merging-s); with adapters mixed by the router (G-Merging)."""
@@ -182,8 +192,8 @@ class Method:
     name: str
     title: str
     run: Run
-    stage: Callable[[Run, str, Kinds], Stage]
-    kinds: Kinds = ("stored",)
+    stage: Callable[[Run, str, StatisticsKinds], Stage]
+    kinds: StatisticsKinds = ("stored",)
     only: tuple[str, ...] = ()
 
     @property
@@ -196,7 +206,7 @@ class Method:
         """What measures it, task by task."""
         return [self.stage(self.run, task, self.kinds) for task in self.tasks]
 
-    def over_tasks(self) -> dict[str, Any]:
+    def task_scores(self) -> dict[str, Any]:
         """Scores of all tasks with averages, by kind of statistics: {metric: {task: test},
         "average", "valid_" + metric: {task: valid}, "valid_average"}, a metric for each target that
         there is (`SCORE_NAMES`); the averages are of the scores, the greater the better."""
@@ -224,7 +234,7 @@ def _mean(values: dict[str, float]) -> float:
 def finetuned_method(run: Run) -> Method:
     """What merging is measured against: one model per task."""
     title = "Fine-tuned, one model per task"
-    kinds = BOTH if run.family.adapters else ("stored",)
+    kinds = BOTH_STATISTICS if run.family.adapters else ("stored",)
     return Method("finetuned", title, run, partial(_scored, "finetuned"), kinds)
 
 
@@ -232,18 +242,18 @@ def merger_method(run: Run, how: MergeConfig) -> Method:
     """A merged network with each task's head."""
     varied = replace(run, config=run.config.model_copy(update={"merge": how}))
     published = how.method in ("weight_average", "task_arithmetic") and run.family.adapters
-    kinds = BOTH if published else ("stored",)
+    kinds = BOTH_STATISTICS if published else ("stored",)
     title = MERGERS[how.method].title
     return Method(how.method, title, varied, partial(_scored, "merged"), kinds)
 
 
-def adapted_method(run: Run, name: str, title: str, kinds: Kinds = ("stored",)) -> Method:
+def adapted_method(run: Run, name: str, title: str, kinds: StatisticsKinds = ("stored",)) -> Method:
     """A merged backbone with each task's own adapters; for the configured merger this is
     G-Merging-s."""
     return Method(name, title, run, partial(_scored, "adapted"), kinds)
 
 
-def routed_method(run: Run, name: str, title: str, kinds: Kinds = ("stored",)) -> Method:
+def routed_method(run: Run, name: str, title: str, kinds: StatisticsKinds = ("stored",)) -> Method:
     """G-Merging: adapters mixed by the router."""
     return Method(name, title, run, partial(_scored, "routed"), kinds)
 
@@ -251,23 +261,23 @@ def routed_method(run: Run, name: str, title: str, kinds: Kinds = ("stored",)) -
 def gmerging_methods(run: Run) -> list[Method]:
     """The two variants of G-Merging."""
     return [
-        adapted_method(run, "gmerging_own", "G-Merging-s (`own`)", BOTH),
-        routed_method(run, "gmerging_moe", "G-Merging (`moe`)", BOTH),
+        adapted_method(run, "gmerging_own", "G-Merging-s (`own`)", BOTH_STATISTICS),
+        routed_method(run, "gmerging_moe", "G-Merging (`moe`)", BOTH_STATISTICS),
     ]
 
 
-def _scored(way: str, run: Run, task: str, kinds: Kinds) -> Stage:
+def _scored(way: str, run: Run, task: str, kinds: StatisticsKinds) -> Stage:
     return score(run, way, task, kinds)
 
 
-def recovery(average: float, weight_average: float, finetuned: float) -> float | None:
+def recovery(average: float, weight_average: float, finetuned_model: float) -> float | None:
     """(method - weight average) / (fine-tuned - weight average) of three average scores; None if
     there is nothing to recover.
 
     The score of an error is minus the error, so that of a regression alone it is the share of the
     error that averaging the weights adds, which the method takes away again.
     """
-    gap = finetuned - weight_average
+    gap = finetuned_model - weight_average
     return round((average - weight_average) / gap, 4) if gap > 0 else None
 
 

@@ -17,13 +17,19 @@ from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.store import StageResult
 from merging.training.alignment import align
-from merging.training.supervised import MultitaskModel, TrainedModel, label_scale, train, untrained
+from merging.training.supervised import (
+    MultitaskModel,
+    TrainedModel,
+    initial_model,
+    label_scale,
+    train,
+)
 from models.errors import ConfigError
 from models.state_dict import sub_state
 
 
 def teacher(run: Run, task: str) -> Stage:
-    """A task's own model, trained on it alone (`trained`)."""
+    """A task's own model, trained on it alone (`trained_model`)."""
     config = run.config
     start = run.initial_fingerprint, config.initial_seed(task, run.seed)
     settings = config.shape, config.training_for(task), *start, *_data(run, task)
@@ -35,13 +41,13 @@ def teacher(run: Run, task: str) -> Stage:
 def _make_teacher(run: Run, task: str, checkpoint: Path) -> StageResult:
     data, settings = run.dataset(task), run.config.training_for(task)
     start = run.initial_state(task), run.seed, settings.dropout
-    model = untrained(run.family, run.config.shape, {task: data}, *start)
+    model = initial_model(run.family, run.config.shape, {task: data}, *start)
     made = train(model, settings, run.seed, checkpoint, run.device)
     return _kept(made, settings=settings.model_dump(), data=data.record)
 
 
 def joint(run: Run) -> Stage:
-    """One network with a head for each task, trained on all of them (`trained`). Raises
+    """One network with a head for each task, trained on all of them (`trained_model`). Raises
     ConfigError: the configuration does not say how."""
     config, settings = run.config, run.config.joint_training
     if settings is None:
@@ -57,7 +63,7 @@ def _make_joint(run: Run, checkpoint: Path) -> StageResult:
     settings = run.config.joint_training
     data = {task: run.family.joint_data(run.dataset(task), settings) for task in run.tasks}
     start = run.initial_state(), run.seed, settings.dropout
-    model = untrained(run.family, run.config.shape, data, *start)
+    model = initial_model(run.family, run.config.shape, data, *start)
     made = train(model, settings, run.seed, checkpoint, run.device)
     return _kept(made, settings=settings.model_dump())
 
@@ -77,7 +83,7 @@ def merged(run: Run) -> Stage:
 
 def _make_merged(run: Run, _: Path) -> StageResult:
     how, family, shape = run.config.merge, run.family, run.config.shape
-    models = {task: trained(run, teacher(run, task)) for task in run.tasks}
+    models = {task: trained_model(run, teacher(run, task)) for task in run.tasks}
     networks = {task: model.network for task, model in models.items()}
     calibrated = run.tasks if merger_spec(how.method).calibrated else ()
     seen = {task: calibration(run, task) for task in calibrated}
@@ -107,7 +113,7 @@ def _make_merged(run: Run, _: Path) -> StageResult:
 
 
 def tuned(run: Run) -> Stage:
-    """The heads, trained for a short time on the merged network (`trained`)."""
+    """The heads, trained for a short time on the merged network (`trained_model`)."""
     settings = run.config.head_tuning
     return Stage("tuned", run.seed, (settings,), (merged(run),), partial(_make_tuned, run))
 
@@ -134,13 +140,13 @@ def adapters(run: Run, task: str) -> Stage:
 
 
 def _make_adapters(run: Run, task: str, checkpoint: Path) -> StageResult:
-    return aligned(run, task, merged_network(run, task), checkpoint)
+    return align_adapters(run, task, merged_network(run, task), checkpoint)
 
 
-def aligned(run: Run, task: str, student: Any, checkpoint: Path) -> StageResult:
+def align_adapters(run: Run, task: str, student: Any, checkpoint: Path) -> StageResult:
     """Train a task's adapters on a network, which is frozen and moved to the run's device."""
     dataset, settings = run.dataset(task), run.config.alignment_for(task)
-    data, networks = (dataset.graphs, dataset.split.train), (own_network(run, task), student)
+    data, networks = (dataset.graphs, dataset.split.train), (finetuned_network(run, task), student)
     made = align(*data, *networks, settings, run.seed, checkpoint, run.device, task)
     return StageResult(
         made.adapters.state_dict(), {**made.record, "settings": settings.model_dump()}
@@ -160,7 +166,7 @@ def check_adapters(run: Run) -> None:
 # --- results ---
 
 
-def trained(run: Run, stage: Stage) -> TrainedModel:
+def trained_model(run: Run, stage: Stage) -> TrainedModel:
     """What `teacher`, `joint` or `tuned` made."""
     result = run.result(stage)
     tasks = dict.fromkeys(key.split("/")[0] for key in result.under("heads/"))
@@ -186,13 +192,13 @@ def heads(run: Run) -> dict[str, StateDict]:
     """The heads that an artifact gets, by task: tuned, where that is configured."""
     if run.config.head_tuning is None:
         return merge_result(run).heads
-    return trained(run, tuned(run)).heads
+    return trained_model(run, tuned(run)).heads
 
 
 def calibration(run: Run, task: str) -> Calibration:
     """What a merger may see of a task: its head (of a regression, in standard deviations), and some
     training graphs without their labels."""
-    head, data = trained(run, teacher(run, task)).heads[task], run.dataset(task)
+    head, data = trained_model(run, teacher(run, task)).heads[task], run.dataset(task)
     scale = label_scale(data)
     head = scale.unfolded(head) if scale else head
     batches, nodes = calibration_graphs(run, task)
@@ -208,9 +214,9 @@ def calibration_graphs(run: Run, task: str) -> tuple[Sequence[Any], Sequence[Ten
     return found
 
 
-def own_network(run: Run, task: str) -> Any:
+def finetuned_network(run: Run, task: str) -> Any:
     """A task's own network, in evaluation mode."""
-    return _network(run, trained(run, teacher(run, task)).network)
+    return _network(run, trained_model(run, teacher(run, task)).network)
 
 
 def merged_network(run: Run, task: str | None = None) -> Any:
@@ -221,7 +227,7 @@ def merged_network(run: Run, task: str | None = None) -> Any:
     return _network(run, state)
 
 
-def check_shared(run: Run) -> None:
+def check_single_backbone(run: Run) -> None:
     """Raises ConfigError: the configured merger gives each task a network of its own."""
     if merge_result(run).by_task:
         raise ConfigError(
@@ -243,7 +249,7 @@ def _data(run: Run, task: str) -> tuple[Setting, ...]:
 
 
 def _kept(model: TrainedModel, **about: Any) -> StageResult:
-    """In the form that `trained` reads."""
+    """In the form that `trained_model` reads."""
     tensors = {f"network/{key}": value for key, value in model.network.items()}
     for task, head in model.heads.items():
         tensors |= {f"heads/{task}/{key}": value for key, value in head.items()}

@@ -55,7 +55,7 @@ def measure_molecules(run: Run) -> dict[str, Any]:
 
 
 def _areas(row: Method) -> Any:
-    return row.over_tasks()["stored"]["roc_auc"]
+    return row.task_scores()["stored"]["roc_auc"]
 
 
 def molecules_table(molecules: dict[str, Any]) -> str:

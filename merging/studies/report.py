@@ -73,7 +73,7 @@ def ablate(run: Run, folder: Path, build: Build) -> dict[str, Any]:
         "base": run.config.compare.ablation_base,
         "tasks": run.config.compare.ablation_tasks or run.tasks,
         "groups": {
-            group: {row.title: row.over_tasks() for row in rows} for group, rows in groups.items()
+            group: {row.title: row.task_scores() for row in rows} for group, rows in groups.items()
         },
         "environment": environment(),
     }
@@ -170,13 +170,13 @@ def seed_results(run: Run, rows: list[Method]) -> dict[str, Any]:
     Returns:
         {"setting", "seed", "methods": {name: {"title", "merge", "stored" | "batch": {...},
         "recovery"}}, "swap_matrix", "expert_weights", "accounting", ...} with scores as
-        `Method.over_tasks` gives them, in [0, 1]; only some methods have "batch".
+        `Method.task_scores` gives them, in [0, 1]; only some methods have "batch".
     """
     methods: dict[str, Any] = {
         row.name: {
             "title": row.title,
             "merge": row.run.config.merge.model_dump(),
-            **row.over_tasks(),
+            **row.task_scores(),
         }
         for row in rows
     }

@@ -11,15 +11,15 @@ from merging.families.molecule_config import BASE_VARIANT
 from merging.mergers.registry import MergeConfig
 from merging.run.run import Run
 from merging.run.scores import (
-    Kinds,
     Method,
+    StatisticsKinds,
     adapted_method,
     finetuned_method,
     gmerging_methods,
     merger_method,
     routed_method,
     score,
-    values_of,
+    subset_metrics,
 )
 from merging.run.stage import Stage
 from merging.run.store import StageResult
@@ -60,7 +60,7 @@ def chosen_merger(run: Run, method: str) -> Method:
     rows = candidates(run, method)
     if len(rows) == 1:
         return rows[0]
-    return max(rows, key=lambda row: row.over_tasks()["stored"]["valid_average"])
+    return max(rows, key=lambda row: row.task_scores()["stored"]["valid_average"])
 
 
 def table_rows(run: Run) -> list[Method]:
@@ -90,12 +90,14 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
     ]
 
 
-def multitask_score(run: Run, task: str, kinds: Kinds) -> Stage:
+def multitask_score(run: Run, task: str, kinds: StatisticsKinds) -> Stage:
     """What one model of all tasks is worth on a task."""
     return score(run, "multitask", task, kinds)
 
 
-def _forest(name: str, drawn: Callable[[str], str], run: Run, task: str, kinds: Kinds) -> Stage:
+def _forest(
+    name: str, drawn: Callable[[str], str], run: Run, task: str, kinds: StatisticsKinds
+) -> Stage:
     """A random forest on fingerprints of molecules as `drawn` writes them."""
     dataset, described = run.dataset(task), run.config.dataset_for(task)
     trees = run.config.compare.forest_trees_by_task.get(task, run.config.compare.forest_trees)
@@ -113,5 +115,5 @@ def _make_forest(
     found: dict[str, dict[str, float]] = {}
     for subset in ("valid", "test"):
         labels = dataset.labels[getattr(dataset.split, subset)]
-        found[subset] = values_of(run, task, answers[subset], labels)
+        found[subset] = subset_metrics(run, task, answers[subset], labels)
     return StageResult(record={"stored": found})

@@ -19,7 +19,7 @@ from merging.targets.metrics import mean_of_defined
 from merging.training.loop import ResumableTraining
 from models.state_dict import sub_state
 
-Trained = Literal["all", "heads"]
+TrainedParameters = Literal["all", "heads"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class MultitaskModel(nn.Module):
         return self.family.outputs(self.network, head, batch, info, self.training)
 
 
-def untrained(
+def initial_model(
     family: OfflineFamily,
     shape: Any,
     tasks: Mapping[str, TaskData],
@@ -99,7 +99,7 @@ def train(
     seed: int,
     checkpoint: Path,
     device: torch.device | None = None,
-    trained: Trained = "all",
+    trained: TrainedParameters = "all",
 ) -> TrainedModel:
     """Train a model on its tasks and keep the epoch with the best validation score, mean over the
     tasks that have one (the earliest of equals); the last epoch where no task ever has one.
@@ -175,7 +175,7 @@ class _Training:
         self.steps = 0
         self.scales = {task: label_scale(data) for task, data in model.tasks.items()}
 
-    def parameters(self, trained: Trained) -> list[nn.Parameter]:
+    def parameters(self, trained: TrainedParameters) -> list[nn.Parameter]:
         """Those that are trained; only these ask for gradients."""
         self.model.requires_grad_(trained == "all")
         for head in self.model.heads:

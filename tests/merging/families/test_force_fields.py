@@ -22,10 +22,10 @@ from merging.release.release import release
 from merging.run import stages
 from merging.run.config import load_config
 from merging.run.run import Run
-from merging.run.stages import calibration, merge_result, own_network, trained
+from merging.run.stages import calibration, finetuned_network, merge_result, trained_model
 from merging.studies import gffmerge as study
 from merging.studies import gffmerge_tables as table
-from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
+from merging.training.supervised import MultitaskModel, TrainedModel, initial_model, train
 from models.artifact import load_artifact
 from models.data.atoms import Atoms, AtomsBatch, collate_atoms, composition, energies_of_elements
 from models.errors import ArtifactError, ConfigError, DataError
@@ -272,7 +272,7 @@ def test_energies_of_elements_are_found_again() -> None:
 def started(data: Path, *tasks: str) -> MultitaskModel:
     found = {task: read_frames(CONFIG, task, data) for task in tasks}
     initial = FORCE_FIELDS.initial_state(CONFIG, 3, Folders(data, data))
-    return untrained(FORCE_FIELDS, NETWORK, found, initial, 0)
+    return initial_model(FORCE_FIELDS, NETWORK, found, initial, 0)
 
 
 def tensors_of(made: TrainedModel) -> dict[str, Tensor]:
@@ -594,11 +594,11 @@ def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
     changes = {"merge": MergeConfig(method="weight_average"), "tuning": None}
     run = Run(CONFIG.model_copy(update=changes), 0, data, tmp_path / "work")
     found = merge_result(run)
-    networks = [own_network(run, task).state_dict() for task in run.tasks]
+    networks = [finetuned_network(run, task).state_dict() for task in run.tasks]
     for key, value in found.backbone.items():
         torch.testing.assert_close(value, torch.stack([own[key] for own in networks]).mean(0))
     for task in run.tasks:
-        own = trained(run, stages.teacher(run, task)).heads[task]
+        own = trained_model(run, stages.teacher(run, task)).heads[task]
         moved = {key for key in own if not torch.equal(own[key], found.heads[task][key])}
         assert moved == {"atom_energies"}
         made = FORCE_FIELDS.load_model(

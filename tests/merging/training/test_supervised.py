@@ -18,7 +18,7 @@ from merging.families.molecules import MOLECULES
 from merging.run.run import Run
 from merging.targets.losses import loss
 from merging.targets.metrics import predict, roc_auc
-from merging.training.supervised import TrainedModel, epoch_steps, train, untrained
+from merging.training.supervised import TrainedModel, epoch_steps, initial_model, train
 from tests.conftest import pico_config
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def fit(
     run: Run, tasks: dict[str, Any], settings: TrainingConfig, checkpoint: Path, seed: int = 0
 ) -> TrainedModel:
     start = run.initial_state(), seed, settings.dropout
-    model = untrained(MOLECULES, pico_config(), tasks, *start)
+    model = initial_model(MOLECULES, pico_config(), tasks, *start)
     return train(model, settings, seed, checkpoint)
 
 

@@ -13,7 +13,13 @@ from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
 from merging.targets.losses import LabelScale, loss
 from merging.targets.metrics import METRICS, metrics
-from merging.training.supervised import MultitaskModel, TrainedModel, label_scale, train, untrained
+from merging.training.supervised import (
+    MultitaskModel,
+    TrainedModel,
+    initial_model,
+    label_scale,
+    train,
+)
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
@@ -45,7 +51,7 @@ def run(
     settings = GraphTrainingConfig.model_validate(TRAINING | changes)
     config = GraphConfig.model_construct(network=shape)
     initial = GRAPHS.initial_state(config, seed, Folders(checkpoint.parent, checkpoint.parent))
-    model = untrained(GRAPHS, shape, tasks, initial, seed, settings.dropout)
+    model = initial_model(GRAPHS, shape, tasks, initial, seed, settings.dropout)
     return train(model, settings, seed, checkpoint)
 
 
