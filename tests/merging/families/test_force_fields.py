@@ -429,7 +429,9 @@ def test_a_linear_part_is_the_least_squares_answer_of_numpy() -> None:
     rows, targets = [], []
     for model in teachers.values():
         seen = [
-            mergers.seen(model.network, model.expert, batch, ["interactions.0.conv.nn.0"])
+            mergers.linear_activations(
+                model.network, model.expert, batch, ["interactions.0.conv.nn.0"]
+            )
             for batch in model.batches
         ]
         z = (
@@ -467,9 +469,9 @@ def test_derivatives_of_inputs_and_outputs_are_slopes() -> None:
     )
     names = list(mergers.linears(network, expert))
     assert len(names) == 5 + 2
-    found = mergers.seen(network, expert, batch, names, directions)
+    found = mergers.linear_activations(network, expert, batch, names, directions)
     there, back = (
-        mergers.seen(
+        mergers.linear_activations(
             network,
             expert,
             replace(batch, positions=batch.positions + sign * step * directions),
