@@ -13,12 +13,12 @@ from merging.run.run import Run
 from merging.run.scores import (
     Method,
     environment,
+    evaluation,
     finetuned_method,
     gmerging_methods,
     main_metric,
     merger_method,
     recovery,
-    scores,
     unified_forward,
 )
 from merging.run.stage import Stage
@@ -181,7 +181,8 @@ def _plain_metrics(run: Run) -> dict[str, Any]:
     for name, way in (("separate", "finetuned"), ("merged", "merged")):
         found[name] = {}
         for task in run.tasks:
-            test, shown = scores(run, way, task)["stored"]["test"], _shown(run, task)
+            record = run.result(evaluation(way, run, task)).record
+            test, shown = record["stored"]["test"], _shown(run, task)
             named = {metric: test[metric] for metric in shown}
             found[name][task] = named if len(shown) > 1 else test[shown[0]]
     return found

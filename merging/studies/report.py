@@ -8,7 +8,14 @@ from typing import Any
 
 from merging.data.files import read_json, read_seeds, write_json
 from merging.run.run import Run
-from merging.run.scores import Method, environment, finetuned_method, merger_method, recovery
+from merging.run.scores import (
+    Method,
+    environment,
+    finetuned_method,
+    joint_method,
+    merger_method,
+    recovery,
+)
 from merging.run.stage import Stage
 from merging.run.stages import adapters, joint, merged, teacher
 from merging.studies.markdown import (
@@ -20,7 +27,7 @@ from merging.studies.markdown import (
     task_column,
 )
 from merging.studies.results import accounting, expert_weights, swap_matrix, swapped, task_weights
-from merging.studies.rows import ablation_rows, merger_candidates, multitask_score, table_rows
+from merging.studies.rows import ablation_rows, merger_candidates, table_rows
 from merging.targets.metrics import by_task
 
 Build = Callable[[Sequence[Stage], str], None]
@@ -92,7 +99,7 @@ def compare_plainly(runs: Sequence[Run], path: Path, build: Build) -> dict[str, 
     mergers = {how.method: how for how in (*first.family.default_mergers, first.config.merge)}
     rows: dict[str, list[Method]] = {
         "separate": [finetuned_method(run) for run in runs],
-        "joint": [Method("multitask", "Joint training", run, multitask_score) for run in runs],
+        "joint": [joint_method(run, "Joint training") for run in runs],
         **{name: [merger_method(run, how) for run in runs] for name, how in mergers.items()},
     }
     build([stage for of in rows.values() for row in of for stage in row.stages], "comparison")

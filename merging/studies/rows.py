@@ -16,9 +16,9 @@ from merging.run.scores import (
     adapted_method,
     finetuned_method,
     gmerging_methods,
+    joint_method,
     merger_method,
     routed_method,
-    score,
     subset_metrics,
 )
 from merging.run.stage import Stage
@@ -32,7 +32,7 @@ def reference_rows(run: Run) -> list[Method]:
     network at all."""
     rows = [finetuned_method(run)]
     if run.config.compare.multitask is not None:
-        rows.append(Method("multitask", "Multi-task learning", run, multitask_score))
+        rows.append(joint_method(run, "Multi-task learning"))
     if run.config.compare.forest_trees is not None:
         name, title = "ecfp4_random_forest", "ECFP4 + random forest"
         rows.append(Method(name, title, run, partial(_forest, name, str)))
@@ -88,11 +88,6 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
         replace(row(base.with_changes(**change), name, title), only=only)
         for title, change in {BASE_VARIANT: {}, **changes}.items()
     ]
-
-
-def multitask_score(run: Run, task: str, kinds: StatisticsKinds) -> Stage:
-    """What one model of all tasks is worth on a task."""
-    return score(run, "multitask", task, kinds)
 
 
 def _forest(

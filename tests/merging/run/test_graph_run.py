@@ -16,7 +16,7 @@ from merging.mergers.registry import MergeConfig
 from merging.release.release import release
 from merging.run import stages
 from merging.run.run import Run
-from merging.run.scores import scores
+from merging.run.scores import evaluation
 from merging.run.stages import heads, joint, merge_result, teacher, trained_model
 from merging.studies.report import compare_plainly, scores_table
 from models.artifact import load_artifact
@@ -48,8 +48,8 @@ def varied(run: Run, **changes: Any) -> Run:
 
 def measured(run: Run, way: str) -> dict[str, float]:
     """The main test score by task."""
-    found = {task: scores(run, way, task)["stored"]["test"] for task in run.tasks}
-    return {task: next(iter(values.values())) for task, values in found.items()}
+    records = {task: run.result(evaluation(way, run, task)).record for task in run.tasks}
+    return {task: next(iter(record["stored"]["test"].values())) for task, record in records.items()}
 
 
 def test_released_artifact_answers_as_what_was_measured(small: Run, tmp_path: Path) -> None:
