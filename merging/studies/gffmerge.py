@@ -238,7 +238,7 @@ def tuned(
     for task in run.tasks:
         model.head(task).load_state_dict(start.expert(task).state_dict())
     with TemporaryDirectory() as folder:
-        made = train(model, config, run.seed, Path(folder) / "resume.pt", trained=which)
+        made = train(model, config, run.seed, Path(folder) / "resume.pt", parameters=which)
     return _assembled(run, made)
 
 

@@ -316,7 +316,7 @@ def test_heads_are_tuned_alone(data: Path, tmp_path: Path) -> None:
     model = started(data, *CONFIG.tasks)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert CONFIG.tuning
-    train(model, CONFIG.tuning, 0, tmp_path / "resume.pt", trained="heads")
+    train(model, CONFIG.tuning, 0, tmp_path / "resume.pt", parameters="heads")
     changed = {
         key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
     }
