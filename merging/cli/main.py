@@ -69,8 +69,8 @@ Row = tuple[str, Callable[[argparse.Namespace], None], tuple[Option, ...]]
 
 
 def _commands() -> list[Row]:
-    run = config_options(DEFAULT_CONFIG, BUNDLED), options.device
-    one = *run, options.seed
+    base = config_options(DEFAULT_CONFIG, BUNDLED), options.device
+    one_seed = *base, options.seed
     pretraining = config_options("gin_contextpred.yaml", (PRETRAIN_CONFIG_FOLDER,))
     output = option(
         "--output",
@@ -96,25 +96,27 @@ def _commands() -> list[Row]:
         default=32,
         help="number of other experts that each task's mixture considers",
     )
-    out = option("--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to remove")
-    finished = option("artifact", type=Path, help="an artifact's folder")
+    removed = option(
+        "--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to remove"
+    )
+    artifact = option("artifact", type=Path, help="an artifact's folder")
     processes, replace = options.processes, options.replace
-    new = options.artifact, options.new_artifact, replace
-    several = processes, options.tasks
+    new_artifact = options.artifact, options.new_artifact, replace
+    per_task = processes, options.tasks
     return [
         ("pretrain", commands.pretrain_backbone, (pretraining, options.device, options.seed)),
-        ("finetune", commands.finetune, (*one, *several)),
-        ("plan", commands.plan_groups, (*one, options.plan_options, plan_file)),
-        ("merge", commands.merge_models, (*one, options.plan)),
-        ("train-adapters", commands.train_adapters, (*one, *several, options.plan)),
-        ("release", commands.release_models, (*one, processes, options.plan, output, replace)),
-        ("compare", commands.compare_methods, (*run, options.seeds, processes, options.results)),
-        ("ablate", commands.ablate_settings, (*one, processes, options.results)),
+        ("finetune", commands.finetune, (*one_seed, *per_task)),
+        ("plan", commands.plan_groups, (*one_seed, options.plan_options, plan_file)),
+        ("merge", commands.merge_models, (*one_seed, options.plan)),
+        ("train-adapters", commands.train_adapters, (*one_seed, *per_task, options.plan)),
+        ("release", commands.release_models, (*one_seed, processes, options.plan, output, replace)),
+        ("compare", commands.compare_methods, (*base, options.seeds, processes, options.results)),
+        ("ablate", commands.ablate_settings, (*one_seed, processes, options.results)),
         ("figures", commands.redraw, (options.results,)),
-        ("add-task", commands.add_task, (*one, *new)),
-        ("remove-task", commands.remove_task, (out, *new)),
-        ("screen", commands.screen_artifact, (molecules, candidates, *new)),
-        ("inspect", commands.inspect_artifact, (finished,)),
+        ("add-task", commands.add_task, (*one_seed, *new_artifact)),
+        ("remove-task", commands.remove_task, (removed, *new_artifact)),
+        ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
+        ("inspect", commands.inspect_artifact, (artifact,)),
     ]
 
 
