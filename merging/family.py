@@ -187,10 +187,10 @@ class OfflineFamily(ABC):
     def network(self, shape: Any, dropout: float = 0.0) -> nn.Module:
         """Build the network to be merged, with random weights."""
 
-    @abstractmethod
     def initial_state(self, config: Any, seed: int, folders: Folders) -> StateDict:
         """Return the weights that training starts from: `network.*`, and `head.*` if all heads
-        start alike."""
+        start alike. By default a random network, which depends on the seed alone."""
+        return random_state(seed, network=lambda: self.network(config.shape))
 
     def initial_fingerprint(self, config: Any, folders: Folders) -> str:
         """Return what the initial weights depend on besides shape and seed, such as the digest of

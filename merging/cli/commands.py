@@ -231,8 +231,8 @@ def redraw(arguments: argparse.Namespace) -> None:
     """Draw every figure again from the results files."""
     folders = sorted(path.parent for path in arguments.results.glob("*/summary.json"))
     if not folders:
-        found = f"got no */summary.json in {arguments.results}"
-        raise DataError(f"{found}, expected the results of `gmerging compare`")
+        problem = f"got no */summary.json in {arguments.results}"
+        raise DataError(f"{problem}, expected the results of `gmerging compare`")
     for folder in folders:
         _draw(folder)
 

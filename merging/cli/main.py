@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gmerging: {error}", file=sys.stderr)
         return 1
     except (BrokenProcessPool, MemoryError) as error:
-        found = f"a process died or got no memory ({error})"
+        problem = f"a process died or got no memory ({error})"
         remedy = "try fewer --processes or --threads; the same command resumes where it stopped"
-        print(f"gmerging: {found}; {remedy}", file=sys.stderr)
+        print(f"gmerging: {problem}; {remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("gmerging: stopped; the same command resumes where it stopped", file=sys.stderr)

@@ -15,7 +15,7 @@ from merging.data.graph_file import FileSpec, file_task
 from merging.data.links import LinkSpec, link_task
 from merging.data.planetoid import PlanetoidSpec, class_task, load_planetoid
 from merging.data.task_data import GraphTask
-from merging.family import Folders, OfflineFamily, ScratchRunConfig, StateDict, random_state
+from merging.family import Folders, OfflineFamily, ScratchRunConfig, StateDict
 from merging.mergers.registry import MergeConfig
 from models.data.feature_graph import FeatureGraph
 from models.data.schema import FeatureInput
@@ -94,10 +94,6 @@ class Graphs(OfflineFamily):
     def network(self, shape: GraphNetworkConfig, dropout: float = 0.0) -> GraphNetwork:
         """Build the network with random weights."""
         return GraphNetwork(shape, dropout)
-
-    def initial_state(self, config: GraphConfig, seed: int, folders: Folders) -> StateDict:
-        """Return random weights of the network, which depend on the seed alone."""
-        return random_state(seed, network=lambda: GraphNetwork(config.network))
 
     def data_settings(self, config: GraphConfig, task: str) -> tuple[Setting, ...]:
         """Return the description of a task's data, and the encoder."""

@@ -209,10 +209,10 @@ class MoleculeConfig(RunConfig):
         """
         values = self.model_dump()
         for section, changed in changes.items():
-            own = None if section == "merge" else values.get(section)
-            values[section] = {**own, **changed} if isinstance(own, dict) else dict(changed)
-            for task, own in values.get(f"{section}_by_task", {}).items():
-                values[f"{section}_by_task"][task] = own | changed
+            current = None if section == "merge" else values.get(section)
+            values[section] = {**current, **changed} if isinstance(current, dict) else dict(changed)
+            for task, current in values.get(f"{section}_by_task", {}).items():
+                values[f"{section}_by_task"][task] = current | changed
         return MoleculeConfig.model_validate(values)
 
     def check_variants(self) -> None:

@@ -109,7 +109,7 @@ class MergeInputs:
         """Raise InvalidInputError if a task is on nodes, for mergers whose objective is that of
         independent labels of graphs."""
         if on_nodes := sorted(
-            task for task, seen in self.calibration.items() if seen.level == "node"
+            task for task, calibration in self.calibration.items() if calibration.level == "node"
         ):
             raise InvalidInputError(
                 f"got {', '.join(on_nodes)} on nodes, expected tasks on graphs ({method} is for"

@@ -142,14 +142,14 @@ def shared_weights(
 ) -> dict[str, Tensor]:
     """Return the parameters that are merged, by name: those of the network and, if heads are
     merged, of the head; never a buffer."""
-    named = dict(network.named_parameters())
+    parameters = dict(network.named_parameters())
     if heads == "merged":
-        named |= {
+        parameters |= {
             name: parameter
             for name, parameter in expert.named_parameters()
             if name.split(".")[0] in _HEAD
         }
-    return {name: parameter.detach() for name, parameter in named.items()}
+    return {name: parameter.detach() for name, parameter in parameters.items()}
 
 
 @torch.no_grad()
@@ -194,7 +194,7 @@ def _equations(
     """The normal equations of Linears: inputs from `model`, outputs from the teacher."""
     modules = linears(teacher.network, teacher.expert)
     biased = {name: modules[name].bias is not None for name in names}
-    found = {
+    equations = {
         name: NormalEquations.empty(
             modules[name].in_features + biased[name], modules[name].out_features
         )
@@ -210,10 +210,10 @@ def _equations(
         entered = taught if same else linear_activations(*model, batch, names, directions)
         for name in names:
             (z, dz), (y, dy) = entered[name][0], taught[name][1]
-            found[name].add(with_ones(z) if biased[name] else z, y)
+            equations[name].add(with_ones(z) if biased[name] else z, y)
             if dz is not None and dy is not None:
-                found[name].add(F.pad(dz, (0, 1)) if biased[name] else dz, dy)
-    return found
+                equations[name].add(F.pad(dz, (0, 1)) if biased[name] else dz, dy)
+    return equations
 
 
 class _Reached(Exception):  # noqa: N818 - not an error
@@ -236,12 +236,12 @@ def linear_activations(
     With `directions` (N, 3), in Angstrom, each tensor comes with its derivative along them; None if
     it does not depend on positions.
     """
-    found: dict[str, tuple[ValueAndSlope, ValueAndSlope]] = {}
+    recorded: dict[str, tuple[ValueAndSlope, ValueAndSlope]] = {}
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def record(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            found[name] = forward_ad.unpack_dual(inputs[0]), forward_ad.unpack_dual(output)
-            if len(found) == len(names):
+            recorded[name] = forward_ad.unpack_dual(inputs[0]), forward_ad.unpack_dual(output)
+            if len(recorded) == len(names):
                 raise _Reached
 
         return record
@@ -257,7 +257,7 @@ def linear_activations(
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return recorded
 
 
 @torch.no_grad()

@@ -80,18 +80,18 @@ def evaluate(run: Run, forward: Forward, task: str, kind: Statistics = "stored")
     statistics, batches have 32 molecules, in the order of the split."""
     data, family = run.dataset(task), run.family
     size = AUTHORS_BATCH_SIZE if kind == "batch" else family.evaluation_batch
-    found: SubsetMetrics = {}
+    metrics: SubsetMetrics = {}
     for subset in ("valid", "test"):
         predictions = family.predict(forward, data.steps(subset, size), run.device)
-        found[subset] = subset_metrics(run, task, *predictions)
-    return found
+        metrics[subset] = subset_metrics(run, task, *predictions)
+    return metrics
 
 
 def subset_metrics(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, float]:
     """Compute the metrics and the score of a task's outputs on one subset (`SubsetMetrics`)."""
     data, family = run.dataset(task), run.family
-    found, scale = family.metrics(outputs, labels, data.info), label_scale(data)
-    values = {name: found[name] for name in family.table_metrics(data.info)}
+    metrics, scale = family.metrics(outputs, labels, data.info), label_scale(data)
+    values = {name: metrics[name] for name in family.table_metrics(data.info)}
     values["score"] = family.score(
         standardised(scale, outputs), standardised(scale, labels), data.info
     )
@@ -204,14 +204,14 @@ class Method:
             for task, stage in zip(self.tasks, self.stages, strict=True)
         }
         targets = {task: self.run.dataset(task).info.target for task in records}
-        found: dict[str, Any] = {kind: {} for kind in self.kinds}
-        for kind, scores in found.items():
+        by_kind: dict[str, Any] = {kind: {} for kind in self.kinds}
+        for kind, scores in by_kind.items():
             for subset, prefix in (("test", ""), ("valid", "valid_")):
                 values = {task: record[kind][subset]["score"] for task, record in records.items()}
                 for name, by_task in by_metric(values, targets).items():
                     scores[f"{prefix}{name}"] = by_task
                 scores[f"{prefix}average"] = round(sum(values.values()) / len(values), 5)
-        return found
+        return by_kind
 
 
 def finetuned_method(run: Run) -> Method:

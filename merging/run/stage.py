@@ -70,11 +70,11 @@ class Stage:
         return store.make(self.result_name, self.name, self._make)
 
     def _make(self, checkpoint: Path) -> StageResult:
-        before = _readable.set(self._below)
+        token = _readable.set(self._below)
         try:
             return self.make(checkpoint)
         finally:
-            _readable.reset(before)
+            _readable.reset(token)
 
     @cached_property
     def _below(self) -> frozenset[str]:

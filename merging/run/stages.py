@@ -144,9 +144,9 @@ def align_adapters(run: Run, task: str, student: Any, checkpoint: Path) -> Stage
     device."""
     dataset, settings = run.dataset(task), run.config.alignment_for(task)
     data, networks = (dataset.graphs, dataset.split.train), (finetuned_network(run, task), student)
-    made = align(*data, *networks, settings, run.seed, checkpoint, run.device, task)
-    record = {**made.record, "settings": settings.model_dump()}
-    return StageResult(made.adapters.state_dict(), record)
+    trained = align(*data, *networks, settings, run.seed, checkpoint, run.device, task)
+    record = {**trained.record, "settings": settings.model_dump()}
+    return StageResult(trained.adapters.state_dict(), record)
 
 
 def check_adapters(run: Run) -> None:
@@ -249,10 +249,10 @@ def _trained(
     **record: Any,
 ) -> StageResult:
     """Train a model; the result is what `trained_model` reads."""
-    made = train(model, settings, run.seed, checkpoint, run.device, parameters)
-    tensors = {f"network/{key}": value for key, value in made.network.items()}
-    tensors |= _by_task("heads", made.heads)
-    return StageResult(tensors, {**made.record, "settings": settings.model_dump(), **record})
+    trained = train(model, settings, run.seed, checkpoint, run.device, parameters)
+    tensors = {f"network/{key}": value for key, value in trained.network.items()}
+    tensors |= _by_task("heads", trained.heads)
+    return StageResult(tensors, {**trained.record, "settings": settings.model_dump(), **record})
 
 
 def _by_task(name: str, states: Mapping[str, StateDict]) -> StateDict:

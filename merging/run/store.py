@@ -60,8 +60,8 @@ class ResultStore:
         if tensors.is_file():
             with reading(tensors), safe_open(tensors, "pt") as stream:
                 names = stream.keys()
-                found = {name: stream.get_tensor(name) for name in names}
-                return StageResult(found, json.loads(stream.metadata()["record"]))
+                loaded = {name: stream.get_tensor(name) for name in names}
+                return StageResult(loaded, json.loads(stream.metadata()["record"]))
         record = read_json(self._path(result_name, "json"))
         return None if record is None else StageResult(record=record)
 
