@@ -46,7 +46,7 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
     Args:
         family: its kind of model.
         manifest: of the artifact.
-        methods: titles and scores of what it is compared with, by name (`Method.over_tasks`).
+        methods: titles and scores of what it is compared with, by name (`Method.task_scores`).
     """
     adapted = "gmerging_own" in methods
     tables = _adapted_scores(manifest, methods) if adapted else _plain_scores(manifest)
@@ -57,7 +57,7 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
     merger = f"{how['method']} ({MERGERS[how['method']].paper})"
     return f"""# {manifest.name} {manifest.version}
 
-{family.about(manifest)}
+{family.card_introduction(manifest)}
 
 {_tasks_table(manifest)}
 
@@ -71,7 +71,7 @@ The whole configuration, library versions and checksums of weights and data are 
 
 ## Limits
 
-{family.limits(manifest)}
+{family.card_limitations(manifest)}
 """
 
 

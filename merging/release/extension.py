@@ -11,11 +11,11 @@ from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
 from merging.release.card import calibration_section, data_table, metrics_tables
 from merging.release.release import Calibrated, calibrate, data_provenance, measure_served
-from merging.run.models import expert, finetuned, single_task_model, without_adapters
+from merging.run.models import expert, finetuned_model, single_task_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import answering, measured
+from merging.run.scores import evaluate, unified_forward
 from merging.run.stage import Stage
-from merging.run.stages import aligned, check_adapters, teacher
+from merging.run.stages import align_adapters, check_adapters, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
 from merging.targets.metrics import SCORE_NAMES, reported
@@ -46,7 +46,7 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
 
     Raises: as `check_addition`.
     """
-    parts, called = check_addition(run, artifact, output, replace), run.config.called()
+    parts, called = check_addition(run, artifact, output, replace), run.config.require_release()
     backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
     made = {
         task: expert(run, task, run.result(added_adapters(run, backbone, origin, task)).tensors)
@@ -87,7 +87,7 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
         ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
     check_adapters(run)
-    called, parts = run.config.called(), load_parts(artifact)
+    called, parts = run.config.require_release(), load_parts(artifact)
     _check_fit(run, parts.manifest)
     tasks = [*parts.manifest.tasks, *run.tasks]
     check_output(output, called.name, called.version, tasks, replace, parts.digest)
@@ -215,7 +215,7 @@ def added_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Stag
 
 def _make_adapters(run: Run, backbone: Backbone, task: str, checkpoint: Path) -> StageResult:
     student = make_backbone(backbone.state_dict(), backbone.config, "finished backbone")
-    return aligned(run, task, student, checkpoint)
+    return align_adapters(run, task, student, checkpoint)
 
 
 def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any]:
@@ -224,13 +224,13 @@ def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any
     (with adapters - bare) / (fine-tuned - bare) of the gain, None where fine-tuning gains nothing.
     """
     models = {
-        "finetuned": finetuned(run, task),
+        "finetuned": finetuned_model(run, task),
         "bare": without_adapters(run, backbone, task),
         "with_adapters": single_task_model(run, backbone, task, made),
     }
     target = run.dataset(task).info.target
     scores = {
-        name: measured(run, answering(run, model, task), task)["test"]["score"]
+        name: evaluate(run, unified_forward(run, model, task), task)["test"]["score"]
         for name, model in models.items()
     }
     possible = scores["finetuned"] - scores["bare"]

@@ -12,17 +12,17 @@ from merging.run.models import expert, single_task_model
 from merging.run.run import Run
 from merging.run.scores import (
     Method,
-    answering,
     environment,
+    evaluation,
     finetuned_method,
     gmerging_methods,
     main_metric,
     merger_method,
     recovery,
-    scores,
+    unified_forward,
 )
 from merging.run.stage import Stage
-from merging.run.stages import check_shared, heads, merged_network
+from merging.run.stages import check_single_backbone, heads, merged_network
 from models.artifact import check_output, save_artifact
 from models.errors import ConfigError
 from models.manifest import Manifest, make_manifest
@@ -45,14 +45,14 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         DataError: a task's data are absent or wrong.
     """
     called = check_release(run, folder, replace)
-    check_shared(run)
+    check_single_backbone(run)
     data = {task: run.dataset(task) for task in run.tasks}
     experts = released_experts(run)
     network, adapted = merged_network(run), run.family.adapters
     test = measure_served(run, network, experts) if adapted else {}
     calibrated = calibrate(run, network, experts) if adapted else {}
     methods = {
-        method.name: {"title": method.title, **method.over_tasks()} for method in _methods(run)
+        method.name: {"title": method.title, **method.task_scores()} for method in _methods(run)
     }
     manifest = make_manifest(
         name=called.name,
@@ -61,7 +61,7 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         rank=run.config.rank,
         router=run.config.routing,
         tasks={task: own.info for task, own in data.items()},
-        input=run.family.takes(experts, data),
+        input=run.family.input_schema(experts, data),
         provenance=_provenance(run),
         metrics=_metrics(methods, calibrated, test) if adapted else _plain_metrics(run),
     )
@@ -72,12 +72,12 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
 def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfig:
     """What the run's artifact is called; before hours of training. Raises as `release`."""
     kinds = {task: getattr(run.config.dataset_for(task), "kind", "") for task in run.tasks}
-    if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved]:
+    if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved_data]:
         found = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}"
         raise ConfigError(
             f"tasks: {found}, which no artifact answers, expected tasks on nodes or graphs"
         )
-    called: ReleaseConfig = run.config.called()
+    called: ReleaseConfig = run.config.require_release()
     check_output(folder, called.name, called.version, run.tasks, replace)
     return called
 
@@ -124,10 +124,10 @@ def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> Calibrated:
         data, model = run.dataset(task), single_task_model(run, backbone, task, own)
         if data.info.target != "multilabel":
             continue
-        forward, size = answering(run, model, task), run.family.evaluation_batch
-        seen, known = run.family.answers(forward, data.steps("valid", size), run.device)
+        forward, size = unified_forward(run, model, task), run.family.evaluation_batch
+        seen, known = run.family.predict(forward, data.steps("valid", size), run.device)
         scale = temperature_scale(seen, known)
-        test, labels = run.family.answers(forward, data.steps("test", size), run.device)
+        test, labels = run.family.predict(forward, data.steps("test", size), run.device)
         own.head.weight.data *= scale.to(run.device)[:, None]
         own.head.bias.data *= scale.to(run.device)
         before, after = test.sigmoid(), (test * scale).sigmoid()
@@ -147,7 +147,7 @@ def measure_served(run: Run, backbone: Any, experts: dict[str, Any]) -> dict[str
     for task, own in experts.items():
         data, model = run.dataset(task), single_task_model(run, backbone, task, own)
         steps = data.steps("test", run.family.evaluation_batch)
-        outputs, labels = run.family.answers(answering(run, model, task), steps, run.device)
+        outputs, labels = run.family.predict(unified_forward(run, model, task), steps, run.device)
         if data.info.target != "regression":
             found[task] = _rounded(run.family.metrics(outputs, labels, data.info))
             continue
@@ -181,14 +181,15 @@ def _plain_metrics(run: Run) -> dict[str, Any]:
     for name, way in (("separate", "finetuned"), ("merged", "merged")):
         found[name] = {}
         for task in run.tasks:
-            test, shown = scores(run, way, task)["stored"]["test"], _shown(run, task)
+            record = run.result(evaluation(way, run, task)).record
+            test, shown = record["stored"]["test"], _shown(run, task)
             named = {metric: test[metric] for metric in shown}
             found[name][task] = named if len(shown) > 1 else test[shown[0]]
     return found
 
 
 def _shown(run: Run, task: str) -> tuple[str, ...]:
-    return run.family.shown(run.dataset(task).info)
+    return run.family.table_metrics(run.dataset(task).info)
 
 
 def _provenance(run: Run) -> dict[str, Any]:

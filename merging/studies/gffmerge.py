@@ -16,14 +16,20 @@ from merging.data.files import read_json, write_json
 from merging.families.force_fields import FORCE_FIELDS
 from merging.family import StateDict
 from merging.mergers.base import MergeInputs
-from merging.mergers.gffmerge import Heads, Inputs, Teacher, aligned, closed_form
+from merging.mergers.gffmerge import Heads, Inputs, Teacher, closed_form, match_mean_energies
 from merging.mergers.registry import merge
 from merging.run.run import Run
 from merging.run.scores import environment
 from merging.run.stage import Stage
-from merging.run.stages import joint, teacher, trained
+from merging.run.stages import joint, teacher, trained_model
 from merging.run.store import StageResult
-from merging.training.supervised import MultitaskModel, Trained, TrainedModel, train, untrained
+from merging.training.supervised import (
+    MultitaskModel,
+    TrainedModel,
+    TrainedParameters,
+    initial_model,
+    train,
+)
 from models.errors import ConfigError
 from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField
 from models.state_dict import load_tensors
@@ -148,7 +154,7 @@ def methods_of(run: Run, merged: Mapping[str, Make]) -> dict[str, Make]:
     for name in (f"mean{OWN}", f"{SLOPES}{OWN}"):
         made[f"{name}, all tuned"] = partial(tuned, run, made[name], "all", everything)
     made["untrained network, all tuned"] = partial(tuned, run, nothing, "all", everything)
-    made["joint training"] = lambda: _assembled(run, trained(run, joint(run)))
+    made["joint training"] = lambda: _assembled(run, trained_model(run, joint(run)))
     return made
 
 
@@ -207,21 +213,23 @@ def averaged(
     for module in (model.network, *(model.expert(task) for task in model.tasks)):
         own = module.state_dict()
         module.load_state_dict(own | {key: value for key, value in merged.items() if key in own})
-    return aligned(model, teachers)
+    return match_mean_energies(model, teachers)
 
 
 def teachers_of(run: Run, frames: int) -> dict[str, Teacher]:
     """The trained teachers with the first so many training structures, in batches."""
     found = {}
     for task in run.tasks:
-        model = _assembled(run, trained(run, teacher(run, task)))
+        model = _assembled(run, trained_model(run, teacher(run, task)))
         size = run.family.calibration_batch
         batches, _ = run.dataset(task).calibration(frames, size, run.seed)
         found[task] = Teacher(model.network, model.expert(task), batches)
     return found
 
 
-def tuned(run: Run, make: Make, which: Trained, config: TrainingConfig) -> MergedForceField:
+def tuned(
+    run: Run, make: Make, which: TrainedParameters, config: TrainingConfig
+) -> MergedForceField:
     """A model after a short training on as many labelled frames as the closed form may see."""
     frames, start = FRAMES[run.config.source], make()
     data = {task: run.dataset(task).first(frames) for task in run.tasks}
@@ -230,7 +238,7 @@ def tuned(run: Run, make: Make, which: Trained, config: TrainingConfig) -> Merge
     for task in run.tasks:
         model.head(task).load_state_dict(start.expert(task).state_dict())
     with TemporaryDirectory() as folder:
-        made = train(model, config, run.seed, Path(folder) / "resume.pt", trained=which)
+        made = train(model, config, run.seed, Path(folder) / "resume.pt", parameters=which)
     return _assembled(run, made)
 
 
@@ -243,7 +251,7 @@ def _errors(run: Run, task: str, model: MergedForceField) -> dict[str, float]:
     family, data = run.family, run.dataset(task)
     head = model.expert(task)
     forward = partial(family.outputs, model.network, head, info=data.info, training=False)
-    answers = family.answers(forward, data.steps("test", family.evaluation_batch), run.device)
+    answers = family.predict(forward, data.steps("test", family.evaluation_batch), run.device)
     return family.metrics(*answers, data.info)
 
 
@@ -252,7 +260,7 @@ def _errors_when_made(run: Run, make: Make) -> ErrorsByTask:
 
 
 def _separate(run: Run) -> ErrorsByTask:
-    models = {task: _assembled(run, trained(run, teacher(run, task))) for task in run.tasks}
+    models = {task: _assembled(run, trained_model(run, teacher(run, task))) for task in run.tasks}
     return {task: _errors(run, task, model) for task, model in models.items()}
 
 
@@ -276,9 +284,13 @@ def training_of(run: Run, beginnings: Iterable[Initialisation]) -> dict[str, Any
     for beginning in beginnings:
         begun = started(run, beginning)
         for task in run.tasks:
-            record = trained(begun, teacher(begun, task)).record
+            record = trained_model(begun, teacher(begun, task)).record
             seconds[f"{beginning}, {task}"] = record["seconds"]
-    return {"seed": run.seed, "joint": trained(run, joint(run)).record, "teacher_seconds": seconds}
+    return {
+        "seed": run.seed,
+        "joint": trained_model(run, joint(run)).record,
+        "teacher_seconds": seconds,
+    }
 
 
 def _timing(run: Run) -> Stage:
@@ -293,8 +305,8 @@ def _time(run: Run, _: Path) -> StageResult:
     one = run.config.training.model_copy(update={"epochs": 1})
     data = {task: run.dataset(task) for task in run.tasks}
     with TemporaryDirectory() as folder:
-        start = run.initial(), run.seed
-        model = untrained(run.family, run.config.network, data, *start)
+        start = run.initial_state(), run.seed
+        model = initial_model(run.family, run.config.network, data, *start)
         made = train(model, one, run.seed, Path(folder) / "resume.pt")
     found = {"one joint epoch": made.record["seconds"]}
     for name, make in methods_of(run, mergers_of(run)).items():
@@ -308,7 +320,7 @@ def _time(run: Run, _: Path) -> StageResult:
 def _untrained(run: Run) -> MergedForceField:
     """All tasks as training starts from them."""
     data = {task: run.dataset(task) for task in run.tasks}
-    model = untrained(run.family, run.config.network, data, run.initial(), run.seed)
+    model = initial_model(run.family, run.config.network, data, run.initial_state(), run.seed)
     experts: dict[str, Any] = {task: model.head(task) for task in run.tasks}
     network: Any = model.network
     return MergedForceField(network, experts)

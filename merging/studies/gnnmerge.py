@@ -23,13 +23,13 @@ from merging.data.files import read_json, write_json
 from merging.data.links import LinkSpec
 from merging.data.planetoid import PlanetoidName, PlanetoidSpec, load_planetoid
 from merging.data.task_data import GraphTask, Subset
-from merging.families.graphs import GRAPHS, GraphConfig, encoded
+from merging.families.graphs import GRAPHS, GraphConfig, encode_features
 from merging.family import Folders
 from merging.mergers.base import MergeInputs, MergeResult
 from merging.mergers.registry import merge
 from merging.run.run import Run
-from merging.run.scores import environment, main_metric, plain
-from merging.run.stages import calibration, joint, teacher, trained
+from merging.run.scores import environment, main_metric, plain_forward
+from merging.run.stages import calibration, joint, teacher, trained_model
 from merging.studies.gnnmerge_molecules import measure_molecules, molecule_run
 from merging.studies.markdown import markdown_table, over_seeds, percent
 from models.networks.pyg import GraphNetworkConfig, GraphNetworkKind
@@ -143,7 +143,7 @@ def encoded_tasks(setting: str, seed: int, data: Path) -> dict[str, GraphTask]:
         plain_network = GraphNetworkConfig(kind="pyg_gcn", in_dim=width)
         config = GraphConfig(setting=setting, network=plain_network, tasks={task: spec})
         raw = GRAPHS.read(config, task, Folders(data, data), seed)
-        found[task] = encoded(raw, _encoder(spec.graph, data))
+        found[task] = encode_features(raw, _encoder(spec.graph, data))
     return found
 
 
@@ -175,8 +175,8 @@ def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
 
 
 def _measured(run: Run, shared: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    models = {task: trained(run, teacher(run, task)) for task in run.tasks}
-    together = trained(run, joint(run))
+    models = {task: trained_model(run, teacher(run, task)) for task in run.tasks}
+    together = trained_model(run, joint(run))
     scores = {
         "separate": {
             task: _score(run, task, model.network, model.heads[task], "test")
@@ -191,7 +191,7 @@ def _measured(run: Run, shared: bool) -> tuple[dict[str, dict[str, float]], dict
         "separate": sum(model.record["seconds"] for model in models.values()),
         "joint": together.record["seconds"],
     }
-    initial = sub_state(run.initial(), "network.")
+    initial = sub_state(run.initial_state(), "network.")
     # no common start: theta_pre is 0
     start = initial if shared else {key: torch.zeros_like(value) for key, value in initial.items()}
     seen = {task: calibration(run, task) for task in run.tasks}
@@ -245,8 +245,8 @@ def _scores(run: Run, inputs: MergeInputs, result: MergeResult, subset: Subset) 
 def _score(
     run: Run, task: str, network: dict[str, Tensor], head: dict[str, Tensor], subset: Subset
 ) -> float:
-    data, forward = run.dataset(task), plain(run, task, network, head)
-    answers = run.family.answers(forward, data.steps(subset, 256), run.device)
+    data, forward = run.dataset(task), plain_forward(run, task, network, head)
+    answers = run.family.predict(forward, data.steps(subset, 256), run.device)
     return round(run.family.metrics(*answers, data.info)[main_metric(run, task)], 5)
 
 

@@ -11,15 +11,15 @@ from merging.families.molecule_config import BASE_VARIANT
 from merging.mergers.registry import MergeConfig
 from merging.run.run import Run
 from merging.run.scores import (
-    Kinds,
     Method,
+    StatisticsKinds,
     adapted_method,
     finetuned_method,
     gmerging_methods,
+    joint_method,
     merger_method,
     routed_method,
-    score,
-    values_of,
+    subset_metrics,
 )
 from merging.run.stage import Stage
 from merging.run.store import StageResult
@@ -32,7 +32,7 @@ def reference_rows(run: Run) -> list[Method]:
     network at all."""
     rows = [finetuned_method(run)]
     if run.config.compare.multitask is not None:
-        rows.append(Method("multitask", "Multi-task learning", run, multitask_score))
+        rows.append(joint_method(run, "Multi-task learning"))
     if run.config.compare.forest_trees is not None:
         name, title = "ecfp4_random_forest", "ECFP4 + random forest"
         rows.append(Method(name, title, run, partial(_forest, name, str)))
@@ -60,7 +60,7 @@ def chosen_merger(run: Run, method: str) -> Method:
     rows = candidates(run, method)
     if len(rows) == 1:
         return rows[0]
-    return max(rows, key=lambda row: row.over_tasks()["stored"]["valid_average"])
+    return max(rows, key=lambda row: row.task_scores()["stored"]["valid_average"])
 
 
 def table_rows(run: Run) -> list[Method]:
@@ -74,7 +74,7 @@ def ablation_rows(run: Run) -> dict[str, list[Method]]:
     """By group ("ablations", and each sweep) variants of G-Merging. All share `ablation_base`,
     which by itself is the first row of each group."""
     compare = run.config.compare
-    base = run.varied(**compare.ablation_base)
+    base = run.with_changes(**compare.ablation_base)
     groups = {"ablations": compare.ablations, **compare.sweeps}
     return {group: _variants(base, changes) for group, changes in groups.items() if changes}
 
@@ -85,17 +85,14 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
     row, name = (routed_method, "gmerging_moe") if routed else (adapted_method, "gmerging_own")
     only = base.config.compare.ablation_tasks
     return [
-        replace(row(base.varied(**change), name, title), only=only)
+        replace(row(base.with_changes(**change), name, title), only=only)
         for title, change in {BASE_VARIANT: {}, **changes}.items()
     ]
 
 
-def multitask_score(run: Run, task: str, kinds: Kinds) -> Stage:
-    """What one model of all tasks is worth on a task."""
-    return score(run, "multitask", task, kinds)
-
-
-def _forest(name: str, drawn: Callable[[str], str], run: Run, task: str, kinds: Kinds) -> Stage:
+def _forest(
+    name: str, drawn: Callable[[str], str], run: Run, task: str, kinds: StatisticsKinds
+) -> Stage:
     """A random forest on fingerprints of molecules as `drawn` writes them."""
     dataset, described = run.dataset(task), run.config.dataset_for(task)
     trees = run.config.compare.forest_trees_by_task.get(task, run.config.compare.forest_trees)
@@ -113,5 +110,5 @@ def _make_forest(
     found: dict[str, dict[str, float]] = {}
     for subset in ("valid", "test"):
         labels = dataset.labels[getattr(dataset.split, subset)]
-        found[subset] = values_of(run, task, answers[subset], labels)
+        found[subset] = subset_metrics(run, task, answers[subset], labels)
     return StageResult(record={"stored": found})
