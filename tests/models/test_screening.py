@@ -154,7 +154,7 @@ def test_too_few_candidates_still_sum_to_one_and_leave_the_others_zero(
 def test_small_models_that_were_dropped_are_made_again(
     tmp_path: Path, molecules: GraphBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.screening._KEPT", 1)
+    monkeypatch.setattr("models.screening._CACHED_MODELS", 1)
     model = ScreenedModel(
         parts_of(tmp_path / "a", families(), RouterConfig(top_k=2, candidates=4), 4)
     )
