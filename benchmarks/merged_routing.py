@@ -72,7 +72,7 @@ class _Compared(_EachSite):
         mixed = self.bank.mix(
             site, self.bank.project(site, h).expand(-1, len(self.experts), -1, -1), by_row
         )
-        target = self.bank.own(site, h, self.experts)
+        target = self.bank.target_outputs(site, h, self.experts)
         size = mixed.norm()
         self.found.append(
             (site, float((h - left - mixed).norm() / size), float((target - mixed).norm() / size))

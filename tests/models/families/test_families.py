@@ -356,7 +356,7 @@ def test_nothing_makes_no_batch(case: Case) -> None:
 def test_texts_are_read_where_a_family_reads_them(case: Case) -> None:
     read = case.family.read_texts
     if read is None:
-        assert "SMILES" not in case.family.fields.words
+        assert "SMILES" not in case.family.fields.description
         return
     good, bad = read(["CCO", "C1CC"], case.shape, case.schema, SizeLimits(max_atoms=60))
     assert isinstance(bad, MoleculeError)
