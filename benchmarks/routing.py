@@ -23,7 +23,7 @@ from merging.run.run import Run
 from merging.run.scores import answering
 from merging.run.stages import merged_network, own_network
 from merging.studies.forests import ecfp4
-from merging.targets.metrics import predict, roc_auc
+from merging.targets.metrics import compute_outputs, roc_auc
 from merging.training.alignment import align, alignment_loss, set_statistics
 from merging.training.supervised import epoch_steps
 from models.data.batch import GraphBatch, mean_readout
@@ -57,7 +57,7 @@ def far(run: Run) -> dict[str, Any]:
                 for rows_here in bits[rows].split(256)
             ]
         )
-        weight = predict(
+        weight = compute_outputs(
             lambda batch, task=task, k=k: (
                 model(batch, [task], "moe").routing_weights[task][:, :, k].mean(1)
             ),
@@ -66,7 +66,9 @@ def far(run: Run) -> dict[str, Any]:
             run.device,
         )
         scores: dict[Routing, Tensor] = {
-            routing: predict(answering(run, model, task, routing), dataset.graphs, rows, run.device)
+            routing: compute_outputs(
+                answering(run, model, task, routing), dataset.graphs, rows, run.device
+            )
             for routing in ("own", "moe")
         }
         found[task] = {"correlation": round(float(spearmanr(nearest, weight).statistic), 3)}

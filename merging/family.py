@@ -189,19 +189,19 @@ class OfflineFamily(ABC):
 
     def loss(self, outputs: Any, labels: Any, data: Any, head: Any, settings: Any) -> Tensor:
         """What training makes small, of one step."""
-        return losses.loss(outputs, labels, data.info)
+        return losses.compute_loss(outputs, labels, data.info)
 
     def score(self, outputs: Any, labels: Any, info: TaskInfo) -> float:
         """What epochs are compared by; the greater, the better."""
-        return metrics.score(outputs.numpy(), labels.numpy(), info)
+        return metrics.compute_score(outputs.numpy(), labels.numpy(), info)
 
     def metrics(self, outputs: Any, labels: Any, info: TaskInfo) -> dict[str, float]:
         """What is reported, by name, the main one first."""
-        return metrics.metrics(outputs.numpy(), labels.numpy(), info)
+        return metrics.compute_metrics(outputs.numpy(), labels.numpy(), info)
 
     def shown(self, info: TaskInfo) -> tuple[str, ...]:
         """Which of these metrics tables without averages show, the main one first."""
-        return (metrics.METRICS[info.target],)
+        return (metrics.MAIN_METRICS[info.target],)
 
     def together(self, values: Sequence[Any]) -> Any:
         """Outputs or labels of several batches as of one."""

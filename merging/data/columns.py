@@ -7,11 +7,11 @@ from merging.data.labels import (
     MISSING,
     QUALIFIERS,
     Label,
-    keys_of,
-    normalised,
-    number_in,
+    distinct_values,
+    normalise,
+    normalised_cells,
+    parse_number,
     quoted,
-    values_of,
 )
 from models.errors import DataError
 from models.validation import one_of
@@ -75,10 +75,10 @@ def read_classes(
             classes or far too many. The message names line and cell; file and column are the
             caller's.
     """
-    named = {normalised(word): word for word in order}
-    key_of = keys_of(cells)
-    key_of |= {cell: normalised(cell) for cell in key_of if normalised(cell) in named}
-    values = values_of(cells, key_of)
+    named = {normalise(word): word for word in order}
+    key_of = normalised_cells(cells)
+    key_of |= {cell: normalise(cell) for cell in key_of if normalise(cell) in named}
+    values = distinct_values(cells, key_of)
     if not values:
         counts = f"{len(cells)} missing values and no other"
         raise DataError(f"got {counts}, expected the names of classes in some rows")
@@ -108,7 +108,7 @@ def read_classes(
 
 def _by_number(key: str) -> tuple[float, str]:
     """Numbers first, by value; then words, by the alphabet."""
-    number = number_in(key)
+    number = parse_number(key)
     return (math.inf if number is None else number, key)
 
 
@@ -139,7 +139,7 @@ def _why_no_number(cell: str) -> str:
     """What was expected in place of a cell, and what to do about it."""
     text = cell.strip()
     bare = text.lstrip(QUALIFIERS + " ")
-    if bare != text and number_in(bare) is not None:
+    if bare != text and parse_number(bare) is not None:
         remedy = "a bound is no measured value: leave the cell empty, or write the number to learn"
     elif "," in text:
         remedy = "write decimals with a point, and nothing between thousands"

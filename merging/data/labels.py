@@ -69,11 +69,11 @@ class Label:
     @property
     def plain(self) -> bool:
         """Whether the file itself says 0 and 1."""
-        return tuple(map(number_in, self.classes)) == (0.0, 1.0)
+        return tuple(map(parse_number, self.classes)) == (0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Value:
+class DistinctValue:
     """A value of a column: as first spelt, how many cells have it, and the row of the first one."""
 
     spelling: str
@@ -100,8 +100,8 @@ def read_label(
         DataError: the column has not exactly two classes, or it is not known which of them is 1.
             The message names line and value; file and column are the caller's.
     """
-    key_of = keys_of(cells)
-    values = values_of(cells, key_of)
+    key_of = normalised_cells(cells)
+    values = distinct_values(cells, key_of)
     if not values:
         counts = f"{len(cells)} missing values and no other"
         raise DataError(f"got {counts}, expected 0 and 1 in some rows")
@@ -116,7 +116,7 @@ def read_label(
     return Label(name, numbers, (values[zero].spelling, values[one].spelling))
 
 
-def why_no_label(name: str, cells: Sequence[str]) -> str | None:
+def reason_for_no_label(name: str, cells: Sequence[str]) -> str | None:
     """Why a column that nobody named as a label is none, by its name or as it numbers the rows.
 
     None where nothing says so: its cells decide (`read_label`).
@@ -125,28 +125,28 @@ def why_no_label(name: str, cells: Sequence[str]) -> str | None:
         return "it has no name, as an index of rows"
     if name.strip().casefold() in _NO_LABELS:
         return "its name says that it is none"
-    numbers = [number_in(cell) for cell in cells[:3]]
+    numbers = [parse_number(cell) for cell in cells[:3]]
     if len(cells) > 2 and numbers in ([0, 1, 2], [1, 2, 3]):
         start = int(numbers[0] or 0)
-        if all(number_in(cell) == k for k, cell in enumerate(cells, start)):
+        if all(parse_number(cell) == k for k, cell in enumerate(cells, start)):
             return "it numbers the rows"
     return None
 
 
-def keys_of(cells: Sequence[str]) -> dict[str, str | None]:
-    """By cell as it is written, what it says (`normalised`), or None where it is missing."""
+def normalised_cells(cells: Sequence[str]) -> dict[str, str | None]:
+    """By cell as it is written, what it says (`normalise`), or None where it is missing."""
     texts = {cell: " ".join(cell.split()).casefold() for cell in set(cells)}
     missing = MISSING - {"-"} if "+" in texts.values() else MISSING
-    return {cell: None if text in missing else normalised(text) for cell, text in texts.items()}
+    return {cell: None if text in missing else normalise(text) for cell, text in texts.items()}
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """What a cell says: the value of a number, or a text in lower case."""
-    number = number_in(text)
+    number = parse_number(text)
     return " ".join(text.split()).casefold() if number is None else repr(number + 0.0)  # no -0.0
 
 
-def number_in(text: str) -> float | None:
+def parse_number(text: str) -> float | None:
     """The number that a cell says, also with a decimal comma; None for another text."""
     whole, comma, fraction = text.strip().partition(",")
     try:
@@ -156,9 +156,11 @@ def number_in(text: str) -> float | None:
     return None if math.isnan(value) else value
 
 
-def values_of(cells: Sequence[str], key_of: Mapping[str, str | None]) -> dict[str, Value]:
+def distinct_values(
+    cells: Sequence[str], key_of: Mapping[str, str | None]
+) -> dict[str, DistinctValue]:
     """By key the values that are not missing, in the order of their first rows."""
-    found: dict[str, Value] = {}
+    found: dict[str, DistinctValue] = {}
     counts: dict[str, int] = {}
     first: dict[str, int] = {}
     for row, cell in enumerate(cells):
@@ -167,15 +169,15 @@ def values_of(cells: Sequence[str], key_of: Mapping[str, str | None]) -> dict[st
     for cell, row in first.items():
         key = key_of[cell]
         if key is not None:
-            before = found.get(key, Value(cell.strip(), 0, row))
-            found[key] = Value(before.spelling, before.count + counts[cell], before.row)
+            before = found.get(key, DistinctValue(cell.strip(), 0, row))
+            found[key] = DistinctValue(before.spelling, before.count + counts[cell], before.row)
     return found
 
 
-def _pair(values: Mapping[str, Value], positive: str | None) -> tuple[str, str] | None:
+def _pair(values: Mapping[str, DistinctValue], positive: str | None) -> tuple[str, str] | None:
     """The keys of class 1 and class 0 among the values, if it is known which they are."""
     if positive is not None:
-        one = normalised(positive)
+        one = normalise(positive)
         if one not in values:
             raise DataError(f"got {_some(values)}, expected {positive!r} among them (`positive`)")
         others = [key for key in values if key != one]
@@ -199,7 +201,7 @@ def _opposites(word: str) -> list[str]:
 
 
 def _one_class(
-    values: Mapping[str, Value], cells: Sequence[str], key_of: Mapping[str, str | None]
+    values: Mapping[str, DistinctValue], cells: Sequence[str], key_of: Mapping[str, str | None]
 ) -> str:
     ((key, value),) = values.items()
     other = {"0.0": "0 x 1", "1.0": "0 x 0"}.get(key, "no other")
@@ -210,7 +212,7 @@ def _one_class(
 
 
 def _no_classes(
-    values: Mapping[str, Value], lines: Sequence[int], pair: tuple[str, str] | None
+    values: Mapping[str, DistinctValue], lines: Sequence[int], pair: tuple[str, str] | None
 ) -> str:
     """Why more or other values than two known classes are none."""
     if len(values) == 2:
@@ -232,7 +234,7 @@ def _no_classes(
 
 def _is_numeric(text: str) -> bool:
     """Whether a cell is a number, maybe with a qualifier (`>10`)."""
-    return number_in(text.lstrip(QUALIFIERS + " ")) is not None
+    return parse_number(text.lstrip(QUALIFIERS + " ")) is not None
 
 
 def quoted(cell: str) -> str:
@@ -240,6 +242,6 @@ def quoted(cell: str) -> str:
     return repr(cell if len(cell) <= _LONGEST else f"{cell[:_LONGEST]}...")
 
 
-def _some(values: Mapping[str, Value]) -> str:
+def _some(values: Mapping[str, DistinctValue]) -> str:
     shown = [quoted(value.spelling) for value in values.values()][:_SHOWN]
     return ", ".join(shown) + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")

@@ -22,16 +22,17 @@ from tqdm import tqdm
 from merging.data.files import sha256, write_tensors
 from merging.data.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
 from merging.data.split import (
-    PARTS,
+    SUBSETS,
     TRAIN,
     VALID,
     Split,
-    check_parts,
+    Subset,
+    check_subsets,
     lacking_labels,
     random_split,
     scaffold_split,
 )
-from merging.data.task_data import Step, Subset
+from merging.data.task_data import Step
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, PackedGraphs, pack
 from models.data.smiles import READING_RULE, read_graph, read_smiles
@@ -139,7 +140,7 @@ class MoleculeDataset:
     @property
     def summary(self) -> str:
         """A line for people: what was read as what."""
-        record, labels = self.record, said_labels(self.record)
+        record, labels = self.record, describe_labels(self.record)
         count = len(record["labels"])
         sizes = ", ".join(f"{n} {subset}" for subset, n in record["parts"].items())
         lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
@@ -151,7 +152,7 @@ class MoleculeDataset:
                 f"{count} {_counted(record)}: {labels}",
                 f"split {record['split']}: {sizes}",
                 *(f"not measured in {subset}: {n} of them" for subset, n in lacking.items()),
-                *_said_repeated(record["repeated"], self.target),
+                *_describe_repeated(record["repeated"], self.target),
             )
         )
 
@@ -219,7 +220,7 @@ _CONTRADICTORY = {
 }
 
 
-def _said_repeated(repeated: Mapping[str, int], target: Target) -> list[str]:
+def _describe_repeated(repeated: Mapping[str, int], target: Target) -> list[str]:
     if not repeated["molecules"]:
         return []
     found = f"molecules in several rows: {repeated['molecules']}"
@@ -228,16 +229,16 @@ def _said_repeated(repeated: Mapping[str, int], target: Target) -> list[str]:
     return [", ".join([found, *more])]
 
 
-def said_labels(record: Mapping[str, Any]) -> str:
+def describe_labels(record: Mapping[str, Any]) -> str:
     """The first few labels of a `MoleculeDataset.record`, with the cells that are 1 and 0, or of a
     regression with unit and range."""
     names = record["labels"]
-    shown = [_said_label(name, record) for name in names[:_SHOWN]]
+    shown = [_describe_label(name, record) for name in names[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(shown) + more
 
 
-def _said_label(name: str, record: Mapping[str, Any]) -> str:
+def _describe_label(name: str, record: Mapping[str, Any]) -> str:
     if name in record["words"]:
         one, zero = record["words"][name]
         return f"{name} ({one} = 1, {zero} = 0)"
@@ -316,7 +317,7 @@ def read_csv(
     split, how = _split(spec, table, kept, [molecule.scaffold for molecule in molecules])
     lacking = lacking_labels(split, labels, info)
     if spec not in MOLECULENET.values():  # those are taken as they are published
-        _check_parts(file, spec, split, labels, info)
+        _check_subsets(file, spec, split, labels, info)
     record = {
         "file": file.name,
         "rows": len(kept) + len(dropped),
@@ -436,10 +437,10 @@ def _split(
 ) -> tuple[Split, str]:
     """The split of the kept rows that a description asks for, and what it is in words."""
     how = "scaffold" if spec.split == "scaffold" else f"random, seed {spec.split_seed}"
-    if table.parts is None:
+    if table.subsets is None:
         return _drawn(spec, scaffolds, TRAIN, VALID), how
-    given = [table.parts[k] for k in kept]
-    rows_of = {subset: [k for k, own in enumerate(given) if own == subset] for subset in PARTS}
+    given = [table.subsets[k] for k in kept]
+    rows_of = {subset: [k for k, own in enumerate(given) if own == subset] for subset in SUBSETS}
     train, valid, test = (torch.tensor(rows, dtype=torch.int64) for rows in rows_of.values())
     words = f"by column {spec.split_column!r}"
     if len(valid) or not len(train):
@@ -457,11 +458,11 @@ def _drawn(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: flo
     return random_split(len(scaffolds), spec.split_seed, train, valid)
 
 
-def _check_parts(
+def _check_subsets(
     file: Path, spec: DatasetSpec, split: Split, labels: Tensor, info: TaskInfo
 ) -> None:
     try:
-        check_parts(split, lacking_labels(split, labels, info), info)
+        check_subsets(split, lacking_labels(split, labels, info), info)
     except DataError as error:
         how = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
         other = "another column" if spec.split_column else "a `split_column` of your own"
@@ -477,7 +478,7 @@ def _working_seed(labels: Tensor, info: TaskInfo) -> int | None:
     for seed in range(_SEEDS_TRIED):
         split = random_split(len(labels), seed)
         with suppress(DataError):
-            check_parts(split, lacking_labels(split, labels, info), info)
+            check_subsets(split, lacking_labels(split, labels, info), info)
             return seed
     return None
 

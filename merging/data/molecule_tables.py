@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 from merging.data.columns import read_classes, read_numbers
-from merging.data.labels import Label, normalised, read_label, why_no_label
-from merging.data.split import named_parts, part_text
+from merging.data.labels import Label, normalise, read_label, reason_for_no_label
+from merging.data.split import cell_text, named_subsets
 from models.data.tables import SAMPLE, column_called, molecule_column, open_stream, open_table
 from models.errors import DataError, InvalidInputError
 from models.names import check_labels
@@ -60,7 +60,7 @@ class Folds(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if both := sorted({*map(part_text, self.valid)} & {*map(part_text, self.test)}):
+        if both := sorted({*map(cell_text, self.valid)} & {*map(cell_text, self.test)}):
             raise ValueError(f"got fold {', '.join(both)} as valid and test, expected it once")
         return self
 
@@ -138,7 +138,7 @@ class DatasetSpec(BaseModel):
         if self.target == "multiclass" and len(self.label_columns or ()) > 1:
             got = f"got {len(self.label_columns or ())} columns for target 'multiclass'"
             raise ValueError(f"label_columns: {got}, expected one (a task for each)")
-        check_labels(map(normalised, self.classes or ()))
+        check_labels(map(normalise, self.classes or ()))
         return self
 
     @model_validator(mode="after")
@@ -183,7 +183,7 @@ class MoleculeTable:
         lines: in which the R rows begin.
         molecules: (R,) as they are written.
         labels: C columns, each with R values.
-        parts: (R,) "train", "valid" or "test", where a column says it; else None.
+        subsets: (R,) "train", "valid" or "test", where a column says it; else None.
         dropped: further rows, which cannot be taken.
     """
 
@@ -191,7 +191,7 @@ class MoleculeTable:
     lines: tuple[int, ...]
     molecules: tuple[str, ...]
     labels: tuple[Label, ...]
-    parts: tuple[str, ...] | None
+    subsets: tuple[str, ...] | None
     dropped: tuple[DroppedRow, ...]
 
 
@@ -200,7 +200,7 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
 
     Raises:
         DataError: no table, a column that is not there or holds no labels, or a cell of
-            `split_column` that names no part. The message names file, column, line and cell.
+            `split_column` that names no subset. The message names file, column, line and cell.
     """
     try:
         with open_stream(file) as stream:
@@ -225,15 +225,15 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
     cells = {k: [row.cells[k] for row in good] for k in range(len(columns))}
     lines = [row.line for row in good]
     dropped = [DroppedRow(row.line, row.cells[at], row.problem) for row in rows if row.problem]
-    parts = None
+    subsets = None
     if split_at is not None:
-        parts = _named_parts(file, spec, cells[split_at], lines)
+        subsets = _named_subsets(file, spec, cells[split_at], lines)
     return MoleculeTable(
         molecule_column=columns[at],
         lines=tuple(lines),
         molecules=tuple(cells[at]),
         labels=_labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines),
-        parts=parts,
+        subsets=subsets,
         dropped=tuple(dropped),
     )
 
@@ -245,11 +245,11 @@ def _column(name: str, columns: Sequence[str]) -> int:
     return at
 
 
-def _named_parts(
+def _named_subsets(
     file: Path, spec: DatasetSpec, cells: Sequence[str], lines: Sequence[int]
 ) -> tuple[str, ...]:
     try:
-        return tuple(named_parts(cells, lines, vars(spec.folds) if spec.folds else {}))
+        return tuple(named_subsets(cells, lines, vars(spec.folds) if spec.folds else {}))
     except DataError as error:
         raise DataError(f"{file}, column {spec.split_column!r}: {error}") from error
 
@@ -280,7 +280,7 @@ def _labels(
     read, problems = [], {}
     for k, (name, cells) in columns.items():
         try:
-            reason = None if named else why_no_label(name, cells)
+            reason = None if named else reason_for_no_label(name, cells)
             if reason:
                 raise DataError(reason)
             read.append(_read(spec, name, cells, lines, positive.get(name)))
@@ -322,8 +322,8 @@ def _positive(
         return spec.positive
     if spec.positive is None:
         return {}
-    said = normalised(spec.positive)
-    found = {name: spec.positive for name, cells in columns if said in map(normalised, set(cells))}
+    said = normalise(spec.positive)
+    found = {name: spec.positive for name, cells in columns if said in map(normalise, set(cells))}
     if not found:
         wrong = f"got {spec.positive!r}, which no label holds"
         raise DataError(f"{file}: positive: {wrong}, expected one of a label's two words")

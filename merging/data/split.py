@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from models.task import Target, TaskInfo
 TRAIN, VALID = 0.8, 0.1
 """Shares of the training and validation subsets; the rest is the test subset."""
 _SHOWN = 4
-PARTS = ("train", "valid", "test")
-PART_NAMES = {
+Subset = Literal["train", "valid", "test"]
+SUBSETS: tuple[Subset, ...] = ("train", "valid", "test")
+"""The subsets of a task's rows: for training, for selection, and for reported scores."""
+SUBSET_NAMES = {
     "train": ("train", "training", "trn", "train_val", "trainval"),
     "valid": ("valid", "val", "validation", "dev"),
     "test": ("test", "testing", "tst", "holdout", "hold-out"),
@@ -76,13 +79,13 @@ def random_split(rows: int, seed: int, train: float = TRAIN, valid: float = VALI
     return Split(*(chosen.sort().values for chosen in drawn))
 
 
-def named_parts(
+def named_subsets(
     cells: Sequence[str], lines: Sequence[int], folds: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Read the subset of every row, "train", "valid" or "test", from a column of a table.
 
     Args:
-        cells: the column: names of subsets (`PART_NAMES`), or of folds.
+        cells: the column: names of subsets (`SUBSET_NAMES`), or of folds.
         lines: the line of the file at which every row begins, for error messages.
         folds: the folds that form "valid" and "test", all others form "train"; empty where the
             column names the subsets themselves.
@@ -91,9 +94,9 @@ def named_parts(
         DataError: a cell names no subset, a cell is empty where folds are expected, or a fold does
             not occur in the column. The message names the line or the folds.
     """
-    texts = [part_text(cell) for cell in cells]
+    texts = [cell_text(cell) for cell in cells]
     if folds:
-        subset_of = {part_text(name): subset for subset, names in folds.items() for name in names}
+        subset_of = {cell_text(name): subset for subset, names in folds.items() for name in names}
         if absent := [name for name in subset_of if name not in texts]:
             found = ", ".join(dict.fromkeys(texts))
             raise DataError(f"got folds {found}, expected also {', '.join(absent)} (`folds`)")
@@ -101,7 +104,7 @@ def named_parts(
             if not text:
                 raise DataError(f"line {line}: got an empty cell, expected a fold")
         return [subset_of.get(text, "train") for text in texts]
-    subset_of = {name: subset for subset, names in PART_NAMES.items() for name in names}
+    subset_of = {name: subset for subset, names in SUBSET_NAMES.items() for name in names}
     for text, cell, line in zip(texts, cells, lines, strict=True):
         if text not in subset_of:
             remedy = "where these are folds, say which are which: `folds: {valid: 0, test: 1}`"
@@ -110,7 +113,7 @@ def named_parts(
     return [subset_of[text] for text in texts]
 
 
-def part_text(cell: str) -> str:
+def cell_text(cell: str) -> str:
     """Normalise a cell: no surrounding white space, no case, no `.0` as pandas appends it."""
     return cell.strip().casefold().removesuffix(".0")
 
@@ -135,7 +138,7 @@ def lacking_labels(split: Split, labels: Tensor, info: TaskInfo) -> dict[str, di
     return {subset: _lacking(labels[rows], info) for subset, rows in vars(split).items()}
 
 
-def check_parts(split: Split, lacking: Mapping[str, Mapping[str, str]], info: TaskInfo) -> None:
+def check_subsets(split: Split, lacking: Mapping[str, Mapping[str, str]], info: TaskInfo) -> None:
     """Check that a split can be trained on and measured.
 
     Args:

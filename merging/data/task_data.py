@@ -3,19 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from merging.data.split import Split
+from merging.data.split import Split, Subset
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.task import TaskInfo
-
-Subset = Literal["train", "valid", "test"]
-SUBSETS: tuple[Subset, ...] = ("train", "valid", "test")
-"""The subsets of a task's rows: for training, for selection, and for reported scores."""
 
 
 def _whole(outputs: Any) -> Any:

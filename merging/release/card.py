@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merging.data.molecule_dataset import said_labels
+from merging.data.molecule_dataset import describe_labels
 from merging.family import OfflineFamily
 from merging.mergers.registry import MERGERS
 from merging.run.scores import AUTHORS_BATCH_SIZE
 from merging.studies.markdown import average_cell, markdown_table, metric_cell, task_column
-from merging.targets.metrics import by_task
+from merging.targets.metrics import scores_by_task
 from models.experts.unified import DEFAULT_ROUTING
 from models.manifest import Manifest
 from models.task import Target, TaskInfo
@@ -141,13 +141,15 @@ scores of all tasks, where the score of an error is minus the error.
 
 def results_table(methods: Mapping[str, Any], statistics: str) -> str:
     """Markdown: test ROC-AUC in percent, or the metric that a column names; a row per method."""
-    metrics = {task: name for task, (name, _) in by_task(methods["finetuned"][statistics]).items()}
+    metrics = {
+        task: name for task, (name, _) in scores_by_task(methods["finetuned"][statistics]).items()
+    }
     rows = []
     for method in methods.values():
         if statistics not in method:  # a merger that is measured only as it is served
             continue
         values = method[statistics]
-        found, average = by_task(values), average_cell(metrics.values(), values["average"])
+        found, average = scores_by_task(values), average_cell(metrics.values(), values["average"])
         rows.append([method["title"], *(metric_cell(*found[task]) for task in metrics), average])
     columns = [task_column(task, name) for task, name in metrics.items()]
     return markdown_table(["method", *columns, "average"], rows)
@@ -207,7 +209,7 @@ def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
     lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
-    labels = [said_labels(record)]
+    labels = [describe_labels(record)]
     labels += [f"{count} not measured in {subset}" for subset, count in lacking.items()]
     counts = [str(record[name]) for name in ("molecules", "dropped")]
     sizes = " / ".join(str(size) for size in record["parts"].values())

@@ -18,7 +18,7 @@ from merging.run.stage import Stage
 from merging.run.stages import aligned, check_adapters, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
-from merging.targets.metrics import SCORE_NAMES, reported
+from merging.targets.metrics import SCORE_NAMES, metric_of_score
 from models.artifact import BACKBONE, CARD, ArtifactParts, check_output, load_parts, save_artifact
 from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
@@ -237,7 +237,7 @@ def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any
     share = (scores["with_adapters"] - scores["bare"]) / possible if possible > 0 else None
     return {
         "metric": SCORE_NAMES[target],
-        **{name: reported(value, target) for name, value in scores.items()},
+        **{name: metric_of_score(value, target) for name, value in scores.items()},
         "share": None if share is None else round(share, 4),
     }
 

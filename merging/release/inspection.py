@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from merging.studies.markdown import METRIC_NAMES
-from merging.targets.metrics import by_task
+from merging.targets.metrics import scores_by_task
 from models.artifact import MANIFEST, load_parts
 from models.experts.unified import DEFAULT_ROUTING
 
@@ -33,7 +33,7 @@ def describe(folder: Path) -> str:
     separate = len(artifact.experts) * backbone + task_specific
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     unknown = ", ".join(map(ascii, sorted(found - {MANIFEST, *manifest.files})))
-    scores = by_task(manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}))
+    scores = scores_by_task(manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}))
     rows = []
     for task, info in manifest.tasks.items():
         metric, value = scores.get(task, ("", 0.0))

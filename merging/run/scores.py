@@ -14,7 +14,7 @@ from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import adapters, heads, heads_stage, joint, merge_result, teacher, trained
 from merging.run.store import StageResult
-from merging.targets.metrics import METRICS, by_metric
+from merging.targets.metrics import MAIN_METRICS, scores_by_metric
 from merging.training.supervised import label_scale, standardised
 from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
 
@@ -93,7 +93,7 @@ def scores(run: Run, way: str, task: str, kinds: Kinds = ("stored",)) -> dict[st
 
 def main_metric(run: Run, task: str) -> str:
     """What the answers of a task are mainly measured by."""
-    return METRICS[run.dataset(task).info.target]
+    return MAIN_METRICS[run.dataset(task).info.target]
 
 
 def answering(
@@ -211,8 +211,10 @@ class Method:
                 {task: record[kind][subset]["score"] for task, record in records.items()}
                 for subset in ("test", "valid")
             )
-            before = {f"valid_{name}": own for name, own in by_metric(valid, targets).items()}
-            found[kind] = {**by_metric(test, targets), "average": _mean(test)}
+            before = {
+                f"valid_{name}": own for name, own in scores_by_metric(valid, targets).items()
+            }
+            found[kind] = {**scores_by_metric(test, targets), "average": _mean(test)}
             found[kind] |= {**before, "valid_average": _mean(valid)}
         return found
 

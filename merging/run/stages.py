@@ -192,7 +192,7 @@ def calibration(run: Run, task: str) -> Calibration:
     training graphs without their labels."""
     head, data = trained(run, teacher(run, task)).heads[task], run.dataset(task)
     scale = label_scale(data)
-    head = scale.unfolded(head) if scale else head
+    head = scale.unfold(head) if scale else head
     batches, nodes = calibration_graphs(run, task)
     return Calibration(head, tuple(batches), data.info.level, tuple(nodes), data.info.target)
 

@@ -14,8 +14,8 @@ from merging.config.base import CONFIG_FOLDER
 from merging.data.graph_file import read_graphs, write_graphs
 from merging.data.links import LinkTask
 from merging.data.planetoid import CLASS_NAMES, PlanetoidName, PlanetoidSpec, load_planetoid
-from merging.data.split import Split
-from merging.data.task_data import SUBSETS, AnswerTask
+from merging.data.split import SUBSETS, Split
+from merging.data.task_data import AnswerTask
 from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
 from merging.run.config import load_config

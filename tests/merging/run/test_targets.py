@@ -22,7 +22,7 @@ from merging.run.models import finetuned
 from merging.run.run import Run
 from merging.run.scores import answering
 from merging.run.stages import calibration, merge_result, teacher, trained
-from merging.targets.metrics import metrics
+from merging.targets.metrics import compute_metrics
 from models.artifact import load_artifact
 from models.errors import ConfigError
 from models.state_dict import sub_state
@@ -109,7 +109,7 @@ def test_numbers_are_learnt_and_answered_in_their_units(made: Path) -> None:
     run = run_of(made)
     dataset, forward = run.dataset("esol"), answering(run, finetuned(run, "esol"), "esol")
     outputs, labels = run.family.answers(forward, dataset.steps("train", 256), run.device)
-    found = metrics(outputs.numpy(), labels.numpy(), dataset.info)
+    found = compute_metrics(outputs.numpy(), labels.numpy(), dataset.info)
     assert found["r2"] > 0.5
     assert found["spearman"] > 0.7
     record = run.result(teacher(run, "esol")).record
