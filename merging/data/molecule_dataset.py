@@ -346,7 +346,7 @@ def _words(table: MoleculeTable, target: Target) -> dict[str, list[str]]:
     """By label the cells that are 1 and 0, where the file does not say 0 and 1."""
     if target != "multilabel":
         return {}
-    return {label.name: list(label.classes[::-1]) for label in table.labels if not label.plain}
+    return {label.name: list(label.classes[::-1]) for label in table.labels if not label.is_zero_one}
 
 
 def _tensor(table: MoleculeTable, target: Target) -> Tensor:

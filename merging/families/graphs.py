@@ -98,7 +98,7 @@ class Graphs(OfflineFamily):
             expected = f"{config.network.in_dim}, the network's `in_dim` (or `encoder: svd`)"
             found = f"got {loaded.num_features} features for each node"
             raise DataError(f"task {task!r}: {found}, expected {expected}")
-        seen = torch.cat([loaded.graphs[k].x for k in loaded.seen().tolist()])
+        seen = torch.cat([loaded.graphs[k].x for k in loaded.training_graphs().tolist()])
         encoder = svd_encoder(seen, config.network.in_dim)
         return encoded(loaded, encoder)
 

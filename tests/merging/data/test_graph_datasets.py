@@ -361,7 +361,7 @@ def test_features_of_another_width_need_an_encoder(tmp_path: Path) -> None:
     task = load_task(make_config(tasks, encoder="svd"), "a", tmp_path, 0)
     assert task.num_features == 9
     assert {graph.num_features for graph in task.graphs} == {4}
-    seen = torch.cat([task.graphs[k].x for k in task.seen().tolist()])
+    seen = torch.cat([task.graphs[k].x for k in task.training_graphs().tolist()])
     # of the training graphs, not of all
     torch.testing.assert_close(seen.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     assert not torch.allclose(
