@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.common import by_task
 from merging.config.reading import only_tasks
 from merging.families.molecule_config import MoleculeConfig
-from merging.release.extension import added_adapters, gain
+from merging.release.extension import adapter_gain, added_adapters
 from merging.run.models import expert
 from merging.run.run import Run
 from merging.run.stages import merged, merged_network
@@ -31,7 +31,7 @@ def added(run: Run, task: str) -> dict[str, Any]:
     others = replace(run, config=without(run.config, task))
     backbone = merged_network(others)
     adapters = run.result(added_adapters(run, backbone, merged(others).key, task))
-    return gain(run, backbone, task, expert(run, task, adapters.tensors))
+    return adapter_gain(run, backbone, task, expert(run, task, adapters.tensors))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.common import parser, run_of, store
 from merging.run.models import unified_model
-from merging.targets.metrics import predict, roc_auc
+from merging.targets.metrics import compute_outputs, roc_auc
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.experts.router import RouterConfig
@@ -50,7 +50,7 @@ def main() -> None:
                 return compiled(batch, [task], routing).logits[task]  # noqa: B023
 
             for subset, rows in (("valid", dataset.split.valid), ("test", dataset.split.test)):
-                outputs = predict(logits, dataset.graphs, rows, torch.device("cpu"), 512)
+                outputs = compute_outputs(logits, dataset.graphs, rows, torch.device("cpu"), 512)
                 scores[subset][task] = round(roc_auc(dataset.labels[rows], outputs).mean, 5)
         for by_task in scores.values():
             by_task["average"] = round(sum(by_task.values()) / len(by_task), 5)

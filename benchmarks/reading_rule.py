@@ -24,7 +24,7 @@ from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_tables import read_molecule_table
 from merging.data.split import Split, scaffold_split
 from merging.release.calibration import brier_score, expected_calibration_error
-from merging.targets.metrics import predict, roc_auc
+from merging.targets.metrics import compute_outputs, roc_auc
 from models.artifact import load_artifact
 from models.compiled.model import CompiledModel
 from models.data import smiles as featurize
@@ -172,7 +172,9 @@ def logits(model: CompiledModel, task: str, routing: Routing, graphs: list[MolGr
     def forward(batch: GraphBatch) -> Tensor:
         return model(batch, [task], routing).logits[task]
 
-    return predict(forward, pack(graphs), torch.arange(len(graphs)), torch.device("cpu"), 512)
+    return compute_outputs(
+        forward, pack(graphs), torch.arange(len(graphs)), torch.device("cpu"), 512
+    )
 
 
 def quality(labels: Tensor, scores: Tensor) -> dict[str, float]:

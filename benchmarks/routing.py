@@ -23,7 +23,7 @@ from merging.run.run import Run
 from merging.run.scores import unified_forward
 from merging.run.stages import finetuned_network, merged_network
 from merging.studies.forests import ecfp4
-from merging.targets.metrics import predict, roc_auc
+from merging.targets.metrics import compute_outputs, roc_auc
 from merging.training.alignment import align, alignment_loss, set_statistics
 from merging.training.supervised import epoch_steps
 from models.data.batch import GraphBatch, mean_readout
@@ -57,7 +57,7 @@ def far(run: Run) -> dict[str, Any]:
                 for rows_here in bits[rows].split(256)
             ]
         )
-        weight = predict(
+        weight = compute_outputs(
             lambda batch, task=task, k=k: (
                 model(batch, [task], "moe").routing_weights[task][:, :, k].mean(1)
             ),
@@ -66,7 +66,7 @@ def far(run: Run) -> dict[str, Any]:
             run.device,
         )
         scores: dict[Routing, Tensor] = {
-            routing: predict(
+            routing: compute_outputs(
                 unified_forward(run, model, task, routing), dataset.graphs, rows, run.device
             )
             for routing in ("own", "moe")

@@ -20,7 +20,7 @@ from merging.run.models import finetuned_model, without_adapters
 from merging.run.run import Run
 from merging.run.scores import evaluate, unified_forward
 from merging.run.stages import teacher, trained_model
-from merging.targets.losses import loss
+from merging.targets.losses import compute_loss
 from merging.targets.metrics import batches
 from merging.training.supervised import MultitaskModel, initial_model
 from models.networks.hu2020 import make_backbone
@@ -69,7 +69,7 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
         for chosen, batch in batches(
             dataset.graphs, rows[torch.randperm(len(rows))], settings.batch_size
         ):
-            value = loss(model(batch, task), dataset.labels[chosen], dataset.info)
+            value = compute_loss(model(batch, task), dataset.labels[chosen], dataset.info)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

@@ -230,19 +230,19 @@ class OfflineFamily(ABC):
 
     def loss(self, outputs: Any, labels: Any, data: Any, head: Any, settings: Any) -> Tensor:
         """Compute the training loss of one batch."""
-        return losses.loss(outputs, labels, data.info)
+        return losses.compute_loss(outputs, labels, data.info)
 
     def score(self, outputs: Any, labels: Any, info: TaskInfo) -> float:
         """Compute the score that selects the best epoch; greater is better."""
-        return metrics.score(outputs.numpy(), labels.numpy(), info)
+        return metrics.compute_score(outputs.numpy(), labels.numpy(), info)
 
     def metrics(self, outputs: Any, labels: Any, info: TaskInfo) -> dict[str, float]:
         """Compute the reported metrics by name, the main one first."""
-        return metrics.metrics(outputs.numpy(), labels.numpy(), info)
+        return metrics.compute_metrics(outputs.numpy(), labels.numpy(), info)
 
     def table_metrics(self, info: TaskInfo) -> tuple[str, ...]:
         """Return the names of the metrics shown in tables, the main one first."""
-        return (metrics.METRICS[info.target],)
+        return (metrics.MAIN_METRICS[info.target],)
 
     def concatenate(self, values: Sequence[Any]) -> Any:
         """Concatenate the outputs or labels of several batches."""

@@ -1,4 +1,4 @@
-"""Labels of a regression and of several classes: the cells of a column become numbers."""
+"""Labels of regression and multiclass tasks: reading the cells of a column as numbers."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,11 +7,13 @@ from merging.data.labels import (
     MISSING,
     QUALIFIERS,
     Label,
-    keys_of,
-    normalised,
-    number_in,
+    all_missing,
+    distinct_values,
+    encode_cells,
+    normalise,
+    normalised_cells,
+    parse_number,
     quoted,
-    values_of,
 )
 from models.errors import DataError
 from models.validation import one_of
@@ -24,31 +26,30 @@ _MINUS = "\N{MINUS SIGN}"
 def read_numbers(name: str, cells: Sequence[str], lines: Sequence[int]) -> Label:
     """Read a column of numbers as the label of a regression.
 
-    Decimals have a point; a comma where no cell of the column has a point, and one of them shows
-    that the comma cannot stand between thousands.
+    The decimal sign is a point. It is a comma if no cell of the column has a point and the comma of
+    at least one cell cannot be a thousands separator.
 
     Args:
-        name: of the column, for the result.
-        cells: the column's cells, one for each row.
-        lines: where the rows begin in the file, for errors.
+        name: the name of the column.
+        cells: the cells of the column, one per row.
+        lines: the line of the file at which every row begins, for error messages.
 
     Raises:
-        DataError: a cell that is no finite number and not missing (a bound such as `>10`, a number
-            with its unit, a word), or no two numbers that differ. The message names line and cell,
-            and says what to do; file and column are the caller's.
+        DataError: a cell is neither a finite number nor missing (a bound such as `>10`, a number
+            with its unit, a word), or all numbers are equal. The message names line and cell and a
+            remedy; the caller adds file and column.
     """
     written = {cell: cell.strip().replace(_MINUS, "-") for cell in cells}
     known = {cell: text for cell, text in written.items() if text.casefold() not in MISSING}
     if not known:
-        counts = f"{len(cells)} missing values and no other"
-        raise DataError(f"got {counts}, expected numbers in some rows")
+        raise all_missing(cells, "numbers")
     has_comma = _has_decimal_comma(known.values())
-    found = {cell: _number(text, has_comma) for cell, text in known.items()}
+    numbers = {cell: _number(text, has_comma) for cell, text in known.items()}
     for cell, line in zip(cells, lines, strict=True):
-        if cell in found and found[cell] is None:
-            raise DataError(f"line {line}: got {quoted(cell.strip())}, {_why_no_number(cell)}")
-    values = tuple(math.nan if (value := found.get(cell)) is None else value for cell in cells)
-    if len(set(found.values())) < 2:
+        if cell in numbers and numbers[cell] is None:
+            raise DataError(f"line {line}: got {quoted(cell.strip())}, {_no_number(cell)}")
+    values = tuple(math.nan if (value := numbers.get(cell)) is None else value for cell in cells)
+    if len(set(numbers.values())) < 2:
         count = sum(cell in known for cell in cells)
         shown = f"{count} x {quoted(next(iter(known.values())))} and no other number"
         raise DataError(f"got {shown}, {len(cells) - count} missing, expected some that differ")
@@ -60,28 +61,27 @@ def read_classes(
 ) -> Label:
     """Read a column of class names as the label of a multiclass task.
 
-    Case and surrounding white space do not count. Without `order`, classes that are numbers come
-    in their order, others by the alphabet.
+    Case and surrounding white space are ignored.
 
     Args:
-        name: of the column, for the result.
-        cells: the column's cells, one for each row.
-        lines: where the rows begin in the file, for errors.
-        order: all classes by name, in the order in which they are numbered and answered; a cell
-            that is one of them is no missing value, whatever it says.
+        name: the name of the column.
+        cells: the cells of the column, one per row.
+        lines: the line of the file at which every row begins, for error messages.
+        order: the names of all classes, in the order of their numbers; a cell with one of these
+            names is never a missing value. Empty takes the classes that occur, numbers in
+            ascending order before words in alphabetical order.
 
     Raises:
-        DataError: a cell that is none of `order`, a class of it that no row has, fewer than two
-            classes or far too many. The message names line and cell; file and column are the
-            caller's.
+        DataError: a cell is not in `order`, no row has a class of `order`, or the column has fewer
+            than two or more than 100 classes. The message names line and cell; the caller adds file
+            and column.
     """
-    named = {normalised(word): word for word in order}
-    key_of = keys_of(cells)
-    key_of |= {cell: normalised(cell) for cell in key_of if normalised(cell) in named}
-    values = values_of(cells, key_of)
+    named = {normalise(word): word for word in order}
+    key_of = normalised_cells(cells)
+    key_of |= {cell: normalise(cell) for cell in key_of if normalise(cell) in named}
+    values = distinct_values(cells, key_of)
     if not values:
-        counts = f"{len(cells)} missing values and no other"
-        raise DataError(f"got {counts}, expected the names of classes in some rows")
+        raise all_missing(cells, "the names of classes")
     if order:
         for key, value in values.items():
             if key not in named:
@@ -98,23 +98,21 @@ def read_classes(
         raise DataError(f"got {shown}, {len(cells) - value.count} missing, expected two at least")
     if len(keys) > _MOST_CLASSES:
         shown = ", ".join(quoted(value.spelling) for value in list(values.values())[:3])
-        found = f"got {len(keys)} classes ({shown}, ...), expected at most {_MOST_CLASSES}"
-        raise DataError(f"{found}; numbers are `target: regression`")
-    number_of = {key: float(k) for k, key in enumerate(keys)}
-    numbers = {cell: math.nan if key is None else number_of[key] for cell, key in key_of.items()}
-    spelt = tuple(named[key] if order else values[key].spelling for key in keys)
-    return Label(name, tuple(numbers[cell] for cell in cells), spelt)
+        got = f"got {len(keys)} classes ({shown}, ...), expected at most {_MOST_CLASSES}"
+        raise DataError(f"{got}; numbers are `target: regression`")
+    numbers = encode_cells(cells, key_of, {key: float(k) for k, key in enumerate(keys)})
+    return Label(name, numbers, tuple(named.get(key, values[key].spelling) for key in keys))
 
 
 def _by_number(key: str) -> tuple[float, str]:
-    """Numbers first, by value; then words, by the alphabet."""
-    number = number_in(key)
+    """Sort key: numbers by value, then words in alphabetical order."""
+    number = parse_number(key)
     return (math.inf if number is None else number, key)
 
 
 def _has_decimal_comma(texts: Iterable[str]) -> bool:
-    """Whether the commas of a column are decimal: no cell has a point, and one comma at least does
-    not stand as it would between thousands."""
+    """Return True if the commas of a column are decimal signs: no cell has a point, and at least
+    one comma cannot be a thousands separator."""
     texts = list(texts)
     if any("." in text for text in texts):
         return False
@@ -125,8 +123,8 @@ def _has_decimal_comma(texts: Iterable[str]) -> bool:
 
 
 def _number(text: str, has_comma: bool) -> float | None:
-    """The finite number that a cell says, or None."""
-    if "_" in text:  # which Python would read
+    """Parse a finite number that float32 can hold, or return None."""
+    if "_" in text:  # float() accepts it
         return None
     try:
         value = float(text.replace(",", ".") if has_comma else text)
@@ -135,11 +133,11 @@ def _number(text: str, has_comma: bool) -> float | None:
     return value + 0.0 if abs(value) < _LARGEST else None  # no -0.0
 
 
-def _why_no_number(cell: str) -> str:
-    """What was expected in place of a cell, and what to do about it."""
+def _no_number(cell: str) -> str:
+    """Return the end of the error text of a cell that is not a number: expectation and remedy."""
     text = cell.strip()
-    bare = text.lstrip(QUALIFIERS + " ")
-    if bare != text and number_in(bare) is not None:
+    unqualified = text.lstrip(QUALIFIERS + " ")
+    if unqualified != text and parse_number(unqualified) is not None:
         remedy = "a bound is no measured value: leave the cell empty, or write the number to learn"
     elif "," in text:
         remedy = "write decimals with a point, and nothing between thousands"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from merging.config.base import Count, Section
 from merging.data.files import sha256
-from merging.data.split import Split
-from merging.data.task_data import Step, Subset, summary_of
+from merging.data.split import Split, Subset
+from merging.data.task_data import Step, summary_of
 from models.data.atoms import Atoms, AtomsBatch, Neighbours, join, neighbours
 from models.errors import DataError
 from models.task import TaskInfo

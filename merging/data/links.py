@@ -10,7 +10,8 @@ from torch import Tensor
 
 from merging.config.base import Count, Section
 from merging.data.planetoid import NodeDataset, PlanetoidName
-from merging.data.task_data import SUBSETS, GraphTask, Step, Subset
+from merging.data.split import SUBSETS, Subset
+from merging.data.task_data import GraphTask, Step
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph
 from models.task import TaskInfo

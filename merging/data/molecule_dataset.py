@@ -1,4 +1,4 @@
-"""Molecules with labels, of MoleculeNet and one's own: read, featurised, split, cached."""
+"""Data sets of labelled molecules, read from a table, featurised, split and cached."""
 
 import csv
 import json
@@ -22,16 +22,17 @@ from tqdm import tqdm
 from merging.data.files import sha256, write_tensors
 from merging.data.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
 from merging.data.split import (
-    PARTS,
+    SUBSETS,
     TRAIN,
     VALID,
     Split,
-    check_parts,
+    Subset,
+    check_subsets,
     lacking_labels,
     random_split,
     scaffold_split,
 )
-from merging.data.task_data import Step, Subset
+from merging.data.task_data import Step
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, PackedGraphs, pack
 from models.data.smiles import READING_RULE, read_graph, read_smiles
@@ -80,25 +81,24 @@ MOLECULENET = {
 
 @dataclass(frozen=True)
 class MoleculeDataset:
-    """One task's molecules.
+    """The molecules of a task, with labels and split.
 
     Attributes:
-        task: its name.
-        info: what it answers: labels (of `multiclass`, classes), target, units.
+        task: name of the task.
+        info: its labels (of `multiclass`, classes), target and units.
         graphs: G molecules.
-        labels: (G, L) float32, 0 or 1 or the numbers of a regression, NaN where missing; of
+        labels: (G, L) float32, 0 or 1 or the values of a regression, NaN where missing; for
             `multiclass` (G,) int64 classes, -1 where missing.
-        split: what is trained, validated and tested on.
-        source_sha256: of the file it was read from.
+        split: the training, validation and test subsets.
+        source_sha256: digest of the source file.
         dropped: rows of the file that were left out.
-        record: how the file was read, plain values for records and cards: `file`, `rows`,
-            `molecules`, `dropped`; `smiles_column`, `labels`; `words`, by label the cells that are
-            1 and 0 where the file does not say 0 and 1; of other targets `target` with `ranges`
-            and `units` by label, or the `column` of the classes; `split`, in words; `parts`, the
-            molecules in each; `not_measured`, by part the labels that cannot be measured there;
-            `repeated`, see `_repeated`.
-        most_per_epoch: an epoch of training draws at most so many molecules, anew each time; None:
-            all of them.
+        record: how the file was read, as plain values: `file`, `rows`, `molecules`, `dropped`,
+            `smiles_column`, `labels`; `words`, by label the cells of class 1 and 0 where these are
+            not 1 and 0; for other targets `target`, and `ranges` and `units` by label or the
+            `column` of the classes; `split`, in words; `parts`, the size of every subset;
+            `not_measured`, by subset the labels that cannot be measured on it; `repeated`, see
+            `_repeated`.
+        most_per_epoch: the number of training molecules that an epoch draws; None takes all.
     """
 
     task: str
@@ -113,45 +113,44 @@ class MoleculeDataset:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """L names, in the order of the head."""
+        """The L names of the labels, in the order of the head."""
         return self.info.labels
 
     @property
     def target(self) -> Target:
-        """What the labels are."""
+        """The kind of labels: `multilabel`, `multiclass` or `regression`."""
         return self.info.target
 
     @property
     def outputs(self) -> int:
-        """L."""
+        """L, the width of the head."""
         return len(self.info.labels)
 
     @property
     def sources(self) -> dict[str, str]:
-        """sha256 of the file, by its name."""
+        """SHA-256 of the source file, by its name."""
         return {self.record["file"]: self.source_sha256}
 
     @property
     def size(self) -> int:
-        """G."""
+        """G, the number of molecules."""
         return len(self.graphs)
 
     @property
     def summary(self) -> str:
-        """A line for people: what was read as what."""
-        record, labels = self.record, said_labels(self.record)
+        """A line that describes the file, the labels and the split."""
+        record, labels = self.record, describe_labels(self.record)
         count = len(record["labels"])
         sizes = ", ".join(f"{n} {subset}" for subset, n in record["parts"].items())
-        lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
         source = f"{record['file']}, column {record['smiles_column']!r}"
         dropped = f"{record['dropped']} of {record['rows']} rows dropped"
         return "; ".join(
             (
                 f"{self.task}: {record['molecules']} molecules of {source}, {dropped}",
-                f"{count} {_counted(record)}: {labels}",
+                f"{count} {_label_noun(record)}: {labels}",
                 f"split {record['split']}: {sizes}",
-                *(f"not measured in {subset}: {n} of them" for subset, n in lacking.items()),
-                *_said_repeated(record["repeated"], self.target),
+                *(f"not measured in {name}: {n} of them" for name, n in not_measured(record)),
+                *_describe_repeated(record["repeated"], self.target),
             )
         )
 
@@ -168,7 +167,7 @@ class MoleculeDataset:
     def calibration(
         self, count: int, batch_size: int, seed: int
     ) -> tuple[tuple[GraphBatch, ...], tuple[Tensor, ...]]:
-        """See `merging.data.task_data.TaskData.calibration`; drawn by the seed."""
+        """See `merging.data.task_data.TaskData.calibration`; the seed selects the molecules."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.split.train), generator=generator)[:count]
         chosen = self.split.train[order].split(batch_size)
@@ -178,14 +177,21 @@ class MoleculeDataset:
 def load_dataset(
     task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path, workers: int = 1
 ) -> MoleculeDataset:
-    """A data set from the cache, or read, featurised and split (a minute or two for the large
-    ones), and then cached.
+    """Load a data set from the cache, or read, featurise and split its source, which takes up to
+    two minutes, and cache the result.
 
-    Rows that are left out are listed in `<task>.dropped.csv` in the cache folder.
+    The rows that were left out are listed in `<task>.dropped.csv` in the cache folder.
+
+    Args:
+        task: name of the task.
+        spec: the description of its table.
+        data_folder: the folder of source files.
+        cache_folder: the folder of the cache, of downloads and of the list of dropped rows.
+        workers: number of processes that parse SMILES.
 
     Raises:
-        DataError: no file, one that does not have the expected columns or size, labels that are no
-            two classes, too many rows that cannot be read, or a split that cannot be trained on.
+        DataError: the file does not exist or lacks columns or rows, a column does not hold labels,
+            too many molecules cannot be read, or the split cannot be trained on.
     """
     cache = cache_folder / f"{task}.safetensors"
     file = find_source(task, spec, data_folder, cache_folder)
@@ -202,11 +208,11 @@ def load_dataset(
 
 
 def dropped_path(task: str, cache_folder: Path) -> Path:
-    """Where the rows of a task's file that were left out are listed."""
+    """Return the path of the list of a task's dropped rows."""
     return cache_folder / f"{task}.dropped.csv"
 
 
-def _counted(record: Mapping[str, Any]) -> str:
+def _label_noun(record: Mapping[str, Any]) -> str:
     if "column" in record:
         return f"classes of {record['column']!r}"
     return "label" if len(record["labels"]) == 1 else "labels"
@@ -219,25 +225,31 @@ _CONTRADICTORY = {
 }
 
 
-def _said_repeated(repeated: Mapping[str, int], target: Target) -> list[str]:
+def _describe_repeated(repeated: Mapping[str, int], target: Target) -> list[str]:
     if not repeated["molecules"]:
         return []
-    found = f"molecules in several rows: {repeated['molecules']}"
+    total = f"molecules in several rows: {repeated['molecules']}"
     known = {"contradictory": _CONTRADICTORY[target], "across_parts": "in several parts"}
-    more = [f"{repeated[name]} {what}" for name, what in known.items() if repeated[name]]
-    return [", ".join([found, *more])]
+    more = [f"{repeated[name]} {text}" for name, text in known.items() if repeated[name]]
+    return [", ".join([total, *more])]
 
 
-def said_labels(record: Mapping[str, Any]) -> str:
-    """The first few labels of a `MoleculeDataset.record`, with the cells that are 1 and 0, or of a
-    regression with unit and range."""
+def not_measured(record: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the subsets on which some labels of a `MoleculeDataset.record` cannot be measured, as
+    pairs of subset and number of labels."""
+    return [(subset, len(names)) for subset, names in record["not_measured"].items() if names]
+
+
+def describe_labels(record: Mapping[str, Any]) -> str:
+    """Name the first few labels of a `MoleculeDataset.record`, with the words of class 1 and 0, or
+    with the range and unit of a regression."""
     names = record["labels"]
-    shown = [_said_label(name, record) for name in names[:_SHOWN]]
+    shown = [_describe_label(name, record) for name in names[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(shown) + more
 
 
-def _said_label(name: str, record: Mapping[str, Any]) -> str:
+def _describe_label(name: str, record: Mapping[str, Any]) -> str:
     if name in record["words"]:
         one, zero = record["words"][name]
         return f"{name} ({one} = 1, {zero} = 0)"
@@ -251,10 +263,10 @@ def _said_label(name: str, record: Mapping[str, Any]) -> str:
 def load_smiles(
     dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, cache_folder: Path
 ) -> list[str]:
-    """The molecules of a data set as they stand in its source, one for each of `dataset.graphs`.
+    """Read the SMILES of a data set as written in its source, one per graph of `dataset`.
 
     Raises:
-        DataError: no source, or one that is not the file that the data set was read from.
+        DataError: the source does not exist or has changed since the data set was read.
     """
     file = find_source(dataset.task, spec, data_folder, cache_folder)
     if sha256(file) != dataset.source_sha256:
@@ -268,8 +280,8 @@ def load_smiles(
 
 
 def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> Path:
-    """The CSV of a data set: in the data folder, or fetched by PyG's MoleculeNet loader into the
-    cache folder. Raises DataError."""
+    """Return the path of a data set's table in the data folder; a MoleculeNet table that is not
+    there is downloaded into the cache folder. Raises DataError if there is no such table."""
     names = (spec.file,) if spec.file else (f"moleculenet/{task}.csv.gz", f"moleculenet/{task}.csv")
     for name in names:
         if (data_folder / name).is_file():
@@ -279,9 +291,8 @@ def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: P
             f"got no file {' or '.join(names)} in {data_folder}, expected the data of task {task!r}"
             " (set GMERGING_DATA)"
         )
-    from torch_geometric.data import (
-        download_url,  # takes seconds to import, and is needed only here
-    )
+    # Imported here because it takes seconds.
+    from torch_geometric.data import download_url
     from torch_geometric.datasets import MoleculeNet
 
     address = MoleculeNet.url.format(MoleculeNet.names[task][1])
@@ -297,7 +308,7 @@ def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: P
 def read_csv(
     task: str, spec: DatasetSpec, file: Path, digest: str, workers: int, dropped_file: Path
 ) -> MoleculeDataset:
-    """Read, featurise and split a table (`load_dataset`). Labels are checked before molecules."""
+    """Read, featurise and split a table (`load_dataset`); labels are checked before molecules."""
     table = read_molecule_table(file, spec)
     parsed = list(_parse(table.molecules, workers, task))
     kept = [k for k, molecule in enumerate(parsed) if molecule is not None]
@@ -313,10 +324,10 @@ def read_csv(
     _write_dropped(dropped, dropped_file)
     _check_dropped(file, dropped, len(kept) + len(dropped), spec.max_dropped, dropped_file)
     labels = _tensor(table, spec.target)[kept].contiguous()
-    split, how = _split(spec, table, kept, [molecule.scaffold for molecule in molecules])
+    split, description = _split(spec, table, kept, [molecule.scaffold for molecule in molecules])
     lacking = lacking_labels(split, labels, info)
-    if spec not in MOLECULENET.values():  # those are taken as they are published
-        _check_parts(file, spec, split, labels, info)
+    if spec not in MOLECULENET.values():  # the published sets are used as they are
+        _check_subsets(file, spec, split, labels, info)
     record = {
         "file": file.name,
         "rows": len(kept) + len(dropped),
@@ -324,9 +335,9 @@ def read_csv(
         "dropped": len(dropped),
         "smiles_column": table.molecule_column,
         "labels": list(info.labels),
-        "words": _words(table, spec.target),
-        **_of_target(table, info, labels),
-        "split": how,
+        "words": _class_words(table, spec.target),
+        **_target_record(table, info, labels),
+        "split": description,
         "parts": {subset: len(rows) for subset, rows in vars(split).items()},
         "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
         "repeated": _repeated([molecule.smiles for molecule in molecules], labels, split),
@@ -341,21 +352,23 @@ def _label_names(table: MoleculeTable, target: Target) -> tuple[str, ...]:
     return tuple(label.name for label in table.labels)
 
 
-def _words(table: MoleculeTable, target: Target) -> dict[str, list[str]]:
-    """By label the cells that are 1 and 0, where the file does not say 0 and 1."""
+def _class_words(table: MoleculeTable, target: Target) -> dict[str, list[str]]:
+    """Return by label the words of class 1 and 0 where the file does not write 1 and 0."""
     if target != "multilabel":
         return {}
-    return {label.name: list(label.classes[::-1]) for label in table.labels if not label.plain}
+    return {
+        label.name: list(label.classes[::-1]) for label in table.labels if not label.is_zero_one
+    }
 
 
 def _tensor(table: MoleculeTable, target: Target) -> Tensor:
-    """Labels of all rows, see `MoleculeDataset.labels`."""
+    """Return the labels of all rows in the form of `MoleculeDataset.labels`."""
     values = torch.tensor([label.values for label in table.labels]).T
     return values[:, 0].nan_to_num(-1).long() if target == "multiclass" else values
 
 
-def _of_target(table: MoleculeTable, info: TaskInfo, labels: Tensor) -> dict[str, Any]:
-    """What a record says of a target other than two classes."""
+def _target_record(table: MoleculeTable, info: TaskInfo, labels: Tensor) -> dict[str, Any]:
+    """Return the entries of a record that only multiclass and regression tasks have."""
     if info.target == "multiclass":
         return {"target": info.target, "column": table.labels[0].name}
     if info.target == "regression":
@@ -367,25 +380,24 @@ def _of_target(table: MoleculeTable, info: TaskInfo, labels: Tensor) -> dict[str
 
 
 def _repeated(smiles: Sequence[str], labels: Tensor, split: Split) -> dict[str, int]:
-    """How many molecules stand in several rows, however they are written: `molecules`; of these
-    `contradictory`, with different values of one label, and `across_parts`, in several parts of
-    the split."""
+    """Count the molecules (canonical SMILES) that occur in several rows: `molecules`, and of these
+    `contradictory`, with different values of a label, and `across_parts`, in several subsets."""
     rows_of: dict[str, list[int]] = {}
     for k, canonical in enumerate(smiles):
         rows_of.setdefault(canonical, []).append(k)
     several = [rows for rows in rows_of.values() if len(rows) > 1]
-    part_of = {row: subset for subset, rows in vars(split).items() for row in rows.tolist()}
+    subset_of = {row: subset for subset, rows in vars(split).items() for row in rows.tolist()}
     if not labels.is_floating_point():  # classes
         labels = torch.where(labels >= 0, labels.float(), torch.nan).unsqueeze(1)
     return {
         "molecules": len(several),
         "contradictory": sum(_differ(labels[rows]) for rows in several),
-        "across_parts": sum(len({part_of[row] for row in rows}) > 1 for rows in several),
+        "across_parts": sum(len({subset_of[row] for row in rows}) > 1 for rows in several),
     }
 
 
 def _differ(labels: Tensor) -> bool:
-    """Whether a label has several values in some rows (n, L)."""
+    """Return True if a label has different values in the rows of `labels` (n, L)."""
     greatest, least = labels.nan_to_num(-torch.inf).amax(0), labels.nan_to_num(torch.inf).amin(0)
     return bool((greatest > least).any())
 
@@ -405,7 +417,7 @@ def _reason(smiles: str) -> str:
 
 
 def _write_dropped(dropped: Sequence[DroppedRow], path: Path) -> None:
-    """List what was left out, for a spreadsheet; nothing left out, no file."""
+    """Write the dropped rows as CSV; without any, delete the file."""
     if not dropped:
         path.unlink(missing_ok=True)
         return
@@ -426,64 +438,64 @@ def _check_dropped(
         return
     shown = "; ".join(f"line {row.line}: {row.reason}" for row in dropped[:_SHOWN])
     more = f"; all are listed in {listed}" if len(dropped) > _SHOWN else ""
-    found = f"{len(dropped)} of {rows} rows that cannot be read"
+    got = f"{len(dropped)} of {rows} rows that cannot be read"
     expected = f"at most {100 * most:g} % (`max_dropped`)"
-    raise DataError(f"{file}: got {found}, expected {expected}: {shown}{more}")
+    raise DataError(f"{file}: got {got}, expected {expected}: {shown}{more}")
 
 
 def _split(
     spec: DatasetSpec, table: MoleculeTable, kept: Sequence[int], scaffolds: Sequence[str]
 ) -> tuple[Split, str]:
-    """The split of the kept rows that a description asks for, and what it is in words."""
-    how = "scaffold" if spec.split == "scaffold" else f"random, seed {spec.split_seed}"
-    if table.parts is None:
-        return _drawn(spec, scaffolds, TRAIN, VALID), how
-    given = [table.parts[k] for k in kept]
-    rows_of = {subset: [k for k, own in enumerate(given) if own == subset] for subset in PARTS}
+    """Split the kept rows as `spec` demands; return the split and its description."""
+    method = "scaffold" if spec.split == "scaffold" else f"random, seed {spec.split_seed}"
+    if table.subsets is None:
+        return _draw_split(spec, scaffolds, TRAIN, VALID), method
+    names = [table.subsets[k] for k in kept]
+    rows_of = {subset: [k for k, name in enumerate(names) if name == subset] for subset in SUBSETS}
     train, valid, test = (torch.tensor(rows, dtype=torch.int64) for rows in rows_of.values())
-    words = f"by column {spec.split_column!r}"
+    description = f"by column {spec.split_column!r}"
     if len(valid) or not len(train):
-        return Split(train, valid, test), words
-    drawn = _drawn(spec, [scaffolds[k] for k in train], 8 / 9, 1 / 9)
-    # Groups of scaffolds that fit into neither share are in the third part.
+        return Split(train, valid, test), description
+    drawn = _draw_split(spec, [scaffolds[k] for k in train], 8 / 9, 1 / 9)
+    # Scaffolds that fit into neither share are in the third subset.
     valid = train[torch.cat([drawn.valid, drawn.test]).sort().values]
-    words += f", validation drawn from its training rows, {how}"
-    return Split(train[drawn.train], valid, test), words
+    description += f", validation drawn from its training rows, {method}"
+    return Split(train[drawn.train], valid, test), description
 
 
-def _drawn(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: float) -> Split:
+def _draw_split(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: float) -> Split:
     if spec.split == "scaffold":
         return scaffold_split(scaffolds, train, valid)
     return random_split(len(scaffolds), spec.split_seed, train, valid)
 
 
-def _check_parts(
+def _check_subsets(
     file: Path, spec: DatasetSpec, split: Split, labels: Tensor, info: TaskInfo
 ) -> None:
     try:
-        check_parts(split, lacking_labels(split, labels, info), info)
+        check_subsets(split, lacking_labels(split, labels, info), info)
     except DataError as error:
-        how = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
+        origin = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
         other = "another column" if spec.split_column else "a `split_column` of your own"
         seed = _working_seed(labels, info)
         instead = " and no `split_column`" if spec.split_column else ""
         random = f"`split: random` with `split_seed: {seed}`{instead}, "
         remedy = f"try {'' if seed is None else random}{other}, or more rows"
-        raise DataError(f"{file}, {how}: {error}; {remedy}") from error
+        raise DataError(f"{file}, {origin}: {error}; {remedy}") from error
 
 
 def _working_seed(labels: Tensor, info: TaskInfo) -> int | None:
-    """The first seed of a random split that can be trained on and measured."""
+    """Return the first seed whose random split passes `check_subsets`, None if none does."""
     for seed in range(_SEEDS_TRIED):
         split = random_split(len(labels), seed)
         with suppress(DataError):
-            check_parts(split, lacking_labels(split, labels, info), info)
+            check_subsets(split, lacking_labels(split, labels, info), info)
             return seed
     return None
 
 
 class _Parsed(NamedTuple):
-    """A molecule's graph, its scaffold with chirality, and its canonical SMILES."""
+    """The graph of a molecule, its scaffold with chirality, and its canonical SMILES."""
 
     graph: MolGraph
     scaffold: str
@@ -498,10 +510,10 @@ def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[_Parsed |
 
 
 def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str, str] | None:
-    """What `_Parsed` holds, or None where RDKit cannot read the molecule at all.
+    """Return the fields of `_Parsed`, or None if RDKit cannot read the molecule.
 
-    The graph as arrays: tensors would each hold a file descriptor on their way to the parent
-    process.
+    The graph is returned as arrays, because every tensor would occupy a file descriptor on its way
+    to the parent process.
     """
     try:
         graph = [tensor.numpy() for tensor in vars(read_graph(smiles, strict=False)).values()]
@@ -512,7 +524,7 @@ def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str, str] | None:
         canonical = Chem.MolToSmiles(mol)
         try:
             scaffold = MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True)
-        # RDKit checks valences here: the 15 molecules that fail are scaffolds of their own
+        # RDKit checks valences here; the 15 molecules that fail are their own scaffolds.
         except ValueError:
             scaffold = canonical
         return graph, scaffold, canonical
@@ -529,8 +541,8 @@ def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) 
 def _read_cache(
     task: str, spec: DatasetSpec, cache: Path, origin: dict[str, str]
 ) -> MoleculeDataset | None:
-    """The cached set, or None if it was made from another file, for another description of it, or
-    by another version, or is damaged."""
+    """Read a cached data set; None if it is damaged or was made from another file, description or
+    version."""
     try:
         with safe_open(cache, "pt") as stream:
             metadata = stream.metadata()

@@ -1,4 +1,4 @@
-"""Tables of molecules with labels: what a user says of one, and its rows as they are read."""
+"""Tables of labelled molecules: their description in a configuration, and reading their rows."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 from merging.data.columns import read_classes, read_numbers
-from merging.data.labels import Label, normalised, read_label, why_no_label
-from merging.data.split import named_parts, part_text
+from merging.data.labels import Label, normalise, read_label, reason_for_no_label
+from merging.data.split import cell_text, named_subsets
 from models.data.tables import SAMPLE, column_called, molecule_column, open_stream, open_table
 from models.errors import DataError, InvalidInputError
 from models.names import check_labels
@@ -31,8 +31,8 @@ _SHOWN = 5
 
 def _as_word(value: object) -> object:
     if isinstance(value, bool):
-        made = f"{str(value).lower()}, which is what YAML makes of yes, no, on, off, true and false"
-        raise ValueError(f"got {made}, expected the word in quotes")
+        got = f"{str(value).lower()}, which is what YAML makes of yes, no, on, off, true and false"
+        raise ValueError(f"got {got}, expected the word in quotes")
     return str(value) if isinstance(value, int | float) else value
 
 
@@ -41,15 +41,16 @@ def _as_tuple(value: object) -> object:
 
 
 Word = Annotated[str, BeforeValidator(_as_word)]
-"""A cell of a table; in YAML a number may stand without quotes."""
+"""A cell of a table; in YAML a number needs no quotes."""
 Words = Annotated[tuple[Word, ...], BeforeValidator(_as_tuple)]
 
 
 class Folds(BaseModel):
-    """Which folds of `split_column` are validated and tested on; all others are trained on.
+    """The folds of `split_column` that form the validation and test subsets; all others form the
+    training subset.
 
     Attributes:
-        valid: one fold or several; none takes a ninth of the training rows (see `split_column`).
+        valid: one fold or several; none takes a ninth of the training rows.
         test: one fold or several.
     """
 
@@ -60,39 +61,34 @@ class Folds(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if both := sorted({*map(part_text, self.valid)} & {*map(part_text, self.test)}):
+        if both := sorted({*map(cell_text, self.valid)} & {*map(cell_text, self.test)}):
             raise ValueError(f"got fold {', '.join(both)} as valid and test, expected it once")
         return self
 
 
 class DatasetSpec(BaseModel):
-    """A table (CSV and its relatives, plain or gzip) of molecules and labels.
+    """The description of a table (CSV, TSV or similar, plain or gzip) of molecules and labels.
 
     Attributes:
         smiles_column: the column of the molecules; None chooses it by name and content.
-        label_columns: the columns of the labels; None takes all others (but `mol_id` and
-            `split_column`), each of which then must hold two classes. Of a regression and of
-            several classes it must be said, unless there is only one other column.
-        target: what is learnt: `multilabel` (two classes in each column), `regression` (numbers)
-            or `multiclass` (one column of several classes).
-        units: of a regression, the unit of all labels or by label. It is in every answer.
-        classes: of `multiclass`, all classes by name in the order of the answers; None takes those
-            that are there, numbers in their order, words by the alphabet.
-        positive: which of a label's two words is class 1, for all labels or by label; needed where
-            the words do not say it (`merging.data.labels`).
-        split: `scaffold` (Bemis-Murcko, 0.8 / 0.1 / 0.1, without chance) or `random` (the same
-            shares).
-        split_seed: of the random split; a run's own seed has no influence on it.
-        split_column: a column that says of each row whether it is train, valid or test, or, with
-            `folds`, in which fold it is. Where it says nothing of validation, a ninth of the
-            training rows is taken for it, as `split` says.
-        folds: which folds of that column are which.
-        max_dropped: the largest share of rows that may be left out because they cannot be read.
-        file: path in the data folder; None for MoleculeNet's own names and, where they are not
-            there, PyG's loader.
-        num_molecules, num_labels: the published size; a file of another size is an error. None does
-            not check.
-        about: one line for people.
+        label_columns: the columns of the labels; None takes all others except `mol_id` and
+            `split_column`. Required for `regression` and `multiclass` if there are several others.
+        target: `multilabel` (columns of two classes), `regression` (columns of numbers) or
+            `multiclass` (one column of several classes).
+        units: for `regression`, the unit of all labels, or by label; answers contain it.
+        classes: for `multiclass`, the names of all classes in the order of the answers; None takes
+            the classes that occur, numbers in ascending order before words in alphabetical order.
+        positive: the word of class 1, for all labels or by label; required for words that
+            `merging.data.labels` does not know.
+        split: `scaffold` (Bemis-Murcko, 0.8 / 0.1 / 0.1, deterministic) or `random` (same shares).
+        split_seed: seed of the random split, independent of the seed of a run.
+        split_column: the column that has the subset of every row, or with `folds` its fold. If no
+            row is for validation, a ninth of the training rows is, drawn by the method of `split`.
+        folds: the folds of `split_column` that form the validation and test subsets.
+        max_dropped: the largest share of rows that may be unreadable.
+        file: path in the data folder; None for a MoleculeNet data set, which may be downloaded.
+        num_molecules, num_labels: the published size, which the file must have; None for any.
+        about: a one-line description of the task.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,7 +117,7 @@ class DatasetSpec(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a target that is not said: sets from before there was one keep what was made."""
+        """Leave out defaults of the newer fields, so that older cached results keep their keys."""
         values: dict[str, Any] = handler(self)
         for name in ("target", "units", "classes"):
             if values[name] == type(self).model_fields[name].default:
@@ -133,12 +129,13 @@ class DatasetSpec(BaseModel):
         of_target = {"units": "regression", "classes": "multiclass", "positive": "multilabel"}
         for name, target in of_target.items():
             if getattr(self, name) is not None and self.target != target:
-                got = f"got it for target {self.target!r}"
-                raise ValueError(f"{name}: {got}, expected `target: {target}`")
+                raise ValueError(
+                    f"{name}: got it for target {self.target!r}, expected `target: {target}`"
+                )
         if self.target == "multiclass" and len(self.label_columns or ()) > 1:
             got = f"got {len(self.label_columns or ())} columns for target 'multiclass'"
             raise ValueError(f"label_columns: {got}, expected one (a task for each)")
-        check_labels(map(normalised, self.classes or ()))
+        check_labels(map(normalise, self.classes or ()))
         return self
 
     @model_validator(mode="after")
@@ -154,7 +151,7 @@ class DatasetSpec(BaseModel):
         return self
 
     def info(self, labels: Sequence[str]) -> TaskInfo:
-        """What a task with these labels (of `multiclass`, classes) answers."""
+        """Return the `TaskInfo` of a task with these labels (of `multiclass`, classes)."""
         units = self.units or ""
         by_label = units if isinstance(units, dict) else dict.fromkeys(labels, units)
         return TaskInfo(
@@ -167,7 +164,7 @@ class DatasetSpec(BaseModel):
 
 @dataclass(frozen=True)
 class DroppedRow:
-    """A row that is left out: the line in which it begins, its molecule as written, and why."""
+    """A row that is left out: the line at which it begins, its molecule as written, the reason."""
 
     line: int
     molecule: str
@@ -179,28 +176,28 @@ class MoleculeTable:
     """The rows of a table.
 
     Attributes:
-        molecule_column: the column of the molecules.
-        lines: in which the R rows begin.
-        molecules: (R,) as they are written.
-        labels: C columns, each with R values.
-        parts: (R,) "train", "valid" or "test", where a column says it; else None.
-        dropped: further rows, which cannot be taken.
+        molecule_column: name of the column of the molecules.
+        lines: the line of the file at which every one of the R rows begins.
+        molecules: R molecules as written.
+        labels: the label columns, with R values.
+        subsets: "train", "valid" or "test" of every row; None without `split_column`.
+        dropped: malformed rows, not among the R.
     """
 
     molecule_column: str
     lines: tuple[int, ...]
     molecules: tuple[str, ...]
     labels: tuple[Label, ...]
-    parts: tuple[str, ...] | None
+    subsets: tuple[str, ...] | None
     dropped: tuple[DroppedRow, ...]
 
 
 def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
-    """Read a table and decide of every column what it is; no molecule is read yet.
+    """Read a table and its labels; molecules are not parsed.
 
     Raises:
-        DataError: no table, a column that is not there or holds no labels, or a cell of
-            `split_column` that names no part. The message names file, column, line and cell.
+        DataError: the file is not a table, a column does not exist or does not hold labels, or a
+            cell of `split_column` names no subset. The message names file, column, line and cell.
     """
     try:
         with open_stream(file) as stream:
@@ -214,26 +211,27 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
         raise DataError(f"{file}: {error}") from error
     if not good:
         first = f" that can be taken (line {rows[0].line}: {rows[0].problem})" if rows else ""
-        found = f"got no row below the header{first}"
-        raise DataError(f"{file}: {found}, expected molecules with labels")
+        raise DataError(
+            f"{file}: got no row below the header{first}, expected molecules with labels"
+        )
     if at in labels_at:
         raise DataError(f"{file}: got {columns[at]!r} as label, expected it to hold the molecules")
     others = [k for k in range(len(columns)) if k not in (at, split_at) and columns[k] != _IGNORED]
     if not (labels_at or others):
-        found = f"got no column of labels beside {', '.join(map(repr, columns))}"
-        raise DataError(f"{file}: {found}, expected some (cells apart by comma, semicolon or tab)")
+        got = f"got no column of labels beside {', '.join(map(repr, columns))}"
+        raise DataError(f"{file}: {got}, expected some (cells apart by comma, semicolon or tab)")
     cells = {k: [row.cells[k] for row in good] for k in range(len(columns))}
     lines = [row.line for row in good]
     dropped = [DroppedRow(row.line, row.cells[at], row.problem) for row in rows if row.problem]
-    parts = None
+    subsets = None
     if split_at is not None:
-        parts = _named_parts(file, spec, cells[split_at], lines)
+        subsets = _named_subsets(file, spec, cells[split_at], lines)
     return MoleculeTable(
         molecule_column=columns[at],
         lines=tuple(lines),
         molecules=tuple(cells[at]),
         labels=_labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines),
-        parts=parts,
+        subsets=subsets,
         dropped=tuple(dropped),
     )
 
@@ -245,11 +243,11 @@ def _column(name: str, columns: Sequence[str]) -> int:
     return at
 
 
-def _named_parts(
+def _named_subsets(
     file: Path, spec: DatasetSpec, cells: Sequence[str], lines: Sequence[int]
 ) -> tuple[str, ...]:
     try:
-        return tuple(named_parts(cells, lines, vars(spec.folds) if spec.folds else {}))
+        return tuple(named_subsets(cells, lines, vars(spec.folds) if spec.folds else {}))
     except DataError as error:
         raise DataError(f"{file}, column {spec.split_column!r}: {error}") from error
 
@@ -260,10 +258,10 @@ def _labels(
     columns: Mapping[int, tuple[str, Sequence[str]]],
     lines: Sequence[int],
 ) -> tuple[Label, ...]:
-    """The labels of the given columns, by position: name and cells.
+    """Read the labels of the given columns (name and cells, by position).
 
     Raises:
-        DataError: it names every column that holds none.
+        DataError: some columns hold no labels; the message names all of them.
     """
     try:
         check_labels(name for name, _ in columns.values())
@@ -273,14 +271,15 @@ def _labels(
     if spec.target != "multilabel" and not named and len(columns) > 1:
         names = ", ".join(repr(name) for name, _ in columns.values())
         remedy = f"name them, as in `label_columns: [{next(iter(columns.values()))[0]}]`"
-        found = f"got columns {names} beside the molecules"
-        raise DataError(f"{file}: {found}, expected to know which are labels: {remedy}")
-    _check_units(file, spec, [name for name, _ in columns.values()])
+        got = f"got columns {names} beside the molecules"
+        raise DataError(f"{file}: {got}, expected to know which are labels: {remedy}")
+    for option in ("units", "positive"):
+        _check_keys(file, option, getattr(spec, option), [name for name, _ in columns.values()])
     positive = _positive(file, spec, columns.values())
     read, problems = [], {}
     for k, (name, cells) in columns.items():
         try:
-            reason = None if named else why_no_label(name, cells)
+            reason = None if named else reason_for_no_label(name, cells)
             if reason:
                 raise DataError(reason)
             read.append(_read(spec, name, cells, lines, positive.get(name)))
@@ -302,32 +301,28 @@ def _read(
     return read_label(name, cells, lines, positive)
 
 
-def _check_units(file: Path, spec: DatasetSpec, names: Sequence[str]) -> None:
-    """Raises DataError: a unit of a label that is none."""
-    for name in spec.units if isinstance(spec.units, dict) else ():
-        if name not in names:
-            expected = one_of(name, names)
-            raise DataError(f"{file}: units: got label {name!r}, expected {expected}")
+def _check_keys(file: Path, option: str, values: object, labels: Sequence[str]) -> None:
+    """Raise DataError if an option is given by label for a label that does not exist."""
+    for name in values if isinstance(values, dict) else ():
+        if name not in labels:
+            raise DataError(
+                f"{file}: {option}: got label {name!r}, expected {one_of(name, labels)}"
+            )
 
 
 def _positive(
     file: Path, spec: DatasetSpec, columns: Collection[tuple[str, Sequence[str]]]
 ) -> dict[str, str]:
-    """By label the word that is class 1, where it is said; every word must be of some use."""
-    names = [name for name, _ in columns]
-    if isinstance(spec.positive, dict):
-        if unknown := [name for name in spec.positive if name not in names]:
-            expected = one_of(unknown[0], names)
-            raise DataError(f"{file}: positive: got label {unknown[0]!r}, expected {expected}")
-        return spec.positive
-    if spec.positive is None:
-        return {}
-    said = normalised(spec.positive)
-    found = {name: spec.positive for name, cells in columns if said in map(normalised, set(cells))}
-    if not found:
-        wrong = f"got {spec.positive!r}, which no label holds"
-        raise DataError(f"{file}: positive: {wrong}, expected one of a label's two words")
-    return found
+    """Return the word of class 1 by label; one word for all labels must occur in some of them."""
+    word = spec.positive
+    if word is None or isinstance(word, dict):
+        return word or {}
+    key = normalise(word)
+    words = {name: word for name, cells in columns if key in map(normalise, set(cells))}
+    if not words:
+        got = f"got {word!r}, which no label holds"
+        raise DataError(f"{file}: positive: {got}, expected one of a label's two words")
+    return words
 
 
 def _no_labels(file: Path, problems: Sequence[str], labels: Sequence[str], named: bool) -> str:

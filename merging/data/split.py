@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from models.task import Target, TaskInfo
 TRAIN, VALID = 0.8, 0.1
 """Shares of the training and validation subsets; the rest is the test subset."""
 _SHOWN = 4
-PARTS = ("train", "valid", "test")
-PART_NAMES = {
+Subset = Literal["train", "valid", "test"]
+SUBSETS: tuple[Subset, ...] = ("train", "valid", "test")
+"""The subsets of a task's rows: for training, for selection, and for reported scores."""
+SUBSET_NAMES = {
     "train": ("train", "training", "trn", "train_val", "trainval"),
     "valid": ("valid", "val", "validation", "dev"),
     "test": ("test", "testing", "tst", "holdout", "hold-out"),
@@ -35,9 +38,9 @@ class Split:
 def scaffold_split(scaffolds: Sequence[str], train: float = TRAIN, valid: float = VALID) -> Split:
     """Split molecules by their Bemis-Murcko scaffold, deterministically (Hu et al. 2020).
 
-    Molecules of one scaffold form a group. Groups are assigned from the largest to the smallest, of
-    equal sizes those with the later first molecule first: to the training subset while they fit
-    there, then to the validation subset while they fit, else to the test subset.
+    The molecules of a scaffold stay together. Scaffolds are assigned in descending order of their
+    numbers of molecules, equal ones in descending order of their first molecule: to the training
+    subset if they fit, else to the validation subset if they fit, else to the test subset.
 
     Args:
         scaffolds: the scaffold of every molecule.
@@ -59,11 +62,11 @@ def scaffold_split(scaffolds: Sequence[str], train: float = TRAIN, valid: float 
 
 
 def random_split(rows: int, seed: int, train: float = TRAIN, valid: float = VALID) -> Split:
-    """Split rows at random, determined by the seed alone.
+    """Split rows at random, as determined by the seed alone.
 
     Args:
         rows: number of rows.
-        seed: of the permutation.
+        seed: seed of the permutation.
         train: share of the training subset.
         valid: share of the validation subset; the rest is the test subset.
 
@@ -71,18 +74,17 @@ def random_split(rows: int, seed: int, train: float = TRAIN, valid: float = VALI
         The three subsets, row numbers in ascending order.
     """
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    first, second = round(train * rows), round((train + valid) * rows)
-    drawn = order[:first], order[first:second], order[second:]
-    return Split(*(chosen.sort().values for chosen in drawn))
+    sizes = round(train * rows), round((train + valid) * rows)
+    return Split(*(subset.sort().values for subset in order.tensor_split(sizes)))
 
 
-def named_parts(
+def named_subsets(
     cells: Sequence[str], lines: Sequence[int], folds: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Read the subset of every row, "train", "valid" or "test", from a column of a table.
 
     Args:
-        cells: the column: names of subsets (`PART_NAMES`), or of folds.
+        cells: the column: names of subsets (`SUBSET_NAMES`), or of folds.
         lines: the line of the file at which every row begins, for error messages.
         folds: the folds that form "valid" and "test", all others form "train"; empty where the
             column names the subsets themselves.
@@ -91,27 +93,28 @@ def named_parts(
         DataError: a cell names no subset, a cell is empty where folds are expected, or a fold does
             not occur in the column. The message names the line or the folds.
     """
-    texts = [part_text(cell) for cell in cells]
+    texts = [cell_text(cell) for cell in cells]
     if folds:
-        subset_of = {part_text(name): subset for subset, names in folds.items() for name in names}
+        subset_of = {cell_text(name): subset for subset, names in folds.items() for name in names}
         if absent := [name for name in subset_of if name not in texts]:
-            found = ", ".join(dict.fromkeys(texts))
-            raise DataError(f"got folds {found}, expected also {', '.join(absent)} (`folds`)")
+            folds_found = ", ".join(dict.fromkeys(texts))
+            raise DataError(f"got folds {folds_found}, expected also {', '.join(absent)} (`folds`)")
         for text, line in zip(texts, lines, strict=True):
             if not text:
                 raise DataError(f"line {line}: got an empty cell, expected a fold")
         return [subset_of.get(text, "train") for text in texts]
-    subset_of = {name: subset for subset, names in PART_NAMES.items() for name in names}
+    subset_of = {name: subset for subset, names in SUBSET_NAMES.items() for name in names}
     for text, cell, line in zip(texts, cells, lines, strict=True):
         if text not in subset_of:
             remedy = "where these are folds, say which are which: `folds: {valid: 0, test: 1}`"
-            found = f"line {line}: got {quoted(cell)}"
-            raise DataError(f"{found}, expected train, valid or test; {remedy}")
+            got = f"line {line}: got {quoted(cell)}"
+            raise DataError(f"{got}, expected train, valid or test; {remedy}")
     return [subset_of[text] for text in texts]
 
 
-def part_text(cell: str) -> str:
-    """Normalise a cell: no surrounding white space, no case, no `.0` as pandas appends it."""
+def cell_text(cell: str) -> str:
+    """Normalise a cell of a split column: no surrounding white space, lower case, and no trailing
+    `.0`, which pandas appends to integers in a column with missing values."""
     return cell.strip().casefold().removesuffix(".0")
 
 
@@ -120,32 +123,35 @@ _NEEDED: Mapping[Target, str] = {
     "multiclass": "rows of {} class",
     "regression": "numbers that differ of {} label",
 }
-"""What a part needs of every or of at least one label (of `multiclass`, class)."""
+"""What a subset must have of every label or of at least one (of `multiclass`, of a class)."""
 
 
 def lacking_labels(split: Split, labels: Tensor, info: TaskInfo) -> dict[str, dict[str, str]]:
-    """By part the labels that cannot be learnt or measured there, with what there is of them:
-    those without both classes, classes without rows, numbers of which no two differ.
+    """Return for every subset the labels that cannot be learnt or measured in it: labels without
+    both classes, classes without rows, and regression labels with fewer than two different values.
 
     Args:
-        split: of the G rows.
-        labels: (G, L), NaN where missing; of classes (G,) integers, -1 where missing.
-        info: of the task.
+        split: the split of the G rows.
+        labels: (G, L), NaN where missing; for `multiclass` (G,) integers, -1 where missing.
+        info: the task.
+
+    Returns:
+        {subset: {label: the values that there are, in words}}.
     """
     return {subset: _lacking(labels[rows], info) for subset, rows in vars(split).items()}
 
 
-def check_parts(split: Split, lacking: Mapping[str, Mapping[str, str]], info: TaskInfo) -> None:
-    """Check that a split can be trained on and measured.
+def check_subsets(split: Split, lacking: Mapping[str, Mapping[str, str]], info: TaskInfo) -> None:
+    """Check that a task can be trained and measured with a split.
 
     Args:
-        split: of the rows.
-        lacking: by part the labels that cannot be learnt or measured there (`lacking_labels`).
-        info: of the task.
+        split: the split of the rows.
+        lacking: the labels that cannot be learnt or measured in a subset (`lacking_labels`).
+        info: the task.
 
     Raises:
-        DataError: a part is empty, a label cannot be learnt in the training part, or none can be
-            measured in the validation or the test part.
+        DataError: a subset is empty, a label cannot be learnt from the training subset, or no label
+            can be measured on the validation or the test subset.
     """
     sizes_of = [f"{len(rows)} in {subset}" for subset, rows in vars(split).items()]
     sizes = f"molecules: {', '.join(sizes_of)}"
@@ -156,8 +162,8 @@ def check_parts(split: Split, lacking: Mapping[str, Mapping[str, str]], info: Ta
             shown = "; ".join(f"{name}: {count}" for name, count in list(counts.items())[:_SHOWN])
             more = f"; and {len(counts) - _SHOWN} labels more" if len(counts) > _SHOWN else ""
             whom = "every" if subset == "train" else "at least one"
-            found = f"got {sizes}; and in {subset} {shown}{more}"
-            raise DataError(f"{found}, expected {_NEEDED[info.target].format(whom)}")
+            got = f"got {sizes}; and in {subset} {shown}{more}"
+            raise DataError(f"{got}, expected {_NEEDED[info.target].format(whom)}")
 
 
 def _lacking(labels: Tensor, info: TaskInfo) -> dict[str, str]:
@@ -165,9 +171,9 @@ def _lacking(labels: Tensor, info: TaskInfo) -> dict[str, str]:
         present = set(labels.tolist())
         return {name: "0 rows" for k, name in enumerate(info.labels) if k not in present}
     if info.target == "regression":
-        found = [column[~column.isnan()] for column in labels.T]
-        counted = zip(info.labels, found, strict=True)
-        return {name: _numbers(known) for name, known in counted if len(known.unique()) < 2}
+        columns = [column[~column.isnan()] for column in labels.T]
+        named = zip(info.labels, columns, strict=True)
+        return {name: _numbers(known) for name, known in named if len(known.unique()) < 2}
     ones, zeros = (labels == 1).sum(0).tolist(), (labels == 0).sum(0).tolist()
     pairs = zip(info.labels, zeros, ones, strict=True)
     return {name: f"{zero} x 0, {one} x 1" for name, zero, one in pairs if not (zero and one)}

@@ -1,21 +1,17 @@
-"""The data of a task, in the form that training, merging and measuring use for every model."""
+"""The data of a task, in the form that training, merging and evaluation use for every model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from merging.data.split import Split
+from merging.data.split import Split, Subset
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.task import TaskInfo
-
-Subset = Literal["train", "valid", "test"]
-SUBSETS: tuple[Subset, ...] = ("train", "valid", "test")
-"""The subsets of a task's rows: for training, for selection, and for reported scores."""
 
 
 def _whole(outputs: Any) -> Any:
@@ -46,7 +42,7 @@ class Step:
 
 
 class TaskData(Protocol):
-    """What training, merging and measuring need of a task's data."""
+    """Interface of a task's data for training, merging and evaluation."""
 
     @property
     def info(self) -> TaskInfo:
@@ -85,8 +81,8 @@ class TaskData(Protocol):
 
 def summary_of(info: TaskInfo, sources: Mapping[str, str]) -> str:
     """Describe a task and the files that it was read from in one line."""
-    asked = f"{len(info.labels)} label{'s' if len(info.labels) > 1 else ''}, {info.level}"
-    return f"{info.description}: {asked}, {info.target}; of {', '.join(sources)}"
+    labels = f"{len(info.labels)} label{'s' if len(info.labels) > 1 else ''}, {info.level}"
+    return f"{info.description}: {labels}, {info.target}; of {', '.join(sources)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +93,7 @@ class GraphTask:
         graphs: G graphs, their features as wide as the network (encoded, if there is an encoder).
         num_features: F, before the encoder.
         encoder: the fixed linear map that has been applied to the features; None if there is none.
-        sources: see `TaskData`.
+        sources, record: see `TaskData`.
     """
 
     graphs: tuple[FeatureGraph, ...]
@@ -128,21 +124,21 @@ class GraphTask:
             return self.whole
         return collate_features([self.graphs[k] for k in chosen.tolist()])
 
-    def seen(self) -> Tensor:
-        """Return the numbers of the graphs that training uses, independent of labels: all here."""
+    def training_graphs(self) -> Tensor:
+        """Return the numbers of the graphs that training uses; here of all graphs."""
         return torch.arange(len(self.graphs))
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerTask(GraphTask):
-    """A task with labels of graphs or of nodes, which an artifact can answer.
+    """A task with labels of graphs or of nodes, which can be released and served.
 
     Attributes:
         labels: M rows, M = G or sum N by the level: (M, C) float32 with NaN where missing, or for
             `multiclass` (M,) int64, -1 where unknown.
         split: rows of the three subsets.
-        some_nodes: whether the task is about some nodes of its graph (a label split): mergers then
-            use its training nodes only.
+        some_nodes: True if the task is on a subset of its graph's nodes; mergers then use its
+            training nodes only.
     """
 
     labels: Tensor
@@ -154,7 +150,7 @@ class AnswerTask(GraphTask):
         """C, the width of the head."""
         return len(self.info.labels)
 
-    def seen(self) -> Tensor:
+    def training_graphs(self) -> Tensor:
         """Return the numbers of the graphs that have a training row."""
         owners: Tensor = self._owners[self.split.train].unique()
         return owners
@@ -175,7 +171,7 @@ class AnswerTask(GraphTask):
         self, count: int, batch_size: int, seed: int
     ) -> tuple[tuple[GraphBatch, ...], tuple[Tensor, ...]]:
         """Return graphs for mergers (`TaskData.calibration`), taken evenly whatever the seed."""
-        graphs = self.seen()
+        graphs = self.training_graphs()
         chosen = graphs[torch.linspace(0, len(graphs) - 1, min(count, len(graphs))).long()].unique()
         groups = chosen.split(batch_size)
         batches = tuple(self.batch(group) for group in groups)

@@ -88,7 +88,7 @@ class Graphs(OfflineFamily):
             expected = f"{config.network.in_dim}, the network's `in_dim` (or `encoder: svd`)"
             found = f"got {loaded.num_features} features for each node"
             raise DataError(f"task {task!r}: {found}, expected {expected}")
-        features = torch.cat([loaded.graphs[k].x for k in loaded.seen().tolist()])
+        features = torch.cat([loaded.graphs[k].x for k in loaded.training_graphs().tolist()])
         return encode_features(loaded, svd_encoder(features, config.network.in_dim))
 
     def network(self, shape: GraphNetworkConfig, dropout: float = 0.0) -> GraphNetwork:

@@ -1,1 +1,1 @@
-"""From trained experts to an artifact: calibration, model card, added tasks."""
+"""Release of artifacts: calibration, model card, added and removed tasks."""

@@ -1,5 +1,5 @@
-"""Adding tasks to a finished artifact and taking them out: the merged backbone and the other tasks'
-files stay as they are, to the last bit."""
+"""Changes of a finished artifact: adding tasks, removing tasks, and screening experts. The merged
+backbone and the files of the other tasks stay bit-identical."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
 from merging.release.card import calibration_section, data_table, metrics_tables
-from merging.release.release import Calibrated, calibrate, data_provenance, measure_served
+from merging.release.release import CalibrationErrors, calibrate, data_provenance, served_metrics
 from merging.run.models import expert, finetuned_model, single_task_model, without_adapters
 from merging.run.run import Run
 from merging.run.scores import evaluate, unified_forward
@@ -18,7 +18,7 @@ from merging.run.stage import Stage
 from merging.run.stages import align_adapters, check_adapters, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
-from merging.targets.metrics import SCORE_NAMES, reported
+from merging.targets.metrics import SCORE_NAMES, metric_of_score
 from models.artifact import BACKBONE, CARD, ArtifactParts, check_output, load_parts, save_artifact
 from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
@@ -30,61 +30,60 @@ from models.networks.hu2020 import Backbone, make_backbone
 from models.screening import nearest_experts
 
 _SCREENED_WITH = 300  # molecules
-_LOOKED_AT = 10 * _SCREENED_WITH
+_MOST_READ = 10 * _SCREENED_WITH
 _MEASURED = ("finetuned", "bare", "with_adapters")
 
 
 def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
-    """Fine-tune the run's tasks, train their adapters on the artifact's backbone, calibrate them,
-    and write a new artifact that answers them too.
+    """Fine-tune the tasks of a run, train and calibrate their adapters on the backbone of an
+    artifact, and write an artifact with these tasks too.
 
     Args:
-        run: its configuration describes the new tasks only, and names the new artifact (`release`).
-        artifact: the folder of the finished artifact.
-        output: the folder of the new one; it may be the same.
-        replace: an artifact of another name or of other tasks may be replaced there too.
+        run: its configuration describes only the new tasks, and names the new artifact (`release`).
+        artifact: the folder of the existing artifact.
+        output: the folder of the new artifact; it may be the same.
+        replace: True also replaces an artifact with another name or other tasks there.
 
-    Raises: as `check_addition`.
+    Raises:
+        ConfigError, ArtifactError: see `check_addition`.
     """
     parts, called = check_addition(run, artifact, output, replace), run.config.require_release()
-    backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
-    made = {
-        task: expert(run, task, run.result(added_adapters(run, backbone, origin, task)).tensors)
+    backbone, digest = parts.molecular_backbone, parts.manifest.files[BACKBONE]
+    experts = {
+        task: expert(run, task, run.result(added_adapters(run, backbone, digest, task)).tensors)
         for task in run.tasks
     }
-    gains = {task: gain(run, backbone, task, own) for task, own in made.items()}
-    test = measure_served(run, backbone, made)
-    calibrated = calibrate(run, backbone, made)
-    infos = {task: run.dataset(task).info for task in made}
-    before = parts.manifest.metrics.get("added", {})
-    added = {
+    gains = {task: adapter_gain(run, backbone, task, added) for task, added in experts.items()}
+    test = served_metrics(run, backbone, experts)
+    calibrated = calibrate(run, backbone, experts)
+    infos = {task: run.dataset(task).info for task in experts}
+    metrics = {
         task: {**gains[task], "calibration": calibrated.get(task), "test": test[task]}
-        for task in made
+        for task in experts
     }
-    manifest = parts.manifest.model_copy(
-        update={
-            "name": called.name,
-            "version": called.version,
-            "tasks": parts.manifest.tasks | infos,
-            "nearest": {},  # known of all tasks or of none
-            "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
-            "metrics": parts.manifest.metrics | {"added": before | added},
-        }
-    )
-    card = _card(artifact) + _card_section(gains, calibrated)
-    card += f"\n{metrics_tables(test, infos)}\n" + _data_section(run)
-    experts = parts.experts | made
-    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
+    manifest = parts.manifest
+    changes = {
+        "name": called.name,
+        "version": called.version,
+        "tasks": manifest.tasks | infos,
+        "nearest": {},  # must list all tasks or none
+        "provenance": manifest.provenance | {"added": _provenance(run, parts)},
+        "metrics": manifest.metrics | {"added": manifest.metrics.get("added", {}) | metrics},
+    }
+    tables = f"\n{metrics_tables(test, infos)}\n\n{data_table(data_provenance(run)['data'])}\n"
+    card = _card(artifact) + _card_section(gains, calibrated) + tables
+    return _save(output, parts, changes, parts.experts | experts, card, replace)
 
 
 def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False) -> ArtifactParts:
-    """The artifact, if the run's tasks may be added to it; before hours of training.
+    """Check before training that the tasks of a run can be added to an artifact; return the
+    artifact.
 
     Raises:
-        ConfigError: the configuration does not fit the artifact (backbone, rank, pre-trained
-            weights), a task is there already, it has no `release`, or models of its kind have no
+        ConfigError: the configuration does not match the artifact (backbone, rank, pre-trained
+            weights), the artifact has one of the tasks, `release` is missing, or the family has no
             adapters.
-        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
+        ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
     check_adapters(run)
     called, parts = run.config.require_release(), load_parts(artifact)
@@ -97,100 +96,102 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
 def remove_tasks(
     artifact: Path, tasks: Sequence[str], output: Path, replace: bool = False
 ) -> Manifest:
-    """Write an artifact without some of its tasks, under the same name and version; routing mixes
-    the experts that are left.
+    """Write an artifact without some of its tasks, with the same name and version; routing mixes
+    the remaining experts.
 
     Args:
-        artifact: the folder of the finished artifact.
-        tasks: to take out.
-        output: the folder of the new one; it may be the same.
-        replace: an artifact of another name or of other tasks may be replaced there too.
+        artifact: the folder of the existing artifact.
+        tasks: the tasks to remove.
+        output: the folder of the new artifact; it may be the same.
+        replace: True also replaces an artifact with another name or other tasks there.
 
     Raises:
-        ConfigError: a task is not there, or none would be left.
-        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
+        ConfigError: the artifact does not have one of the tasks, or none would remain.
+        ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
     parts = load_parts(artifact)
-    known = parts.manifest.tasks
-    if unknown := sorted(set(tasks) - known.keys()):
-        raise ConfigError(
-            f"--tasks: got {', '.join(unknown)}, expected names among those of the artifact,"
-            f" {', '.join(known)}"
-        )
-    left = {task: info for task, info in known.items() if task not in tasks}
-    if not left:
-        raise ConfigError(
-            f"--tasks: got all tasks of the artifact ({', '.join(known)}), expected at least one to"
-            " stay"
-        )
-    removed = sorted({*parts.manifest.provenance.get("removed", ()), *tasks})
+    manifest, names = parts.manifest, ", ".join(parts.manifest.tasks)
+    if unknown := sorted(set(tasks) - manifest.tasks.keys()):
+        expected = f"expected names among those of the artifact, {names}"
+        raise ConfigError(f"--tasks: got {', '.join(unknown)}, {expected}")
+    remaining = {task: info for task, info in manifest.tasks.items() if task not in tasks}
+    if not remaining:
+        expected = "expected at least one to stay"
+        raise ConfigError(f"--tasks: got all tasks of the artifact ({names}), {expected}")
+    removed = sorted({*manifest.provenance.get("removed", ()), *tasks})
     nearest = {
-        task: tuple(other for other in others if other in left)
-        for task, others in parts.manifest.nearest.items()
-        if task in left
+        task: tuple(other for other in others if other in remaining)
+        for task, others in manifest.nearest.items()
+        if task in remaining
     }
-    provenance = parts.manifest.provenance | {"removed": removed}
-    manifest = parts.manifest.model_copy(
-        update={"tasks": left, "nearest": nearest, "provenance": provenance}
-    )
-    card = (
-        _card(artifact)
-        + f"\n## Removed later\n\n{', '.join(tasks)}. The tables above are of the artifact with"
-        " them.\n"
-    )
-    experts = {task: parts.experts[task] for task in left}
-    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
+    provenance = manifest.provenance | {"removed": removed}
+    changes = {"tasks": remaining, "nearest": nearest, "provenance": provenance}
+    note = f"{', '.join(tasks)}. The tables above are of the artifact with them."
+    card = f"{_card(artifact)}\n## Removed later\n\n{note}\n"
+    experts = {task: parts.experts[task] for task in remaining}
+    return _save(output, parts, changes, experts, card, replace)
 
 
 def screen(
     artifact: Path, molecules: Path, candidates: int, output: Path, replace: bool = False
 ) -> Manifest:
-    """Write an artifact whose mixtures look at few experts: the `candidates` that are nearest to a
-    task's own one, on molecules without labels.
+    """Write an artifact whose router mixes fewer experts: that of the task and the `candidates`
+    experts nearest to it, measured on unlabelled molecules.
 
     Args:
-        artifact: with more tasks than candidates + 1.
-        molecules: a file of molecules (`merging.data.molecule_files`), of which the first few
-            hundred that can be read are taken.
-        candidates: how many experts beside the own one.
+        artifact: the folder of an artifact with more than candidates + 1 tasks.
+        molecules: a file of molecules (`merging.data.molecule_files`); the first 300 readable ones
+            are used.
+        candidates: number of experts besides that of the task.
         output: the folder of the new artifact; it may be the same.
-        replace: an artifact of another name or of other tasks may be replaced there too.
+        replace: True also replaces an artifact with another name or other tasks there.
 
     Raises:
-        ConfigError: too many candidates, or no molecule can be read.
-        DataError: no file of molecules.
-        ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
+        ConfigError: there are too many candidates, or no molecule can be read.
+        DataError: the file of molecules does not exist.
+        ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
     parts = load_parts(artifact)
-    if not 1 <= candidates < len(parts.experts) - 1:
-        raise ConfigError(
-            f"--candidates: got {candidates}, expected 1 to {len(parts.experts) - 2}, fewer than"
-            " there are other tasks"
-        )
+    manifest, others = parts.manifest, len(parts.experts) - 1
+    if not 1 <= candidates < others:
+        expected = f"expected 1 to {others - 1}, fewer than there are other tasks"
+        raise ConfigError(f"--candidates: got {candidates}, {expected}")
     graphs, unreadable = readable_graphs(molecules)
-    called = parts.manifest.name, parts.manifest.version
-    check_output(output, *called, parts.manifest.tasks, replace, parts.digest)
-    nearest = nearest_experts(
-        parts.molecular_backbone, parts.experts, parts.manifest.router, graphs, candidates
-    )
-    router = parts.manifest.router.model_copy(update={"candidates": candidates})
+    identity = manifest.name, manifest.version
+    check_output(output, *identity, manifest.tasks, replace, parts.digest)
+    backbone, experts = parts.molecular_backbone, parts.experts
     screened = {"molecules": len(graphs), "unreadable": unreadable, "sha256": sha256(molecules)}
-    provenance = parts.manifest.provenance | {"screened": screened}
-    update = {"nearest": nearest, "router": router, "provenance": provenance}
-    manifest = parts.manifest.model_copy(update=update)
-    card, source = _card(artifact), parts.digest
-    return save_artifact(output, manifest, parts.backbone, parts.experts, card, replace, source)
+    changes = {
+        "nearest": nearest_experts(backbone, experts, manifest.router, graphs, candidates),
+        "router": manifest.router.model_copy(update={"candidates": candidates}),
+        "provenance": manifest.provenance | {"screened": screened},
+    }
+    return _save(output, parts, changes, experts, _card(artifact), replace)
+
+
+def _save(
+    output: Path,
+    parts: ArtifactParts,
+    changes: dict[str, Any],
+    experts: dict[str, Any],
+    card: str,
+    replace: bool,
+) -> Manifest:
+    """Write an artifact that differs in fields of the manifest and in experts."""
+    manifest = parts.manifest.model_copy(update=changes)
+    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
 
 
 def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
-    """The first few hundred molecules of a file that can be read, and how many cannot before that.
+    """Read the first 300 readable molecules among the first 3,000 of a file; return them and the
+    number of unreadable ones before the last.
 
     Raises:
-        DataError: no such file.
-        ConfigError: no molecule among the first few thousand.
+        DataError: the file does not exist.
+        ConfigError: none of the molecules can be read.
     """
     graphs, unreadable = list[MolGraph](), list[MoleculeError]()
-    molecules = islice(read_molecules(path), _LOOKED_AT)
+    molecules = islice(read_molecules(path), _MOST_READ)
     while group := list(islice(molecules, _SCREENED_WITH - len(graphs))):
         for graph in read_graphs(group):
             if isinstance(graph, MoleculeError):
@@ -199,15 +200,24 @@ def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
                 graphs.append(graph)
     if not graphs:
         first = f" (the first of {len(unreadable)}: {unreadable[0]})" if unreadable else ""
-        found = f"got no readable SMILES in {path}{first}"
-        raise ConfigError(f"--molecules: {found}, expected one a line")
+        got = f"got no readable SMILES in {path}{first}"
+        raise ConfigError(f"--molecules: {got}, expected one a line")
     return graphs, len(unreadable)
 
 
-def added_adapters(run: Run, backbone: Backbone, origin: str, task: str) -> Stage:
-    """Adapters of a task on a finished backbone, with their statistics: state dict of a
-    TaskAdapters. `origin` tells the backbone from others."""
-    settings = run.config.alignment_for(task), origin
+def added_adapters(run: Run, backbone: Backbone, digest: str, task: str) -> Stage:
+    """Return the stage that trains the adapters of a task on an artifact's backbone.
+
+    Args:
+        run: the run of the new task.
+        backbone: the backbone of the artifact.
+        digest: the SHA-256 of its file, which identifies it in the key of the stage.
+        task: the new task.
+
+    Returns:
+        A stage whose tensors are the state dict of a `TaskAdapters`.
+    """
+    settings = run.config.alignment_for(task), digest
     make = partial(_make_adapters, run, backbone, task)
     size = run.dataset(task).size
     return Stage(f"added/{task}", run.seed, settings, (teacher(run, task),), make, size)
@@ -218,15 +228,25 @@ def _make_adapters(run: Run, backbone: Backbone, task: str, checkpoint: Path) ->
     return align_adapters(run, task, student, checkpoint)
 
 
-def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any]:
-    """What the new adapters reach: by the metric that is named (`SCORE_NAMES`), on the test rows,
-    the fine-tuned model, its head on the bare backbone and with the adapters; and the share
-    (with adapters - bare) / (fine-tuned - bare) of the gain, None where fine-tuning gains nothing.
+def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict[str, Any]:
+    """Compute how much of the gain of fine-tuning new adapters recover, on the test rows.
+
+    Args:
+        run: the run of the new task.
+        backbone: the backbone of the artifact.
+        task: the new task.
+        added: its head and adapters.
+
+    Returns:
+        {"metric": name (`SCORE_NAMES`), "finetuned", "bare", "with_adapters": values of it for the
+        fine-tuned model and for its head on the backbone without and with adapters, "share":
+        (with_adapters - bare) / (finetuned - bare) of the scores, None if fine-tuning gains
+        nothing}.
     """
     models = {
         "finetuned": finetuned_model(run, task),
         "bare": without_adapters(run, backbone, task),
-        "with_adapters": single_task_model(run, backbone, task, made),
+        "with_adapters": single_task_model(run, backbone, task, added),
     }
     target = run.dataset(task).info.target
     scores = {
@@ -237,7 +257,7 @@ def gain(run: Run, backbone: Backbone, task: str, made: Expert) -> dict[str, Any
     share = (scores["with_adapters"] - scores["bare"]) / possible if possible > 0 else None
     return {
         "metric": SCORE_NAMES[target],
-        **{name: reported(value, target) for name, value in scores.items()},
+        **{name: metric_of_score(value, target) for name, value in scores.items()},
         "share": None if share is None else round(share, 4),
     }
 
@@ -252,8 +272,9 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
     ):
         if got != expected:
             problems.append(f"{name}: got {got}, expected the artifact's, {expected}")
-    if there := sorted(set(config.tasks) & manifest.tasks.keys()):
-        problems.append(f"tasks: got {', '.join(there)}, which the artifact has, expected new ones")
+    if present := sorted(set(config.tasks) & manifest.tasks.keys()):
+        names = ", ".join(present)
+        problems.append(f"tasks: got {names}, which the artifact has, expected new ones")
     else:
         try:
             check_distinct([*manifest.tasks, *config.tasks])
@@ -278,29 +299,20 @@ def _card(artifact: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def _card_section(gains: dict[str, dict[str, Any]], calibrated: Calibrated) -> str:
-    ways = ["fine-tuned", "backbone without adapters", "with adapters"]
-    head = ["task", "metric", *ways, "share of the gain"]
-    rows = [
-        [
-            task,
-            METRIC_NAMES[found["metric"]],
-            *(metric_cell(found["metric"], found[name]) for name in _MEASURED),
-            str(found["share"]),
-        ]
-        for task, found in gains.items()
-    ]
+def _card_section(gains: dict[str, dict[str, Any]], calibrated: CalibrationErrors) -> str:
+    models = ["fine-tuned", "backbone without adapters", "with adapters"]
+    head = ["task", "metric", *models, "share of the gain"]
+    rows = []
+    for task, gain in gains.items():
+        cells = [metric_cell(gain["metric"], gain[name]) for name in _MEASURED]
+        rows.append([task, METRIC_NAMES[gain["metric"]], *cells, str(gain["share"])])
     return f"""
 ## Added later
 
-On the test part, ROC-AUC and accuracy in percent, `MAE / std` in standard deviations of the
+On the test subset, ROC-AUC and accuracy in percent, `MAE / std` in standard deviations of the
 training labels (the smaller the better); all else in the artifact is unchanged.
 
 {markdown_table(head, rows)}
 
 {calibration_section(calibrated)}
 """
-
-
-def _data_section(run: Run) -> str:
-    return f"\n{data_table({task: run.dataset(task).record for task in run.tasks})}\n"

@@ -1,10 +1,11 @@
-"""From a finished run to the artifact that the service answers from, with its model card."""
+"""Release of a run as the artifact that the service loads, with its model card."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 from merging.config.base import ReleaseConfig
+from merging.data.split import Subset
 from merging.mergers.registry import MergeConfig
 from merging.release.calibration import brier_score, expected_calibration_error, temperature_scale
 from merging.release.card import model_card
@@ -27,29 +28,30 @@ from models.artifact import check_output, save_artifact
 from models.errors import ConfigError
 from models.manifest import Manifest, make_manifest
 
-Calibrated = dict[str, dict[str, float]]
+CalibrationErrors = dict[str, dict[str, float]]
+"""By task "ece_before", "ece_after", "brier_before" and "brier_after", on the test rows."""
 
 
 def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
-    """Run every stage that is not done yet, calibrate probabilities, and write the artifact.
+    """Run all stages that are not finished, calibrate probabilities, and write the artifact.
 
     Args:
         run: the run.
-        folder: of the artifact; an older version of it there is replaced in one step.
-        replace: an artifact of another name or of other tasks may be replaced too.
+        folder: the folder of the artifact; an older version of it is replaced atomically.
+        replace: True also replaces an artifact with another name or other tasks.
 
     Raises:
         ConfigError: the configuration has no `release`, a task cannot be served, or the merger
-            gives each task a network of its own.
+            returns a network for every task.
         ArtifactError: the artifact may not be written there (`models.artifact.check_output`).
-        DataError: a task's data are absent or wrong.
+        DataError: the data of a task are missing or invalid.
     """
     called = check_release(run, folder, replace)
     check_single_backbone(run)
     data = {task: run.dataset(task) for task in run.tasks}
     experts = released_experts(run)
     network, adapted = merged_network(run), run.family.adapters
-    test = measure_served(run, network, experts) if adapted else {}
+    test = served_metrics(run, network, experts) if adapted else {}
     calibrated = calibrate(run, network, experts) if adapted else {}
     methods = {
         method.name: {"title": method.title, **method.task_scores()} for method in _methods(run)
@@ -70,101 +72,102 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
 
 
 def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfig:
-    """What the run's artifact is called; before hours of training. Raises as `release`."""
+    """Check before training that a run can be released; return the name and version of its
+    artifact. Raises the errors of `release`."""
     kinds = {task: getattr(run.config.dataset_for(task), "kind", "") for task in run.tasks}
     if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved_data]:
-        found = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}"
-        raise ConfigError(
-            f"tasks: {found}, which no artifact answers, expected tasks on nodes or graphs"
-        )
+        got = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}, which no artifact answers"
+        raise ConfigError(f"tasks: {got}, expected tasks on nodes or graphs")
     called: ReleaseConfig = run.config.require_release()
     check_output(folder, called.name, called.version, run.tasks, replace)
     return called
 
 
 def release_stages(run: Run) -> list[Stage]:
-    """All that `release` reads."""
+    """Return the stages whose results `release` reads."""
     return [stage for method in _methods(run) for stage in method.stages]
 
 
 def released_experts(run: Run) -> dict[str, Any]:
-    """What each task brings to the artifact."""
+    """Return the expert (adapters, if the family has them, and head) of every task."""
     if run.family.adapters:
         return {task: expert(run, task) for task in run.tasks}
-    own = heads(run)
+    head_of = heads(run)
     return {
-        task: run.family.expert(run.config, run.dataset(task), own[task], {}) for task in run.tasks
+        task: run.family.expert(run.config, run.dataset(task), head_of[task], {})
+        for task in run.tasks
     }
 
 
 def _methods(run: Run) -> list[Method]:
-    """What the artifact is compared with, and itself."""
-    how: MergeConfig = run.config.merge
+    """Return the methods that the model card compares: the released one and its references."""
+    config: MergeConfig = run.config.merge
     if not run.family.adapters:
-        return [finetuned_method(run), merger_method(run, how)]
-    plain = {"weight_average": MergeConfig(method="weight_average"), how.method: how}
-    mergers = [merger_method(run, config) for config in plain.values()]
+        return [finetuned_method(run), merger_method(run, config)]
+    configs = {"weight_average": MergeConfig(method="weight_average"), config.method: config}
+    mergers = [merger_method(run, merge) for merge in configs.values()]
     return [finetuned_method(run), *mergers, *gmerging_methods(run)]
 
 
-def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> Calibrated:
-    """Fold a temperature per label, fitted on the validation rows, into the heads of tasks whose
-    answers are probabilities of labels (in place).
+def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> CalibrationErrors:
+    """Fit a temperature per label on the validation rows, and scale the heads of `multilabel` tasks
+    by it in place.
 
     Args:
-        run: that the experts are of.
-        backbone: the merged one.
-        experts: by task; each is asked by itself, by routing `own`, the service's default.
-
-    Returns:
-        By task, on the test rows: "ece_before", "ece_after", "brier_before", "brier_after".
+        run: the run of the experts.
+        backbone: the merged backbone.
+        experts: by task; evaluated with routing `own`, the default of the service.
     """
-    found: Calibrated = {}
-    for task, own in experts.items():
-        data, model = run.dataset(task), single_task_model(run, backbone, task, own)
-        if data.info.target != "multilabel":
+    errors: CalibrationErrors = {}
+    for task, task_expert in experts.items():
+        if run.dataset(task).info.target != "multilabel":
             continue
-        forward, size = unified_forward(run, model, task), run.family.evaluation_batch
-        seen, known = run.family.predict(forward, data.steps("valid", size), run.device)
-        scale = temperature_scale(seen, known)
-        test, labels = run.family.predict(forward, data.steps("test", size), run.device)
-        own.head.weight.data *= scale.to(run.device)[:, None]
-        own.head.bias.data *= scale.to(run.device)
+        scale = temperature_scale(*_answers(run, backbone, task, task_expert, "valid"))
+        test, labels = _answers(run, backbone, task, task_expert, "test")
+        task_expert.head.weight.data *= scale.to(run.device)[:, None]
+        task_expert.head.bias.data *= scale.to(run.device)
         before, after = test.sigmoid(), (test * scale).sigmoid()
-        found[task] = {
+        errors[task] = {
             "ece_before": expected_calibration_error(before, labels),
             "ece_after": expected_calibration_error(after, labels),
             "brier_before": brier_score(before, labels),
             "brier_after": brier_score(after, labels),
         }
-    return found
+    return errors
 
 
-def measure_served(run: Run, backbone: Any, experts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All test metrics of experts on a backbone, asked by routing `own`: by task, and of a
-    regression by label, in the label's unit."""
-    found: dict[str, dict[str, Any]] = {}
-    for task, own in experts.items():
-        data, model = run.dataset(task), single_task_model(run, backbone, task, own)
-        steps = data.steps("test", run.family.evaluation_batch)
-        outputs, labels = run.family.predict(unified_forward(run, model, task), steps, run.device)
-        if data.info.target != "regression":
-            found[task] = _rounded(run.family.metrics(outputs, labels, data.info))
+def served_metrics(run: Run, backbone: Any, experts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Compute all test metrics of experts on a backbone with routing `own`: {task: {metric:
+    value}}, for a regression {task: {label: {metric: value}}} in the unit of the label."""
+    metrics: dict[str, dict[str, Any]] = {}
+    for task, task_expert in experts.items():
+        info = run.dataset(task).info
+        outputs, labels = _answers(run, backbone, task, task_expert, "test")
+        if info.target != "regression":
+            metrics[task] = _rounded(run.family.metrics(outputs, labels, info))
             continue
-        found[task] = {
-            label: _rounded(run.family.metrics(outputs[:, [k]], labels[:, [k]], data.info))
-            for k, label in enumerate(data.info.labels)
+        metrics[task] = {
+            label: _rounded(run.family.metrics(outputs[:, [k]], labels[:, [k]], info))
+            for k, label in enumerate(info.labels)
         }
-    return found
+    return metrics
 
 
-def _rounded(found: dict[str, float]) -> dict[str, float | None]:
-    """Five digits; None where a metric is not defined, which JSON has no number for."""
-    return {name: None if math.isnan(value) else round(value, 5) for name, value in found.items()}
+def _answers(run: Run, backbone: Any, task: str, expert: Any, subset: Subset) -> tuple[Any, Any]:
+    """Return the outputs of an expert on a backbone for a subset, and the labels."""
+    forward = unified_forward(run, single_task_model(run, backbone, task, expert), task)
+    steps = run.dataset(task).steps(subset, run.family.evaluation_batch)
+    outputs, labels = run.family.predict(forward, steps, run.device)
+    return outputs, labels
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Round to five digits; NaN becomes None, as JSON has no NaN."""
+    return {name: None if math.isnan(value) else round(value, 5) for name, value in metrics.items()}
 
 
 def _metrics(
-    methods: dict[str, Any], calibrated: Calibrated, test: dict[str, Any]
+    methods: dict[str, Any], calibrated: CalibrationErrors, test: dict[str, Any]
 ) -> dict[str, Any]:
     averages = {name: method["stored"]["average"] for name, method in methods.items()}
     recovered = {
@@ -176,24 +179,21 @@ def _metrics(
 
 
 def _plain_metrics(run: Run) -> dict[str, Any]:
-    """Test scores of the tasks' own models and of the artifact's; a number, or numbers by name."""
-    found: dict[str, Any] = {"metric": {task: main_metric(run, task) for task in run.tasks}}
+    """Return the test metrics of the separate and the merged models by task: a number, or numbers
+    by metric where the family shows several."""
+    metrics: dict[str, Any] = {"metric": {task: main_metric(run, task) for task in run.tasks}}
     for name, way in (("separate", "finetuned"), ("merged", "merged")):
-        found[name] = {}
+        metrics[name] = {}
         for task in run.tasks:
-            record = run.result(evaluation(way, run, task)).record
-            test, shown = record["stored"]["test"], _shown(run, task)
-            named = {metric: test[metric] for metric in shown}
-            found[name][task] = named if len(shown) > 1 else test[shown[0]]
-    return found
-
-
-def _shown(run: Run, task: str) -> tuple[str, ...]:
-    return run.family.table_metrics(run.dataset(task).info)
+            test = run.result(evaluation(way, run, task)).record["stored"]["test"]
+            shown = run.family.table_metrics(run.dataset(task).info)
+            values = {metric: test[metric] for metric in shown}
+            metrics[name][task] = values if len(shown) > 1 else test[shown[0]]
+    return metrics
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    """Everything that the artifact was made from."""
+    """Return the configuration, seed, data and software versions that the artifact is made from."""
     return {
         "config": run.config.model_dump(mode="json"),
         "seed": run.seed,
@@ -204,9 +204,9 @@ def _provenance(run: Run) -> dict[str, Any]:
 
 
 def data_provenance(run: Run) -> dict[str, Any]:
-    """Digests of the data, and how they were read."""
-    sources = {task: dict(run.dataset(task).sources) for task in run.tasks}
+    """Return the SHA-256 of every data file and the record of how it was read, by task."""
+    data = {task: run.dataset(task) for task in run.tasks}
     return {
-        "data_sha256": sources,
-        "data": {task: dict(run.dataset(task).record) for task in run.tasks},
+        "data_sha256": {task: dict(dataset.sources) for task, dataset in data.items()},
+        "data": {task: dict(dataset.record) for task, dataset in data.items()},
     }

@@ -190,7 +190,7 @@ def calibration(run: Run, task: str) -> Calibration:
     the labels), and some training graphs without labels."""
     head, data = trained_model(run, teacher(run, task)).heads[task], run.dataset(task)
     scale = label_scale(data)
-    head = scale.unfolded(head) if scale else head
+    head = scale.unfold(head) if scale else head
     batches, nodes = calibration_graphs(run, task)
     return Calibration(head, tuple(batches), data.info.level, tuple(nodes), data.info.target)
 

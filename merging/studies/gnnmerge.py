@@ -22,7 +22,8 @@ from merging.data.encoders import svd_encoder
 from merging.data.files import read_json, write_json
 from merging.data.links import LinkSpec
 from merging.data.planetoid import PlanetoidName, PlanetoidSpec, load_planetoid
-from merging.data.task_data import GraphTask, Subset
+from merging.data.split import Subset
+from merging.data.task_data import GraphTask
 from merging.families.graphs import GRAPHS, GraphConfig, encode_features
 from merging.family import Folders
 from merging.mergers.base import MergeInputs, MergeResult

@@ -28,7 +28,7 @@ from merging.studies.markdown import (
 )
 from merging.studies.results import accounting, expert_weights, swap_matrix, swapped, task_weights
 from merging.studies.rows import ablation_rows, merger_candidates, table_rows
-from merging.targets.metrics import by_task
+from merging.targets.metrics import scores_by_task
 
 Build = Callable[[Sequence[Stage], str], None]
 """Makes stages, maybe several at a time; the text says what they are."""
@@ -238,7 +238,7 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: list[dict[str, Any]]) -> dict[str, Any]:
-    measured = [by_task(one) for one in values]
+    measured = [scores_by_task(one) for one in values]
     metrics = {task: metric for task, (metric, _) in measured[0].items()}
     found = {task: [scores[task][1] for scores in measured] for task in metrics}
     averages = [one["average"] for one in values]

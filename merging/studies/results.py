@@ -13,7 +13,7 @@ from merging.run.scores import all_adapters, evaluate, unified_forward
 from merging.run.stage import Stage
 from merging.run.stages import adapters, merged, merged_network, teacher, trained_model
 from merging.run.store import StageResult
-from merging.targets.metrics import predict
+from merging.targets.metrics import compute_outputs
 from models.data.batch import GraphBatch
 from models.experts.unified import UnifiedOutput
 
@@ -60,7 +60,7 @@ def _weigh(run: Run, task: str, _: Path) -> StageResult:
         return output.routing_weights[task].mean(1)
 
     chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), WEIGHTS_MOLECULES)).long()]
-    means = predict(weights, dataset.graphs, chosen, run.device).mean(0)
+    means = compute_outputs(weights, dataset.graphs, chosen, run.device).mean(0)
     found = {name: round(float(mean), 4) for name, mean in zip(model.tasks, means, strict=True)}
     return StageResult(record=found)
 

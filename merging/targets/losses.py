@@ -1,4 +1,4 @@
-"""Losses of supervised training by what a task answers, and the scale of a regression's labels."""
+"""Losses of supervised training, and the standardisation of regression labels."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,21 +12,22 @@ from models.errors import InvalidInputError
 from models.task import TaskInfo
 
 
-def loss(output: Tensor, labels: Tensor, info: TaskInfo) -> Tensor:
-    """Mean loss over the labels that are known; 0 where none is.
+def compute_loss(output: Tensor, labels: Tensor, info: TaskInfo) -> Tensor:
+    """Compute the loss averaged over the known labels; 0 if no label is known.
 
-    Binary cross-entropy of independent labels, cross-entropy of classes, squared error of numbers.
+    The loss is binary cross-entropy for `multilabel`, cross-entropy for `multiclass`, and squared
+    error for `regression`.
 
     Args:
-        output: (B, L), what the head says: logits, or numbers in the units of `labels`.
-        labels: (B, L) float, NaN where missing; of classes (B,) int64, -1 where missing.
-        info: of the task; its `target` decides.
+        output: (B, L), the output of the head: logits, or predictions in the units of `labels`.
+        labels: (B, L) float, NaN where missing; for `multiclass` (B,) int64, -1 where missing.
+        info: the task, whose `target` selects the loss.
 
     Returns:
         A scalar.
 
     Raises:
-        InvalidInputError: energies and forces, whose loss is a force field's own.
+        InvalidInputError: the target is energies and forces, whose loss belongs to the force field.
     """
     if info.target == "multiclass":
         total = F.cross_entropy(output, labels, ignore_index=-1, reduction="sum")
@@ -44,24 +45,24 @@ def loss(output: Tensor, labels: Tensor, info: TaskInfo) -> Tensor:
 
 @dataclass(frozen=True)
 class LabelScale:
-    """Mean and standard deviation of a regression's training labels.
+    """Mean and standard deviation of the training labels of a regression.
 
-    A network is trained on standardised labels, (label - mean) / deviation: then neither the units
-    of a label nor its offset matter to the loss, and several labels count alike. Afterwards the
-    scale is folded into the head, which from then on answers in the units of the labels.
+    A network is trained on standardised labels, (label - mean) / deviation, so that units and
+    offsets do not affect the loss and all labels have equal weight. After training the scale is
+    folded into the head, which then predicts in the units of the labels.
 
     Attributes:
-        mean, deviation: (L,) for a regression; 0 and 1 for every other target.
+        mean, deviation: (L,) for a regression; scalars 0 and 1 for every other target.
     """
 
     mean: Tensor
     deviation: Tensor
 
     @classmethod
-    def of(cls, info: TaskInfo, labels: Iterable[Tensor]) -> Self:
-        """The scale of a task's training labels, (n, L) by step, NaN where missing.
+    def fit(cls, info: TaskInfo, labels: Iterable[Tensor]) -> Self:
+        """Compute the scale from the training labels, batches of (n, L) with NaN where missing.
 
-        A label that is constant has deviation 1, one without any known value mean 0 too.
+        A constant label gets deviation 1; a label without known values also gets mean 0.
         """
         if info.target != "regression":
             return cls(torch.zeros(()), torch.ones(()))
@@ -70,22 +71,22 @@ class LabelScale:
         deviation = (wide - mean).square().nanmean(0).sqrt().nan_to_num()
         return cls(mean.float(), torch.where(deviation > 0, deviation, 1.0).float())
 
-    def standardised(self, values: Tensor) -> Tensor:
-        """Labels or predictions (n, L) in standard deviations from the mean; classes stay."""
+    def standardise(self, values: Tensor) -> Tensor:
+        """Convert labels or predictions (n, L) to standard deviations from the mean; integer
+        classes are returned unchanged."""
         if not values.is_floating_point():
             return values
         return (values - self.mean) / self.deviation
 
-    def unfolded(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A folded head as it was trained: it answers in standard deviations from the mean."""
-        deviation, mean = self.deviation.to(head["weight"]), self.mean.to(head["weight"])
-        return {
-            "weight": head["weight"] / deviation.unsqueeze(-1),
-            "bias": (head["bias"] - mean) / deviation,
-        }
-
-    def folded(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A linear head (`weight` (L, d), `bias` (L,)) that answers in the units of the labels."""
+    def fold(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a linear head (`weight` (L, d), `bias` (L,)) trained on standardised labels as one
+        that predicts in the units of the labels."""
         weight, bias = head["weight"], head["bias"]
         deviation, mean = self.deviation.to(weight), self.mean.to(weight)
         return {"weight": weight * deviation.unsqueeze(-1), "bias": bias * deviation + mean}
+
+    def unfold(self, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a folded head as it was trained, predicting standardised labels."""
+        weight, bias = head["weight"], head["bias"]
+        deviation, mean = self.deviation.to(weight), self.mean.to(weight)
+        return {"weight": weight / deviation.unsqueeze(-1), "bias": (bias - mean) / deviation}

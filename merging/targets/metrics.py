@@ -1,4 +1,4 @@
-"""How good answers are, by what a task answers; and batched inference for it."""
+"""Metrics by the target of a task, and batched inference to compute them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,42 +26,38 @@ from models.task import LabelTarget, Target, TaskInfo
 
 Array = NDArray[Any]
 Metric = Literal["roc_auc", "accuracy", "mae", "forces"]
-METRICS: dict[Target, Metric] = {
+MAIN_METRICS: dict[Target, Metric] = {
     "multilabel": "roc_auc",
     "multiclass": "accuracy",
     "regression": "mae",
     "energy_and_forces": "forces",
 }
-"""By target the metric that stands for a task. Links are measured as a label: ROC-AUC of pairs."""
-SCORE_NAMES: dict[Target, str] = {
-    "multilabel": "roc_auc",
-    "multiclass": "accuracy",
-    "regression": "scaled_mae",
-    "energy_and_forces": "forces",
-}
-"""By target what a score is called in records (`reported`); `scaled_mae` is the mean absolute error
-in standard deviations of the training labels, whose score is minus that."""
+"""The main metric of a target. Link prediction is a binary label: ROC-AUC of pairs."""
+SCORE_NAMES: dict[Target, str] = MAIN_METRICS | {"regression": "scaled_mae"}
+"""The name of a target's score in records (`metric_of_score`). `scaled_mae` is the mean absolute
+error in standard deviations of the training labels; the score is its negative."""
 
 
-def score(output: Array, labels: Array, info: TaskInfo) -> float:
-    """How good answers are as one number, the greater the better.
+def compute_score(output: Array, labels: Array, info: TaskInfo) -> float:
+    """Compute the score of predictions, for which greater is better.
 
-    ROC-AUC of independent labels, accuracy of classes, minus the mean absolute error of numbers.
-    Epochs, mergers and recoveries are compared by it. Give numbers in standard deviations of the
-    training labels (`merging.targets.losses.LabelScale.standardised`): then several labels, and
-    several tasks, count alike whatever their units.
+    The score is ROC-AUC for `multilabel`, accuracy for `multiclass`, and the negative mean absolute
+    error for `regression`. It selects epochs and mergers, and recoveries are computed from it.
+    Regression outputs and labels should be standardised
+    (`merging.targets.losses.LabelScale.standardise`), so that labels and tasks with different units
+    have equal weight.
 
     Args:
-        output: (N, L), what the head says: logits or numbers.
-        labels: (N, L), NaN where missing; of classes (N,) integers, -1 where missing.
-        info: of the task.
+        output: (N, L), the output of the head: logits or predictions.
+        labels: (N, L), NaN where missing; for `multiclass` (N,) integers, -1 where missing.
+        info: the task.
 
     Returns:
-        NaN if no label is known (for ROC-AUC: if no label has both classes).
+        The score; NaN if no label is known (for ROC-AUC: if no label has both classes).
 
     Raises:
-        TrainingError: a number of the output is not finite.
-        InvalidInputError: a target without labels.
+        TrainingError: an output is not finite.
+        InvalidInputError: the target is energies and forces.
     """
     _check(output, info)
     if info.target == "multilabel":
@@ -71,37 +67,36 @@ def score(output: Array, labels: Array, info: TaskInfo) -> float:
     return -_over_labels(mean_absolute_error, output, labels)
 
 
-def reported(score: float, target: Target) -> float:
-    """A score as the metric that `SCORE_NAMES` names; and the other way round."""
+def metric_of_score(score: float, target: Target) -> float:
+    """Convert a score to the metric that `SCORE_NAMES` names, or that metric to the score."""
     return -score if target in ("regression", "energy_and_forces") else score
 
 
-def by_metric(scores: Mapping[str, float], targets: Mapping[str, Target]) -> dict[str, Any]:
-    """Scores by task as results files have them: by the name of the metric (`SCORE_NAMES`), then by
-    task, as that metric (`reported`)."""
-    found: dict[str, dict[str, float]] = {}
+def scores_by_metric(scores: Mapping[str, float], targets: Mapping[str, Target]) -> dict[str, Any]:
+    """Convert scores by task to metrics, grouped as in results files: {metric: {task: value}}."""
+    by_metric: dict[str, dict[str, float]] = {}
     for task, value in scores.items():
-        named = found.setdefault(SCORE_NAMES[targets[task]], {})
-        named[task] = reported(value, targets[task])
-    return found
+        by_name = by_metric.setdefault(SCORE_NAMES[targets[task]], {})
+        by_name[task] = metric_of_score(value, targets[task])
+    return by_metric
 
 
-def by_task(values: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-    """By task the name of its metric and its value, from what `by_metric` made."""
+def scores_by_task(values: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    """Regroup the result of `scores_by_metric` by task: {task: (metric, value)}."""
     names = [name for name in SCORE_NAMES.values() if name in values]
     return {task: (name, value) for name in names for task, value in values[name].items()}
 
 
-def metrics(output: Array, labels: Array, info: TaskInfo) -> dict[str, float]:
-    """All metrics of a target, the main one (`METRICS`) first, each averaged over the labels for
-    which it is defined.
+def compute_metrics(output: Array, labels: Array, info: TaskInfo) -> dict[str, float]:
+    """Compute all metrics of a target, the main one (`MAIN_METRICS`) first, averaged over the
+    labels for which they are defined.
 
-    Independent labels: `roc_auc` and `auprc` (average precision), over labels with both classes.
-    Classes: `accuracy`, and `roc_auc` and `auprc` of each class against all others. Numbers:
-    `mae`, `rmse`, `r2` (1 - residual variance / variance) and `spearman` (rank correlation; NaN
-    for a constant answer), in the units that they are given in.
+    The metrics of `multilabel` are `roc_auc` and `auprc` (average precision); of `multiclass`
+    `accuracy`, and `roc_auc` and `auprc` of one class against the rest; of `regression` `mae`,
+    `rmse`, `r2` (1 - residual variance / variance) and `spearman` (rank correlation; NaN for
+    constant predictions), in the units of the labels.
 
-    Args and errors: as `score`.
+    Arguments and errors are those of `compute_score`.
     """
     _check(output, info)
     if info.target == "multilabel":
@@ -111,13 +106,17 @@ def metrics(output: Array, labels: Array, info: TaskInfo) -> dict[str, float]:
         probabilities = softmax(output[known].astype(np.float64), axis=1)
         one_hot = np.eye(output.shape[1])[labels[known]]
         return {"accuracy": _accuracy(output, labels), **_ranking(probabilities, one_hot)}
-    return {name: _over_labels(metric, output, labels) for name, metric in _OF_NUMBERS.items()}
+    return {name: _over_labels(metric, output, labels) for name, metric in _REGRESSION.items()}
 
 
 def _check(output: Array, info: TaskInfo) -> None:
     if info.target == "energy_and_forces":
         expected = f"expected one of {list(get_args(LabelTarget))}"
         raise InvalidInputError(f"target: got {info.target!r}, {expected}")
+    _check_finite(output)
+
+
+def _check_finite(output: Array) -> None:
     if not np.isfinite(output).all():
         remedy = "a smaller `learning_rate` may help"
         raise TrainingError(f"got answers that are not finite, expected finite ones; {remedy}")
@@ -130,28 +129,28 @@ def _accuracy(output: Array, labels: Array) -> float:
     return float((output.argmax(-1) == labels)[known].mean(dtype=np.float64))
 
 
-def _ranking(output: Array, labels: Array) -> dict[str, float]:
-    """ROC-AUC and AUPRC, averaged over the labels with both classes."""
-    found = []
+def _known_pairs(labels: Array, output: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield for every label its known values and the outputs for these, both (n,) float64."""
     for column, values in zip(labels.T, output.T, strict=True):
         known = ~np.isnan(column)
-        if len(np.unique(column[known])) == 2:
-            pair = column[known], values[known].astype(np.float64)
-            found.append((roc_auc_score(*pair), average_precision_score(*pair)))
-    means = np.mean(found, axis=0) if found else (math.nan, math.nan)
+        yield column[known].astype(np.float64), values[known].astype(np.float64)
+
+
+def _ranking(output: Array, labels: Array) -> dict[str, float]:
+    """Compute ROC-AUC and AUPRC, averaged over the labels with both classes."""
+    values = [
+        (roc_auc_score(*pair), average_precision_score(*pair))
+        for pair in _known_pairs(labels, output)
+        if len(np.unique(pair[0])) == 2
+    ]
+    means = np.mean(values, axis=0) if values else (math.nan, math.nan)
     return dict(zip(("roc_auc", "auprc"), map(float, means), strict=True))
 
 
 def _over_labels(metric: Callable[[Array, Array], float], output: Array, labels: Array) -> float:
-    """A metric of each label's known numbers, averaged over the labels for which it is defined."""
-    found = []
-    for column, values in zip(
-        labels.T.astype(np.float64), output.T.astype(np.float64), strict=True
-    ):
-        known = ~np.isnan(column)
-        if known.any():
-            found.append(float(metric(column[known], values[known])))
-    return mean_of_defined(found)
+    """Average a metric of known values over the labels for which it is defined."""
+    pairs = _known_pairs(labels, output)
+    return mean_of_defined([float(metric(*pair)) for pair in pairs if len(pair[0])])
 
 
 def _r2(labels: Array, output: Array) -> float:
@@ -164,7 +163,7 @@ def _spearman(labels: Array, output: Array) -> float:
     return float(spearmanr(labels, output).statistic)
 
 
-_OF_NUMBERS: dict[str, Callable[[Array, Array], float]] = {
+_REGRESSION: dict[str, Callable[[Array, Array], float]] = {
     "mae": mean_absolute_error,
     "rmse": root_mean_squared_error,
     "r2": _r2,
@@ -178,7 +177,7 @@ class RocAuc:
 
     Attributes:
         mean: average over the labels for which it is defined, in [0, 1]; NaN if there is none.
-        per_label: (C) values, NaN where a label does not have both classes.
+        per_label: L values, NaN where a label does not have both classes.
     """
 
     mean: float
@@ -186,33 +185,26 @@ class RocAuc:
 
 
 def roc_auc(labels: Tensor, scores: Tensor) -> RocAuc:
-    """ROC-AUC averaged over the labels that have both classes; missing labels are masked (Hu et al.
-    2020).
+    """Compute ROC-AUC averaged over the labels that have both classes, with missing labels masked
+    (Hu et al. 2020).
 
     Args:
-        labels: (G, C), 0 or 1, NaN where missing.
-        scores: (G, C), any monotone score.
+        labels: (G, L), 0 or 1, NaN where missing.
+        scores: (G, L), any monotone score, such as logits.
 
     Raises:
         TrainingError: a score is not finite.
     """
-    if not bool(scores.isfinite().all()):
-        remedy = "a smaller `learning_rate` may help"
-        raise TrainingError(f"got answers that are not finite, expected finite ones; {remedy}")
-    per_label = []
-    for column, score in zip(labels.T, scores.T, strict=True):
-        known = ~column.isnan()
-        defined = column[known].unique().numel() == 2
-        per_label.append(
-            float(roc_auc_score(column[known].numpy(), score[known].double().numpy()))
-            if defined
-            else math.nan
-        )
-    return RocAuc(mean_of_defined(per_label), tuple(per_label))
+    _check_finite(scores.numpy())
+    per_label = tuple(
+        float(roc_auc_score(*pair)) if len(np.unique(pair[0])) == 2 else math.nan
+        for pair in _known_pairs(labels.numpy(), scores.numpy())
+    )
+    return RocAuc(mean_of_defined(per_label), per_label)
 
 
 def mean_of_defined(values: Sequence[float]) -> float:
-    """Mean of the values that are numbers; NaN if there is none."""
+    """Compute the mean of the values that are not NaN; NaN if there is none."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
 
@@ -220,20 +212,22 @@ def mean_of_defined(values: Sequence[float]) -> float:
 def batches(
     graphs: PackedGraphs, rows: Tensor, batch_size: int
 ) -> Iterator[tuple[Tensor, GraphBatch]]:
-    """The chosen graphs in order, `batch_size` at a time, with their row numbers."""
+    """Yield the graphs with the numbers `rows` (n,), in that order and `batch_size` at a time, as
+    (numbers, batch)."""
     for chosen in rows.split(batch_size):
         yield chosen, graphs.select(chosen)
 
 
 @torch.no_grad()
-def predict(
+def compute_outputs(
     forward: Callable[[GraphBatch], Tensor],
     graphs: PackedGraphs,
     rows: Tensor,
     device: torch.device,
     batch_size: int = 256,
 ) -> Tensor:
-    """Outputs of `forward` for the chosen graphs, (len(rows), C), on the CPU."""
+    """Compute the outputs of `forward` for the graphs with the numbers `rows`, (len(rows), L), and
+    return them on the CPU."""
     return torch.cat(
         [forward(batch.to(device)).cpu() for _, batch in batches(graphs, rows, batch_size)]
     )

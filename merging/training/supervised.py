@@ -159,12 +159,12 @@ def label_scale(data: TaskData) -> LabelScale | None:
     """Return mean and deviation of a regression's training labels; None for other targets."""
     if data.info.target != "regression":
         return None
-    return LabelScale.of(data.info, (step.labels for step in data.steps("train", 2**20)))
+    return LabelScale.fit(data.info, (step.labels for step in data.steps("train", 2**20)))
 
 
 def standardised(scale: LabelScale | None, values: Any) -> Any:
     """Return labels or outputs in standard deviations from the mean; unchanged without a scale."""
-    return scale.standardised(values) if scale else values
+    return scale.standardise(values) if scale else values
 
 
 class _Training:
@@ -217,7 +217,7 @@ class _Training:
         best, tasks = training.kept["best"], list(self.model.tasks)
         heads = {task: sub_state(best, f"heads.{k}.") for k, task in enumerate(tasks)}
         for task, scale in self.scales.items():
-            heads[task] = scale.folded(heads[task]) if scale else heads[task]
+            heads[task] = scale.fold(heads[task]) if scale else heads[task]
         record = {
             "epochs": len(training.history),
             "best_epoch": training.kept["best_epoch"],

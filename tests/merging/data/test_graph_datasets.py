@@ -14,8 +14,8 @@ from merging.config.base import CONFIG_FOLDER
 from merging.data.graph_file import read_graphs, write_graphs
 from merging.data.links import LinkTask
 from merging.data.planetoid import CLASS_NAMES, PlanetoidName, PlanetoidSpec, load_planetoid
-from merging.data.split import Split
-from merging.data.task_data import SUBSETS, AnswerTask
+from merging.data.split import SUBSETS, Split
+from merging.data.task_data import AnswerTask
 from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
 from merging.run.config import load_config
@@ -361,7 +361,7 @@ def test_features_of_another_width_need_an_encoder(tmp_path: Path) -> None:
     task = load_task(make_config(tasks, encoder="svd"), "a", tmp_path, 0)
     assert task.num_features == 9
     assert {graph.num_features for graph in task.graphs} == {4}
-    seen = torch.cat([task.graphs[k].x for k in task.seen().tolist()])
+    seen = torch.cat([task.graphs[k].x for k in task.training_graphs().tolist()])
     # of the training graphs, not of all
     torch.testing.assert_close(seen.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     assert not torch.allclose(

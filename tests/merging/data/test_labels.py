@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merging.data.labels import MISSING, read_label, why_no_label
+from merging.data.labels import MISSING, read_label, reason_for_no_label
 from models.errors import DataError
 
 NAN = math.nan
@@ -144,7 +144,7 @@ def test_a_column_is_read_as_0_1_and_missing_or_refused(cells: list[str]) -> Non
     ],
 )
 def test_columns_that_nobody_named(name: str, cells: list[str], reason: str | None) -> None:
-    found = why_no_label(name, cells)
+    found = reason_for_no_label(name, cells)
     assert reason in str(found) if reason else found is None
 
 

@@ -3,9 +3,9 @@ import torch
 
 from merging.data.split import (
     Split,
-    check_parts,
+    check_subsets,
     lacking_labels,
-    named_parts,
+    named_subsets,
     random_split,
     scaffold_split,
 )
@@ -44,28 +44,28 @@ def test_random_split_is_of_its_seed_alone() -> None:
 def test_a_column_names_the_parts() -> None:
     cells = ["train", "Valid", " TEST ", "val", "validation", "Training"]
     expected = ["train", "valid", "test", "valid", "valid", "train"]
-    assert named_parts(cells, range(2, 8), {}) == expected
+    assert named_subsets(cells, range(2, 8), {}) == expected
     with pytest.raises(DataError, match="line 3: got 'tset', expected train, valid or test"):
-        named_parts(["train", "tset"], [2, 3], {})
+        named_subsets(["train", "tset"], [2, 3], {})
     with pytest.raises(DataError, match=r"line 2: got '0', expected train.*folds: \{valid: 0"):
-        named_parts(["0", "1"], [2, 3], {})
+        named_subsets(["0", "1"], [2, 3], {})
 
 
 def test_a_column_numbers_the_folds() -> None:
     folds = {"valid": ("3",), "test": ("4", "0")}
     cells = ["0", "1", "2.0", "3.0", "4"]
-    assert named_parts(cells, range(2, 7), folds) == ["test", "train", "train", "valid", "test"]
+    assert named_subsets(cells, range(2, 7), folds) == ["test", "train", "train", "valid", "test"]
     with pytest.raises(DataError, match="got folds 0, 1, 2, 3, expected also 4"):
-        named_parts(["0", "1", "2", "3"], range(2, 6), folds)
+        named_subsets(["0", "1", "2", "3"], range(2, 6), folds)
     with pytest.raises(DataError, match="line 4: got an empty cell, expected a fold"):
-        named_parts(["3", "4", "", "0"], range(2, 6), folds)
+        named_subsets(["3", "4", "", "0"], range(2, 6), folds)
 
 
 def check(split: Split, labels: list[list[float]]) -> dict[str, dict[str, str]]:
     columns = torch.tensor(labels).T
     info = TaskInfo(labels=tuple(f"y{k}" for k in range(len(labels))))
     lacking = lacking_labels(split, columns, info)
-    check_parts(split, lacking, info)
+    check_subsets(split, lacking, info)
     return lacking
 
 
@@ -81,12 +81,12 @@ def test_what_numbers_need() -> None:
     labels = torch.tensor([[1.0, 1], [2, 2], [3, 7], [4, 7], [5, NAN], [6, NAN]])
     lacking = lacking_labels(split_of(2, 2, 2), labels, info)
     assert lacking == {"train": {}, "valid": {"b": "2 x 7"}, "test": {"b": "no number"}}
-    check_parts(split_of(2, 2, 2), lacking, info)
+    check_subsets(split_of(2, 2, 2), lacking, info)
     lacking = lacking_labels(split_of(2, 2, 2), labels.flip(0), info)
     with pytest.raises(
         DataError, match="in train b: no number, expected numbers that differ of ev"
     ):
-        check_parts(split_of(2, 2, 2), lacking, info)
+        check_subsets(split_of(2, 2, 2), lacking, info)
 
 
 def test_what_classes_need() -> None:
@@ -95,7 +95,7 @@ def test_what_classes_need() -> None:
     lacking = lacking_labels(split_of(4, 2, 2), labels, info)
     assert lacking["train"] == {}
     assert lacking["valid"] == {"a": "0 rows", "c": "0 rows"}
-    check_parts(split_of(4, 2, 2), lacking, info)
+    check_subsets(split_of(4, 2, 2), lacking, info)
     for rows, message in (
         ([0, 1, 0, 0, 1, 2, 1, 2], "in train c: 0 rows, expected rows of every class"),
         (
@@ -105,7 +105,7 @@ def test_what_classes_need() -> None:
     ):
         lacking = lacking_labels(split_of(4, 2, 2), torch.tensor(rows), info)
         with pytest.raises(DataError, match=message):
-            check_parts(split_of(4, 2, 2), lacking, info)
+            check_subsets(split_of(4, 2, 2), lacking, info)
 
 
 @pytest.mark.parametrize(

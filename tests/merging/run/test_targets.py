@@ -22,7 +22,7 @@ from merging.run.models import finetuned_model
 from merging.run.run import Run
 from merging.run.scores import unified_forward
 from merging.run.stages import calibration, merge_result, teacher, trained_model
-from merging.targets.metrics import metrics
+from merging.targets.metrics import compute_metrics
 from models.artifact import load_artifact
 from models.errors import ConfigError
 from models.state_dict import sub_state
@@ -112,7 +112,7 @@ def test_numbers_are_learnt_and_answered_in_their_units(made: Path) -> None:
         unified_forward(run, finetuned_model(run, "esol"), "esol"),
     )
     outputs, labels = run.family.predict(forward, dataset.steps("train", 256), run.device)
-    found = metrics(outputs.numpy(), labels.numpy(), dataset.info)
+    found = compute_metrics(outputs.numpy(), labels.numpy(), dataset.info)
     assert found["r2"] > 0.5
     assert found["spearman"] > 0.7
     record = run.result(teacher(run, "esol")).record

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merging.run.run import Run
-from merging.targets.metrics import metrics, predict, reported, roc_auc, score
+from merging.targets.metrics import (
+    compute_metrics,
+    compute_outputs,
+    compute_score,
+    metric_of_score,
+    roc_auc,
+)
 from models.errors import InvalidInputError, TrainingError
 from models.task import LabelTarget, TaskInfo
 from tests import oracles
@@ -45,7 +51,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
 def test_prediction_keeps_the_order_of_rows(pico_run: Run) -> None:
     dataset = pico_run.dataset("nitrogen")
     rows = torch.tensor([5, 0, 79, 3, 3])
-    counts = predict(
+    counts = compute_outputs(
         lambda batch: torch.bincount(batch.batch)[:, None].float(),
         dataset.graphs,
         rows,
@@ -65,24 +71,24 @@ def info(target: LabelTarget, labels: int = 1) -> TaskInfo:
 def test_score_of_independent_labels_is_their_roc_auc() -> None:
     labels = np.array([[0.0], [1.0], [math.nan], [1.0]], dtype=np.float32)
     output = np.array([[0.0], [1.0], [9.0], [-1.0]], dtype=np.float32)
-    assert score(output, labels, info("multilabel")) == pytest.approx(0.5)
+    assert compute_score(output, labels, info("multilabel")) == pytest.approx(0.5)
 
 
 def test_score_of_classes_is_the_accuracy_of_the_known_ones() -> None:
     labels = np.array([0, 1, -1, 1])
     output = np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]], dtype=np.float32)
-    assert score(output, labels, info("multiclass", 2)) == pytest.approx(2 / 3)
-    assert math.isnan(score(output, np.full(4, -1), info("multiclass", 2)))
+    assert compute_score(output, labels, info("multiclass", 2)) == pytest.approx(2 / 3)
+    assert math.isnan(compute_score(output, np.full(4, -1), info("multiclass", 2)))
 
 
 def test_score_of_numbers_is_minus_their_error_averaged_over_labels() -> None:
     labels = np.array([[0.0, math.nan], [2.0, 4.0]], dtype=np.float32)
     output = np.array([[1.0, 9.0], [2.0, 1.0]], dtype=np.float32)
-    value = score(output, labels, info("regression", 2))
+    value = compute_score(output, labels, info("regression", 2))
     assert value == pytest.approx(-(0.5 + 3) / 2)
-    assert reported(value, "regression") == -value
-    assert reported(0.7, "multilabel") == 0.7
-    assert math.isnan(score(output, np.full((2, 2), math.nan), info("regression", 2)))
+    assert metric_of_score(value, "regression") == -value
+    assert metric_of_score(0.7, "multilabel") == 0.7
+    assert math.isnan(compute_score(output, np.full((2, 2), math.nan), info("regression", 2)))
 
 
 @settings(quick, max_examples=50)
@@ -90,7 +96,7 @@ def test_score_of_numbers_is_minus_their_error_averaged_over_labels() -> None:
 def test_metrics_of_numbers_equal_slow_ones(pairs: list[tuple[int, int]]) -> None:
     labels, output = [float(label) for label, _ in pairs], [float(value) for _, value in pairs]
     column = (np.array(values, dtype=np.float32)[:, None] for values in (output, labels))
-    found = metrics(*column, info("regression"))
+    found = compute_metrics(*column, info("regression"))
     errors = [abs(label - value) for label, value in zip(labels, output, strict=True)]
     assert found["mae"] == pytest.approx(sum(errors) / len(errors))
     assert found["rmse"] == pytest.approx(math.sqrt(sum(e * e for e in errors) / len(errors)))
@@ -111,9 +117,9 @@ def test_metrics_mask_what_is_missing_and_average_over_labels() -> None:
     nan = math.nan
     labels = np.array([[1.0, nan], [3.0, 5.0], [nan, 5.0], [5.0, 5.0]], dtype=np.float32)
     output = np.array([[2.0, 8.0], [2.0, 6.0], [7.0, 4.0], [2.0, 5.0]], dtype=np.float32)
-    found = metrics(output, labels, info("regression", 2))
+    found = compute_metrics(output, labels, info("regression", 2))
     assert found["mae"] == pytest.approx(((1 + 1 + 3) / 3 + (1 + 1 + 0) / 3) / 2)
-    first = metrics(output[[0, 1, 3], :1], labels[[0, 1, 3], :1], info("regression"))
+    first = compute_metrics(output[[0, 1, 3], :1], labels[[0, 1, 3], :1], info("regression"))
     assert found["r2"] == first["r2"]  # the second label is constant: it has none
     assert math.isnan(found["spearman"])  # the first answer is constant, and so is the second label
 
@@ -121,14 +127,14 @@ def test_metrics_mask_what_is_missing_and_average_over_labels() -> None:
 def test_metrics_of_labels_and_classes() -> None:
     labels = np.array([[1.0], [0], [1], [0]], dtype=np.float32)
     output = np.array([[3.0], [2], [1], [0]], dtype=np.float32)
-    found = metrics(output, labels, info("multilabel"))
+    found = compute_metrics(output, labels, info("multilabel"))
     assert found["roc_auc"] == pytest.approx(0.75)
     assert found["auprc"] == pytest.approx((1 / 1 + 2 / 3) / 2)
     classes, logits = (
         np.array([0, 1, 2, -1]),
         np.array([[9.0, 0, 0], [0, 5, 6], [0, 0, 9], [9, 9, 9]], dtype=np.float32),
     )
-    several = metrics(logits, classes, info("multiclass", 3))
+    several = compute_metrics(logits, classes, info("multiclass", 3))
     assert several.keys() == {"accuracy", "roc_auc", "auprc"}
     assert several["accuracy"] == pytest.approx(2 / 3)
     assert several["roc_auc"] == pytest.approx(1.0)  # each class has the highest rank in its column
@@ -136,7 +142,7 @@ def test_metrics_of_labels_and_classes() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(TrainingError, match="not finite"):
-        metrics(np.array([[math.inf]]), np.array([[1.0]]), info("regression"))
+        compute_metrics(np.array([[math.inf]]), np.array([[1.0]]), info("regression"))
     field = TaskInfo(labels=("energy",), target="energy_and_forces")
     with pytest.raises(InvalidInputError, match="got 'energy_and_forces', expected one of"):
-        score(np.zeros((1, 1)), np.zeros((1, 1)), field)
+        compute_score(np.zeros((1, 1)), np.zeros((1, 1)), field)

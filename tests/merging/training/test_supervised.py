@@ -16,8 +16,8 @@ from merging.data.molecule_dataset import MoleculeDataset
 from merging.data.task_data import Step
 from merging.families.molecules import MOLECULES
 from merging.run.run import Run
-from merging.targets.losses import loss
-from merging.targets.metrics import predict, roc_auc
+from merging.targets.losses import compute_loss
+from merging.targets.metrics import compute_outputs, roc_auc
 from merging.training.supervised import TrainedModel, epoch_steps, initial_model, train
 from tests.conftest import pico_config
 
@@ -56,7 +56,7 @@ def logits(run: Run, result: TrainedModel, task: str, rows: Tensor) -> Tensor:
     dataset = run.dataset(task)
     network, head = MOLECULES.load_model(pico_config(), result.network, result.heads[task], dataset)
     forward = partial(MOLECULES.outputs, network, head, info=dataset.info, training=False)
-    return predict(forward, dataset.graphs, rows, CPU)
+    return compute_outputs(forward, dataset.graphs, rows, CPU)
 
 
 def assert_same(one: TrainedModel, other: TrainedModel) -> None:
@@ -126,7 +126,9 @@ def test_learns_all_tasks(pico_run: Run, tmp_path: Path) -> None:
         before, after = (
             logits(pico_run, made, task, dataset.split.train) for made in (early, late)
         )
-        assert loss(after, labels, dataset.info) < 0.8 * loss(before, labels, dataset.info)
+        assert compute_loss(after, labels, dataset.info) < 0.8 * compute_loss(
+            before, labels, dataset.info
+        )
         assert roc_auc(labels, after).mean > 0.8
 
 

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from merging.config.training import GraphTrainingConfig
 from merging.data.links import LinkTask, unlinked
-from merging.data.task_data import AnswerTask, Subset
+from merging.data.split import Subset
+from merging.data.task_data import AnswerTask
 from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
-from merging.targets.losses import LabelScale, loss
-from merging.targets.metrics import METRICS, metrics
+from merging.targets.losses import LabelScale, compute_loss
+from merging.targets.metrics import MAIN_METRICS, compute_metrics
 from merging.training.supervised import (
     MultitaskModel,
     TrainedModel,
@@ -65,12 +66,12 @@ def evaluate(
         return said
 
     answers = GRAPHS.predict(forward, task.steps(subset, 256), torch.device("cpu"))
-    return GRAPHS.metrics(*answers, task.info)[METRICS[task.info.target]]
+    return GRAPHS.metrics(*answers, task.info)[MAIN_METRICS[task.info.target]]
 
 
 def score(target: Target, labels: Tensor, outputs: Tensor) -> float:
     info = TaskInfo(labels=tuple(f"{k}" for k in range(outputs.shape[1])), target=target)
-    return metrics(outputs.numpy(), labels.numpy(), info)[METRICS[target]]
+    return compute_metrics(outputs.numpy(), labels.numpy(), info)[MAIN_METRICS[target]]
 
 
 def constant_score(task: AnswerTask) -> float:
@@ -177,7 +178,7 @@ def test_scale_by_hand(tmp_path: Path) -> None:
     task = make_task(tmp_path, "graph", "regression")
     task.labels[task.split.train] = torch.nan
     task.labels[task.split.train[:2]] = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    scale = LabelScale.of(task.info, (step.labels for step in task.steps("train", 16)))
+    scale = LabelScale.fit(task.info, (step.labels for step in task.steps("train", 16)))
     assert scale.mean.tolist() == [2, 5]
     assert scale.deviation.tolist() == [1, 1]  # a constant label is not divided by zero
 
@@ -191,7 +192,7 @@ def test_losses_by_hand() -> None:
     nan = torch.nan
 
     def known_loss(target: Target, outputs: Tensor, labels: Tensor) -> Tensor:
-        return loss(outputs, labels, TaskInfo(labels=("a", "b"), target=target))
+        return compute_loss(outputs, labels, TaskInfo(labels=("a", "b"), target=target))
 
     numbers = known_loss(
         "regression", torch.tensor([[1.0, 2.0], [4.0, 0.0]]), torch.tensor([[3.0, nan], [nan, 1.0]])
