@@ -25,7 +25,7 @@ from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, su
 from benchmarks.molecules import fixed_molecules
 from benchmarks.peers import PEERS, Peer
 from merging.data.files import read_json, write_json
-from models.artifact import load_artifact, load_parts
+from models.artifact import load_artifact, load_components
 from models.compiled.model import CompiledModel
 from models.data.molecule import collate
 from models.data.smiles import read_graphs
@@ -123,15 +123,17 @@ def separate_models() -> list[CompiledModel]:
     The values are those of the merged model, on which time does not depend; every model has its own
     tensors.
     """
-    parts = load_parts(RELEASED)
+    components = load_components(RELEASED)
     models = []
-    for task, expert in parts.experts.items():
-        single = Expert(parts.manifest.backbone, 0, expert.label_names)
+    for task, expert in components.experts.items():
+        single = Expert(components.manifest.backbone, 0, expert.label_names)
         single.adapters.norm_mean.copy_(expert.adapters.norm_mean)
         single.adapters.norm_var.copy_(expert.adapters.norm_var)
         single.head = deepcopy(expert.head)
         models.append(
-            CompiledModel(UnifiedModel(deepcopy(parts.backbone), {task: single}, RouterConfig()))
+            CompiledModel(
+                UnifiedModel(deepcopy(components.backbone), {task: single}, RouterConfig())
+            )
         )
     return models
 

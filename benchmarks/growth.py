@@ -30,7 +30,7 @@ from matplotlib.ticker import LogLocator
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from merging.drawing.figures import STYLE
-from models.artifact import ArtifactParts, load_parts
+from models.artifact import ArtifactComponents, load_components
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
@@ -103,7 +103,7 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def synthetic(artifact: ArtifactParts, count: int, rank: int) -> CompiledModel:
+def synthetic(artifact: ArtifactComponents, count: int, rank: int) -> CompiledModel:
     """Build a model with the release's backbone and `count` random experts of one label, each with
     the BatchNorm statistics of a released one.
     """
@@ -164,7 +164,7 @@ def ask(
 
 def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series]]:
     """Return the panels by the quantity that grows, as functions, so that only one holds memory."""
-    artifact, rng = load_parts(RELEASE), random.Random(0)
+    artifact, rng = load_components(RELEASE), random.Random(0)
     release = CompiledModel(
         UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
     )
@@ -344,7 +344,7 @@ def main() -> None:
     write_json(
         output,
         surroundings()
-        | {"router": load_parts(RELEASE).manifest.router.model_dump(), "growth": found},
+        | {"router": load_components(RELEASE).manifest.router.model_dump(), "growth": found},
     )
     draw(found, output.with_suffix(".svg"))
 

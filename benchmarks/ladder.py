@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
-from models.artifact import load_parts
+from models.artifact import load_components
 from models.compiled import batch as compiled_batch
 from models.compiled import model as compiled
 from models.compiled.model import CompiledModel
@@ -70,7 +70,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     arguments = options.parse_args()
     torch.set_num_threads(1)
-    artifact = load_parts(RELEASED)
+    artifact = load_components(RELEASED)
     plain = UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
     everywhere = UnifiedModel(
         artifact.backbone,

@@ -19,7 +19,14 @@ from merging.run.stages import aligned, check_adapters, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
 from merging.targets.metrics import SCORE_NAMES, reported
-from models.artifact import BACKBONE, CARD, ArtifactParts, check_output, load_parts, save_artifact
+from models.artifact import (
+    BACKBONE,
+    CARD,
+    ArtifactComponents,
+    check_output,
+    load_components,
+    save_artifact,
+)
 from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
 from models.errors import ConfigError, InvalidInputError, MoleculeError
@@ -46,8 +53,8 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
 
     Raises: as `check_addition`.
     """
-    parts, called = check_addition(run, artifact, output, replace), run.config.called()
-    backbone, origin = parts.molecular_backbone, parts.manifest.files[BACKBONE]
+    components, called = check_addition(run, artifact, output, replace), run.config.called()
+    backbone, origin = components.molecular_backbone, components.manifest.files[BACKBONE]
     made = {
         task: expert(run, task, run.result(added_adapters(run, backbone, origin, task)).tensors)
         for task in run.tasks
@@ -56,28 +63,32 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     test = measure_served(run, backbone, made)
     calibrated = calibrate(run, backbone, made)
     infos = {task: run.dataset(task).info for task in made}
-    before = parts.manifest.metrics.get("added", {})
+    before = components.manifest.metrics.get("added", {})
     added = {
         task: {**gains[task], "calibration": calibrated.get(task), "test": test[task]}
         for task in made
     }
-    manifest = parts.manifest.model_copy(
+    manifest = components.manifest.model_copy(
         update={
             "name": called.name,
             "version": called.version,
-            "tasks": parts.manifest.tasks | infos,
+            "tasks": components.manifest.tasks | infos,
             "nearest": {},  # known of all tasks or of none
-            "provenance": parts.manifest.provenance | {"added": _provenance(run, parts)},
-            "metrics": parts.manifest.metrics | {"added": before | added},
+            "provenance": components.manifest.provenance | {"added": _provenance(run, components)},
+            "metrics": components.manifest.metrics | {"added": before | added},
         }
     )
     card = _card(artifact) + _card_section(gains, calibrated)
     card += f"\n{metrics_tables(test, infos)}\n" + _data_section(run)
-    experts = parts.experts | made
-    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
+    experts = components.experts | made
+    return save_artifact(
+        output, manifest, components.backbone, experts, card, replace, components.digest
+    )
 
 
-def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False) -> ArtifactParts:
+def check_addition(
+    run: Run, artifact: Path, output: Path, replace: bool = False
+) -> ArtifactComponents:
     """The artifact, if the run's tasks may be added to it; before hours of training.
 
     Raises:
@@ -87,11 +98,11 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
         ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
     check_adapters(run)
-    called, parts = run.config.called(), load_parts(artifact)
-    _check_fit(run, parts.manifest)
-    tasks = [*parts.manifest.tasks, *run.tasks]
-    check_output(output, called.name, called.version, tasks, replace, parts.digest)
-    return parts
+    called, components = run.config.called(), load_components(artifact)
+    _check_fit(run, components.manifest)
+    tasks = [*components.manifest.tasks, *run.tasks]
+    check_output(output, called.name, called.version, tasks, replace, components.digest)
+    return components
 
 
 def remove_tasks(
@@ -110,8 +121,8 @@ def remove_tasks(
         ConfigError: a task is not there, or none would be left.
         ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
-    parts = load_parts(artifact)
-    known = parts.manifest.tasks
+    components = load_components(artifact)
+    known = components.manifest.tasks
     if unknown := sorted(set(tasks) - known.keys()):
         raise ConfigError(
             f"--tasks: got {', '.join(unknown)}, expected names among those of the artifact,"
@@ -123,14 +134,14 @@ def remove_tasks(
             f"--tasks: got all tasks of the artifact ({', '.join(known)}), expected at least one to"
             " stay"
         )
-    removed = sorted({*parts.manifest.provenance.get("removed", ()), *tasks})
+    removed = sorted({*components.manifest.provenance.get("removed", ()), *tasks})
     nearest = {
         task: tuple(other for other in others if other in left)
-        for task, others in parts.manifest.nearest.items()
+        for task, others in components.manifest.nearest.items()
         if task in left
     }
-    provenance = parts.manifest.provenance | {"removed": removed}
-    manifest = parts.manifest.model_copy(
+    provenance = components.manifest.provenance | {"removed": removed}
+    manifest = components.manifest.model_copy(
         update={"tasks": left, "nearest": nearest, "provenance": provenance}
     )
     card = (
@@ -138,8 +149,10 @@ def remove_tasks(
         + f"\n## Removed later\n\n{', '.join(tasks)}. The tables above are of the artifact with"
         " them.\n"
     )
-    experts = {task: parts.experts[task] for task in left}
-    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
+    experts = {task: components.experts[task] for task in left}
+    return save_artifact(
+        output, manifest, components.backbone, experts, card, replace, components.digest
+    )
 
 
 def screen(
@@ -161,25 +174,31 @@ def screen(
         DataError: no file of molecules.
         ArtifactError: the artifact is damaged, or may not be written there (`check_output`).
     """
-    parts = load_parts(artifact)
-    if not 1 <= candidates < len(parts.experts) - 1:
+    components = load_components(artifact)
+    if not 1 <= candidates < len(components.experts) - 1:
         raise ConfigError(
-            f"--candidates: got {candidates}, expected 1 to {len(parts.experts) - 2}, fewer than"
-            " there are other tasks"
+            f"--candidates: got {candidates}, expected 1 to {len(components.experts) - 2},"
+            " fewer than there are other tasks"
         )
     graphs, unreadable = readable_graphs(molecules)
-    called = parts.manifest.name, parts.manifest.version
-    check_output(output, *called, parts.manifest.tasks, replace, parts.digest)
+    called = components.manifest.name, components.manifest.version
+    check_output(output, *called, components.manifest.tasks, replace, components.digest)
     nearest = nearest_experts(
-        parts.molecular_backbone, parts.experts, parts.manifest.router, graphs, candidates
+        components.molecular_backbone,
+        components.experts,
+        components.manifest.router,
+        graphs,
+        candidates,
     )
-    router = parts.manifest.router.model_copy(update={"candidates": candidates})
+    router = components.manifest.router.model_copy(update={"candidates": candidates})
     screened = {"molecules": len(graphs), "unreadable": unreadable, "sha256": sha256(molecules)}
-    provenance = parts.manifest.provenance | {"screened": screened}
+    provenance = components.manifest.provenance | {"screened": screened}
     update = {"nearest": nearest, "router": router, "provenance": provenance}
-    manifest = parts.manifest.model_copy(update=update)
-    card, source = _card(artifact), parts.digest
-    return save_artifact(output, manifest, parts.backbone, parts.experts, card, replace, source)
+    manifest = components.manifest.model_copy(update=update)
+    card, source = _card(artifact), components.digest
+    return save_artifact(
+        output, manifest, components.backbone, components.experts, card, replace, source
+    )
 
 
 def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
@@ -263,14 +282,14 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def _provenance(run: Run, parts: ArtifactParts) -> list[dict[str, Any]]:
+def _provenance(run: Run, components: ArtifactComponents) -> list[dict[str, Any]]:
     added = {
         "config": run.config.model_dump(mode="json"),
         "seed": run.seed,
         **data_provenance(run),
-        "to": parts.digest,
+        "to": components.digest,
     }
-    return [*parts.manifest.provenance.get("added", ()), added]
+    return [*components.manifest.provenance.get("added", ()), added]
 
 
 def _card(artifact: Path) -> str:
