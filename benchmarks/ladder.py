@@ -28,7 +28,6 @@ from models.data.smiles import read_graph
 from models.experts.unified import Routing, UnifiedModel
 
 _NEVER = 10**9
-_Refine = Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from models.artifact import load_artifact, load_components, save_artifact
-from models.data.atoms import Atoms, collate_atoms
+from models.data.atoms import Atoms
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.molecule import MolGraph, collate
 from models.experts.expert import Expert
@@ -35,6 +35,7 @@ from service.schemas import (
     Problem,
     TasksResponse,
 )
+from tests.conftest import collate_atoms
 from tests.service.doubles import (
     ELEMENTS,
     FEATURES,
