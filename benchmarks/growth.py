@@ -1,10 +1,10 @@
-"""Growth of the compiled engine's cost with molecules, atoms, requested tasks, experts and rank,
+"""Scaling of the compiled model's time with molecules, atoms, requested tasks, experts and rank,
 for both routings.
 
     python -m benchmarks.growth [--quick]
 
-A call gets a batch, so parsing SMILES is not included. One thread; the points of a figure are
-measured in turns. Writes `results/growth.json` and `results/growth.svg`.
+Parsing of SMILES is not included. One thread; the points of a figure are measured in turns.
+Writes `results/growth.json` and `results/growth.svg`.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""The gain of each step of the compiled model: the plain model, and the compiled one with one step
-undone at a time, in turns in one run.
+"""Ablation of the compiled model's optimisations: the plain model, and the compiled model with one
+optimisation disabled at a time, in turns in one run.
 
     python -m benchmarks.ladder
 

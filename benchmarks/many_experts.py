@@ -2,9 +2,10 @@
 
     python -m benchmarks.many_experts [--counts 8 64] [--rounds 1]
 
-The experts are synthetic. "families": each of the eight real ones with adapters perturbed by noise
-of 5, 10, 20 and 50 % of their own spread, so that a task has close relatives. "unrelated": random
-adapters of the same spread, where no expert is near another: the hard case.
+The experts are synthetic. "families": copies of the eight released experts with noise of 5, 10, 20
+and 50 % of the standard deviation of their weights, so that every task has similar experts.
+"unrelated": random adapters of the same standard deviation, of which none are similar: the hard
+case.
 """
 
 import argparse
