@@ -1,10 +1,11 @@
-"""Results of a task that is added to a finished backbone: the other tasks are merged without it,
-and its adapters are trained on the result.
+"""Adding a task to a merged model: the other tasks are merged without it, and its adapters are
+trained on that backbone.
 
     python -m benchmarks.added_task bace bbbp clintox sider tox21 --seed 0
 
 Writes `results/<setting>/added_task-seed<N>.json`: test ROC-AUC of the fine-tuned model, of its
-head on the bare backbone, with the adapters, and the share of the gain that the adapters reach.
+head on the backbone without adapters, and with adapters; and the share of the difference between
+the first two that adapters recover.
 """
 
 from dataclasses import replace
@@ -20,14 +21,14 @@ from merging.run.stages import merged, merged_network
 
 
 def without(config: MoleculeConfig, task: str) -> MoleculeConfig:
-    """The same configuration with one task less."""
+    """Return a configuration without one of its tasks."""
     others = [name for name in config.tasks if name != task]
     values = config.model_dump() | {"tasks": others, "compare": {}}
     return MoleculeConfig.model_validate(only_tasks(values, others))
 
 
 def added(run: Run, task: str) -> dict[str, Any]:
-    """Measure a task on the backbone that the other tasks are merged into."""
+    """Train adapters of a task on the merged backbone of the other tasks; return its scores."""
     others = replace(run, config=without(run.config, task))
     backbone = merged_network(others)
     adapters = run.result(added_adapters(run, backbone, merged(others).key, task))

@@ -1,11 +1,11 @@
-"""The gain of a network from formal charges and hydrogens, and whether it learns chemistry from
-them or how a data set was drawn.
+"""Formal charges and hydrogen counts as additional atom features: the gain in ROC-AUC, and whether
+it comes from chemistry or from how molecules of a data set are drawn.
 
     python -m benchmarks.atom_features clintox bace --seed 0
 
-Writes `results/<setting>/atom_features-seed<N>.json`: ROC-AUC of both parts for the fine-tuned
-model with Hu et al.'s atom features, and fine-tuned likewise with charges and hydrogens of
-molecules as they are drawn, and of neutralised ones.
+Writes `results/<setting>/atom_features-seed<N>.json`: validation and test ROC-AUC of the model
+fine-tuned with Hu et al.'s atom features, and with charges and hydrogens of molecules as drawn and
+neutralised.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,9 @@ DRAWN: dict[str, Callable[[str], str]] = {"as_drawn": str, "neutralised": neutra
 
 
 class SeeingBackbone(Backbone):
-    """A backbone with embeddings of charges and hydrogens as well.
+    """A backbone with embeddings of formal charges and hydrogen counts.
 
-    They start at zero, so that at first it computes what the checkpoint computes.
+    They are initialised with zeros, so that the initial outputs are those of the checkpoint.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class SeeingBackbone(Backbone):
 
 
 def graph_of(smiles: str) -> MolGraph:
-    """Read a graph with two more columns of `x`: charge (plus 3) and number of hydrogens."""
+    """Read a molecule to a graph whose `x` has two more columns: formal charge + 3, clipped to 0 to
+    6, and number of hydrogens, at most 4."""
     text = featurize(smiles, strict=False).smiles
     graph, atoms = featurize(text, strict=False).graph, read_smiles(text, strict=False).GetAtoms()
     extra = [
@@ -71,15 +72,16 @@ def graph_of(smiles: str) -> MolGraph:
 
 
 def with_charges(run: Run, task: str, drawn: Callable[[str], str]) -> MoleculeDataset:
-    """Return a task's dataset with these graphs; its split and labels are unchanged."""
+    """Return a task's dataset with the graphs `graph_of(drawn(smiles))`; split and labels are
+    unchanged."""
     dataset = run.dataset(task)
     smiles = load_smiles(dataset, run.config.dataset_for(task), run.data, run.work / "data")
     return replace(dataset, graphs=pack([graph_of(drawn(text)) for text in smiles]))
 
 
 def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
-    """Scores at the epoch that is best on validation; settings and seeds of the real
-    fine-tuning."""
+    """Fine-tune with the settings and seeds of the run; return ROC-AUC at the best epoch by
+    validation."""
     settings, shape = run.config.training_for(dataset.task), run.config.shape
     torch.manual_seed(run.seed)
     model = MultitaskModel(run.family, shape, {dataset.task: dataset}, settings.dropout)

@@ -1,6 +1,4 @@
-"""Common to the scripts: their options, the finished run that they read, and the file of
-results.
-"""
+"""Shared code of the scripts: command-line options, the finished run, and the file of results."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from models.experts.unified import Routing, UnifiedModel
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser with the options of all scripts."""
+    """Create a parser with the options shared by all scripts."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,7 +27,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run_of(arguments: argparse.Namespace) -> Run:
-    """Open the run of the options, on one thread of the CPU."""
+    """Open the run selected by the options, for one CPU thread."""
     torch.set_num_threads(1)
     return Run(
         load_config(arguments.config),
@@ -43,12 +41,12 @@ def run_of(arguments: argparse.Namespace) -> Run:
 def by_task(
     description: str | None, script: str, measure: Callable[[Run, str], dict[str, Any]]
 ) -> None:
-    """Run a script: measure each requested task and store it; other results in the file stay.
+    """Run a script that measures the tasks on the command line and merges them into a file.
 
     Args:
-        description: for `--help`.
-        script: name of the result file.
-        measure: gets the run and the name of a task.
+        description: text of `--help`.
+        script: name of the result file, see `store`.
+        measure: function (run, task) that returns the results of a task.
     """
     options = parser(description)
     options.add_argument("tasks", nargs="+")

@@ -1,5 +1,5 @@
-"""Ours, ADMET-AI, chemprop, and the eight models that merging replaces, side by side in one run,
-with the same molecules and one thread each.
+"""Speed of G-Merging, ADMET-AI, chemprop, and the eight single-task models that merging replaces,
+in turns in one run, with the same molecules and one thread each.
 
     python -m benchmarks.compare             # everything, about twenty minutes; the first time ten
                                              # more to install the peers
@@ -25,7 +25,7 @@ from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, su
 from benchmarks.molecules import fixed_molecules
 from benchmarks.peers import PEERS, Peer
 from merging.data.files import read_json, write_json
-from models.artifact import load_artifact, load_parts
+from models.artifact import load_artifact, load_components
 from models.compiled.model import CompiledModel
 from models.data.molecule import collate
 from models.data.smiles import read_graphs
@@ -117,28 +117,29 @@ def peers(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
 
 
 def separate_models() -> list[CompiledModel]:
-    """Build what is deployed without merging: eight models with a backbone, BatchNorm and head each
-    and no adapters, compiled as ours is.
+    """Build the models that would be deployed without merging: eight compiled models, each with a
+    backbone, BatchNorm and head, without adapters.
 
-    The values are those of the merged model, on which time does not depend; every model has its own
-    tensors.
+    Weights are copies of the merged model's, since time does not depend on their values.
     """
-    parts = load_parts(RELEASED)
+    components = load_components(RELEASED)
     models = []
-    for task, expert in parts.experts.items():
-        single = Expert(parts.manifest.backbone, 0, expert.label_names)
+    for task, expert in components.experts.items():
+        single = Expert(components.manifest.backbone, 0, expert.label_names)
         single.adapters.norm_mean.copy_(expert.adapters.norm_mean)
         single.adapters.norm_var.copy_(expert.adapters.norm_var)
         single.head = deepcopy(expert.head)
         models.append(
-            CompiledModel(UnifiedModel(deepcopy(parts.backbone), {task: single}, RouterConfig()))
+            CompiledModel(
+                UnifiedModel(deepcopy(components.backbone), {task: single}, RouterConfig())
+            )
         )
     return models
 
 
 def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Eight models one after the other against one pass of ours, from graphs to probabilities, and
-    their memory."""
+    """Measure seconds from graphs to probabilities, and memory, of eight single-task models in
+    sequence and of one pass of the merged model."""
     graphs = [graph for graph in read_graphs(smiles) if not isinstance(graph, MoleculeError)]
     batches = [collate(graphs[begin : begin + _BATCH]) for begin in range(0, len(graphs), _BATCH)]
     ours, theirs = CompiledModel(load_artifact(RELEASED).model), separate_models()

@@ -1,12 +1,12 @@
-"""A lower bound of the time of a pass: its arithmetic, counted, at the rates that this machine
-reaches, beside the measured time.
+"""A lower bound of the time of a pass: its number of operations at the highest rate of this
+machine, beside the measured time.
 
     python -m benchmarks.floor
 
-Two counts of each: what the networks ask for, node by node and stream by stream; and what is left
-once nothing is computed twice (`models.compiled.model`). The time at the machine's own rate for
-products of those shapes is the floor; the bytes that a layer must read and write are beside it.
-Writes `benchmarks/results/floor.json`.
+Operations are counted twice: for every node and stream, as in the plain model; and once for equal
+nodes, as in `models.compiled.model`. The floor is their time at the rate measured here for matrix
+products of these shapes; the bytes that layers read and write are reported, too. Writes
+`benchmarks/results/floor.json`.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Growth of the compiled engine's cost with molecules, atoms, requested tasks, experts and rank,
+"""Scaling of the compiled model's time with molecules, atoms, requested tasks, experts and rank,
 for both routings.
 
     python -m benchmarks.growth [--quick]
 
-A call gets a batch, so parsing SMILES is not included. One thread; the points of a figure are
-measured in turns. Writes `results/growth.json` and `results/growth.svg`.
+Parsing of SMILES is not included. One thread; the points of a figure are measured in turns.
+Writes `results/growth.json` and `results/growth.svg`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from matplotlib.ticker import LogLocator
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from merging.drawing.figures import STYLE
-from models.artifact import ArtifactParts, load_parts
+from models.artifact import ArtifactComponents, load_components
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
@@ -103,7 +103,7 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def synthetic(artifact: ArtifactParts, count: int, rank: int) -> CompiledModel:
+def synthetic(artifact: ArtifactComponents, count: int, rank: int) -> CompiledModel:
     """Build a model with the release's backbone and `count` random experts of one label, each with
     the BatchNorm statistics of a released one.
     """
@@ -162,25 +162,41 @@ def ask(
     model(batch, None if tasks is None else model.tasks[:tasks], routing)
 
 
-def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series]]:
-    """Return the panels by the quantity that grows, as functions, so that only one holds memory."""
-    artifact, rng = load_parts(RELEASE), random.Random(0)
-    release = CompiledModel(
-        UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
-    )
-    some = collate(graphs[:_MOLECULES])
+class Sweeps:
+    """Calls to measure, by the quantity that grows."""
 
-    def molecules() -> Series:
-        counts = [1, 5, 20] if quick else [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
-        batches = [(count, collate(graphs[:count])) for count in counts]
+    def __init__(self, graphs: list[MolGraph], quick: bool) -> None:
+        """Load the released model.
+
+        Args:
+            graphs: real molecules.
+            quick: use few points.
+        """
+        self.graphs, self.quick = graphs, quick
+        self.components = load_components(RELEASE)
+        self.release = CompiledModel(
+            UnifiedModel(
+                self.components.backbone, self.components.experts, self.components.manifest.router
+            )
+        )
+        self.batch = collate(graphs[:_MOLECULES])
+
+    def molecules(self) -> Series:
+        """Grow the number of real molecules of a call."""
+        counts = [1, 5, 20] if self.quick else [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]
+        batches = [(count, collate(self.graphs[:count])) for count in counts]
         return {
-            routing: [(count, partial(ask, release, batch, routing)) for count, batch in batches]
+            routing: [
+                (count, partial(ask, self.release, batch, routing)) for count, batch in batches
+            ]
             for routing in ROUTINGS
         }
 
-    def atoms() -> Series:
-        sizes = [10, 30, 100] if quick else [10, 20, 50, 100, 200, 500]
-        bins = by_size(graphs, (10, 14, 20, 28, 40, 56, 80, 160))
+    def atoms(self) -> Series:
+        """Grow the number of atoms per molecule."""
+        rng = random.Random(0)
+        sizes = [10, 30, 100] if self.quick else [10, 20, 50, 100, 200, 500]
+        bins = by_size(self.graphs, (10, 14, 20, 28, 40, 56, 80, 160))
         made = {
             shape: [[tree(size, shape, rng) for _ in range(_BINS)] for size in sizes]
             for shape in ("branched", "chain")
@@ -193,42 +209,52 @@ def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series
                     for call in calls
                 ]
                 found[f"{routing}, {name}"] = [
-                    (size, partial(ask, release, batch, routing)) for size, batch in points
+                    (size, partial(ask, self.release, batch, routing)) for size, batch in points
                 ]
         return found
 
-    def tasks() -> Series:
-        counts = [1, 4, 8] if quick else range(1, 9)
+    def tasks(self) -> Series:
+        """Grow the number of requested tasks."""
+        counts = [1, 4, 8] if self.quick else range(1, 9)
         return {
-            routing: [(count, partial(ask, release, some, routing, count)) for count in counts]
+            routing: [
+                (count, partial(ask, self.release, self.batch, routing, count)) for count in counts
+            ]
             for routing in ROUTINGS
         }
 
-    def experts() -> Series:
+    def experts(self) -> Series:
+        """Grow the number of experts, for requests of all tasks and of one."""
         models = [
-            (count, synthetic(artifact, count, _RANK))
-            for count in ([1, 4, 8] if quick else [1, 2, 4, 8, 16, 32, 64])
+            (count, synthetic(self.components, count, _RANK))
+            for count in ([1, 4, 8] if self.quick else [1, 2, 4, 8, 16, 32, 64])
         ]
         requests = {"all asked": None, "1 asked": 1}
         return {
             f"{routing}, {name}": [
-                (count, partial(ask, model, some, routing, tasks)) for count, model in models
+                (count, partial(ask, model, self.batch, routing, tasks)) for count, model in models
             ]
             for routing in ROUTINGS
             for name, tasks in requests.items()
         }
 
-    def rank() -> Series:
+    def rank(self) -> Series:
+        """Grow the rank of eight experts."""
         models = [
-            (size, synthetic(artifact, 8, size))
-            for size in ([4, 16] if quick else [4, 8, 16, 32, 64])
+            (size, synthetic(self.components, 8, size))
+            for size in ([4, 16] if self.quick else [4, 8, 16, 32, 64])
         ]
         return {
-            routing: [(size, partial(ask, model, some, routing)) for size, model in models]
+            routing: [(size, partial(ask, model, self.batch, routing)) for size, model in models]
             for routing in ROUTINGS
         }
 
-    return {measure.__name__: measure for measure in (molecules, atoms, tasks, experts, rank)}
+
+def sweeps(graphs: list[MolGraph], quick: bool) -> dict[str, Callable[[], Series]]:
+    """Return the panels by the quantity that grows, as functions, so that only one holds memory."""
+    made = Sweeps(graphs, quick)
+    panels = (made.molecules, made.atoms, made.tasks, made.experts, made.rank)
+    return {panel.__name__: panel for panel in panels}
 
 
 def measure(series: Series, repeats: int) -> dict[str, Any]:
@@ -344,7 +370,7 @@ def main() -> None:
     write_json(
         output,
         surroundings()
-        | {"router": load_parts(RELEASE).manifest.router.model_dump(), "growth": found},
+        | {"router": load_components(RELEASE).manifest.router.model_dump(), "growth": found},
     )
     draw(found, output.with_suffix(".svg"))
 

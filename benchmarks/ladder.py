@@ -1,5 +1,5 @@
-"""The gain of each step of the compiled model: the plain model, and the compiled one with one step
-undone at a time, in turns in one run.
+"""Ablation of the compiled model's optimisations: the plain model, and the compiled model with one
+optimisation disabled at a time, in turns in one run.
 
     python -m benchmarks.ladder
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
-from models.artifact import load_parts
+from models.artifact import load_components
 from models.compiled import batch as compiled_batch
 from models.compiled import model as compiled
 from models.compiled.model import CompiledModel
@@ -28,7 +28,6 @@ from models.data.smiles import read_graph
 from models.experts.unified import Routing, UnifiedModel
 
 _NEVER = 10**9
-_Refine = Callable[..., tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 @contextmanager
@@ -70,7 +69,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     arguments = options.parse_args()
     torch.set_num_threads(1)
-    artifact = load_parts(RELEASED)
+    artifact = load_components(RELEASED)
     plain = UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
     everywhere = UnifiedModel(
         artifact.backbone,

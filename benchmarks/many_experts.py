@@ -2,9 +2,10 @@
 
     python -m benchmarks.many_experts [--counts 8 64] [--rounds 1]
 
-The experts are synthetic. "families": each of the eight real ones with adapters perturbed by noise
-of 5, 10, 20 and 50 % of their own spread, so that a task has close relatives. "unrelated": random
-adapters of the same spread, where no expert is near another: the hard case.
+The experts are synthetic. "families": copies of the eight released experts with noise of 5, 10, 20
+and 50 % of the standard deviation of their weights, so that every task has similar experts.
+"unrelated": random adapters of the same standard deviation, of which none are similar: the hard
+case.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from torch import Tensor
 from benchmarks.measuring import RESULTS, in_turns, machine, summary
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
-from models.artifact import ArtifactParts, load_artifact, load_parts, save_artifact
+from models.artifact import ArtifactComponents, load_artifact, load_components, save_artifact
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
@@ -43,7 +44,7 @@ _MOLECULES, _SCREENED_WITH = 64, 200
 _PROBABILITY = 1e-3
 
 
-def synthetic(artifact: ArtifactParts, count: int, kind: str) -> ArtifactParts:
+def synthetic(artifact: ArtifactComponents, count: int, kind: str) -> ArtifactComponents:
     """Build an artifact with the given one's backbone and `count` experts of one label; see the
     module.
     """
@@ -69,7 +70,7 @@ def synthetic(artifact: ArtifactParts, count: int, kind: str) -> ArtifactParts:
     manifest = make_manifest(
         "many", "0", artifact.manifest.backbone, artifact.manifest.rank, router, tasks
     )
-    return ArtifactParts(manifest, artifact.backbone, experts, "")
+    return ArtifactComponents(manifest, artifact.backbone, experts, "")
 
 
 def screened(
@@ -123,7 +124,7 @@ def agreement(
 
 
 def measure(
-    artifact: ArtifactParts, batch: GraphBatch, unlabelled: list[MolGraph], rounds: int
+    artifact: ArtifactComponents, batch: GraphBatch, unlabelled: list[MolGraph], rounds: int
 ) -> dict[str, Any]:
     """Measure one number of experts: seconds per molecule of one requested task, and how far the
     answers agree.
@@ -153,7 +154,7 @@ def measure(
     cases: dict[str, CompiledModel | ScreenedModel] = {"full": full}
     for candidates in (count for count in _CANDIDATES if len(tasks) > count + 1):
         model = ScreenedModel(
-            ArtifactParts(
+            ArtifactComponents(
                 screened(manifest, nearest, candidates), artifact.backbone, artifact.experts, ""
             )
         )
@@ -175,7 +176,7 @@ def measure(
     return found | {"full_model_mbytes": round(full.num_bytes / 2**20, 1), "candidates": few}
 
 
-def loading(artifact: ArtifactParts, rounds: int) -> dict[str, Any]:
+def loading(artifact: ArtifactComponents, rounds: int) -> dict[str, Any]:
     """Measure seconds to load the candidates of one task, all experts, and all of them as one
     model.
     """
@@ -187,7 +188,7 @@ def loading(artifact: ArtifactParts, rounds: int) -> dict[str, Any]:
         )
         cases = {
             "lazily": partial(load_artifact, folder, tasks=candidate_experts(manifest, task)),
-            "all_parts": partial(load_parts, folder),
+            "all_parts": partial(load_components, folder),
             "as_a_model": partial(load_artifact, folder),
         }
         timings = in_turns(cases, rounds)
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "many_experts.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    artifact = load_parts(arguments.artifact)
+    artifact = load_components(arguments.artifact)
     graphs = [featurize(text).graph for text in fixed_molecules(_MOLECULES + _SCREENED_WITH)]
     batch, unlabelled = collate(graphs[:_MOLECULES]), graphs[_MOLECULES:]
     content: dict[str, Any] = {

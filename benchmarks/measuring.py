@@ -1,6 +1,4 @@
-"""Measuring of speed: alternatives side by side, in turns in one run, with a description of the
-machine.
-"""
+"""Speed measurements: alternatives in turns in one run, and a description of the machine."""
 
 import importlib.metadata
 import platform

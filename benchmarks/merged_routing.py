@@ -1,5 +1,5 @@
-"""Averaging the experts' parameters by the router's weights: what `merged` loses in accuracy and
-gains in time, beside `own` and `moe`.
+"""Routing "merged", which averages the experts' parameters by the router's weights: accuracy and
+time compared with "own" and "moe".
 
     python -m benchmarks.merged_routing accuracy units gap seconds
 
@@ -31,7 +31,7 @@ from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import read_graph
-from models.experts import unified_model as plain
+from models.experts import unified as plain
 from models.experts.bank import AdapterBank
 from models.experts.unified import Routing, UnifiedModel
 
@@ -275,41 +275,10 @@ def one_pass(
 
 def table(found: Mapping[str, Any]) -> str:
     """Format the tables of the documentation page in Markdown, from the results."""
-    by_case = found["accuracy"]
-    tasks = list(by_case["own"])
     lines = [
-        "Test ROC-AUC, in percent:",
+        *_accuracy_table(found["accuracy"]),
         "",
-        f"| | {' | '.join(tasks)} | test average | validation average |",
-        "|---" * (len(tasks) + 3) + "|",
-    ]
-    for name, by_task in by_case.items():
-        average = means(by_task)
-        cells = [f"{100 * by_task[task]['test']:.2f}" for task in tasks] + [
-            f"**{100 * average['test']:.2f}**",
-            f"{100 * average['valid']:.2f}",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        (
-            "CPU milliseconds of a pass over 250 molecules, all tasks, one thread (median of the"
-            " rounds; ratios round by round, with their range):"
-        ),
-        "",
-    ]
-    lines += ["| layers that mix | | milliseconds | of `moe` | of `own` |", "|---|---|---|---|---|"]
-    for layers in LAYERS:
-        for name, timing in found["seconds"][layers].items():
-            of_moe, of_own = (
-                f"{timing[of]['median']:.2f} ({timing[of]['low']:.2f} to {timing[of]['high']:.2f})"
-                for of in ("of_moe", "of_own")
-            )
-            lines.append(
-                f"| {layers} | {name} | {timing['milliseconds']['median']:.0f} | {of_moe} |"
-                f" {of_own} |"
-            )
-    lines += [
+        *_seconds_table(found["seconds"]),
         "",
         (
             "How far from the average of what the adapters subtract: averaged parameters, and the"
@@ -327,17 +296,58 @@ def table(found: Mapping[str, Any]) -> str:
         "",
         (
             "Units of the adapters (columns of `down`), pairs of tasks: cosine of units with the"
-            " same number, with other numbers, and how often the"
+            " same number, with other numbers, and how often the most similar unit of the other"
+            " adapter has the same number:"
         ),
         "",
     ]
-    lines[-2] += " most similar unit of the other adapter has the same number:"
     lines += ["| site | same number | other number | found |", "|---|---|---|---|"]
     lines += [
         f"| {site} | {values['same']:.3f} | {values['other']:.3f} | {values['found']:.3f} |"
         for site, values in found["units"].items()
     ]
     return "\n".join(lines)
+
+
+def _accuracy_table(by_case: Mapping[str, Any]) -> list[str]:
+    """Format test ROC-AUC by case and task, with means on test and validation."""
+    tasks = list(by_case["own"])
+    lines = [
+        "Test ROC-AUC, in percent:",
+        "",
+        f"| | {' | '.join(tasks)} | test average | validation average |",
+        "|---" * (len(tasks) + 3) + "|",
+    ]
+    for name, by_task in by_case.items():
+        average = means(by_task)
+        cells = [f"{100 * by_task[task]['test']:.2f}" for task in tasks] + [
+            f"**{100 * average['test']:.2f}**",
+            f"{100 * average['valid']:.2f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _seconds_table(by_layers: Mapping[str, Any]) -> list[str]:
+    """Format the time of a pass by mixing layers and case, with ratios to `moe` and `own`."""
+    lines = [
+        "CPU milliseconds of a pass over 250 molecules, all tasks, one thread (median of the"
+        " rounds; ratios round by round, with their range):",
+        "",
+        "| layers that mix | | milliseconds | of `moe` | of `own` |",
+        "|---|---|---|---|---|",
+    ]
+    for layers in LAYERS:
+        for name, timing in by_layers[layers].items():
+            of_moe, of_own = (
+                f"{timing[of]['median']:.2f} ({timing[of]['low']:.2f} to {timing[of]['high']:.2f})"
+                for of in ("of_moe", "of_own")
+            )
+            lines.append(
+                f"| {layers} | {name} | {timing['milliseconds']['median']:.0f} | {of_moe} |"
+                f" {of_own} |"
+            )
+    return lines
 
 
 SECTIONS: dict[str, Callable[[Run], dict[str, Any]]] = {

@@ -1,9 +1,9 @@
-"""Scores of `moe` by the number of last layers that mix, the others using their own adapters, on
-validation and on test.
+"""Validation and test scores of routing "moe" by the number of last layers that mix experts; the
+other layers use the target task's adapter.
 
     python -m benchmarks.mixed_layers --seed 0
 
-It stands on the results of `gmerging compare` (work folder), and writes
+Reads the results of `gmerging compare` from the work folder and writes
 `results/<setting>/mixed_layers-seed<N>.json`.
 """
 

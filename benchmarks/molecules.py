@@ -1,5 +1,5 @@
-"""Molecules for measurements of speed: drawn with a fixed seed from the HIV set, all readable in
-strict mode.
+"""Molecules for speed measurements: drawn from the HIV set with a fixed seed, all valid in strict
+mode.
 
     python -m benchmarks.molecules [count] > work/molecules.txt
 """

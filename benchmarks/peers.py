@@ -1,5 +1,4 @@
-"""Speed of the alternatives that can be installed: ADMET-AI, and chemprop with one multi-task
-model.
+"""Speed of other tools for the same predictions: ADMET-AI, and chemprop with one multi-task model.
 
     python -m benchmarks.molecules > work/molecules.txt
     python -m benchmarks.peers --molecules work/molecules.txt --threads 1

@@ -1,5 +1,5 @@
-"""Effects of the second reading rule (`models.data.smiles.READING_RULE`) on the released model:
-graphs, splits and scores.
+"""Effects of reading rule 2 (`models.data.smiles.READING_RULE`) on graphs, splits and scores of the
+released model.
 
     python -m benchmarks.reading_rule --data ../shared/data
 

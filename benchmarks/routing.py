@@ -1,9 +1,9 @@
-"""Experiments on where routing helps. Each is compared with the task's own adapter on the same
-models, on validation and on test.
+"""Experiments on when routing helps: mixing experts compared with the task's own adapter on the
+same models, on validation and test.
 
     python -m benchmarks.routing far few heldout groups joint --seed 0
 
-It stands on the results of `gmerging compare` (work folder), and writes
+Reads the results of `gmerging compare` from the work folder and writes
 `results/<setting>/routing-seed<N>.json`.
 """
 

@@ -1,5 +1,5 @@
-"""Two ways to better teachers that were tried and not kept: weights interpolated towards the
-pre-trained ones, and weights averaged over the run.
+"""Two methods for better teachers that were tried and not kept: interpolation towards the
+pre-trained weights (WiSE-FT), and averaging of weights over training.
 
     python -m benchmarks.teachers pull_back --tasks bace bbbp       # reads fine-tuned models
     python -m benchmarks.teachers averaging --tasks bace clintox    # fine-tunes again

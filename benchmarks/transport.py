@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.growth import RELEASE, RESULTS, interleaved, slope, surroundings
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
-from models.artifact import load_parts
+from models.artifact import load_components
 from models.compiled.batch import CompiledBatch
 from models.compiled.transport import SIMD_WIDTH, transport_distances
 from models.data.molecule import MolGraph, collate
@@ -180,7 +180,7 @@ def molecule_case(graphs: list[MolGraph]) -> GraphCase:
     """Embed the same molecules for two tasks: the third convolution of the release, with each
     task's adapters.
     """
-    artifact, batch = load_parts(RELEASE), collate(graphs)
+    artifact, batch = load_components(RELEASE), collate(graphs)
     with torch.inference_mode():
         h, h_ref = (
             artifact.experts[task].adapters(artifact.backbone, batch).convolutions[2].clone()
@@ -308,7 +308,7 @@ def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str,
     """Measure all transport problems of one layer: 8 streams, 8 experts, the release's adapters cut
     to a rank. Supports and weights are given.
     """
-    artifact, batch = load_parts(RELEASE), collate([featurize(text).graph for text in smiles])
+    artifact, batch = load_components(RELEASE), collate([featurize(text).graph for text in smiles])
     released = [expert.adapters for expert in artifact.experts.values()][:SIMD_WIDTH]
     bank, experts = AdapterBank(released), torch.arange(len(released))
     with torch.inference_mode():

@@ -53,7 +53,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class ArtifactParts:
+class ArtifactComponents:
     """The separate modules of a loaded artifact, from which `assemble` builds the merged model.
 
     Attributes:
@@ -117,7 +117,7 @@ def check_output(
             f"{folder}: got an artifact with files that are not its own, which would be lost "
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
-    if any(own.exists() and not _may_change(own) for own in (target, target / "tasks")):
+    if any(path.exists() and not _may_change(path) for path in (target, target / "tasks")):
         raise ArtifactError(
             f"{folder}: got a read-only artifact, expected one that may be replaced"
         )
@@ -259,9 +259,9 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 def _read_back(folder: Path) -> None:
     """Load a written artifact and run its tasks. Raises ArtifactError."""
-    parts = load_parts(folder)
+    components = load_components(folder)
     try:
-        try_tasks(parts.manifest, parts.backbone, parts.experts)
+        try_tasks(components.manifest, components.backbone, components.experts)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {error}") from error
 
@@ -272,19 +272,19 @@ def load_artifact(
     """Load and verify an artifact, and build its merged model on a device.
 
     With `tasks` the model has only these tasks, and mixes only their experts. Arguments and errors
-    are those of `load_parts`.
+    are those of `load_components`.
     """
-    return assemble(load_parts(folder, tasks), device)
+    return assemble(load_components(folder, tasks), device)
 
 
-def assemble(parts: ArtifactParts, device: torch.device | str = "cpu") -> Artifact:
+def assemble(components: ArtifactComponents, device: torch.device | str = "cpu") -> Artifact:
     """Build the merged model on a device from the separate modules of an artifact."""
-    manifest = parts.manifest
-    model = manifest.family.model(parts.backbone, parts.experts, manifest.router)
-    return Artifact(manifest, model.to(device), parts.digest)
+    manifest = components.manifest
+    model = manifest.family.model(components.backbone, components.experts, manifest.router)
+    return Artifact(manifest, model.to(device), components.digest)
 
 
-def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactParts:
+def load_components(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactComponents:
     """Load and verify backbone and experts of an artifact without assembling the merged model.
 
     Args:
@@ -311,7 +311,7 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
             manifest.family.check_expert(expert, manifest.input, task)
         except ArtifactError as error:
             raise ArtifactError(f"{folder / _task_file(task)}: {error}") from error
-    return ArtifactParts(manifest, backbone.eval(), experts, digest)
+    return ArtifactComponents(manifest, backbone.eval(), experts, digest)
 
 
 def _modules(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.artifact import ArtifactParts
+from models.artifact import ArtifactComponents
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
 from models.errors import ArtifactError, InvalidInputError
@@ -105,17 +105,17 @@ class _Site:
         of_block = self._graph_distances if self.is_graph else self._node_costs
         return torch.cat([of_block(block, target) for block in h.split(_BLOCK)]).mean(0)
 
-    def _graph_distances(self, h: Tensor, own: int) -> Tensor:
+    def _graph_distances(self, h: Tensor, target: int) -> Tensor:
         z = (h @ self.down).relu_().unflatten(1, self.size)
         outputs = torch.einsum("nkr,krd->nkd", z, self.up.unflatten(0, self.size))
-        return graph_distances(outputs.unsqueeze(1), torch.tensor([own])).squeeze(1)
+        return graph_distances(outputs.unsqueeze(1), torch.tensor([target])).squeeze(1)
 
-    def _node_costs(self, h: Tensor, own: int) -> Tensor:
+    def _node_costs(self, h: Tensor, target: int) -> Tensor:
         z = (h @ self.down).relu_().unflatten(1, self.size)
-        output = z[:, own] @ self.up.unflatten(0, self.size)[own]
+        output = z[:, target] @ self.up.unflatten(0, self.size)[target]
         inner = torch.linalg.vecdot((output @ self.up.T).unflatten(1, self.size), z)
         square = torch.einsum("nkr,krq,nkq->nk", z, self.squares, z).clamp_(min=0)
-        return cosine_cost_of_products(inner, square, square[:, own, None].expand_as(square))
+        return cosine_cost_of_products(inner, square, square[:, target, None].expand_as(square))
 
 
 def _mixing_sites(
@@ -188,7 +188,7 @@ class ScreenedModel:
     in memory once; no K x K table is built.
     """
 
-    def __init__(self, parts: ArtifactParts, device: torch.device | str = "cpu") -> None:
+    def __init__(self, components: ArtifactComponents, device: torch.device | str = "cpu") -> None:
         """Build the model from an artifact with all of its experts.
 
         Raises:
@@ -196,16 +196,16 @@ class ScreenedModel:
                 were loaded.
             ArtifactError: the model does not mix experts.
         """
-        manifest = parts.manifest
-        if not is_screened(manifest) or tuple(parts.experts) != tuple(manifest.tasks):
+        manifest = components.manifest
+        if not is_screened(manifest) or tuple(components.experts) != tuple(manifest.tasks):
             raise InvalidInputError(
-                "got an artifact without `nearest` and fewer `candidates` than experts, or parts of"
-                " one, expected all that"
+                "got an artifact that is not screened, or some of its experts; expected `nearest`,"
+                " fewer `candidates` than experts, and all experts"
             )
         self.tasks, self._manifest = tuple(manifest.tasks), manifest
         self._position = {task: k for k, task in enumerate(self.tasks)}
         # Not a cached method: the cache would keep a reference to this object and its memory.
-        self._small = lru_cache(_CACHED_MODELS)(partial(_small_model, parts, device))
+        self._small = lru_cache(_CACHED_MODELS)(partial(_small_model, components, device))
         self.site_names = self._small(self.tasks[:1]).site_names
         if not self.site_names:
             got = f"got `nearest` for a backbone of kind {manifest.backbone.kind!r}"
@@ -244,8 +244,10 @@ class ScreenedModel:
         return groups
 
 
-def _small_model(parts: ArtifactParts, device: torch.device | str, tasks: tuple[str, ...]) -> Any:
-    family, experts = parts.manifest.family, {task: parts.experts[task] for task in tasks}
+def _small_model(
+    components: ArtifactComponents, device: torch.device | str, tasks: tuple[str, ...]
+) -> Any:
+    family, experts = components.manifest.family, {task: components.experts[task] for task in tasks}
     with torch.inference_mode(False):  # it outlives the request that it is made in
-        model = family.model(parts.backbone, experts, parts.manifest.router)
+        model = family.model(components.backbone, experts, components.manifest.router)
         return family.served(model.to(device))

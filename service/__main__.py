@@ -137,7 +137,7 @@ def _serve_one_process(
 def _serve_workers(
     settings: Settings, sockets: list[socket.socket], options: dict[str, Any]
 ) -> None:
-    from models.artifact import load_parts
+    from models.artifact import load_components
 
     with tempfile.TemporaryDirectory(prefix="gmerging-") as folder:
         # Set before the first import of prometheus-client, which reads it; workers inherit it.
@@ -146,7 +146,7 @@ def _serve_workers(
         from service.telemetry.metrics import shared_registry
 
         _serve_metrics(settings, shared_registry())
-        load_parts(settings.artifact)
+        load_components(settings.artifact)
         options |= {"factory": True, "workers": settings.workers}
         config = uvicorn.Config(partial(worker_app, settings), **options)
         supervisor = Supervisor(config, sockets)

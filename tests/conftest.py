@@ -2,12 +2,14 @@
 does."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from models.data.atoms import Atoms, AtomsBatch, join, neighbours
 from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import featurize
@@ -59,6 +61,11 @@ def assert_law(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> No
 
 def pico_config(kind: BackboneKind = "gcn") -> BackboneConfig:
     return BackboneConfig(kind=kind, num_layers=3, hidden_dim=16)
+
+
+def collate_atoms(structures: Sequence[Atoms], cutoff: float) -> AtomsBatch:
+    """Join structures to one batch with the neighbours within `cutoff` Angstrom."""
+    return join(structures, [neighbours(structure, cutoff) for structure in structures])
 
 
 def random_backbone(config: BackboneConfig, seed: int = 0) -> Backbone:

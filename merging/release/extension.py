@@ -19,7 +19,14 @@ from merging.run.stages import align_adapters, check_adapters, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
 from merging.targets.metrics import SCORE_NAMES, metric_of_score
-from models.artifact import BACKBONE, CARD, ArtifactParts, check_output, load_parts, save_artifact
+from models.artifact import (
+    BACKBONE,
+    CARD,
+    ArtifactComponents,
+    check_output,
+    load_components,
+    save_artifact,
+)
 from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
 from models.errors import ConfigError, InvalidInputError, MoleculeError
@@ -47,8 +54,11 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     Raises:
         ConfigError, ArtifactError: see `check_addition`.
     """
-    parts, called = check_addition(run, artifact, output, replace), run.config.require_release()
-    backbone, digest = parts.molecular_backbone, parts.manifest.files[BACKBONE]
+    components, called = (
+        check_addition(run, artifact, output, replace),
+        run.config.require_release(),
+    )
+    backbone, digest = components.molecular_backbone, components.manifest.files[BACKBONE]
     experts = {
         task: expert(run, task, run.result(added_adapters(run, backbone, digest, task)).tensors)
         for task in run.tasks
@@ -61,21 +71,23 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
         task: {**gains[task], "calibration": calibrated.get(task), "test": test[task]}
         for task in experts
     }
-    manifest = parts.manifest
+    manifest = components.manifest
     changes = {
         "name": called.name,
         "version": called.version,
         "tasks": manifest.tasks | infos,
         "nearest": {},  # must list all tasks or none
-        "provenance": manifest.provenance | {"added": _provenance(run, parts)},
+        "provenance": manifest.provenance | {"added": _provenance(run, components)},
         "metrics": manifest.metrics | {"added": manifest.metrics.get("added", {}) | metrics},
     }
     tables = f"\n{metrics_tables(test, infos)}\n\n{data_table(data_provenance(run)['data'])}\n"
     card = _card(artifact) + _card_section(gains, calibrated) + tables
-    return _save(output, parts, changes, parts.experts | experts, card, replace)
+    return _save(output, components, changes, components.experts | experts, card, replace)
 
 
-def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False) -> ArtifactParts:
+def check_addition(
+    run: Run, artifact: Path, output: Path, replace: bool = False
+) -> ArtifactComponents:
     """Check before training that the tasks of a run can be added to an artifact; return the
     artifact.
 
@@ -86,11 +98,11 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
         ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
     check_adapters(run)
-    called, parts = run.config.require_release(), load_parts(artifact)
-    _check_fit(run, parts.manifest)
-    tasks = [*parts.manifest.tasks, *run.tasks]
-    check_output(output, called.name, called.version, tasks, replace, parts.digest)
-    return parts
+    called, components = run.config.require_release(), load_components(artifact)
+    _check_fit(run, components.manifest)
+    tasks = [*components.manifest.tasks, *run.tasks]
+    check_output(output, called.name, called.version, tasks, replace, components.digest)
+    return components
 
 
 def remove_tasks(
@@ -109,8 +121,8 @@ def remove_tasks(
         ConfigError: the artifact does not have one of the tasks, or none would remain.
         ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
-    parts = load_parts(artifact)
-    manifest, names = parts.manifest, ", ".join(parts.manifest.tasks)
+    components = load_components(artifact)
+    manifest, names = components.manifest, ", ".join(components.manifest.tasks)
     if unknown := sorted(set(tasks) - manifest.tasks.keys()):
         expected = f"expected names among those of the artifact, {names}"
         raise ConfigError(f"--tasks: got {', '.join(unknown)}, {expected}")
@@ -128,8 +140,8 @@ def remove_tasks(
     changes = {"tasks": remaining, "nearest": nearest, "provenance": provenance}
     note = f"{', '.join(tasks)}. The tables above are of the artifact with them."
     card = f"{_card(artifact)}\n## Removed later\n\n{note}\n"
-    experts = {task: parts.experts[task] for task in remaining}
-    return _save(output, parts, changes, experts, card, replace)
+    experts = {task: components.experts[task] for task in remaining}
+    return _save(output, components, changes, experts, card, replace)
 
 
 def screen(
@@ -151,35 +163,37 @@ def screen(
         DataError: the file of molecules does not exist.
         ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
-    parts = load_parts(artifact)
-    manifest, others = parts.manifest, len(parts.experts) - 1
+    components = load_components(artifact)
+    manifest, others = components.manifest, len(components.experts) - 1
     if not 1 <= candidates < others:
         expected = f"expected 1 to {others - 1}, fewer than there are other tasks"
         raise ConfigError(f"--candidates: got {candidates}, {expected}")
     graphs, unreadable = readable_graphs(molecules)
     identity = manifest.name, manifest.version
-    check_output(output, *identity, manifest.tasks, replace, parts.digest)
-    backbone, experts = parts.molecular_backbone, parts.experts
+    check_output(output, *identity, manifest.tasks, replace, components.digest)
+    backbone, experts = components.molecular_backbone, components.experts
     screened = {"molecules": len(graphs), "unreadable": unreadable, "sha256": sha256(molecules)}
     changes = {
         "nearest": nearest_experts(backbone, experts, manifest.router, graphs, candidates),
         "router": manifest.router.model_copy(update={"candidates": candidates}),
         "provenance": manifest.provenance | {"screened": screened},
     }
-    return _save(output, parts, changes, experts, _card(artifact), replace)
+    return _save(output, components, changes, experts, _card(artifact), replace)
 
 
 def _save(
     output: Path,
-    parts: ArtifactParts,
+    components: ArtifactComponents,
     changes: dict[str, Any],
     experts: dict[str, Any],
     card: str,
     replace: bool,
 ) -> Manifest:
     """Write an artifact that differs in fields of the manifest and in experts."""
-    manifest = parts.manifest.model_copy(update=changes)
-    return save_artifact(output, manifest, parts.backbone, experts, card, replace, parts.digest)
+    manifest = components.manifest.model_copy(update=changes)
+    return save_artifact(
+        output, manifest, components.backbone, experts, card, replace, components.digest
+    )
 
 
 def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
@@ -284,14 +298,14 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
         raise ConfigError("; ".join(problems))
 
 
-def _provenance(run: Run, parts: ArtifactParts) -> list[dict[str, Any]]:
+def _provenance(run: Run, components: ArtifactComponents) -> list[dict[str, Any]]:
     added = {
         "config": run.config.model_dump(mode="json"),
         "seed": run.seed,
         **data_provenance(run),
-        "to": parts.digest,
+        "to": components.digest,
     }
-    return [*parts.manifest.provenance.get("added", ()), added]
+    return [*components.manifest.provenance.get("added", ()), added]
 
 
 def _card(artifact: Path) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from merging.studies.markdown import METRIC_NAMES
 from merging.targets.metrics import scores_by_task
-from models.artifact import MANIFEST, load_parts
+from models.artifact import MANIFEST, load_components
 from models.experts.unified import DEFAULT_ROUTING
 
 
@@ -18,7 +18,7 @@ def describe(folder: Path) -> str:
     Raises:
         ArtifactError: the artifact is damaged or incomplete.
     """
-    artifact = load_parts(folder)
+    artifact = load_components(folder)
     manifest, shape = artifact.manifest, artifact.manifest.backbone
     layers, width = shape.size
     backbone = sum(parameter.numel() for parameter in artifact.backbone.parameters())

@@ -245,15 +245,6 @@ def join(structures: Sequence[Atoms], lists: Sequence[Neighbours]) -> AtomsBatch
     )
 
 
-def collate_atoms(structures: Sequence[Atoms], cutoff: float) -> AtomsBatch:
-    """Join structures to one batch with the neighbours within `cutoff` Angstrom.
-
-    Raises:
-        InvalidInputError: see `join` and `neighbours`.
-    """
-    return join(structures, [neighbours(structure, cutoff) for structure in structures])
-
-
 def composition(batch: AtomsBatch) -> Tensor:
     """Count the atoms of each element in each structure: (G, 119) float64."""
     counts = torch.zeros(batch.num_graphs, NUM_ELEMENTS, dtype=torch.float64)

@@ -70,14 +70,14 @@ def node_distances(
         Distances (G, T, K).
     """
     streams = torch.arange(len(experts), device=experts.device)
-    own = z[:, streams, experts]
+    target = z[:, streams, experts]
     # M_ik z_k, whose inner product with z_i is that of the outputs i and k
-    gram_own = torch.einsum("tirq,ntq->ntir", gram[:, experts].movedim(1, 0), own)
+    gram_target = torch.einsum("tirq,ntq->ntir", gram[:, experts].movedim(1, 0), target)
     square = torch.einsum("ntir,irq,ntiq->nti", z, torch.einsum("iirq->irq", gram), z).clamp(min=0)
-    own_square = square[:, streams, experts].unsqueeze(-1)
+    target_square = square[:, streams, experts].unsqueeze(-1)
     params = SinkhornParams(config.epsilon, config.tolerance, config.max_iters)
     cross = solve_transport(
-        _cost(z, gram_own, square, own_square, support),
+        _cost(z, gram_target, square, target_square, support),
         support,
         solver=config.solver,
         params=params,
@@ -85,11 +85,11 @@ def node_distances(
     if not config.debias or config.solver == "exact":
         return cross.cost
     gram_self = torch.einsum("iirq,ntiq->ntir", gram, z)
-    selves = solve_transport(
+    self_costs = solve_transport(
         _cost(z, gram_self, square, square, support), support, params=params
     ).regularized_cost
-    own_self = selves[:, streams, experts].unsqueeze(-1)
-    return cross.regularized_cost - (selves + own_self) / 2
+    target_self_cost = self_costs[:, streams, experts].unsqueeze(-1)
+    return cross.regularized_cost - (self_costs + target_self_cost) / 2
 
 
 def _cost(
@@ -124,8 +124,8 @@ def cosine_cost_of_products(inner: Tensor, left_square: Tensor, right_square: Te
 def graph_distances(outputs: Tensor, experts: Tensor) -> Tensor:
     """Compute the mean absolute difference between the outputs of every expert and of each stream's
     target expert: outputs (G, T, K, d), experts (T,) -> (G, T, K)."""
-    own = outputs[:, torch.arange(len(experts), device=experts.device), experts].unsqueeze(2)
-    return (outputs - own).abs().mean(-1)
+    target = outputs[:, torch.arange(len(experts), device=experts.device), experts].unsqueeze(2)
+    return (outputs - target).abs().mean(-1)
 
 
 def routing_weights(distances: Tensor, temperature: float, top_k: int | None = None) -> Tensor:

@@ -189,7 +189,7 @@ def _group(records: Iterator[Record]) -> list[Record]:
     characters = 0
     for record in islice(records, GROUP_SIZE):
         group.append(record)
-        characters += sum(len(value or "") for value in record.own)
+        characters += sum(len(value or "") for value in record.passthrough)
         if characters > _GROUP_CHARACTERS:
             break
     return group

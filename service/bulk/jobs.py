@@ -73,11 +73,6 @@ class Job:
     result_bytes: int
     error: str
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the job is done, failed or cancelled."""
-        return self.state in ("done", "failed", "cancelled")
-
 
 _COLUMNS = tuple(column.name for column in fields(Job))
 _NEW_COLUMNS = ("id_field", "encoding")  # missing in tables of older versions

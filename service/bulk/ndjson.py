@@ -140,8 +140,8 @@ async def ndjson_answers(
                 lines = []
                 for record, result in answered:
                     line = item(index, result, info, tasks, explain_routing)
-                    if record.own is not None:
-                        line = {"index": index, "id": record.own, **line}
+                    if record.passthrough is not None:
+                        line = {"index": index, "id": record.passthrough, **line}
                     lines.append(orjson.dumps(line))
                     index += 1
                 yield b"\n".join(lines) + b"\n"

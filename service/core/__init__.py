@@ -1,1 +1,1 @@
-"""From a request's molecules to their answers; no HTTP."""
+"""Prediction pipeline: reading of molecules, cache, queue, engines and models; no HTTP."""

@@ -1,17 +1,15 @@
-"""One queue in front of one worker thread: requests that wait at the same time share a pass.
+"""Dynamic batching: a queue and one worker thread; waiting requests share passes of the model.
 Independent of torch and of molecules.
 
-Rules:
-
-- There is no waiting window. When the worker is free, it takes a pass from the queue; an idle
-  service answers at once.
-- A pass has items of one key, up to a maximal cost. Entries of that key take turns, item by item,
-  and an entry with items left goes to the end of the queue: thousands of items delay a single one
-  by at most one pass.
-- The queue is bounded by cost and by time. `admit` refuses a request before any work is done for
-  it: when too much is waiting, or when that would take longer than the request's deadline.
-- Every entry has its own deadline. Cancelled and expired entries take part in no further pass.
-- An error in a pass fails the entries that had items in it, and no others.
+- There is no batching window. The worker starts a pass as soon as it is free and the queue is not
+  empty, so an idle service answers at once.
+- All items of a pass have the same key; their total cost is bounded. Entries of the key are served
+  round robin, item by item; an entry with items left moves to the end of the queue. An entry of
+  thousands of items therefore delays others by at most one pass.
+- The queue is bounded by cost and by time. `admit` refuses a request before any work on it if the
+  pending cost is too high, or if the expected time exceeds the request's deadline.
+- Every entry has a deadline. Cancelled and expired entries are not part of further passes.
+- An exception in a pass fails only the entries with items in that pass.
 """
 
 import asyncio
@@ -35,7 +33,11 @@ _MEMORY_SECONDS = 5.0
 
 
 class QueueFullError(Exception):
-    """Too much waits already, or more than can be done before the deadline."""
+    """A request was refused: the queue is full, or cannot answer it before its deadline.
+
+    Attributes:
+        retry_after_seconds: when to try again, 1 to 60 s.
+    """
 
     def __init__(self, retry_after_seconds: int) -> None:
         super().__init__(f"the queue is full, try again in {retry_after_seconds} s")
@@ -47,16 +49,16 @@ class QueueClosedError(Exception):
 
 
 class DeadlineExceededError(Exception):
-    """The deadline came before the answer."""
+    """The deadline of a request passed before it was answered."""
 
 
 @dataclass(eq=False)
 class Permit:
-    """Permission of a request to be in the queue.
+    """Admission of a request to the queue.
 
     Attributes:
-        estimate: of its cost, at admission.
-        cost: the estimate at first; set to the exact cost when that is known.
+        estimate: cost estimated at admission.
+        cost: the estimate; set to the exact cost once it is known.
     """
 
     estimate: int
@@ -65,7 +67,7 @@ class Permit:
 
 @dataclass(eq=False)
 class _Entry(Generic[Key, Item, Result]):
-    """The items of one request, with their own clock."""
+    """The items of one request, with their arrival time and deadline."""
 
     key: Key
     items: Sequence[Item]
@@ -92,7 +94,7 @@ class _Entry(Generic[Key, Item, Result]):
 
 class Batcher(Generic[Key, Item, Result]):
     """Batches items of waiting requests into passes. Only `run` is called on the worker thread; all
-    else runs on the event loop."""
+    other code runs on the event loop."""
 
     def __init__(
         self,
@@ -103,14 +105,15 @@ class Batcher(Generic[Key, Item, Result]):
         on_pass: Callable[[PassStatistics], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Prepare; `start` begins the work.
+        """Create a batcher; `start` starts its worker.
 
         Args:
-            run: answers the items of one pass, one result per item; called on the worker thread.
-            max_batch_cost: of one pass; an item that costs more runs alone.
-            max_pending_cost: of everything admitted and not yet answered.
-            on_pass: told of each pass that gave answers.
-            clock: seconds.
+            run: function (key, items) that returns one result per item of a pass; called on the
+                worker thread.
+            max_batch_cost: maximal cost of a pass; an item that costs more gets a pass of its own.
+            max_pending_cost: maximal cost of all admitted and unanswered requests.
+            on_pass: called with statistics of each successful pass.
+            clock: returns the time in seconds.
         """
         self._run, self._on_pass, self._clock = run, on_pass, clock
         self._max_batch_cost, self._max_pending_cost = max_batch_cost, max_pending_cost
@@ -122,39 +125,38 @@ class Batcher(Generic[Key, Item, Result]):
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
-    # The next three are for scrapes, which may come on other threads: each takes a copy in one
-    # step.
+    # Scrapes may read these properties on other threads; `list` copies atomically.
 
     @property
     def pending_cost(self) -> int:
-        """Cost of everything admitted and not yet answered."""
+        """Cost of all admitted and unanswered requests."""
         return sum(permit.cost for permit in list(self._permits))
 
     @property
     def waiting_items(self) -> int:
-        """Items that no pass has taken yet."""
+        """Number of items that are not yet in a pass."""
         return sum(
             len(entry.items) - entry.taken for entry in list(self._waiting) if entry.has_more
         )
 
     @property
     def oldest_seconds(self) -> float:
-        """How long the entry that has waited longest for its first pass has waited."""
+        """Longest current waiting time of entries without a pass so far; 0 if there are none."""
         arrivals = [
             entry.arrived for entry in list(self._waiting) if entry.has_more and not entry.taken
         ]
         return self._clock() - min(arrivals) if arrivals else 0.0
 
     def now(self) -> float:
-        """The time on the clock that deadlines are set by."""
+        """Return the time on the batcher's clock, on which deadlines are given."""
         return self._clock()
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the worker on the running event loop."""
         self._worker = asyncio.create_task(self._work(), name="batcher")
 
     async def close(self) -> None:
-        """Refuse what comes, answer what waits, then stop."""
+        """Refuse new requests, answer the waiting ones, then stop the worker."""
         self._closing = True
         self._wake.set()
         if self._worker is not None:
@@ -165,25 +167,28 @@ class Batcher(Generic[Key, Item, Result]):
     def admit(
         self, cost: int, seconds: float = math.inf, *, bounded: bool = True
     ) -> Iterator[Permit]:
-        """Hold room in the queue for a request, from before the first work on it until it is
-        answered.
+        """Admit a request to the queue for the duration of the `with` block, in which it is read
+        and answered.
 
-        An idle service admits a request of any cost, for it could never be admitted otherwise.
+        An idle service admits requests of any cost, which could otherwise never be admitted.
 
         Args:
-            cost: an estimate.
-            seconds: until the request's deadline.
-            bounded: False for work that is bounded by its own means, and is let in whatever waits.
+            cost: estimated cost of the request.
+            seconds: time until its deadline.
+            bounded: False admits the request regardless of the queue.
+
+        Yields:
+            The permit, whose `cost` the caller corrects once it is known.
 
         Raises:
-            QueueFullError: too much is pending, or more than can be answered in `seconds`.
+            QueueFullError: the pending cost is too high, or the request would not be answered
+                within `seconds`.
             QueueClosedError: the service is stopping.
         """
         if self._closing:
             raise QueueClosedError
         pending = self.pending_cost
-        # Who comes later takes turns with this request, so that it ends later than what waits now
-        # would have it.
+        # The margin is for later requests, which take turns with this one and delay it.
         expected = _MARGIN * self._seconds_for(self._pending_estimate + cost)
         if bounded and pending and (pending + cost > self._max_pending_cost or expected > seconds):
             raise QueueFullError(
@@ -209,18 +214,21 @@ class Batcher(Generic[Key, Item, Result]):
     async def submit(
         self, key: Key, items: Sequence[Item], costs: Sequence[int], deadline: float = math.inf
     ) -> list[Result]:
-        """Answer items, in their order.
+        """Put items into the queue and wait for their results.
 
         Args:
-            key: items are only batched with those of an equal key.
+            key: items share passes only with items of an equal key.
             items: at least one.
-            costs: of each item, positive.
-            deadline: on the batcher's clock.
+            costs: positive cost of each item.
+            deadline: time on the batcher's clock.
+
+        Returns:
+            One result per item, in their order.
 
         Raises:
-            DeadlineExceededError: the deadline came while items waited.
+            DeadlineExceededError: the deadline passed while items were waiting.
             QueueClosedError: the service is stopping.
-            Exception: what `run` raised in a pass that held one of the items.
+            Exception: any exception of `run` in a pass with one of the items.
         """
         if self._closing:
             raise QueueClosedError
@@ -235,12 +243,11 @@ class Batcher(Generic[Key, Item, Result]):
         return sum(permit.estimate for permit in self._permits)
 
     def _account(self, cost: int | None) -> None:
-        """Remember how fast work goes, from admission to answer: passes alone would not show what
-        parsing takes.
+        """Update the observed speed, from admission to answer, so that it includes parsing.
 
-        In estimates, as what waits is counted: what a cache answers costs nothing in the end, and
-        was fast nevertheless. The time up to a request that was given up (None) says nothing of
-        speed: or clients that only come to leave could make the service refuse everybody else.
+        Speed is measured in estimated cost, as are waiting requests; the exact cost of cached
+        answers is 0. Time until an abandoned request (None) is not counted, so that clients that
+        disconnect cannot slow the estimate and make the service refuse others.
         """
         now = self._clock()
         elapsed, self._busy_from = now - self._busy_from, now
@@ -250,8 +257,8 @@ class Batcher(Generic[Key, Item, Result]):
             self._recent_seconds = fade * self._recent_seconds + elapsed
 
     def _seconds_for(self, cost: int) -> float:
-        """How long work of this cost should take, as it went in the last seconds in which there was
-        any; 0 before there was."""
+        """Return the expected time for a cost at the speed of the last busy seconds; 0 before the
+        first request was answered."""
         return cost * self._recent_seconds / self._recent_cost if self._recent_cost else 0.0
 
     async def _work(self) -> None:
@@ -266,8 +273,8 @@ class Batcher(Generic[Key, Item, Result]):
                 await self._wake.wait()
 
     def _next_pass(self) -> dict[_Entry[Key, Item, Result], int]:
-        """How many items of which entries come next; the queue is left as if they had been
-        served."""
+        """Choose the number of items of each entry in the next pass, and reorder the queue as if
+        they had been served."""
         now = self._clock()
         for entry in self._waiting:
             if entry.deadline <= now:
@@ -308,7 +315,7 @@ class Batcher(Generic[Key, Item, Result]):
                 raise RuntimeError(f"got {len(results)} results for {len(items)} items")
             seconds = self._clock() - started
             self._on_pass(PassStatistics(len(items), cost / self._max_batch_cost, seconds, waited))
-        # whatever it is, it concerns the clients of this pass, and the worker lives on
+        # Only the requests of this pass fail; the worker goes on.
         except Exception as error:
             for entry in portions:
                 entry.fail(error)

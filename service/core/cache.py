@@ -1,5 +1,4 @@
-"""A cache of answers: an answer depends only on the molecule, the task, the routing and the
-artifact."""
+"""LRU cache of predictions by artifact, molecule, task and routing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +8,19 @@ from cachetools import LRUCache
 from models.experts.unified import Routing
 from service.core.engine import TaskAnswer
 
-# Size of an entry without its arrays: key and strings, two array headers, a link of the list.
-# Measured with tracemalloc over 10,000 entries.
+# Size of an entry without its arrays: key, strings, array headers and list node; measured with
+# tracemalloc over 10,000 entries.
 _OVERHEAD_BYTES = 700
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that an answer depends on.
+    """Everything that a prediction depends on.
 
     Attributes:
-        digest: of the artifact.
+        digest: digest of the artifact.
         smiles: canonical SMILES of the molecule.
-        task, routing: of the query.
+        task, routing: as requested.
     """
 
     digest: str
@@ -31,11 +30,11 @@ class CacheKey:
 
 
 class AnswerCache:
-    """The most recently used answers, up to a number of bytes. Entries are per molecule and task:
-    requests for different tasks share them."""
+    """Cache of the most recently used predictions, bounded in bytes. Entries are per molecule and
+    task, so that requests for different tasks share them."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Make an empty cache; with 0 bytes it stays empty."""
+        """Create an empty cache; with `max_bytes` 0 it stays empty."""
         self._entries: LRUCache[CacheKey, TaskAnswer] = LRUCache(max_bytes, getsizeof=_size)
 
     @property
@@ -46,8 +45,8 @@ class AnswerCache:
     def get(
         self, digest: str, smiles: str | None, tasks: Sequence[str], routing: Routing
     ) -> dict[str, TaskAnswer] | None:
-        """The answers of all tasks, or None if any of them is missing; graphs, which have no
-        SMILES, are not cached."""
+        """Return the answers of a molecule by task, or None if any is missing. Graphs, which have
+        no SMILES (None), are never cached."""
         if smiles is None:
             return None
         found = {task: self._entries.get(CacheKey(digest, smiles, task, routing)) for task in tasks}
@@ -60,7 +59,7 @@ class AnswerCache:
     def put(
         self, digest: str, smiles: str | None, answers: dict[str, TaskAnswer], routing: Routing
     ) -> None:
-        """Keep the answers for a molecule; those of a graph, which has no SMILES, are not kept."""
+        """Store the answers of a molecule by task; do nothing for graphs (`smiles` None)."""
         if smiles is None:
             return
         for task, answer in answers.items():

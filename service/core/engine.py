@@ -1,5 +1,5 @@
-"""Engines: an artifact on a device that predicts for batches of graphs. Only this file of the
-service runs models."""
+"""Engines: artifacts on a device that predict for batches of graphs. No other file of the service
+runs models."""
 
 import logging
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.artifact import Artifact, assemble, load_parts
+from models.artifact import Artifact, assemble, load_components
 from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
 from models.errors import ArtifactError, ConfigError, GMergingError
@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 
 class UnsupportedQueryError(GMergingError):
-    """A query names a task or a routing that the model does not have, or wants a table from a model
-    whose answers are none.
+    """A query is for a task or routing that the model does not have, or for a table from a model
+    whose predictions do not form one.
 
     Attributes:
-        code: stable name of the problem.
-        details: further fields for the client, by name.
+        code: stable error code for clients.
+        details: further fields of the error, by name.
     """
 
     def __init__(self, code: str, message: str, **details: Any) -> None:
@@ -47,11 +47,11 @@ class EngineInfo:
 
     Attributes:
         name, version, digest: of the artifact.
-        device: it runs on.
-        task_infos: by task, in the order of the experts.
-        sites: names of the sites where experts can be mixed; none in a force field.
+        device: name of the torch device.
+        task_infos: descriptions by task, in the order of the experts.
+        sites: names of the sites where experts can be mixed; empty for force fields.
         details: further fields of the manifest.
-        takes: inputs that its tasks take.
+        requirements: inputs that the tasks accept.
     """
 
     name: str
@@ -61,7 +61,7 @@ class EngineInfo:
     task_infos: dict[str, TaskInfo]
     sites: tuple[str, ...]
     details: dict[str, Any]
-    takes: InputRequirements = MOLECULES
+    requirements: InputRequirements = MOLECULES
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -75,41 +75,41 @@ class EngineInfo:
 
     @property
     def artifact(self) -> tuple[str, str, str]:
-        """Name, version and digest."""
+        """Name, version and digest of the artifact."""
         return self.name, self.version, self.digest
 
     @property
     def routings(self) -> tuple[Routing, ...]:
-        """Routings that the model has: only "own" if it mixes no experts."""
+        """Routings that the model supports: only "own" if it has no sites."""
         return get_args(Routing) if self.sites else ("own",)
 
     @property
     def input(self) -> InputSchema:
-        """The input schema of the manifest."""
-        return self.takes.schema
+        """Input schema of the manifest."""
+        return self.requirements.schema
 
-    def requirements(self, tasks: Sequence[str]) -> InputRequirements:
-        """Inputs that all of these tasks take."""
+    def requirements_for(self, tasks: Sequence[str]) -> InputRequirements:
+        """Return the requirements of inputs that these tasks accept."""
         of_nodes = any(self.task_infos[task].level == "node" for task in tasks)
-        return InputRequirements(self.takes.shape, self.input.for_tasks(tasks), of_nodes)
+        return InputRequirements(self.requirements.shape, self.input.for_tasks(tasks), of_nodes)
 
     def check_table(self, tasks: Sequence[str]) -> None:
-        """Raises UnsupportedQueryError: the answers to these tasks are not one row of numbers per
-        molecule, as tables and tensors need."""
-        if (why := self.requirements(tasks).no_text) is not None:
+        """Raise UnsupportedQueryError if the predictions of these tasks are not one row of numbers
+        per molecule read from text, as tables and tensors require."""
+        if (why := self.requirements_for(tasks).no_text) is not None:
             got = f"got model {self.name} for a table of molecules, but {why} (`POST /predict`)"
             raise UnsupportedQueryError("unsupported_input", got)
 
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """Answer of one task for one molecule or graph of n nodes.
+    """Prediction of one task for one molecule or graph of n nodes.
 
     Attributes:
-        values: (labels,); of a task at level "node" (n, labels); of a force field the energy, (1,)
-            float64 in eV.
+        values: (labels,), or (n, labels) for a task at level "node"; from a force field the energy,
+            (1,) float64 in eV.
         routing: routing weights (sites, experts); the weights of a site sum to 1.
-        forces: of a force field, (n, 3) in eV / Angstrom; otherwise None.
+        forces: (n, 3) in eV / Angstrom, from a force field; None from other models.
     """
 
     values: NDArray[np.floating[Any]]
@@ -119,79 +119,80 @@ class TaskAnswer:
 
 @dataclass(frozen=True)
 class PassOutput:
-    """Answers of one pass over G graphs.
+    """Predictions of one pass over G graphs.
 
     Attributes:
-        answers: one dictionary per graph, by task.
+        answers: one dictionary of answers by task per graph.
     """
 
     answers: list[dict[str, TaskAnswer]]
 
     def routing(self, task: str) -> NDArray[np.float32]:
-        """Routing weights of a task, (G, sites, experts)."""
+        """Return the routing weights of a task, (G, sites, experts)."""
         return np.stack([answer[task].routing for answer in self.answers])
 
     def __add__(self, other: "PassOutput") -> "PassOutput":
-        """The answers of both passes."""
+        """Concatenate the answers of two passes."""
         return PassOutput(self.answers + other.answers)
 
 
 class Engine(Protocol):
-    """Predicts for batches of graphs; tests have their own."""
+    """Predicts for batches of graphs."""
 
     @property
     def info(self) -> EngineInfo:
-        """Its description."""
+        """Description of the engine."""
         ...
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        """Predict tasks for graphs in one pass; blocks. Called from one thread at a time."""
+        """Predict tasks for graphs, one answer per graph in their order. Blocks; called from one
+        thread at a time."""
         ...
 
 
 @dataclass(frozen=True)
 class PredictionQuery:
-    """What to predict for some molecules or graphs. Requests with equal queries share passes.
+    """Model, tasks and routing of a request. Requests with equal queries share passes.
 
     Attributes:
         model: name of the model.
-        engine: of that model.
-        tasks: in the engine's order, so that requests in any order share passes.
+        engine: engine of the model.
+        tasks: requested tasks in the engine's order, so that queries for the same tasks are equal.
         routing: "own", "moe" or "merged".
-        takes: inputs that the tasks take.
+        requirements: inputs that the tasks accept.
     """
 
     model: str
     engine: Engine
     tasks: tuple[str, ...]
     routing: Routing
-    takes: InputRequirements = field(compare=False)
+    requirements: InputRequirements = field(compare=False)
 
     @classmethod
     def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> Self:
-        """A query for tasks in any order; tasks that the engine does not have are left out."""
+        """Create a query for tasks in any order; unknown tasks are left out."""
         known = tuple(task for task in engine.info.tasks if task in tasks)
-        return cls(model, engine, known, routing, engine.info.requirements(known))
+        return cls(model, engine, known, routing, engine.info.requirements_for(known))
 
     @classmethod
     def checked(
         cls, model: str, engine: Engine, tasks: Sequence[str] | None, routing: Routing
     ) -> Self:
-        """A query of a client, where None means all tasks. Raises UnsupportedQueryError: the engine
-        has no such task or routing."""
+        """Create a query from a client's tasks (None for all) and routing. Raises
+        UnsupportedQueryError if the engine does not have one of them."""
         info = engine.info
-        asked = info.tasks if tasks is None else tuple(tasks)
-        if unknown := [task for task in asked if task not in info.tasks]:
+        requested = info.tasks if tasks is None else tuple(tasks)
+        if unknown := [task for task in requested if task not in info.tasks]:
             got = f"got unknown task {unknown[0]!a}, expected some of {', '.join(info.tasks)}"
             raise UnsupportedQueryError("unknown_task", got, known_tasks=info.tasks)
         if routing not in info.routings:
             got = f"got routing {routing!r} for a model that mixes no experts, expected 'own'"
             raise UnsupportedQueryError("invalid_request", got)
-        return cls.of(model, engine, asked, routing)
+        return cls.of(model, engine, requested, routing)
 
 
 class ArtifactEngine:
-    """An engine with the model of an artifact."""
+    """Engine that runs the model of an artifact on a device."""
 
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         manifest = artifact.manifest
@@ -216,15 +217,15 @@ class ArtifactEngine:
                     "metrics",
                 },
             ),
-            takes=InputRequirements(manifest.backbone, manifest.input),
+            requirements=InputRequirements(manifest.backbone, manifest.input),
         )
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
-        """See `Engine.run`. If a GPU has too little memory for one pass, the graphs are halved
-        until they fit.
+        """Predict tasks for graphs: see `Engine.run`. If a pass does not fit into GPU memory, the
+        graphs are split in halves until it does.
 
         Raises:
-            FloatingPointError: an answer is not finite.
+            FloatingPointError: a prediction is not finite.
             torch.OutOfMemoryError: a single graph does not fit.
         """
         try:
@@ -232,7 +233,7 @@ class ArtifactEngine:
         except torch.OutOfMemoryError:
             if len(graphs) == 1:
                 raise
-        # Outside of the handler: its traceback would keep the tensors that did not fit.
+        # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
         log.warning("out of memory with %d graphs, trying half of them at a time", len(graphs))
         torch.cuda.empty_cache()
         half = len(graphs) // 2
@@ -259,8 +260,8 @@ class ArtifactEngine:
 
 
 def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list[NDArray[Any]]:
-    """Split an answer by graph: (G, C) into rows, or with `sizes` (N, C) into blocks of so many
-    rows. Raises FloatingPointError: a number is not finite."""
+    """Split predictions by graph: (G, C) into rows, or with `sizes` (N, C) into blocks of these
+    numbers of rows. Raises FloatingPointError if a number is not finite."""
     array = values.cpu().numpy()
     if not np.isfinite(array).all():
         raise FloatingPointError(f"got numbers that are not finite for {task}")
@@ -268,20 +269,22 @@ def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list
 
 
 def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
-    """Load an artifact onto the settings' device and run it once.
+    """Load an artifact onto the device of the settings and warm it up.
 
     Raises:
-        ConfigError: the settings ask for a GPU and there is none.
-        ArtifactError: the artifact cannot be loaded, or its first answers are not finite.
+        ConfigError: the settings require a GPU and there is none.
+        ArtifactError: the artifact cannot be loaded, or predictions in the warm-up are not finite.
     """
     torch.set_num_threads(settings.threads)
     device = _device(settings.device)
-    parts = load_parts(artifact)  # once: the folder may be replaced at any time
-    screened = is_screened(parts.manifest)
+    components = load_components(
+        artifact
+    )  # only once, since the folder may be replaced at any time
+    screened = is_screened(components.manifest)
     if screened:
-        loaded = Artifact(parts.manifest, ScreenedModel(parts, device), parts.digest)
+        loaded = Artifact(components.manifest, ScreenedModel(components, device), components.digest)
     else:
-        loaded = assemble(parts, device)
+        loaded = assemble(components, device)
     engine = ArtifactEngine(loaded, device)
     try:
         warm_up(engine, engine.info.tasks[:1] if screened else None)
@@ -291,19 +294,19 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
 
 
 def warm_up(engine: Engine, tasks: Sequence[str] | None = None) -> None:
-    """Run a small pass with every routing for some tasks or all, so that kernels are compiled and
+    """Run small passes of tasks (None for all) with every routing, so that kernels are compiled and
     memory is allocated before the first request."""
     info = engine.info
-    asked = info.tasks if tasks is None else tuple(tasks)
-    # Where every task has its own form of input, there may be no input that all of them take.
-    together = [asked] if info.input.by_task is None else [(task,) for task in asked]
+    names = info.tasks if tasks is None else tuple(tasks)
+    # If inputs differ by task, there may be no input that all tasks accept.
+    groups = [names] if info.input.by_task is None else [(task,) for task in names]
     for routing in info.routings:
-        for some in together:
-            engine.run([info.takes.smallest(some[0])], some, routing)
+        for group in groups:
+            engine.run([info.requirements.smallest(group[0])], group, routing)
 
 
 def gpu_memory_bytes() -> int:
-    """Memory that torch has reserved on all GPUs of this machine."""
+    """Return the memory in bytes that this process's torch has reserved on all GPUs."""
     return sum(torch.cuda.memory_reserved(k) for k in range(torch.cuda.device_count()))
 
 

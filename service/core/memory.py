@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
-# glibc's mallopt(3): names and numbers of <malloc.h>.
+# Parameters of glibc's mallopt(3), from <malloc.h>.
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
 
 
@@ -34,11 +34,11 @@ def limit_malloc_arenas() -> None:
 
 @contextmanager
 def frozen_gc() -> Iterator[None]:
-    """Exclude all objects that exist now from garbage collection, until the end of the block.
+    """Exclude all existing objects from garbage collection until the end of the `with` block.
 
-    These are nearly all objects, mostly torch's and RDKit's modules. Collecting them stopped the
-    event loop for 0.1 s and more every other second under load: a fifth of its time, and the
-    longest pauses.
+    Most objects, mainly of torch's and RDKit's modules, live as long as the process. Traversing
+    them stopped the event loop for 0.1 s or more every other second under load, a fifth of its
+    time.
     """
     gc.freeze()
     try:

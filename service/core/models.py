@@ -1,11 +1,11 @@
-"""The registry of models: they are loaded, replaced and unloaded while requests are answered.
+"""The model registry: models are loaded, replaced and unloaded while requests are answered.
 
-A request keeps the engine that it got, so it is answered by the model from before or after a reload
-and never by both. A new model replaces the old one only after its warm-up; if it cannot be loaded,
-the old one goes on.
+A request keeps its engine, so that it is answered entirely by the model from before or after a
+reload. A new model replaces the old one only after its warm-up; if it cannot be loaded, the old one
+stays.
 
-Names are those of the folders in `GMERGING_MODELS`, and the name of the default artifact. A name
-from a client is only compared with these and never becomes a path.
+Models have the names of their folders in `GMERGING_MODELS`; the default model has its artifact's
+name. Names from clients are only compared with these and never used as paths.
 """
 
 import asyncio
@@ -41,14 +41,14 @@ class DefaultModelError(Exception):
 
 @dataclass
 class _Order:
-    """The last order of an admin for a model; `count` grows with every order."""
+    """The latest admin order for a model: load or unload. `count` increases with every order."""
 
     count: int
     loaded: bool
 
 
 class ModelRegistry:
-    """All models by name. Models are loaded on threads; everything else runs on the event loop."""
+    """All models by name. Models are loaded on threads; all other code runs on the event loop."""
 
     def __init__(
         self,
@@ -59,16 +59,16 @@ class ModelRegistry:
         watch_seconds: float = 0,
         orders: Path | None = None,
     ) -> None:
-        """Make an empty registry; `start` loads the models.
+        """Create an empty registry; `start` loads the models.
 
         Args:
             load: loads an artifact into an engine and warms it up; called on a thread.
-            metrics: to count loads.
-            artifact: the default model.
-            folder: of further artifacts.
-            watch_seconds: interval at which their folders are checked for changes; 0: never.
-            orders: a file that all workers of a service share, so that an admin's order to one of
-                them is carried out by all.
+            metrics: counts loads and refusals.
+            artifact: folder of the default model.
+            folder: folder with the artifacts of further models.
+            watch_seconds: interval in which artifacts are checked for changes; 0 for never.
+            orders: file shared by all worker processes of a service, through which an admin's order
+                to one of them reaches all.
         """
         self._load, self._metrics = load, metrics
         self._artifact, self._folder, self._watch_seconds, self._orders = (
@@ -95,7 +95,8 @@ class ModelRegistry:
         return list(self._engines)
 
     def get(self, name: str | None = None) -> Engine:
-        """The engine of a model; None: of the default model. Raises UnknownModelError."""
+        """Return the engine of a model, or of the default model for None. Raises
+        UnknownModelError."""
         try:
             return self._engines[self._default if name is None else name]
         except KeyError:
@@ -104,18 +105,18 @@ class ModelRegistry:
     def query(
         self, model: str | None, tasks: Sequence[str] | None, routing: Routing
     ) -> PredictionQuery:
-        """Make the query of a request; None means the default model, or all of its tasks.
+        """Create the query of a request; None means the default model, or all of its tasks.
 
         Raises:
-            UnknownModelError: there is no such model.
-            UnsupportedQueryError: the model has no such task or routing.
+            UnknownModelError: the model is not loaded.
+            UnsupportedQueryError: the model does not have a task or the routing.
         """
         name = self._default if model is None else model
         return PredictionQuery.checked(name, self.get(name), tasks, routing)
 
     def available(self) -> dict[str, bool]:
-        """Names of all models that are or can be loaded, and whether they are loaded. If the folder
-        cannot be read, only the loaded ones."""
+        """Return all models that are or can be loaded, by name, with True for loaded ones. If the
+        folder cannot be read, only loaded models are listed."""
         try:
             sources = self._sources()
         except ConfigError as error:
@@ -124,12 +125,14 @@ class ModelRegistry:
         return {name: name in self._engines for name in {**self._engines, **sources}}
 
     async def start(self, engine: Engine | None = None) -> None:
-        """Load all models; any that cannot be loaded is an error. `engine` answers by default if it
-        is given, in place of the artifact's.
+        """Load all models and start watching for changes and orders.
+
+        Args:
+            engine: engine of the default model, in place of loading its artifact.
 
         Raises:
-            ConfigError: a model of the folder has the default one's name.
-            GMergingError: an artifact cannot be used.
+            ConfigError: a model of the folder has the default model's name.
+            GMergingError: an artifact cannot be loaded.
         """
         default = (
             engine if engine is not None else await asyncio.to_thread(self._load, self._artifact)
@@ -160,29 +163,29 @@ class ModelRegistry:
             )
 
     async def close(self) -> None:
-        """Stop watching."""
+        """Stop watching for changes and orders."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def load(self, name: str) -> Engine:
-        """Load a model, or load it anew.
+        """Load or reload a model.
 
         Raises:
             UnknownModelError: there is no artifact of this name.
-            GMergingError: the artifact cannot be used; what answered before still does. Also
-                whatever a model raises in its warm-up.
+            GMergingError: the artifact cannot be loaded; a model loaded before stays. Other
+                exceptions of the warm-up are raised, too.
         """
         engine = await self._replace(name)
         self._order(name, loaded=True)
         return engine
 
     async def unload(self, name: str) -> None:
-        """Take a model away; requests that have it are still answered.
+        """Unload a model; requests that already use it are still answered.
 
         Raises:
-            UnknownModelError: it does not answer.
-            DefaultModelError: it answers by default.
+            UnknownModelError: the model is not loaded.
+            DefaultModelError: it is the default model.
         """
         async with self._changing:
             self.get(name)
@@ -197,12 +200,12 @@ class ModelRegistry:
         return {self._default: self._artifact, **self._children()}
 
     def _children(self) -> dict[str, Path]:
-        """The folder's artifacts; the default one may lie among them.
+        """List the artifacts of the folder by name, without the default model's.
 
-        Hidden folders are left out: an artifact that is being written is one until it is read back.
+        Hidden folders are left out; artifacts are hidden while they are written.
 
         Raises:
-            ConfigError: the folder cannot be read; nothing is known of what it holds then.
+            ConfigError: the folder cannot be read.
         """
         try:
             folders = [] if self._folder is None else sorted(self._folder.iterdir())
@@ -220,15 +223,15 @@ class ModelRegistry:
             if name not in sources:
                 raise UnknownModelError(name, list(sources))
             try:
-                engine = await self._load_settled(name, sources[name])
+                engine = await self._load_unchanged(name, sources[name])
             except Exception:
                 self._metrics.model_refused()
                 raise
             self._install(name, engine)
             return engine
 
-    async def _load_settled(self, name: str, path: Path) -> Engine:
-        """Load a model; again if its artifact was replaced while it was read."""
+    async def _load_unchanged(self, name: str, path: Path) -> Engine:
+        """Load a model; retry if it fails because its artifact was replaced meanwhile."""
         while True:
             state = self._seen[name] = _state(path)
             try:
@@ -263,12 +266,12 @@ class ModelRegistry:
             await asyncio.sleep(seconds)
             try:
                 await work()
-            except Exception:  # a disk that is full or away today may be back tomorrow
+            except Exception:  # such as a full disk, which may pass
                 log.exception("looking for models failed")
 
     async def _watch(self) -> None:
-        """Bring what answers in line with what lies in the folders. An artifact that cannot be
-        loaded is tried again when it changes."""
+        """Load new and changed artifacts, and unload deleted ones. Artifacts that cannot be loaded
+        are tried again once they change."""
         sources = self._sources()
         for name, path in sources.items():
             if _state(path) != self._seen.get(name):
@@ -278,7 +281,7 @@ class ModelRegistry:
             self._seen.pop(name, None)
 
     async def _follow(self) -> None:
-        """Do what other workers were told."""
+        """Carry out new orders that other workers received."""
         if self._orders is None:
             return
         for name, order in _read_orders(self._orders).items():
@@ -297,7 +300,7 @@ class ModelRegistry:
             log.error("model %s cannot be loaded, what answered before still does: %s", name, error)
 
     def _order(self, name: str, *, loaded: bool) -> None:
-        """Tell the other workers."""
+        """Write an order for the other workers."""
         if self._orders is None:
             return
         with self._orders.with_suffix(".lock").open("wb") as lock:
@@ -306,7 +309,7 @@ class ModelRegistry:
             count = orders[name].count + 1 if name in orders else 1
             new = self._orders.with_suffix(".new")
             new.write_bytes(orjson.dumps({**orders, name: _Order(count, loaded)}))
-            # in one step: who reads meanwhile sees the old file or the new one
+            # Atomic: readers see the old file or the new one.
             new.replace(self._orders)
         self._followed[name] = count
 
@@ -319,6 +322,7 @@ def _read_orders(path: Path) -> dict[str, _Order]:
 
 
 def _state(artifact: Path) -> str:
-    """Changes whenever the artifact does: a manifest holds the checksums of all other files."""
+    """Return the sha256 of the manifest, which changes with any file of the artifact; empty if
+    there is no manifest."""
     path = artifact / MANIFEST
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

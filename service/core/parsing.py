@@ -1,12 +1,12 @@
-"""A pool of processes that read molecules and graphs. RDKit holds the interpreter's lock while it
-reads a molecule, which takes seconds for a hostile one.
+"""Process pool that reads molecules and graphs. RDKit holds the GIL while it reads a molecule,
+which can take seconds for a hostile one.
 
-- Chunks of different requests take turns. A request never holds all processes, unless there is only
-  one.
-- A chunk that takes too long, or whose process dies, is read again molecule by molecule. If one
-  molecule takes too long, its worker is killed and the client gets an error for that item; after a
-  few of these the other molecules of the request are not tried.
-- The pool replaces processes that were killed.
+- Chunks of different requests are interleaved. A request never occupies all processes, unless there
+  is only one.
+- If a chunk times out or its process dies, its molecules are read one by one. If a molecule times
+  out, its process is killed and the client gets an error for that item; after three timeouts the
+  remaining molecules of the request are not read.
+- Killed processes are replaced.
 """
 
 import asyncio
@@ -36,63 +36,63 @@ from service.core.reading import (
     MoleculeLimits,
     Parsed,
     Source,
+    precheck,
     read,
     read_all,
-    refused,
 )
 
 Loss = Literal["timeout", "died"]
 LOSSES: tuple[Loss, ...] = ("timeout", "died")
 """Reasons why a process was replaced."""
-_CHUNK = 16  # about 10 ms of work; sending it to a process and back takes 0.5 ms
+_CHUNK = 16  # about 10 ms of work; the round trip to a process takes 0.5 ms
 _MOST_TIMEOUTS = 3
 _LOOK_SECONDS = 0.05
 _START_SECONDS = 300.0  # of all processes together: on a busy machine importing torch takes long
 _HOLD_SECONDS = 0.02
 _FIRST = "C"
 _NO_START = "the processes that read molecules do not work: got {} for C, expected it read"
-# Address space, most of it for torch's libraries. A molecule that needs gigabytes gets an error.
+# Address space, mostly of torch's libraries. A molecule that needs gigabytes gets an error.
 _MOST_MEMORY_BYTES = 6 * 1024**3
-# Sent from a process to the service: canonical SMILES, class of the graph and its arrays, or an
-# error. Arrays, because every tensor would take a file descriptor.
+# Result that a process sends: canonical SMILES, class and arrays of the graph, or an error. Not
+# tensors, since torch would pass each by a file descriptor.
 _Wire = tuple[str | None, Callable[..., Graph], list[NDArray[Any]]] | ItemFailure
 
 
 class ProcessLostError(Exception):
-    """The process that was reading a chunk died; nothing of the chunk was read."""
+    """The process that was reading a chunk died; the chunk has no results."""
 
 
 class ParserStartError(GMergingError):
-    """A new pool cannot read a molecule."""
+    """The processes of a new pool cannot read a molecule."""
 
     code = "parser_failed"
 
 
 @dataclass
 class _Request:
-    """State that the chunks of one request share."""
+    """State shared by the chunks of one request."""
 
-    takes: InputRequirements
+    requirements: InputRequirements
     gate: asyncio.Semaphore
     timeouts_left: int = _MOST_TIMEOUTS
 
 
 @dataclass(eq=False)
 class _Task:
-    """A task of the pool. `answer` may be cancelled by its reader, the task of the pool is not."""
+    """A task of the pool. Cancelling `answer` does not cancel the task."""
 
     future: "ProcessFuture[list[_Wire]]"
     answer: asyncio.Future[list[_Wire]]
     started: float | None = None
 
     def is_late(self, seconds: float) -> bool:
-        """Whether it has been running for longer than `seconds`."""
-        if self.started is None and self.future.running():  # until then it waits for a process
+        """Return True if the task has been running for longer than `seconds`."""
+        if self.started is None and self.future.running():  # before, it waits for a process
             self.started = time.monotonic()
         return self.started is not None and time.monotonic() - self.started > seconds
 
     def deliver(self) -> None:
-        """Pass the result of the pool on to `answer`."""
+        """Copy the result or exception of the task to `answer`."""
         if self.answer.done():
             return
         if self.future.cancelled():
@@ -103,7 +103,8 @@ class _Task:
             self.answer.set_result(self.future.result())
 
     def give_up(self) -> bool:
-        """Kill the process that runs the task. Returns False if the task has just ended."""
+        """Kill the process that runs the task and fail `answer` with TimeoutError. Returns False if
+        the task has just ended."""
         if not self.future.cancel():
             return False
         if not self.answer.done():
@@ -121,13 +122,13 @@ class Parser:
         timeout_seconds: float = 5.0,
         on_loss: Callable[[Loss], None] = lambda _: None,
     ) -> None:
-        """Make a pool, whose processes start with the first molecule.
+        """Create a pool, whose processes start with the first molecule.
 
         Args:
-            limits: on the size of molecules.
+            limits: limits of one molecule.
             processes: number of processes.
-            timeout_seconds: for one molecule, and for one chunk of them.
-            on_loss: called when a process is lost.
+            timeout_seconds: maximal time for one chunk, and for one molecule of a failed chunk.
+            on_loss: called with the reason when a process is lost.
         """
         self._limits, self._processes, self._timeout_seconds, self._on_loss = (
             limits,
@@ -139,22 +140,22 @@ class Parser:
         self._closed = False
         self._tasks: list[_Task] = []
         self._watching: asyncio.Task[None] | None = None
-        # The fork server was started before there were threads and has imported everything: a new
-        # process takes milliseconds.
+        # The fork server is started before any thread and has imported everything, so that a new
+        # process starts within milliseconds.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([read.__module__])
         self._pool = self._new_pool()
 
     async def start(self) -> None:
-        """Let every process read a molecule.
+        """Start all processes and let each read a molecule.
 
         Raises:
-            ParserStartError: one of them cannot, and why.
+            ParserStartError: a process fails or does not start in time; the message says why.
         """
         seen: set[int] = set()
         deadline = time.monotonic() + _START_SECONDS
         while len(seen) < self._processes:
-            # One task per process: each takes a moment, so that every process gets one.
+            # One task per process; tasks last a moment, so that every process gets one.
             futures = [
                 self._pool.schedule(_read_first, args=[self._limits])
                 for _ in range(self._processes)
@@ -174,15 +175,23 @@ class Parser:
                 seen.add(pid)
 
     async def parse(
-        self, sources: Sequence[Source], takes: InputRequirements = MOLECULES
+        self, sources: Sequence[Source], requirements: InputRequirements = MOLECULES
     ) -> list[Parsed | ItemFailure]:
-        """Read molecules or graphs, in their order, for tasks that take such inputs."""
-        request = _Request(takes, asyncio.Semaphore(self._window))
-        errors = [refused(source, self._limits, takes) for source in sources]
+        """Read molecules or graphs.
+
+        Args:
+            sources: unread molecules or graphs.
+            requirements: requirements of the requested tasks.
+
+        Returns:
+            One result per source, in their order; errors are returned, not raised.
+        """
+        request = _Request(requirements, asyncio.Semaphore(self._window))
+        errors = [precheck(source, self._limits, requirements) for source in sources]
         left = [source for source, error in zip(sources, errors, strict=True) if error is None]
         chunks = [left[begin : begin + _CHUNK] for begin in range(0, len(left), _CHUNK)]
         if len(chunks) == 1:
-            # Most requests: `gather` would make an asyncio task.
+            # Most requests; `gather` would create an asyncio task.
             found = [await self._read_chunk(chunks[0], request)]
         else:
             found = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
@@ -190,7 +199,7 @@ class Parser:
         return [next(results) if error is None else error for error in errors]
 
     def close(self) -> None:
-        """Stop all processes at once."""
+        """Stop all processes without waiting for their tasks."""
         self._closed = True
         self._pool.stop()
         self._pool.join()
@@ -206,12 +215,12 @@ class Parser:
         async with request.gate:
             if request.timeouts_left:
                 try:
-                    return await self._run(chunk, request.takes)
+                    return await self._run(chunk, request.requirements)
                 except (TimeoutError, ProcessLostError):
                     pass
-            return [await self._read_alone(source, request) for source in chunk]
+            return [await self._read_single(source, request) for source in chunk]
 
-    async def _read_alone(self, source: Source, request: _Request) -> Parsed | ItemFailure:
+    async def _read_single(self, source: Source, request: _Request) -> Parsed | ItemFailure:
         if not request.timeouts_left:
             return ItemFailure(
                 "parse_timeout",
@@ -220,7 +229,7 @@ class Parser:
             )
         for _ in range(2):  # a process may die for another reason, but hardly twice
             try:
-                return (await self._run([source], request.takes))[0]
+                return (await self._run([source], request.requirements))[0]
             except ProcessLostError:
                 continue
             except TimeoutError:
@@ -232,20 +241,20 @@ class Parser:
         return ItemFailure("unreadable", "the process that read this molecule died, twice")
 
     async def _run(
-        self, chunk: Sequence[Source], takes: InputRequirements
+        self, chunk: Sequence[Source], requirements: InputRequirements
     ) -> list[Parsed | ItemFailure]:
-        """Run one task of the pool. It goes on if the request is cancelled, since stopping it would
-        kill the process; but no longer than the timeout."""
+        """Run one task of the pool. If the request is cancelled, the task continues up to the
+        timeout, since stopping it would kill the process."""
         pool = self._pool
         try:
             wires = await self._watched(
-                pool.schedule(_read_all, args=[list(chunk), self._limits, takes])
+                pool.schedule(_read_all, args=[list(chunk), self._limits, requirements])
             )
         except ProcessExpired:
             self._on_loss("died")
             raise ProcessLostError from None
         except RuntimeError:
-            # A pool whose idle process dies fails, together with all tasks that it was given since.
+            # If an idle process dies, the pool fails with all tasks scheduled since.
             if self._closed:
                 raise
             if pool is self._pool:
@@ -256,7 +265,8 @@ class Parser:
         return [wire if isinstance(wire, ItemFailure) else _received(*wire) for wire in wires]
 
     def _watched(self, future: "ProcessFuture[list[_Wire]]") -> asyncio.Future[list[_Wire]]:
-        """The result of a task, or TimeoutError, and then its process is killed."""
+        """Return a future of a task's result; on timeout the process is killed and the future fails
+        with TimeoutError."""
         loop = asyncio.get_running_loop()
         task = _Task(future, loop.create_future())
         future.add_done_callback(
@@ -268,8 +278,8 @@ class Parser:
         return task.answer
 
     async def _watch(self) -> None:
-        """While there are tasks, see that none takes too long. The pool could do that, but goes by
-        the clock on the wall, which jumps."""
+        """Enforce the timeout while there are tasks. The pool's own timeout uses the wall clock,
+        which can jump."""
         while self._tasks:
             await asyncio.sleep(_LOOK_SECONDS)
             self._tasks = [task for task in self._tasks if not task.future.done()]
@@ -280,10 +290,11 @@ class Parser:
 
 @contextmanager
 def _our_path() -> Iterator[None]:
-    """While this holds, a Python that is started finds the packages that this one has.
+    """Set environment variables in a `with` block, so that Python processes started there import
+    the same packages as this one.
 
-    By itself it has the current folder in front of its path, where a `models.py` of the user's
-    would be taken for ours; and where ours are not installed, it would not find them.
+    By default a new process has the current folder first in its path, where a user's `models.py`
+    would hide our package, and it does not find our packages if they are not installed.
     """
     root = str(Path(__file__).parents[2])
     ours = {"PYTHONSAFEPATH": "1"}
@@ -302,9 +313,8 @@ def _our_path() -> Iterator[None]:
 
 
 def _prepare() -> None:
-    """A process of the pool ends when the pool says so, and then at once (a handler of Python's
-    would wait until the molecule is read); but not when someone presses Ctrl-C at the terminal of
-    the service."""
+    """Initialise a process of the pool: SIGTERM ends it at once, while a Python handler would wait
+    until the molecule is read; Ctrl-C at the service's terminal does not end it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY_BYTES, _MOST_MEMORY_BYTES))
@@ -312,16 +322,16 @@ def _prepare() -> None:
 
 
 def _read_first(limits: MoleculeLimits) -> tuple[int, str | None]:
-    """This process, and what it makes of a molecule."""
+    """Read a molecule; return the process id, and the canonical SMILES or the error message."""
     (molecule,) = read_all([_FIRST], limits, MOLECULES)
     time.sleep(_HOLD_SECONDS)
     return os.getpid(), molecule.message if isinstance(molecule, ItemFailure) else molecule.smiles
 
 
 def _read_all(
-    sources: Sequence[Source], limits: MoleculeLimits, takes: InputRequirements
+    sources: Sequence[Source], limits: MoleculeLimits, requirements: InputRequirements
 ) -> list[_Wire]:
-    return [_sent(molecule) for molecule in read_all(sources, limits, takes)]
+    return [_sent(molecule) for molecule in read_all(sources, limits, requirements)]
 
 
 def _sent(molecule: Parsed | ItemFailure) -> _Wire:

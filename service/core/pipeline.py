@@ -1,4 +1,4 @@
-"""The path of a request: admission, reading, cache, queue, prediction. Connects parser, cache,
+"""The prediction pipeline: admission, reading, cache, queue, model. Connects parser, cache,
 batcher, engines and metrics; independent of HTTP."""
 
 import asyncio
@@ -27,11 +27,11 @@ from service.telemetry.tracing import span
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer for one molecule or graph.
+    """Predictions for one molecule or graph.
 
     Attributes:
         smiles: canonical SMILES; None for a graph.
-        tasks: answers by task.
+        tasks: predictions by task.
     """
 
     smiles: str | None
@@ -43,10 +43,10 @@ _Answered = dict[str, TaskAnswer] | ItemFailure
 
 
 class Pipeline:
-    """Answers queries about molecules and graphs.
+    """Reads molecules and graphs and predicts for them.
 
     Attributes:
-        stopping: set when the service is told to stop; streams, which have no end, wait for it.
+        stopping: set when the service starts to drain; endless streams end then.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -68,17 +68,17 @@ class Pipeline:
 
     @property
     def accepts(self) -> bool:
-        """Whether requests are accepted."""
+        """True while requests are accepted."""
         return self._accepts
 
     @property
     def ready(self) -> bool:
-        """Whether a load balancer should send requests: not while the service is starting,
+        """True while a load balancer should send requests: False while the service is starting,
         draining or stopping."""
         return self._ready
 
     def gauges(self, jobs_waiting: int = 0) -> Gauges:
-        """Current values for a scrape of the metrics."""
+        """Return the current values of gauges for a scrape of the metrics."""
         batcher = self._batcher
         return Gauges(
             ready=self._ready,
@@ -91,7 +91,7 @@ class Pipeline:
         )
 
     async def start(self) -> None:
-        """Start the parser's processes and the batcher, then accept requests. Raises
+        """Start the parser processes and the batcher, then accept requests. Raises
         ParserStartError."""
         await self._parser.start()
         self._batcher.start()
@@ -99,14 +99,14 @@ class Pipeline:
         self._accepts = self._ready = True
 
     def drain(self) -> None:
-        """Stop being ready: requests are still answered, streams end. May be called by a signal
-        handler."""
+        """Set `ready` to False and end streams; requests are still answered. Safe to call from a
+        signal handler."""
         self._ready = False
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stopping.set)
 
     async def close(self) -> None:
-        """Refuse new requests, answer those that wait, then stop threads and processes."""
+        """Refuse new requests, answer the waiting ones, then stop threads and processes."""
         self._accepts = self._ready = False
         await self._batcher.close()
         await asyncio.to_thread(self._parser.close)
@@ -119,20 +119,23 @@ class Pipeline:
         *,
         bounded: bool = True,
     ) -> list[Result]:
-        """Predict for molecules or graphs, in their order. One that cannot be read gets an
-        `ItemFailure`; the others are answered.
+        """Read molecules or graphs and predict for them.
 
         Args:
-            query: what to predict.
-            sources: molecules and graphs, at least one.
-            seconds: until the deadline.
+            query: model, tasks and routing.
+            sources: unread molecules or graphs, at least one.
+            seconds: time until the deadline.
             bounded: False for streams and jobs, which are admitted even if the queue is full: there
-                are few of them, and each has few molecules in the queue at a time.
+                are few of them, with few molecules in the queue at a time.
+
+        Returns:
+            One result per source, in their order: an `Answer`, or an `ItemFailure` for sources that
+            cannot be read or predicted.
 
         Raises:
-            QueueFullError: too much work is waiting; nothing was done.
+            QueueFullError: the queue is full; nothing was read.
             QueueClosedError: the service is stopping.
-            DeadlineExceededError: the deadline came first.
+            DeadlineExceededError: the deadline passed.
             Exception: the model failed on a pass with one of the molecules.
         """
         count = self._metrics.molecules
@@ -158,7 +161,7 @@ class Pipeline:
         self, query: PredictionQuery, sources: Sequence[Source], seconds: float, bounded: bool
     ) -> list[Result]:
         estimate = len(query.tasks) * sum(
-            cost(source, self._limits, query.takes) for source in sources
+            cost(source, self._limits, query.requirements) for source in sources
         )
         timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
         try:
@@ -175,10 +178,10 @@ class Pipeline:
     ) -> list[Result]:
         started = time.perf_counter()
         with span("parse", molecules=len(sources)):
-            parsed = await self._parser.parse(sources, query.takes)
+            parsed = await self._parser.parse(sources, query.requirements)
         self._metrics.stage("parse", time.perf_counter() - started)
         digest, tasks, routing = query.engine.info.digest, query.tasks, query.routing
-        family = query.takes.family
+        family = query.requirements.family
         readable = [molecule for molecule in parsed if isinstance(molecule, Parsed)]
         for molecule in readable:
             if (types := family.atom_types(molecule.graph)) is not None:
@@ -210,17 +213,17 @@ class Pipeline:
         return results
 
     def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
-        """Predict for the graphs of one pass; runs on the worker thread."""
+        """Predict for the graphs of one pass, on the worker thread."""
         self._metrics.pass_atoms(sum(graph.num_nodes for graph in graphs))
         return self._run_engine(query, graphs)
 
     def _run_engine(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
-        """Run the engine. Where a graph's numbers can be so large that no answer is finite, the
-        graphs are halved until that graph is found; the others are answered."""
+        """Run the engine. If a prediction is not finite because of large numbers in a graph, bisect
+        the graphs until that graph fails alone; the others are answered."""
         try:
             output = query.engine.run(graphs, query.tasks, query.routing)
         except FloatingPointError as error:
-            if not query.takes.family.inputs_overflow:
+            if not query.requirements.family.inputs_overflow:
                 raise
             if len(graphs) == 1:
                 return [

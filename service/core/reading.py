@@ -1,5 +1,5 @@
-"""Reading of molecules and graphs: plain functions on plain data, which `service.core.parsing` runs
-in processes of their own."""
+"""Reading of molecules and graphs: pure functions that `service.core.parsing` runs in a process
+pool."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -47,15 +47,15 @@ ITEM_CODES = (
     "parse_timeout",
     "unreadable",
 )
-"""Codes of the errors of single molecules and graphs."""
+"""Error codes of single molecules and graphs (`ItemFailure.code`)."""
 _LIMIT_NAMES = {
     "too_many_atoms": " (max_atoms)",
     "too_many_bonds": " (4 * max_atoms)",
     "too_many_edges": " (200 * max_atoms)",
 }
 _LONGEST_MESSAGE = 300
-# Maximal lengths of other formats, in units of `max_smiles_length`. An InChI names every atom by a
-# number, and hydrogen atoms again; a CXSMILES has coordinates of every atom.
+# Maximal lengths of other formats, in units of `max_smiles_length`: an InChI has a number for every
+# atom and lists hydrogen atoms again, a CXSMILES can have coordinates of every atom.
 _INCHI_LENGTH = 4
 _EXTENDED_LENGTH = 20
 # Characters of a mol block per atom: lines of the atom, its bonds and hydrogens, and S-groups.
@@ -64,10 +64,11 @@ _BLOCK_LENGTH = 2000
 
 @dataclass(frozen=True)
 class MoleculeLimits(SizeLimits):
-    """Bounds on the size of one molecule or graph, and on the length of its text.
+    """Maximal sizes of one molecule or graph, and of its text.
 
     Attributes:
-        max_smiles_length: characters of a SMILES; other formats may be some times as long.
+        max_smiles_length: maximal number of characters of a SMILES; other formats have multiples of
+            it.
     """
 
     max_smiles_length: int
@@ -75,12 +76,12 @@ class MoleculeLimits(SizeLimits):
 
 @dataclass(frozen=True)
 class InputRequirements:
-    """The inputs that some tasks of a model take.
+    """Requirements of inputs that some tasks of a model accept.
 
     Attributes:
         shape: of the model's network.
-        schema: of the model, for these tasks only.
-        of_nodes: whether one of the tasks is at level "node".
+        schema: input schema of the model, restricted to these tasks.
+        of_nodes: True if one of the tasks is at level "node".
     """
 
     shape: NetworkShape
@@ -89,27 +90,29 @@ class InputRequirements:
 
     @cached_property
     def family(self) -> ModelFamily:
-        """The family of the model."""
+        """Family of the model."""
         return FAMILIES[self.shape.kind]
 
     def read(self, fields: Mapping[str, Any], limits: SizeLimits) -> Graph:
-        """See `ModelFamily.read`."""
+        """Convert a graph from plain lists to tensors: see `ModelFamily.read`."""
         return self.family.read(fields, self.shape, self.schema, limits)
 
     def read_texts(
         self, texts: Sequence[str], limits: SizeLimits
     ) -> Sequence[ReadMolecule | MoleculeError]:
-        """See `ModelFamily.read_texts`; no molecules if the family has no such reader."""
+        """Read molecules from text: see `ModelFamily.read_texts`. Returns an empty list if the
+        family has no reader of text."""
         read = self.family.read_texts
         return [] if read is None else read(texts, self.shape, self.schema, limits)
 
     def smallest(self, task: str) -> Graph:
-        """See `ModelFamily.smallest`."""
+        """Return a small valid input of a task: see `ModelFamily.smallest`."""
         return self.family.smallest(self.shape, self.schema, task)
 
     @property
     def no_text(self) -> str | None:
-        """Why a molecule may not be given as text; None if it may."""
+        """Reason why these tasks do not accept molecules as text, for error messages; None if they
+        do."""
         if self.family.read_texts is None:
             return f"the model takes {self.family.fields.description}"
         if self.of_nodes:
@@ -118,16 +121,16 @@ class InputRequirements:
 
 
 MOLECULES = InputRequirements(BackboneConfig(kind="gcn"), MoleculeInput())
-"""Inputs of tasks on molecules at level "graph"."""
+"""Requirements of tasks on molecules at level "graph"."""
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A molecule or graph that was read.
+    """A molecule or graph that was read successfully.
 
     Attributes:
         smiles: canonical SMILES; None if it was given as a graph.
-        graph: its graph.
+        graph: tensors of the graph.
     """
 
     smiles: str | None
@@ -136,11 +139,11 @@ class Parsed:
 
 @dataclass(frozen=True)
 class ItemFailure:
-    """Why a molecule or graph was not answered.
+    """Error of a single molecule or graph; the others of the request are answered.
 
     Attributes:
-        code: stable name of the problem.
-        message: a sentence.
+        code: stable error code, one of `ITEM_CODES`.
+        message: description for the client.
     """
 
     code: str
@@ -156,7 +159,7 @@ class MolBlock:
 
 @dataclass(frozen=True)
 class InChI:
-    """A text that the client says is an InChI."""
+    """A text in a field for InChI."""
 
     text: str
 
@@ -165,23 +168,32 @@ Source = str | GraphIn | MolBlock | InChI | NoText
 """An unread molecule or graph; a `str` may be in any format of `models.data.molecule_text`."""
 
 
-def cost(source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLECULES) -> int:
-    """Estimate the cost of predicting one task, before reading: for a text at least the number of
-    heavy atoms, each of which is a character of a SMILES or a line of a mol block."""
+def cost(
+    source: Source, limits: MoleculeLimits, requirements: InputRequirements = MOLECULES
+) -> int:
+    """Estimate the cost of predicting one task for an unread molecule or graph.
+
+    For a text it is an upper bound of the number of heavy atoms, from the characters of a SMILES or
+    the lines of a mol block, clipped to 1 ... `max_atoms`.
+    """
     if isinstance(source, GraphIn):
-        return takes.family.estimate(source.given(), limits)
-    most = 0 if isinstance(source, NoText) else atoms_at_most(_text(source))
-    return max(1, min(most, limits.max_atoms))
+        return requirements.family.estimate(source.given(), limits)
+    atoms = 0 if isinstance(source, NoText) else atoms_at_most(_text(source))
+    return max(1, min(atoms, limits.max_atoms))
 
 
-def refused(source: Source, limits: MoleculeLimits, takes: InputRequirements) -> ItemFailure | None:
-    """The error that `read` would return, if it is known without reading; None otherwise. Saves
-    sending the source to another process."""
+def precheck(
+    source: Source, limits: MoleculeLimits, requirements: InputRequirements
+) -> ItemFailure | None:
+    """Check what can be checked before reading: the kind of input, lengths and field names. Returns
+    the error that `read` would return, or None. Saves sending the source to another process."""
     try:
         if isinstance(source, GraphIn):
-            takes.family.check(source.given(), limits)
-        elif takes.no_text:
-            return ItemFailure("unsupported_input", f"got a molecule as text, but {takes.no_text}")
+            requirements.family.check(source.given(), limits)
+        elif requirements.no_text:
+            return ItemFailure(
+                "unsupported_input", f"got a molecule as text, but {requirements.no_text}"
+            )
         elif isinstance(source, NoText):
             code = "empty_smiles" if source.got == "null" else "not_text"
             return ItemFailure(
@@ -195,15 +207,15 @@ def refused(source: Source, limits: MoleculeLimits, takes: InputRequirements) ->
 
 
 def read(
-    source: Source, limits: MoleculeLimits, takes: InputRequirements = MOLECULES
+    source: Source, limits: MoleculeLimits, requirements: InputRequirements = MOLECULES
 ) -> Parsed | ItemFailure:
-    """Read one molecule or graph; whatever is wrong with it is returned, not raised."""
-    if (error := refused(source, limits, takes)) is not None:
+    """Read one molecule or graph. Errors are returned, not raised."""
+    if (error := precheck(source, limits, requirements)) is not None:
         return error
     try:
         if isinstance(source, GraphIn):
-            return Parsed(None, takes.read(source.given(), limits))
-        return _read_text(source, limits, takes)
+            return Parsed(None, requirements.read(source.given(), limits))
+        return _read_text(source, limits, requirements)
     except InvalidInputError as invalid:
         return _unreadable(invalid)
     # RDKit raises bare RuntimeErrors on some inputs, which must not fail the other molecules.
@@ -215,24 +227,25 @@ def read(
 
 
 def read_all(
-    sources: Sequence[Source], limits: MoleculeLimits, takes: InputRequirements = MOLECULES
+    sources: Sequence[Source], limits: MoleculeLimits, requirements: InputRequirements = MOLECULES
 ) -> list[Parsed | ItemFailure]:
-    """Read several sources as `read` does; texts are read together, which is faster."""
+    """Read several molecules or graphs, one result per source in their order. Results are those of
+    `read`; texts are read in one batch, which is faster."""
     together = [
         source
         for source in sources
-        if isinstance(source, str) and refused(source, limits, takes) is None
+        if isinstance(source, str) and precheck(source, limits, requirements) is None
     ]
     try:
-        molecules = iter(takes.read_texts(together, limits))
-    except Exception:  # `read` finds the source that raised it
-        return [read(source, limits, takes) for source in sources]
+        molecules = iter(requirements.read_texts(together, limits))
+    except Exception:  # read one by one, so that only the source that raised it fails
+        return [read(source, limits, requirements) for source in sources]
     good = set(together)
     return [
         (
             _parsed(next(molecules))
             if isinstance(source, str) and source in good
-            else read(source, limits, takes)
+            else read(source, limits, requirements)
         )
         for source in sources
     ]
@@ -252,26 +265,26 @@ def _unreadable(error: InvalidInputError) -> ItemFailure:
 
 
 def _cut(message: str) -> str:
-    """At most 300 characters: RDKit may list a problem of every atom."""
+    """Truncate a message to 300 characters: RDKit may list a problem of every atom."""
     return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 3] + "..."
 
 
 def _text(source: str | MolBlock | InChI | NoText) -> str:
-    assert not isinstance(source, NoText)  # which is refused before it is read
+    assert not isinstance(source, NoText)  # refused before reading
     return source if isinstance(source, str) else source.text
 
 
 def _read_text(
-    source: str | MolBlock | InChI | NoText, limits: MoleculeLimits, takes: InputRequirements
+    source: str | MolBlock | InChI | NoText, limits: MoleculeLimits, requirements: InputRequirements
 ) -> Parsed | ItemFailure:
-    """Of a molecule that came in a field for one format no other will do."""
+    """Read a molecule from text; a `MolBlock` or `InChI` only in that format."""
     text = _text(source)
     with rdBase.BlockLogs():
         if isinstance(source, MolBlock):
             text = smiles_of_mol_block(text, limits.max_atoms)
         elif isinstance(source, InChI):
             text = smiles_of_inchi(text, limits.max_atoms)
-    (molecule,) = takes.read_texts([text], limits)
+    (molecule,) = requirements.read_texts([text], limits)
     return _parsed(molecule)
 
 
@@ -279,20 +292,20 @@ _FIELDS: dict[type[MolBlock | InChI], TextKind] = {MolBlock: "mol_block", InChI:
 
 
 def _check_length(source: str | MolBlock | InChI, limits: MoleculeLimits) -> None:
-    """Raises MoleculeError."""
+    """Raise MoleculeError if a text is longer than its format's limit."""
     text = _text(source)
     kind = text_kind(text) if isinstance(source, str) else _FIELDS[type(source)]
-    most = limits.max_smiles_length * (_INCHI_LENGTH if kind == "inchi" else 1)
+    limit = limits.max_smiles_length * (_INCHI_LENGTH if kind == "inchi" else 1)
     name = f"{_INCHI_LENGTH} * max_smiles_length" if kind == "inchi" else "max_smiles_length"
     if kind == "mol_block":
-        most, name = _BLOCK_LENGTH * limits.max_atoms, f"{_BLOCK_LENGTH} * max_atoms"
-    if kind == "smiles" and len(text) > most and has_extension(text):
+        limit, name = _BLOCK_LENGTH * limits.max_atoms, f"{_BLOCK_LENGTH} * max_atoms"
+    if kind == "smiles" and len(text) > limit and has_extension(text):
         smiles = text.split(maxsplit=1)[0]
-        if len(smiles) <= most:
-            most, name = _EXTENDED_LENGTH * most, f"{_EXTENDED_LENGTH} * max_smiles_length"
-    if len(text) > most:
+        if len(smiles) <= limit:
+            limit, name = _EXTENDED_LENGTH * limit, f"{_EXTENDED_LENGTH} * max_smiles_length"
+    if len(text) > limit:
         code = "mol_block_syntax" if kind == "mol_block" else "smiles_too_long"
-        raise MoleculeError(code, f"got {len(text)} characters, expected at most {most} ({name})")
+        raise MoleculeError(code, f"got {len(text)} characters, expected at most {limit} ({name})")
 
 
 @dataclass
@@ -300,9 +313,9 @@ class Record:
     """One molecule of a stream or file.
 
     Attributes:
-        source: what to read, or why there is nothing to read.
-        own: what goes back to the client as it came: the id of a line, the columns of a row.
+        source: the unread molecule, or an error.
+        passthrough: the client's data that are returned unchanged: id of a line, columns of a row.
     """
 
     source: Source | ItemFailure
-    own: Any = None
+    passthrough: Any = None

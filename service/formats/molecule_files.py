@@ -1,7 +1,7 @@
-"""Files of molecules: tables, lines of SMILES and SDF are read, CSV and NDJSON are written.
+"""Files of molecules: reads tables, lines of SMILES and SDF; writes predictions as CSV and NDJSON.
 
-Every record of a file gets a row in the answer, an unreadable one with an error. Reading blocks,
-and holds a few records in memory.
+Every record of a file has a row in the output; unreadable records have an error there. Reading
+blocks, and holds a few records in memory.
 """
 
 import contextlib
@@ -132,8 +132,8 @@ class MoleculeFile:
     """An open file of molecules.
 
     Attributes:
-        columns: names of the columns beside the molecule, as in the file; a record's `own` holds
-            their values, None where an SDF record lacks a field.
+        columns: names of the columns as in the file; `Record.passthrough` holds their values, None
+            where an SDF record lacks a field.
         records: the records, read one by one.
         encoding: encoding of the text.
         smiles_column: name of the molecules' column, as `unique_names` writes it; None for SDF.
@@ -184,7 +184,8 @@ def _row_record(row: Row, column: int) -> Record:
 def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     """Open a file of lines, each a SMILES and a name.
 
-    It is read as a table if the first line names columns, and as an SDF if it begins like one.
+    The file is read as a table if its first line has column names, and as an SDF if it begins like
+    one.
     """
     column = file_format.smiles_column
     try:
@@ -235,18 +236,18 @@ def _id_column(file_format: FileFormat, columns: Sequence[str]) -> int | None:
 
 @dataclass
 class ResultWriter:
-    """Writes the answers for a file, group by group.
+    """Writes the predictions for a file, group by group of records.
 
     Attributes:
-        output: form of the answers. CSV has the record's id if there is one, the columns of the
-            file, the canonical SMILES, the error, and a column per label or class (`task.label`, of
-            a number with its unit: `task.label [unit]`). NDJSON has items as of `/predict`, with
-            the id, and with the columns of the file as `row`, under unique names.
-        file: the file that is answered.
+        output: output format. CSV has the record's id if there is one, the columns of the file, the
+            canonical SMILES, the error, and a column per label or class (`task.label`, or
+            `task.label [unit]`). NDJSON has the items of `/predict` with the id, and the columns of
+            the file as `row`, under unique names.
+        file: the input file.
         info: description of the model.
         tasks: tasks to write, in order.
         answered: number of records written so far.
-        failed: number of those with an error.
+        failed: number of records written with an error.
     """
 
     output: OutputKind
@@ -280,10 +281,12 @@ class ResultWriter:
         return text
 
     def _id(self, record: Record) -> list[object]:
-        return [] if self.file.id_column is None else [record.own[self.file.id_column] or ""]
+        return (
+            [] if self.file.id_column is None else [record.passthrough[self.file.id_column] or ""]
+        )
 
     def _row(self, record: Record, result: Result) -> list[object]:
-        cells = [*self._id(record), *record.own]
+        cells = [*self._id(record), *record.passthrough]
         if isinstance(result, ItemFailure):
             num_labels = sum(len(self.info.labels[task]) for task in self.tasks)
             return [*cells, "", f"{result.code}: {result.message}", *[""] * num_labels]
@@ -294,7 +297,7 @@ class ResultWriter:
         return [*cells, result.smiles or "", "", *values]
 
     def _line(self, index: int, record: Record, result: Result) -> bytes:
-        cells = zip(self._names, record.own, strict=True)
+        cells = zip(self._names, record.passthrough, strict=True)
         row = {name: value for name, value in cells if value is not None}
         ids = dict(zip(("id",), self._id(record), strict=False))
         answer = item(index, result, self.info, self.tasks, False)
@@ -302,7 +305,7 @@ class ResultWriter:
 
 
 def _columns(task: str, info: EngineInfo) -> list[str]:
-    """Heads of a task's columns."""
+    """Return the column names of a task's labels, with units."""
     units = info.task_infos[task].unit_of
     named = ((label, units.get(label)) for label in info.labels[task])
     return [f"{task}.{label}" + (f" [{unit}]" if unit else "") for label, unit in named]

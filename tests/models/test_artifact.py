@@ -15,7 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import artifact as artifact_module
-from models.artifact import check_output, load_artifact, load_parts, read_manifest, save_artifact
+from models.artifact import (
+    check_output,
+    load_artifact,
+    load_components,
+    read_manifest,
+    save_artifact,
+)
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.molecule import collate
@@ -238,9 +244,9 @@ def test_some_tasks_are_loaded_without_the_files_of_the_others(
             answers.logits[task], expected.logits[task], rtol=1e-4, atol=1e-4
         )
     with pytest.raises(ArtifactError, match=r"no readable tasks/beta\.safetensors"):
-        load_parts(copy, ["beta"])
+        load_components(copy, ["beta"])
     with pytest.raises(UnknownTaskError, match="'delta', expected one of alpha, beta, gamma"):
-        load_parts(copy, ["delta"])
+        load_components(copy, ["delta"])
 
 
 @pytest.mark.parametrize("file", ["backbone", "tasks/gamma"])
@@ -248,7 +254,7 @@ def test_what_is_loaded_in_part_is_verified(copy: Path, file: str) -> None:
     path = copy / f"{file}.safetensors"
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(ArtifactError, match="got other contents"):
-        load_parts(copy, ["gamma"])
+        load_components(copy, ["gamma"])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "\xff", "[" * 100_000])
@@ -331,7 +337,7 @@ def test_an_artifact_for_graphs_gives_the_answers_it_was_made_with(tmp_path: Pat
             batch
         ).probabilities[task]
         torch.testing.assert_close(loaded.model(batch, [task]).probabilities[task], expected)
-    assert load_parts(tmp_path / "graphs").manifest.input == FeatureInput(
+    assert load_components(tmp_path / "graphs").manifest.input == FeatureInput(
         num_features={"wide": 6, "narrow": 4, "whole": 6}
     )
 
@@ -726,7 +732,7 @@ DAMAGES: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], Any], str]] = 
 def test_a_damaged_tensor_is_refused_when_loading(copy: Path, kind: str) -> None:
     file, change, message = DAMAGES[kind]
     damage(copy, f"{file}.safetensors", change)
-    for read in (load_artifact, load_parts):
+    for read in (load_artifact, load_components):
         with pytest.raises(ArtifactError, match=message):
             read(copy)
 
@@ -763,10 +769,12 @@ def test_what_cannot_be_used_is_not_written(copy: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("released", sorted(path.name for path in RELEASED.parent.iterdir()))
 def test_every_released_artifact_would_be_written(released: str, tmp_path: Path) -> None:
-    parts = load_parts(RELEASED.parent / released)
+    components = load_components(RELEASED.parent / released)
     card = (RELEASED.parent / released / "README.md").read_text()
-    written = save_artifact(tmp_path / "again", parts.manifest, parts.backbone, parts.experts, card)
-    assert written.files == parts.manifest.files
+    written = save_artifact(
+        tmp_path / "again", components.manifest, components.backbone, components.experts, card
+    )
+    assert written.files == components.manifest.files
 
 
 def test_a_task_may_be_called_as_anything_is_called_in_torch(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import models
 from merging.config.training import AlignmentConfig
 from merging.training.alignment import align
 from models.artifact import load_artifact
-from models.data.atoms import Atoms, collate_atoms
+from models.data.atoms import Atoms
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.molecule import pack
@@ -26,7 +26,14 @@ from models.transport import sinkhorn
 from models.transport.problem import Solver, Support
 from models.transport.solve import solve_transport
 from models.transport.twd import twd
-from tests.conftest import KINDS, SMILES, pico_config, random_backbone, random_experts
+from tests.conftest import (
+    KINDS,
+    SMILES,
+    collate_atoms,
+    pico_config,
+    random_backbone,
+    random_experts,
+)
 
 RELEASES = Path(models.__file__).parent / "releases"
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from models.artifact import ArtifactParts, load_parts, read_manifest, save_artifact
+from models.artifact import ArtifactComponents, load_components, read_manifest, save_artifact
 from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import featurize
@@ -40,9 +40,9 @@ def families(close: float = 0.02) -> dict[str, Expert]:
     return found
 
 
-def parts_of(
+def components_of(
     folder: Path, experts: Mapping[str, Expert], router: RouterConfig, most: int
-) -> ArtifactParts:
+) -> ArtifactComponents:
     backbone = random_backbone(pico_config())
     manifest = make_manifest(
         "many",
@@ -54,26 +54,30 @@ def parts_of(
     )
     nearest = nearest_experts(backbone, experts, router, GRAPHS, most)
     save_artifact(folder, manifest.model_copy(update={"nearest": nearest}), backbone, experts)
-    return load_parts(folder)
+    return load_components(folder)
 
 
 def assert_same(
-    parts: ArtifactParts, batch: GraphBatch, routing: Routing, tasks: list[str] | None, least: float
+    components: ArtifactComponents,
+    batch: GraphBatch,
+    routing: Routing,
+    tasks: list[str] | None,
+    least: float,
 ) -> None:
     """Check the answers for all molecules whose full mixture gives no weight to an expert that is
     not a candidate; they must be at least a share `least` of all.
     """
-    expected = UnifiedModel(parts.backbone, parts.experts, parts.manifest.router)(
+    expected = UnifiedModel(components.backbone, components.experts, components.manifest.router)(
         batch, tasks, routing
     )
-    got = ScreenedModel(parts)(batch, tasks, routing)
+    got = ScreenedModel(components)(batch, tasks, routing)
     assert list(got.logits) == list(expected.logits) == list(got.routing_weights)
     covered = []
     for task, logits in expected.logits.items():
         left_out = [
             k
-            for k, other in enumerate(parts.experts)
-            if other not in candidate_experts(parts.manifest, task)
+            for k, other in enumerate(components.experts)
+            if other not in candidate_experts(components.manifest, task)
         ]
         clear = (expected.routing_weights[task][..., left_out] == 0).all(-1).all(-1)
         # compiled models are float32 only: 3e-5 was seen with AVX2 and with AVX-512
@@ -126,28 +130,30 @@ def test_the_order_is_that_of_the_router_where_mass_cannot_move() -> None:
 def test_candidates_with_the_top_k_give_the_full_answer(
     tmp_path: Path, molecules: GraphBatch, routing: Routing, tasks: list[str] | None
 ) -> None:
-    parts = parts_of(tmp_path / "a", families(), RouterConfig(top_k=3, candidates=8), 8)
-    assert_same(parts, molecules, routing, tasks, least=0.8)
+    components = components_of(tmp_path / "a", families(), RouterConfig(top_k=3, candidates=8), 8)
+    assert_same(components, molecules, routing, tasks, least=0.8)
 
 
 def test_almost_all_candidates_of_unlike_experts(tmp_path: Path, molecules: GraphBatch) -> None:
-    parts = parts_of(tmp_path / "a", families(0.5), RouterConfig(top_k=3, candidates=10), 11)
-    assert_same(parts, molecules, "moe", None, least=0.8)
+    components = components_of(
+        tmp_path / "a", families(0.5), RouterConfig(top_k=3, candidates=10), 11
+    )
+    assert_same(components, molecules, "moe", None, least=0.8)
 
 
 def test_too_few_candidates_still_sum_to_one_and_leave_the_others_zero(
     tmp_path: Path, molecules: GraphBatch
 ) -> None:
-    parts = parts_of(tmp_path / "a", families(), RouterConfig(candidates=2), 4)
-    weights = ScreenedModel(parts)(molecules, ["beta1"], "moe").routing_weights["beta1"]
+    components = components_of(tmp_path / "a", families(), RouterConfig(candidates=2), 4)
+    weights = ScreenedModel(components)(molecules, ["beta1"], "moe").routing_weights["beta1"]
     assert weights.shape == (10, 4, 12)
     torch.testing.assert_close(weights.sum(-1), torch.ones(10, 4))
     seen = {
         task
-        for task, used in zip(parts.experts, (weights > 0).any(0).any(0).tolist(), strict=True)
+        for task, used in zip(components.experts, (weights > 0).any(0).any(0).tolist(), strict=True)
         if used
     }
-    assert seen == set(candidate_experts(parts.manifest, "beta1"))
+    assert seen == set(candidate_experts(components.manifest, "beta1"))
     assert len(seen) == 3
 
 
@@ -156,7 +162,7 @@ def test_small_models_that_were_dropped_are_made_again(
 ) -> None:
     monkeypatch.setattr("models.screening._CACHED_MODELS", 1)
     model = ScreenedModel(
-        parts_of(tmp_path / "a", families(), RouterConfig(top_k=2, candidates=4), 4)
+        components_of(tmp_path / "a", families(), RouterConfig(top_k=2, candidates=4), 4)
     )
     first, _, again = (
         model(molecules, [task], "moe").logits[task] for task in ("alpha0", "beta1", "alpha0")
@@ -170,34 +176,36 @@ def test_small_models_that_were_dropped_are_made_again(
 def test_screened_only_where_it_leaves_something_out(
     tmp_path: Path, candidates: int | None, screened: bool
 ) -> None:
-    parts = parts_of(tmp_path / "a", families(), RouterConfig(candidates=candidates), 11)
-    assert is_screened(parts.manifest) is screened
-    assert len(candidate_experts(parts.manifest, "alpha0")) == (11 if screened else 12)
+    components = components_of(tmp_path / "a", families(), RouterConfig(candidates=candidates), 11)
+    assert is_screened(components.manifest) is screened
+    assert len(candidate_experts(components.manifest, "alpha0")) == (11 if screened else 12)
     if not screened:
         with pytest.raises(InvalidInputError, match="nearest"):
-            ScreenedModel(parts)
+            ScreenedModel(components)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    parts = parts_of(tmp_path / "a", families(), RouterConfig(candidates=2), 4)
+    components = components_of(tmp_path / "a", families(), RouterConfig(candidates=2), 4)
     with pytest.raises(UnknownTaskError, match="delta"):
-        candidate_experts(parts.manifest, "delta")
+        candidate_experts(components.manifest, "delta")
     with pytest.raises(UnknownTaskError, match="delta"):
-        nearest_experts(parts.backbone, parts.experts, RouterConfig(), GRAPHS, 2, ["delta"])
+        nearest_experts(
+            components.backbone, components.experts, RouterConfig(), GRAPHS, 2, ["delta"]
+        )
     with pytest.raises(InvalidInputError, match="graphs"):
-        nearest_experts(parts.backbone, parts.experts, RouterConfig(), [], 2)
-    with pytest.raises(InvalidInputError, match="parts of one"):
-        ScreenedModel(load_parts(tmp_path / "a", ["alpha0"]))
+        nearest_experts(components.backbone, components.experts, RouterConfig(), [], 2)
+    with pytest.raises(InvalidInputError, match="some of its experts"):
+        ScreenedModel(load_components(tmp_path / "a", ["alpha0"]))
 
 
 def test_a_lazily_loaded_question_needs_only_its_files(
     tmp_path: Path, molecules: GraphBatch
 ) -> None:
-    whole = parts_of(tmp_path / "a", families(), RouterConfig(top_k=4, candidates=8), 8)
+    whole = components_of(tmp_path / "a", families(), RouterConfig(top_k=4, candidates=8), 8)
     needed = candidate_experts(read_manifest(tmp_path / "a")[0], "beta2")
     for task in whole.experts.keys() - set(needed):
         (tmp_path / f"a/tasks/{task}.safetensors").unlink()
-    few = load_parts(tmp_path / "a", needed)
+    few = load_components(tmp_path / "a", needed)
     got = UnifiedModel(few.backbone, few.experts, few.manifest.router)(
         molecules, ["beta2"], "moe"
     ).logits["beta2"]
@@ -207,8 +215,10 @@ def test_a_lazily_loaded_question_needs_only_its_files(
 
 
 def test_the_table_survives_writing(tmp_path: Path) -> None:
-    parts = parts_of(tmp_path / "a", families(), RouterConfig(candidates=2), 5)
-    again = save_artifact(tmp_path / "b", parts.manifest, parts.backbone, parts.experts)
-    assert again.nearest == parts.manifest.nearest
+    components = components_of(tmp_path / "a", families(), RouterConfig(candidates=2), 5)
+    again = save_artifact(
+        tmp_path / "b", components.manifest, components.backbone, components.experts
+    )
+    assert again.nearest == components.manifest.nearest
     assert {len(others) for others in again.nearest.values()} == {5}
     assert json.loads((tmp_path / "b/manifest.json").read_text())["router"]["candidates"] == 2

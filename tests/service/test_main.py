@@ -64,7 +64,7 @@ def test_port_that_is_taken_is_said_before_anything_is_loaded(
         pytest.fail("the model was loaded first")
 
     monkeypatch.setattr(engine, "load_engine", load)
-    monkeypatch.setattr("models.artifact.load_parts", load)
+    monkeypatch.setattr("models.artifact.load_components", load)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
     monkeypatch.setenv("GMERGING_ARTIFACT", str(pico_artifact))

@@ -7,11 +7,12 @@ import torch
 
 import models
 from models.artifact import load_artifact
-from models.data.atoms import Atoms, collate_atoms
+from models.data.atoms import Atoms
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.experts.unified import UnifiedModel
 from models.networks.schnet import MergedForceField
 from service.core.engine import load_engine
+from tests.conftest import collate_atoms
 from tests.service.doubles import serving, settings_of
 
 pytestmark = pytest.mark.anyio

@@ -27,7 +27,7 @@ from merging.studies import gffmerge as study
 from merging.studies import gffmerge_tables as table
 from merging.training.supervised import MultitaskModel, TrainedModel, initial_model, train
 from models.artifact import load_artifact
-from models.data.atoms import Atoms, AtomsBatch, collate_atoms, composition, energies_of_elements
+from models.data.atoms import Atoms, AtomsBatch, composition, energies_of_elements
 from models.errors import ArtifactError, ConfigError, DataError
 from models.files import write_atomically
 from models.networks.schnet import (
@@ -38,6 +38,7 @@ from models.networks.schnet import (
     energy_and_forces,
     potential,
 )
+from tests.conftest import collate_atoms
 
 ROOT = Path(__file__).parents[3]
 NETWORK = ForceFieldConfig(

@@ -20,14 +20,14 @@ from merging.mergers.registry import MERGERS, merge
 from merging.mergers.regmean import input_grams
 from merging.mergers.task_vector import TaskVector, is_merged, total
 from merging.mergers.ties import disjoint_mean, disjoint_sum, elect_sign, trim
-from models.data.atoms import Atoms, collate_atoms
+from models.data.atoms import Atoms
 from models.data.batch import GraphBatch, mean_readout
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.errors import CheckpointError, ConfigError, InvalidInputError
 from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind, make_backbone
 from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert
-from tests.conftest import KINDS, SMILES, pico_config, random_backbone
+from tests.conftest import KINDS, SMILES, collate_atoms, pico_config, random_backbone
 
 State = dict[str, Tensor]
 QUICK: dict[str, dict[str, Any]] = {

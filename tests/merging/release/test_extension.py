@@ -15,7 +15,7 @@ from merging.cli.main import main
 from merging.release.extension import readable_graphs, remove_tasks
 from merging.release.release import calibrate
 from merging.run.run import Run
-from models.artifact import load_artifact, load_parts, read_manifest, save_artifact
+from models.artifact import load_artifact, load_components, read_manifest, save_artifact
 from models.data.batch import GraphBatch
 from models.errors import ConfigError, DataError
 from models.experts.expert import Expert
@@ -284,7 +284,7 @@ def test_added_tasks_are_calibrated(extended: Path) -> None:
     }
     save_file(sure, piece, record)
     assert add(extended, "artifact", "extended") == 0
-    head = load_parts(extended / "extended").experts["carbonyl"].head
+    head = load_components(extended / "extended").experts["carbonyl"].head
     scale = (head.weight / sure["heads/carbonyl/weight"]).flatten()
     assert bool((scale < 0.5).all())
     torch.testing.assert_close(scale, scale[:1].expand_as(scale))

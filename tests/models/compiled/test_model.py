@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import models
-from models.artifact import load_parts
+from models.artifact import load_components
 from models.compiled import batch as compiled_batch
 from models.compiled.model import CompiledModel, fastest
 from models.data.batch import GraphBatch
@@ -144,7 +144,7 @@ def test_released_artifact_on_real_molecules(routing: Routing, shared: Path) -> 
     with gzip.open(shared / "data/moleculenet/hiv.csv.gz", "rt") as file:
         smiles = random.Random(0).sample([row["smiles"] for row in csv.DictReader(file)], 60)
     batch = collate([graph for graph in read_graphs(smiles) if isinstance(graph, MolGraph)])
-    artifact = load_parts(Path(models.__file__).parent / "releases" / "moleculenet-gcn")
+    artifact = load_components(Path(models.__file__).parent / "releases" / "moleculenet-gcn")
     plain = UnifiedModel(artifact.backbone, artifact.experts, artifact.manifest.router)
     with torch.inference_mode():
         expected = plain(batch, routing=routing).probabilities

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data import atoms as module
-from models.data.atoms import Atoms, collate_atoms, neighbours
+from models.data.atoms import Atoms, neighbours
 from models.errors import InvalidInputError
+from tests.conftest import collate_atoms
 
 WATER = Atoms.from_lists([8, 1, 1], [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
 NAN, INF = float("nan"), float("inf")

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from models.artifact import ArtifactParts, load_artifact, load_parts, save_artifact
+from models.artifact import ArtifactComponents, load_artifact, load_components, save_artifact
 from models.compiled.model import CompiledModel
 from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeInput
 from models.errors import ArtifactError, InvalidInputError, MoleculeError
@@ -441,10 +441,10 @@ def test_a_gcn_whose_tasks_are_labels_of_molecules_is_served_compiled() -> None:
 def test_parts_know_their_family(tmp_path: Path) -> None:
     case = CASES["pyg_gcn"]
     save_artifact(tmp_path / "pico", case.manifest, case.network(), case.experts())
-    parts = load_parts(tmp_path / "pico")
-    assert parts.manifest.family is FAMILIES["pyg_gcn"]
+    components = load_components(tmp_path / "pico")
+    assert components.manifest.family is FAMILIES["pyg_gcn"]
     with pytest.raises(ArtifactError, match="of kind 'graph', expected one for molecules"):
-        _ = parts.molecular_backbone
+        _ = components.molecular_backbone
 
 
 @every_kind
@@ -460,12 +460,12 @@ def test_candidates_are_for_models_that_mix(case: Case) -> None:
     nearest = {task: tuple(other for other in infos if other != task)[:1] for task in infos}
     router = RouterConfig(candidates=1)
     manifest = case.manifest.model_copy(update={"nearest": nearest, "router": router})
-    parts = ArtifactParts(manifest, case.network(), case.experts(), "")
+    components = ArtifactComponents(manifest, case.network(), case.experts(), "")
     if case.rank == 0:
         with pytest.raises(ArtifactError, match="expected it only where experts are mixed"):
-            ScreenedModel(parts)
+            ScreenedModel(components)
         return
-    screened, batch = ScreenedModel(parts), case.family.collate(case.graphs)
+    screened, batch = ScreenedModel(components), case.family.collate(case.graphs)
     whole = case.answers(case.graphs)
     answers = case.family.answer(case.family.served(screened), batch, tuple(infos), "own")
     for task, output in answers.items():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from merging.data.files import write_tensors
-from models.data.atoms import Atoms, AtomsBatch, collate_atoms
+from models.data.atoms import Atoms, AtomsBatch
 from models.errors import CheckpointError, InvalidInputError, UnknownTaskError
 from models.networks.schnet import (
     ForceField,
@@ -18,6 +18,7 @@ from models.networks.schnet import (
     potential,
 )
 from models.state_dict import load_tensors, read_tensors
+from tests.conftest import collate_atoms
 
 CONFIG = ForceFieldConfig(
     hidden_dim=8, num_filters=6, num_interactions=2, num_gaussians=5, cutoff=3.0

@@ -228,7 +228,7 @@ async def test_groups_of_a_file_hold_every_record_once() -> None:
     file = open_file(io.BytesIO("\n".join(lines).encode()), FileFormat("smi"))
     groups = [group async for group in file_groups(file)]
     assert [len(group) for group in groups] == [flow.GROUP_SIZE, flow.GROUP_SIZE, 5]
-    names = [record.own[1] for group in groups for record in group]
+    names = [record.passthrough[1] for group in groups for record in group]
     assert names == [f"m{k}" for k in range(len(lines))]
 
 

@@ -229,8 +229,8 @@ async def test_job_of_a_model_that_takes_no_molecules_any_more_says_so(tmp_path:
         "csv",
     )
     schema = FeatureInput(num_features=dict.fromkeys(engine.info.tasks, 3))
-    takes = InputRequirements(GraphNetworkConfig(kind="pyg_gcn", in_dim=3), schema)
-    engine.info = replace(engine.info, takes=takes)
+    requirements = InputRequirements(GraphNetworkConfig(kind="pyg_gcn", in_dim=3), schema)
+    engine.info = replace(engine.info, requirements=requirements)
     async with keeping(tmp_path, engine) as client:
         failed = await until(client, {"id": job.id}, "failed")
         assert "for a table of molecules" in failed["error"]

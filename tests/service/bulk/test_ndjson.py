@@ -43,7 +43,7 @@ async def test_lines_are_found_however_they_are_cut() -> None:
         + b"}"
     )
     whole = await records_of(body, limit=1000)
-    assert [record.own for record in whole] == [None, 7, "x"]
+    assert [record.passthrough for record in whole] == [None, 7, "x"]
     assert [whole[0].source, whole[1].source] == ["CCO", "C"]
     for size in (1, 2, 7):
         assert (
@@ -98,12 +98,12 @@ async def test_lines_in_other_writings() -> None:
     records = await records_of(b"\n".join(json.dumps(line).encode() for line in lines), limit=1000)
     assert [record.source for record in records[:3]] == [inchi, InChI(inchi), MolBlock("a\nb")]
     assert codes(records[3:]) == ["invalid_line", "invalid_line"]
-    assert [record.own for record in records] == [None, 1, 2, None, 3]
+    assert [record.passthrough for record in records] == [None, 1, 2, None, 3]
 
 
 async def test_id_comes_back_with_an_error_too() -> None:
     (record,) = await records_of(b'{"id": "a7", "smiles": 7}')
-    assert record.own == "a7"
+    assert record.passthrough == "a7"
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ async def test_id_of_an_invalid_line_comes_back_if_it_is_one(
     line = json.dumps({"id": identifier, "smiles": 7}).encode()
     (record,) = await records_of(line, limit=1000)
     assert codes([record]) == ["invalid_line"]
-    assert record.own == expected
-    assert type(record.own) is type(expected)
+    assert record.passthrough == expected
+    assert type(record.passthrough) is type(expected)
 
 
 @pytest.mark.parametrize("size", [1, 30, 1000])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.artifact import load_artifact, load_parts, save_artifact
+from models.artifact import load_artifact, load_components, save_artifact
 from models.data.molecule import MolGraph
 from models.data.smiles import featurize
 from models.errors import ArtifactError, ConfigError
@@ -82,15 +82,15 @@ def test_an_answer_depends_on_its_molecule_and_task_alone(
 def test_few_candidates_change_the_work_and_not_the_form(
     pico: ArtifactEngine, pico_artifact: Path, tmp_path: Path, routing: Routing
 ) -> None:
-    parts = load_parts(pico_artifact)
-    tasks = tuple(parts.experts)
+    components = load_components(pico_artifact)
+    tasks = tuple(components.experts)
     nearest = {task: tuple(other for other in tasks if other != task)[::-1] for task in tasks}
-    router = parts.manifest.router.model_copy(update={"candidates": 1})
+    router = components.manifest.router.model_copy(update={"candidates": 1})
     save_artifact(
         tmp_path / "many",
-        parts.manifest.model_copy(update={"nearest": nearest, "router": router}),
-        parts.backbone,
-        parts.experts,
+        components.manifest.model_copy(update={"nearest": nearest, "router": router}),
+        components.backbone,
+        components.experts,
     )
     engine = load_engine(tmp_path / "many", settings_of(device="cpu"))
     assert (engine.info.sites, engine.info.labels) == (pico.info.sites, pico.info.labels)
@@ -127,10 +127,10 @@ def test_too_little_memory_means_smaller_passes(
         return one_pass(graphs, *rest)
 
     monkeypatch.setattr(pico, "_pass", small_gpu)
-    parts = pico.run(GRAPHS, ("bbbp",), "moe")
+    components = pico.run(GRAPHS, ("bbbp",), "moe")
     assert sizes == [6, 3, 1, 2, 3, 1, 2]
-    np.testing.assert_allclose(stacked(parts, "bbbp"), stacked(whole, "bbbp"), atol=1e-5)
-    np.testing.assert_allclose(parts.routing("bbbp"), whole.routing("bbbp"), atol=1e-5)
+    np.testing.assert_allclose(stacked(components, "bbbp"), stacked(whole, "bbbp"), atol=1e-5)
+    np.testing.assert_allclose(components.routing("bbbp"), whole.routing("bbbp"), atol=1e-5)
 
 
 def test_a_molecule_that_is_too_large_by_itself_is_an_error(

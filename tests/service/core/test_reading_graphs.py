@@ -20,8 +20,8 @@ from service.core.reading import (
     MoleculeLimits,
     Parsed,
     cost,
+    precheck,
     read,
-    refused,
 )
 from service.schemas import ETHANOL_GRAPH, FEATURE_GRAPH, WATER, GraphIn
 
@@ -220,7 +220,7 @@ def test_smiles_for_a_model_that_takes_none(wanted: InputRequirements) -> None:
 def test_size_is_seen_without_reading(
     source: GraphIn, wanted: InputRequirements, code: str
 ) -> None:
-    error = refused(source, LIMITS, wanted)
+    error = precheck(source, LIMITS, wanted)
     assert error is not None
     assert error.code == code
     assert "max_atoms" in error.message

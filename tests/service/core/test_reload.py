@@ -18,7 +18,7 @@ import httpx
 import pytest
 import torch
 
-from models.artifact import load_artifact, load_parts, save_artifact
+from models.artifact import load_artifact, load_components, save_artifact
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.files import replace_folder
@@ -50,11 +50,11 @@ def offline(folder: Path) -> Answered:
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("two")
     first = save_pico_artifact(folder / "first", LABELS)
-    parts = load_parts(first)
+    components = load_components(first)
     with torch.no_grad():
-        for expert in parts.experts.values():
+        for expert in components.experts.values():
             expert.head.bias += 1.0
-    save_artifact(folder / "second", parts.manifest, parts.backbone, parts.experts)
+    save_artifact(folder / "second", components.manifest, components.backbone, components.experts)
     return first, folder / "second"
 
 

@@ -56,7 +56,7 @@ def test_table(separator: str, kind: FileKind) -> None:
     columns, records = opened(text, kind)
     assert columns == ("name", "Smiles", "note")
     assert shown(records) == ["CCO", "C"]
-    assert records[1].own == ("b", "C", "x, y")
+    assert records[1].passthrough == ("b", "C", "x, y")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_table(separator: str, kind: FileKind) -> None:
 )
 def test_tsv_without_tabs(content: str) -> None:
     assert shown(opened(content, "tsv")[1]) == ["CCO"]
-    assert opened("smiles\ta,b\nCCO\t1,2\n", "tsv")[1][0].own == ("CCO", "1,2")
+    assert opened("smiles\ta,b\nCCO\t1,2\n", "tsv")[1][0].passthrough == ("CCO", "1,2")
 
 
 @pytest.mark.parametrize("header", ["one\n  -ours-\n\n", "one\n", ""])
@@ -103,7 +103,7 @@ def test_bad_rows_are_marked_and_none_is_lost() -> None:
     assert records[2].source == ItemFailure(
         "invalid_row", "line 4: got 3 cells, expected 2, one per column of the header"
     )
-    assert all(len(record.own) == len(columns) for record in records)
+    assert all(len(record.passthrough) == len(columns) for record in records)
 
 
 def test_field_and_line_that_are_too_long() -> None:
@@ -124,7 +124,7 @@ def test_not_utf8_is_still_a_table() -> None:
 def test_smi() -> None:
     columns, records = opened("CCO ethanol and more\n\nC\n\tCC\tx\n", "smi")
     assert columns == ("smiles", "name")
-    assert [(record.source, record.own) for record in records] == [
+    assert [(record.source, record.passthrough) for record in records] == [
         ("CCO", ("CCO", "ethanol and more")),
         ("C", ("C", "")),
         ("CC", ("CC", "x")),
@@ -157,7 +157,7 @@ def test_cxsmiles(header: str) -> None:
     columns, records = opened(content, kind_of("a.cxsmiles"))
     assert shown(records) == ["C[C@H](N)C(=O)O |&1:1,r|", "CCN"]
     assert columns == (("smiles", "id", "Type") if header else ("smiles", "name"))
-    assert records[1].own == (("CCN", "IS_03", "S") if header else ("CCN", "IS_03\tS"))
+    assert records[1].passthrough == (("CCN", "IS_03", "S") if header else ("CCN", "IS_03\tS"))
 
 
 def named(name: str, smiles: str = "CCO") -> str:

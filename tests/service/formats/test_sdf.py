@@ -13,7 +13,7 @@ def test_sdf() -> None:
     last = sdf("C").removesuffix("$$$$\n")
     columns, records = opened(sdf("CCO", "c1ccccc1") + "junk\n$$$$\n" + last, "sdf")
     assert columns == ("name", "score")
-    assert [record.own for record in records] == [
+    assert [record.passthrough for record in records] == [
         ("m0", "$5"),
         ("m1", "$5"),
         ("junk", None),
@@ -30,7 +30,7 @@ def test_block_without_end() -> None:
 
 def titles(content: str) -> list[tuple[str, bool]]:
     _, records = opened(content, "sdf")
-    return [(record.own[0], isinstance(record.source, MolBlock)) for record in records]
+    return [(record.passthrough[0], isinstance(record.source, MolBlock)) for record in records]
 
 
 @pytest.mark.parametrize("between", ["", "\n", "\n\n"])
@@ -54,7 +54,7 @@ def test_a_file_without_its_last_line_before_another() -> None:
     content = named("one") + "> <ID>\nZ1\n\n" + named("two") + "> <ID>\nZ2\n\n$$$$\n"
     columns, records = opened(content, "sdf")
     assert columns == ("name", "ID")
-    assert [record.own for record in records] == [("one", "Z1"), ("two", "Z2")]
+    assert [record.passthrough for record in records] == [("one", "Z1"), ("two", "Z2")]
 
 
 def test_blocks_that_cannot_be_told_apart_are_an_error_each() -> None:
@@ -70,14 +70,14 @@ def test_block_whose_end_is_missing() -> None:
     block = named("one").replace("M  END\n", "")
     assert titles(block + named("two")) == [("one", True), ("two", True)]
     columns, records = opened(block + "> <ID>\nZ1\n\n$$$$\n", "sdf")
-    assert (columns, records[0].own) == (("name", "ID"), ("one", "Z1"))
+    assert (columns, records[0].passthrough) == (("name", "ID"), ("one", "Z1"))
 
 
 def test_a_mol_block_inside_a_data_field_is_no_record() -> None:
     content = named("one") + "> <POSE>\n" + named("pose") + "\n> <ID>\nZ1\n\n$$$$\n"
     columns, (record,) = opened(content, "sdf")
     assert columns == ("name", "POSE", "ID")
-    assert record.own == ("one", named("pose").strip("\n"), "Z1")
+    assert record.passthrough == ("one", named("pose").strip("\n"), "Z1")
 
 
 def test_v3000_blocks() -> None:
@@ -89,21 +89,21 @@ def test_v3000_blocks() -> None:
 def test_fields_without_blank_lines_and_twice() -> None:
     content = named("one") + "> <A>\n1\n> <B>\n2\n\n3\n\n> <A>\n4\n$$$$\n"
     columns, (record,) = opened(content, "sdf")
-    assert (columns, record.own) == (("name", "A", "B"), ("one", "1\n4", "2\n\n3"))
+    assert (columns, record.passthrough) == (("name", "A", "B"), ("one", "1\n4", "2\n\n3"))
 
 
 def test_only_the_line_of_four_dollars_ends_a_record() -> None:
     content = named("$$$$weird") + "> <PRICE>\n$$$$ high\n\n$$$$  \n" + named("two")
     columns, records = opened(content, "sdf")
     assert columns == ("name", "PRICE")
-    assert [record.own for record in records] == [("$$$$weird", "$$$$ high"), ("two", None)]
+    assert [record.passthrough for record in records] == [("$$$$weird", "$$$$ high"), ("two", None)]
 
 
 def test_headers_of_fields() -> None:
     fields = "> 25 (MD-1) <A> DT1\n> see <ref>\n  \n\n> DT12\nx\n\n> <>\ny\n \n> (an) odd <B>\nz\n"
     columns, (record,) = opened(named("one") + fields + "$$$$\n", "sdf")
     assert columns == ("name", "A", "DT12", "", "B")
-    assert record.own == ("one", "> see <ref>", "x", "y", "z")
+    assert record.passthrough == ("one", "> see <ref>", "x", "y", "z")
 
 
 def test_values_before_a_block_without_its_header() -> None:
@@ -111,7 +111,7 @@ def test_values_before_a_block_without_its_header() -> None:
     content = named("one") + "> <A>\n1\n\n" + lines + "> <A>\n2\n\nx\n" + lines
     columns, records = opened(content, "sdf")
     assert columns == ("name", "A")
-    assert [record.own for record in records] == [("one", "1"), ("", "2"), ("x", None)]
+    assert [record.passthrough for record in records] == [("one", "1"), ("", "2"), ("x", None)]
     assert all(isinstance(record.source, MolBlock) for record in records)
 
 
@@ -133,7 +133,7 @@ def test_a_record_of_fields_alone() -> None:
     columns, records = opened("> <A>\n1\n\n$$$$\n\n$$$$\n" + named("two"), "sdf")
     assert columns == ("name", "A")
     assert shown(records)[:2] == ["mol_block_syntax"] * 2
-    assert [record.own for record in records] == [("", "1"), ("", None), ("two", None)]
+    assert [record.passthrough for record in records] == [("", "1"), ("", None), ("two", None)]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.artifact import load_artifact, load_parts, save_artifact
-from models.data.atoms import Atoms, collate_atoms
+from models.artifact import load_artifact, load_components, save_artifact
+from models.data.atoms import Atoms
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.molecule import MolGraph, collate
 from models.experts.expert import Expert
@@ -35,6 +35,7 @@ from service.schemas import (
     Problem,
     TasksResponse,
 )
+from tests.conftest import collate_atoms
 from tests.service.doubles import (
     ELEMENTS,
     FEATURES,
@@ -637,7 +638,10 @@ def forces(folder: Path) -> ArtifactEngine:
 
 def test_engine_says_what_it_takes(folder: Path, forces: ArtifactEngine) -> None:
     assert (forces.info.sites, forces.info.routings) == ((), ("own",))
-    assert forces.info.takes.shape == load_parts(folder / "models" / "forces").manifest.backbone
+    assert (
+        forces.info.requirements.shape
+        == load_components(folder / "models" / "forces").manifest.backbone
+    )
     graphs = load_engine(folder / "models" / "graphs", settings_of(device="cpu"))
     assert graphs.info.routings == ("moe", "own", "merged")
 
@@ -659,8 +663,8 @@ def test_too_little_memory_means_smaller_passes(
         return one_pass(graphs, *rest)
 
     monkeypatch.setattr(forces, "_pass", small_gpu)
-    parts = forces.run([atoms] * 4, ("ethanol",), "own")
-    for one, other in zip(whole.answers, parts.answers, strict=True):
+    components = forces.run([atoms] * 4, ("ethanol",), "own")
+    for one, other in zip(whole.answers, components.answers, strict=True):
         np.testing.assert_allclose(one["ethanol"].values, other["ethanol"].values, atol=CLOSE)
         np.testing.assert_allclose(one["ethanol"].forces, other["ethanol"].forces, atol=CLOSE)
 
