@@ -13,6 +13,8 @@ MISSING = frozenset(
             "?",
             "-",
             "--",
+            "\N{EN DASH}",
+            "\N{EM DASH}",
             ".",
             "nd",
             "n.d.",
@@ -148,6 +150,8 @@ def normalised(text: str) -> str:
 
 def number_in(text: str) -> float | None:
     """The number that a cell says, also with a decimal comma; None for another text."""
+    if "_" in text:  # which Python would read: `1_2` is another class than `12`
+        return None
     whole, comma, fraction = text.strip().partition(",")
     try:
         value = float(f"{whole}.{fraction}" if comma and len(fraction) < 3 else text)
