@@ -151,7 +151,7 @@ _REMEDIES = (
         r"[+-]?[\d.,][\d.,_'\N{RIGHT SINGLE QUOTATION MARK}\s]*(?:e[+-]?\d+)?",
         "write decimals with a point, and nothing between thousands",
     ),
-    (rf"{_NUMBER}\s*[x*·\N{MULTIPLICATION SIGN}]\s*10.*", "write powers of ten as in 1.2e-3"),
+    (rf"{_NUMBER}\s*[x*·\N{{MULTIPLICATION SIGN}}]\s*10.*", "write powers of ten as in 1.2e-3"),
     (
         rf"{_NUMBER}\s*[^\W\d_].*|{_NUMBER}\s*[%‰°].*",
         "write the unit into `units`, and into the cell the number alone",
