@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from merging.data.files import sha256, write_tensors
+from merging.data.labels import quoted
 from merging.data.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
 from merging.data.split import (
     PARTS,
@@ -39,9 +40,13 @@ from models.errors import DataError, MoleculeError
 from models.files import write_atomically
 from models.task import Target, TaskInfo
 
-_CACHE_VERSION = f"2, reading rule {READING_RULE}"
+_CACHE_VERSION = f"3, reading rule {READING_RULE}"
 _SHOWN = 5
 _SEEDS_TRIED = 100
+_FAR = 20
+"""A number is far from the others from so many widths of their middle half on. Solubilities and
+energies stay below it; -999 for a missing value, a slip of the decimal sign and a quantity over
+several orders of magnitude do not."""
 
 
 def _published(
@@ -93,8 +98,10 @@ class MoleculeDataset:
         dropped: rows of the file that were left out.
         record: how the file was read, plain values for records and cards: `file`, `rows`,
             `molecules`, `dropped`; `smiles_column`, `labels`; `words`, by label the cells that are
-            1 and 0 where the file does not say 0 and 1; of other targets `target` with `ranges`
-            and `units` by label, or the `column` of the classes; `split`, in words; `parts`, the
+            1 and 0 where the file does not say 0 and 1; of other targets `target` with `ranges`,
+            `units` and `far` (see `_far`) by label and `two_numbers`, the labels that are one of
+            two numbers, or the `column` of the classes; `missing`, by spelling how many cells of
+            labels are missing values; `split`, in words; `parts`, the
             molecules in each; `not_measured`, by part the labels that cannot be measured there;
             `repeated`, see `_repeated`.
         most_per_epoch: an epoch of training draws at most so many molecules, anew each time; None:
@@ -149,6 +156,7 @@ class MoleculeDataset:
             (
                 f"{self.task}: {record['molecules']} molecules of {source}, {dropped}",
                 f"{count} {_counted(record)}: {labels}",
+                *said_cells(record),
                 f"split {record['split']}: {sizes}",
                 *(f"not measured in {subset}: {n} of them" for subset, n in lacking.items()),
                 *_said_repeated(record["repeated"], self.target),
@@ -235,6 +243,22 @@ def said_labels(record: Mapping[str, Any]) -> str:
     shown = [_said_label(name, record) for name in names[:_SHOWN]]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(shown) + more
+
+
+def said_cells(record: Mapping[str, Any]) -> list[str]:
+    """What is worth a look in the cells of a `MoleculeDataset.record`: what is taken for a missing
+    value, numbers far from all others, and labels of two numbers."""
+    spelt = [f"{n} x {quoted(cell) if cell else 'empty'}" for cell, n in record["missing"].items()]
+    more = [f"{len(spelt) - _SHOWN} spellings more"] if len(spelt) > _SHOWN else []
+    found = [f"missing values: {', '.join([*spelt[:_SHOWN], *more])}"] if spelt else []
+    for name, far in record.get("far", {}).items():
+        times = f"{far['times']:,} times the width of the middle half from the median"
+        found.append(
+            f"far from the others: {name} {far['number']:g} in line {far['line']}, {times}"
+        )
+    for name in record.get("two_numbers", ()):
+        found.append(f"{name} is one of two numbers: to learn a class, leave `target` out")
+    return found
 
 
 def _said_label(name: str, record: Mapping[str, Any]) -> str:
@@ -325,7 +349,8 @@ def read_csv(
         "smiles_column": table.molecule_column,
         "labels": list(info.labels),
         "words": _words(table, spec.target),
-        **_of_target(table, info, labels),
+        **_of_target(table, info, labels, [table.lines[k] for k in kept]),
+        "missing": dict(table.missing),
         "split": how,
         "parts": {subset: len(rows) for subset, rows in vars(split).items()},
         "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
@@ -354,16 +379,43 @@ def _tensor(table: MoleculeTable, target: Target) -> Tensor:
     return values[:, 0].nan_to_num(-1).long() if target == "multiclass" else values
 
 
-def _of_target(table: MoleculeTable, info: TaskInfo, labels: Tensor) -> dict[str, Any]:
+def _of_target(
+    table: MoleculeTable, info: TaskInfo, labels: Tensor, lines: Sequence[int]
+) -> dict[str, Any]:
     """What a record says of a target other than two classes."""
     if info.target == "multiclass":
         return {"target": info.target, "column": table.labels[0].name}
     if info.target == "regression":
         known = [column[~column.isnan()] for column in labels.T]
         ranges = [[round(float(end), 6) for end in column.aminmax()] for column in known]
-        named = dict(zip(info.labels, ranges, strict=True))
-        return {"target": info.target, "ranges": named, "units": info.unit_of}
+        far = [_far(column, lines) for column in labels.T]
+        two = zip(info.labels, (len(numbers.unique()) == 2 for numbers in known), strict=True)
+        return {
+            "target": info.target,
+            "ranges": dict(zip(info.labels, ranges, strict=True)),
+            "units": info.unit_of,
+            "far": {name: own for name, own in zip(info.labels, far, strict=True) if own},
+            "two_numbers": [name for name, only in two if only],
+        }
     return {}
+
+
+def _far(column: Tensor, lines: Sequence[int]) -> dict[str, Any] | None:
+    """The `number` that is farthest from the median, its `line`, and how many `times` the width of
+    the middle half it is away; None if that is less than `_FAR`, or the middle half has no width.
+
+    Args:
+        column: (G,) labels, NaN where missing.
+        lines: of the G rows.
+    """
+    wide = column.double()
+    first, median, third = wide.nanquantile(torch.tensor([0.25, 0.5, 0.75]).double())
+    away = (wide - median).abs().nan_to_num()
+    k = int(away.argmax())
+    times = float(away[k] / (third - first)) if third > first else 0.0
+    if times < _FAR:
+        return None
+    return {"number": float(column[k]), "line": lines[k], "times": round(times)}
 
 
 def _repeated(smiles: Sequence[str], labels: Tensor, split: Split) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """Tables of molecules with labels: what a user says of one, and its rows as they are read."""
 
+import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +185,7 @@ class MoleculeTable:
         lines: in which the R rows begin.
         molecules: (R,) as they are written.
         labels: C columns, each with R values.
+        missing: by spelling, how many cells of labels are missing values.
         parts: (R,) "train", "valid" or "test", where a column says it; else None.
         dropped: further rows, which cannot be taken.
     """
@@ -191,6 +194,7 @@ class MoleculeTable:
     lines: tuple[int, ...]
     molecules: tuple[str, ...]
     labels: tuple[Label, ...]
+    missing: Mapping[str, int]
     parts: tuple[str, ...] | None
     dropped: tuple[DroppedRow, ...]
 
@@ -228,14 +232,25 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
     parts = None
     if split_at is not None:
         parts = _named_parts(file, spec, cells[split_at], lines)
+    labels = _labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines)
     return MoleculeTable(
         molecule_column=columns[at],
         lines=tuple(lines),
         molecules=tuple(cells[at]),
-        labels=_labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines),
+        labels=labels,
+        missing=_missing([cells[k] for k in labels_at or others], labels),
         parts=parts,
         dropped=tuple(dropped),
     )
+
+
+def _missing(columns: Sequence[Sequence[str]], labels: Sequence[Label]) -> dict[str, int]:
+    """By spelling, how many cells of some labels are missing values; the most frequent first."""
+    counts: Counter[str] = Counter()
+    for cells, label in zip(columns, labels, strict=True):
+        pairs = zip(cells, label.values, strict=True)
+        counts.update(cell.strip() for cell, value in pairs if math.isnan(value))
+    return dict(counts.most_common())
 
 
 def _column(name: str, columns: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merging.data.molecule_dataset import said_labels
+from merging.data.molecule_dataset import said_cells, said_labels
 from merging.family import OfflineFamily
 from merging.mergers.registry import MERGERS
 from merging.run.scores import AUTHORS_BATCH_SIZE
@@ -207,7 +207,7 @@ def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
     lacking = {subset: len(names) for subset, names in record["not_measured"].items() if names}
-    labels = [said_labels(record)]
+    labels = [said_labels(record), *said_cells(record)]
     labels += [f"{count} not measured in {subset}" for subset, count in lacking.items()]
     counts = [str(record[name]) for name in ("molecules", "dropped")]
     sizes = " / ".join(str(size) for size in record["parts"].values())
