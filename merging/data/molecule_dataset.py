@@ -156,9 +156,9 @@ class MoleculeDataset:
             (
                 f"{self.task}: {record['molecules']} molecules of {source}, {dropped}",
                 f"{count} {_counted(record)}: {labels}",
-                *said_cells(record),
                 f"split {record['split']}: {sizes}",
                 *(f"not measured in {subset}: {n} of them" for subset, n in lacking.items()),
+                *said_cells(record),
                 *_said_repeated(record["repeated"], self.target),
             )
         )
@@ -252,7 +252,7 @@ def said_cells(record: Mapping[str, Any]) -> list[str]:
     more = [f"{len(spelt) - _SHOWN} spellings more"] if len(spelt) > _SHOWN else []
     found = [f"missing values: {', '.join([*spelt[:_SHOWN], *more])}"] if spelt else []
     for name, far in record.get("far", {}).items():
-        times = f"{far['times']:,} times the width of the middle half from the median"
+        times = f"{far['times']:.3g} times the width of the middle half from the median"
         found.append(
             f"far from the others: {name} {far['number']:g} in line {far['line']}, {times}"
         )
