@@ -16,6 +16,20 @@ from models.validation import one_of
 
 DEFAULT_CONFIG = "gcn_supervised_contextpred.yaml"
 NEIGHBOURS = Path("results/neighbours")
+_RENAMED = {
+    "graphs": "release",
+    "release-graphs": "release",
+    "compare-graphs": "compare",
+    "force-field": "release",
+    "release-force-field": "release",
+    "compare-force-fields": "study gffmerge",
+    "gnnmerge": "study gnnmerge",
+    "gffmerge": "study gffmerge",
+    "gw-smm": "study gw-smm",
+    "experts": "study experts",
+}
+"""Commands as they were called before a configuration said which kind of model it is, and studies
+without their `study`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,13 +53,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that says which command may have been meant."""
+    """One that says which command may have been meant, and whose own the unknown options are."""
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             known = one_of(str(value), tuple(action.choices))
+            renamed = _RENAMED.get(str(value))
+            if renamed:
+                known = f"`gmerging {renamed}`, which does its work now"
             raise argparse.ArgumentError(action, f"got {value!r}, expected {known}")
         super()._check_value(action, value)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does, and refuse what is unknown here: with this command's usage."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"got {' '.join(unknown)}, expected the options of `{self.prog}`")
+        return found, unknown
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the default of what has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required or action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -228,9 +263,8 @@ def _add(
     about: str,
     given: tuple[Option, ...],
 ) -> None:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
     added = commands_.add_parser(
-        name, help=about, description=f"{about}.", formatter_class=formatter
+        name, help=about, description=f"{about}.", formatter_class=_Formatter
     )
     added.set_defaults(command=function)
     for add_option in given:
