@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from merging.data.files import sha256, write_tensors
-from merging.data.labels import quoted
+from merging.data.labels import number_in, quoted
 from merging.data.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
 from merging.data.split import (
     PARTS,
@@ -521,6 +521,8 @@ def _check_parts(
         instead = " and no `split_column`" if spec.split_column else ""
         random = f"`split: random` with `split_seed: {seed}`{instead}, "
         remedy = f"try {'' if seed is None else random}{other}, or more rows"
+        if info.target == "multiclass" and None not in map(number_in, info.labels):
+            remedy += "; numbers that are no classes are `target: regression`"
         raise DataError(f"{file}, {how}: {error}; {remedy}") from error
 
 

@@ -328,6 +328,12 @@ def test_a_part_that_cannot_be_learnt_or_measured_is_named(
     assert command(tmp_path, "finetune", config="more.yaml") == 1
     error = capsys.readouterr().err
     assert "and in train rare: 0 rows, expected rows of every class; try `split: random`" in error
+    assert "target: regression" not in error
+    measured = [(smiles, f"{k}.5") for k, smiles in enumerate(molecules())]
+    table = [(*row, subset) for row, subset in zip(measured, subsets, strict=True)]
+    write_csv(tmp_path / "data/tail.csv", "smiles", ("tail", "part"), table)
+    assert command(tmp_path, "finetune", config="more.yaml") == 1
+    assert "; numbers that are no classes are `target: regression`" in capsys.readouterr().err
     numbers = [(smiles, "1.5" if k > 60 else f"{k}") for k, smiles in enumerate(molecules())]
     table = [(*row, subset) for row, subset in zip(numbers, subsets, strict=True)]
     write_csv(tmp_path / "data/tail.csv", "smiles", ("tail", "part"), table)
