@@ -19,6 +19,7 @@ _PYDANTIC_WORDS = {
     "a valid tuple": "a list",
     "a valid list": "a list",
 }
+_COUNT = re.compile(r"\w+ should have (at (?:least|most) \d+ \w+).*")
 _BRANCH = re.compile(r"(function-\w+|dict|tuple|list)\[.*\]|\[key\]")
 
 
@@ -31,7 +32,10 @@ def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "fi
         whole: name for the location of a problem that concerns no single key.
     """
     found: dict[str, list[str]] = {}
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems:
+        if problem["type"] == "too_short" and _is_whole_of(problem["loc"], problems):
+            continue  # items that are wrong are not counted
         steps = [str(step) for step in problem["loc"] if not _is_branch(step)]
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
@@ -42,8 +46,18 @@ def problems_of(error: ValidationError, model: type[BaseModel], whole: str = "fi
             message = (
                 f"got {_shown(problem)}{_EXPECTED}{_expected_words(message.removeprefix(_SHOULD))}"
             )
+        elif count := _COUNT.fullmatch(message):
+            message = f"got {_shown(problem)}{_EXPECTED}{count[1]}"
         found.setdefault(".".join(steps) or whole, []).append(message)
     return "; ".join(f"{location}: {_joined(messages)}" for location, messages in found.items())
+
+
+def _is_whole_of(location: Location, problems: Sequence[ErrorDetails]) -> bool:
+    """Return True if a problem is inside of a location."""
+    depth = len(location)
+    return any(
+        len(own := problem["loc"]) > depth and own[:depth] == location for problem in problems
+    )
 
 
 def _is_branch(step: str | int) -> bool:

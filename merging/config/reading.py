@@ -79,7 +79,9 @@ def _read_values(path: Path, bundled: Sequence[Path], extended_by: tuple[Path, .
     try:
         values = yaml.load(file.read_bytes(), _Loader)  # bytes: UTF-8 or, by its mark, UTF-16
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from error
+        is_text = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+        remedy = f"; {_QUOTES}" if is_text else ""
+        raise ConfigError(f"{file}: not valid YAML: {error}{remedy}") from error
     if not isinstance(values, dict) or "extends" not in values:
         return values
     name = values.pop("extends")
@@ -99,6 +101,7 @@ def _read_values(path: Path, bundled: Sequence[Path], extended_by: tuple[Path, .
     return {**base, **sections}
 
 
+_QUOTES = "a text that begins with %, or has [, {, : or # in it, goes into quotes"
 _IDENTITY = ("setting", "description", "release")
 
 

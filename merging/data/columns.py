@@ -1,6 +1,7 @@
 """Labels of regression and multiclass tasks: reading the cells of a column as numbers."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from merging.data.labels import (
@@ -19,6 +20,7 @@ from models.errors import DataError
 from models.validation import one_of
 
 _MOST_CLASSES = 100
+_LONGEST = 100  # characters of a cell whose look is judged
 _LARGEST = 3e38  # of float32
 _MINUS = "\N{MINUS SIGN}"
 
@@ -133,16 +135,40 @@ def _number(text: str, has_comma: bool) -> float | None:
     return value + 0.0 if abs(value) < _LARGEST else None  # no -0.0
 
 
+_NUMBER = r"[+-]?(?:[.,]\d+|\d[\d.,]*)(?:e[+-]?\d+)?"
+_REMEDIES = (
+    (
+        rf"[{QUALIFIERS}\s]+{_NUMBER}.*",
+        "a bound is no measured value: leave the cell empty, or write the number to learn",
+    ),
+    (
+        rf"{_NUMBER}\s*(?:-|\N{{EN DASH}}|to|\.\.+|±|\+/?-)\s*{_NUMBER}",
+        "a range, or a number with its error, is several: write the number to learn",
+    ),
+    (
+        r"[+-]?[\d.,][\d.,_'\N{RIGHT SINGLE QUOTATION MARK}\s]*(?:e[+-]?\d+)?",
+        "write decimals with a point, and nothing between thousands",
+    ),
+    (rf"{_NUMBER}\s*[x*·\N{{MULTIPLICATION SIGN}}]\s*10.*", "write powers of ten as in 1.2e-3"),
+    (
+        rf"{_NUMBER}\s*[^\W\d_].*|{_NUMBER}\s*[%‰°].*",
+        "write the unit into `units`, and into the cell the number alone",
+    ),
+    (r"#.*", "a spreadsheet's error is no value: leave the cell empty"),
+    (r".*\d.*", "write one number alone into the cell, or leave it empty"),
+)
+"""Remedies for a cell that is not a number, by a pattern of the cell; the first match counts."""
+
+
 def _no_number(cell: str) -> str:
     """Return the end of the error text of a cell that is not a number: expectation and remedy."""
-    text = cell.strip()
-    unqualified = text.lstrip(QUALIFIERS + " ")
-    if unqualified != text and parse_number(unqualified) is not None:
-        remedy = "a bound is no measured value: leave the cell empty, or write the number to learn"
-    elif "," in text:
-        remedy = "write decimals with a point, and nothing between thousands"
-    elif text[:1].isdigit():
-        remedy = "write the unit into `units`, and into the cell the number alone"
-    else:
-        remedy = "classes are `target: multiclass`, and two of them need no `target`"
-    return f"expected a finite number or a missing value; {remedy}"
+    text = cell.strip().replace(_MINUS, "-")[:_LONGEST]
+    expected = "expected a finite number or a missing value"
+    if abs(parse_number(text) or 0) >= _LARGEST:
+        remedy = f"numbers stay below {_LARGEST:g}: take another unit, or leave the cell empty"
+        return f"{expected}; {remedy}"
+    for look, remedy in _REMEDIES:
+        if re.fullmatch(look, text, re.IGNORECASE | re.DOTALL):
+            return f"{expected}; {remedy}"
+    remedy = "classes are `target: multiclass`, and two of them need no `target`"
+    return f"{expected}; {remedy}"

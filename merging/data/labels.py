@@ -9,8 +9,21 @@ from models.errors import DataError
 MISSING = frozenset(
     (
         *("", "na", "n/a", "n.a.", "#n/a", "#na", "<na>", "nan", "-nan", "null", "none", "nil"),
-        *("?", "-", "--", ".", "nd", "n.d.", "not determined", "nt", "n.t.", "not tested"),
-        "missing",
+        *(
+            "?",
+            "-",
+            "--",
+            "\N{EN DASH}",
+            "\N{EM DASH}",
+            ".",
+            "nd",
+            "n.d.",
+            "not determined",
+            "nt",
+            "n.t.",
+            "not tested",
+            "missing",
+        ),
     )
 )
 """Cells that stand for an unknown label, in lower case; `-` is a class in a column with `+`."""
@@ -136,6 +149,9 @@ def normalise(text: str) -> str:
 
 def parse_number(text: str) -> float | None:
     """Parse a number with a decimal point or comma; None if the text is not a number, or NaN."""
+    # Python reads underscores in numbers, but `1_2` is another class than `12`.
+    if "_" in text:
+        return None
     whole, comma, fraction = text.strip().partition(",")
     try:
         value = float(f"{whole}.{fraction}" if comma and len(fraction) < 3 else text)

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from merging.data.files import sha256, write_tensors
+from merging.data.labels import parse_number, quoted
 from merging.data.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
 from merging.data.split import (
     SUBSETS,
@@ -40,9 +41,13 @@ from models.errors import DataError, MoleculeError
 from models.files import write_atomically
 from models.task import Target, TaskInfo
 
-_CACHE_VERSION = f"2, reading rule {READING_RULE}"
+_CACHE_VERSION = f"3, reading rule {READING_RULE}"
 _SHOWN = 5
 _SEEDS_TRIED = 100
+_FAR = 20
+"""A number is far from the others from so many widths of their middle half on. Solubilities and
+energies stay below it; -999 for a missing value, a slip of the decimal sign and a quantity over
+several orders of magnitude do not."""
 
 
 def _published(
@@ -94,10 +99,11 @@ class MoleculeDataset:
         dropped: rows of the file that were left out.
         record: how the file was read, as plain values: `file`, `rows`, `molecules`, `dropped`,
             `smiles_column`, `labels`; `words`, by label the cells of class 1 and 0 where these are
-            not 1 and 0; for other targets `target`, and `ranges` and `units` by label or the
-            `column` of the classes; `split`, in words; `parts`, the size of every subset;
-            `not_measured`, by subset the labels that cannot be measured on it; `repeated`, see
-            `_repeated`.
+            not 1 and 0; for other targets `target`, and `ranges`, `units` and `far` (`_outlier`) by
+            label and `two_numbers`, the labels with two values, or the `column` of the classes;
+            `missing`, the number of cells by spelling of a missing value; `split`, in words;
+            `parts`, the size of every subset; `not_measured`, by subset the labels that cannot be
+            measured on it; `repeated`, see `_repeated`.
         most_per_epoch: the number of training molecules that an epoch draws; None takes all.
     """
 
@@ -150,6 +156,7 @@ class MoleculeDataset:
                 f"{count} {_label_noun(record)}: {labels}",
                 f"split {record['split']}: {sizes}",
                 *(f"not measured in {name}: {n} of them" for name, n in not_measured(record)),
+                *describe_cells(record),
                 *_describe_repeated(record["repeated"], self.target),
             )
         )
@@ -249,6 +256,22 @@ def describe_labels(record: Mapping[str, Any]) -> str:
     return ", ".join(shown) + more
 
 
+def describe_cells(record: Mapping[str, Any]) -> list[str]:
+    """Describe the cells of a `MoleculeDataset.record` that a user should check: spellings that are
+    read as missing values, outliers, and regression labels with two values."""
+    spelt = [f"{n} x {quoted(cell) if cell else 'empty'}" for cell, n in record["missing"].items()]
+    more = [f"{len(spelt) - _SHOWN} spellings more"] if len(spelt) > _SHOWN else []
+    found = [f"missing values: {', '.join([*spelt[:_SHOWN], *more])}"] if spelt else []
+    for name, far in record.get("far", {}).items():
+        times = f"{far['times']:.3g} times the width of the middle half from the median"
+        found.append(
+            f"far from the others: {name} {far['number']:g} in line {far['line']}, {times}"
+        )
+    for name in record.get("two_numbers", ()):
+        found.append(f"{name} is one of two numbers: to learn a class, leave `target` out")
+    return found
+
+
 def _describe_label(name: str, record: Mapping[str, Any]) -> str:
     if name in record["words"]:
         one, zero = record["words"][name]
@@ -336,7 +359,8 @@ def read_csv(
         "smiles_column": table.molecule_column,
         "labels": list(info.labels),
         "words": _class_words(table, spec.target),
-        **_target_record(table, info, labels),
+        **_target_record(table, info, labels, [table.lines[k] for k in kept]),
+        "missing": dict(table.missing),
         "split": description,
         "parts": {subset: len(rows) for subset, rows in vars(split).items()},
         "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
@@ -367,16 +391,44 @@ def _tensor(table: MoleculeTable, target: Target) -> Tensor:
     return values[:, 0].nan_to_num(-1).long() if target == "multiclass" else values
 
 
-def _target_record(table: MoleculeTable, info: TaskInfo, labels: Tensor) -> dict[str, Any]:
+def _target_record(
+    table: MoleculeTable, info: TaskInfo, labels: Tensor, lines: Sequence[int]
+) -> dict[str, Any]:
     """Return the entries of a record that only multiclass and regression tasks have."""
     if info.target == "multiclass":
         return {"target": info.target, "column": table.labels[0].name}
     if info.target == "regression":
         known = [column[~column.isnan()] for column in labels.T]
         ranges = [[round(float(end), 6) for end in column.aminmax()] for column in known]
-        named = dict(zip(info.labels, ranges, strict=True))
-        return {"target": info.target, "ranges": named, "units": info.unit_of}
+        far = [_outlier(column, lines) for column in labels.T]
+        two = zip(info.labels, (len(numbers.unique()) == 2 for numbers in known), strict=True)
+        return {
+            "target": info.target,
+            "ranges": dict(zip(info.labels, ranges, strict=True)),
+            "units": info.unit_of,
+            "far": {name: own for name, own in zip(info.labels, far, strict=True) if own},
+            "two_numbers": [name for name, only in two if only],
+        }
     return {}
+
+
+def _outlier(column: Tensor, lines: Sequence[int]) -> dict[str, Any] | None:
+    """Return the outlier farthest from the median: its `number`, its `line`, and its distance from
+    the median in `times` the interquartile range. None if that is less than `_FAR`, or the range
+    is 0.
+
+    Args:
+        column: (G,) labels, NaN where missing.
+        lines: of the G rows.
+    """
+    wide = column.double()
+    first, median, third = wide.nanquantile(torch.tensor([0.25, 0.5, 0.75]).double())
+    away = (wide - median).abs().nan_to_num()
+    k = int(away.argmax())
+    times = float(away[k] / (third - first)) if third > first else 0.0
+    if times < _FAR:
+        return None
+    return {"number": float(column[k]), "line": lines[k], "times": round(times)}
 
 
 def _repeated(smiles: Sequence[str], labels: Tensor, split: Split) -> dict[str, int]:
@@ -481,6 +533,8 @@ def _check_subsets(
         instead = " and no `split_column`" if spec.split_column else ""
         random = f"`split: random` with `split_seed: {seed}`{instead}, "
         remedy = f"try {'' if seed is None else random}{other}, or more rows"
+        if info.target == "multiclass" and None not in map(parse_number, info.labels):
+            remedy += "; numbers that are no classes are `target: regression`"
         raise DataError(f"{file}, {origin}: {error}; {remedy}") from error
 
 

@@ -1,5 +1,7 @@
 """Tables of labelled molecules: their description in a configuration, and reading their rows."""
 
+import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +182,7 @@ class MoleculeTable:
         lines: the line of the file at which every one of the R rows begins.
         molecules: R molecules as written.
         labels: the label columns, with R values.
+        missing: number of label cells by spelling of a missing value.
         subsets: "train", "valid" or "test" of every row; None without `split_column`.
         dropped: malformed rows, not among the R.
     """
@@ -188,6 +191,7 @@ class MoleculeTable:
     lines: tuple[int, ...]
     molecules: tuple[str, ...]
     labels: tuple[Label, ...]
+    missing: Mapping[str, int]
     subsets: tuple[str, ...] | None
     dropped: tuple[DroppedRow, ...]
 
@@ -226,14 +230,25 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
     subsets = None
     if split_at is not None:
         subsets = _named_subsets(file, spec, cells[split_at], lines)
+    labels = _labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines)
     return MoleculeTable(
         molecule_column=columns[at],
         lines=tuple(lines),
         molecules=tuple(cells[at]),
-        labels=_labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines),
+        labels=labels,
+        missing=_missing([cells[k] for k in labels_at or others], labels),
         subsets=subsets,
         dropped=tuple(dropped),
     )
+
+
+def _missing(columns: Sequence[Sequence[str]], labels: Sequence[Label]) -> dict[str, int]:
+    """By spelling, how many cells of some labels are missing values; the most frequent first."""
+    counts: Counter[str] = Counter()
+    for cells, label in zip(columns, labels, strict=True):
+        pairs = zip(cells, label.values, strict=True)
+        counts.update(cell.strip() for cell, value in pairs if math.isnan(value))
+    return dict(counts.most_common())
 
 
 def _column(name: str, columns: Sequence[str]) -> int:

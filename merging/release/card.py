@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merging.data.molecule_dataset import describe_labels, not_measured
+from merging.data.molecule_dataset import describe_cells, describe_labels, not_measured
 from merging.family import OfflineFamily
 from merging.mergers.registry import MERGERS
 from merging.run.scores import AUTHORS_BATCH_SIZE
@@ -212,7 +212,7 @@ def data_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _data_row(task: str, record: Mapping[str, Any]) -> list[str]:
-    labels = [describe_labels(record)]
+    labels = [describe_labels(record), *describe_cells(record)]
     labels += [f"{count} not measured in {subset}" for subset, count in not_measured(record)]
     counts = [str(record[name]) for name in ("molecules", "dropped")]
     sizes = " / ".join(str(size) for size in record["parts"].values())

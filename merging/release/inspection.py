@@ -3,9 +3,17 @@
 from pathlib import Path
 
 from merging.studies.markdown import METRIC_NAMES
-from merging.targets.metrics import scores_by_task
 from models.artifact import MANIFEST, load_components
 from models.experts.unified import DEFAULT_ROUTING
+from models.manifest import Manifest
+from models.task import TaskInfo
+
+_COUNTED = {
+    "multilabel": ("label", "labels"),
+    "multiclass": ("class", "classes"),
+    "regression": ("number", "numbers"),
+    "energy_and_forces": ("energy", ""),
+}
 
 
 def describe(folder: Path) -> str:
@@ -33,12 +41,13 @@ def describe(folder: Path) -> str:
     separate = len(artifact.experts) * backbone + task_specific
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     unknown = ", ".join(map(ascii, sorted(files - {MANIFEST, *manifest.files})))
-    scores = scores_by_task(manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}))
+    scores, width_of_names = _scores(manifest), max(10, *map(len, manifest.tasks))
     rows = []
     for task, info in manifest.tasks.items():
-        metric, value = scores.get(task, ("", 0.0))
-        score = f"{METRIC_NAMES[metric]} {value:.3f}  " if metric else ""
-        rows.append(f"  {task:10} {len(info.labels):4} labels  {score}{info.description}")
+        count = f"{len(info.labels):4} {_COUNTED[info.target][len(info.labels) > 1]:7}"
+        about = ": ".join(filter(None, (info.description, _named(info))))
+        score = f"  {scores[task]}" if task in scores else ""
+        rows.append(f"  {task:{width_of_names}} {count}{score}  {about}".rstrip())
     identity = f"{manifest.name} {manifest.version}, format {manifest.format_version}"
     rank, experts = manifest.rank, len(artifact.experts)
     shares = f"all {merged:,}, {merged / separate:.2f} of {separate:,} for separate models"
@@ -54,3 +63,21 @@ def describe(folder: Path) -> str:
     if unknown:
         lines.append(f"files that are not in the manifest, which nothing reads: {unknown}")
     return "\n".join(lines)
+
+
+def _named(info: TaskInfo) -> str:
+    """Return the classes of a task, or its values with units; nothing for independent labels."""
+    if info.target == "multilabel":
+        return ""
+    if info.target == "energy_and_forces":
+        return "energy [eV], forces [eV/Angstrom]"
+    units = {label: f" [{unit}]" for label, unit in info.unit_of.items()}
+    return ", ".join(f"{label}{units.get(label, '')}" for label in info.labels)
+
+
+def _scores(manifest: Manifest) -> dict[str, str]:
+    """Return the test metric of every task with the default routing, added tasks included."""
+    found = scores_by_task(manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}))
+    for task, own in manifest.metrics.get("added", {}).items():
+        found[task] = own["metric"], own["with_adapters"]
+    return {task: f"{METRIC_NAMES[metric]} {value:.3f}" for task, (metric, value) in found.items()}

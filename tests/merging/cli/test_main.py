@@ -5,7 +5,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from merging.__main__ import EXTRA
+from merging.cli.main import _commands, _studies, main
 
 ROOT = Path(__file__).parents[3]
 BLOCKER = """
@@ -50,3 +53,38 @@ def test_the_command_is_this_one_and_the_packages_are_the_extras() -> None:
         requirement.partition(">")[0] for requirement in project["optional-dependencies"]["merging"]
     }
     assert names == set(EXTRA.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["graphs", "--output", "a"], "got 'graphs', expected `gmerging release`, which does"),
+        (["release-graphs"], "got 'release-graphs', expected `gmerging release`, which does"),
+        (["compare-graphs"], "got 'compare-graphs', expected `gmerging compare`, which does"),
+        (["compare-force-fields"], "expected `gmerging study gffmerge`, which does its work now"),
+        (["gw-smm"], "got 'gw-smm', expected `gmerging study gw-smm`, which does its work now"),
+        (["relase"], "got 'relase', expected one of pretrain, finetune"),
+        (["relase"], "did you mean 'release'?"),
+        (["study", "experst"], "did you mean 'experts'?"),
+        (["ablate", "--seeds", "1"], "usage: gmerging ablate [-h]"),
+        (["ablate", "--seeds", "1"], "got --seeds 1, expected the options of `gmerging ablate`"),
+    ],
+)
+def test_a_wrong_command_or_option_is_answered_with_the_right_one(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_says_no_default_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    studies = [["study", name] for name, *_ in _studies()]
+    for arguments in [*([name] for name, *_ in _commands()), *studies]:
+        with pytest.raises(SystemExit):
+            main([*arguments, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert "(default: None)" not in said
+        assert "(default: False)" not in said
+        assert ("--seed SEED of all that is drawn (default: 0)" in said) == ("--seed SEED" in said)

@@ -93,6 +93,8 @@ def test_a_file_may_be_utf_16(tmp_path: Path, bundled: Path) -> None:
         ("", "mine.yaml: got nothing, expected sections"),
         ("[1, 2]", "mine.yaml: got no sections, expected sections"),
         ("setting: [", "mine.yaml: not valid YAML"),
+        ("tasks: [Temp [C]]", ": or # in it, goes into quotes"),
+        ("release: %", "; a text that begins with %, or has"),
         ("a: " + "[" * 2000, "mine.yaml: not valid YAML"),
         ("setting: a\nsetting: b", "got setting twice in one section, expected each key once"),
         ("extends: mine.yaml", "mine.yaml: extends itself, expected another file"),

@@ -96,6 +96,14 @@ def test_an_unknown_key_is_refused_at_any_depth(
     [
         ("datasets: {nitrogen: {positive: yes}}", "got true, which is what YAML makes of yes"),
         (
+            "datasets: {nitrogen: {target: multiclass, classes: [a]}}",
+            "datasets.nitrogen.classes: got ['a'], expected at least 2 items",
+        ),
+        (
+            "datasets: {nitrogen: {label_columns: []}}",
+            "datasets.nitrogen.label_columns: got [], expected at least 1 item",
+        ),
+        (
             "datasets: {nitrogne: {file: a.csv}}",
             "got names ['nitrogne'], expected names among tasks",
         ),
@@ -114,6 +122,13 @@ def test_an_unknown_key_is_refused_at_any_depth(
 )
 def test_what_fits_nowhere_is_refused(text: str, message: str, pico_config_file: Path) -> None:
     assert message in refused_child(pico_config_file, text)
+
+
+def test_items_that_are_wrong_are_not_called_too_few(pico_config_file: Path) -> None:
+    text = "datasets: {nitrogen: {target: multiclass, classes: [yes, no]}}"
+    said = refused_child(pico_config_file, text)
+    assert "datasets.nitrogen.classes.1: got false, which is what YAML makes of yes" in said
+    assert "at least" not in said
 
 
 def refused_child(parent: Path, text: str) -> str:

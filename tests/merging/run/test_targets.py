@@ -17,6 +17,7 @@ from merging.config.base import fingerprint
 from merging.data.molecule_tables import DatasetSpec
 from merging.families.molecule_config import MoleculeConfig
 from merging.mergers.registry import MERGERS
+from merging.release.card import data_table
 from merging.run.config import load_config
 from merging.run.models import finetuned_model
 from merging.run.run import Run
@@ -105,6 +106,28 @@ def test_what_was_read_is_said(made: Path) -> None:
     assert "3 classes of 'tail': short, middle, long; split scaffold: 60 train" in said
 
 
+def test_what_is_worth_a_look_in_the_cells_is_said(tmp_path: Path) -> None:
+    write_targets(tmp_path)
+    rows = [(smiles, logs, f"{k % 2}") for k, (smiles, logs, _) in enumerate(numbers())]
+    rows[4], rows[5] = (rows[4][0], "-999", ""), (rows[5][0], "NA", "n/a")
+    write_csv(tmp_path / "data/esol.csv", "smiles", ("logS", "mp"), rows)
+    graded = [(smiles, ("none", "mild", "severe")[k % 3]) for k, smiles in enumerate(molecules())]
+    write_csv(tmp_path / "data/tail.csv", "smiles", ("tail",), graded)
+    values = yaml.safe_load((tmp_path / "more.yaml").read_text())
+    del values["datasets"]["tail"]["classes"]
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(values))
+    run = run_of(tmp_path)
+    said = run.dataset("esol").summary
+    missing = "; missing values: 1 x 'NA', 1 x empty, 1 x 'n/a'"
+    assert f"10 test{missing}; far from the others: logS -999 in line 6, " in said
+    assert re.search(r"line 6, \d+ times the width of the middle half from the median; mp", said)
+    assert "; mp is one of two numbers: to learn a class, leave `target` out" in said
+    assert "logS -999 in line 6" in data_table({"esol": run.dataset("esol").record})
+    said = run_of(tmp_path, "more.yaml").dataset("tail").summary
+    assert "2 classes of 'tail': mild, severe; split" in said
+    assert said.endswith("10 test; missing values: 27 x 'none'")
+
+
 def test_numbers_are_learnt_and_answered_in_their_units(made: Path) -> None:
     run = run_of(made)
     dataset, forward = (
@@ -166,7 +189,10 @@ def test_the_card_names_metrics_and_units(made: Path) -> None:
 def test_the_artifact_describes_itself(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(made / "extended")]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"esol +2 labels  MAE / std \d\.\d{3}  solubility and melting point", said)
+    assert re.search(r"nitrogen +1 label +ROC-AUC \d\.\d{3}", said)
+    found = r"esol +2 numbers  MAE / std \d\.\d{3}  solubility and melting point: "
+    assert re.search(found + r"logS \[log mol/L\], mp \[K\]\n", said)
+    assert re.search(r"tail +3 classes  accuracy \d\.\d{3}  short, middle, long\n?", said)
 
 
 @pytest.mark.anyio
@@ -305,6 +331,12 @@ def test_a_part_that_cannot_be_learnt_or_measured_is_named(
     assert command(tmp_path, "finetune", config="more.yaml") == 1
     error = capsys.readouterr().err
     assert "and in train rare: 0 rows, expected rows of every class; try `split: random`" in error
+    assert "target: regression" not in error
+    measured = [(smiles, f"{k}.5") for k, smiles in enumerate(molecules())]
+    table = [(*row, subset) for row, subset in zip(measured, subsets, strict=True)]
+    write_csv(tmp_path / "data/tail.csv", "smiles", ("tail", "part"), table)
+    assert command(tmp_path, "finetune", config="more.yaml") == 1
+    assert "; numbers that are no classes are `target: regression`" in capsys.readouterr().err
     numbers = [(smiles, "1.5" if k > 60 else f"{k}") for k, smiles in enumerate(molecules())]
     table = [(*row, subset) for row, subset in zip(numbers, subsets, strict=True)]
     write_csv(tmp_path / "data/tail.csv", "smiles", ("tail", "part"), table)
