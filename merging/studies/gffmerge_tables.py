@@ -10,11 +10,11 @@ _TITLES = {"md17": "MD17", "lips20": "LiPS20"}
 _QUANTITIES = {"forces": "forces, meV/Angstrom", "energy": "energy, meV"}
 
 
-def tables(results: Mapping[str, Any]) -> str:
+def gffmerge_tables(results: Mapping[str, Any]) -> str:
     """All tables of a results file: errors of each method, errors by task, and seconds."""
     sections = []
     for source, entry in results.items():
-        sections.append(f"### {_TITLES[source]}\n\n{overall(entry)}")
+        sections.append(f"### {_TITLES[source]}\n\n{average_errors_table(entry)}")
         sections.append(
             f"Forces by task (teachers of one beginning), meV/Angstrom:\n\n{by_task(entry)}"
         )
@@ -24,7 +24,7 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def overall(entry: Mapping[str, Any]) -> str:
+def average_errors_table(entry: Mapping[str, Any]) -> str:
     """Mean absolute errors, mean over the tasks, by method and beginning."""
     beginnings = entry["settings"]["beginnings"]
     head = [

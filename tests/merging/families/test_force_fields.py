@@ -553,7 +553,7 @@ def test_a_study_from_data_to_table(
         "joint training",
     } < set(methods)
     assert all(set(seed) == set(SHAPES) for row in entry["rows"] for seed in row["by_seed"])
-    text = table.tables({"md17": entry})
+    text = table.gffmerge_tables({"md17": entry})
     assert text.count("| joint training |") == 2
     # what is finished is read back, not measured again
     monkeypatch.setattr(study, "errors_of", None)
@@ -611,4 +611,4 @@ def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
 
 def test_the_page_shows_the_results() -> None:
     results = json.loads((ROOT / "results" / "neighbours" / "gffmerge.json").read_text())
-    assert table.tables(results) in (ROOT / "docs" / "gffmerge.md").read_text()
+    assert table.gffmerge_tables(results) in (ROOT / "docs" / "gffmerge.md").read_text()
