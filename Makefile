@@ -51,10 +51,10 @@ check-fast: $(VENV)/.dev ## style and the most telling tests, in less than a min
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest $(FAST)
 
 test: check ## style, types, and all tests but the slow ones and those that need a browser
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -m "not slow and not browser"
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -m "not slow and not browser" --cov
 
 test-all: check ## style, types and every test
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --cov
 
 release: $(VENV)/.dev ## the offline chain with real data: fine-tune, merge, train adapters, evaluate, write the artifact (about two hours)
 	$(BIN)/gmerging release --config gcn_supervised_contextpred_rank10.yaml --seed 1 --processes 2 --threads $(THREADS)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from benchmarks.common import by_task
 from merging.data.molecule_dataset import MoleculeDataset, load_smiles
-from merging.run.models import finetuned
+from merging.run.models import finetuned_model
 from merging.run.run import Run
-from merging.run.scores import answering, measured
+from merging.run.scores import evaluate, unified_forward
 from merging.studies.forests import neutralise
 from merging.training.supervised import MultitaskModel, train
 from models.data.batch import GraphBatch
@@ -83,7 +83,7 @@ def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
     settings, shape = run.config.training_for(dataset.task), run.config.shape
     torch.manual_seed(run.seed)
     model = MultitaskModel(run.family, shape, {dataset.task: dataset}, settings.dropout)
-    initial = sub_state(run.initial(), "network.")
+    initial = sub_state(run.initial_state(), "network.")
     model.network = SeeingBackbone(shape, settings.dropout, initial)
     with TemporaryDirectory() as folder:
         made = train(model, settings, run.seed, Path(folder) / "resume.pt", run.device)
@@ -91,14 +91,14 @@ def fine_tune(run: Run, dataset: MoleculeDataset) -> dict[str, float]:
     model.head(dataset.task).load_state_dict(made.heads[dataset.task])
     model.eval()
     sampled = replace(run, _datasets={dataset.task: dataset})
-    found = measured(sampled, partial(model, task=dataset.task), dataset.task)
+    found = evaluate(sampled, partial(model, task=dataset.task), dataset.task)
     areas = {subset: values["roc_auc"] for subset, values in found.items()}
     return {"epoch": made.record["best_epoch"], **areas}
 
 
 def compared(run: Run, task: str) -> dict[str, Any]:
     """The fine-tuned model as it is, and with each way of drawing."""
-    found = measured(run, answering(run, finetuned(run, task), task), task)
+    found = evaluate(run, unified_forward(run, finetuned_model(run, task), task), task)
     return {
         "hu2020": {subset: values["roc_auc"] for subset, values in found.items()},
         **{name: fine_tune(run, with_charges(run, task, drawn)) for name, drawn in DRAWN.items()},

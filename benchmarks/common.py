@@ -12,7 +12,7 @@ import torch
 from merging.data.files import read_json, write_json
 from merging.run.config import load_config
 from merging.run.run import Run
-from merging.run.scores import answering, measured
+from merging.run.scores import evaluate, unified_forward
 from models.experts.unified import Routing, UnifiedModel
 
 
@@ -62,7 +62,7 @@ def by_task(
 
 def areas(run: Run, model: UnifiedModel, task: str, routing: Routing = "own") -> dict[str, float]:
     """ROC-AUC of a model on the validation and test molecules of a task."""
-    found = measured(run, answering(run, model, task, routing), task)
+    found = evaluate(run, unified_forward(run, model, task, routing), task)
     return {subset: values["roc_auc"] for subset, values in found.items()}
 
 

@@ -21,9 +21,9 @@ from benchmarks.common import parser, run_of
 from benchmarks.measuring import in_turns, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import read_json, write_json
-from merging.run.models import unified
+from merging.run.models import unified_model
 from merging.run.run import Run
-from merging.run.scores import all_adapters, environment, measured
+from merging.run.scores import all_adapters, environment, evaluate
 from merging.run.stage import Stage
 from merging.run.store import StageResult
 from merging.targets.metrics import batches
@@ -31,7 +31,7 @@ from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import read_graph
-from models.experts import unified as plain
+from models.experts import unified_model as plain
 from models.experts.bank import AdapterBank
 from models.experts.unified import Routing, UnifiedModel
 
@@ -72,7 +72,7 @@ class _Compared(_EachSite):
         mixed = self.bank.mix(
             site, self.bank.project(site, h).expand(-1, len(self.experts), -1, -1), by_row
         )
-        target = self.bank.own(site, h, self.experts)
+        target = self.bank.target_outputs(site, h, self.experts)
         size = mixed.norm()
         self.found.append(
             (site, float((h - left - mixed).norm() / size), float((target - mixed).norm() / size))
@@ -104,8 +104,8 @@ def accuracy(run: Run) -> dict[str, Any]:
     """Compute ROC-AUC by layers, case and task, on validation and test."""
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
-        varied = run.varied(router={"mixed_layers": count})
-        compiled = CompiledModel(unified(varied))
+        varied = run.with_changes(router={"mixed_layers": count})
+        compiled = CompiledModel(unified_model(varied))
         for case, routing in CASES.items():
             if case == "own" and layers != "last layer":
                 continue  # it does not mix
@@ -131,7 +131,7 @@ def scores(run: Run, model: CompiledModel, task: str, routing: Routing, _: Path)
     def logits(batch: GraphBatch) -> Tensor:
         return model(batch, [task], routing).logits[task]
 
-    found = measured(run, logits, task)
+    found = evaluate(run, logits, task)
     return StageResult(record={subset: values["roc_auc"] for subset, values in found.items()})
 
 
@@ -153,7 +153,8 @@ def units(run: Run) -> dict[str, Any]:
             same number (1 / r by chance).
     """
     return {
-        name: of_site(unified(run).bank, site) for site, name in enumerate(unified(run).site_names)
+        name: of_site(unified_model(run).bank, site)
+        for site, name in enumerate(unified_model(run).site_names)
     }
 
 
@@ -180,7 +181,7 @@ def gap(run: Run) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for layers, count in LAYERS.items():
-        model = unified(run.varied(router={"mixed_layers": count}))
+        model = unified_model(run.with_changes(router={"mixed_layers": count}))
         _Compared.found = []
         with stream(_Compared), torch.inference_mode():
             for task in run.tasks:
@@ -206,10 +207,10 @@ def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
     batch = collate([read_graph(text) for text in fixed_molecules(MOLECULES, run.data, run.work)])
     found: dict[str, Any] = {"machine": machine(1), "molecules": MOLECULES, "rounds": rounds}
     with torch.inference_mode():
-        found["fusing"] = fusing(unified(run).bank, batch, 9)
+        found["fusing"] = fusing(unified_model(run).bank, batch, 9)
     print("fusing", found["fusing"], flush=True)
     for layers, count in LAYERS.items():
-        model = unified(run.varied(router={"mixed_layers": count}))
+        model = unified_model(run.with_changes(router={"mixed_layers": count}))
         compiled = CompiledModel(model)
         cases = {f"plain, {case}": one_pass(model, batch, case) for case in CASES}
         cases |= {f"compiled, {case}": one_pass(compiled, batch, case) for case in CASES}

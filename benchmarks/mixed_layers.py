@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import parser, run_of, store
-from merging.run.models import unified
+from merging.run.models import unified_model
 from merging.targets.metrics import compute_outputs, roc_auc
 from models.compiled.model import CompiledModel
 from models.data.batch import GraphBatch
@@ -38,7 +38,7 @@ def main() -> None:
     options.add_argument("cases", nargs="*", help=f"of {list(_CASES)}; all if none is named")
     arguments = options.parse_args()
     run = run_of(arguments)
-    model = unified(run)
+    model = unified_model(run)
     for name in arguments.cases or _CASES:
         model.router = RouterConfig(**{**run.config.router.model_dump(), **_CASES[name]})
         compiled = CompiledModel(model)

@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks.common import areas, parser, run_of, store
 from merging.config.training import MultitaskConfig
 from merging.data.molecule_dataset import load_smiles
-from merging.run.models import expert, experts, single_task_model, unified, without_adapters
+from merging.run.models import expert, experts, single_task_model, unified_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import answering
-from merging.run.stages import merged_network, own_network
+from merging.run.scores import unified_forward
+from merging.run.stages import finetuned_network, merged_network
 from merging.studies.forests import ecfp4
 from merging.targets.metrics import compute_outputs, roc_auc
 from merging.training.alignment import align, alignment_loss, set_statistics
@@ -44,7 +44,7 @@ def far(run: Run) -> dict[str, Any]:
     Besides the scores: the weight of the task's own expert in each group, and its rank correlation
     with similarity, which tells whether the weight recognises dissimilar molecules.
     """
-    model, found = unified(run), {}
+    model, found = unified_model(run), {}
     for k, task in enumerate(run.tasks):
         dataset = run.dataset(task)
         bits = torch.from_numpy(
@@ -67,7 +67,7 @@ def far(run: Run) -> dict[str, Any]:
         )
         scores: dict[Routing, Tensor] = {
             routing: compute_outputs(
-                answering(run, model, task, routing), dataset.graphs, rows, run.device
+                unified_forward(run, model, task, routing), dataset.graphs, rows, run.device
             )
             for routing in ("own", "moe")
         }
@@ -109,7 +109,7 @@ def few(run: Run) -> dict[str, Any]:
             made = align(
                 dataset.graphs,
                 rows,
-                own_network(run, task),
+                finetuned_network(run, task),
                 merged_network(run),
                 settings,
                 run.seed,
@@ -186,7 +186,7 @@ def joint(run: Run) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     tasks, backbone = run.tasks, merged_network(run).requires_grad_(False)
     adapters = [expert(run, task).adapters for task in tasks]
-    teachers = [own_network(run, task).requires_grad_(False) for task in tasks]
+    teachers = [finetuned_network(run, task).requires_grad_(False) for task in tasks]
     optimizer = torch.optim.Adam(
         [parameter for own in adapters for parameter in own.parameters()], lr=3e-4, fused=True
     )
@@ -259,7 +259,7 @@ def mixed(
 
 def published(run: Run) -> dict[str, Any]:
     """Score the own and mixed answers of the finished model, the baseline of all experiments."""
-    model = unified(run)
+    model = unified_model(run)
     return {
         task: {routing: areas(run, model, task, routing) for routing in ("own", "moe")}
         for task in run.tasks

@@ -16,13 +16,13 @@ import torch
 
 from benchmarks.common import parser, run_of, store
 from merging.mergers.task_vector import TaskVector
-from merging.run.models import finetuned, without_adapters
+from merging.run.models import finetuned_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import answering, measured
-from merging.run.stages import teacher, trained
+from merging.run.scores import evaluate, unified_forward
+from merging.run.stages import teacher, trained_model
 from merging.targets.losses import compute_loss
 from merging.targets.metrics import batches
-from merging.training.supervised import MultitaskModel, untrained
+from merging.training.supervised import MultitaskModel, initial_model
 from models.networks.hu2020 import make_backbone
 from models.state_dict import sub_state
 
@@ -37,14 +37,14 @@ def pull_back(run: Run, task: str) -> dict[str, Any]:
 
     Source: WiSE-FT, Wortsman et al. 2022, Robust fine-tuning of zero-shot models, arXiv:2109.01903.
     """
-    start = sub_state(run.initial(), "network.")
-    vector = TaskVector.between(start, trained(run, teacher(run, task)).network)
-    models = {"finetuned": finetuned(run, task)}
+    start = sub_state(run.initial_state(), "network.")
+    vector = TaskVector.between(start, trained_model(run, teacher(run, task)).network)
+    models = {"finetuned": finetuned_model(run, task)}
     for s in SCALINGS:
         backbone = make_backbone(vector.apply(start, s), run.config.shape, "pulled back")
         models[str(s)] = without_adapters(run, backbone, task)
     return {
-        name: areas(measured(run, answering(run, model, task), task))
+        name: areas(evaluate(run, unified_forward(run, model, task), task))
         for name, model in models.items()
     }
 
@@ -58,8 +58,8 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
     """The best epoch by validation of the model itself, and of each average; one fine-tuning as
     configured, seeded like the real one."""
     dataset, settings = run.dataset(task), run.config.training_for(task)
-    start = run.initial(), run.seed, settings.dropout
-    model = untrained(run.family, run.config.shape, {task: dataset}, *start)
+    start = run.initial_state(), run.seed, settings.dropout
+    model = initial_model(run.family, run.config.shape, {task: dataset}, *start)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
     rows, averages = dataset.split.train, {span: copy.deepcopy(model) for span in SPANS}
     steps, best = -(-len(rows) // settings.batch_size), {}
@@ -76,7 +76,7 @@ def averaging(run: Run, task: str) -> dict[str, Any]:
             for span, average in averages.items():
                 follow(average, model, 1 / (span * steps))
         for name, tried in {"finetuned": model, **averages}.items():
-            scores = areas(measured(run, partial(tried.eval(), task=task), task))
+            scores = areas(evaluate(run, partial(tried.eval(), task=task), task))
             if str(name) not in best or scores["valid"] > best[str(name)]["valid"]:
                 best[str(name)] = {"epoch": epoch, **scores}
     return best

@@ -1,5 +1,6 @@
-"""The command `gmerging`, also `python -m merging`: the commands are in `merging.cli.main`, which
-needs more than the service is installed with."""
+"""The command `gmerging`, also `python -m merging`. It imports `merging.cli.main`, whose packages
+the service does not install.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ EXTRA = {
     "tqdm": "tqdm",
     "yaml": "pyyaml",
 }
-"""The packages of the extra `merging`, by the name that is imported."""
+"""Packages of the extra `merging`, by import name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """As `merging.cli.main.main`; where the extra `merging` is not installed, 1 and a line that
-    says what to install."""
+    """Run `merging.cli.main.main` and return its exit code; without the extra `merging`, print what
+    to install and return 1."""
     try:
         from merging.cli.main import main as run
 

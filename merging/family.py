@@ -1,7 +1,7 @@
-"""What training, merging and measuring ask of a kind of model.
+"""The interface of a family of models for training, merging and evaluation.
 
-`merging.families` has one file for each kind, and one table of them. What is the same for most
-kinds (a linear head for each task, losses and scores by what the answers are) is written here once.
+`merging.families` has one file per family, and one table of them. The defaults here serve most
+families: a linear head per task, and loss and metrics by the task's target.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from merging.config.base import ReleaseConfig, Section, Setting
-from merging.config.training import AlignmentConfig, TrainingConfig, TuningConfig
+from merging.config.training import AlignmentConfig, Initialisation, TrainingConfig, TuningConfig
 from merging.data.task_data import Step
 from merging.mergers.base import MergeResult
 from merging.mergers.registry import MergeConfig
@@ -32,12 +32,12 @@ StateDict = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a run reads and writes.
+    """The folders of a run.
 
     Attributes:
         data: the data folder.
         work: the work folder.
-        workers: processes for reading molecules.
+        workers: number of processes that read molecules.
     """
 
     data: Path
@@ -46,177 +46,218 @@ class Folders:
 
 
 class RunConfig(Section):
-    """The configuration of a run, whatever the kind of model.
+    """The configuration of a run; every family has its own subclass.
 
     Attributes:
-        setting: its name, and that of its results.
-        merge: how the networks are merged.
-        release: what the artifact is called; needed only by commands that write one.
+        setting: name of the configuration and of its results.
+        merge: the merger and its options.
+        release: name and version of the artifact; needed only by commands that write one.
+        tasks: names of the tasks, or their descriptions by name.
     """
 
     setting: Name
     description: str = ""
     merge: MergeConfig = MergeConfig()
     release: ReleaseConfig | None = None
-    tasks: Any  # names, or descriptions by name: a family says which
+    tasks: Any
 
     @property
     def shape(self) -> Any:
-        """The network's."""
+        """Shape of the network."""
         raise NotImplementedError
 
     @property
     def rank(self) -> int:
-        """Of the adapters; 0: there are none."""
+        """Rank of the adapters; 0 if there are none."""
         return 0
 
     @property
     def routing(self) -> RouterConfig:
-        """How the adapters of several tasks are mixed."""
+        """Settings of the router that mixes the adapters."""
         return RouterConfig()
 
     @property
-    def tuning_after(self) -> TuningConfig | None:
-        """How the heads are trained on the merged network; None: they are not."""
+    def head_tuning(self) -> TuningConfig | None:
+        """Settings for training the heads on the merged network; None leaves them as merged."""
         return None
 
     @property
     def joint_training(self) -> TrainingConfig | None:
-        """How one network is trained on all tasks; None: it is not compared with."""
+        """Settings for training one network on all tasks; None if there is no such baseline."""
         return None
 
     def dataset_for(self, task: str) -> BaseModel:
-        """The section that says what the task's data are."""
+        """Return the section that describes a task's data."""
         raise NotImplementedError
 
     def training_for(self, task: str) -> TrainingConfig:
-        """How a task's own model is trained."""
+        """Return the training settings of a task's own model."""
         raise NotImplementedError
 
     def alignment_for(self, task: str) -> AlignmentConfig:
-        """How a task's adapters are trained."""
+        """Return the training settings of a task's adapters."""
         raise NotImplementedError
 
     def initial_seed(self, task: str, seed: int) -> int:
-        """Of the weights that a task's training starts from, in a run with that seed."""
+        """Return the seed of a task's initial weights in a run with the given seed."""
         return seed
 
     def check_variants(self) -> None:
-        """Raises ConfigError: a variant that the configuration describes does not fit."""
+        """Validate the ablations and sweeps. Raises ConfigError: one of them is invalid."""
 
-    def called(self) -> ReleaseConfig:
-        """Name and version of the artifact. Raises ConfigError: there is no `release`."""
+    def require_release(self) -> ReleaseConfig:
+        """Return name and version of the artifact. Raises ConfigError: there is no `release`."""
         if self.release is None:
             raise ConfigError(
                 f"release: got none in configuration {self.setting!r}, expected a name of its own "
-                "(what it extends hands on none): "
+                "(it is not inherited by `extends`): "
                 f"write `release: {{name: {self.setting}, version: 1.0.0}}` into it"
             )
         return self.release
 
 
-class OfflineFamily(ABC):
-    """A kind of model, offline.
+class ScratchRunConfig(RunConfig):
+    """A run whose models start from random weights and share their training settings.
 
     Attributes:
-        kinds: values of `kind` of the networks' shapes.
-        config: the class of its configurations.
-        folder: of those that come with the package, below `configs`.
+        network: shape of the network.
+        initialisation: whether all tasks start from the same random weights, or each from its own.
+        training: settings of every task's own model and of joint training.
+    """
+
+    network: Any
+    initialisation: Initialisation = "shared"
+    training: Any
+
+    @property
+    def shape(self) -> Any:
+        """Shape of the network."""
+        return self.network
+
+    @property
+    def joint_training(self) -> Any:
+        """`training`: joint training takes as many epochs as a task's own."""
+        return self.training
+
+    def training_for(self, task: str) -> Any:
+        """Return `training`, whatever the task."""
+        return self.training
+
+
+def random_state(seed: int, **builders: Callable[[], nn.Module]) -> StateDict:
+    """Return the random weights of modules, built in the given order, as `<name>.<key>`; they
+    depend on the seed alone, and torch's generator stays as it was."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return {
+            f"{name}.{key}": value
+            for name, build in builders.items()
+            for key, value in build().state_dict().items()
+        }
+
+
+class OfflineFamily(ABC):
+    """A family of models for training, merging and evaluation.
+
+    Attributes:
+        kinds: the `kind` values of the family's networks.
+        config: class of the family's run configurations.
+        config_folder: folder of the bundled configurations, below `configs`.
         adapters: whether adapters are trained. False: artifacts have rank 0, and tasks cannot be
             added to them.
-        unserved: kinds of data (`kind` of their sections) that are trained on and merged, but that
-            no artifact answers.
-        compared: mergers that `gmerging compare` measures where the configuration names none.
-        calibration_batch, evaluation_batch: graphs in a batch.
+        unserved_data: `kind` values of data that can be trained on and merged, but not served.
+        default_mergers: mergers that `gmerging compare` measures besides the configured one.
+        calibration_batch, evaluation_batch: graphs per batch.
     """
 
     kinds: ClassVar[tuple[str, ...]]
     config: ClassVar[type[RunConfig]]
-    folder: ClassVar[str] = ""
+    config_folder: ClassVar[str] = ""
     adapters: ClassVar[bool] = False
-    unserved: ClassVar[tuple[str, ...]] = ()
-    compared: ClassVar[tuple[MergeConfig, ...]] = (MergeConfig(method="weight_average"),)
+    unserved_data: ClassVar[tuple[str, ...]] = ()
+    default_mergers: ClassVar[tuple[MergeConfig, ...]] = (MergeConfig(method="weight_average"),)
     calibration_batch: ClassVar[int] = 32
     evaluation_batch: ClassVar[int] = 256
 
     @abstractmethod
     def read(self, config: Any, task: str, folders: Folders, seed: int) -> Any:
-        """The `TaskData` of a task. Raises DataError: a file is absent or wrong."""
+        """Read a task's data as a `TaskData`. Raises DataError: a file is missing or invalid."""
 
     @abstractmethod
     def network(self, shape: Any, dropout: float = 0.0) -> nn.Module:
-        """The network that is merged, with random weights."""
+        """Build the network to be merged, with random weights."""
 
-    @abstractmethod
-    def initial(self, config: Any, seed: int, folders: Folders) -> StateDict:
-        """What training starts from: `network.*`, and `head.*` where all heads start alike."""
+    def initial_state(self, config: Any, seed: int, folders: Folders) -> StateDict:
+        """Return the weights that training starts from: `network.*`, and `head.*` if all heads
+        start alike. By default a random network, which depends on the seed alone."""
+        return random_state(seed, network=lambda: self.network(config.shape))
 
-    def origin(self, config: Any, folders: Folders) -> str:
-        """What `initial` depends on besides shape and seed: the checkpoint's digest, if there is
-        one."""
+    def initial_fingerprint(self, config: Any, folders: Folders) -> str:
+        """Return what the initial weights depend on besides shape and seed, such as the digest of
+        a checkpoint."""
         return ""
 
-    def settings(self, config: Any, task: str) -> tuple[Setting, ...]:
-        """What a task's data depend on, besides the files."""
+    def data_settings(self, config: Any, task: str) -> tuple[Setting, ...]:
+        """Return the settings that a task's data depend on, besides its files."""
         return (config.dataset_for(task),)
 
-    def shared(self, data: Any, settings: Any) -> Any:
-        """A task's data as they are seen where one network is trained on all tasks."""
+    def joint_data(self, data: Any, settings: Any) -> Any:
+        """Return a task's data as joint training uses them."""
         return data
 
     def calibration_graphs(self, config: Any) -> int:
-        """How many training graphs of a task a merger may see."""
+        """Return the number of a task's training graphs that a merger may use."""
         return 256
 
     def head(self, shape: Any, data: Any) -> nn.Module:
-        """What a task has of its own, with random weights."""
+        """Build a task's head with random weights."""
         return nn.Linear(shape.hidden_dim, data.outputs)
 
-    def prepare(self, network: Any, head: Any, data: Any) -> None:
-        """Set what a head takes from the training labels, before training; in place."""
+    def prepare_head(self, network: Any, head: Any, data: Any) -> None:
+        """Set the constants of a head that follow from the training labels, in place."""
         return
 
     def tuned_parameters(self, head: Any) -> Iterable[nn.Parameter]:
-        """What is trained of a head where the network stays as it is."""
-        found: Iterable[nn.Parameter] = head.parameters()
-        return found
+        """Return the parameters of a head that are trained while the network is frozen."""
+        parameters: Iterable[nn.Parameter] = head.parameters()
+        return parameters
 
     def outputs(self, network: Any, head: Any, batch: Any, info: TaskInfo, training: bool) -> Any:
-        """What the head says of a batch: (G, C), or (N, C) for a task on nodes. The mean over a
-        graph's nodes is its embedding."""
+        """Compute the head's outputs for a batch: (G, C), from the mean over each graph's nodes,
+        or (N, C) for a task on nodes."""
         h = network(batch)
         return head(h if info.level == "node" else mean_readout(h, batch))
 
     def loss(self, outputs: Any, labels: Any, data: Any, head: Any, settings: Any) -> Tensor:
-        """What training makes small, of one step."""
+        """Compute the training loss of one batch."""
         return losses.compute_loss(outputs, labels, data.info)
 
     def score(self, outputs: Any, labels: Any, info: TaskInfo) -> float:
-        """What epochs are compared by; the greater, the better."""
+        """Compute the score that selects the best epoch; greater is better."""
         return metrics.compute_score(outputs.numpy(), labels.numpy(), info)
 
     def metrics(self, outputs: Any, labels: Any, info: TaskInfo) -> dict[str, float]:
-        """What is reported, by name, the main one first."""
+        """Compute the reported metrics by name, the main one first."""
         return metrics.compute_metrics(outputs.numpy(), labels.numpy(), info)
 
-    def shown(self, info: TaskInfo) -> tuple[str, ...]:
-        """Which of these metrics tables without averages show, the main one first."""
+    def table_metrics(self, info: TaskInfo) -> tuple[str, ...]:
+        """Return the names of the metrics shown in tables, the main one first."""
         return (metrics.MAIN_METRICS[info.target],)
 
-    def together(self, values: Sequence[Any]) -> Any:
-        """Outputs or labels of several batches as of one."""
+    def concatenate(self, values: Sequence[Any]) -> Any:
+        """Concatenate the outputs or labels of several batches."""
         return torch.cat(list(values))
 
     @torch.no_grad()
-    def answers(
+    def predict(
         self, forward: Callable[[Any], Any], steps: Sequence[Step], device: torch.device
     ) -> tuple[Any, Any]:
-        """Outputs of `forward` for the steps' batches, those that labels are of, and these labels;
+        """Return the outputs of `forward` on all labelled rows of the steps, and their labels, both
         on the CPU."""
         outputs = [step.select(forward(step.batch.to(device)).to("cpu")) for step in steps]
-        return self.together(outputs), self.together([step.labels for step in steps])
+        return self.concatenate(outputs), self.concatenate([step.labels for step in steps])
 
-    def settle(
+    def merged_head(
         self,
         shape: Any,
         merged: MergeResult,
@@ -224,44 +265,45 @@ class OfflineFamily(ABC):
         teacher: tuple[StateDict, StateDict],
         batches: Callable[[], Sequence[Any]],
     ) -> StateDict:
-        """A task's head as the merged network needs it, without labels.
+        """Return a task's head for the merged network, computed without labels.
 
         Args:
-            shape: of the network.
-            merged: what the merger gave.
-            task: whose head.
+            shape: shape of the network.
+            merged: the merger's result.
+            task: name of the task.
             teacher: state dicts of the task's own network and head.
-            batches: gives some training graphs.
+            batches: loads training graphs, for families that need them.
         """
         return merged.head_for(task, teacher[1])
 
-    def model(
+    def load_model(
         self, shape: Any, network: StateDict, head: StateDict, data: Any
     ) -> tuple[nn.Module, nn.Module]:
-        """Network and head with these weights, in evaluation mode. Raises CheckpointError."""
-        made = self.network(shape), self.head(shape, data)
-        load_tensors(made[0], network, "a network")
-        load_tensors(made[1], head, f"a head of {', '.join(data.info.labels[:3])}")
-        for module in made:
+        """Build network and head with the given weights, frozen and in evaluation mode. Raises
+        CheckpointError: names or shapes of the weights differ from the modules'."""
+        modules = self.network(shape), self.head(shape, data)
+        load_tensors(modules[0], network, "a network")
+        load_tensors(modules[1], head, f"a head of {', '.join(data.info.labels[:3])}")
+        for module in modules:
             module.requires_grad_(False).eval()
-        return made
+        return modules
 
     def expert(self, config: Any, data: Any, head: StateDict, adapters: StateDict) -> nn.Module:
-        """What a task brings to an artifact."""
+        """Build a task's expert: the modules that the artifact stores for this task."""
         raise NotImplementedError
 
-    def takes(self, experts: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
-        """What an artifact takes (`models.data.schema`); None: molecules."""
+    def input_schema(self, experts: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
+        """Return the artifact's input schema (`models.data.schema`); None for molecules."""
         return None
 
     def provenance(self, config: Any, folders: Folders) -> dict[str, Any]:
-        """What the artifact was made from besides configuration, seed and data."""
+        """Return provenance for the manifest besides configuration, seed and data."""
         return {}
 
-    def about(self, manifest: Any) -> str:
-        """First paragraph of a model card: what was merged, and how an answer is asked for."""
+    def card_introduction(self, manifest: Any) -> str:
+        """Return the first paragraph of the model card: what was merged, and what an answer is."""
         raise NotImplementedError
 
-    def limits(self, manifest: Any) -> str:
-        """Last paragraph of a model card: what the answers are no good for."""
+    def card_limitations(self, manifest: Any) -> str:
+        """Return the last paragraph of the model card: the limits of the model's answers."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""The merged model on disk: a folder with `manifest.json`, `backbone.safetensors` and
+"""Artifacts: merged models on disk, as folders with `manifest.json`, `backbone.safetensors` and
 `tasks/<task>.safetensors`.
 
-The manifest has the sha256 of every file: an artifact whose files were altered is refused. There is
-no pickle in it.
+The manifest holds the sha256 of every other file; an artifact with altered files is refused. No
+file is a pickle.
 """
 
 import hashlib
@@ -42,9 +42,9 @@ class Artifact:
     """A loaded artifact.
 
     Attributes:
-        manifest: its manifest, of all tasks.
-        model: ready to answer those tasks that were loaded; what the manifest's family makes.
-        digest: sha256 of the manifest file, and so of everything.
+        manifest: its manifest, with all tasks.
+        model: merged model of the loaded tasks, from `ModelFamily.model`.
+        digest: sha256 of the manifest file, which identifies the contents of all files.
     """
 
     manifest: Manifest
@@ -54,12 +54,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ArtifactParts:
-    """An artifact taken apart.
+    """The separate modules of a loaded artifact, from which `assemble` builds the merged model.
 
     Attributes:
-        manifest: of all tasks.
+        manifest: its manifest, with all tasks.
         backbone: the merged network.
-        experts: what every task that was loaded brings, by task.
+        experts: adapters, head, ... of the loaded tasks, by task.
         digest: sha256 of the manifest file.
     """
 
@@ -70,8 +70,8 @@ class ArtifactParts:
 
     @property
     def molecular_backbone(self) -> Backbone:
-        """The backbone, for what only artifacts for molecules can have done to them. Raises
-        ArtifactError."""
+        """The backbone as one of the networks of Hu et al. 2020. Raises ArtifactError if it is
+        another network."""
         return molecular_backbone(self.backbone, self.manifest.input.kind)
 
 
@@ -83,23 +83,23 @@ def check_output(
     replace: bool = False,
     made_from: str | None = None,
 ) -> Path:
-    """Check that an artifact may be written to a folder, before hours of training and after them.
+    """Check that an artifact may be written to a folder; callers check before training, too.
 
-    It may be written to a folder that does not exist or is empty, or in place of an artifact of the
-    same name and tasks in the same or an older version. It may not replace anything else, nor a
-    read-only artifact.
+    The folder may be missing or empty, or hold an artifact of the same name and tasks in the same
+    or an older version. Other contents and read-only artifacts are never replaced.
 
     Args:
-        folder: to write to.
-        name, version, tasks: of the artifact that is to be written.
-        replace: it may also replace an artifact of another name, of other tasks or newer.
-        made_from: digest of the artifact that it is made from, which it may also replace.
+        folder: where to write.
+        name, version, tasks: of the artifact to write.
+        replace: also allow replacing an artifact of another name, other tasks or a newer version.
+        made_from: digest of an artifact that may be replaced in any case, because the new one is
+            derived from it.
 
     Returns:
         The folder, absolute and without symbolic links.
 
     Raises:
-        ArtifactError: it may not be written there, and why.
+        ArtifactError: the folder may not be written; the message gives the reason.
     """
     target = _writable(folder)
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
@@ -138,8 +138,8 @@ def check_output(
 
 
 def _writable(folder: Path) -> Path:
-    """The folder, absolute and without symbolic links. Raises ArtifactError: nothing can be written
-    there."""
+    """Return the folder, absolute and without symbolic links. Raises ArtifactError if nothing can
+    be written there."""
     try:
         target = folder.resolve()
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -169,7 +169,7 @@ def _may_change(folder: Path) -> bool:
 
 
 def _numbers(version: str) -> list[int]:
-    """The numbers of a version, for comparison: 1.10.0 is newer than 1.9.0."""
+    """Return the numbers of a version, for comparison: 1.10.0 is newer than 1.9.0."""
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
@@ -182,45 +182,33 @@ def save_artifact(
     replace: bool = False,
     made_from: str | None = None,
 ) -> Manifest:
-    """Write an artifact atomically: a reader sees the old folder or the new one.
+    """Write an artifact atomically: readers see the old folder or the new one.
 
-    It is first written beside the folder and loaded again, and every task answers a small input. If
-    any of that fails, the old folder stays as it was and nothing else is left.
+    The artifact is written to a temporary folder, loaded from there, and tried on a small input of
+    every task; only then does it replace the folder. On errors the folder is unchanged.
 
     Args:
-        folder: to write to, see `check_output`.
+        folder: where to write, see `check_output`.
         manifest: without checksums.
-        backbone: the merged network; its BatchNorm statistics are not used, every task has its own.
+        backbone: the merged network. Its BatchNorm statistics are not used; experts have theirs.
         experts: by task, in the order of the manifest.
-        card: text of `README.md`, the model card; empty: no such file.
-        replace, made_from: which artifacts it may replace, see `check_output`.
+        card: text of the model card, `README.md`; empty for none.
+        replace, made_from: see `check_output`.
 
     Returns:
-        The manifest as written.
+        The manifest as written, with checksums.
 
     Raises:
-        ArtifactError: it may not be written there, cannot be written, or cannot be used.
+        ArtifactError: the folder may not be written, writing failed, or the artifact is unusable.
     """
     if tuple(experts) != tuple(manifest.tasks):
         raise ArtifactError(
             f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}"
         )
-    try:  # again: a copy with changed fields was never checked
-        manifest = Manifest.model_validate(manifest.model_dump())
-    except ValidationError as error:
-        problems = problems_of(error, Manifest)
-        raise ArtifactError(f"{folder}: not written, not a manifest: {problems}") from error
-    contents = {
-        BACKBONE: _serialise(backbone),
-        **{_task_file(task): _serialise(expert) for task, expert in experts.items()},
-    }
-    if card:
-        contents[CARD] = card.encode()
-    manifest = manifest.model_copy(
-        update={
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        }
-    )
+    manifest = _validated(manifest, folder)
+    contents = _contents(backbone, experts, card)
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    manifest = manifest.model_copy(update={"files": checksums})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
     target = check_output(
         folder, manifest.name, manifest.version, manifest.tasks, replace, made_from
@@ -229,7 +217,7 @@ def save_artifact(
     try:
         _write(temporary, contents)
         _read_back(temporary)
-        # Again: what is there may have changed since.
+        # Again, because the folder may have changed since.
         check_output(folder, manifest.name, manifest.version, manifest.tasks, replace, made_from)
         replace_folder(temporary, target)
     except ArtifactError as error:
@@ -240,6 +228,22 @@ def save_artifact(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+def _validated(manifest: Manifest, folder: Path) -> Manifest:
+    """Validate a manifest again: a copy with changed fields was never validated."""
+    try:
+        return Manifest.model_validate(manifest.model_dump())
+    except ValidationError as error:
+        problems = problems_of(error, Manifest)
+        raise ArtifactError(f"{folder}: not written, not a manifest: {problems}") from error
+
+
+def _contents(backbone: nn.Module, experts: Mapping[str, nn.Module], card: str) -> dict[str, bytes]:
+    """Return the contents of an artifact's files without the manifest, by path in the folder."""
+    contents = {BACKBONE: _serialise(backbone)}
+    contents |= {_task_file(task): _serialise(expert) for task, expert in experts.items()}
+    return contents | ({CARD: card.encode()} if card else {})
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -254,7 +258,7 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _read_back(folder: Path) -> None:
-    """Load a written artifact and try its tasks. Raises ArtifactError."""
+    """Load a written artifact and run its tasks. Raises ArtifactError."""
     parts = load_parts(folder)
     try:
         try_tasks(parts.manifest, parts.backbone, parts.experts)
@@ -265,31 +269,35 @@ def _read_back(folder: Path) -> None:
 def load_artifact(
     folder: Path, device: torch.device | str = "cpu", tasks: Sequence[str] | None = None
 ) -> Artifact:
-    """Load and verify an artifact, or some of its tasks, whose experts alone are then mixed. Raises
-    as `load_parts`."""
+    """Load and verify an artifact, and build its merged model on a device.
+
+    With `tasks` the model has only these tasks, and mixes only their experts. Arguments and errors
+    are those of `load_parts`.
+    """
     return assemble(load_parts(folder, tasks), device)
 
 
 def assemble(parts: ArtifactParts, device: torch.device | str = "cpu") -> Artifact:
-    """Put the parts of an artifact together into its model, on a device."""
+    """Build the merged model on a device from the separate modules of an artifact."""
     manifest = parts.manifest
     model = manifest.family.model(parts.backbone, parts.experts, manifest.router)
     return Artifact(manifest, model.to(device), parts.digest)
 
 
 def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactParts:
-    """Load and verify the parts of an artifact, for example to make another one from them.
+    """Load and verify backbone and experts of an artifact without assembling the merged model.
 
     Args:
         folder: of the artifact.
-        tasks: names of the tasks to load, in this order; other tasks' files may be missing. None:
-            all tasks, and every file that has a checksum is verified.
+        tasks: names of the tasks to load, in this order; files of other tasks may be missing. None
+            loads all tasks and verifies every file.
 
     Raises:
-        UnknownTaskError: the manifest has no such task.
-        ArtifactError: a file is missing, altered or unexpected, the format version is not this one,
-            a tensor is missing, extra, misshapen, not finite or a negative variance, or no adapter
-            of a task does anything; the message names file and tensor.
+        UnknownTaskError: the manifest does not have a task.
+        ArtifactError: a file is missing, altered or unexpected; the format version is not
+            `FORMAT_VERSION`; a tensor is missing, unexpected, of another shape or not finite; or
+            the family rejects an expert (`ModelFamily.check_expert`). The message names the file
+            and the tensor.
     """
     manifest, digest = read_manifest(folder)
     names, _ = select_tasks(tuple(manifest.tasks), tasks)
@@ -309,7 +317,8 @@ def load_parts(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactPart
 def _modules(
     manifest: Manifest, tasks: Iterable[str], folder: Path
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The network and the tasks' experts before their weights are loaded. Raises ArtifactError."""
+    """Build the network and the experts, whose weights are loaded afterwards. Raises ArtifactError
+    if the sizes are too large."""
     family, shape = manifest.family, manifest.backbone
     try:
         return family.network(shape), {
@@ -324,7 +333,14 @@ def _modules(
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
-    """Read and check the manifest alone; returns it with its sha256. Raises ArtifactError."""
+    """Read and check only the manifest of an artifact.
+
+    Returns:
+        The manifest, and the sha256 of its file.
+
+    Raises:
+        ArtifactError: the folder has no valid manifest of this format version.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"got no {MANIFEST} in {folder}, expected an artifact folder")

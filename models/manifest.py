@@ -1,4 +1,4 @@
-"""What an artifact is and where it came from: its `manifest.json`."""
+"""The manifest of an artifact (`manifest.json`): its model, tasks, provenance and checksums."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,22 +19,22 @@ FORMAT_VERSION = 1
 
 
 class Manifest(BaseModel):
-    """What an artifact is and where it came from.
+    """Describes the model of an artifact and where it came from.
 
     Attributes:
-        format_version: of the file format, `FORMAT_VERSION`.
+        format_version: version of the file format, `FORMAT_VERSION`.
         name, version: of the model.
-        created: UTC, ISO 8601.
-        input: the inputs that the model takes.
-        backbone: shape of the network; its `kind` decides which family the model is of.
-        rank: of the adapters; 0: there are none.
+        created: time in UTC, ISO 8601.
+        input: schema of the model's inputs.
+        backbone: kind and sizes of the network; `kind` selects the family.
+        rank: of the adapters; 0 if there are none.
         router: options of the router.
         tasks: by name, in the order of the experts.
-        nearest: by task, other tasks whose experts the router is likely to find near, nearest first
-            (`models.screening`). Empty: not known.
+        nearest: by task, the other tasks with the nearest experts, nearest first
+            (`models.screening.nearest_experts`). Empty if they were not computed.
         provenance: configuration, seed, library versions, checksums of the training data.
-        metrics: scores that were measured when the artifact was made.
-        files: sha256 of every other file, by path inside the folder.
+        metrics: scores measured when the artifact was made.
+        files: sha256 of every other file, by path in the folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,7 +91,7 @@ class Manifest(BaseModel):
 
     @property
     def family(self) -> ModelFamily:
-        """The family of the model, by the kind of its network."""
+        """Family of the model, selected by `backbone.kind`."""
         return FAMILIES[self.backbone.kind]
 
 
@@ -102,13 +102,14 @@ def make_manifest(
     rank: int,
     router: RouterConfig,
     tasks: Mapping[str, TaskInfo],
-    input: InputSchema | None = None,  # noqa: A002 - as in the file
+    input: InputSchema | None = None,  # noqa: A002 - the field's name
     provenance: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> Manifest:
-    """A manifest in the current format with the current time; `save_artifact` adds the checksums.
+    """Create a manifest in the current format with the current time.
 
-    `input` is by default molecules, read by the current rule.
+    Arguments are fields of `Manifest`; `input` defaults to molecules read by the current rule.
+    Checksums are added by `save_artifact`.
     """
     return Manifest(
         format_version=FORMAT_VERSION,

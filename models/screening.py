@@ -1,12 +1,12 @@
-"""Many experts: a list of candidates for every task, made in advance, and a model that mixes only
-these.
+"""Expert screening for artifacts with many experts: each task mixes only a precomputed list of
+candidate experts.
 
-The router's work per request grows with the number of experts K, and its tables with K^2. Which
-experts are near depends mostly on the experts, little on the molecule. So it is estimated once, on
-molecules without labels; a request is then routed exactly among the candidates. Source: ours.
+The router's time per request grows with the number of experts K, and its tables with K^2. Which
+experts are near depends mostly on the experts and little on the molecule, so candidates are
+estimated once, on unlabelled molecules; requests are routed exactly among them. Source: ours.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,8 +26,8 @@ from models.networks.base import LayeredNetwork
 from models.task import select_tasks
 
 _SEED = 0
-_BLOCK = 32  # rows at a time: what all experts say of them then fits into memory
-_KEPT = 64  # small models at a time
+_BLOCK = 32  # rows at a time, so that the outputs of all experts fit into memory
+_CACHED_MODELS = 64
 
 
 def nearest_experts(
@@ -35,86 +35,75 @@ def nearest_experts(
     experts: Mapping[str, Expert],
     router: RouterConfig,
     graphs: Sequence[MolGraph],
-    most: int,
+    max_names: int,
     tasks: Iterable[str] | None = None,
     nodes: int = 256,
 ) -> dict[str, tuple[str, ...]]:
-    """The experts that a task's router is likely to find near. An estimate: an expert that is left
-    out may be near for some molecule.
+    """Estimate for each task which other experts its router finds nearest on a sample of graphs.
 
-    The graphs pass through the task's own stream (routing "own"). At every site that mixes, the
-    mean distance of every expert's output from the own expert's is taken: at the graph site the
-    router's distance; at a node site the cost of moving no mass, on a sample of nodes, which is an
-    upper bound of the exact transport cost and takes a few matrix products. Experts are ranked by
-    the best of their ranks at the sites, since every site mixes by its own distances; ties are
-    broken by the mean distance over the sites, in units of the temperatures. How many candidates
-    are enough: `benchmarks/many_experts.py`; experts that are about equally far have no short list.
-    Runs on the CPU.
-
-    Work for K tasks grows with K^2: K passes, and 4 d r K multiplications per sampled row and site
-    of a pass.
+    The graphs pass through the task's stream with routing "own". At every site that mixes, the mean
+    distance between each expert's output and that of the task's expert is computed: at the graph
+    site the router's distance; at node sites, on sampled nodes, the cost of the identity plan, an
+    upper bound of the transport cost. Experts are ranked by their best rank at any site; ties are
+    broken by the mean over the sites of distance / temperature. Time grows with K^2 for K tasks: K
+    passes, and 4 d r K multiplications per sampled row and site. Runs on the CPU. For the number of
+    candidates needed see `benchmarks/many_experts.py`.
 
     Args:
-        backbone, experts, router: as of a `UnifiedModel`; no table of pairs of experts is made.
+        backbone, experts, router: see `UnifiedModel`.
         graphs: a few hundred, like those of later requests.
-        most: maximal number of names per task.
-        tasks: whose nearest experts to find; None: all.
-        nodes: number of nodes drawn from all graphs together, with a fixed seed.
+        max_names: maximal number of names per task.
+        tasks: tasks to compute; None for all.
+        nodes: number of nodes sampled from all graphs together, with a fixed seed.
 
     Returns:
-        By task, names of other tasks, nearest first: `Manifest.nearest`.
+        By task, names of other tasks, nearest first, for `Manifest.nearest`.
 
     Raises:
-        UnknownTaskError: a task without an expert.
-        InvalidInputError: no graph.
+        UnknownTaskError: a task has no expert.
+        InvalidInputError: there is no graph.
     """
     names, positions = select_tasks(tuple(experts), None if tasks is None else tuple(tasks))
     batch, known = collate(graphs), tuple(experts)
     drawn = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(_SEED))[:nodes]
-    num_layers = backbone.config.num_layers
     with torch.inference_mode():
-        sites = {
-            site: _Site(experts.values(), site)
-            for site in range(num_layers + 1)
-            if site == num_layers or router.mixes(site, num_layers)
-        }
-        found = {}
-        for task, own in zip(names, positions, strict=True):
+        sites = _mixing_sites(experts.values(), router, backbone.config.num_layers)
+        temperatures = torch.tensor([site.temperature for site in sites.values()]).unsqueeze(1)
+        nearest = {}
+        for task, target in zip(names, positions, strict=True):
             inputs = _site_inputs(backbone, experts[task], batch, drawn)
-            scores = [
-                adapters.distances(inputs[site], own, site == num_layers)
-                for site, adapters in sites.items()
-            ]
-            temperatures = [
-                router.graph_temperature if site == num_layers else router.temperature
-                for site in sites
-            ]
-            order = _order(torch.stack(scores) / torch.tensor(temperatures).unsqueeze(1))
-            found[task] = tuple(known[k] for k in order if k != own)[:most]
-    return found
+            distances = [site.distances(inputs[k], target) for k, site in sites.items()]
+            order = _order(torch.stack(distances) / temperatures)
+            nearest[task] = tuple(known[k] for k in order if k != target)[:max_names]
+    return nearest
 
 
 class _Site:
     """The adapters of all experts at one site, concatenated.
 
     Attributes:
+        is_graph: True for the site after the readout.
+        temperature: of the router at this site.
         size: (K, r).
         down: (d, K r).
         up: (K r, d).
-        squares: (K, r, r), W_up_k W_up_k^T of every expert k.
+        squares: (K, r, r), the Gram matrix W_up_k W_up_k^T of every expert k.
     """
 
-    def __init__(self, experts: Iterable[Expert], site: int) -> None:
+    def __init__(
+        self, experts: Iterable[Expert], site: int, is_graph: bool, temperature: float
+    ) -> None:
+        self.is_graph, self.temperature = is_graph, temperature
         adapters = [expert.adapters.sites[site] for expert in experts]
         self.down = torch.cat([adapter.get_parameter("down") for adapter in adapters], 1)
         up = torch.stack([adapter.get_parameter("up") for adapter in adapters])
         self.size, self.up, self.squares = up.shape[:2], up.flatten(0, 1), up @ up.mT
 
-    def distances(self, h: Tensor, own: int, of_graphs: bool) -> Tensor:
-        """Distance of every expert's output from the own expert's, mean over the rows of h (n, d):
-        (K,)."""
-        of_block = self._graph_distances if of_graphs else self._node_costs
-        return torch.cat([of_block(block, own) for block in h.split(_BLOCK)]).mean(0)
+    def distances(self, h: Tensor, target: int) -> Tensor:
+        """Return the distances between the outputs of every expert and of expert `target`, averaged
+        over the rows of the input h (n, d): (K,)."""
+        of_block = self._graph_distances if self.is_graph else self._node_costs
+        return torch.cat([of_block(block, target) for block in h.split(_BLOCK)]).mean(0)
 
     def _graph_distances(self, h: Tensor, own: int) -> Tensor:
         z = (h @ self.down).relu_().unflatten(1, self.size)
@@ -129,11 +118,21 @@ class _Site:
         return cosine_cost_of_products(inner, square, square[:, own, None].expand_as(square))
 
 
+def _mixing_sites(
+    experts: Collection[Expert], router: RouterConfig, num_layers: int
+) -> dict[int, _Site]:
+    """Return the sites that mix, by number: layers, and `num_layers` for the site after the
+    readout."""
+    layers = [layer for layer in range(num_layers) if router.mixes(layer, num_layers)]
+    sites = {layer: _Site(experts, layer, False, router.temperature) for layer in layers}
+    return sites | {num_layers: _Site(experts, num_layers, True, router.graph_temperature)}
+
+
 def _site_inputs(
     backbone: LayeredNetwork, expert: Expert, batch: GraphBatch, drawn: Tensor
 ) -> list[Tensor]:
-    """Inputs of a task's adapters in its own stream, by site: the drawn rows (n, d) at node sites,
-    all rows (G, d) at the graph site."""
+    """Return the inputs of a task's adapters with routing "own", by site: the drawn rows (n, d) at
+    node sites, all rows (G, d) at the graph site."""
     adapters, inputs = expert.adapters, []
 
     def correct(site: int, h: Tensor) -> Tensor:
@@ -152,8 +151,8 @@ def _site_inputs(
 
 
 def _order(scores: Tensor) -> list[int]:
-    """Experts sorted by their best rank at any site, then by their mean score: (sites, K) -> K
-    numbers."""
+    """Sort experts by their best rank at any site, then by their mean score: (sites, K) -> K
+    indices."""
     best = scores.argsort(1).argsort(1).amin(0)
     by_mean = scores.mean(0).argsort()
     order: list[int] = by_mean[best[by_mean].argsort(stable=True)].tolist()
@@ -161,8 +160,8 @@ def _order(scores: Tensor) -> list[int]:
 
 
 def candidate_experts(manifest: Manifest, task: str) -> tuple[str, ...]:
-    """The tasks whose experts a task's mixture considers: itself and the nearest `candidates`; all
-    tasks unless `is_screened`."""
+    """Return the tasks whose experts the mixture of a task considers: itself and the nearest
+    `router.candidates` tasks, or all if the manifest is not screened. Raises UnknownTaskError."""
     select_tasks(tuple(manifest.tasks), [task])
     return (
         (task, *manifest.nearest[task][: manifest.router.candidates])
@@ -172,7 +171,8 @@ def candidate_experts(manifest: Manifest, task: str) -> tuple[str, ...]:
 
 
 def is_screened(manifest: Manifest) -> bool:
-    """Whether a task's mixture considers only some of the artifact's experts."""
+    """Return True if tasks mix only candidate experts: the manifest has `nearest`, and fewer
+    `router.candidates` than other experts."""
     candidates = manifest.router.candidates
     return (
         bool(manifest.nearest) and candidates is not None and len(manifest.tasks) > candidates + 1
@@ -180,21 +180,21 @@ def is_screened(manifest: Manifest) -> bool:
 
 
 class ScreenedModel:
-    """Answers for all experts from small models of a few of them, which are made on first use.
+    """A merged model of many experts, run as small unified models that are built on first use.
 
-    With routings "moe" and "merged" every requested task has a small model of its candidate
-    experts; the routing weights are over all experts, 0 for those that are no candidates. With
-    routing "own" a small model answers several neighbouring tasks, as `UnifiedModel` does. Stored
-    statistics. Every expert is held once; no table of pairs of experts is made.
+    With routings "moe" and "merged" each requested task has a small model of its candidate experts;
+    routing weights are over all K experts, 0 for other than candidates. With routing "own" a small
+    model predicts several consecutive tasks. BatchNorm uses the stored statistics. Experts are held
+    in memory once; no K x K table is built.
     """
 
     def __init__(self, parts: ArtifactParts, device: torch.device | str = "cpu") -> None:
-        """Prepare; small models are made when they are needed.
+        """Build the model from an artifact with all of its experts.
 
         Raises:
-            InvalidInputError: the artifact has no `nearest`, no `candidates`, or no more experts
-                than candidates; or not all of its experts are loaded.
-            ArtifactError: its model mixes no experts.
+            InvalidInputError: the manifest is not screened, see `is_screened`, or not all experts
+                were loaded.
+            ArtifactError: the model does not mix experts.
         """
         manifest = parts.manifest
         if not is_screened(manifest) or tuple(parts.experts) != tuple(manifest.tasks):
@@ -204,9 +204,8 @@ class ScreenedModel:
             )
         self.tasks, self._manifest = tuple(manifest.tasks), manifest
         self._position = {task: k for k, task in enumerate(self.tasks)}
-        # A cached function, not a method: it holds no reference to this object, whose memory is
-        # freed as soon as it is dropped.
-        self._small = lru_cache(_KEPT)(partial(_small_model, parts, device))
+        # Not a cached method: the cache would keep a reference to this object and its memory.
+        self._small = lru_cache(_CACHED_MODELS)(partial(_small_model, parts, device))
         self.site_names = self._small(self.tasks[:1]).site_names
         if not self.site_names:
             got = f"got `nearest` for a backbone of kind {manifest.backbone.kind!r}"
@@ -218,13 +217,13 @@ class ScreenedModel:
         tasks: Sequence[str] | None = None,
         routing: Routing = DEFAULT_ROUTING,
     ) -> UnifiedOutput:
-        """As `UnifiedModel.forward`, with stored statistics."""
+        """Predict tasks for a batch: see `UnifiedModel.forward`."""
         names, _ = select_tasks(self.tasks, tasks)
         logits, weights = {}, {}
-        for experts, asked in self._groups(names, routing).items():
-            output = self._small(experts)(batch, asked, routing)
+        for experts, requested in self._groups(names, routing).items():
+            output = self._small(experts)(batch, requested, routing)
             positions = [self._position[task] for task in experts]
-            for task in asked:
+            for task in requested:
                 logits[task], few = output.logits[task], output.routing_weights[task]
                 weights[task] = few.new_zeros(*few.shape[:-1], len(self.tasks))
                 weights[task][..., positions] = few
@@ -234,7 +233,7 @@ class ScreenedModel:
         )
 
     def _groups(self, names: Sequence[str], routing: Routing) -> dict[tuple[str, ...], list[str]]:
-        """The requested tasks by the experts of the small model that answers them."""
+        """Group the requested tasks by the experts of the small model that predicts them."""
         if routing != "own":
             return {candidate_experts(self._manifest, task): [task] for task in names}
         size = (self._manifest.router.candidates or 0) + 1

@@ -1,4 +1,4 @@
-"""What a task asks: of graphs or of their nodes, and what its numbers mean."""
+"""Descriptions of tasks: labels, prediction level, target and units."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
@@ -19,11 +19,11 @@ from models.names import check_labels
 
 Level = Literal["graph", "node"]
 Target = Literal["multilabel", "multiclass", "regression", "energy_and_forces"]
-"""`multilabel`: a probability for each label by itself. `multiclass`: probabilities of classes,
-which sum to 1. `regression`: numbers as they are. `energy_and_forces`: the energy of a graph (eV),
-and minus its gradient at every atom (eV / Angstrom)."""
+"""`multilabel`: an independent probability per label. `multiclass`: probabilities of classes, which
+sum to 1. `regression`: real numbers. `energy_and_forces`: the energy of a structure (eV) and the
+force on every atom, its negative gradient (eV / Angstrom)."""
 LabelTarget = Literal["multilabel", "multiclass", "regression"]
-"""The targets whose labels are a table: a number or a class for each graph or node."""
+"""Targets with one number or class per label and graph or node, so that labels form a table."""
 
 _LONGEST_UNIT = 64  # characters
 
@@ -36,11 +36,12 @@ def _check_unit(unit: str) -> str:
 
 
 Unit = Annotated[str, AfterValidator(_check_unit)]
-"""The unit of a number as it is written behind it: `log mol/L`. Empty: it is not known."""
+"""Unit of a number, such as `log mol/L`; empty if it is not known."""
 
 
 def check_units(units: Sequence[str], labels: Sequence[str], target: Target) -> None:
-    """Raises InvalidInputError: units of what is no regression, or not one for each label."""
+    """Raise InvalidInputError if units are given for a target other than regression, or their
+    number is not that of the labels. No units are always valid."""
     if units and target != "regression":
         raise InvalidInputError(f"units: got some for target {target!r}, expected a regression")
     if units and len(units) != len(labels):
@@ -49,15 +50,14 @@ def check_units(units: Sequence[str], labels: Sequence[str], target: Target) -> 
 
 
 class TaskInfo(BaseModel):
-    """A task: its label names in the order of the head, one line about it, and what its answers
-    are.
+    """Description of a task; travels in the artifact's manifest.
 
     Attributes:
-        labels: names of the numbers that are answered.
-        description: one line.
-        level: whether a graph has an answer, or each of its nodes.
-        target: what the numbers are.
-        units: of a regression, the unit of each label; none at all where no unit is known.
+        labels: names of the predicted labels or classes, in the order of the head's outputs.
+        description: one line of text.
+        level: whether graphs or their nodes have predictions.
+        target: kind of prediction.
+        units: for regression, one unit per label; empty if no unit is known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,12 +70,12 @@ class TaskInfo(BaseModel):
 
     @property
     def unit_of(self) -> dict[str, str]:
-        """By label its unit, where it is known."""
+        """Units by label, for labels with a known unit."""
         return {label: unit for label, unit in zip(self.labels, self.units, strict=False) if unit}
 
     @model_serializer(mode="wrap")
     def _without_absent_units(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A manifest without units is one that versions before them can read."""
+        """Leave out empty `units`, so that versions without the field can read the manifest."""
         values: dict[str, Any] = handler(self)
         if not self.units:
             values.pop("units", None)
@@ -96,7 +96,8 @@ class TaskInfo(BaseModel):
 
 
 def answers(logits: Tensor, target: Target) -> Tensor:
-    """What is answered, from what a head says: (*, C) -> (*, C)."""
+    """Convert outputs of a head to predictions, (*, C) -> (*, C): sigmoid for multilabel, softmax
+    over C for multiclass, identity for other targets."""
     if target == "multilabel":
         return logits.sigmoid()
     return logits.softmax(-1) if target == "multiclass" else logits
@@ -105,8 +106,19 @@ def answers(logits: Tensor, target: Target) -> Tensor:
 def select_tasks(
     known: tuple[str, ...], tasks: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[int]]:
-    """Names and positions of the tasks that are asked for; None is all. Raises UnknownTaskError, or
-    InvalidInputError if there are none."""
+    """Select tasks by name.
+
+    Args:
+        known: names of all tasks.
+        tasks: names of the requested tasks; None for all.
+
+    Returns:
+        The requested names in their order, and their positions in `known`.
+
+    Raises:
+        UnknownTaskError: a name is not in `known`.
+        InvalidInputError: no task is requested.
+    """
     names = known if tasks is None else tuple(tasks)
     if not names:
         raise InvalidInputError("got no task, expected at least one")

@@ -1,4 +1,4 @@
-"""A trial of every task on a small input, before an artifact is written."""
+"""Trial passes: every task of an artifact predicts for a small input before it is written."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,10 @@ from models.manifest import Manifest
 
 
 def try_tasks(manifest: Manifest, network: nn.Module, experts: Mapping[str, nn.Module]) -> None:
-    """Ask every task, by itself, for the answer to one small input.
+    """Predict each task for one small input, with a model of that task only.
 
     Raises:
-        ArtifactError: a number of an answer is not finite; the task is named.
+        ArtifactError: a prediction is not finite; the message names the task.
     """
     family = manifest.family
     for task, expert in experts.items():

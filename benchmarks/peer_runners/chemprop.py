@@ -22,8 +22,8 @@ def prepare(folder: Path) -> None:
     of 300.
     """
     import torch
-    from chemprop.models import MPNN, save_model  # type: ignore[import-not-found]
-    from chemprop.nn import BinaryClassificationFFN, BondMessagePassing, NormAggregation  # type: ignore[import-not-found]
+    from chemprop.models import MPNN, save_model
+    from chemprop.nn import BinaryClassificationFFN, BondMessagePassing, NormAggregation
 
     torch.manual_seed(0)
     model = MPNN(BondMessagePassing(), NormAggregation(), BinaryClassificationFFN(n_tasks=OUTPUTS))
@@ -37,16 +37,16 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
     or `direct` (cuik, and the network called directly).
     """
     import torch
-    from chemprop.data import (  # type: ignore[import-not-found]
+    from chemprop.data import (
         CuikmolmakerDataset,
         LazyMoleculeDatapoint,
         MoleculeDatapoint,
         MoleculeDataset,
         build_dataloader,
     )
-    from chemprop.featurizers import CuikmolmakerMolGraphFeaturizer  # type: ignore[import-not-found]
+    from chemprop.featurizers import CuikmolmakerMolGraphFeaturizer
     from chemprop.models import load_model
-    from lightning import pytorch as pl  # type: ignore[import-not-found]
+    from lightning import pytorch as pl
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")

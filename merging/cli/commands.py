@@ -1,9 +1,11 @@
-"""What the commands of `gmerging` do: check, call, tell. No logic lives here."""
+"""The commands of `gmerging`: they check arguments, call the library and print the result. Their
+docstrings are the help texts."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ from merging.release.release import check_release, release, release_stages
 from merging.run.config import load_config
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import adapters, check_adapters, check_shared, merged, teacher
+from merging.run.stages import adapters, check_adapters, check_single_backbone, merged, teacher
 from merging.studies import gffmerge, gnnmerge, gw_smm
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
@@ -37,15 +39,13 @@ from models.errors import ConfigError, DataError
 from models.manifest import Manifest
 
 PLAIN_RESULTS = Path("neighbours/generic-graphs.json")
-"""Below the folder of results, those of models without adapters."""
-
-
+"""Results file of models without adapters, below the folder of results."""
 _SEEDS = 2**31
 
 
 def _set_up(arguments: argparse.Namespace) -> torch.device:
-    """Give torch its threads; returns the device, the CPU where a command has no choice. Raises
-    ConfigError: a number is out of range."""
+    """Set the number of torch threads and return the device, the CPU where a command has no
+    `--device`. Raises ConfigError: a number is out of range."""
     for name in ("threads", "processes"):
         if getattr(arguments, name, 1) < 1:
             raise ConfigError(f"--{name}: got {getattr(arguments, name)}, expected at least 1")
@@ -58,7 +58,6 @@ def _set_up(arguments: argparse.Namespace) -> torch.device:
 
 
 def _print_artifact(manifest: Manifest, folder: Path) -> None:
-    """What was written, and where."""
     print(f"{manifest.name} {manifest.version}: {len(manifest.tasks)} tasks in {folder}")
 
 
@@ -67,18 +66,22 @@ def _run(arguments: argparse.Namespace, seed: int | None = None) -> Run:
     seed = arguments.seed if seed is None else seed
     config, workers = load_config(arguments.config), arguments.threads
     run = Run(config, seed, arguments.data, arguments.work, device, workers)
-    _ = run.origin  # once, and before any work: what is published is fetched here
+    _ = run.initial_fingerprint  # Downloads a published checkpoint, before any work.
     return run
 
 
+def _seeds(arguments: argparse.Namespace) -> list[int]:
+    return list(dict.fromkeys(arguments.seeds))
+
+
 def _runs(arguments: argparse.Namespace) -> dict[str, Run]:
-    """The run; with a plan, by group a run of its tasks."""
+    """One run by group of the plan; without a plan the whole run, under an empty name."""
     run = _run(arguments)
     return planned_runs(run, read_plan(arguments.plan)) if arguments.plan else {"": run}
 
 
 def _check_data(run: Run, tasks: Sequence[str]) -> None:
-    """Read the data of all tasks before anything is trained, and tell what was read as what."""
+    """Read and describe the data of all tasks, so that errors in them come before any training."""
     for task in tasks:
         print(run.dataset(task).summary)
 
@@ -87,6 +90,20 @@ def _build(
     arguments: argparse.Namespace, run: Run, stages: Sequence[Stage], description: str
 ) -> None:
     run.build(stages, description, arguments.processes, arguments.threads)
+
+
+def _train(
+    arguments: argparse.Namespace,
+    run: Run,
+    stages: dict[str, Stage],
+    description: str,
+    summary: Callable[[dict[str, Any]], str],
+) -> None:
+    """Make the stages of tasks, and print a summary of every record."""
+    _build(arguments, run, list(stages.values()), description)
+    for task, stage in stages.items():
+        record = run.result(stage).record
+        print(f"{task}: {summary(record)}, {record['seconds']} s")
 
 
 def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
@@ -99,7 +116,7 @@ def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
 
 
 def pretrain_backbone(arguments: argparse.Namespace) -> None:
-    """`pretrain`."""
+    """Pre-train a backbone without labels (context or edge prediction)."""
     device, config = _set_up(arguments), load_pretrain_config(arguments.config)
     folders, threads = (arguments.data, arguments.work), arguments.threads
     path = pretrain(config, *folders, arguments.seed, device, threads)
@@ -107,22 +124,23 @@ def pretrain_backbone(arguments: argparse.Namespace) -> None:
 
 
 def finetune(arguments: argparse.Namespace) -> None:
-    """`finetune`."""
+    """Train one model per task."""
     run = _run(arguments)
     tasks = _tasks(arguments, run)
     _check_data(run, tasks)
     stages = {task: teacher(run, task) for task in tasks}
-    _build(arguments, run, list(stages.values()), "fine-tuning")
-    for task, stage in stages.items():
-        record = run.result(stage).record
-        epochs = f"best epoch {record['best_epoch']} of {record['epochs']}"
-        print(f"{task}: {epochs}, {record['seconds']} s")
+
+    def summary(record: dict[str, Any]) -> str:
+        return f"best epoch {record['best_epoch']} of {record['epochs']}"
+
+    _train(arguments, run, stages, "fine-tuning", summary)
 
 
 def plan_groups(arguments: argparse.Namespace) -> None:
-    """`plan`."""
-    given = ("metric", "variant", "restarts", "group_size")
-    settings = plan_settings(**{name: getattr(arguments, name) for name in given})
+    """Choose which models to merge with each other, by distances between them (no labels); write
+    the plan file and figures."""
+    names = ("metric", "variant", "restarts", "group_size")
+    settings = plan_settings(**{name: getattr(arguments, name) for name in names})
     run = _run(arguments)
     check_adapters(run)
     _check_data(run, run.tasks)
@@ -135,33 +153,33 @@ def plan_groups(arguments: argparse.Namespace) -> None:
 
 
 def merge_models(arguments: argparse.Namespace) -> None:
-    """`merge`."""
+    """Merge the tasks' models."""
     for run in _runs(arguments).values():
         _check_data(run, run.tasks)
         record = run.result(merged(run)).record
         models, method = f"{len(record['tasks'])} models", record["method"]
-        how = f"{method} ({MERGERS[method].paper}), {record['options'] or 'as published'}"
-        print(f"merged {models} by {how}: {', '.join(record['tasks'])}")
+        merger = f"{method} ({MERGERS[method].paper}), {record['options'] or 'as published'}"
+        print(f"merged {models} by {merger}: {', '.join(record['tasks'])}")
 
 
 def train_adapters(arguments: argparse.Namespace) -> None:
-    """`train-adapters`."""
+    """Train each task's adapters on the merged backbone (no labels)."""
     tasks, runs = _tasks(arguments, _run(arguments)), _runs(arguments)
     for run in runs.values():
         check_adapters(run)
         _check_data(run, run.tasks)
     of_task = {task: run for run in runs.values() for task in run.tasks if task in tasks}
     stages = {task: adapters(run, task) for task, run in of_task.items()}
-    first = next(iter(runs.values()))
-    _build(arguments, first, list(stages.values()), "training adapters")
-    for task, stage in stages.items():
-        record = first.result(stage).record
-        losses = f"loss {record['loss'][0]:.4f} -> {record['loss'][-1]:.4f}"
-        print(f"{task}: {losses} in {record['epochs']} epochs, {record['seconds']} s")
+
+    def summary(record: dict[str, Any]) -> str:
+        loss = record["loss"]
+        return f"loss {loss[0]:.4f} -> {loss[-1]:.4f} in {record['epochs']} epochs"
+
+    _train(arguments, next(iter(runs.values())), stages, "training adapters", summary)
 
 
 def release_models(arguments: argparse.Namespace) -> None:
-    """`release`."""
+    """Train, merge and write the artifact that the service loads."""
     runs = _runs(arguments)
     first, folders = next(iter(runs.values())), {}
     for group, run in runs.items():
@@ -171,7 +189,7 @@ def release_models(arguments: argparse.Namespace) -> None:
         _check_data(run, run.tasks)
     _build(arguments, first, [merged(run) for run in runs.values()], "models and merge")
     for run in runs.values():
-        check_shared(run)  # before hours of training: what cannot be served is refused
+        check_single_backbone(run)  # Refuse before hours of training what cannot be served.
     stages = [stage for run in runs.values() for stage in release_stages(run)]
     _build(arguments, first, stages, "release")
     for group, run in runs.items():
@@ -180,12 +198,13 @@ def release_models(arguments: argparse.Namespace) -> None:
 
 def _release_folder(arguments: argparse.Namespace, group: str, run: Run) -> Path:
     output: Path | None = arguments.output
-    return output / group if output else Path("models/releases") / run.config.called().name
+    return output / group if output else Path("models/releases") / run.config.require_release().name
 
 
 def compare_methods(arguments: argparse.Namespace) -> None:
-    """`compare`."""
-    runs = [_run(arguments, seed) for seed in dict.fromkeys(arguments.seeds)]
+    """Evaluate every method of the configuration on several seeds; write results files, a table
+    and figures."""
+    runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     _check_data(runs[0], runs[0].tasks)
     build = partial(_build, arguments, runs[0])
     if not runs[0].family.adapters:
@@ -199,7 +218,8 @@ def compare_methods(arguments: argparse.Namespace) -> None:
 
 
 def ablate_settings(arguments: argparse.Namespace) -> None:
-    """`ablate`."""
+    """Evaluate the configuration's ablations and sweeps on one seed; write the results file and
+    figures."""
     run = _run(arguments)
     check_adapters(run)
     _check_data(run, run.tasks)
@@ -214,11 +234,11 @@ def ablate_settings(arguments: argparse.Namespace) -> None:
 
 
 def redraw(arguments: argparse.Namespace) -> None:
-    """`figures`."""
+    """Draw every figure again from the results files."""
     folders = sorted(path.parent for path in arguments.results.glob("*/summary.json"))
     if not folders:
-        found = f"got no */summary.json in {arguments.results}"
-        raise DataError(f"{found}, expected the results of `gmerging compare`")
+        problem = f"got no */summary.json in {arguments.results}"
+        raise DataError(f"{problem}, expected the results of `gmerging compare`")
     for folder in folders:
         _draw(folder)
 
@@ -229,24 +249,27 @@ def _draw(folder: Path) -> None:
 
 
 def add_task(arguments: argparse.Namespace) -> None:
-    """`add-task`."""
+    """Add the tasks of a configuration to a finished artifact; its backbone and other adapters
+    stay as they are."""
     run = _run(arguments)
-    given = arguments.artifact, arguments.output, arguments.replace
-    check_addition(run, *given)
+    files = arguments.artifact, arguments.output, arguments.replace
+    check_addition(run, *files)
     _check_data(run, run.tasks)
-    _print_artifact(add_tasks(run, *given), arguments.output)
+    _print_artifact(add_tasks(run, *files), arguments.output)
 
 
 def remove_task(arguments: argparse.Namespace) -> None:
-    """`remove-task`."""
-    left = remove_tasks(arguments.artifact, arguments.tasks, arguments.output, arguments.replace)
-    _print_artifact(left, arguments.output)
+    """Write an artifact without some of its tasks."""
+    manifest = remove_tasks(
+        arguments.artifact, arguments.tasks, arguments.output, arguments.replace
+    )
+    _print_artifact(manifest, arguments.output)
 
 
 def screen_artifact(arguments: argparse.Namespace) -> None:
-    """`screen`."""
-    given = arguments.candidates, arguments.output, arguments.replace
-    manifest = screen(arguments.artifact, arguments.molecules, *given)
+    """Limit the experts that each task's mixture considers, for artifacts of many tasks."""
+    settings = arguments.candidates, arguments.output, arguments.replace
+    manifest = screen(arguments.artifact, arguments.molecules, *settings)
     counts = manifest.provenance["screened"]
     unreadable = f"{counts['unreadable']} could not be read"
     print(f"screened with {counts['molecules']} molecules, {unreadable}")
@@ -254,37 +277,36 @@ def screen_artifact(arguments: argparse.Namespace) -> None:
 
 
 def inspect_artifact(arguments: argparse.Namespace) -> None:
-    """`inspect`."""
+    """Verify an artifact and print what it contains."""
     print(describe(arguments.artifact))
 
 
 def study_gnnmerge(arguments: argparse.Namespace) -> None:
-    """`study gnnmerge`."""
+    """Compare GNNMerge with other mergers on Cora, Citeseer and MoleculeNet."""
     _set_up(arguments)
-    given = arguments.data, arguments.work, arguments.seconds, arguments.results
-    content = gnnmerge.run_study(*given)
+    folders = arguments.data, arguments.work
+    content = gnnmerge.run_study(*folders, arguments.seconds, arguments.results)
     print(gnnmerge.speed_table(content))
 
 
 def study_gffmerge(arguments: argparse.Namespace) -> None:
-    """`study gffmerge`."""
+    """Compare the ways to merge force fields."""
     _set_up(arguments)
     config, work = load_config(arguments.config), arguments.work / "gffmerge"
-    seeds = list(dict.fromkeys(arguments.seeds))
-    entry = gffmerge.run_study(config, arguments.data, work, seeds, arguments.results)
+    entry = gffmerge.run_study(config, arguments.data, work, _seeds(arguments), arguments.results)
     print(average_errors_table(entry))
 
 
 def study_gw_smm(arguments: argparse.Namespace) -> None:
-    """`study gw-smm`."""
-    runs = [_run(arguments, seed) for seed in dict.fromkeys(arguments.seeds)]
+    """Test whether distances between models predict which merges hurt."""
+    runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     content = gw_smm.run_study(runs, arguments.both, arguments.results)
     print(gw_smm_tables(content)["groups"])
 
 
 def study_experts(arguments: argparse.Namespace) -> None:
-    """`study experts`."""
+    """Compare routing, ensemble and merged expert in a mixture of graph experts (KDEM, PPEM)."""
     _set_up(arguments)
-    config, seeds = load_experts_config(arguments.config), list(dict.fromkeys(arguments.seeds))
-    folders = arguments.data, arguments.work
-    print(expert_tables(run_experts(config, *folders, seeds, arguments.results)))
+    config, folders = load_experts_config(arguments.config), (arguments.data, arguments.work)
+    content = run_experts(config, *folders, _seeds(arguments), arguments.results)
+    print(expert_tables(content))

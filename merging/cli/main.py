@@ -1,9 +1,10 @@
-"""The command `gmerging`: which commands there are, and what their errors look like."""
+"""The command line of `gmerging`: the table of commands, their options, and exit codes."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from inspect import getdoc
 from pathlib import Path
 
 from merging.cli import commands, options
@@ -19,8 +20,8 @@ NEIGHBOURS = Path("results/neighbours")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status: 0, 1 for an error that is the project's own or of a
-    file, 2 for wrong arguments, 130 for one that was stopped."""
+    """Run a command and return the exit code: 0, 1 for an error of the project or of a file, 2 for
+    invalid arguments, 130 for an interrupt."""
     try:
         arguments = _parser().parse_args(argv)
         arguments.command(arguments)
@@ -28,18 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gmerging: {error}", file=sys.stderr)
         return 1
     except (BrokenProcessPool, MemoryError) as error:
-        found = f"a process died or got no memory ({error})"
-        remedy = "try fewer --processes or --threads; the same command goes on where it was"
-        print(f"gmerging: {found}; {remedy}", file=sys.stderr)
+        problem = f"a process died or got no memory ({error})"
+        remedy = "try fewer --processes or --threads; the same command resumes where it stopped"
+        print(f"gmerging: {problem}; {remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("gmerging: stopped; the same command goes on where it was", file=sys.stderr)
+        print("gmerging: stopped; the same command resumes where it stopped", file=sys.stderr)
         return 130
     return 0
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that says which command may have been meant."""
+    """A parser that suggests the command that may have been meant."""
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
@@ -53,29 +54,29 @@ def _parser() -> argparse.ArgumentParser:
         prog="gmerging", description="Merge fine-tuned graph neural networks into one network."
     )
     added = parser.add_subparsers(required=True, metavar="command")
-    for name, function, about, given in _commands():
-        _add(added, name, function, about, given)
-    about = "the papers' studies: results files and tables"
-    study = added.add_parser("study", help=about, description=f"{about}.")
+    for row in _commands():
+        _add(added, *row)
+    about = "Run a paper's study; write its results file and print its table."
+    study = added.add_parser("study", help=about, description=about)
     studies = study.add_subparsers(required=True, metavar="study")
-    for name, function, about, given in _studies():
-        _add(studies, name, function, about, given)
+    for row in _studies():
+        _add(studies, *row)
     return parser
 
 
-Row = tuple[str, Callable[[argparse.Namespace], None], str, tuple[Option, ...]]
-"""A command: its name, what does it, a line about it, and its options."""
+Row = tuple[str, Callable[[argparse.Namespace], None], tuple[Option, ...]]
+"""A command: its name, its function, whose docstring is the help text, and its options."""
 
 
 def _commands() -> list[Row]:
-    run = config_options(DEFAULT_CONFIG, BUNDLED), options.device
-    one = *run, options.seed
+    base = config_options(DEFAULT_CONFIG, BUNDLED), options.device
+    one_seed = *base, options.seed
     pretraining = config_options("gin_contextpred.yaml", (PRETRAIN_CONFIG_FOLDER,))
     output = option(
         "--output",
         type=Path,
-        help="the artifact's folder, with --plan the folder of one for each group;"
-        " models/releases/<name> if not given",
+        help="the artifact's folder; with --plan, the folder of the groups' artifacts;"
+        " models/releases/<name> by default",
     )
     plan_file = option(
         "--output",
@@ -87,89 +88,35 @@ def _commands() -> list[Row]:
         "--molecules",
         type=Path,
         required=True,
-        help="some molecules like those that will be asked about: lines of SMILES, or a table",
+        help="molecules like those to be predicted: lines of SMILES, or a table",
     )
     candidates = option(
         "--candidates",
         type=int,
         default=32,
-        help="how many other experts each task's mixture looks at",
+        help="number of other experts that each task's mixture considers",
     )
-    out = option("--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to take out")
-    finished = option("artifact", type=Path, help="an artifact's folder")
-    new = options.artifact, options.new_artifact, options.replace
-    several = options.processes, options.tasks
+    removed = option(
+        "--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to remove"
+    )
+    artifact = option("artifact", type=Path, help="an artifact's folder")
+    processes, replace = options.processes, options.replace
+    new_artifact = options.artifact, options.new_artifact, replace
+    per_task = processes, options.tasks
     return [
-        (
-            "pretrain",
-            commands.pretrain_backbone,
-            "pre-train a backbone without labels (context or edge prediction)",
-            (pretraining, options.device, options.seed),
-        ),
-        ("finetune", commands.finetune, "train one model per task", (*one, *several)),
-        (
-            "plan",
-            commands.plan_groups,
-            "say which models to merge with each other, by distances between them (no labels): plan"
-            " file and figures",
-            (*one, options.plan_options, plan_file),
-        ),
-        ("merge", commands.merge_models, "merge the tasks' models", (*one, options.plan)),
-        (
-            "train-adapters",
-            commands.train_adapters,
-            "train each task's adapters on the merged backbone (no labels)",
-            (*one, *several, options.plan),
-        ),
-        (
-            "release",
-            commands.release_models,
-            "the whole chain, and the artifact that the service answers from",
-            (*one, options.processes, options.plan, output, options.replace),
-        ),
-        (
-            "compare",
-            commands.compare_methods,
-            "every method of the configuration, several seeds: results files, table and figures",
-            (*run, options.seeds, options.processes, options.results),
-        ),
-        (
-            "ablate",
-            commands.ablate_settings,
-            "the configuration's ablations and sweeps, one seed: results file and figures",
-            (*one, options.processes, options.results),
-        ),
-        (
-            "figures",
-            commands.redraw,
-            "draw every figure again from the results files",
-            (options.results,),
-        ),
-        (
-            "add-task",
-            commands.add_task,
-            "add the tasks of a configuration to a finished artifact; its backbone and other"
-            " adapters stay as they are",
-            (*one, *new),
-        ),
-        (
-            "remove-task",
-            commands.remove_task,
-            "write an artifact without some of its tasks",
-            (out, *new),
-        ),
-        (
-            "screen",
-            commands.screen_artifact,
-            "have each task's mixture look at few other experts, for artifacts of many tasks",
-            (molecules, candidates, *new),
-        ),
-        (
-            "inspect",
-            commands.inspect_artifact,
-            "verify an artifact and say what is in it",
-            (finished,),
-        ),
+        ("pretrain", commands.pretrain_backbone, (pretraining, options.device, options.seed)),
+        ("finetune", commands.finetune, (*one_seed, *per_task)),
+        ("plan", commands.plan_groups, (*one_seed, options.plan_options, plan_file)),
+        ("merge", commands.merge_models, (*one_seed, options.plan)),
+        ("train-adapters", commands.train_adapters, (*one_seed, *per_task, options.plan)),
+        ("release", commands.release_models, (*one_seed, processes, options.plan, output, replace)),
+        ("compare", commands.compare_methods, (*base, options.seeds, processes, options.results)),
+        ("ablate", commands.ablate_settings, (*one_seed, processes, options.results)),
+        ("figures", commands.redraw, (options.results,)),
+        ("add-task", commands.add_task, (*one_seed, *new_artifact)),
+        ("remove-task", commands.remove_task, (removed, *new_artifact)),
+        ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
+        ("inspect", commands.inspect_artifact, (artifact,)),
     ]
 
 
@@ -179,7 +126,7 @@ def _studies() -> list[Row]:
         return option("--results", type=Path, default=path, help="the results file")
 
     seconds = option(
-        "--seconds", type=float, default=float("inf"), help="begin nothing new after so many"
+        "--seconds", type=float, default=float("inf"), help="start nothing new after this time"
     )
     both = option(
         "--both",
@@ -193,45 +140,23 @@ def _studies() -> list[Row]:
     forces = config_options("md17.yaml", BUNDLED)
     domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,))
     planned = config_options(DEFAULT_CONFIG, BUNDLED)
+    gnnmerge = options.folder_options, seconds, file("gnnmerge")
     return [
-        (
-            "gnnmerge",
-            commands.study_gnnmerge,
-            "GNNMerge against other mergers on Cora, Citeseer and MoleculeNet",
-            (options.folder_options, seconds, file("gnnmerge")),
-        ),
-        (
-            "gffmerge",
-            commands.study_gffmerge,
-            "every way to merge force fields",
-            (forces, options.seeds, file("gffmerge")),
-        ),
-        (
-            "gw-smm",
-            commands.study_gw_smm,
-            "whether distances between models predict which merges hurt",
-            (planned, options.seeds, both, folder),
-        ),
-        (
-            "experts",
-            commands.study_experts,
-            "a mixture of graph experts: routing, ensemble and merged expert (KDEM, PPEM)",
-            (domains, options.seeds, file("expert-merging")),
-        ),
+        ("gnnmerge", commands.study_gnnmerge, gnnmerge),
+        ("gffmerge", commands.study_gffmerge, (forces, options.seeds, file("gffmerge"))),
+        ("gw-smm", commands.study_gw_smm, (planned, options.seeds, both, folder)),
+        ("experts", commands.study_experts, (domains, options.seeds, file("expert-merging"))),
     ]
 
 
 def _add(
-    commands_: "argparse._SubParsersAction[_Parser]",
+    subparsers: "argparse._SubParsersAction[_Parser]",
     name: str,
     function: Callable[[argparse.Namespace], None],
-    about: str,
-    given: tuple[Option, ...],
+    added_options: tuple[Option, ...],
 ) -> None:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    added = commands_.add_parser(
-        name, help=about, description=f"{about}.", formatter_class=formatter
-    )
-    added.set_defaults(command=function)
-    for add_option in given:
-        add_option(added)
+    about, formatter = getdoc(function), argparse.ArgumentDefaultsHelpFormatter
+    parser = subparsers.add_parser(name, help=about, description=about, formatter_class=formatter)
+    parser.set_defaults(command=function)
+    for add_option in added_options:
+        add_option(parser)

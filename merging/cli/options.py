@@ -1,9 +1,8 @@
-"""Options that several commands of `gmerging` have."""
+"""Options that several commands of `gmerging` share."""
 
 import argparse
 import os
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,16 +11,16 @@ from merging.planning.plan import Metric
 from models.device import choose_device
 
 Option = Callable[[argparse.ArgumentParser], Any]
-"""Adds an option or several that belong together."""
+"""A function that adds one or several options to a parser."""
 
 
 def option(*names: str, **settings: Any) -> Option:
-    """As `ArgumentParser.add_argument` takes it."""
+    """Return an option from the arguments of `ArgumentParser.add_argument`."""
     return lambda parser: parser.add_argument(*names, **settings)
 
 
 def folder_options(parser: argparse.ArgumentParser) -> None:
-    """Where a command reads and writes, and on how many threads."""
+    """Add `--threads`, `--data` and `--work`."""
     parser.add_argument(
         "--threads",
         type=int,
@@ -32,33 +31,31 @@ def folder_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         default=Path(os.environ.get("GMERGING_DATA") or "../shared/data"),
-        help="data folder, also by GMERGING_DATA; sets that are not there are fetched",
+        help="data folder, also by GMERGING_DATA; missing published data sets are downloaded",
     )
     parser.add_argument(
         "--work",
         type=Path,
         default=Path(os.environ.get("GMERGING_WORK") or "work"),
-        help=(
-            "work folder, also by GMERGING_WORK: what is finished is kept there and found again,"
-            " and what was stopped goes on"
-        ),
+        help="work folder, also by GMERGING_WORK: finished results are reused, stopped runs resume",
     )
 
 
-def _add_config(default: str, folders: Iterable[Path], parser: argparse.ArgumentParser) -> None:
+def config_options(default: str, folders: Iterable[Path]) -> Option:
+    """Return an option that adds `--config`, whose help lists the configurations in the folders,
+    and `folder_options`."""
     known = (path.name for folder in folders for path in sorted(folder.glob("*.yaml")))
     about = f"YAML file, or one that comes with the package: {', '.join(known)}"
-    parser.add_argument("--config", type=Path, default=Path(default), help=about)
-    folder_options(parser)
 
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--config", type=Path, default=Path(default), help=about)
+        folder_options(parser)
 
-def config_options(default: str, folders: Iterable[Path]) -> Option:
-    """The configuration, one of those in the folders if it is not said, and `folder_options`."""
-    return partial(_add_config, default, tuple(folders))
+    return add
 
 
 def plan_options(parser: argparse.ArgumentParser) -> None:
-    """How a plan is made."""
+    """Add the options of `PlanSettings`."""
     parser.add_argument(
         "--metric",
         choices=get_args(Metric),
@@ -67,7 +64,7 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
     )
     about = "solver of Gromov-Wasserstein"
     parser.add_argument("--variant", choices=get_args(Variant), default="exact", help=about)
-    about = "starts of that solver for each pair, the best counts"
+    about = "starts of that solver per pair; the best one counts"
     parser.add_argument("--restarts", type=int, default=4, help=about)
     parser.add_argument("--group-size", type=int, default=3, help="the most models in a group")
 
@@ -75,10 +72,10 @@ def plan_options(parser: argparse.ArgumentParser) -> None:
 device = option(
     "--device", type=choose_device, default="auto", help="auto (cuda if there is one), cpu or cuda"
 )
-seed = option("--seed", type=int, default=0, help="of all that is drawn")
-seeds = option("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run for each")
+seed = option("--seed", type=int, default=0, help="seed of all random numbers")
+seeds = option("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="one run per seed")
 processes = option(
-    "--processes", type=int, default=1, help="stages worked on at a time, one process each"
+    "--processes", type=int, default=1, help="stages made at a time, one process per stage"
 )
 tasks = option(
     "--tasks", nargs="+", metavar="TASK", help="only these tasks, not all of the configuration"

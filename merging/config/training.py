@@ -1,4 +1,4 @@
-"""Settings of every training."""
+"""Settings of supervised training and of adapter training."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -8,73 +8,74 @@ from merging.config.base import Count, Rate, Section, Weight
 from models.transport.problem import Solver
 
 Initialisation = Literal["shared", "different"]
-"""Whether the models of all tasks start from the same random weights, or each from its own."""
+"""Whether all tasks start from the same random weights, or every task from its own."""
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["constant", "cosine"]
 
 
 class TrainingConfig(Section):
-    """Supervised training by Adam; the epoch with the best validation score is kept.
+    """Settings of supervised training with Adam; the epoch with the best validation score is kept.
 
     Attributes:
-        epochs: at most so many.
-        batch_size: graphs in a batch; a single large graph is one batch.
-        dropout: share of the hidden units that a step leaves out.
-        patience: training ends after so many epochs without a better validation score; None: never
-            before the last.
-        schedule: whether the learning rate stays, or falls to 0 along half a cosine.
-        shuffles_batches: whether the order of batches is drawn a second time, after that of their
-            rows. Batches of several tasks need it, to be mixed.
+        epochs: maximum number of epochs.
+        batch_size: graphs per batch; a single large graph is one batch.
+        dropout: dropout rate of the hidden units.
+        patience: epochs without a better validation score after which training stops; None never
+            stops early.
+        schedule: whether the learning rate is constant or falls to 0 along half a cosine.
+        shuffles_batches: whether batches are shuffled after their rows were; needed to mix the
+            batches of several tasks.
     """
 
     epochs: Count
     batch_size: Count = 32
     learning_rate: Rate = 1e-3
     weight_decay: Weight = 0.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Dropout = 0.0
     patience: Count | None = None
     schedule: ClassVar[Schedule] = "constant"
     shuffles_batches: ClassVar[bool] = True
 
 
 class FinetuneConfig(TrainingConfig):
-    """Fine-tuning of one task from the pre-trained backbone (Hu et al. 2020: Adam, dropout 0.5,
-    batch 32, 100 epochs)."""
+    """Settings of fine-tuning on one task (Hu et al. 2020: Adam, dropout 0.5, batch 32, 100
+    epochs)."""
 
     epochs: Count = 100
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    dropout: Dropout = 0.5
     shuffles_batches: ClassVar[bool] = False
 
 
 class MultitaskConfig(TrainingConfig):
-    """Joint training of one backbone with all heads.
+    """Settings of joint training of one backbone with all heads.
 
     Attributes:
-        cap: the most training molecules that a task gives to one epoch, so that MUV's 74,000 do not
-            drown BACE's 1,200.
+        cap: maximum number of a task's training molecules per epoch, so that the 74,000 of MUV do
+            not outweigh the 1,200 of BACE.
     """
 
     epochs: Count = 60
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    dropout: Dropout = 0.5
     cap: Count = 4000
 
 
 class GraphTrainingConfig(TrainingConfig):
-    """Training of a graph network (the defaults are those of Kipf and Welling 2017,
-    arXiv:1609.02907, but for the patience)."""
+    """Settings of training a graph network; the defaults, but for the patience, are those of Kipf
+    and Welling 2017, arXiv:1609.02907."""
 
     epochs: Count = 200
     learning_rate: Rate = 0.01
     weight_decay: Weight = 5e-4
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    dropout: Dropout = 0.5
     patience: Count | None = 30
 
 
 class ForceTrainingConfig(TrainingConfig):
-    """Training of a force field.
+    """Settings of training a force field.
 
     Attributes:
-        energy_weight: of the squared error of the energy against that of the forces, both in units
-            of the task's scale.
+        energy_weight: weight of the squared error of the energy against that of the forces, both
+            in units of the task's scale.
     """
 
     batch_size: Count = 10
@@ -84,25 +85,28 @@ class ForceTrainingConfig(TrainingConfig):
 
 
 class TuningConfig(ForceTrainingConfig):
-    """A short training of the heads on the merged network.
+    """Settings of training the heads for a short time on the merged network.
 
     Attributes:
-        frames: of the training frames of each task, the first so many are used, with their labels.
+        frames: number of a task's training frames that are used, with labels; the first ones.
     """
 
     frames: Count = 500
 
 
 class AlignmentConfig(Section):
-    """Adapter training (method: alpha * L1 of graph embeddings + sum over layers of TWD; no
-    labels).
+    """Settings of adapter training, which needs no labels: the loss is alpha * L1 of graph
+    embeddings + twd_weight * the sum over layers of TWD.
 
     Attributes:
-        sites: where there are adapters.
+        rank: rank of the adapters.
+        sites: places in the network that have adapters.
         alpha, twd_weight: weights of the two terms; 0 leaves one out.
-        support_order: mass moves along at most this many bonds: 0 compares each atom with itself,
-            None any two atoms of a molecule.
-        max_molecules: an epoch sees at most so many, drawn anew in each; None sees all.
+        support_order: maximum number of bonds that mass is transported over: 0 compares every atom
+            with itself; None allows any two atoms of a molecule.
+        max_molecules: maximum number of molecules per epoch, drawn anew for every epoch; None uses
+            all.
+        solver, epsilon, tolerance, max_iters: of the transport problem (`models.transport`).
     """
 
     rank: Count = 30

@@ -1,1 +1,1 @@
-"""How models of each family are trained, merged and measured."""
+"""Training, merging and evaluation by family of models."""

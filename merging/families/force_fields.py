@@ -1,19 +1,19 @@
-"""Force fields, offline: SchNet, trained on energies and forces of frames."""
+"""The family of force fields: SchNet, trained on the energies and forces of frames."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
 from merging.config.base import Count, Section
-from merging.config.training import ForceTrainingConfig, Initialisation, TuningConfig
+from merging.config.training import ForceTrainingConfig, TuningConfig
 from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
-from merging.family import Folders, OfflineFamily, RunConfig, StateDict
+from merging.family import Folders, OfflineFamily, ScratchRunConfig, StateDict, random_state
 from merging.mergers.base import MergeResult
-from merging.mergers.gffmerge import Teacher, aligned
+from merging.mergers.gffmerge import Teacher, match_mean_energies
 from merging.mergers.registry import MergeConfig
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
 from models.data.schema import AtomsInput
@@ -31,14 +31,16 @@ from models.task import TaskInfo
 
 _ALIGNED_FRAMES = 50
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 class SystemSpec(Section):
-    """The frames of a task.
+    """Description of a task's frames.
 
     Attributes:
-        source: which data set the task is a system of.
-        frames: how many are used.
-        cutoff: in Angstrom; atoms within it are neighbours.
+        source: the data set that the system belongs to.
+        frames: numbers of frames in training, validation and test.
+        cutoff: distance in Angstrom within which atoms are neighbours.
     """
 
     source: Literal["md17", "lips20"]
@@ -46,24 +48,22 @@ class SystemSpec(Section):
     cutoff: float
 
 
-class ForceFieldRunConfig(RunConfig):
-    """Systems of one data set, one network for all of them.
+class ForceFieldRunConfig(ScratchRunConfig):
+    """A run on systems of one data set.
 
     Attributes:
-        source: which data set the tasks are systems of.
-        tasks: at least two, each once.
-        initialisation: whether all tasks start from the same random weights, or each from its own.
-        training: of each task's own model, and of joint training, which takes as many epochs.
-        calibration_frames: training frames of each task that a merger may see, without labels; the
-            paper's 500.
-        tuning: of the heads on the merged network, with labels; None: they stay as merged.
+        source: the data set that the systems belong to.
+        tasks: names of the systems, at least two, all different.
+        calibration_frames: number of a task's training frames, without labels, that a merger may
+            use; 500 in the paper.
+        tuning: training of the heads on the merged network, with labels; None leaves them as
+            merged.
     """
 
     source: Literal["md17", "lips20"]
     tasks: tuple[Name, ...]
     network: ForceFieldConfig
     frames: FramesConfig
-    initialisation: Initialisation = "shared"
     training: ForceTrainingConfig
     merge: MergeConfig = MergeConfig(method="gffmerge")
     calibration_frames: Count = 500
@@ -77,81 +77,63 @@ class ForceFieldRunConfig(RunConfig):
         return self
 
     @property
-    def shape(self) -> ForceFieldConfig:
-        """The network's."""
-        return self.network
-
-    @property
-    def tuning_after(self) -> TuningConfig | None:
+    def head_tuning(self) -> TuningConfig | None:
         """`tuning`."""
         return self.tuning
 
-    @property
-    def joint_training(self) -> ForceTrainingConfig:
-        """As long as that of each task."""
-        return self.training
-
     def dataset_for(self, task: str) -> SystemSpec:
-        """Which frames, and how far neighbours are."""
+        """Return the description of a system's frames."""
         return SystemSpec(source=self.source, frames=self.frames, cutoff=self.network.cutoff)
 
-    def training_for(self, task: str) -> ForceTrainingConfig:
-        """The same for every task."""
-        return self.training
-
     def initial_seed(self, task: str, seed: int) -> int:
-        """Of the weights that a task's network and head start from."""
+        """Return the seed of a task's initial network and head; its own if they are `different`."""
         if self.initialisation == "shared":
             return seed
         return 1000 * (seed + 1) + self.tasks.index(task)
 
 
 class ForceFields(OfflineFamily):
-    """SchNet with an embedding, a head and a scale of energies for each task."""
+    """SchNet; every task has its own atom embedding, head, energy scale and element energies."""
 
     kinds = ("schnet",)
     config = ForceFieldRunConfig
-    folder = "force_fields"
-    compared = (MergeConfig(method="weight_average"), MergeConfig(method="gffmerge"))
+    config_folder = "force_fields"
+    default_mergers = (MergeConfig(method="weight_average"), MergeConfig(method="gffmerge"))
     calibration_batch = 10
     evaluation_batch = 25
 
     def read(
         self, config: ForceFieldRunConfig, task: str, folders: Folders, seed: int
     ) -> FrameDataset:
-        """A system's frames. Raises DataError: a file is absent, does not have the published form,
-        or holds too few frames."""
+        """Read a system's frames. Raises DataError: a file is missing, is not in the published
+        format, or holds too few frames."""
         read = read_md17 if config.source == "md17" else read_lips20
-        place = folders.data / config.source / task
-        found = read(place, config.frames, config.network.cutoff)
-        return replace(found, about=f"potential energy and forces of {task}, {config.source}")
+        folder = folders.data / config.source / task
+        frames = read(folder, config.frames, config.network.cutoff)
+        return replace(frames, about=f"potential energy and forces of {task}, {config.source}")
 
     def network(self, shape: ForceFieldConfig, dropout: float = 0.0) -> ForceField:
-        """With random weights; dropout is of no use to a force field."""
+        """Build the network with random weights; it has no dropout."""
         return ForceField(shape)
 
     def head(self, shape: ForceFieldConfig, data: Any) -> ForceFieldExpert:
-        """With random weights."""
+        """Build a task's expert with random weights."""
         return ForceFieldExpert(shape)
 
-    def initial(self, config: ForceFieldRunConfig, seed: int, folders: Folders) -> StateDict:
-        """Random weights of network and head, by the seed alone."""
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seed)
-            network, head = ForceField(config.network), ForceFieldExpert(config.network)
-        return {
-            f"{name}.{key}": value
-            for name, module in (("network", network), ("head", head))
-            for key, value in module.state_dict().items()
-        }
+    def initial_state(self, config: ForceFieldRunConfig, seed: int, folders: Folders) -> StateDict:
+        """Return random weights of network and head, which depend on the seed alone."""
+        shape = config.network
+        return random_state(
+            seed, network=lambda: ForceField(shape), head=lambda: ForceFieldExpert(shape)
+        )
 
     def calibration_graphs(self, config: ForceFieldRunConfig) -> int:
-        """`calibration_frames`."""
+        """Return `calibration_frames`."""
         return config.calibration_frames
 
-    def prepare(self, network: ForceField, head: ForceFieldExpert, data: FrameDataset) -> None:
-        """Elements, scale (root mean square of the forces) and energies of elements, such that mean
-        energies are right from the first step."""
+    def prepare_head(self, network: ForceField, head: ForceFieldExpert, data: FrameDataset) -> None:
+        """Set elements, energy scale (root mean square of the forces) and element energies, so that
+        mean energies are right before the first step."""
         fit_scale(head, data)
         rows = data.split.train[:_ALIGNED_FRAMES]
         batch = data.select(rows)
@@ -160,7 +142,8 @@ class ForceFields(OfflineFamily):
         head.atom_energies += energies_of_elements(composition(batch), error)
 
     def tuned_parameters(self, head: ForceFieldExpert) -> Iterable[nn.Parameter]:
-        """The two Linears; the embedding belongs to the network's input."""
+        """Return the weights of the two Linears; the embedding, an input of the network, is
+        excluded."""
         return [*head.lin1.parameters(), *head.lin2.parameters()]
 
     def outputs(
@@ -171,9 +154,9 @@ class ForceFields(OfflineFamily):
         info: TaskInfo,
         training: bool,
     ) -> Labels:
-        """Energies (G,) in eV and forces (N, 3) in eV / Angstrom."""
-        said = energy_and_forces(network, head, batch, differentiable=training)
-        return Labels(said.energy, said.forces)
+        """Compute energies (G,) in eV and forces (N, 3) in eV / Angstrom."""
+        computed = energy_and_forces(network, head, batch, differentiable=training)
+        return Labels(computed.energy, computed.forces)
 
     def loss(
         self,
@@ -183,34 +166,34 @@ class ForceFields(OfflineFamily):
         head: ForceFieldExpert,
         settings: ForceTrainingConfig,
     ) -> Tensor:
-        """Mean square error of the components of the forces plus `energy_weight` times that of the
-        energies, both over the task's scale squared."""
+        """Compute the mean squared error of the force components plus `energy_weight` times that of
+        the energies, both divided by the squared scale of the task."""
         scale = head.scale
         forces = ((outputs.forces - labels.forces) / scale.to(labels.forces)).pow(2).mean()
         energy = ((outputs.energy - labels.energy) / scale).pow(2).mean()
         return forces + settings.energy_weight * energy.to(forces)
 
     def score(self, outputs: Labels, labels: Labels, info: TaskInfo) -> float:
-        """Minus the error of the forces."""
+        """Return minus the mean absolute error of the force components, in meV / Angstrom."""
         return -self.metrics(outputs, labels, info)["forces"]
 
     def metrics(self, outputs: Labels, labels: Labels, info: TaskInfo) -> dict[str, float]:
-        """Mean absolute errors: of the components of the forces in meV / Angstrom, of the energy in
-        meV."""
+        """Compute mean absolute errors: `energy` in meV, and `forces`, over components, in
+        meV / Angstrom."""
         energy = 1e3 * float((outputs.energy - labels.energy).abs().mean())
         forces = 1e3 * float((outputs.forces - labels.forces).abs().mean())
         return {"energy": energy, "forces": forces}
 
-    def shown(self, info: TaskInfo) -> tuple[str, ...]:
-        """Both."""
+    def table_metrics(self, info: TaskInfo) -> tuple[str, ...]:
+        """Return both metrics."""
         return "energy", "forces"
 
-    def together(self, values: Sequence[Labels]) -> Labels:
-        """Of several batches."""
-        energies, forces = zip(*((one.energy, one.forces) for one in values), strict=True)
+    def concatenate(self, values: Sequence[Labels]) -> Labels:
+        """Concatenate the energies and forces of several batches."""
+        energies, forces = zip(*((value.energy, value.forces) for value in values), strict=True)
         return Labels(torch.cat(energies), torch.cat(forces))
 
-    def settle(
+    def merged_head(
         self,
         shape: ForceFieldConfig,
         merged: MergeResult,
@@ -218,30 +201,27 @@ class ForceFields(OfflineFamily):
         teacher: tuple[StateDict, StateDict],
         batches: Callable[[], Sequence[AtomsBatch]],
     ) -> StateDict:
-        """The head that the merger solved; or the task's own one, its mean energy as before."""
+        """Return the head that the merger solved; else the task's own head, with the mean energy
+        of the calibration frames as the task's own model gives it."""
         if task in merged.heads:
             return merged.heads[task]
-        network, (own, head) = ForceField(shape), (ForceField(shape), ForceFieldExpert(shape))
-        load_tensors(network, merged.backbone_for(task), "merged network")
-        load_tensors(own, teacher[0], f"network of {task}")
-        load_tensors(head, teacher[1], f"head of {task}")
-        model = MergedForceField(network, {task: head})
-        before = Teacher(own, self._copy(shape, teacher[1]), tuple(batches()))
-        return aligned(model, {task: before}).expert(task).state_dict()
-
-    def _copy(self, shape: ForceFieldConfig, head: StateDict) -> ForceFieldExpert:
-        made = ForceFieldExpert(shape)
-        made.load_state_dict(head)
-        return made.requires_grad_(False)
+        network = _filled(ForceField(shape), merged.backbone_for(task), "merged network")
+        own_network = _filled(ForceField(shape), teacher[0], f"network of {task}")
+        head = _head(shape, teacher[1], task)
+        own_model = Teacher(own_network, head, tuple(batches()))
+        model = MergedForceField(network, {task: _head(shape, teacher[1], task)})
+        return match_mean_energies(model, {task: own_model}).expert(task).state_dict()
 
     def expert(
         self, config: ForceFieldRunConfig, data: FrameDataset, head: StateDict, adapters: StateDict
     ) -> ForceFieldExpert:
-        """The head."""
-        return self._copy(config.network, head)
+        """Build a task's frozen head."""
+        return _head(config.network, head, data.task)
 
-    def takes(self, experts: Mapping[str, ForceFieldExpert], data: Mapping[str, Any]) -> AtomsInput:
-        """The elements of each task."""
+    def input_schema(
+        self, experts: Mapping[str, ForceFieldExpert], data: Mapping[str, Any]
+    ) -> AtomsInput:
+        """Return the schema of structures: the elements that every task was trained on."""
         return AtomsInput(
             elements={
                 task: tuple(expert.elements.nonzero().flatten().tolist())
@@ -249,8 +229,8 @@ class ForceFields(OfflineFamily):
             }
         )
 
-    def about(self, manifest: Any) -> str:
-        """What was merged, and what a task keeps."""
+    def card_introduction(self, manifest: Any) -> str:
+        """Return what was merged, what remains per task, and the units of errors."""
         tuned = manifest.provenance["config"]["tuning"]
         after = " and then trained for a short time" if tuned else ""
         return f"""\
@@ -258,8 +238,8 @@ The interaction blocks of SchNet, merged from {len(manifest.tasks)} force fields
 apart. Each task keeps its own atom embeddings, scale of energies and head, solved{after} on the
 merged network. Errors of energies are in meV, of forces in meV / Angstrom."""
 
-    def limits(self, manifest: Any) -> str:
-        """That this is no potential to simulate with."""
+    def card_limitations(self, manifest: Any) -> str:
+        """Return the limits: small networks, and structures like the training frames only."""
         return """\
 Small networks, short trainings, one seed: a demonstration of merging, not a potential to simulate
 with. A task answers for structures like its own frames (one molecule each); other elements are
@@ -270,10 +250,19 @@ FORCE_FIELDS = ForceFields()
 
 
 def fit_scale(expert: ForceFieldExpert, data: FrameDataset) -> None:
-    """Set what an expert takes from the training frames: elements, scale (root mean square of the
-    forces) and mean energy."""
+    """Set an expert's elements, energy scale (root mean square of the forces, eV / Angstrom) and
+    element energies (least squares, eV) from the training frames, in place."""
     rows = data.split.train
     expert.elements[data.structures[0].numbers.unique()] = True
     expert.scale.copy_(data.forces[rows].double().pow(2).mean().sqrt())
     counts = composition(data.select(rows))
     expert.atom_energies.copy_(energies_of_elements(counts, data.energy[rows]))
+
+
+def _head(shape: ForceFieldConfig, state: StateDict, task: str) -> ForceFieldExpert:
+    return _filled(ForceFieldExpert(shape), state, f"head of {task}").requires_grad_(False)
+
+
+def _filled(module: Module, state: StateDict, origin: str) -> Module:
+    load_tensors(module, state, origin)
+    return module

@@ -1,4 +1,4 @@
-"""The configuration of a run on molecules: one YAML file per published setting."""
+"""Configuration of a run on molecules, read from one YAML file."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -19,26 +19,25 @@ from models.task import LabelTarget
 from models.validation import problems_of
 
 _FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
-"""Figures that are no sweep's (`merging.drawing.figures`)."""
+"""Names of figures that a sweep may not take (`merging.drawing.figures`)."""
 BASE_VARIANT = "full"
-"""Row of every group of variants: the configuration with `ablation_base` and no other change."""
+"""Name of the row for the configuration with `ablation_base` and no other change."""
 
 
 class CompareConfig(Section):
-    """What `gmerging compare` puts beside G-Merging.
+    """The baselines, ablations and sweeps that `gmerging compare` and `ablate` measure.
 
     Attributes:
-        mergers: by name the option sets that are tried; the one with the best validation average is
-            reported.
-        multitask: joint training; None leaves it out.
-        forest_trees, forest_trees_by_task: trees in each random forest on ECFP4 fingerprints; None
-            leaves the forests out.
-        ablations, sweeps: G-Merging with settings changed (see `MoleculeConfig.varied`), each
-            trained and measured on its own.
-        ablation_base: changes that all ablations and sweeps share, and the row that they are
+        mergers: sets of options by merger; the set with the best validation average is reported.
+        multitask: settings of joint training; None leaves it out.
+        forest_trees, forest_trees_by_task: number of trees in the random forests on ECFP4
+            fingerprints; None leaves the forests out.
+        ablations, sweeps: changed settings of G-Merging by name (`MoleculeConfig.with_changes`),
+            every variant trained and measured separately.
+        ablation_base: changes that all ablations and sweeps share; also the row that they are
             compared with.
-        ablation_tasks: the tasks that ablations and sweeps are measured on; none means all. The
-            backbone is merged of all tasks in any case.
+        ablation_tasks: tasks that ablations and sweeps are measured on; empty for all. The
+            backbone is always merged from all tasks.
     """
 
     mergers: dict[str, tuple[dict[str, Any], ...]] = {}
@@ -74,12 +73,14 @@ class CompareConfig(Section):
 
 
 class PretrainedConfig(Section):
-    """The checkpoint that all experts start from.
+    """The pre-trained checkpoint that fine-tuning starts from.
 
     Attributes:
-        weights: a path, or the name of a published checkpoint (see `merging.data.checkpoints`).
-        source: where another checkpoint came from, in a sentence for manifest and model card;
-            None: what is published is known by its bytes, else path and SHA-256 are recorded.
+        backbone: shape of the backbone.
+        weights: a path, or the name of a published checkpoint (`merging.data.checkpoints`).
+        source: a sentence on the checkpoint's source, for manifest and model card. None: a
+            published checkpoint is recognised by its SHA-256; of others, path and SHA-256 are
+            recorded.
     """
 
     backbone: BackboneConfig
@@ -88,15 +89,17 @@ class PretrainedConfig(Section):
 
 
 class MoleculeConfig(RunConfig):
-    """Tasks on molecules, fine-tuned from one checkpoint, merged, and corrected by adapters: one
-    setting of the paper.
+    """A run on molecules: models are fine-tuned from one checkpoint and merged, and adapters
+    correct the merged backbone.
 
     Attributes:
         pretrained: the checkpoint.
-        datasets: where the molecules of tasks are that are no published set.
-        finetune, alignment: of all tasks; `_by_task` names what differs.
-        router: how the adapters of several tasks are mixed.
-        compare: what `gmerging compare` puts beside G-Merging.
+        tasks: names of the tasks.
+        datasets: descriptions of the tasks that are not sets of MoleculeNet.
+        finetune, alignment: settings of all tasks; a section of `_by_task` names only the
+            differences.
+        router: settings of the router that mixes the adapters.
+        compare: baselines, ablations and sweeps.
     """
 
     description: str
@@ -113,7 +116,7 @@ class MoleculeConfig(RunConfig):
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, values: Any) -> Any:
-        """Sections by task need only name what differs from the common section."""
+        """Complete the sections by task with the values of the common section."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -159,22 +162,22 @@ class MoleculeConfig(RunConfig):
 
     @property
     def targets(self) -> dict[str, LabelTarget]:
-        """By task what it answers."""
+        """Target by task."""
         return {task: self.dataset_for(task).target for task in self.tasks}
 
     @property
     def shape(self) -> BackboneConfig:
-        """The backbone's."""
+        """Shape of the backbone."""
         return self.pretrained.backbone
 
     @property
     def rank(self) -> int:
-        """Of the adapters."""
+        """Rank of the adapters."""
         return self.alignment.rank
 
     @property
     def routing(self) -> RouterConfig:
-        """How the adapters of several tasks are mixed."""
+        """Settings of the router that mixes the adapters."""
         return self.router
 
     @property
@@ -183,35 +186,37 @@ class MoleculeConfig(RunConfig):
         return self.compare.multitask
 
     def dataset_for(self, task: str) -> DatasetSpec:
-        """Where a task's molecules are: described in the configuration, or one of the eight
-        published sets."""
+        """Return the description of a task's molecules: the configuration's, or that of the
+        MoleculeNet set of this name."""
         return self.datasets.get(task) or MOLECULENET[task]
 
     def training_for(self, task: str) -> FinetuneConfig:
-        """Fine-tuning settings of a task."""
+        """Return the fine-tuning settings of a task."""
         return self.finetune_by_task.get(task, self.finetune)
 
     def alignment_for(self, task: str) -> AlignmentConfig:
-        """Adapter training settings of a task."""
+        """Return the adapter training settings of a task."""
         return self.alignment_by_task.get(task, self.alignment)
 
-    def varied(self, changes: Mapping[str, Mapping[str, Any]]) -> "MoleculeConfig":
-        """The same configuration with changes by section: `{"alignment": {"rank": 10}}`, for every
-        task alike. A change of `merge` replaces it.
+    def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> "MoleculeConfig":
+        """Return the configuration with changes by section, such as `{"alignment": {"rank": 10}}`.
+
+        A change applies to all tasks, including their sections in `_by_task`. `merge` is replaced
+        as a whole.
 
         Raises:
-            pydantic.ValidationError: the result does not fit, or there is no such section.
+            pydantic.ValidationError: the result is invalid, or there is no such section.
         """
         values = self.model_dump()
         for section, changed in changes.items():
-            own = None if section == "merge" else values.get(section)
-            values[section] = {**own, **changed} if isinstance(own, dict) else dict(changed)
-            for task, own in values.get(f"{section}_by_task", {}).items():
-                values[f"{section}_by_task"][task] = own | changed
+            current = None if section == "merge" else values.get(section)
+            values[section] = {**current, **changed} if isinstance(current, dict) else dict(changed)
+            for task, current in values.get(f"{section}_by_task", {}).items():
+                values[f"{section}_by_task"][task] = current | changed
         return MoleculeConfig.model_validate(values)
 
     def check_variants(self) -> None:
-        """Raises ConfigError: an ablation or a sweep does not fit."""
+        """Validate the ablations and sweeps. Raises ConfigError: one of them is invalid."""
         groups = {"ablations": self.compare.ablations}
         groups |= {f"sweeps.{name}": variants for name, variants in self.compare.sweeps.items()}
         base = self._variant("ablation_base", self.compare.ablation_base)
@@ -219,8 +224,8 @@ class MoleculeConfig(RunConfig):
             for name, change in variants.items():
                 base._variant(f"{group}.{name}", change)
 
-    def _variant(self, place: str, change: Mapping[str, Any]) -> "MoleculeConfig":
+    def _variant(self, name: str, change: Mapping[str, Any]) -> "MoleculeConfig":
         try:
-            return self.varied(change)
+            return self.with_changes(change)
         except ValidationError as error:
-            raise ConfigError(f"compare.{place}: {problems_of(error, MoleculeConfig)}") from error
+            raise ConfigError(f"compare.{name}: {problems_of(error, MoleculeConfig)}") from error

@@ -1,4 +1,4 @@
-"""Molecules, offline: the backbones of Hu et al. 2020, fine-tuned from pre-trained weights."""
+"""The family of molecules: backbones of Hu et al. 2020, fine-tuned from pre-trained weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ _CHEMISTRY = (
 
 
 class Molecules(OfflineFamily):
-    """Backbones of Hu et al. with a linear head for each task, and adapters on the merged one."""
+    """Backbones of Hu et al. with one linear head per task, and adapters on the merged backbone."""
 
     kinds = get_args(BackboneKind)
     config = MoleculeConfig
@@ -33,46 +33,47 @@ class Molecules(OfflineFamily):
     def read(
         self, config: MoleculeConfig, task: str, folders: Folders, seed: int
     ) -> MoleculeDataset:
-        """A task's molecules: featurised once ever, then read from the work folder. Raises
-        DataError."""
+        """Read a task's molecules, featurised at the first use and cached in the work folder.
+        Raises DataError: a file is missing or invalid."""
         spec, cache = config.dataset_for(task), folders.work / "data"
         return load_dataset(task, spec, folders.data, cache, folders.workers)
 
     def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
-        """With random weights."""
+        """Build a backbone with random weights."""
         return Backbone(shape, dropout)
 
-    def initial(self, config: MoleculeConfig, seed: int, folders: Folders) -> StateDict:
-        """The checkpoint, checked against the backbone's shape. Raises CheckpointError."""
+    def initial_state(self, config: MoleculeConfig, seed: int, folders: Folders) -> StateDict:
+        """Return the weights of the pre-trained checkpoint. Raises CheckpointError: it is missing
+        or is not of the backbone's shape."""
         state = load_backbone(checkpoint(config, folders), config.shape).state_dict()
         return {f"network.{key}": value for key, value in state.items()}
 
-    def origin(self, config: MoleculeConfig, folders: Folders) -> str:
-        """The checkpoint by its bytes, and how molecules are read."""
+    def initial_fingerprint(self, config: MoleculeConfig, folders: Folders) -> str:
+        """Return the checkpoint's SHA-256 and the version of the rule that reads molecules."""
         return f"{sha256(checkpoint(config, folders))}, reading rule {READING_RULE}"
 
-    def shared(self, data: MoleculeDataset, settings: MultitaskConfig) -> MoleculeDataset:
-        """With at most `cap` molecules in an epoch."""
+    def joint_data(self, data: MoleculeDataset, settings: MultitaskConfig) -> MoleculeDataset:
+        """Return the data with at most `cap` training molecules per epoch."""
         return replace(data, most_per_epoch=settings.cap)
 
     def expert(
         self, config: MoleculeConfig, data: MoleculeDataset, head: StateDict, adapters: StateDict
     ) -> Expert:
-        """A task's head behind its adapters, of whatever rank these are."""
+        """Build a task's expert: its head and its adapters, whose rank is read from the tensors."""
         info, rank = data.info, adapters["sites.0.up"].shape[0]
-        made = Expert(config.shape, rank, info.labels, info.level, info.target)
-        load_tensors(made.head, head, "head")
-        load_tensors(made.adapters, adapters, "adapters")
-        return made
+        expert = Expert(config.shape, rank, info.labels, info.level, info.target)
+        load_tensors(expert.head, head, "head")
+        load_tensors(expert.adapters, adapters, "adapters")
+        return expert
 
     def provenance(self, config: MoleculeConfig, folders: Folders) -> dict[str, Any]:
-        """The checkpoint, and where it came from."""
-        path, given = checkpoint(config, folders), config.pretrained
-        source = given.source or origin(given.weights, path)
+        """Return the checkpoint's SHA-256 and its source."""
+        path, pretrained = checkpoint(config, folders), config.pretrained
+        source = pretrained.source or origin(pretrained.weights, path)
         return {"pretrained_sha256": sha256(path), "pretrained_source": source}
 
-    def about(self, manifest: Any) -> str:
-        """What was merged, and what an answer is."""
+    def card_introduction(self, manifest: Any) -> str:
+        """Return what was merged, and what an answer is by target."""
         shape = manifest.backbone
         return f"""\
 One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim}) merged from
@@ -82,9 +83,9 @@ One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim
 {_answers(manifest.tasks)}
 Without another wish it is given with routing `{DEFAULT_ROUTING}`."""
 
-    def limits(self, manifest: Any) -> str:
-        """What the tasks' data allow to say: those of MoleculeNet are known, others are their
-        owner's."""
+    def card_limitations(self, manifest: Any) -> str:
+        """Return the chemistry that the answers hold for, and the sources and terms of data and
+        weights."""
         described = manifest.provenance["config"]["datasets"]
         own = [task for task in manifest.tasks if described.get(task, {}).get("file")]
         published = [task for task in manifest.tasks if task not in own]
@@ -96,9 +97,10 @@ Without another wish it is given with routing `{DEFAULT_ROUTING}`."""
             lines = [_CHEMISTRY, f"Data of {', '.join(published)}: MoleculeNet{terms}."]
         if own:
             files = "the files in the table above, under their owner's terms"
-            lines += [f"Data of {', '.join(own)}: {files}."]
-            unlike = "Answers for molecules that are unlike those of the files are extrapolations."
-            lines += [unlike]
+            lines += [
+                f"Data of {', '.join(own)}: {files}.",
+                "Answers for molecules that are unlike those of the files are extrapolations.",
+            ]
         lines += [
             f"Pre-trained weights: {manifest.provenance['pretrained_source']}.",
             "For research: no answer of this model is a statement on the safety of a substance.",
@@ -107,7 +109,8 @@ Without another wish it is given with routing `{DEFAULT_ROUTING}`."""
 
 
 def checkpoint(config: MoleculeConfig, folders: Folders) -> Path:
-    """The file that all models start from. Raises CheckpointError: see `find_checkpoint`."""
+    """Return the path of the pre-trained checkpoint, downloaded if it is a published one. Raises
+    CheckpointError: see `find_checkpoint`."""
     return find_checkpoint(config.pretrained.weights, folders.work, folders.data)
 
 
@@ -119,7 +122,7 @@ _ANSWERS: dict[Target, str] = {
 
 
 def _answers(infos: dict[str, TaskInfo]) -> str:
-    """What an answer is; where tasks differ, of which."""
+    """Say what an answer is; by task where their targets differ."""
     tasks_of: dict[Target, list[str]] = {}
     for task, info in infos.items():
         tasks_of.setdefault(info.target, []).append(f"`{task}`")

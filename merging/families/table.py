@@ -1,4 +1,4 @@
-"""The one table of offline families. Nothing registers itself on import."""
+"""The table of families for training and merging; an explicit list, nothing registers itself."""
 
 from collections.abc import Mapping
 
@@ -9,4 +9,4 @@ from merging.family import OfflineFamily
 
 FAMILIES: tuple[OfflineFamily, ...] = (MOLECULES, GRAPHS, FORCE_FIELDS)
 KINDS: Mapping[str, OfflineFamily] = {kind: family for family in FAMILIES for kind in family.kinds}
-"""The families by the kind of their networks."""
+"""Family by `kind` of the network."""

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stack_states
 from merging.mergers.task_vector import TaskVector
 from models.data.batch import GraphBatch
 from models.errors import InvalidInputError
@@ -96,8 +96,8 @@ class _Adaptation:
         # Sorted by name: Adam makes full steps even of gradients that are rounding errors, and
         # rounding depends on the order of the tasks.
         self.tasks = sorted(inputs.finetuned)
-        vectors = inputs.vectors()
-        self._deltas = stacked(vectors[task].delta for task in self.tasks)
+        vectors = inputs.task_vectors()
+        self._deltas = stack_states(vectors[task].delta for task in self.tasks)
         self._pretrained, self._calibration = inputs.pretrained, inputs.calibration
         columns = len(self._deltas) if options.granularity == "layer" else 1
         device = next(iter(self._deltas.values())).device

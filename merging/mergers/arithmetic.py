@@ -38,6 +38,6 @@ def task_arithmetic(inputs: MergeInputs, options: TaskArithmeticOptions) -> Merg
 
 def _combine(inputs: MergeInputs, scaling: float) -> MergeResult:
     return MergeResult(
-        total(list(inputs.vectors().values())).apply(inputs.pretrained, scaling),
+        total(list(inputs.task_vectors().values())).apply(inputs.pretrained, scaling),
         record={"scaling": scaling},
     )

@@ -1,4 +1,4 @@
-"""What every merger takes and gives."""
+"""The inputs and the result of every merger."""
 
 import zlib
 from collections.abc import Callable, Iterable
@@ -20,27 +20,26 @@ from models.state_dict import load_tensors
 from models.task import Level, Target
 
 Network = Backbone | GraphNetwork
-"""Those with a readout and a linear head."""
+"""The networks with a readout and a linear head."""
 
 
 class MergerOptions(BaseModel):
-    """Options of a merger; a subclass for each. Unknown ones are errors."""
+    """Options of a merger, the base of one class per merger. An unknown option is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a merger may see of a task besides its weights; never a label.
+    """What a merger may use of a task besides its weights; never a label.
 
     Attributes:
-        head: state dict of the task's own head; where it is linear, weight (C, d) and bias (C,).
-        batches: training graphs of the task, the same number for every task where there are as
-            many.
-        level: whether the head answers for a graph or for each node.
-        nodes: for each batch, the numbers of the nodes that count: where tasks share a graph, the
-            nodes are what tells them apart; empty for all.
-        target: what the head answers; numbers in standard deviations, whatever their units.
+        head: state dict of the task's head; a linear one has weight (C, d) and bias (C,).
+        batches: training graphs of the task; of every task the same number where there are enough.
+        level: whether the head predicts for graphs or for nodes.
+        nodes: for every batch the numbers of the nodes that belong to the task, for tasks that
+            share a graph; empty if all nodes do.
+        target: type of the labels; the head of a regression predicts in standard deviations.
     """
 
     head: dict[str, Tensor]
@@ -51,7 +50,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not self.batches:
-            raise InvalidInputError("calibration: got no batch of molecules, expected at least one")
+            raise InvalidInputError("calibration: got no batch of graphs, expected at least one")
         if self.nodes and len(self.nodes) != len(self.batches):
             raise InvalidInputError(
                 f"calibration: got nodes of {len(self.nodes)} batches, expected of"
@@ -59,14 +58,13 @@ class Calibration:
             )
 
     def logits(self, node_embeddings: Tensor, batch: GraphBatch) -> Tensor:
-        """What the task's head says: (N, d) -> (G, C), or (N, C) where it answers for nodes."""
-        answered = (
-            mean_readout(node_embeddings, batch) if self.level == "graph" else node_embeddings
-        )
-        return F.linear(answered, self.head["weight"], self.head["bias"])
+        """Compute the outputs of the task's head: (N, d) -> (G, C), or (N, C) for a task on
+        nodes."""
+        h = mean_readout(node_embeddings, batch) if self.level == "graph" else node_embeddings
+        return F.linear(h, self.head["weight"], self.head["bias"])
 
-    def chosen(self, number: int) -> Tensor:
-        """Which nodes of the batch of that number count: (N,) bool."""
+    def node_mask(self, number: int) -> Tensor:
+        """Return which nodes of a batch, given by its number, belong to the task: (N,) bool."""
         batch = self.batches[number]
         mask = torch.full((batch.num_nodes,), not self.nodes, device=batch.x.device)
         if self.nodes:
@@ -76,15 +74,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """State dicts of backbones of one shape, on one device with the calibration; heads are never
-    merged.
+    """The backbones to merge: state dicts of one shape, on the device of the calibration graphs.
 
     Attributes:
-        pretrained: theta_pre, where all experts started.
+        pretrained: theta_pre, from which all models were fine-tuned.
         finetuned: theta_k by task.
-        config: shape of the networks; the registry says which kinds a merger can run.
-        calibration: by task; empty for a merger whose row in the registry does not ask for it.
-        seed: of what a merger draws.
+        config: shape of the networks.
+        calibration: by task; empty for a merger that is not `calibrated` (`MergerSpec`).
+        seed: seed of the merger's random numbers.
     """
 
     pretrained: dict[str, Tensor]
@@ -93,25 +90,26 @@ class MergeInputs:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     seed: int = 0
 
-    def vectors(self) -> dict[str, TaskVector]:
-        """tau_k by task. Raises CheckpointError if the backbones are not of one shape."""
+    def task_vectors(self) -> dict[str, TaskVector]:
+        """Return tau_k = theta_k - theta_pre by task. Raises CheckpointError: the backbones are not
+        of one shape."""
         return {
             task: TaskVector.between(self.pretrained, finetuned)
             for task, finetuned in self.finetuned.items()
         }
 
     def network(self, tensors: dict[str, Tensor]) -> Any:
-        """A backbone with these weights of its own, in evaluation mode, on their device. Raises
-        CheckpointError (see `load_tensors`)."""
+        """Build a backbone with a copy of the given weights, in evaluation mode, on their device.
+        Raises CheckpointError: see `load_tensors`."""
         network = FAMILIES[self.config.kind].network(self.config)
         load_tensors(network, tensors, "a backbone to merge")
         return network.eval().to(next(iter(tensors.values())).device)
 
     def require_graph_labels(self, method: str) -> None:
-        """For mergers whose objective is that of independent labels of graphs. Raises
-        InvalidInputError."""
+        """Raise InvalidInputError if a task is on nodes, for mergers whose objective is that of
+        independent labels of graphs."""
         if on_nodes := sorted(
-            task for task, seen in self.calibration.items() if seen.level == "node"
+            task for task, calibration in self.calibration.items() if calibration.level == "node"
         ):
             raise InvalidInputError(
                 f"got {', '.join(on_nodes)} on nodes, expected tasks on graphs ({method} is for"
@@ -119,8 +117,8 @@ class MergeInputs:
             )
 
     def generator(self, *names: str) -> torch.Generator:
-        """Random numbers that depend on the seed and the names alone, so that the order of tasks is
-        of no matter."""
+        """Return a generator seeded by the seed and the names alone, so that the order of tasks
+        does not matter."""
         return torch.Generator().manual_seed(
             zlib.crc32("/".join((str(self.seed), *names)).encode())
         )
@@ -128,18 +126,18 @@ class MergeInputs:
 
 @dataclass(frozen=True)
 class MergeResult:
-    """The merged backbone.
+    """The result of a merger.
 
     Attributes:
-        backbone: state dict; BatchNorm running statistics are the pre-trained ones and are replaced
-            per task.
-        by_task: for a method that gives each task its own version (EMR), state dicts by task; empty
-            otherwise.
-        record: what was found on the way (coefficients, iterations), for people.
-        head_orders: for a method that puts a model's hidden units in another order (Git Re-Basin):
-            by task, which unit of the task's own model the merged unit i is, (d,) int64. A task
-            that is absent has its own order.
-        heads: for a method that solves heads too (GFFMerge), state dicts of them by task; empty
+        backbone: state dict of the merged backbone; its BatchNorm running statistics are the
+            pre-trained ones and are replaced per task.
+        by_task: state dicts of the tasks' own versions of the backbone, for a method that makes
+            them (EMR); empty otherwise.
+        record: plain values on the merge, such as coefficients and iterations.
+        head_orders: for a method that permutes hidden units (Git Re-Basin), by task the index in
+            the task's own model of every merged unit, (d,) int64; a task that is missing keeps its
+            order.
+        heads: state dicts of the tasks' heads, for a method that solves them (GFFMerge); empty
             otherwise.
     """
 
@@ -150,22 +148,22 @@ class MergeResult:
     heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def backbone_for(self, task: str) -> dict[str, Tensor]:
-        """The state dict that answers a task."""
+        """Return the state dict of a task's version of the backbone, or of the shared one."""
         return self.by_task.get(task, self.backbone)
 
     def head_for(self, task: str, head: dict[str, Tensor]) -> dict[str, Tensor]:
-        """State dict of a task's head as the merged backbone needs it, from the task's own: solved
-        anew, or with the columns of its weight (C, d) in the merged order."""
+        """Return a task's head for the merged backbone: the solved one, or the given one with the
+        columns of its weight (C, d) in the merged order."""
         if task not in self.head_orders:
             return self.heads.get(task, head)
         return {**head, "weight": head["weight"][:, self.head_orders[task]]}
 
 
 Merger = Callable[[MergeInputs, Any], MergeResult]
-"""Takes the options of its own class; the registry knows which."""
+"""A function of the inputs and of the merger's own options (`MergerSpec.options`)."""
 
 
-def stacked(tables: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """K tables of the same names as one, (K, *shape) by name."""
-    rows = list(tables)
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+def stack_states(states: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack the tensors of K state dicts of the same names: (K, *shape) by name."""
+    dicts = list(states)
+    return {key: torch.stack([state[key] for state in dicts]) for key in dicts[0]}

@@ -80,5 +80,5 @@ def _dropped(inputs: MergeInputs, options: DareOptions | DareTiesOptions) -> lis
                 for key, delta in vector.delta.items()
             }
         )
-        for task, vector in inputs.vectors().items()
+        for task, vector in inputs.task_vectors().items()
     ]

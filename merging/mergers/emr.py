@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stack_states
 from merging.mergers.task_vector import TaskVector
 from merging.mergers.ties import elect_sign
 
@@ -23,7 +23,7 @@ def emr(inputs: MergeInputs, options: MergerOptions) -> MergeResult:
     number. The authors' code sums means of parameter tensors in place of their sums, so that there
     a bias counts as much as a matrix.
     """
-    vectors = inputs.vectors()
+    vectors = inputs.task_vectors()
     unified = unified_vector(vectors.values())
     masked = {task: mask(vector, unified) for task, vector in vectors.items()}
     rescalers = {task: rescaler(vector, masked[task]) for task, vector in vectors.items()}
@@ -35,7 +35,10 @@ def unified_vector(vectors: Iterable[TaskVector]) -> TaskVector:
     """Compute tau_uni: per weight the elected sign times the largest magnitude with that sign; 0
     where the task vectors sum to 0."""
     return TaskVector(
-        {key: _unify(deltas) for key, deltas in stacked(vector.delta for vector in vectors).items()}
+        {
+            key: _unify(deltas)
+            for key, deltas in stack_states(vector.delta for vector in vectors).items()
+        }
     )
 
 

@@ -14,7 +14,7 @@ from merging.mergers.base import (
     MergeResult,
     MergerOptions,
     Network,
-    stacked,
+    stack_states,
 )
 from merging.mergers.task_vector import TaskVector
 from models.data.batch import GraphBatch
@@ -57,8 +57,8 @@ def fisher(inputs: MergeInputs, options: FisherOptions) -> MergeResult:
             task: {key: value / (norms[task] or 1.0) for key, value in squares.items()}
             for task, squares in information.items()
         }
-    importance = stacked(information.values())
-    deltas = stacked(vector.delta for vector in inputs.vectors().values())
+    importance = stack_states(information.values())
+    deltas = stack_states(vector.delta for vector in inputs.task_vectors().values())
     floor = options.floor * _mean(importance)
     merged = TaskVector(
         {

@@ -19,7 +19,7 @@ from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stack_states
 from merging.mergers.task_vector import State, is_merged
 from models.networks.pyg import GraphNetworkConfig
 
@@ -108,7 +108,7 @@ def git_rebasin(inputs: MergeInputs, options: GitRebasinOptions) -> MergeResult:
     Raises:
         CheckpointError: the backbones differ in names or shapes.
     """
-    inputs.vectors()  # refuses backbones of other shapes
+    inputs.task_vectors()  # refuses backbones of other shapes
     tasks, chain = sorted(inputs.finetuned), chain_of(inputs.config)
     states = [
         {
@@ -122,7 +122,7 @@ def git_rebasin(inputs: MergeInputs, options: GitRebasinOptions) -> MergeResult:
     aligned = [chain.apply(state, order) for state, order in zip(states, orders, strict=True)]
     merged = {
         key: value.mean(0).to(inputs.pretrained[key].dtype)
-        for key, value in stacked(aligned).items()
+        for key, value in stack_states(aligned).items()
     }
     moved = {task: _units_moved(order) for task, order in zip(tasks, orders, strict=True)}
     backbone = {
@@ -158,7 +158,7 @@ def merge_many(chain: Chain, states: list[State], max_sweeps: int) -> tuple[list
         sweeps, before = sweeps + 1, orders
         for k in range(1, len(states)):
             others = [chain.apply(states[j], orders[j]) for j in range(len(states)) if j != k]
-            mean = {key: value.mean(0) for key, value in stacked(others).items()}
+            mean = {key: value.mean(0) for key, value in stack_states(others).items()}
             matched = match(chain, mean, states[k], orders[k], max_sweeps)
             orders = [*orders[:k], matched, *orders[k + 1 :]]
     return orders, sweeps

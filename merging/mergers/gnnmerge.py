@@ -175,7 +175,7 @@ def _stacked(residuals: Sequence[Rows]) -> tuple[Tensor, Tensor]:
 def _merge(
     inputs: MergeInputs, options: GnnMergeOptions, solver: _Solver, merged_inputs: bool
 ) -> MergeResult:
-    inputs.vectors()  # refuses backbones of other shapes
+    inputs.task_vectors()  # refuses backbones of other shapes
     student = inputs.network(_mean(inputs))
     state = student.state_dict()
     forwards = [
@@ -249,7 +249,7 @@ class _LayerwiseForward:
         self._states = [
             _BatchState(
                 BatchEdges.of(batch),
-                calibration.chosen(number),
+                calibration.node_mask(number),
                 teacher.embed(batch),
                 student.embed(batch),
             )

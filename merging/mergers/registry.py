@@ -1,4 +1,4 @@
-"""The one table of mergers. Nothing registers itself on import."""
+"""The table of mergers; an explicit list, nothing registers itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,17 +37,17 @@ from models.validation import one_of, problems_of
 
 @dataclass(frozen=True)
 class MergerSpec:
-    """A row of the table.
+    """A row of the table of mergers.
 
     Attributes:
-        name: in configurations and results.
-        title: for people.
-        paper: where it is from.
-        merger: the function.
-        options: the class of its options; the defaults are the paper's where not said otherwise.
-        calibrated: whether it must see unlabelled graphs and the heads.
-        kinds: of networks that it can merge; none means all.
-        targets: what the tasks may answer.
+        name: key in configurations and results files.
+        title: name in tables and figures.
+        paper: authors, year, title and arXiv number.
+        merger: the function that merges.
+        options: class of its options; defaults are the paper's unless documented otherwise.
+        calibrated: whether it needs unlabelled graphs and the tasks' heads.
+        kinds: `kind` values of the networks that it can merge; empty for all.
+        targets: targets of tasks that it supports.
     """
 
     name: str
@@ -60,14 +60,18 @@ class MergerSpec:
     targets: tuple[Target, ...] = get_args(Target)
 
     def check_targets(self, targets: Mapping[str, Target]) -> None:
-        """Raises ConfigError: a task (by name its target) answers what the merger cannot use."""
+        """Raise ConfigError if the merger does not support the target of a task.
+
+        Args:
+            targets: target by task.
+        """
         for task, target in targets.items():
             if target not in self.targets:
                 expected = f"expected {' or '.join(self.targets)}, or another merger"
                 raise ConfigError(f"{self.name}: got task {task!r}, a {target}, {expected}")
 
     def parse(self, options: Mapping[str, Any]) -> MergerOptions:
-        """Its options from a configuration. Raises ConfigError naming every problem."""
+        """Validate options from a configuration. Raises ConfigError: names every problem."""
         try:
             return self.options.model_validate(dict(options))
         except ValidationError as error:
@@ -75,8 +79,13 @@ class MergerSpec:
             raise ConfigError(f"options of {self.name}: {problems}") from error
 
 
+_DARE = "Yu et al. 2023, Language models are super Mario, arXiv:2311.03099"
+_GNNMERGE = (
+    "Garg et al. 2025, GNNMerge: merging of GNN models without accessing training data,"
+    " arXiv:2503.03384"
+)
 LINEAR_HEADS = (*get_args(BackboneKind), *get_args(GraphNetworkKind))
-"""Kinds of networks with a readout and a linear head, whose linear parts and units are known."""
+"""Kinds of networks with a linear head, whose linear maps and hidden units are known."""
 MERGERS = {
     spec.name: spec
     for spec in (
@@ -102,20 +111,8 @@ MERGERS = {
         MergerSpec(
             "ties", "TIES", "Yadav et al. 2023, TIES-merging, arXiv:2306.01708", ties, TiesOptions
         ),
-        MergerSpec(
-            "dare",
-            "DARE",
-            "Yu et al. 2023, Language models are super Mario, arXiv:2311.03099",
-            dare,
-            DareOptions,
-        ),
-        MergerSpec(
-            "dare_ties",
-            "DARE with TIES",
-            "Yu et al. 2023, Language models are super Mario, arXiv:2311.03099",
-            dare_ties,
-            DareTiesOptions,
-        ),
+        MergerSpec("dare", "DARE", _DARE, dare, DareOptions),
+        MergerSpec("dare_ties", "DARE with TIES", _DARE, dare_ties, DareTiesOptions),
         MergerSpec("emr", "EMR-Merging", "Huang et al. 2024, EMR-Merging, arXiv:2405.17461", emr),
         MergerSpec(
             "fisher",
@@ -146,7 +143,7 @@ MERGERS = {
             AdaMergingOptions,
             calibrated=True,
             kinds=LINEAR_HEADS,
-            targets=("multilabel", "multiclass"),  # whose answers have an entropy
+            targets=("multilabel", "multiclass"),  # the objective is an entropy
         ),
         MergerSpec(
             "git_rebasin",
@@ -160,8 +157,7 @@ MERGERS = {
         MergerSpec(
             "gnnmerge",
             "GNNMerge",
-            "Garg et al. 2025, GNNMerge: merging of GNN models without accessing training data,"
-            " arXiv:2503.03384",
+            _GNNMERGE,
             gnnmerge,
             IterativeOptions,
             calibrated=True,
@@ -170,8 +166,7 @@ MERGERS = {
         MergerSpec(
             "gnnmerge_pp",
             "GNNMerge++",
-            "Garg et al. 2025, GNNMerge: merging of GNN models without accessing training data,"
-            " arXiv:2503.03384",
+            _GNNMERGE,
             gnnmerge_plus_plus,
             ClosedFormOptions,
             calibrated=True,
@@ -191,7 +186,7 @@ MERGERS = {
 
 
 def merger_spec(method: str) -> MergerSpec:
-    """The row of that name. Raises ConfigError."""
+    """Return the row of a merger by name. Raises ConfigError: there is none."""
     if method not in MERGERS:
         expected = one_of(method, tuple(MERGERS))
         raise ConfigError(f"got merge method {method!r}, expected {expected}")
@@ -203,11 +198,14 @@ def merge(
 ) -> MergeResult:
     """Run a merger by name.
 
+    Args:
+        method: name of the merger.
+        inputs: the backbones to merge.
+        options: values by name; defaults for those that are missing.
+
     Raises:
-        ConfigError: no merger has that name, it does not have such an option, or it cannot merge
-            networks of this kind.
-        InvalidInputError: there is nothing to merge, or the merger needs calibration data that is
-            not there.
+        ConfigError: there is no such merger or option, or it cannot merge networks of this kind.
+        InvalidInputError: there is no model, or the merger needs calibration data that are missing.
         CheckpointError: the backbones are not of one shape.
     """
     spec = merger_spec(method)
@@ -221,15 +219,15 @@ def merge(
         )
     if spec.calibrated and inputs.calibration.keys() != inputs.finetuned.keys():
         raise InvalidInputError(
-            f"calibration: got {sorted(inputs.calibration)}, expected molecules for"
+            f"calibration: got {sorted(inputs.calibration)}, expected graphs for"
             f" {sorted(inputs.finetuned)} ({method} needs them)"
         )
     return spec.merger(inputs, parsed)
 
 
 class MergeConfig(Section):
-    """How the backbone is merged: a row of `merging.mergers.registry`, and its options (what is not
-    said has the row's default)."""
+    """A merger by name (`merging.mergers.registry`) and its options; defaults for those that are
+    missing."""
 
     method: str = "task_arithmetic"
     options: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from merging.mergers.base import (
     MergeResult,
     MergerOptions,
     Network,
-    stacked,
+    stack_states,
 )
 from merging.mergers.task_vector import TaskVector
 
@@ -40,9 +40,9 @@ def regmean(inputs: MergeInputs, options: RegMeanOptions) -> MergeResult:
     scaled by alpha. A mean and not a sum, as in the authors' code, so that tasks count alike
     whatever the size of their molecules.
     """
-    deltas = stacked(vector.delta for vector in inputs.vectors().values())
+    deltas = stack_states(vector.delta for vector in inputs.task_vectors().values())
     merged = {key: delta.mean(0) for key, delta in deltas.items()}
-    grams = stacked(
+    grams = stack_states(
         input_grams(inputs.network(finetuned), inputs.calibration[task])
         for task, finetuned in inputs.finetuned.items()
     )
@@ -74,7 +74,7 @@ def input_grams(network: Network, calibration: Calibration) -> dict[str, Tensor]
             module.register_forward_pre_hook(watch(name))
     count = 0
     for number, batch in enumerate(calibration.batches):
-        rows = calibration.chosen(number)
+        rows = calibration.node_mask(number)
         network(batch)
         count += int(rows.sum())
     return {name: gram / count for name, gram in grams.items()}

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stacked
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stack_states
 from merging.mergers.task_vector import TaskVector
 
 
@@ -36,7 +36,7 @@ def ties(inputs: MergeInputs, options: TiesOptions) -> MergeResult:
     sign that most other coordinates have there.
     """
     return MergeResult(
-        combine(inputs.vectors().values(), options).apply(inputs.pretrained, options.scaling),
+        combine(inputs.task_vectors().values(), options).apply(inputs.pretrained, options.scaling),
         record=options.model_dump(),
     )
 
@@ -44,7 +44,7 @@ def ties(inputs: MergeInputs, options: TiesOptions) -> MergeResult:
 def combine(vectors: Iterable[TaskVector], options: TiesOptions) -> TaskVector:
     """Trim, elect signs and merge: the merged task vector before the scaling."""
     function = disjoint_mean if options.combine == "mean" else disjoint_sum
-    trimmed = stacked(trim(vector, options.density).delta for vector in vectors)
+    trimmed = stack_states(trim(vector, options.density).delta for vector in vectors)
     return TaskVector(
         {key: function(deltas, elect_sign(deltas)) for key, deltas in trimmed.items()}
     )

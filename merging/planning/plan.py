@@ -33,7 +33,13 @@ from merging.planning.distances import (
 from merging.planning.grouping import Grouping, average_linkage
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import calibration_graphs, check_adapters, own_network, teacher, trained
+from merging.run.stages import (
+    calibration_graphs,
+    check_adapters,
+    finetuned_network,
+    teacher,
+    trained_model,
+)
 from merging.run.store import StageResult
 from models.errors import ConfigError
 from models.state_dict import sub_state
@@ -170,7 +176,9 @@ def model_distances(run: Run, settings: PlanSettings) -> Matrix:
 def task_space(run: Run, task: str) -> Matrix:
     """Compute the distances between a task's calibration molecules in the feature space of its
     fine-tuned model: (n, n), n = 256 or the size of the training subset."""
-    return distance_matrix(feature_matrix(own_network(run, task), calibration_graphs(run, task)[0]))
+    return distance_matrix(
+        feature_matrix(finetuned_network(run, task), calibration_graphs(run, task)[0])
+    )
 
 
 def shared_features(run: Run, task: str) -> Tensor:
@@ -178,7 +186,7 @@ def shared_features(run: Run, task: str) -> Tensor:
     2048 from all tasks together: (G, d)."""
     count = max(1, PROBE_BATCHES // len(run.tasks))
     batches = [batch for name in run.tasks for batch in calibration_graphs(run, name)[0][:count]]
-    return feature_matrix(own_network(run, task), batches)
+    return feature_matrix(finetuned_network(run, task), batches)
 
 
 def distance_stage(
@@ -228,8 +236,10 @@ def _cka_of(run: Run, settings: PlanSettings) -> PairDistance:
 
 
 def _cosine_of(run: Run, settings: PlanSettings) -> PairDistance:
-    start = sub_state(run.initial(), "network.")
-    vector = cache(lambda task: TaskVector.between(start, trained(run, teacher(run, task)).network))
+    start = sub_state(run.initial_state(), "network.")
+    vector = cache(
+        lambda task: TaskVector.between(start, trained_model(run, teacher(run, task)).network)
+    )
     return lambda first, second: cosine_distance(vector(first), vector(second))
 
 

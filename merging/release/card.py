@@ -46,7 +46,7 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
     Args:
         family: the family of its model.
         manifest: its manifest.
-        methods: title and scores (`Method.over_tasks`) of the methods that the card compares, by
+        methods: title and scores (`Method.task_scores`) of the methods that the card compares, by
             name.
     """
     adapted = "gmerging_own" in methods
@@ -57,7 +57,7 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
     method, options = config["merge"]["method"], config["merge"]["options"]
     return f"""# {manifest.name} {manifest.version}
 
-{family.about(manifest)}
+{family.card_introduction(manifest)}
 
 {_tasks_table(manifest)}
 
@@ -71,7 +71,7 @@ The whole configuration, library versions and checksums of weights and data are 
 
 ## Limits
 
-{family.limits(manifest)}
+{family.card_limitations(manifest)}
 """
 
 
@@ -142,7 +142,7 @@ def results_table(methods: Mapping[str, Any], statistics: str) -> str:
     column names, with a row per method.
 
     Args:
-        methods: title and scores (`Method.over_tasks`) by name.
+        methods: title and scores (`Method.task_scores`) by name.
         statistics: "stored" or "batch", of BatchNorm; methods without these are left out.
     """
     metrics = {

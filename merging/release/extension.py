@@ -11,11 +11,11 @@ from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
 from merging.release.card import calibration_section, data_table, metrics_tables
 from merging.release.release import CalibrationErrors, calibrate, data_provenance, served_metrics
-from merging.run.models import expert, finetuned, single_task_model, without_adapters
+from merging.run.models import expert, finetuned_model, single_task_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import answering, measured
+from merging.run.scores import evaluate, unified_forward
 from merging.run.stage import Stage
-from merging.run.stages import aligned, check_adapters, teacher
+from merging.run.stages import align_adapters, check_adapters, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
 from merging.targets.metrics import SCORE_NAMES, metric_of_score
@@ -47,7 +47,7 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     Raises:
         ConfigError, ArtifactError: see `check_addition`.
     """
-    parts, called = check_addition(run, artifact, output, replace), run.config.called()
+    parts, called = check_addition(run, artifact, output, replace), run.config.require_release()
     backbone, digest = parts.molecular_backbone, parts.manifest.files[BACKBONE]
     experts = {
         task: expert(run, task, run.result(added_adapters(run, backbone, digest, task)).tensors)
@@ -86,7 +86,7 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
         ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
     check_adapters(run)
-    called, parts = run.config.called(), load_parts(artifact)
+    called, parts = run.config.require_release(), load_parts(artifact)
     _check_fit(run, parts.manifest)
     tasks = [*parts.manifest.tasks, *run.tasks]
     check_output(output, called.name, called.version, tasks, replace, parts.digest)
@@ -225,7 +225,7 @@ def added_adapters(run: Run, backbone: Backbone, digest: str, task: str) -> Stag
 
 def _make_adapters(run: Run, backbone: Backbone, task: str, checkpoint: Path) -> StageResult:
     student = make_backbone(backbone.state_dict(), backbone.config, "finished backbone")
-    return aligned(run, task, student, checkpoint)
+    return align_adapters(run, task, student, checkpoint)
 
 
 def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict[str, Any]:
@@ -244,13 +244,13 @@ def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict
         nothing}.
     """
     models = {
-        "finetuned": finetuned(run, task),
+        "finetuned": finetuned_model(run, task),
         "bare": without_adapters(run, backbone, task),
         "with_adapters": single_task_model(run, backbone, task, added),
     }
     target = run.dataset(task).info.target
     scores = {
-        name: measured(run, answering(run, model, task), task)["test"]["score"]
+        name: evaluate(run, unified_forward(run, model, task), task)["test"]["score"]
         for name, model in models.items()
     }
     possible = scores["finetuned"] - scores["bare"]

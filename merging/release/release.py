@@ -13,17 +13,17 @@ from merging.run.models import expert, single_task_model
 from merging.run.run import Run
 from merging.run.scores import (
     Method,
-    answering,
     environment,
+    evaluation,
     finetuned_method,
     gmerging_methods,
     main_metric,
     merger_method,
     recovery,
-    scores,
+    unified_forward,
 )
 from merging.run.stage import Stage
-from merging.run.stages import check_shared, heads, merged_network
+from merging.run.stages import check_single_backbone, heads, merged_network
 from models.artifact import check_output, save_artifact
 from models.errors import ConfigError
 from models.manifest import Manifest, make_manifest
@@ -47,14 +47,14 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         DataError: the data of a task are missing or invalid.
     """
     called = check_release(run, folder, replace)
-    check_shared(run)
+    check_single_backbone(run)
     data = {task: run.dataset(task) for task in run.tasks}
     experts = released_experts(run)
     network, adapted = merged_network(run), run.family.adapters
     test = served_metrics(run, network, experts) if adapted else {}
     calibrated = calibrate(run, network, experts) if adapted else {}
     methods = {
-        method.name: {"title": method.title, **method.over_tasks()} for method in _methods(run)
+        method.name: {"title": method.title, **method.task_scores()} for method in _methods(run)
     }
     manifest = make_manifest(
         name=called.name,
@@ -63,7 +63,7 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         rank=run.config.rank,
         router=run.config.routing,
         tasks={task: own.info for task, own in data.items()},
-        input=run.family.takes(experts, data),
+        input=run.family.input_schema(experts, data),
         provenance=_provenance(run),
         metrics=_metrics(methods, calibrated, test) if adapted else _plain_metrics(run),
     )
@@ -75,10 +75,10 @@ def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfi
     """Check before training that a run can be released; return the name and version of its
     artifact. Raises the errors of `release`."""
     kinds = {task: getattr(run.config.dataset_for(task), "kind", "") for task in run.tasks}
-    if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved]:
+    if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved_data]:
         got = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}, which no artifact answers"
         raise ConfigError(f"tasks: {got}, expected tasks on nodes or graphs")
-    called: ReleaseConfig = run.config.called()
+    called: ReleaseConfig = run.config.require_release()
     check_output(folder, called.name, called.version, run.tasks, replace)
     return called
 
@@ -155,9 +155,9 @@ def served_metrics(run: Run, backbone: Any, experts: dict[str, Any]) -> dict[str
 
 def _answers(run: Run, backbone: Any, task: str, expert: Any, subset: Subset) -> tuple[Any, Any]:
     """Return the outputs of an expert on a backbone for a subset, and the labels."""
-    forward = answering(run, single_task_model(run, backbone, task, expert), task)
+    forward = unified_forward(run, single_task_model(run, backbone, task, expert), task)
     steps = run.dataset(task).steps(subset, run.family.evaluation_batch)
-    outputs, labels = run.family.answers(forward, steps, run.device)
+    outputs, labels = run.family.predict(forward, steps, run.device)
     return outputs, labels
 
 
@@ -185,8 +185,8 @@ def _plain_metrics(run: Run) -> dict[str, Any]:
     for name, way in (("separate", "finetuned"), ("merged", "merged")):
         metrics[name] = {}
         for task in run.tasks:
-            test = scores(run, way, task)["stored"]["test"]
-            shown = run.family.shown(run.dataset(task).info)
+            test = run.result(evaluation(way, run, task)).record["stored"]["test"]
+            shown = run.family.table_metrics(run.dataset(task).info)
             values = {metric: test[metric] for metric in shown}
             metrics[name][task] = values if len(shown) > 1 else test[shown[0]]
     return metrics

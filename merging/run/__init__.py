@@ -1,1 +1,1 @@
-"""One run: its configuration, the stages and the store of their results."""
+"""A run: its configuration, its stages and the store of their results."""

@@ -1,4 +1,4 @@
-"""Reading the configuration of a run, of whatever family it is."""
+"""Reading the configuration of a run of any family."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from merging.family import OfflineFamily, RunConfig
 from models.errors import ConfigError
 from models.validation import one_of, problems_of
 
-BUNDLED = tuple(dict.fromkeys(CONFIG_FOLDER / family.folder for family in FAMILIES))
-"""Where the configurations are that come with the package."""
+BUNDLED = tuple(dict.fromkeys(CONFIG_FOLDER / family.config_folder for family in FAMILIES))
+"""Folders of the bundled configurations."""
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read a YAML file; a bare name is looked up among those that come with the package.
+    """Read a configuration from a YAML file; a bare name is looked up among the bundled ones.
 
-    It is of the family of the kind of its `network`; without one, models are fine-tuned from
-    pre-trained weights, which are of molecules.
+    The family follows from the kind of `network`; a configuration without it is one of molecules,
+    which are fine-tuned from pre-trained weights.
 
     Raises:
-        ConfigError: the file is absent, is not YAML, or does not fit; every problem is named.
+        ConfigError: the file is missing, is not YAML, or is invalid; every problem is named.
     """
     values = read_values(path, BUNDLED)
     family: OfflineFamily = MOLECULES

@@ -1,4 +1,4 @@
-"""One run: a configuration, a seed, and a work folder in which results are kept and found again."""
+"""A run: a configuration, a seed, and the folder in which its results are stored."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,17 +15,16 @@ from merging.run.store import ResultStore, StageResult
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run reads and writes, and on what it computes.
+    """A configuration with a seed, its folders and its device.
 
     Attributes:
-        config: the setting, of whatever family.
-        seed: of everything that is drawn.
+        config: the configuration, of any family.
+        seed: seed of all random numbers.
         data: the data folder.
-        work: the work folder; results live in `pieces/`, named by what they were made from, so that
-            every setting, seed and ablation finds those that it shares with another; featurised
-            data lives in `data/`.
+        work: the work folder. Results of stages are in `pieces/`, where runs with the same inputs
+            share them; featurised data are in `data/`.
         device: cpu or cuda.
-        workers: processes for reading molecules.
+        workers: number of processes that read molecules.
     """
 
     config: Any
@@ -37,17 +36,17 @@ class Run:
     _datasets: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which reads data sets itself."""
+        """Leave out the data sets: another process reads its own."""
         return {**vars(self), "_datasets": {}}
 
     @property
     def family(self) -> OfflineFamily:
-        """The kind of model."""
+        """Family of the network."""
         return KINDS[self.config.shape.kind]
 
     @property
     def folders(self) -> Folders:
-        """Where it reads and writes."""
+        """Folders of the run."""
         return Folders(self.data, self.work, self.workers)
 
     @property
@@ -57,33 +56,34 @@ class Run:
 
     @property
     def store(self) -> ResultStore:
-        """Where the results of stages are."""
+        """Store of the results of stages."""
         return ResultStore(self.work / "pieces")
 
     @property
-    def origin(self) -> str:
-        """What all training starts from, see `OfflineFamily.origin`. Raises CheckpointError."""
-        return self.family.origin(self.config, self.folders)
+    def initial_fingerprint(self) -> str:
+        """See `OfflineFamily.initial_fingerprint`. Raises CheckpointError."""
+        return self.family.initial_fingerprint(self.config, self.folders)
 
-    def varied(self, **sections: Mapping[str, Any]) -> "Run":
-        """The same run with some settings changed (see `MoleculeConfig.varied`); data that was read
-        is shared."""
-        return replace(self, config=self.config.varied(sections))
+    def with_changes(self, **sections: Mapping[str, Any]) -> "Run":
+        """Return the run with changed settings (`MoleculeConfig.with_changes`); loaded data are
+        shared."""
+        return replace(self, config=self.config.with_changes(sections))
 
     def dataset(self, task: str) -> Any:
-        """A task's data, read once a run. Raises DataError."""
+        """Return a task's data, read at the first use. Raises DataError."""
         if task not in self._datasets:
-            read = self.family.read(self.config, task, self.folders, self.seed)
-            self._datasets[task] = read
+            data = self.family.read(self.config, task, self.folders, self.seed)
+            self._datasets[task] = data
         return self._datasets[task]
 
-    def initial(self, task: str | None = None) -> StateDict:
-        """The weights that a task's training starts from, or that of all tasks together."""
+    def initial_state(self, task: str | None = None) -> StateDict:
+        """Return the initial weights of a task's training; without a task, of joint training and of
+        merging."""
         seed = self.seed if task is None else self.config.initial_seed(task, self.seed)
-        return self.family.initial(self.config, seed, self.folders)
+        return self.family.initial_state(self.config, seed, self.folders)
 
     def result(self, stage: Stage) -> StageResult:
-        """The result of a stage, made now or read back."""
+        """Return the result of a stage; made now if it is not stored."""
         return stage.result(self.store)
 
     def build(
@@ -93,5 +93,5 @@ class Run:
         processes: int = 1,
         threads: int = 1,
     ) -> None:
-        """Make the targets and what they need, see `merging.run.stage.build`."""
+        """Make the targets and their inputs (`merging.run.stage.build`)."""
         build(targets, self.store, processes, threads, description)

@@ -1,4 +1,4 @@
-"""How good a run's models are: the stages that measure them."""
+"""Evaluation of the models of a run on the validation and test data of its tasks."""
 
 import platform
 from collections.abc import Callable
@@ -8,98 +8,105 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from merging.family import StateDict
 from merging.mergers.registry import MERGERS, MergeConfig
-from merging.run.models import adapted, finetuned, merged_only, unified
+from merging.run.models import adapted_model, finetuned_model, merged_model, unified_model
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import adapters, heads, heads_stage, joint, merge_result, teacher, trained
+from merging.run.stages import (
+    adapters,
+    heads,
+    heads_stage,
+    joint,
+    merge_result,
+    teacher,
+    trained_model,
+)
 from merging.run.store import StageResult
 from merging.targets.metrics import MAIN_METRICS, scores_by_metric
 from merging.training.supervised import label_scale, standardised
 from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
 
-Kinds = tuple[Statistics, ...]
-BOTH: Kinds = ("stored", "batch")
+StatisticsKinds = tuple[Statistics, ...]
+BOTH_STATISTICS: StatisticsKinds = ("stored", "batch")
 Forward = Callable[[Any], Any]
-"""What a task's head says of a batch."""
-Measured = dict[str, dict[str, float]]
-"""By subset ("valid", "test") the metrics that the family shows, and "score": the greater the
-better, of a regression in standard deviations, so that tasks can be averaged."""
+"""Computes a task's outputs for a batch."""
+SubsetMetrics = dict[str, dict[str, float]]
+"""By subset ("valid", "test") the metrics shown in tables, and "score", which can be averaged over
+tasks: greater is better, and errors of regressions are in standard deviations of the labels."""
 AUTHORS_BATCH_SIZE = 32
-"""Of test batches whose statistics normalise them, as the G-Merging authors evaluate."""
+"""Size of the test batches whose statistics normalise them, as in the G-Merging authors' code."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to answer the tasks of a run.
+class Evaluation:
+    """A kind of model that is evaluated.
 
     Attributes:
-        stages: what it stands on, by run and task.
-        forward: by run, task and kind of BatchNorm statistics, what answers a batch.
+        stages: returns the stages that the model of a run and a task is built from.
+        forward: builds that model, for a kind of BatchNorm statistics.
     """
 
     stages: Callable[[Run, str], tuple[Stage, ...]]
     forward: Callable[[Run, str, Statistics], Forward]
 
 
-def score(run: Run, way: str, task: str, kinds: Kinds = ("stored",)) -> Stage:
-    """What a way of answering is worth on a task: by kind of statistics, a `Measured`.
+def evaluation(name: str, run: Run, task: str, kinds: StatisticsKinds = ("stored",)) -> Stage:
+    """Return the stage that evaluates a model on a task; its record is `SubsetMetrics` by kind of
+    statistics.
 
     Args:
-        run: of the models.
-        way: a name in `WAYS`.
-        task: that is measured.
-        kinds: of BatchNorm statistics; "batch" only where the paper's way of evaluating is to be
-            shown, as no served answer comes from it.
+        name: a key of `EVALUATIONS`.
+        run: the run that the model belongs to.
+        task: the task whose data are used.
+        kinds: kinds of BatchNorm statistics. "batch" reproduces the evaluation of the paper; no
+            served answer uses it.
     """
-    inputs, size = WAYS[way].stages(run, task), run.dataset(task).size
-    make = partial(_make_score, run, way, task, kinds)
+    inputs, size = EVALUATIONS[name].stages(run, task), run.dataset(task).size
+    make = partial(_make_evaluation, name, run, task, kinds)
     settings = *kinds, run.config.routing
-    return Stage(f"evaluation/{way}/{task}", run.seed, settings, inputs, make, size)
+    return Stage(f"evaluation/{name}/{task}", run.seed, settings, inputs, make, size)
 
 
-def _make_score(run: Run, way: str, task: str, kinds: Kinds, _: Path) -> StageResult:
-    forward = {kind: WAYS[way].forward(run, task, kind) for kind in kinds}
-    return StageResult(record={kind: measured(run, forward[kind], task, kind) for kind in kinds})
+def _make_evaluation(
+    name: str, run: Run, task: str, kinds: StatisticsKinds, _: Path
+) -> StageResult:
+    forward = {kind: EVALUATIONS[name].forward(run, task, kind) for kind in kinds}
+    return StageResult(record={kind: evaluate(run, forward[kind], task, kind) for kind in kinds})
 
 
-def measured(run: Run, forward: Forward, task: str, kind: Statistics = "stored") -> Measured:
-    """What is answered on the validation and test rows of a task, measured. With batch statistics,
-    batches of 32 in the order of the split."""
+def evaluate(run: Run, forward: Forward, task: str, kind: Statistics = "stored") -> SubsetMetrics:
+    """Compute the metrics of a model on the validation and test rows of a task. With batch
+    statistics, batches have 32 molecules, in the order of the split."""
     data, family = run.dataset(task), run.family
     size = AUTHORS_BATCH_SIZE if kind == "batch" else family.evaluation_batch
-    found: Measured = {}
+    metrics: SubsetMetrics = {}
     for subset in ("valid", "test"):
-        answers = family.answers(forward, data.steps(subset, size), run.device)
-        found[subset] = values_of(run, task, *answers)
-    return found
+        predictions = family.predict(forward, data.steps(subset, size), run.device)
+        metrics[subset] = subset_metrics(run, task, *predictions)
+    return metrics
 
 
-def values_of(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, float]:
-    """Of one subset, see `Measured`."""
+def subset_metrics(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, float]:
+    """Compute the metrics and the score of a task's outputs on one subset (`SubsetMetrics`)."""
     data, family = run.dataset(task), run.family
-    found, scale = family.metrics(outputs, labels, data.info), label_scale(data)
-    values = {name: found[name] for name in family.shown(data.info)}
+    metrics, scale = family.metrics(outputs, labels, data.info), label_scale(data)
+    values = {name: metrics[name] for name in family.table_metrics(data.info)}
     values["score"] = family.score(
         standardised(scale, outputs), standardised(scale, labels), data.info
     )
     return {name: round(value, 5) for name, value in values.items()}
 
 
-def scores(run: Run, way: str, task: str, kinds: Kinds = ("stored",)) -> dict[str, Measured]:
-    """What `score` gives."""
-    return run.result(score(run, way, task, kinds)).record
-
-
 def main_metric(run: Run, task: str) -> str:
-    """What the answers of a task are mainly measured by."""
+    """Return the name of the main metric of a task."""
     return MAIN_METRICS[run.dataset(task).info.target]
 
 
-def answering(
+def unified_forward(
     run: Run, model: UnifiedModel, task: str, routing: Routing = "own", kind: Statistics = "stored"
 ) -> Forward:
-    """What a model says of a batch for a task."""
+    """Return the function from a batch to a unified model's logits for a task."""
 
     def forward(batch: Any) -> Any:
         output: UnifiedOutput = model(batch, [task], routing, kind)
@@ -108,173 +115,157 @@ def answering(
     return forward
 
 
-def plain(run: Run, task: str, network: Any, head: Any) -> Forward:
-    """A network with a task's head, without adapters."""
+def plain_forward(run: Run, task: str, network: StateDict, head: StateDict) -> Forward:
+    """Return the function from a batch to the outputs of a network with a task's head, without
+    adapters."""
     data = run.dataset(task)
-    own, head = run.family.model(run.config.shape, network, head, data)
-    placed = own.to(run.device), head.to(run.device)
-    return lambda batch: run.family.outputs(*placed, batch, data.info, training=False)
+    modules = run.family.load_model(run.config.shape, network, head, data)
+    on_device = modules[0].to(run.device), modules[1].to(run.device)
+    return lambda batch: run.family.outputs(*on_device, batch, data.info, training=False)
+
+
+def _trained(run: Run, task: str, stage: Stage) -> Forward:
+    model = trained_model(run, stage)
+    return plain_forward(run, task, model.network, model.heads[task])
 
 
 def _finetuned(run: Run, task: str, kind: Statistics) -> Forward:
     if run.family.adapters:
-        return answering(run, finetuned(run, task), task, kind=kind)
-    model = trained(run, teacher(run, task))
-    return plain(run, task, model.network, model.heads[task])
-
-
-def _multitask(run: Run, task: str, kind: Statistics) -> Forward:
-    model = trained(run, joint(run))
-    return plain(run, task, model.network, model.heads[task])
+        return unified_forward(run, finetuned_model(run, task), task, kind=kind)
+    return _trained(run, task, teacher(run, task))
 
 
 def _merged(run: Run, task: str, kind: Statistics) -> Forward:
     if run.family.adapters:
-        return answering(run, merged_only(run, task), task, kind=kind)
-    return plain(run, task, merge_result(run).backbone_for(task), heads(run)[task])
-
-
-def _adapted(run: Run, task: str, kind: Statistics) -> Forward:
-    return answering(run, adapted(run, task), task, kind=kind)
-
-
-def _routed(run: Run, task: str, kind: Statistics) -> Forward:
-    return answering(run, unified(run), task, "moe", kind)
-
-
-def _merged_stages(run: Run, task: str) -> tuple[Stage, ...]:
-    return heads_stage(run), teacher(run, task)
-
-
-def _adapted_stages(run: Run, task: str) -> tuple[Stage, ...]:
-    return (adapters(run, task),)
+        return unified_forward(run, merged_model(run, task), task, kind=kind)
+    return plain_forward(run, task, merge_result(run).backbone_for(task), heads(run)[task])
 
 
 def all_adapters(run: Run, task: str = "") -> tuple[Stage, ...]:
-    """The adapters of all tasks."""
+    """Return the stages that train the adapters of all tasks."""
     return tuple(adapters(run, name) for name in run.tasks)
 
 
-WAYS: dict[str, Way] = {
-    "finetuned": Way(lambda run, task: (teacher(run, task),), _finetuned),
-    "multitask": Way(lambda run, task: (joint(run),), _multitask),
-    "merged": Way(_merged_stages, _merged),
-    "adapted": Way(_adapted_stages, _adapted),
-    "routed": Way(all_adapters, _routed),
+EVALUATIONS: dict[str, Evaluation] = {
+    "finetuned": Evaluation(lambda run, task: (teacher(run, task),), _finetuned),
+    "multitask": Evaluation(
+        lambda run, task: (joint(run),), lambda run, task, kind: _trained(run, task, joint(run))
+    ),
+    "merged": Evaluation(lambda run, task: (heads_stage(run), teacher(run, task)), _merged),
+    "adapted": Evaluation(
+        lambda run, task: (adapters(run, task),),
+        lambda run, task, kind: unified_forward(run, adapted_model(run, task), task, kind=kind),
+    ),
+    "routed": Evaluation(
+        all_adapters,
+        lambda run, task, kind: unified_forward(run, unified_model(run), task, "moe", kind),
+    ),
 }
-"""Each task's own model; one model of all tasks; the merged network with each task's head; with its
-own adapters too (G-Merging-s); with adapters mixed by the router (G-Merging)."""
+"""Every task's own model; one model trained on all tasks; the merged network with the task's head;
+the same with the task's adapters (G-Merging-s); with adapters mixed by the router (G-Merging)."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of a table: a way of answering, with the settings of its run.
+    """A row of a results table: an evaluation with the settings of its run.
 
     Attributes:
-        name: in results files.
-        title: for people.
-        run: the run with the row's own settings.
-        stage: what measures it, by run, task and kinds of statistics: `score` of a way, or another.
-        kinds: see `score`.
-        only: the tasks that are measured; none means all of the run.
+        name: key in results files.
+        title: name in tables and figures.
+        run: the run, with the row's settings.
+        stage: returns the stage that evaluates a task, such as `partial(evaluation, "merged")`.
+        kinds: kinds of BatchNorm statistics.
+        only: names of the tasks to evaluate; empty for all tasks of the run.
     """
 
     name: str
     title: str
     run: Run
-    stage: Callable[[Run, str, Kinds], Stage]
-    kinds: Kinds = ("stored",)
+    stage: Callable[[Run, str, StatisticsKinds], Stage]
+    kinds: StatisticsKinds = ("stored",)
     only: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that are measured."""
+        """Names of the evaluated tasks."""
         return self.only or self.run.tasks
 
     @property
     def stages(self) -> list[Stage]:
-        """What measures it, task by task."""
+        """The stages that evaluate the tasks, one per task."""
         return [self.stage(self.run, task, self.kinds) for task in self.tasks]
 
-    def over_tasks(self) -> dict[str, Any]:
-        """Scores of all tasks with averages, by kind of statistics: {metric: {task: test},
-        "average", "valid_" + metric: {task: valid}, "valid_average"}, a metric for each target that
-        there is (`SCORE_NAMES`); the averages are of the scores, the greater the better."""
+    def task_scores(self) -> dict[str, Any]:
+        """Return the scores of all tasks with averages, by kind of statistics: {metric: {task:
+        test}, "average", "valid_" + metric: {task: valid}, "valid_average"}, with a metric for
+        every target that occurs (`SCORE_NAMES`). In averages, greater is better."""
         records = {
             task: self.run.result(stage).record
             for task, stage in zip(self.tasks, self.stages, strict=True)
         }
         targets = {task: self.run.dataset(task).info.target for task in records}
-        found: dict[str, Any] = {}
-        for kind in self.kinds:
-            test, valid = (
-                {task: record[kind][subset]["score"] for task, record in records.items()}
-                for subset in ("test", "valid")
-            )
-            before = {
-                f"valid_{name}": own for name, own in scores_by_metric(valid, targets).items()
-            }
-            found[kind] = {**scores_by_metric(test, targets), "average": _mean(test)}
-            found[kind] |= {**before, "valid_average": _mean(valid)}
-        return found
-
-
-def _mean(values: dict[str, float]) -> float:
-    return round(sum(values.values()) / len(values), 5)
+        by_kind: dict[str, Any] = {kind: {} for kind in self.kinds}
+        for kind, scores in by_kind.items():
+            for subset, prefix in (("test", ""), ("valid", "valid_")):
+                values = {task: record[kind][subset]["score"] for task, record in records.items()}
+                for name, by_task in scores_by_metric(values, targets).items():
+                    scores[f"{prefix}{name}"] = by_task
+                scores[f"{prefix}average"] = round(sum(values.values()) / len(values), 5)
+        return by_kind
 
 
 def finetuned_method(run: Run) -> Method:
-    """What merging is measured against: one model per task."""
+    """Return the row of the fine-tuned models, one per task."""
     title = "Fine-tuned, one model per task"
-    kinds = BOTH if run.family.adapters else ("stored",)
-    return Method("finetuned", title, run, partial(_scored, "finetuned"), kinds)
+    kinds = BOTH_STATISTICS if run.family.adapters else ("stored",)
+    return Method("finetuned", title, run, partial(evaluation, "finetuned"), kinds)
 
 
-def merger_method(run: Run, how: MergeConfig) -> Method:
-    """A merged network with each task's head."""
-    varied = replace(run, config=run.config.model_copy(update={"merge": how}))
-    published = how.method in ("weight_average", "task_arithmetic") and run.family.adapters
-    kinds = BOTH if published else ("stored",)
-    title = MERGERS[how.method].title
-    return Method(how.method, title, varied, partial(_scored, "merged"), kinds)
+def joint_method(run: Run, title: str) -> Method:
+    """Return the row of one model trained on all tasks."""
+    return Method("multitask", title, run, partial(evaluation, "multitask"))
 
 
-def adapted_method(run: Run, name: str, title: str, kinds: Kinds = ("stored",)) -> Method:
-    """A merged backbone with each task's own adapters; for the configured merger this is
-    G-Merging-s."""
-    return Method(name, title, run, partial(_scored, "adapted"), kinds)
+def merger_method(run: Run, config: MergeConfig) -> Method:
+    """Return the row of a merger without adapters."""
+    merged_run = replace(run, config=run.config.model_copy(update={"merge": config}))
+    published = config.method in ("weight_average", "task_arithmetic") and run.family.adapters
+    kinds = BOTH_STATISTICS if published else ("stored",)
+    title = MERGERS[config.method].title
+    return Method(config.method, title, merged_run, partial(evaluation, "merged"), kinds)
 
 
-def routed_method(run: Run, name: str, title: str, kinds: Kinds = ("stored",)) -> Method:
-    """G-Merging: adapters mixed by the router."""
-    return Method(name, title, run, partial(_scored, "routed"), kinds)
+def adapted_method(run: Run, name: str, title: str, kinds: StatisticsKinds = ("stored",)) -> Method:
+    """Return the row of the merged backbone with every task's own adapters (G-Merging-s)."""
+    return Method(name, title, run, partial(evaluation, "adapted"), kinds)
+
+
+def routed_method(run: Run, name: str, title: str, kinds: StatisticsKinds = ("stored",)) -> Method:
+    """Return the row of the merged backbone with adapters mixed by the router (G-Merging)."""
+    return Method(name, title, run, partial(evaluation, "routed"), kinds)
 
 
 def gmerging_methods(run: Run) -> list[Method]:
-    """The two variants of G-Merging."""
+    """Return the rows of the two variants of G-Merging."""
     return [
-        adapted_method(run, "gmerging_own", "G-Merging-s (`own`)", BOTH),
-        routed_method(run, "gmerging_moe", "G-Merging (`moe`)", BOTH),
+        adapted_method(run, "gmerging_own", "G-Merging-s (`own`)", BOTH_STATISTICS),
+        routed_method(run, "gmerging_moe", "G-Merging (`moe`)", BOTH_STATISTICS),
     ]
 
 
-def _scored(way: str, run: Run, task: str, kinds: Kinds) -> Stage:
-    return score(run, way, task, kinds)
+def recovery(average: float, weight_average: float, finetuned_model: float) -> float | None:
+    """Compute the share of the gap that a method closes, (method - weight average) / (fine-tuned -
+    weight average), from average scores; None if there is no gap.
 
-
-def recovery(average: float, weight_average: float, finetuned: float) -> float | None:
-    """(method - weight average) / (fine-tuned - weight average) of three average scores; None if
-    there is nothing to recover.
-
-    The score of an error is minus the error, so that of a regression alone it is the share of the
-    error that averaging the weights adds, which the method takes away again.
+    The score of a regression is minus its error: there it is the share removed of the error that
+    weight averaging adds.
     """
-    gap = finetuned - weight_average
+    gap = finetuned_model - weight_average
     return round((average - weight_average) / gap, 4) if gap > 0 else None
 
 
 def environment() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of Python and of the packages that results depend on."""
     packages = ("torch", "rdkit", "numpy", "scipy", "scikit-learn", "g-merging")
     return {
         "python": platform.python_version(),

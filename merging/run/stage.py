@@ -1,4 +1,4 @@
-"""Stages of a run: named work whose result is kept under a key of everything it depends on."""
+"""Stages: computations whose results are stored under a hash of everything they depend on."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -16,21 +16,21 @@ from merging.config.base import Setting, fingerprint
 from merging.run.store import ResultStore, StageResult
 
 _readable: ContextVar[frozenset[str] | None] = ContextVar("readable", default=None)
-"""Keys of the results that the stage which is being made may read; None: none is being made."""
+"""Keys of the results that the running stage may read; None if no stage is running."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Work that is done once, and its result.
+    """A computation that is done once, and its result.
 
     Attributes:
-        name: `kind/task`, as the result is found by people.
-        seed: of everything that is drawn.
-        settings: what the result depends on besides seed and inputs.
-        inputs: the stages whose results are read.
-        make: does the work; gets a path for a state that survives a stop. Picklable, for other
-            processes: a partial of a module's function.
-        size: what takes longest has the greatest, and is started first.
+        name: `<kind>/<task>`, the readable start of the result's file name.
+        seed: seed of all random numbers.
+        settings: values that the result depends on, besides seed and inputs.
+        inputs: stages whose results are read.
+        make: computes the result; its argument is a path for resumable state. It must be
+            picklable for other processes: a partial of a module's function.
+        size: estimate of the work; the largest stages are started first.
     """
 
     name: str
@@ -42,43 +42,43 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        """A short hash of everything that the result depends on."""
+        """Hash of everything that the result depends on: 16 hexadecimal digits."""
         inputs = (stage.key for stage in self.inputs)
         return fingerprint(self.name, self.seed, *self.settings, *inputs)
 
     @property
-    def place(self) -> str:
-        """Where the result is, in the store."""
+    def result_name(self) -> str:
+        """Name of the result in the store."""
         return f"{self.name}-seed{self.seed}-{self.key}"
 
     def result(self, store: ResultStore) -> StageResult:
-        """The result; made now, inputs first, if it is not there.
+        """Return the result; if it is not stored, make it now, inputs first.
 
         Raises:
-            RuntimeError: a stage that is being made reads this one, and does not name it among its
-                inputs: its key would not tell their results apart.
+            RuntimeError: a running stage reads this one without naming it among its inputs, so
+                that its key would not change with this result.
             DataError, TrainingError: see `ResultStore.make`.
         """
         readable = _readable.get()
         if readable is not None and self.key not in readable:
             raise RuntimeError(f"got {self.name} read by a stage, expected it among its inputs")
-        if (found := store.find(self.place)) is not None:
+        if (found := store.find(self.result_name)) is not None:
             return found
         for stage in self.inputs:
-            if not store.has(stage.place):
+            if not store.has(stage.result_name):
                 stage.result(store)
-        return store.make(self.place, self.name, self._make)
+        return store.make(self.result_name, self.name, self._make)
 
     def _make(self, checkpoint: Path) -> StageResult:
-        before = _readable.set(self._below)
+        token = _readable.set(self._below)
         try:
             return self.make(checkpoint)
         finally:
-            _readable.reset(before)
+            _readable.reset(token)
 
     @cached_property
     def _below(self) -> frozenset[str]:
-        """Keys of the inputs, and of theirs."""
+        """Keys of all stages that this one depends on, directly or not."""
         inputs = (stage._below | {stage.key} for stage in self.inputs)
         return frozenset[str]().union(*inputs)
 
@@ -90,15 +90,15 @@ def build(
     threads: int = 1,
     description: str = "stages",
 ) -> None:
-    """Make the targets and what they need, each once: inputs first, of those that can be made the
-    largest first. What is finished already is left as it is. The first error is raised here.
+    """Make the targets and all stages that they depend on, inputs first and large stages early.
+    Stored results are kept. The first error is raised.
 
     Args:
-        targets: the stages whose results are wanted.
-        store: where results are.
-        processes: how many at a time; 1 makes them in this process.
-        threads: torch threads of each.
-        description: for the progress bar.
+        targets: stages whose results are needed.
+        store: store of results.
+        processes: number of stages made at a time; 1 makes them in this process.
+        threads: torch threads per process.
+        description: label of the progress bar.
     """
     missing: dict[str, Stage] = {}
     for stage in sorted(targets, key=lambda stage: -stage.size):
@@ -113,12 +113,12 @@ def build(
 
 
 def _collect(stage: Stage, store: ResultStore, missing: dict[str, Stage]) -> None:
-    """Add what is not there, inputs before what reads them."""
-    if stage.place in missing or store.has(stage.place):
+    """Add the stages without a stored result, inputs before the stages that read them."""
+    if stage.result_name in missing or store.has(stage.result_name):
         return
-    for needed in stage.inputs:
-        _collect(needed, store, missing)
-    missing[stage.place] = stage
+    for source in stage.inputs:
+        _collect(source, store, missing)
+    missing[stage.result_name] = stage
 
 
 def _in_processes(
@@ -135,11 +135,11 @@ def _in_processes(
                 ready = [
                     stage
                     for stage in left.values()
-                    if not unfinished.intersection(needed.place for needed in stage.inputs)
+                    if not unfinished.intersection(source.result_name for source in stage.inputs)
                 ]
                 for stage in sorted(ready, key=lambda stage: -stage.size):
-                    running[pool.submit(_make_there, stage, store)] = stage.place
-                    del left[stage.place]
+                    running[pool.submit(_make_there, stage, store)] = stage.result_name
+                    del left[stage.result_name]
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     del running[future]
                     future.result()
@@ -150,5 +150,5 @@ def _in_processes(
 
 
 def _make_there(stage: Stage, store: ResultStore) -> None:
-    """In another process; what was made stays in the store."""
+    """Make a result in another process; it is read from the store, not returned."""
     stage.result(store)

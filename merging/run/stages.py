@@ -1,8 +1,8 @@
-"""The stages of a run, of whatever family: each task's own model, one model of all tasks, the
-merged network, heads tuned on it, adapters; and what their results are, read back."""
+"""The stages of a run: each task's own model, one model of all tasks, the merged network, heads
+tuned on it, adapters; and functions that read their results."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from merging.config.base import Setting
+from merging.config.training import TrainingConfig
+from merging.data.task_data import TaskData
 from merging.family import StateDict
 from merging.mergers.base import Calibration, MergeInputs, MergeResult
 from merging.mergers.registry import merge, merger_spec
@@ -17,15 +19,22 @@ from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.store import StageResult
 from merging.training.alignment import align
-from merging.training.supervised import MultitaskModel, TrainedModel, label_scale, train, untrained
+from merging.training.supervised import (
+    MultitaskModel,
+    TrainedModel,
+    TrainedParameters,
+    initial_model,
+    label_scale,
+    train,
+)
 from models.errors import ConfigError
 from models.state_dict import sub_state
 
 
 def teacher(run: Run, task: str) -> Stage:
-    """A task's own model, trained on it alone (`trained`)."""
+    """Return the stage that trains a task's own model; its result is a `trained_model`."""
     config = run.config
-    start = run.origin, config.initial_seed(task, run.seed)
+    start = run.initial_fingerprint, config.initial_seed(task, run.seed)
     settings = config.shape, config.training_for(task), *start, *_data(run, task)
     size = run.dataset(task).size
     make = partial(_make_teacher, run, task)
@@ -34,96 +43,91 @@ def teacher(run: Run, task: str) -> Stage:
 
 def _make_teacher(run: Run, task: str, checkpoint: Path) -> StageResult:
     data, settings = run.dataset(task), run.config.training_for(task)
-    start = run.initial(task), run.seed, settings.dropout
-    model = untrained(run.family, run.config.shape, {task: data}, *start)
-    made = train(model, settings, run.seed, checkpoint, run.device)
-    return _kept(made, settings=settings.model_dump(), data=data.record)
+    start = run.initial_state(task), run.seed, settings.dropout
+    model = initial_model(run.family, run.config.shape, {task: data}, *start)
+    return _trained(run, model, settings, checkpoint, data=data.record)
 
 
 def joint(run: Run) -> Stage:
-    """One network with a head for each task, trained on all of them (`trained`). Raises
-    ConfigError: the configuration does not say how."""
+    """Return the stage that trains one network with a head per task on all tasks; its result is a
+    `trained_model`. Raises ConfigError: the configuration has no joint training."""
     config, settings = run.config, run.config.joint_training
     if settings is None:
         raise ConfigError(f"got no joint training in {config.setting!r}, expected its settings")
     data = (setting for task in run.tasks for setting in _data(run, task))
     size = sum(run.dataset(task).size for task in run.tasks)
-    make = partial(_make_joint, run)
-    start = config.shape, settings, run.origin
-    return Stage("multitask", run.seed, (*start, *data), (), make, size)
+    start = config.shape, settings, run.initial_fingerprint
+    return Stage("multitask", run.seed, (*start, *data), (), partial(_make_joint, run), size)
 
 
 def _make_joint(run: Run, checkpoint: Path) -> StageResult:
     settings = run.config.joint_training
-    data = {task: run.family.shared(run.dataset(task), settings) for task in run.tasks}
-    start = run.initial(), run.seed, settings.dropout
-    model = untrained(run.family, run.config.shape, data, *start)
-    made = train(model, settings, run.seed, checkpoint, run.device)
-    return _kept(made, settings=settings.model_dump())
+    data = {task: run.family.joint_data(run.dataset(task), settings) for task in run.tasks}
+    start = run.initial_state(), run.seed, settings.dropout
+    model = initial_model(run.family, run.config.shape, data, *start)
+    return _trained(run, model, settings, checkpoint)
 
 
 def merged(run: Run) -> Stage:
-    """The teachers' networks merged as the configuration says, and each task's head as the merged
-    network needs it (`merge_result`). Raises ConfigError: the merger cannot use what a task
-    answers."""
-    how, seen = run.config.merge, run.family.calibration_graphs(run.config)
-    merger_spec(how.method).check_targets(
-        {task: run.dataset(task).info.target for task in run.tasks}
-    )
+    """Return the stage that merges the tasks' networks and computes their heads for the merged one;
+    its result is a `merge_result`. Raises ConfigError: the merger does not support the target of a
+    task."""
+    config, graphs = run.config.merge, run.family.calibration_graphs(run.config)
+    targets = {task: run.dataset(task).info.target for task in run.tasks}
+    merger_spec(config.method).check_targets(targets)
     teachers = tuple(teacher(run, task) for task in run.tasks)
     make = partial(_make_merged, run)
-    return Stage(f"merged/{how.method}", run.seed, (how, seen), teachers, make)
+    return Stage(f"merged/{config.method}", run.seed, (config, graphs), teachers, make)
 
 
 def _make_merged(run: Run, _: Path) -> StageResult:
-    how, family, shape = run.config.merge, run.family, run.config.shape
-    models = {task: trained(run, teacher(run, task)) for task in run.tasks}
+    config, family, shape = run.config.merge, run.family, run.config.shape
+    models = {task: trained_model(run, teacher(run, task)) for task in run.tasks}
     networks = {task: model.network for task, model in models.items()}
-    calibrated = run.tasks if merger_spec(how.method).calibrated else ()
-    seen = {task: calibration(run, task) for task in calibrated}
+    calibrated = run.tasks if merger_spec(config.method).calibrated else ()
+    calibrations = {task: calibration(run, task) for task in calibrated}
+    pretrained = sub_state(run.initial_state(), "network.")
     start = time.perf_counter()
-    inputs = MergeInputs(sub_state(run.initial(), "network."), networks, shape, seen, run.seed)
-    result = merge(how.method, inputs, how.options)
+    inputs = MergeInputs(pretrained, networks, shape, calibrations, run.seed)
+    result = merge(config.method, inputs, config.options)
     seconds = round(time.perf_counter() - start, 4)
     if result.head_orders and family.adapters:
         raise ConfigError(
-            f"got merge method {how.method!r}, which reorders hidden units, expected one that keeps"
-            " the order of heads and teachers"
+            f"got merge method {config.method!r}, which reorders hidden units, expected one that"
+            " keeps the order of heads and teachers"
         )
-    tensors = {f"backbone/{key}": value for key, value in result.backbone.items()}
+    heads = {}
     for task, model in models.items():
-        given = (
-            (model.network, model.heads[task]),
-            lambda task=task: calibration_graphs(run, task)[0],
-        )
-        states = {"versions": result.by_task.get(task, {})}
-        states["heads"] = family.settle(shape, result, task, *given)
-        for name, state in states.items():
-            tensors |= {f"{name}/{task}/{key}": value for key, value in state.items()}
-    about = {"method": how.method, "options": how.options, "tasks": list(run.tasks)}
-    return StageResult(tensors, {**about, **result.record, "seconds": seconds})
+        own = model.network, model.heads[task]
+        batches = partial(_calibration_batches, run, task)
+        heads[task] = family.merged_head(shape, result, task, own, batches)
+    tensors = {f"backbone/{key}": value for key, value in result.backbone.items()}
+    tensors |= _by_task("versions", result.by_task) | _by_task("heads", heads)
+    record = {"method": config.method, "options": config.options, "tasks": list(run.tasks)}
+    return StageResult(tensors, {**record, **result.record, "seconds": seconds})
 
 
 def tuned(run: Run) -> Stage:
-    """The heads, trained for a short time on the merged network (`trained`)."""
-    settings = run.config.tuning_after
+    """Return the stage that trains the heads on the merged network, which stays as it is; its
+    result is a `trained_model`."""
+    settings = run.config.head_tuning
     return Stage("tuned", run.seed, (settings,), (merged(run),), partial(_make_tuned, run))
 
 
 def _make_tuned(run: Run, checkpoint: Path) -> StageResult:
-    settings, found = run.config.tuning_after, merge_result(run)
+    settings, result = run.config.head_tuning, merge_result(run)
     data = {task: run.dataset(task).first(settings.frames) for task in run.tasks}
     model = MultitaskModel(run.family, run.config.shape, data)
-    model.network.load_state_dict(found.backbone)
+    model.network.load_state_dict(result.backbone)
     for task in run.tasks:
-        model.head(task).load_state_dict(found.heads[task])
-    made = train(model, settings, run.seed, checkpoint, run.device, "heads")
-    return _kept(made, settings=settings.model_dump())
+        model.head(task).load_state_dict(result.heads[task])
+    return _trained(run, model, settings, checkpoint, "heads")
 
 
 def adapters(run: Run, task: str) -> Stage:
-    """A task's adapters on the merged network, with their statistics: state dict of a TaskAdapters.
-    Raises ConfigError: models of this kind have none."""
+    """Return the stage that trains a task's adapters on the merged network; its tensors are the
+    state dict of a TaskAdapters, BatchNorm statistics included. Raises ConfigError: the family has
+    no adapters."""
     check_adapters(run)
     settings, size = run.config.alignment_for(task), run.dataset(task).size
     make = partial(_make_adapters, run, task)
@@ -132,21 +136,21 @@ def adapters(run: Run, task: str) -> Stage:
 
 
 def _make_adapters(run: Run, task: str, checkpoint: Path) -> StageResult:
-    return aligned(run, task, merged_network(run, task), checkpoint)
+    return align_adapters(run, task, merged_network(run, task), checkpoint)
 
 
-def aligned(run: Run, task: str, student: Any, checkpoint: Path) -> StageResult:
-    """Train a task's adapters on a network, which is frozen and moved to the run's device."""
+def align_adapters(run: Run, task: str, student: Any, checkpoint: Path) -> StageResult:
+    """Train a task's adapters on a student network, which is frozen and moved to the run's
+    device."""
     dataset, settings = run.dataset(task), run.config.alignment_for(task)
-    data, networks = (dataset.graphs, dataset.split.train), (own_network(run, task), student)
-    made = align(*data, *networks, settings, run.seed, checkpoint, run.device, task)
-    return StageResult(
-        made.adapters.state_dict(), {**made.record, "settings": settings.model_dump()}
-    )
+    data, networks = (dataset.graphs, dataset.split.train), (finetuned_network(run, task), student)
+    trained = align(*data, *networks, settings, run.seed, checkpoint, run.device, task)
+    record = {**trained.record, "settings": settings.model_dump()}
+    return StageResult(trained.adapters.state_dict(), record)
 
 
 def check_adapters(run: Run) -> None:
-    """Raises ConfigError: models of this kind have no adapters."""
+    """Raise ConfigError if the family has no adapters."""
     if not run.family.adapters:
         kind = run.config.shape.kind
         raise ConfigError(
@@ -158,39 +162,33 @@ def check_adapters(run: Run) -> None:
 # --- results ---
 
 
-def trained(run: Run, stage: Stage) -> TrainedModel:
-    """What `teacher`, `joint` or `tuned` made."""
+def trained_model(run: Run, stage: Stage) -> TrainedModel:
+    """Return the result of `teacher`, `joint` or `tuned`."""
     result = run.result(stage)
-    tasks = dict.fromkeys(key.split("/")[0] for key in result.under("heads/"))
-    heads = {task: result.under(f"heads/{task}/") for task in tasks}
-    return TrainedModel(result.under("network/"), heads, result.record)
+    return TrainedModel(result.under("network/"), result.by_task("heads/"), result.record)
 
 
 def merge_result(run: Run) -> MergeResult:
-    """What `merged` made; `heads` are those of all tasks."""
-    found = run.result(merged(run))
-    by_task = {task: found.under(f"versions/{task}/") for task in run.tasks}
-    heads = {task: found.under(f"heads/{task}/") for task in run.tasks}
-    versions = {task: state for task, state in by_task.items() if state}
-    return MergeResult(found.under("backbone/"), versions, found.record, heads=heads)
+    """Return the result of `merged`; its `heads` are those of all tasks."""
+    result = run.result(merged(run))
+    versions, heads = result.by_task("versions/"), result.by_task("heads/")
+    return MergeResult(result.under("backbone/"), versions, result.record, heads=heads)
 
 
 def heads_stage(run: Run) -> Stage:
-    """The stage that the heads come from which an artifact gets."""
-    return merged(run) if run.config.tuning_after is None else tuned(run)
+    """Return the stage whose heads the artifact gets: `tuned` if configured, else `merged`."""
+    return merged(run) if run.config.head_tuning is None else tuned(run)
 
 
 def heads(run: Run) -> dict[str, StateDict]:
-    """The heads that an artifact gets, by task: tuned, where that is configured."""
-    if run.config.tuning_after is None:
-        return merge_result(run).heads
-    return trained(run, tuned(run)).heads
+    """Return the heads of the artifact, by task."""
+    return run.result(heads_stage(run)).by_task("heads/")
 
 
 def calibration(run: Run, task: str) -> Calibration:
-    """What a merger may see of a task: its head (of a regression, in standard deviations), and some
-    training graphs without their labels."""
-    head, data = trained(run, teacher(run, task)).heads[task], run.dataset(task)
+    """Return what a merger may use of a task: its head (of a regression, in standard deviations of
+    the labels), and some training graphs without labels."""
+    head, data = trained_model(run, teacher(run, task)).heads[task], run.dataset(task)
     scale = label_scale(data)
     head = scale.unfold(head) if scale else head
     batches, nodes = calibration_graphs(run, task)
@@ -198,29 +196,31 @@ def calibration(run: Run, task: str) -> Calibration:
 
 
 def calibration_graphs(run: Run, task: str) -> tuple[Sequence[Any], Sequence[Tensor]]:
-    """Those graphs in batches, and which nodes count (`TaskData.calibration`)."""
+    """Return the graphs of a task that a merger may use, in batches, and by batch the nodes that
+    count (`TaskData.calibration`)."""
     count, size = run.family.calibration_graphs(run.config), run.family.calibration_batch
-    found: tuple[Sequence[Any], Sequence[Tensor]] = run.dataset(task).calibration(
-        count, size, run.seed
-    )
-    return found
+    dataset: TaskData = run.dataset(task)
+    return dataset.calibration(count, size, run.seed)
 
 
-def own_network(run: Run, task: str) -> Any:
-    """A task's own network, in evaluation mode."""
-    return _network(run, trained(run, teacher(run, task)).network)
+def _calibration_batches(run: Run, task: str) -> Sequence[Any]:
+    return calibration_graphs(run, task)[0]
+
+
+def finetuned_network(run: Run, task: str) -> Any:
+    """Return the network of a task's own model, in evaluation mode."""
+    return _network(run, trained_model(run, teacher(run, task)).network)
 
 
 def merged_network(run: Run, task: str | None = None) -> Any:
-    """The merged network, or a task's own version of it where the merger gives one; in evaluation
-    mode."""
-    found = merge_result(run)
-    state = found.backbone if task is None else found.backbone_for(task)
-    return _network(run, state)
+    """Return the merged network, in evaluation mode; with a task, its own version of it where the
+    merger makes one per task."""
+    result = merge_result(run)
+    return _network(run, result.backbone if task is None else result.backbone_for(task))
 
 
-def check_shared(run: Run) -> None:
-    """Raises ConfigError: the configured merger gives each task a network of its own."""
+def check_single_backbone(run: Run) -> None:
+    """Raise ConfigError if the configured merger makes one backbone per task."""
     if merge_result(run).by_task:
         raise ConfigError(
             f"got merge method {run.config.merge.method!r}, which gives each task its own backbone,"
@@ -235,14 +235,30 @@ def _network(run: Run, state: StateDict) -> nn.Module:
 
 
 def _data(run: Run, task: str) -> tuple[Setting, ...]:
-    """A task's data, by what is in their files."""
-    described = run.family.settings(run.config, task)
-    return task, *described, *run.dataset(task).sources.values()
+    """Name of a task, settings of its data, and SHA-256 of its files."""
+    settings = run.family.data_settings(run.config, task)
+    return task, *settings, *run.dataset(task).sources.values()
 
 
-def _kept(model: TrainedModel, **about: Any) -> StageResult:
-    """In the form that `trained` reads."""
-    tensors = {f"network/{key}": value for key, value in model.network.items()}
-    for task, head in model.heads.items():
-        tensors |= {f"heads/{task}/{key}": value for key, value in head.items()}
-    return StageResult(tensors, {**model.record, **about})
+def _trained(
+    run: Run,
+    model: MultitaskModel,
+    settings: TrainingConfig,
+    checkpoint: Path,
+    parameters: TrainedParameters = "all",
+    **record: Any,
+) -> StageResult:
+    """Train a model; the result is what `trained_model` reads."""
+    trained = train(model, settings, run.seed, checkpoint, run.device, parameters)
+    tensors = {f"network/{key}": value for key, value in trained.network.items()}
+    tensors |= _by_task("heads", trained.heads)
+    return StageResult(tensors, {**trained.record, "settings": settings.model_dump(), **record})
+
+
+def _by_task(name: str, states: Mapping[str, StateDict]) -> StateDict:
+    """State dicts by task as one, with keys `<name>/<task>/<key>`."""
+    return {
+        f"{name}/{task}/{key}": value
+        for task, state in states.items()
+        for key, value in state.items()
+    }

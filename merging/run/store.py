@@ -1,9 +1,9 @@
-"""Results of stages, kept in a folder and found again by what they were made from.
+"""Results of stages, stored in a folder under a name that holds the hash of their inputs.
 
-A result is made by one run at a time, which holds a lock on `<result>.lock`: so its resumable state
-has one owner. Another run waits, and then finds the result finished. The lock is the operating
-system's (`flock`), so a run that was killed holds none, and the next one goes on from its last
-epoch. On NFS the lock holds between machines too, where locks are on (the default since version 4).
+A result is made by one process at a time, which holds a lock on `<result>.lock` and thus owns the
+resumable state. Another process waits, and then finds the result finished. The lock is the
+operating system's (`flock`): a killed run holds none, and the next run resumes at its last epoch.
+On NFS the lock also holds between machines if locks are on (the default since version 4).
 """
 
 import json
@@ -21,82 +21,88 @@ from models.errors import TrainingError
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage made.
+    """The result of a stage.
 
     Attributes:
-        tensors: its weights; none for what is only measured.
-        record: what it was made from and how it went (settings, epochs, seconds, scores).
+        tensors: weights by name; empty for a stage that only measures.
+        record: plain values: settings, epochs, seconds, scores.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without that."""
-        begun = ((key, value) for key, value in self.tensors.items() if key.startswith(prefix))
-        return {key.removeprefix(prefix): value for key, value in begun}
+        """Return the tensors whose names start with a prefix, by the rest of their names."""
+        matches = ((key, value) for key, value in self.tensors.items() if key.startswith(prefix))
+        return {key.removeprefix(prefix): value for key, value in matches}
+
+    def by_task(self, prefix: str) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors named `<prefix><task>/<key>` as one state dict per task."""
+        tasks = dict.fromkeys(key.split("/")[0] for key in self.under(prefix))
+        return {task: self.under(f"{prefix}{task}/") for task in tasks}
 
 
 @dataclass(frozen=True)
 class ResultStore:
-    """Where results are: `<name>-seed<seed>-<key>.safetensors`, or `.json` for those without
-    tensors. Every setting and ablation finds those that it shares with another.
+    """A folder of results, `<name>-seed<seed>-<key>.safetensors`, or `.json` for those without
+    tensors. Runs that share a stage share its result.
 
     Attributes:
-        folder: of all results.
+        folder: the folder of all results.
     """
 
     folder: Path
 
-    def find(self, place: str) -> StageResult | None:
-        """The result at a place, `<name>-seed<seed>-<key>`; None if it is not there. Raises
-        DataError: it is damaged."""
-        tensors = self._path(place, "safetensors")
+    def find(self, result_name: str) -> StageResult | None:
+        """Read a result by its name, `<name>-seed<seed>-<key>`; None if there is none. Raises
+        DataError: the file is damaged."""
+        tensors = self._path(result_name, "safetensors")
         if tensors.is_file():
             with reading(tensors), safe_open(tensors, "pt") as stream:
                 names = stream.keys()
-                found = {name: stream.get_tensor(name) for name in names}
-                return StageResult(found, json.loads(stream.metadata()["record"]))
-        record = read_json(self._path(place, "json"))
+                loaded = {name: stream.get_tensor(name) for name in names}
+                return StageResult(loaded, json.loads(stream.metadata()["record"]))
+        record = read_json(self._path(result_name, "json"))
         return None if record is None else StageResult(record=record)
 
-    def has(self, place: str) -> bool:
-        """Whether a result is there, without reading it."""
-        return any(self._path(place, ending).is_file() for ending in ("safetensors", "json"))
+    def has(self, result_name: str) -> bool:
+        """Return whether a result exists, without reading it."""
+        return any(self._path(result_name, ending).is_file() for ending in ("safetensors", "json"))
 
-    def make(self, place: str, name: str, make: Callable[[Path], StageResult]) -> StageResult:
-        """The result at a place; made now and kept if it is not there.
+    def make(self, result_name: str, name: str, make: Callable[[Path], StageResult]) -> StageResult:
+        """Return a result; make and store it if it does not exist.
 
         Args:
-            place: see `find`.
-            name: of the stage, for messages.
-            make: gets a path for its resumable state, which is removed once the result is stored.
+            result_name: see `find`.
+            name: name of the stage, for error messages.
+            make: makes the result; its argument is a path for resumable state, which is removed
+                once the result is stored.
 
         Raises:
-            DataError: the result, or the state, is there and is damaged.
-            TrainingError: the training diverged; the message begins with the name.
+            DataError: the stored result or the resumable state is damaged.
+            TrainingError: the training diverged; the message begins with the stage's name.
         """
-        if (found := self.find(place)) is not None:
+        if (found := self.find(result_name)) is not None:
             return found
-        with made_once(self.folder / place):
-            if (found := self.find(place)) is not None:
+        with made_once(self.folder / result_name):
+            if (found := self.find(result_name)) is not None:
                 return found
-            checkpoint = self._path(place, "resume.pt")
+            checkpoint = self._path(result_name, "resume.pt")
             try:
                 result = make(checkpoint)
             except TrainingError as error:
                 raise TrainingError(f"{name}: {error}") from error
             content, ending = _content(result)
-            write_bytes(self._path(place, ending), content)
+            write_bytes(self._path(result_name, ending), content)
             checkpoint.unlink(missing_ok=True)
             return result
 
-    def _path(self, place: str, ending: str) -> Path:
-        return self.folder / f"{place}.{ending}"
+    def _path(self, result_name: str, ending: str) -> Path:
+        return self.folder / f"{result_name}.{ending}"
 
 
 def _content(result: StageResult) -> tuple[bytes, str]:
-    """A file's bytes, and how its name ends."""
+    """Content and suffix of the file of a result."""
     if result.tensors:
         record = {"record": json.dumps(result.record)}
         return tensor_bytes(result.tensors, record), "safetensors"

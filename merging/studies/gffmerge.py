@@ -17,14 +17,20 @@ from merging.data.files import read_json, write_json
 from merging.families.force_fields import FORCE_FIELDS
 from merging.family import StateDict
 from merging.mergers.base import MergeInputs
-from merging.mergers.gffmerge import Heads, Inputs, Teacher, aligned, closed_form
+from merging.mergers.gffmerge import Heads, Inputs, Teacher, closed_form, match_mean_energies
 from merging.mergers.registry import merge
 from merging.run.run import Run
 from merging.run.scores import environment
 from merging.run.stage import Stage
-from merging.run.stages import joint, teacher, trained
+from merging.run.stages import joint, teacher, trained_model
 from merging.run.store import StageResult
-from merging.training.supervised import MultitaskModel, Trained, TrainedModel, train, untrained
+from merging.training.supervised import (
+    MultitaskModel,
+    TrainedModel,
+    TrainedParameters,
+    initial_model,
+    train,
+)
 from models.errors import ConfigError
 from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField
 from models.state_dict import load_tensors
@@ -146,7 +152,7 @@ def methods_of(run: Run, merged: Mapping[str, Make]) -> dict[str, Make]:
     for name in (f"mean{OWN}", f"{SLOPES}{OWN}"):
         made[f"{name}, all tuned"] = partial(tune, run, made[name], "all", everything)
     made["untrained network, all tuned"] = partial(tune, run, initial, "all", everything)
-    made["joint training"] = lambda: _assembled(run, trained(run, joint(run)))
+    made["joint training"] = lambda: _assembled(run, trained_model(run, joint(run)))
     return made
 
 
@@ -208,21 +214,23 @@ def merge_weights(
     for module in (model.network, *experts.values()):
         state = module.state_dict()
         module.load_state_dict(state | {key: merged[key] for key in merged.keys() & state.keys()})
-    return aligned(model, teachers)
+    return match_mean_energies(model, teachers)
 
 
 def load_teachers(run: Run, frames: int) -> dict[str, Teacher]:
     """Return the trained teachers with their first training structures, in batches."""
     teachers = {}
     for task in run.tasks:
-        model = _assembled(run, trained(run, teacher(run, task)))
+        model = _assembled(run, trained_model(run, teacher(run, task)))
         size = run.family.calibration_batch
         batches, _ = run.dataset(task).calibration(frames, size, run.seed)
         teachers[task] = Teacher(model.network, model.expert(task), batches)
     return teachers
 
 
-def tune(run: Run, make: Make, which: Trained, config: TrainingConfig) -> MergedForceField:
+def tune(
+    run: Run, make: Make, which: TrainedParameters, config: TrainingConfig
+) -> MergedForceField:
     """Fine-tune a model on the labels of as many frames as the closed form uses (`FRAMES`)."""
     frames, start = FRAMES[run.config.source], make()
     data = {task: run.dataset(task).first(frames) for task in run.tasks}
@@ -231,7 +239,7 @@ def tune(run: Run, make: Make, which: Trained, config: TrainingConfig) -> Merged
     for task in run.tasks:
         model.head(task).load_state_dict(start.expert(task).state_dict())
     with TemporaryDirectory() as folder:
-        made = train(model, config, run.seed, Path(folder) / "resume.pt", trained=which)
+        made = train(model, config, run.seed, Path(folder) / "resume.pt", parameters=which)
     return _assembled(run, made)
 
 
@@ -244,7 +252,7 @@ def _errors(run: Run, task: str, model: MergedForceField) -> dict[str, float]:
     family, data = run.family, run.dataset(task)
     head = model.expert(task)
     forward = partial(family.outputs, model.network, head, info=data.info, training=False)
-    answers = family.answers(forward, data.steps("test", family.evaluation_batch), run.device)
+    answers = family.predict(forward, data.steps("test", family.evaluation_batch), run.device)
     return family.metrics(*answers, data.info)
 
 
@@ -253,7 +261,7 @@ def _errors_when_made(run: Run, make: Make) -> ErrorsByTask:
 
 
 def _separate(run: Run) -> ErrorsByTask:
-    models = {task: _assembled(run, trained(run, teacher(run, task))) for task in run.tasks}
+    models = {task: _assembled(run, trained_model(run, teacher(run, task))) for task in run.tasks}
     return {task: _errors(run, task, model) for task, model in models.items()}
 
 
@@ -277,9 +285,13 @@ def training_record(run: Run, initialisations: Iterable[Initialisation]) -> dict
     for initialisation in initialisations:
         varied = with_initialisation(run, initialisation)
         for task in run.tasks:
-            record = trained(varied, teacher(varied, task)).record
+            record = trained_model(varied, teacher(varied, task)).record
             seconds[f"{initialisation}, {task}"] = record["seconds"]
-    return {"seed": run.seed, "joint": trained(run, joint(run)).record, "teacher_seconds": seconds}
+    return {
+        "seed": run.seed,
+        "joint": trained_model(run, joint(run)).record,
+        "teacher_seconds": seconds,
+    }
 
 
 def _timing(run: Run) -> Stage:
@@ -293,8 +305,8 @@ def _time(run: Run, _: Path) -> StageResult:
     one = run.config.training.model_copy(update={"epochs": 1})
     data = {task: run.dataset(task) for task in run.tasks}
     with TemporaryDirectory() as folder:
-        start = run.initial(), run.seed
-        model = untrained(run.family, run.config.network, data, *start)
+        start = run.initial_state(), run.seed
+        model = initial_model(run.family, run.config.network, data, *start)
         made = train(model, one, run.seed, Path(folder) / "resume.pt")
     seconds = {"one joint epoch": made.record["seconds"]}
     for name, make in methods_of(run, mergers_of(run)).items():
@@ -308,7 +320,7 @@ def _time(run: Run, _: Path) -> StageResult:
 def _untrained(run: Run) -> MergedForceField:
     """Return the model of all tasks with its initial weights."""
     data = {task: run.dataset(task) for task in run.tasks}
-    model = untrained(run.family, run.config.network, data, run.initial(), run.seed)
+    model = initial_model(run.family, run.config.network, data, run.initial_state(), run.seed)
     experts: dict[str, Any] = {task: model.head(task) for task in run.tasks}
     network: Any = model.network
     return MergedForceField(network, experts)

@@ -24,13 +24,13 @@ from merging.data.links import LinkSpec
 from merging.data.planetoid import PlanetoidName, PlanetoidSpec, load_planetoid
 from merging.data.split import Subset
 from merging.data.task_data import GraphTask
-from merging.families.graphs import GRAPHS, GraphConfig, encoded
+from merging.families.graphs import GRAPHS, GraphConfig, encode_features
 from merging.family import Folders
 from merging.mergers.base import MergeInputs, MergeResult
 from merging.mergers.registry import merge
 from merging.run.run import Run
-from merging.run.scores import environment, main_metric, plain
-from merging.run.stages import calibration, joint, teacher, trained
+from merging.run.scores import environment, main_metric, plain_forward
+from merging.run.stages import calibration, joint, teacher, trained_model
 from merging.studies.gnnmerge_molecules import measure_molecules, molecule_run
 from merging.studies.markdown import markdown_table, over_seeds, percent
 from models.networks.pyg import GraphNetworkConfig, GraphNetworkKind
@@ -135,7 +135,7 @@ def encoded_tasks(setting: str, seed: int, data: Path) -> dict[str, GraphTask]:
         plain_network = GraphNetworkConfig(kind="pyg_gcn", in_dim=width)
         config = GraphConfig(setting=setting, network=plain_network, tasks={task: spec})
         raw = GRAPHS.read(config, task, Folders(data, data), seed)
-        tasks[task] = encoded(raw, _encoder(spec.graph, data))
+        tasks[task] = encode_features(raw, _encoder(spec.graph, data))
     return tasks
 
 
@@ -171,8 +171,8 @@ def measure_cell(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
 
 
 def _measured(run: Run, shared: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    models = {task: trained(run, teacher(run, task)) for task in run.tasks}
-    joint_model = trained(run, joint(run))
+    models = {task: trained_model(run, teacher(run, task)) for task in run.tasks}
+    joint_model = trained_model(run, joint(run))
     trained_rows = {"separate": models, "joint": dict.fromkeys(run.tasks, joint_model)}
     scores = {
         row: {
@@ -185,7 +185,7 @@ def _measured(run: Run, shared: bool) -> tuple[dict[str, dict[str, float]], dict
         "separate": sum(model.record["seconds"] for model in models.values()),
         "joint": joint_model.record["seconds"],
     }
-    initial = sub_state(run.initial(), "network.")
+    initial = sub_state(run.initial_state(), "network.")
     # Models with different initial weights have no pretrained weights in common: theta_pre is 0.
     start = initial if shared else {key: torch.zeros_like(value) for key, value in initial.items()}
     networks = {task: model.network for task, model in models.items()}
@@ -226,8 +226,8 @@ def _scores(run: Run, inputs: MergeInputs, result: MergeResult, subset: Subset) 
 def _score(
     run: Run, task: str, network: dict[str, Tensor], head: dict[str, Tensor], subset: Subset
 ) -> float:
-    data, forward = run.dataset(task), plain(run, task, network, head)
-    answers = run.family.answers(forward, data.steps(subset, 256), run.device)
+    data, forward = run.dataset(task), plain_forward(run, task, network, head)
+    answers = run.family.predict(forward, data.steps(subset, 256), run.device)
     return round(run.family.metrics(*answers, data.info)[main_metric(run, task)], 5)
 
 

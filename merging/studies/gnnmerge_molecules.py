@@ -43,14 +43,14 @@ def measure_molecules(run: Run) -> dict[str, Any]:
         content["merged"][name] = _areas(replace(row, only=MEASURED))
     for name in ADAPTED:
         title, method, options = MOLECULE_ROWS[name]
-        varied = run.varied(merge={"method": method, "options": options})
+        varied = run.with_changes(merge={"method": method, "options": options})
         row = adapted_method(varied, "gnnmerge_adapted", title)
         content["adapted"][name] = _areas(replace(row, only=ADAPTED_TASKS))
     return content
 
 
 def _areas(row: Method) -> Any:
-    return row.over_tasks()["stored"]["roc_auc"]
+    return row.task_scores()["stored"]["roc_auc"]
 
 
 def molecules_table(molecules: dict[str, Any]) -> str:

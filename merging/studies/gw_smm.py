@@ -40,16 +40,16 @@ from merging.planning.plan import (
     model_distances,
     task_space,
 )
-from merging.run.models import finetuned, without_adapters
+from merging.run.models import finetuned_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import answering, environment, measured
+from merging.run.scores import environment, evaluate, unified_forward
 from merging.run.stage import Stage, build
 from merging.run.stages import (
     calibration_graphs,
     check_adapters,
+    finetuned_network,
     merged,
     merged_network,
-    own_network,
     teacher,
 )
 from merging.run.store import StageResult
@@ -135,7 +135,7 @@ def score_stage(run: Run, small: Run, group: Group, merge: MergeConfig, task: st
 
 def _make_score(grouped: Run, small: Run, task: str, _: Path) -> StageResult:
     model = without_adapters(small, merged_network(grouped), task)
-    return _areas(measured(small, answering(small, model, task), task))
+    return _areas(evaluate(small, unified_forward(small, model, task), task))
 
 
 def finetuned_stage(run: Run, small: Run, task: str) -> Stage:
@@ -146,7 +146,7 @@ def finetuned_stage(run: Run, small: Run, task: str) -> Stage:
 
 
 def _make_finetuned_score(small: Run, task: str, _: Path) -> StageResult:
-    return _areas(measured(small, answering(small, finetuned(small, task), task), task))
+    return _areas(evaluate(small, unified_forward(small, finetuned_model(small, task), task), task))
 
 
 def _areas(found: dict[str, dict[str, float]]) -> StageResult:
@@ -210,11 +210,11 @@ def _stored_distance(
 
 def _shared_space(run: Run, task: str) -> Matrix:
     batches = [calibration_graphs(run, name)[0][0] for name in run.tasks]
-    return distance_matrix(feature_matrix(own_network(run, task), batches))
+    return distance_matrix(feature_matrix(finetuned_network(run, task), batches))
 
 
 def _pretrained_space(run: Run, task: str) -> Matrix:
-    initial = sub_state(run.initial(), "network.")
+    initial = sub_state(run.initial_state(), "network.")
     backbone = make_backbone(initial, run.config.shape, "pre-trained weights")
     return distance_matrix(feature_matrix(backbone, calibration_graphs(run, task)[0]))
 
@@ -258,7 +258,7 @@ def _sample_space(run: Run, task: str, count: int) -> Matrix:
     dataset = run.dataset(task)
     rows = dataset.split.train[_evenly(len(dataset.split.train), count)]
     sample = (batch for _, batch in batches(dataset.graphs, rows, 64))
-    return distance_matrix(feature_matrix(own_network(run, task), sample))
+    return distance_matrix(feature_matrix(finetuned_network(run, task), sample))
 
 
 # --- the whole study ---

@@ -8,7 +8,14 @@ from typing import Any
 
 from merging.data.files import read_json, read_seeds, write_json
 from merging.run.run import Run
-from merging.run.scores import Method, environment, finetuned_method, merger_method, recovery
+from merging.run.scores import (
+    Method,
+    environment,
+    finetuned_method,
+    joint_method,
+    merger_method,
+    recovery,
+)
 from merging.run.stage import Stage
 from merging.run.stages import adapters, joint, merged, teacher
 from merging.studies.markdown import (
@@ -20,7 +27,7 @@ from merging.studies.markdown import (
     task_column,
 )
 from merging.studies.results import accounting, expert_weights, swap_matrix, swapped, task_weights
-from merging.studies.rows import ablation_rows, merger_candidates, multitask_score, table_rows
+from merging.studies.rows import ablation_rows, merger_candidates, table_rows
 from merging.targets.metrics import scores_by_task
 
 Build = Callable[[Sequence[Stage], str], None]
@@ -76,7 +83,7 @@ def ablate(run: Run, folder: Path, build: Build) -> dict[str, Any]:
         "base": run.config.compare.ablation_base,
         "tasks": run.config.compare.ablation_tasks or run.tasks,
         "groups": {
-            group: {row.title: row.over_tasks() for row in rows} for group, rows in groups.items()
+            group: {row.title: row.task_scores() for row in rows} for group, rows in groups.items()
         },
         "environment": environment(),
     }
@@ -97,10 +104,10 @@ def compare_without_adapters(runs: Sequence[Run], path: Path, build: Build) -> d
         The content of the file: by setting, test scores by task and seconds, over seeds.
     """
     first = runs[0]
-    mergers = {merge.method: merge for merge in (*first.family.compared, first.config.merge)}
+    mergers = {merge.method: merge for merge in (*first.family.default_mergers, first.config.merge)}
     rows: dict[str, list[Method]] = {
         "separate": [finetuned_method(run) for run in runs],
-        "joint": [Method("multitask", "Joint training", run, multitask_score) for run in runs],
+        "joint": [joint_method(run, "Joint training") for run in runs],
         **{name: [merger_method(run, merge) for run in runs] for name, merge in mergers.items()},
     }
     build(_stages(row for methods in rows.values() for row in methods), "comparison")
@@ -135,7 +142,7 @@ def _test_scores(row: Method) -> dict[str, tuple[str, float]]:
     scores = {}
     for task, stage in zip(row.tasks, row.stages, strict=True):
         values = row.run.result(stage).record["stored"]["test"]
-        shown = row.run.family.shown(row.run.dataset(task).info)
+        shown = row.run.family.table_metrics(row.run.dataset(task).info)
         for metric in shown:
             scores[task if len(shown) == 1 else f"{task}, {metric}"] = metric, values[metric]
     return scores
@@ -183,13 +190,13 @@ def seed_results(run: Run, rows: list[Method]) -> dict[str, Any]:
     Returns:
         {"setting", "seed", "methods": {name: {"title", "merge", "stored" | "batch": {...},
         "recovery"}}, "swap_matrix", "expert_weights", "accounting", ...} with scores as
-        `Method.over_tasks` gives them, in [0, 1]; only some methods have "batch".
+        `Method.task_scores` gives them, in [0, 1]; only some methods have "batch".
     """
     methods: dict[str, Any] = {
         row.name: {
             "title": row.title,
             "merge": row.run.config.merge.model_dump(),
-            **row.over_tasks(),
+            **row.task_scores(),
         }
         for row in rows
     }

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.run.models import finetuned, unified
+from merging.run.models import finetuned_model, unified_model
 from merging.run.run import Run
-from merging.run.scores import all_adapters, answering, measured
+from merging.run.scores import all_adapters, evaluate, unified_forward
 from merging.run.stage import Stage
-from merging.run.stages import adapters, merged, merged_network, teacher, trained
+from merging.run.stages import adapters, merged, merged_network, teacher, trained_model
 from merging.run.store import StageResult
 from merging.targets.metrics import compute_outputs
 from models.data.batch import GraphBatch
@@ -27,8 +27,8 @@ def swapped(run: Run, source: str, task: str) -> Stage:
 
 
 def _swap(run: Run, source: str, task: str, _: Path) -> StageResult:
-    forward = answering(run, finetuned(run, task, source), task)
-    return StageResult(record=dict(measured(run, forward, task)))
+    forward = unified_forward(run, finetuned_model(run, task, source), task)
+    return StageResult(record=dict(evaluate(run, forward, task)))
 
 
 def swap_matrix(run: Run) -> dict[str, dict[str, float]]:
@@ -52,7 +52,7 @@ def task_weights(run: Run, task: str) -> Stage:
 
 
 def _weigh(run: Run, task: str, _: Path) -> StageResult:
-    model, dataset = unified(run), run.dataset(task)
+    model, dataset = unified_model(run), run.dataset(task)
     rows = dataset.split.test
 
     def weights(batch: GraphBatch) -> Tensor:
@@ -76,7 +76,7 @@ def accounting(run: Run) -> dict[str, Any]:
     shape, rank, tasks = run.config.shape, run.config.rank, run.tasks
     site = 2 * shape.hidden_dim * rank
     sites, norms = shape.num_layers + 1, 2 * shape.num_layers * shape.hidden_dim
-    models = {task: trained(run, teacher(run, task)) for task in tasks}
+    models = {task: trained_model(run, teacher(run, task)) for task in tasks}
     heads = {
         task: sum(value.numel() for value in model.heads[task].values())
         for task, model in models.items()

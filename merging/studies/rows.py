@@ -11,15 +11,15 @@ from merging.families.molecule_config import BASE_VARIANT
 from merging.mergers.registry import MergeConfig
 from merging.run.run import Run
 from merging.run.scores import (
-    Kinds,
     Method,
+    StatisticsKinds,
     adapted_method,
     finetuned_method,
     gmerging_methods,
+    joint_method,
     merger_method,
     routed_method,
-    score,
-    values_of,
+    subset_metrics,
 )
 from merging.run.stage import Stage
 from merging.run.store import StageResult
@@ -32,7 +32,7 @@ def reference_rows(run: Run) -> list[Method]:
     multi-task learning and random forests on fingerprints."""
     rows = [finetuned_method(run)]
     if run.config.compare.multitask is not None:
-        rows.append(Method("multitask", "Multi-task learning", run, multitask_score))
+        rows.append(joint_method(run, "Multi-task learning"))
     if run.config.compare.forest_trees is not None:
         name, title = "ecfp4_random_forest", "ECFP4 + random forest"
         rows.append(Method(name, title, run, partial(_forest, name, str)))
@@ -60,7 +60,7 @@ def chosen_merger(run: Run, method: str) -> Method:
     rows = candidates(run, method)
     if len(rows) == 1:
         return rows[0]
-    return max(rows, key=lambda row: row.over_tasks()["stored"]["valid_average"])
+    return max(rows, key=lambda row: row.task_scores()["stored"]["valid_average"])
 
 
 def table_rows(run: Run) -> list[Method]:
@@ -74,7 +74,7 @@ def ablation_rows(run: Run) -> dict[str, list[Method]]:
     """Return variants of G-Merging by group: "ablations", and the name of every sweep. The first
     row of a group is the configured `ablation_base`, which the others change."""
     compare = run.config.compare
-    base = run.varied(**compare.ablation_base)
+    base = run.with_changes(**compare.ablation_base)
     groups = {"ablations": compare.ablations, **compare.sweeps}
     return {group: _variants(base, changes) for group, changes in groups.items() if changes}
 
@@ -86,17 +86,14 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
     row, name = (routed_method, "gmerging_moe") if routed else (adapted_method, "gmerging_own")
     only = base.config.compare.ablation_tasks
     return [
-        replace(row(base.varied(**change), name, title), only=only)
+        replace(row(base.with_changes(**change), name, title), only=only)
         for title, change in {BASE_VARIANT: {}, **changes}.items()
     ]
 
 
-def multitask_score(run: Run, task: str, kinds: Kinds) -> Stage:
-    """Return the stage that scores the multi-task model on a task."""
-    return score(run, "multitask", task, kinds)
-
-
-def _forest(name: str, rewrite: Callable[[str], str], run: Run, task: str, kinds: Kinds) -> Stage:
+def _forest(
+    name: str, rewrite: Callable[[str], str], run: Run, task: str, kinds: StatisticsKinds
+) -> Stage:
     """Return the stage that scores random forests on fingerprints of rewritten SMILES."""
     dataset, spec = run.dataset(task), run.config.dataset_for(task)
     trees = run.config.compare.forest_trees_by_task.get(task, run.config.compare.forest_trees)
@@ -112,7 +109,7 @@ def _make_forest(
     smiles = load_smiles(dataset, spec, run.data, run.work / "data")
     predictions = fit_predict(dataset, [rewrite(text) for text in smiles], trees, run.seed)
     scores = {
-        subset: values_of(run, task, values, dataset.labels[getattr(dataset.split, subset)])
+        subset: subset_metrics(run, task, values, dataset.labels[getattr(dataset.split, subset)])
         for subset, values in predictions.items()
     }
     return StageResult(record={"stored": scores})

@@ -1,5 +1,5 @@
-"""Supervised training of a network with a head for each of one or several tasks; resumable after
-every epoch. All kinds of models are trained here."""
+"""Supervised training of a network with one head per task, for every family of models; resumable
+after every epoch."""
 
 import math
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from merging.targets.metrics import mean_of_defined
 from merging.training.loop import ResumableTraining
 from models.state_dict import sub_state
 
-Trained = Literal["all", "heads"]
+TrainedParameters = Literal["all", "heads"]
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network with a head for each task, at the best epoch.
+    """The weights of a network and its heads at the best epoch.
 
     Attributes:
-        network: state dict.
-        heads: state dict by task; of a regression, a head answers in the units of the labels.
-        record: epochs run, best epoch, validation score by epoch (the greater the better; mean over
-            the tasks, also of each task, where there are several), gradient steps, seconds.
+        network: state dict of the network.
+        heads: state dicts by task; the head of a regression answers in the units of the labels.
+        record: number of epochs and gradient steps, best epoch, seconds, and the validation score
+            by epoch (greater is better): the mean over tasks, and by task if there are several.
     """
 
     network: StateDict
@@ -39,7 +39,7 @@ class TrainedModel:
 
 
 class MultitaskModel(nn.Module):
-    """A network with a head for each task; with one task, the usual model.
+    """A network with one head per task.
 
     Attributes:
         tasks: data by task.
@@ -51,20 +51,20 @@ class MultitaskModel(nn.Module):
         super().__init__()
         self.family, self.tasks = family, dict(tasks)
         self.network = family.network(shape, dropout)
-        # by number: a ModuleDict refuses names with a dot
+        # A list, as a ModuleDict refuses names with a dot.
         self.heads = nn.ModuleList(family.head(shape, data) for data in tasks.values())
 
     def head(self, task: str) -> nn.Module:
-        """A task's."""
+        """Return the head of a task."""
         return self.heads[list(self.tasks).index(task)]
 
     def forward(self, batch: Any, task: str) -> Any:
-        """What the task's head says."""
+        """Compute the outputs of a task's head for a batch (`OfflineFamily.outputs`)."""
         info, head = self.tasks[task].info, self.head(task)
         return self.family.outputs(self.network, head, batch, info, self.training)
 
 
-def untrained(
+def initial_model(
     family: OfflineFamily,
     shape: Any,
     tasks: Mapping[str, TaskData],
@@ -72,14 +72,16 @@ def untrained(
     seed: int,
     dropout: float = 0.0,
 ) -> MultitaskModel:
-    """A model as training starts from it.
+    """Build a model with the weights that training starts from.
 
     Args:
-        family, shape: kind and shape of the network.
+        family: the family of the network.
+        shape: shape of the network.
         tasks: data by task.
-        initial: `network.*`, and `head.*` where all heads start alike (`OfflineFamily.initial`).
-        seed: of heads that start at random.
-        dropout: in training.
+        initial: `network.*`, and `head.*` if all heads start alike
+            (`OfflineFamily.initial_state`).
+        seed: seed of heads with random weights.
+        dropout: dropout rate in training.
     """
     torch.manual_seed(seed)
     model = MultitaskModel(family, shape, tasks, dropout)
@@ -89,7 +91,7 @@ def untrained(
         head = model.head(task)
         if start:
             head.load_state_dict(start)
-        family.prepare(model.network, head, data)
+        family.prepare_head(model.network, head, data)
     return model
 
 
@@ -99,27 +101,27 @@ def train(
     seed: int,
     checkpoint: Path,
     device: torch.device | None = None,
-    trained: Trained = "all",
+    parameters: TrainedParameters = "all",
 ) -> TrainedModel:
-    """Train a model on its tasks and keep the epoch with the best validation score, mean over the
-    tasks that have one (the earliest of equals); the last epoch where no task ever has one.
+    """Train a model on its tasks and return the epoch with the best validation score.
 
-    An epoch shows every training row of every task once; a batch holds rows of one task.
+    The score is the mean over the tasks that have one; of equal epochs the earliest is kept, and
+    the last if no epoch has a score. An epoch visits every training row of every task once; a batch
+    holds rows of one task.
 
     Args:
-        model: is moved to the device and trained in place.
-        settings: epochs and so on.
-        seed: of the order of rows and dropout; each epoch draws from its own seed, so that a
-            resumed run is the same run.
-        checkpoint: where the state is kept after each epoch; removed by the caller once the result
-            is stored.
-        device: where to train; the CPU if not said.
-        trained: all weights, or the heads alone.
+        model: trained in place, on the device.
+        settings: epochs, batch size and optimiser.
+        seed: seed of the order of rows and of dropout; every epoch has its own seed, so that a
+            resumed run equals an uninterrupted one.
+        checkpoint: file for the resumable state; the caller removes it once the result is stored.
+        device: device to train on; None for the CPU.
+        parameters: train all weights, or the heads alone.
     """
     device = device or torch.device("cpu")
     run = _Training(model.to(device), settings, device)
     optimizer = torch.optim.Adam(
-        run.parameters(trained),
+        run.parameters(parameters),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=True,
@@ -142,7 +144,7 @@ def train(
 
 
 def epoch_steps(tasks: Mapping[str, TaskData], settings: TrainingConfig) -> list[tuple[str, Step]]:
-    """The steps of one epoch with their tasks, in an order that is drawn from torch's generator."""
+    """Return the (task, step) pairs of one epoch, in an order drawn from torch's generator."""
     steps = [
         (task, step)
         for task, data in tasks.items()
@@ -154,19 +156,19 @@ def epoch_steps(tasks: Mapping[str, TaskData], settings: TrainingConfig) -> list
 
 
 def label_scale(data: TaskData) -> LabelScale | None:
-    """The scale of a regression's training labels; None for other targets."""
+    """Return mean and deviation of a regression's training labels; None for other targets."""
     if data.info.target != "regression":
         return None
     return LabelScale.fit(data.info, (step.labels for step in data.steps("train", 2**20)))
 
 
 def standardised(scale: LabelScale | None, values: Any) -> Any:
-    """Labels or answers in standard deviations from the mean, if there is a scale."""
+    """Return labels or outputs in standard deviations from the mean; unchanged without a scale."""
     return scale.standardise(values) if scale else values
 
 
 class _Training:
-    """The steps of an epoch, and what is made of the best one."""
+    """The epochs, the validation and the result of one training."""
 
     def __init__(
         self, model: MultitaskModel, settings: TrainingConfig, device: torch.device
@@ -175,21 +177,22 @@ class _Training:
         self.steps = 0
         self.scales = {task: label_scale(data) for task, data in model.tasks.items()}
 
-    def parameters(self, trained: Trained) -> list[nn.Parameter]:
-        """Those that are trained; only these ask for gradients."""
-        self.model.requires_grad_(trained == "all")
+    def parameters(self, which: TrainedParameters) -> list[nn.Parameter]:
+        """Return the parameters to train, and turn off the gradients of all others."""
+        self.model.requires_grad_(which == "all")
         for head in self.model.heads:
             for parameter in self.model.family.tuned_parameters(head):
                 parameter.requires_grad_(True)
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def epoch(self, optimizer: torch.optim.Optimizer) -> float:
-        """One gradient step for every batch of every task; returns the mean loss of the steps."""
+        """Take one gradient step per batch of every task; return the mean loss of the steps."""
         steps, losses = epoch_steps(self.model.tasks, self.settings), 0.0
         self.model.train()
         for task, step in steps:
             loss = self._loss(task, step)
-            optimizer.zero_grad()  # to None: the other tasks' heads stay, Adam's momentum included
+            # To None: Adam then skips the other tasks' heads, their momentum included.
+            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses += float(loss.detach())
@@ -203,14 +206,14 @@ class _Training:
         return model.family.loss(outputs, labels, data, model.head(task), self.settings)
 
     def validate(self, task: str) -> float:
-        """The validation score of a task."""
+        """Compute the validation score of a task."""
         model, data = self.model.eval(), self.model.tasks[task]
         steps = data.steps("valid", model.family.evaluation_batch)
-        outputs, labels = model.family.answers(partial(model, task=task), steps, self.device)
+        outputs, labels = model.family.predict(partial(model, task=task), steps, self.device)
         return model.family.score(outputs, standardised(self.scales[task], labels), data.info)
 
     def result(self, training: ResumableTraining) -> TrainedModel:
-        """The best epoch."""
+        """Return the weights of the best epoch, with label scales folded into the heads."""
         best, tasks = training.kept["best"], list(self.model.tasks)
         heads = {task: sub_state(best, f"heads.{k}.") for k, task in enumerate(tasks)}
         for task, scale in self.scales.items():

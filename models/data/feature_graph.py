@@ -1,5 +1,4 @@
-"""What a model takes: the input schema of an artifact's manifest, and graphs with any numeric node
-features."""
+"""Graphs with numeric node features, and batches of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,17 +26,25 @@ class FeatureGraph:
 
     @property
     def num_nodes(self) -> int:
-        """N."""
+        """Number of nodes N."""
         return int(self.x.shape[0])
 
     @property
     def num_features(self) -> int:
-        """F."""
+        """Number of features per node F."""
         return int(self.x.shape[1])
 
     @classmethod
     def from_lists(cls, x: Sequence[Sequence[float]], edge_index: Sequence[Sequence[int]]) -> Self:
-        """Build a graph from plain lists and check it: see `validate`."""
+        """Build a graph from plain lists.
+
+        Args:
+            x: N rows of F features.
+            edge_index: 2 rows of E node indices.
+
+        Raises:
+            InvalidInputError: rows differ in length, or see `validate`.
+        """
         widths = sorted({len(row) for row in x})
         if len(widths) != 1 or widths[0] == 0:
             raise InvalidInputError(
@@ -48,18 +55,18 @@ class FeatureGraph:
                 f"edge_index: got rows of {[len(row) for row in edge_index]} numbers, expected 2 of"
                 " one length"
             )
-        # By way of numpy: torch reads nested lists ten times slower.
+        # Through numpy: torch converts nested lists ten times slower.
         return cls(
             torch.from_numpy(np.array(x, dtype=np.float32)),
             torch.from_numpy(np.array(edge_index, dtype=np.int64)),
         ).validate()
 
     def validate(self) -> Self:
-        """Return the graph itself if it can be answered.
+        """Return the graph itself if it is valid.
 
         Raises:
-            InvalidInputError: a number that is not finite, an edge to a node that is not there, a
-                self-loop or a repeated edge.
+            InvalidInputError: a feature is not finite, an edge has a node index out of range, or
+                there is a self-loop or a repeated edge.
         """
         source, target = self.edge_index
         if not bool(self.x.isfinite().all()):
@@ -82,8 +89,11 @@ class FeatureGraph:
 
 
 def collate_features(graphs: Sequence[FeatureGraph]) -> GraphBatch:
-    """Put graphs of one width into one batch, in their order; its `x` is (N, F) float32 and its
-    `edge_attr` (E, 0)."""
+    """Join graphs into one batch, in their order, with `x` (N, F) float32 and `edge_attr` (E, 0).
+
+    Raises:
+        InvalidInputError: there are no graphs, or they differ in the number of features.
+    """
     if len(widths := {graph.num_features for graph in graphs}) != 1:
         raise InvalidInputError(
             f"graphs: got {sorted(widths)} features for each node, expected at least one graph, and"

@@ -1,4 +1,4 @@
-"""What models take: the input schemas of manifests."""
+"""Input schemas: which inputs the tasks of a model accept, as in the artifact's manifest."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -9,12 +9,12 @@ from models.data.smiles import READING_RULE
 
 
 class InputSchema(BaseModel):
-    """The inputs that a model takes; part of the artifact's manifest.
+    """Base of input schemas, the manifest's `input`.
 
     Attributes:
-        kind: of input.
-        by_task: name of the field that has an entry for every task; None where all tasks take the
-            same inputs.
+        kind: kind of input; discriminates the schemas.
+        by_task: name of the field that is a dictionary with one entry per task; None if all tasks
+            accept the same inputs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,33 +23,33 @@ class InputSchema(BaseModel):
     kind: str
 
     def check_tasks(self, tasks: Iterable[str]) -> None:
-        """Raises ValueError: the entries are not for exactly these tasks."""
+        """Raise ValueError if the field `by_task` does not have exactly these tasks as keys."""
         entries = tasks if self.by_task is None else getattr(self, self.by_task)
         if set(entries) != set(tasks):
             got = f"input.{self.by_task}: got entries for {list(entries)!a}"
             raise ValueError(f"{got}, expected one for each task")
 
     def for_tasks(self, tasks: Iterable[str]) -> Self:
-        """The schema with the entries of these tasks only."""
+        """Return the schema with the entries of these tasks only."""
         if self.by_task is None:
             return self
         entries = getattr(self, self.by_task)
         return self.model_copy(update={self.by_task: {task: entries[task] for task in tasks}})
 
     def of_task(self, task: str) -> dict[str, Any]:
-        """The task's entry under the name of its field; empty where all tasks take the same
+        """Return the task's entry as `{by_task: entry}`; empty if all tasks accept the same
         inputs."""
         return {} if self.by_task is None else {self.by_task: getattr(self, self.by_task)[task]}
 
 
 class MoleculeInput(InputSchema):
-    """Molecules, as text or as graphs in the vocabulary of Hu et al. 2020
+    """Molecules, as text or as graphs with the features of Hu et al. 2020
     (`models.data.molecule.MolGraph`).
 
     Attributes:
-        reading_rule: by which molecules were read when its scores were measured
-            (`models.data.smiles.READING_RULE`); 1 where a manifest does not say. Whatever it is,
-            molecules are read by today's rule.
+        reading_rule: version of the rule by which molecules were read when the model's scores were
+            measured (`models.data.smiles.READING_RULE`). Manifests without it are of version 1.
+            Requests are always read by the current rule.
     """
 
     kind: Literal["molecule"] = "molecule"
@@ -67,8 +67,8 @@ class FeatureInput(InputSchema):
     """Graphs with numeric node features.
 
     Attributes:
-        num_features: by task, how many numbers a node has. Where that is not the network's width,
-            the task brings an encoder.
+        num_features: by task, number of features per node. Where it is not the network's input
+            width, the task's expert has an encoder.
     """
 
     by_task = "num_features"
@@ -78,10 +78,10 @@ class FeatureInput(InputSchema):
 
 
 class AtomsInput(InputSchema):
-    """Atoms with positions, in a periodic cell or in none (`models.data.atoms.Atoms`).
+    """Atoms with positions, with or without a periodic cell (`models.data.atoms.Atoms`).
 
     Attributes:
-        elements: by task, the atomic numbers that it was trained on; others are refused.
+        elements: by task, the atomic numbers in its training data; other elements are refused.
     """
 
     by_task = "elements"

@@ -1,8 +1,8 @@
-"""Low-rank adapters that subtract the representation bias of merging: for every task one per layer
+"""Low-rank adapters that subtract the representation bias of merging. Every task has one per layer
 and one after the readout.
 
 Source: G-Merging, eq. 2 (node level) and eq. 4 (graph level): H <- H - f(H) with
-f(H) = relu(H W_down) W_up, no bias.
+f(H) = relu(H W_down) W_up, without bias terms.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from models.networks.base import LayeredNetwork, LayeredShape, SiteHook
 
 
 class Adapter(nn.Module):
-    """f(h) = relu(h W_down) W_up.
+    """Low-rank bottleneck f(h) = relu(h W_down) W_up.
 
-    `down` (d, r) is initialised like a linear layer, `up` (r, d) with zeros: an untrained adapter
-    subtracts nothing.
+    `down` (d, r) is initialised like a linear layer and `up` (r, d) with zeros, so that f is zero
+    before training.
     """
 
     def __init__(self, dim: int, rank: int) -> None:
@@ -29,22 +29,22 @@ class Adapter(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether f is not zero everywhere: some column of `down` and the same row of `up` have
-        nonzero entries."""
+        """False if f is zero for all inputs by its weights: for every rank component the column of
+        `down` or the row of `up` is zero."""
         return bool(((self.down != 0).any(0) & (self.up != 0).any(1)).any())
 
     def forward(self, h: Tensor) -> Tensor:
-        """f(h), which is to be subtracted: (*, d) -> (*, d)."""
+        """Compute the bias f(h), which the caller subtracts: (*, d) -> (*, d)."""
         return (h @ self.down).relu() @ self.up
 
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """Intermediate outputs of one pass.
+    """Intermediate outputs of one pass, at which alignment compares teacher and student.
 
     Attributes:
-        convolutions: L tensors (N, d): output of a layer's convolution after its adapter and before
-            its BatchNorm. Alignment compares teacher and student there.
+        convolutions: L tensors (N, d), the output of each layer's convolution after its adapter and
+            before its BatchNorm.
         graph_embedding: (G, d), the readout after the graph adapter; input of the head.
     """
 
@@ -53,13 +53,14 @@ class LayerOutputs:
 
 
 class TaskAdapters(nn.Module):
-    """One task's L node adapters, its graph adapter, and its BatchNorm statistics.
+    """The L node adapters, the graph adapter and the BatchNorm statistics of one task.
 
-    The statistics are measured on the task's training molecules without labels, and stored: a
-    prediction does not depend on the other molecules of its batch.
+    The statistics are measured on the task's unlabelled training graphs and stored, so that a
+    prediction does not depend on the rest of its batch.
 
     Attributes:
-        norm_mean, norm_var: (L, d).
+        sites: L + 1 adapters: after layers 0 to L - 1, then after the readout.
+        norm_mean, norm_var: (L, d), BatchNorm statistics by layer.
     """
 
     norm_mean: Tensor
@@ -76,16 +77,17 @@ class TaskAdapters(nn.Module):
 
     @property
     def active_sites(self) -> tuple[int, ...]:
-        """Sites (layer 0 to L - 1, then L for the graph) whose adapter is active."""
+        """Sites with an active adapter: 0 to L - 1 for layers, L for the graph adapter."""
         return tuple(k for k, site in enumerate(self.sites) if cast(Adapter, site).is_active)
 
     def correct(self, site: int, h: Tensor) -> Tensor:
-        """h - f(h) with the adapter of a site (layer 0 to L - 1, or L for the graph), (*, d)."""
+        """Subtract the bias at a site (0 to L - 1 for layers, L for the graph adapter):
+        h (*, d) -> h - f(h) (*, d)."""
         corrected: Tensor = h - self.sites[site](h)
         return corrected
 
     def forward(self, backbone: LayeredNetwork, batch: GraphBatch) -> LayerOutputs:
-        """A pass over a merged backbone with this task's adapters and statistics."""
+        """Run a merged backbone with this task's adapters and BatchNorm statistics."""
         return trace(
             backbone,
             batch,
@@ -102,9 +104,10 @@ def trace(
     correct: SiteHook | None = None,
     normalise: SiteHook | None = None,
 ) -> LayerOutputs:
-    """One pass that keeps the layers' outputs.
+    """Run a backbone and record its intermediate outputs.
 
-    For the hooks see `LayeredNetwork.forward`; `correct` also gets the readout, as site L.
+    `correct` and `normalise` are hooks of `LayeredNetwork.forward`; `correct` is also applied to
+    the readout, as site L.
     """
     convolutions: list[Tensor] = []
 
@@ -121,20 +124,20 @@ def trace(
 def apply_norm(
     backbone: LayeredNetwork, layer: int, h: Tensor, mean: Tensor, var: Tensor
 ) -> Tensor:
-    """BatchNorm with a layer's weight and bias and the given statistics (*S, d): h (N, *S, d) ->
-    the same shape. Without BatchNorms in the network, h itself."""
+    """Normalise h (N, *S, d) by a layer's BatchNorm with the given statistics (*S, d). Returns h
+    itself if the network has no BatchNorm."""
     if not len(backbone.batch_norms):
         return h
     norm = backbone.batch_norms[layer]
-    # for the type checker: a ModuleList does not say what it holds
+    # for the type checker: items of a ModuleList are of type Module
     assert isinstance(norm, nn.BatchNorm1d)
     scale = norm.weight * (var + norm.eps).rsqrt()
     return h * scale + (norm.bias - mean * scale)
 
 
 def batch_statistics(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (biased, as BatchNorm normalises) over the nodes: (N, *S, d) -> two (*S,
-    d)."""
+    """Compute mean and biased variance over the nodes, as BatchNorm does: (N, *S, d) -> two tensors
+    (*S, d)."""
     mean = h.mean(0)
-    # torch's var over the rows takes 20 times as long on a CPU
+    # `torch.var` over rows takes 20 times as long on a CPU.
     return mean, (h - mean).square_().mean(0)

@@ -1,4 +1,4 @@
-"""All experts' adapters as stacked tensors, for one pass over every task."""
+"""The adapter bank: adapters of all experts as stacked tensors, for passes over several tasks."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from models.experts.adapter import TaskAdapters
 
 
 class AdapterBank(nn.Module):
-    """The adapters of K experts, stacked: one matrix product down and one up for all of them.
+    """Stacked adapters of K experts, applied by one matrix product down and one up for all experts.
 
     Attributes:
         down: (L+1, d, K, r).
         up: (L+1, K, r, d).
-        gram: (L+1, K, K, r, r), W_up_i W_up_j^T: inner products of expert outputs from r numbers
-            per node instead of d.
-        norm_mean, norm_var: (L, K, d).
+        gram: (L+1, K, K, r, r), the matrices W_up_i W_up_j^T. They give inner products of expert
+            outputs from projections of width r instead of d.
+        norm_mean, norm_var: (L, K, d), BatchNorm statistics.
     """
 
     down: Tensor
@@ -43,23 +43,23 @@ class AdapterBank(nn.Module):
             self.register_buffer(name, value.detach())
 
     def project(self, site: int, h: Tensor) -> Tensor:
-        """z_i = relu(h W_down_i) of all experts: (N, T, d) -> (N, T, K, r)."""
+        """Project onto all experts, z_i = relu(h W_down_i): (N, T, d) -> (N, T, K, r)."""
         down = self.down[site]
         return (h @ down.flatten(1)).relu().view(*h.shape[:-1], *down.shape[1:])
 
     def mix(self, site: int, z: Tensor, weights: Tensor) -> Tensor:
-        """sum_i w_i f_i(h) as one product of rank K r: z (N, T, K, r), weights (N, T, K) -> (N, T,
-        d)."""
+        """Compute the weighted mean of expert outputs, sum_i w_i f_i(h), as one product of rank
+        K r: z (N, T, K, r), weights (N, T, K) -> (N, T, d)."""
         return (z * weights.unsqueeze(-1)).flatten(-2) @ self.up[site].flatten(0, 1)
 
     def fuse(self, site: int, h: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
-        """One adapter per graph and stream whose parameters are the experts' weighted mean:
+        """Apply one adapter per graph and stream whose parameters are the experts' weighted mean:
         relu(h W_down') W_up' with W' = sum_i w_i W_i.
 
         Args:
-            h: (N, T or 1, d), the rows of a graph together.
+            h: (N, T or 1, d), sorted by graph.
             weights: (G, T, K).
-            sizes: number of rows of every graph, G numbers.
+            sizes: number of rows of each graph.
 
         Returns:
             (N, T, d).
@@ -67,16 +67,17 @@ class AdapterBank(nn.Module):
         down, up = self.down[site].movedim(1, 0), self.up[site]
         rows = h.expand(-1, weights.shape[1], -1).transpose(0, 1).split(list(sizes), 1)
         # Graph by graph, so that its parameters stay in the cache: projecting all rows by all
-        # experts gives the same and took 1.3 times as long.
+        # experts is equivalent and took 1.3 times as long.
         corrections = [
-            (own @ (w @ down.flatten(1)).unflatten(1, down.shape[1:])).relu_()
+            (x @ (w @ down.flatten(1)).unflatten(1, down.shape[1:])).relu_()
             @ (w @ up.flatten(1)).unflatten(1, up.shape[1:])
-            for own, w in zip(rows, weights, strict=True)
+            for x, w in zip(rows, weights, strict=True)
         ]
         return torch.cat(corrections, 1).transpose(0, 1)
 
-    def own(self, site: int, h: Tensor, experts: Tensor) -> Tensor:
-        """f_k(h) of every stream's own expert k: h (N, T or 1, d), experts (T,) -> (N, T, d)."""
+    def target_outputs(self, site: int, h: Tensor, experts: Tensor) -> Tensor:
+        """Compute the output f_k(h) of each stream's target expert k: h (N, T or 1, d), experts
+        (T,) -> (N, T, d)."""
         z = torch.einsum(
             "ntd,dtr->ntr", h.expand(-1, len(experts), -1), self.down[site][:, experts]
         ).relu()

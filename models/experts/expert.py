@@ -1,4 +1,4 @@
-"""What one task brings to a merged network."""
+"""Experts: the task-specific modules of a merged model."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,15 @@ from models.task import Level, Target
 
 
 class Expert(nn.Module):
-    """One task's adapters with their BatchNorm statistics, its linear head, and an encoder where
-    its node features are not as wide as the network.
+    """Adapters, BatchNorm statistics, linear head and, where needed, input encoder of one task.
 
     Attributes:
         label_names: C names, in the order of the head's outputs.
         level, target: see `models.task.TaskInfo`.
-        encoder: node features (N, F) -> (N, in_dim); None where F is the network's `in_dim`, and
-            for networks that embed atoms by tables.
+        adapters: adapters and BatchNorm statistics.
+        head: (*, d) -> (*, C).
+        encoder: linear map of node features (N, F) -> (N, in_dim); None if F is the network's
+            `in_dim`, or the network has embedding tables.
     """
 
     def __init__(
@@ -39,9 +40,9 @@ class Expert(nn.Module):
             self.encoder = nn.Linear(num_features, config.in_dim)
 
     def forward(self, backbone: LayeredNetwork, batch: GraphBatch) -> Tensor:
-        """Logits (G, C) of a task at level "graph" without an encoder.
+        """Compute logits (G, C) of a task at level "graph" without an encoder.
 
-        `UnifiedModel` gives the same with routing "own"; this needs no stacked adapters.
+        They equal those of `UnifiedModel` with routing "own", without stacking adapters.
         """
         logits: Tensor = self.head(self.adapters(backbone, batch).graph_embedding)
         return logits

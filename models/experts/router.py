@@ -1,9 +1,9 @@
-"""Routing weights of the experts, computed from their outputs without trained parameters.
+"""The router: routing weights of experts, computed from their outputs without trained parameters.
 
-For target task k, w = softmax_i(-D(f_i(H), f_k(H)) / temperature), where D is the TWD at a
-node site and the L1 distance at the graph site (G-Merging, routing). Distances at node sites are
-computed in rank space: with z_i = relu(H W_down_i) and M_ij = W_up_i W_up_j^T, the inner product of
-two outputs is z_i M_ij z_j^T: r numbers per edge instead of d.
+For target task k, w = softmax_i(-D(f_i(H), f_k(H)) / temperature), where D is the TWD at node sites
+and the L1 distance at the graph site (G-Merging, routing). Distances at node sites are computed in
+rank space: with z_i = relu(H W_down_i) and M_ij = W_up_i W_up_j^T, the inner product of two outputs
+is z_i M_ij z_j^T, which takes r numbers per edge instead of d.
 """
 
 from typing import Annotated
@@ -17,22 +17,22 @@ from models.transport.solve import solve_transport
 
 
 class RouterConfig(BaseModel):
-    """Options of the router; they travel in the artifact's manifest.
+    """Options of the router; travel in the artifact's manifest.
 
     Attributes:
         temperature: of the softmax at node sites, in units of the TWD.
         graph_temperature: of the softmax at the graph site, in units of the mean absolute
             difference.
-        mixed_layers: number of last layers that mix, besides the graph site; the layers before
-            them use the own adapters. None: all, as published.
-        top_k: number of nearest experts with a weight above 0 (the own expert is among them). None:
+        mixed_layers: number of last layers that mix experts, besides the graph site; earlier layers
+            use the target task's adapter. None for all layers, as published.
+        top_k: number of nearest experts with a weight above 0, the target expert included. None for
             all.
-        candidates: number of other experts that a served task's mixture considers: those that the
-            manifest lists as nearest (`models.screening`). All others get weight 0. Meant for many
-            experts together with `top_k`: without `top_k` the weights of the others are lost.
-            None: all.
-        solver, epsilon, tolerance, max_iters: of the transport problem.
-        debias: use the Sinkhorn divergence instead of the entropic cost, which solves two more
+        candidates: number of other experts that the mixture of a task considers when served: those
+            listed in `Manifest.nearest`. All others get weight 0. Meant for many experts together
+            with `top_k`; without `top_k` the candidates' weights grow by what the others lose. None
+            for all.
+        solver, epsilon, tolerance, max_iters: see `models.transport.solve`.
+        debias: use the Sinkhorn divergence instead of the entropic cost; solves two more transport
             problems.
     """
 
@@ -50,24 +50,24 @@ class RouterConfig(BaseModel):
     debias: bool = False
 
     def mixes(self, layer: int, num_layers: int) -> bool:
-        """Whether a layer (0 to num_layers - 1) mixes."""
+        """Return True if a layer (0 to num_layers - 1) mixes experts."""
         return self.mixed_layers is None or layer >= num_layers - self.mixed_layers
 
 
 def node_distances(
     z: Tensor, gram: Tensor, experts: Tensor, support: Support, config: RouterConfig
 ) -> Tensor:
-    """TWD between the outputs of every expert and of the stream's own expert.
+    """Compute the TWD between the outputs of every expert and of each stream's target expert.
 
     Args:
-        z: (N, T, K, r) projections of all experts in T streams.
-        gram: (K, K, r, r).
-        experts: (T,) number of every stream's own expert.
+        z: (N, T, K, r), projections of all experts in T streams (`AdapterBank.project`).
+        gram: (K, K, r, r), of a site of `AdapterBank.gram`.
+        experts: (T,), index of each stream's target expert.
         support: pairs of nodes between which mass may move.
         config: solver and its options.
 
     Returns:
-        (G, T, K).
+        Distances (G, T, K).
     """
     streams = torch.arange(len(experts), device=experts.device)
     own = z[:, streams, experts]
@@ -95,8 +95,8 @@ def node_distances(
 def _cost(
     left: Tensor, right: Tensor, left_square: Tensor, right_square: Tensor, support: Support
 ) -> Tensor:
-    """(1 - cos) / 2 on the support, (E, T, K), from rank-space vectors (N, T, K, r) and squared
-    norms (N, T, K or 1)."""
+    """Compute (1 - cos) / 2 on the support, (E, T, K), from rank-space vectors (N, T, K, r) and
+    squared norms (N, T, K or 1)."""
     rows, cols = support.rows, support.cols
     left_square, right_square = (
         left_square.index_select(0, rows),
@@ -110,27 +110,27 @@ def _cost(
 
 
 def cosine_cost_of_products(inner: Tensor, left_square: Tensor, right_square: Tensor) -> Tensor:
-    """(1 - cos) / 2 of pairs of outputs, in [0, 1], from their inner products and squared norms,
-    all of one shape."""
+    """Compute (1 - cos) / 2 in [0, 1] of pairs of vectors from their inner products and squared
+    norms, all of one shape. Two zero vectors have cost 0, a zero and a nonzero one 1/2."""
     scale = (left_square * right_square).sqrt()
     tiny = torch.finfo(scale.dtype).tiny ** 0.5
     cosine = torch.where(scale > tiny, inner / scale.clamp(min=tiny), 0.0)
-    # Two zero outputs are equal: relu often makes an adapter's output zero at a node. As in
-    # `models.transport.twd`.
+    # Two zero outputs are equal, as in `models.transport.twd`; relu often makes an adapter's output
+    # zero at a node.
     both_zero = (left_square == 0) & (right_square == 0)
     return torch.where(both_zero, 0.0, (1 - cosine).clamp(0, 2) / 2)
 
 
 def graph_distances(outputs: Tensor, experts: Tensor) -> Tensor:
-    """Mean absolute difference between every expert's output and the own expert's: (G, T, K, d),
-    (T,) -> (G, T, K)."""
+    """Compute the mean absolute difference between the outputs of every expert and of each stream's
+    target expert: outputs (G, T, K, d), experts (T,) -> (G, T, K)."""
     own = outputs[:, torch.arange(len(experts), device=experts.device), experts].unsqueeze(2)
     return (outputs - own).abs().mean(-1)
 
 
 def routing_weights(distances: Tensor, temperature: float, top_k: int | None = None) -> Tensor:
-    """softmax(-distance / temperature) over the `top_k` nearest experts, (G, T, K) -> (G, T, K);
-    the K weights of a graph and stream sum to 1."""
+    """Compute softmax(-distance / temperature) over the `top_k` nearest experts, or over all for
+    None: (G, T, K) -> (G, T, K). Other experts get weight 0; the K weights sum to 1."""
     scores = -distances / temperature
     if top_k is not None and top_k < scores.shape[-1]:
         dropped = scores.topk(scores.shape[-1] - top_k, dim=-1, largest=False).indices

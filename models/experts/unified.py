@@ -1,4 +1,4 @@
-"""The unified model: one backbone, one adapter bank and K heads answer all tasks in one pass."""
+"""The unified model: one backbone, one adapter bank and K heads predict all tasks in one pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,18 +22,18 @@ from models.transport.problem import Support
 Routing = Literal["moe", "own", "merged"]
 Statistics = Literal["stored", "batch"]
 DEFAULT_ROUTING: Routing = "own"
-"""Routing of a request that names none: mixing costs more and does not score better (README)."""
+"""Default routing: mixing costs more time and does not improve the scores (README)."""
 
 
 @dataclass(frozen=True)
 class UnifiedOutput:
-    """Answers for a batch of G graphs.
+    """Output of a unified model for a batch of G graphs with N nodes.
 
     Attributes:
-        logits: by task, (G, C); of a task on nodes, (N, C).
-        routing_weights: by task, (G, L+1, K): layer 0 to L - 1, then the graph site. The K weights
-            of a graph and site sum to 1; one-hot for "own".
-        targets: by task, what its numbers are; tasks that are left out are multilabel.
+        logits: by task, (G, C), or (N, C) for a task at level "node".
+        routing_weights: by task, (G, L+1, K): layers 0 to L - 1, then the graph site. For each
+            graph and site the K weights sum to 1; they are one-hot for routing "own".
+        targets: by task, its prediction target; tasks without an entry are multilabel.
     """
 
     logits: dict[str, Tensor]
@@ -42,19 +42,19 @@ class UnifiedOutput:
 
     @property
     def probabilities(self) -> dict[str, Tensor]:
-        """By task, (G or N, C), in [0, 1]; of a regression the predicted values."""
+        """Predictions by task, (G or N, C): probabilities, or predicted values for regression."""
         return {task: answers(logits, self.target(task)) for task, logits in self.logits.items()}
 
     def target(self, task: str) -> Target:
-        """What a task's numbers are."""
+        """Return the prediction target of a task."""
         return self.targets.get(task, "multilabel")
 
 
 class UnifiedModel(nn.Module):
-    """The merged model.
+    """A merged model of layered networks: backbone, experts and router.
 
-    Every requested task is a stream: node tensors have the shape (N, T, d). The streams share the
-    backbone's weights; each has its task's adapters and BatchNorm statistics.
+    A pass has one stream per requested task: node tensors have the shape (N, T, d). Streams share
+    the backbone's weights; each has the adapters and BatchNorm statistics of its task.
     """
 
     def __init__(
@@ -68,9 +68,11 @@ class UnifiedModel(nn.Module):
         self.site_names = (*(f"layer_{k}" for k in range(backbone.config.num_layers)), "graph")
         self.bank = AdapterBank([expert.adapters for expert in experts.values()])
         self.heads = nn.ModuleList(expert.head for expert in experts.values())
-        encoders = {task: own.encoder for task, own in experts.items() if own.encoder is not None}
+        encoders = {
+            task: expert.encoder for task, expert in experts.items() if expert.encoder is not None
+        }
         self._encoder_of = {task: k for k, task in enumerate(encoders)}
-        # By number: a ModuleDict refuses names with a dot, and a task called "train".
+        # Not a ModuleDict: it refuses names with a dot, and "train".
         self.encoders = nn.ModuleList(encoders.values())
         self.levels = {task: expert.level for task, expert in experts.items()}
         self.targets = {task: expert.target for task, expert in experts.items()}
@@ -83,22 +85,26 @@ class UnifiedModel(nn.Module):
         routing: Routing = DEFAULT_ROUTING,
         statistics: Statistics = "stored",
     ) -> UnifiedOutput:
-        """Answer tasks for a batch.
+        """Predict tasks for a batch.
 
         Args:
             batch: G graphs.
-            tasks: names, in the order of the answers; None: all.
-            routing: "own" uses only the task's own adapter (G-Merging-s). "moe" subtracts the
-                weighted mean of all experts' adapter outputs. "merged" averages the adapters'
-                parameters instead, with the weights of the first site that mixes, into one adapter
-                per graph and task for that site and all later ones (the merged expert of KDEM).
-            statistics: "stored": a prediction depends on its molecule alone. "batch": BatchNorm
-                uses the batch's statistics, as the authors evaluate, so a prediction depends on
-                the rest of the batch; for comparison only.
+            tasks: names of the requested tasks; None for all.
+            routing: "own" subtracts the output of the task's own adapter (G-Merging-s). "moe"
+                subtracts the weighted mean of all experts' adapter outputs. "merged" averages the
+                adapters' parameters instead, with the weights of the first site that mixes, into
+                one adapter per graph and task for that site and all later ones (the merged expert
+                of KDEM).
+            statistics: BatchNorm statistics. With "stored" a prediction depends on its graph only.
+                With "batch", as in the authors' evaluation, it depends on the rest of the batch;
+                for comparison only.
+
+        Returns:
+            Outputs of the requested tasks, in their order.
 
         Raises:
-            UnknownTaskError: a task that the model does not have.
-            InvalidInputError: an unknown routing or statistics.
+            UnknownTaskError: the model does not have a task.
+            InvalidInputError: the routing or statistics are unknown.
         """
         if routing not in get_args(Routing) or statistics not in get_args(Statistics):
             raise InvalidInputError(
@@ -130,8 +136,8 @@ class UnifiedModel(nn.Module):
         )
 
     def _encoded(self, batch: GraphBatch, tasks: Sequence[str]) -> GraphBatch:
-        """The batch with encoded node features of every task, (N, T, in_dim), if any task has an
-        encoder."""
+        """Return the batch with the encoded node features of every task, (N, T, in_dim); the batch
+        itself if no task of the model has an encoder."""
         if not self._encoder_of:
             return batch
         numbers = [self._encoder_of.get(task) for task in tasks]
@@ -140,21 +146,24 @@ class UnifiedModel(nn.Module):
 
 
 class _Stream:
-    """The adapters in one pass: subtracts their outputs site by site and collects the routing
-    weights."""
+    """The adapters in one pass: subtracts their outputs site by site and records routing weights.
+
+    Attributes:
+        support: pairs of nodes of the transport problems; None if nothing mixes.
+        shared: routing weights (G, T, K) of the first site that mixes, with routing "merged".
+        weights: routing weights (G, T, K) of the sites so far.
+    """
 
     def __init__(
         self, model: UnifiedModel, batch: GraphBatch, experts: Tensor, routing: Routing
     ) -> None:
         self.bank, self.router, self.batch, self.experts = model.bank, model.router, batch, experts
-        # None: nothing mixes.
         self.support = (
             Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
             if routing != "own"
             else None
         )
         self.merges = routing == "merged"
-        # (G, T, K) for routing "merged": the weights of the first site that mixes.
         self.shared: Tensor | None = None
         self.one_hot = (
             F.one_hot(experts, len(model.tasks))
@@ -164,10 +173,10 @@ class _Stream:
         self.weights: list[Tensor] = []
 
     def correct_nodes(self, layer: int, h: Tensor) -> Tensor:
-        """Correct a layer's output: h (N, d) of the first layer or (N, T, d) -> (N, T, d)."""
+        """Subtract adapter outputs after a layer: h (N, d) or (N, T, d) -> (N, T, d)."""
         h = h.unsqueeze(1) if h.dim() == 2 else h
         if self.support is None or not self.router.mixes(layer, len(self.bank.up) - 1):
-            return self._subtract_own(layer, h)
+            return self._subtract_target(layer, h)
         if self.shared is not None:
             return self._subtract_fused(layer, h, self.shared)
         z = self.bank.project(layer, h).expand(-1, len(self.experts), -1, -1)
@@ -183,10 +192,10 @@ class _Stream:
         )
 
     def correct_graphs(self, h: Tensor) -> Tensor:
-        """Correct the readout: h (G, T, d) -> (G, T, d)."""
+        """Subtract adapter outputs after the readout: h (G, T, d) -> (G, T, d)."""
         site = len(self.bank.up) - 1
         if self.support is None:
-            return self._subtract_own(site, h)
+            return self._subtract_target(site, h)
         if self.shared is not None:
             return self._subtract_fused(site, h, self.shared)
         z = self.bank.project(site, h)
@@ -200,8 +209,8 @@ class _Stream:
             else self._subtract(h, self.bank.mix(site, z, weights), weights)
         )
 
-    def _subtract_own(self, site: int, h: Tensor) -> Tensor:
-        return self._subtract(h, self.bank.own(site, h, self.experts), self.one_hot)
+    def _subtract_target(self, site: int, h: Tensor) -> Tensor:
+        return self._subtract(h, self.bank.target_outputs(site, h, self.experts), self.one_hot)
 
     def _subtract_fused(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
         self.shared = weights

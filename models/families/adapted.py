@@ -1,4 +1,4 @@
-"""Families whose model has adapters, heads and a router around a network of layers."""
+"""Base of families whose models are a layered network with adapters, heads and a router."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,20 +13,20 @@ from models.task import Target
 
 
 class AdaptedFamily:
-    """Base of families whose networks are `LayeredNetwork`s and whose tasks are `Expert`s.
+    """Base of families whose network is a `LayeredNetwork` and whose task modules are `Expert`s.
 
     Attributes:
-        targets: that a linear head can predict.
+        targets: prediction targets of a linear head.
     """
 
     targets: tuple[Target, ...] = ("multilabel", "multiclass", "regression")
 
     def check_expert(self, expert: Expert, schema: object, task: str) -> None:
-        """Check the weights of an expert. A single adapter may be zero, since some sites may be
-        left untrained (`alignment.sites`).
+        """Check the loaded weights of an expert.
 
         Raises:
-            ArtifactError: a variance is negative, or all adapters are zero.
+            ArtifactError: a BatchNorm variance is negative, or the adapters of all sites are zero.
+                Some may be zero, since training can leave sites out (`alignment.sites`).
         """
         adapters = expert.adapters
         if bool((adapters.norm_var < 0).any()):
@@ -40,11 +40,11 @@ class AdaptedFamily:
     def model(
         self, network: LayeredNetwork, experts: Mapping[str, Expert], router: RouterConfig
     ) -> UnifiedModel:
-        """The unified model."""
+        """Assemble the unified model."""
         return UnifiedModel(network, experts, router)
 
     def served(self, model: UnifiedModel) -> ServedModel:
-        """The model itself."""
+        """Return the model itself."""
         return model
 
     def answer(
@@ -54,7 +54,7 @@ class AdaptedFamily:
         tasks: Sequence[str],
         routing: Routing,
     ) -> dict[str, TaskOutput]:
-        """Predict tasks for a batch: see `models.experts.unified.UnifiedModel.forward`."""
+        """Predict tasks for a batch: see `ModelFamily.answer` and `UnifiedModel.forward`."""
         output = model(batch, tasks, routing)
         return {
             task: TaskOutput(logits, output.target(task), output.routing_weights[task])

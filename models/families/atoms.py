@@ -1,4 +1,4 @@
-"""Atoms with positions, and force fields for them."""
+"""Force fields: families of models that predict energies and forces of atoms with positions."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,19 +23,19 @@ from models.networks.schnet import (
 )
 from models.task import Target, TaskInfo
 
-# Of a pass's cost, where an atom of a molecule is 1, about 6 us: measured on a CPU, and rounded.
-_NEIGHBOUR = 2.0  # through every block of a force field, and back for the forces: 15 us
+# In units of `ModelFamily.cost`, measured on a CPU and rounded.
+_NEIGHBOUR = 2.0  # all blocks forward, and backward for the forces: 15 us
 _USUAL_NEIGHBOURS = 40
 _SPACING = 1.5  # Angstrom
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Atoms with their neighbours, which are found when a structure is read and not in the pass.
+    """Atoms with their neighbour list, which is built when a structure is read, not in the pass.
 
     Attributes:
-        numbers, positions: as of `models.data.atoms.Atoms`.
-        edge_index, shift: as of `models.data.atoms.Neighbours`.
+        numbers, positions: see `models.data.atoms.Atoms`.
+        edge_index, shift: see `models.data.atoms.Neighbours`.
     """
 
     numbers: Tensor
@@ -50,7 +50,7 @@ class Structure:
 
     @property
     def atoms(self) -> Atoms:
-        """The atoms, without the cell of a crystal: `shift` holds what the model needs of it."""
+        """Atoms without the cell: `shift` already holds the periodic translations."""
         return Atoms(self.numbers, self.positions)
 
     @property
@@ -60,14 +60,15 @@ class Structure:
 
     @classmethod
     def of(cls, atoms: Atoms, cutoff: float) -> "Structure":
-        """Find the neighbours within `cutoff` Angstrom. Raises InvalidInputError: too many."""
+        """Build the neighbour list within `cutoff` Angstrom. Raises InvalidInputError if an atom
+        has too many neighbours."""
         near = neighbours(atoms, cutoff)
         return cls(atoms.numbers, atoms.positions, near.edge_index, near.shift)
 
 
 class AtomsFamily:
-    """Force fields: energies of molecules and crystals, and forces on their atoms. Experts are not
-    mixed; every task has its own atom embeddings and head."""
+    """SchNet force fields for molecules and crystals. Experts are not mixed; every task has its
+    own atom embeddings and head."""
 
     kinds = ("schnet",)
     shape = ForceFieldConfig
@@ -82,17 +83,17 @@ class AtomsFamily:
     inputs_overflow = True
 
     def network(self, shape: ForceFieldConfig) -> ForceField:
-        """The interaction blocks of SchNet."""
+        """Build the interaction blocks of SchNet."""
         return ForceField(shape)
 
     def expert(
         self, shape: ForceFieldConfig, rank: int, info: TaskInfo, schema: AtomsInput, task: str
     ) -> ForceFieldExpert:
-        """Atom embeddings, a head, and the scale and reference of energies."""
+        """Build atom embeddings, a head, and the scale and reference energies of a task."""
         return ForceFieldExpert(shape)
 
     def check_expert(self, expert: ForceFieldExpert, schema: AtomsInput, task: str) -> None:
-        """Check that the elements of the expert are those of the manifest. Raises ArtifactError."""
+        """Raise ArtifactError if the elements of the expert are not those of the manifest."""
         known = expert.elements.nonzero().flatten().tolist()
         declared = sorted(set(schema.elements[task]))
         if known != declared:
@@ -102,17 +103,17 @@ class AtomsFamily:
     def model(
         self, network: ForceField, experts: Mapping[str, ForceFieldExpert], router: RouterConfig
     ) -> MergedForceField:
-        """The network with all experts; the router is not used."""
+        """Assemble the network and all experts; the router is not used."""
         return MergedForceField(network, experts)
 
     def served(self, model: MergedForceField) -> MergedForceField:
-        """The model itself."""
+        """Return the model itself."""
         return model
 
     def answer(
         self, model: MergedForceField, batch: AtomsBatch, tasks: Sequence[str], routing: Routing
     ) -> dict[str, TaskOutput]:
-        """Predict energies and forces. Raises InvalidInputError: a routing other than "own"."""
+        """Predict energies and forces. Raises InvalidInputError for routings other than "own"."""
         if routing != "own":
             raise InvalidInputError(f"got routing {routing!r} for a force field, expected 'own'")
         nowhere = batch.positions.new_empty((batch.num_graphs, 0, len(model.tasks)))
@@ -130,7 +131,8 @@ class AtomsFamily:
         schema: AtomsInput,
         limits: SizeLimits,
     ) -> Structure:
-        """Build a structure and find its neighbours; all tasks must know its elements."""
+        """Build a structure with its neighbour list. Raises InvalidInputError if a task was not
+        trained on one of its elements; see also `ModelFamily.read`."""
         numbers, cell = fields["numbers"], fields.get("cell")
         lattice = None if cell is None else floats(cell)
         atoms = Atoms.from_lists(numbers, floats(fields["positions"]), lattice)
@@ -143,27 +145,27 @@ class AtomsFamily:
         return structure
 
     def collate(self, graphs: Sequence[Structure]) -> AtomsBatch:
-        """See `models.data.atoms.join`."""
+        """Join structures into one batch: see `models.data.atoms.join`."""
         return join([graph.atoms for graph in graphs], [graph.neighbours for graph in graphs])
 
     def smallest(self, shape: ForceFieldConfig, schema: AtomsInput, task: str) -> Structure:
-        """One atom of every element of the task, in a row 1.5 Angstrom apart."""
+        """Return one atom of every element of the task, in a row 1.5 Angstrom apart."""
         numbers = list(schema.elements[task])
         positions = [[0.0, 0.0, _SPACING * k] for k in range(len(numbers))]
         return Structure.of(Atoms.from_lists(numbers, positions), shape.cutoff)
 
     def cost(self, graph: Structure) -> int:
-        """By numbers of atoms and neighbours."""
+        """Return the cost by numbers of atoms and neighbour pairs."""
         return _cost(graph.num_nodes, graph.edge_index.shape[1])
 
     def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
-        """The same with 40 neighbours per atom, or all other atoms if they are fewer."""
+        """Estimate the cost with 40 neighbours per atom, or all other atoms if they are fewer."""
         given = max(len(fields.get("numbers", ())), len(fields.get("positions", ())))
         atoms = min(given, limits.max_atoms)
         return max(1, _cost(atoms, atoms * min(atoms - 1, _USUAL_NEIGHBOURS)))
 
     def atom_types(self, graph: Structure) -> None:
-        """None: the statistics are of heavy atoms."""
+        """Return None: the statistics are of molecules without hydrogen atoms."""
 
 
 def _output(output: ForceFieldOutput, nowhere: Tensor) -> TaskOutput:

@@ -1,8 +1,8 @@
 """The interface of a family of models.
 
-A family is an object without state that builds the networks of one kind, reads their inputs and
-computes their answers. Artifacts and the service work through this interface and never ask of what
-kind a model is. `models.families.table` lists all families.
+A family is a stateless object that builds the networks of some kinds, reads their inputs and
+computes their predictions. Artifacts and the service use models only through this interface; they
+never branch on the kind of model. `models.families.table` lists all families.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,29 +20,29 @@ from models.task import Target, TaskInfo, answers
 
 
 class ServedModel(Protocol):
-    """A merged model that answers requests."""
+    """A merged model as the service runs it."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, in the order of the experts."""
+        """Names of the K tasks, in the order of the experts in routing weights."""
         ...
 
     @property
     def site_names(self) -> tuple[str, ...]:
-        """Names of the sites where experts may be mixed; () for a model that mixes nothing."""
+        """Names of the sites where experts can be mixed; empty if the model has no such sites."""
         ...
 
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """One task's answers for a batch of G graphs with N nodes in total.
+    """Output of a model for one task and a batch of G graphs with N nodes in total.
 
     Attributes:
-        logits: output of the head, (G, C), or (N, C) for a task at level "node". Of a force field
-            the energies, (G, 1) float64 in eV.
-        target: what the numbers are.
-        routing_weights: (G, sites, K); the K weights of a graph and site sum to 1.
-        forces: of a force field, (N, 3) in eV / Angstrom; otherwise None.
+        logits: output of the head, (G, C), or (N, C) for a task at level "node". A force field
+            has the energies here, (G, 1) float64 in eV.
+        target: meaning of the logits: see `models.task.Target`.
+        routing_weights: (G, sites, K); for each graph and site the K weights sum to 1.
+        forces: (N, 3) in eV / Angstrom, from a force field; None from other models.
     """
 
     logits: Tensor
@@ -52,83 +52,98 @@ class TaskOutput:
 
     @property
     def values(self) -> Tensor:
-        """Probabilities, or for regressions and force fields the predicted values; of the shape of
-        `logits`."""
+        """Predictions in the shape of `logits`: probabilities for classification, the logits
+        themselves for regression and force fields."""
         return answers(self.logits, self.target)
 
     @property
     def is_finite(self) -> bool:
-        """Whether all logits and forces are finite. Probabilities would not tell: the sigmoid of an
-        infinite logit is 1."""
+        """True if all logits and forces are finite. Probabilities cannot be checked instead: the
+        sigmoid of an infinite logit is 1."""
         numbers = [self.logits] if self.forces is None else [self.logits, self.forces]
         return all(bool(values.isfinite().all()) for values in numbers)
 
 
 class ModelFamily(Protocol):
-    """One kind of model.
+    """Builds, loads and runs the models of some kinds, and reads their inputs.
 
-    Parameters of type `Any` are of the family's own types: an instance of `shape` or `schema`, or
-    what the family's `network`, `expert`, `model`, `served`, `read` or `collate` returned.
+    Parameters typed `Any` have family-specific types: instances of the classes `shape` and
+    `schema`, or return values of the family's other methods.
     """
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Values of the manifest's `backbone.kind` that belong to this family."""
+        """Values of the manifest's `backbone.kind` that select this family."""
         ...
 
     @property
     def shape(self) -> type[NetworkShape]:
-        """Type of the manifest's `backbone`."""
+        """Class of the manifest's `backbone`: kind and sizes of the network."""
         ...
 
     @property
     def schema(self) -> type[InputSchema]:
-        """Type of the manifest's `input`."""
+        """Class of the manifest's `input`: which inputs the tasks accept."""
         ...
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """Targets that its experts can predict."""
+        """Prediction targets that the family supports."""
         ...
 
     @property
     def fields(self) -> GraphFields:
-        """The fields of a request's graph."""
+        """Names of the fields of a graph in a request, required and optional."""
         ...
 
     @property
     def read_texts(self) -> TextReader | None:
-        """Reader of molecules as text; None if the inputs cannot be written as text."""
+        """Function that reads SMILES and other text formats; None if inputs are graphs only."""
         ...
 
     @property
     def inputs_overflow(self) -> bool:
-        """Whether a valid input can have numbers so large that the answer is not finite. False if
-        inputs are looked up in embedding tables."""
+        """True if a valid input can hold numbers so large that the prediction is not finite. False
+        if inputs are indices into embedding tables."""
         ...
 
-    # --- what an artifact is made of ---
+    # --- building a model ---
 
     def network(self, shape: Any) -> nn.Module:
-        """Build a network; its weights are loaded afterwards. Raises RuntimeError or MemoryError:
-        the sizes are too large."""
+        """Build the merged network; its weights are loaded afterwards.
+
+        Raises:
+            RuntimeError, MemoryError: the sizes in `shape` are too large.
+        """
         ...
 
     def expert(self, shape: Any, rank: int, info: TaskInfo, schema: Any, task: str) -> nn.Module:
-        """Build the module of one task (adapters, head, ...); its weights are loaded afterwards."""
+        """Build the task-specific module (adapters, head, ...); its weights are loaded afterwards.
+
+        Args:
+            shape: of the network.
+            rank: of the adapters.
+            info: labels, level and target of the task.
+            schema: inputs of all tasks.
+            task: name of the task.
+        """
         ...
 
     def check_expert(self, expert: Any, schema: Any, task: str) -> None:
-        """Check the loaded weights of a task. Raises ArtifactError: they are unusable, or do not
-        agree with the schema."""
+        """Check the loaded weights of a task's expert.
+
+        Raises:
+            ArtifactError: the weights are unusable, or contradict the schema.
+        """
         ...
 
     def model(self, network: Any, experts: Mapping[str, Any], router: RouterConfig) -> Any:
-        """Build the merged model, an `nn.Module`, from a network and its experts by task."""
+        """Assemble the merged model, an `nn.Module`, from the network and the experts by task."""
         ...
 
     def served(self, model: Any) -> ServedModel:
-        """The fastest implementation of a merged model on its device; it gives the same answers."""
+        """Return the fastest implementation of a merged model for its device. Predictions agree
+        with those of `model`."""
         ...
 
     def answer(
@@ -139,55 +154,70 @@ class ModelFamily(Protocol):
         Args:
             model: from `model` or `served`.
             batch: from `collate`, on the model's device.
-            tasks: names, in the order of the answers.
+            tasks: names of the requested tasks.
             routing: how experts are mixed.
 
+        Returns:
+            Outputs by task, in the order of `tasks`.
+
         Raises:
-            UnknownTaskError: the model has no such task.
-            InvalidInputError: the model has no such routing, or a task cannot take the batch.
+            UnknownTaskError: the model does not have a task.
+            InvalidInputError: the model does not support the routing, or the batch does not fit a
+                task.
         """
         ...
 
-    # --- what it takes ---
+    # --- reading inputs ---
 
     def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
-        """Check names and lengths of a graph's fields, which takes no time.
+        """Check the names and lengths of a graph's fields, before its values are read.
 
         Raises:
-            InvalidInputError: not the fields of `fields`.
-            MoleculeError: the graph is too large.
+            InvalidInputError: a field is missing or unknown, see `fields`.
+            MoleculeError: the graph is larger than the limits.
         """
         ...
 
     def read(self, fields: Mapping[str, Any], shape: Any, schema: Any, limits: SizeLimits) -> Graph:
-        """Convert the fields of a graph, which passed `check`, to tensors.
+        """Convert a graph from plain lists to tensors, after `check`.
+
+        Args:
+            fields: values by field name, as a request gives them.
+            shape: of the network.
+            schema: inputs of the requested tasks; the graph must fit all of them.
+            limits: on the size of the graph.
 
         Raises:
-            InvalidInputError: a value is invalid, or a task of the schema does not take the graph.
-            MoleculeError: the graph turns out to be too large.
+            InvalidInputError: a value is invalid, or the graph does not fit a task.
+            MoleculeError: the graph has more edges than the limits allow.
         """
         ...
 
     def collate(self, graphs: Sequence[Any]) -> Batch:
-        """Put graphs into one batch, in their order. Raises InvalidInputError: there are none."""
+        """Join graphs into one batch, in their order. Raises InvalidInputError without graphs."""
         ...
 
     def smallest(self, shape: Any, schema: Any, task: str) -> Graph:
-        """A small valid input of a task that uses every layer of the network."""
+        """Return a small valid input of a task, for warm-up and trial passes; it has edges where
+        the task allows, so that all layers take part."""
         ...
 
-    # --- what it costs and counts ---
+    # --- scheduling and statistics ---
 
     def cost(self, graph: Any) -> int:
-        """Cost of predicting one task for a graph, where an atom of a molecule costs 1 (about 6 us
-        of a CPU)."""
+        """Return the cost of predicting one task for a graph, by which the service forms batches.
+        One atom of a molecule costs 1, about 6 us on a CPU."""
         ...
 
     def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
-        """Estimate `cost` from the lengths of a graph's fields; at least 1, whatever is given."""
+        """Estimate `cost` from the lengths of a graph's fields, before `check` and `read`.
+
+        Returns:
+            At least 1, also for invalid fields; at most the cost of a graph at the limits.
+        """
         ...
 
     def atom_types(self, graph: Any) -> Tensor | None:
-        """Atom types (atomic number - 1) of a molecule, (N,), for statistics; None for inputs that
-        are not molecules."""
+        """Return the atom types (atomic number - 1) of a molecule, (N,), for the service's drift
+        statistics; None if the inputs are not molecules."""
         ...

@@ -1,4 +1,4 @@
-"""Graphs with numeric node features, and PyG's networks for them."""
+"""Networks of PyG's layers for graphs with numeric node features."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,14 @@ from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.task import TaskInfo
 
 _PATH = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
-# Of a pass's cost, where an atom of a molecule is 1: measured on a CPU, and rounded.
-_FEATURES_OF_ONE = 300
+# In units of `ModelFamily.cost`, measured on a CPU and rounded.
+_FEATURES_PER_UNIT = 300
 _EDGE = 1 / 8
 
 
 class FeatureGraphFamily(AdaptedFamily):
-    """Graphs with numeric node features; every task has its own number of features."""
+    """GCN, GraphSAGE, GIN and GAT of PyG on numeric node features. Tasks may differ in the number
+    of features per node."""
 
     kinds = ("pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat")
     shape = GraphNetworkConfig
@@ -33,13 +34,14 @@ class FeatureGraphFamily(AdaptedFamily):
     inputs_overflow = True
 
     def network(self, shape: GraphNetworkConfig) -> GraphNetwork:
-        """A network of PyG's layers."""
+        """Build a network of PyG's layers."""
         return GraphNetwork(shape)
 
     def expert(
         self, shape: GraphNetworkConfig, rank: int, info: TaskInfo, schema: FeatureInput, task: str
     ) -> Expert:
-        """Adapters, a head, and an encoder if the number of features is not the network's."""
+        """Build adapters, a head, and an encoder if the task's number of features is not the
+        network's input width."""
         width = schema.num_features[task]
         return Expert(shape, rank, info.labels, info.level, info.target, width)
 
@@ -56,7 +58,8 @@ class FeatureGraphFamily(AdaptedFamily):
         schema: FeatureInput,
         limits: SizeLimits,
     ) -> FeatureGraph:
-        """Build a graph from `x` and `edge_index`; all tasks must take its number of features."""
+        """Build a graph from `x` and `edge_index`. Raises InvalidInputError if a task expects
+        another number of features; see also `ModelFamily.read`."""
         x = fields["x"]
         for task, width in schema.num_features.items():
             if other := [len(row) for row in x if len(row) != width][:1]:
@@ -69,26 +72,26 @@ class FeatureGraphFamily(AdaptedFamily):
         return FeatureGraph.from_lists(rows, fields["edge_index"])
 
     def collate(self, graphs: Sequence[FeatureGraph]) -> GraphBatch:
-        """See `models.data.feature_graph.collate_features`."""
+        """Join graphs into one batch: see `models.data.feature_graph.collate_features`."""
         return collate_features(graphs)
 
     def smallest(self, shape: GraphNetworkConfig, schema: FeatureInput, task: str) -> FeatureGraph:
-        """A path of three nodes, all features 1."""
+        """Return a path of three nodes, all features 1."""
         return FeatureGraph(torch.ones(3, schema.num_features[task]), _PATH)
 
     def cost(self, graph: FeatureGraph) -> int:
-        """By numbers of nodes, features and edges."""
+        """Return the cost by numbers of nodes, features and edges."""
         return _cost(graph.num_nodes, graph.num_features, graph.edge_index.shape[1])
 
     def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
-        """The same from the lengths of the lists, at most what may be read."""
+        """Estimate the cost from the lengths of the lists, up to the limits."""
         x, edges = fields.get("x", ()), longest(fields.get("edge_index", ()))
         nodes = min(len(x), limits.max_atoms)
         return max(1, _cost(nodes, longest(x), min(edges, limits.max_edges)))
 
     def atom_types(self, graph: FeatureGraph) -> None:
-        """None: nodes are not atoms."""
+        """Return None: nodes are not atoms."""
 
 
 def _cost(nodes: int, width: int, edges: int) -> int:
-    return math.ceil(nodes * max(1.0, width / _FEATURES_OF_ONE) + edges * _EDGE)
+    return math.ceil(nodes * max(1.0, width / _FEATURES_PER_UNIT) + edges * _EDGE)

@@ -1,4 +1,4 @@
-"""What families take: fields of a request, graphs and batches as tensors, bounds on their size."""
+"""Types of model inputs: fields of a request's graph, graphs and batches as tensors, limits."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ _EDGES_PER_NODE = 200  # a dense crystal has 160 neighbours within 6 Angstrom
 
 
 class Graph(Protocol):
-    """One input of a model: a frozen dataclass of tensors and of nothing else."""
+    """One input of a model: a frozen dataclass whose fields are all tensors."""
 
     @property
     def num_nodes(self) -> int:
@@ -23,20 +23,20 @@ class Graph(Protocol):
 
 
 class Batch(Protocol):
-    """Several graphs as one, without edges between them."""
+    """Several graphs joined into one disconnected graph."""
 
     @property
     def num_graphs(self) -> int:
-        """G."""
+        """Number of graphs G."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         ...
 
 
 class ReadMolecule(Protocol):
-    """A molecule that was read from text."""
+    """A molecule that was read from text: its canonical SMILES and its graph."""
 
     @property
     def smiles(self) -> str:
@@ -45,87 +45,90 @@ class ReadMolecule(Protocol):
 
     @property
     def graph(self) -> Graph:
-        """Its graph."""
+        """Graph of the molecule."""
         ...
 
 
 @dataclass(frozen=True)
 class GraphFields:
-    """The fields of a request's graph.
+    """Names of the fields of a graph in a request.
 
     Attributes:
-        words: the inputs of the model in words, for error messages.
-        required, optional: names of fields.
+        description: accepted inputs in words, for error messages.
+        required: names of fields that every graph has.
+        optional: names of fields that a graph may have.
     """
 
-    words: str
+    description: str
     required: frozenset[str]
     optional: frozenset[str] = frozenset()
 
     def check(self, given: Iterable[str]) -> None:
-        """Raises InvalidInputError: a required field is missing, or an unknown one is given."""
+        """Raise InvalidInputError if a required field is missing or a field is unknown."""
         names = list(given)
         if not self.required <= set(names) <= self.required | self.optional:
             got = ", ".join(names) or "nothing"
-            raise InvalidInputError(f"got a graph with {got}, but the model takes {self.words}")
+            raise InvalidInputError(
+                f"got a graph with {got}, but the model takes {self.description}"
+            )
 
 
 @dataclass(frozen=True)
 class SizeLimits:
-    """Bounds on the size of one input.
+    """Maximal sizes of one input.
 
     Attributes:
-        max_atoms: atoms of a molecule or structure, nodes of a graph.
+        max_atoms: maximal number of atoms of a molecule or structure, or of nodes of a graph.
     """
 
     max_atoms: int
 
     @property
     def max_bonds(self) -> int:
-        """Bonds of a molecule. A cage has 1.5 per atom; a graph with far more is no molecule, and
-        its edges would cost more than its number of atoms suggests."""
+        """Maximal number of bonds of a molecule. Fullerenes have 1.5 per atom; a graph with far
+        more is no molecule, and costs more than its number of atoms suggests."""
         return 2 * self.max_atoms
 
     @property
     def max_edges(self) -> int:
-        """Edges of any other graph, and neighbours of all atoms of a structure; both directions
-        count."""
+        """Maximal number of directed edges of a graph that is no molecule, or of neighbour pairs
+        of a structure."""
         return _EDGES_PER_NODE * self.max_atoms
 
     def check_nodes(self, nodes: int) -> None:
-        """Raises MoleculeError: more atoms or nodes than `max_atoms`."""
+        """Raise MoleculeError if there are more atoms or nodes than `max_atoms`."""
         if nodes > self.max_atoms:
             got = f"got {nodes} atoms or nodes, expected at most {self.max_atoms}"
             raise MoleculeError("too_many_atoms", got)
 
     def check_bonds(self, edges: int) -> None:
-        """Raises MoleculeError: more edges than `max_bonds` bonds have in both directions."""
+        """Raise MoleculeError if there are more directed edges than 2 `max_bonds`."""
         if edges > 2 * self.max_bonds:
             got = f"got {edges} edges, expected at most {2 * self.max_bonds}"
             raise MoleculeError("too_many_bonds", got)
 
     def check_edges(self, edges: int) -> None:
-        """Raises MoleculeError: more edges than `max_edges`."""
+        """Raise MoleculeError if there are more directed edges than `max_edges`."""
         if edges > self.max_edges:
             got = f"got {edges} edges, expected at most {self.max_edges}"
             raise MoleculeError("too_many_edges", got)
 
 
 TextReader = Callable[[Sequence[str], Any, Any, SizeLimits], Sequence[ReadMolecule | MoleculeError]]
-"""Reads molecules from SMILES and the other formats of `models.data.molecule_text`, for a network
-of some shape and the tasks of a schema. Errors are returned in place of molecules, not raised."""
+"""Function (texts, shape, schema, limits) that reads molecules from SMILES and the other formats of
+`models.data.molecule_text`. It returns one molecule or error per text and raises none of them."""
 
 
 def tensors_of(graph: Any) -> list[Tensor]:
-    """A graph's tensors, in the order of its class's parameters."""
+    """Return the tensors of a graph, in the order of its constructor's parameters."""
     return [getattr(graph, field.name) for field in dataclasses.fields(graph)]
 
 
 def floats(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Rows with all numbers as floats: integers beyond 64 bits would not fit into a tensor."""
+    """Convert all numbers to float; torch would fail on integers beyond 64 bits."""
     return [[float(value) for value in row] for row in rows]
 
 
 def longest(rows: Iterable[Sequence[Any]]) -> int:
-    """Length of the longest row; 0 if there are no rows."""
+    """Return the length of the longest row, 0 without rows."""
     return max(map(len, rows), default=0)

@@ -30,8 +30,8 @@ _LARGEST_INTEGER = 2**31 - 1
 
 
 class MoleculeInputs:
-    """The input half of families that take molecules as graphs of heavy atoms in the vocabulary of
-    Hu et al. 2020."""
+    """Base of families that read molecules as graphs of heavy atoms with the atom and bond features
+    of Hu et al. 2020."""
 
     schema = MoleculeInput
     fields = GraphFields(
@@ -53,34 +53,35 @@ class MoleculeInputs:
         schema: MoleculeInput,
         limits: SizeLimits,
     ) -> MolGraph:
-        """Build a molecule from `x`, `edge_index` and `edge_attr`: see `MolGraph.validate`."""
+        """Build a molecule from `x`, `edge_index` and `edge_attr`: see `ModelFamily.read`, and for
+        the valid values `MolGraph.validate`."""
         x = _integers(fields["x"])
         return MolGraph.from_lists(x, fields["edge_index"], fields["edge_attr"])
 
     def read_texts(
         self, texts: Sequence[str], shape: NetworkShape, schema: MoleculeInput, limits: SizeLimits
     ) -> list[Molecule | MoleculeError]:
-        """See `models.data.smiles.featurize_all`."""
+        """Read molecules from text: see `models.data.smiles.featurize_all`."""
         return featurize_all(texts, max_atoms=limits.max_atoms)
 
     def collate(self, graphs: Sequence[MolGraph]) -> GraphBatch:
-        """See `models.data.molecule.collate`."""
+        """Join molecules into one batch: see `models.data.molecule.collate`."""
         return collate(graphs)
 
     def smallest(self, shape: NetworkShape, schema: MoleculeInput, task: str) -> MolGraph:
-        """Ethanol."""
+        """Return ethanol."""
         return _ETHANOL
 
     def cost(self, graph: MolGraph) -> int:
-        """Number of atoms."""
+        """Return the number of heavy atoms."""
         return graph.num_nodes
 
     def estimate(self, fields: Mapping[str, Any], limits: SizeLimits) -> int:
-        """Number of atoms, at most those that may be read."""
+        """Estimate the cost as the number of atoms, at least 1 and at most `max_atoms`."""
         return max(1, min(len(fields.get("x", ())), limits.max_atoms))
 
     def atom_types(self, graph: MolGraph) -> Tensor:
-        """Atomic numbers - 1, (N,)."""
+        """Return the atomic numbers - 1, (N,)."""
         return graph.x[:, 0]
 
 
@@ -91,25 +92,30 @@ class MoleculeFamily(MoleculeInputs, AdaptedFamily):
     shape = BackboneConfig
 
     def network(self, shape: BackboneConfig) -> Backbone:
-        """One of the four backbones."""
+        """Build one of the four backbones."""
         return Backbone(shape)
 
     def expert(
         self, shape: BackboneConfig, rank: int, info: TaskInfo, schema: MoleculeInput, task: str
     ) -> Expert:
-        """Adapters and a head."""
+        """Build adapters and a head."""
         return Expert(shape, rank, info.labels, info.level, info.target)
 
     def served(self, model: UnifiedModel) -> ServedModel:
-        """The compiled model, if there is one for this network, device and router."""
+        """Return the compiled model where this network, device and router have one, else the
+        model itself."""
         return fastest(model) if isinstance(model, UnifiedModel) else model
 
 
 def molecular_backbone(network: nn.Module, kind: str) -> Backbone:
-    """The network of an artifact whose input is of this kind, if it is one for molecules.
+    """Return the network as a `Backbone` of Hu et al. 2020.
+
+    Args:
+        network: of an artifact.
+        kind: of the artifact's input, for the error message.
 
     Raises:
-        ArtifactError: the network is of another family.
+        ArtifactError: it is a network of another family.
     """
     if not isinstance(network, Backbone):
         raise ArtifactError(f"got an artifact of kind {kind!r}, expected one for molecules")
@@ -117,8 +123,8 @@ def molecular_backbone(network: nn.Module, kind: str) -> Backbone:
 
 
 def _integers(rows: Sequence[Sequence[float]]) -> list[list[int]]:
-    """Check that all numbers of a molecule's `x` are integers: the wire format admits any number,
-    since other graphs have features there, but 6.0 is no atom type."""
+    """Check that all numbers of a molecule's `x` are integers. The request schema allows any number
+    there, since `x` of other graphs holds features; but 6.0 is no atom type."""
     values = (value for row in rows for value in row)
     wrong = [v for v in values if not isinstance(v, int) or abs(v) > _LARGEST_INTEGER][:1]
     if wrong:

@@ -1,8 +1,8 @@
 """All families of models.
 
-A new kind of model is a file beside this one with a `ModelFamily`, a row in `ROWS`, and a case in
-`tests/models/families/test_families.py`. Manifests, artifacts and the service then know it: they
-find a family by the manifest's `backbone.kind`.
+To add a kind of model, add a file with a `ModelFamily` to this folder, a row to `ROWS`, and a case
+to `tests/models/families/test_families.py`. Manifests, artifacts and the service look families up
+by the manifest's `backbone.kind`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,16 +23,16 @@ from models.networks.base import NetworkShape
 from models.task import Target
 
 ROWS: tuple[ModelFamily, ...] = (MoleculeFamily(), FeatureGraphFamily(), AtomsFamily())
-"""One object for every family."""
+"""All families."""
 
 FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
     {kind: family for family in ROWS for kind in family.kinds}
 )
-"""By kind of network, as in the manifest's `backbone.kind`."""
+"""Families by the kind of network, the manifest's `backbone.kind`."""
 
 
 def check_target(kind: str, task: str, target: Target) -> None:
-    """Raises InvalidInputError: networks of this kind cannot answer a task with this target."""
+    """Raise InvalidInputError if networks of a kind do not support the target of a task."""
     targets = FAMILIES[kind].targets
     if target not in targets:
         got = f"tasks.{task}.target: got {target!r} for a backbone of kind {kind!r}"
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     AnyShape = NetworkShape
     AnyInput = InputSchema
 else:
-    # `kind` says which of these a manifest holds; a type checker knows only what they share.
+    # At run time a union that `kind` discriminates; type checkers see only the base class.
     def _one_of(types: Iterable[type[BaseModel]]) -> Any:
         return Annotated[reduce(or_, dict.fromkeys(types)), Field(discriminator="kind")]
 

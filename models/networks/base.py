@@ -1,4 +1,4 @@
-"""What adapters, routing and mergers need of a network of layers."""
+"""Interface of layered networks, on which adapters, routing and mergers work."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from models.data.batch import GraphBatch
 
 SiteHook = Callable[[int, Tensor], Tensor]
-"""Gets a site's number and its tensor, and returns the tensor that goes on."""
+"""Function (site, tensor) that returns the tensor to continue the pass with."""
 
 
 class NetworkShape(BaseModel):
-    """Shape of a network; it travels in the artifact's manifest.
+    """Kind and sizes of a network, the manifest's `backbone`.
 
     Attributes:
-        kind: which network; each family of models knows some of these names.
+        kind: name of the architecture; selects the family of models.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,21 +25,21 @@ class NetworkShape(BaseModel):
 
     @property
     def size(self) -> tuple[int, int]:
-        """How many layers or blocks there are, and how wide they are."""
+        """Number of layers or blocks, and their width."""
         raise NotImplementedError
 
 
 class LayeredShape(Protocol):
-    """Shape of a network whose layers are all of one width."""
+    """Shape of a network whose layers all have the same width."""
 
     @property
     def kind(self) -> str:
-        """Which network."""
+        """Name of the architecture."""
         ...
 
     @property
     def num_layers(self) -> int:
-        """L."""
+        """Number of layers L."""
         ...
 
     @property
@@ -49,18 +49,18 @@ class LayeredShape(Protocol):
 
     @property
     def in_dim(self) -> int | None:
-        """Width of the node features that enter the first layer; None where they are looked up in
-        embedding tables."""
+        """Width of the first layer's input features; None if inputs are indices into embedding
+        tables."""
         ...
 
 
 class LayeredNetwork(nn.Module):
-    """A graph network without readout and head: L layers with a site for an adapter after each.
+    """A graph network without readout and head: L layers, each followed by an adapter site.
 
     Attributes:
-        config: its shape.
-        gnns: L layers.
-        batch_norms: L BatchNorms, or none.
+        config: shape of the network.
+        gnns: L message-passing layers.
+        batch_norms: L BatchNorm layers, or none.
     """
 
     config: LayeredShape
@@ -70,13 +70,13 @@ class LayeredNetwork(nn.Module):
     def forward(
         self, batch: GraphBatch, correct: SiteHook | None = None, normalise: SiteHook | None = None
     ) -> Tensor:
-        """Node embeddings of the last layer ("JK last"), (N, *S, d).
+        """Compute node embeddings of the last layer ("JK last"), (N, *S, d).
 
         Args:
             batch: the graphs.
-            correct: gets the number and the output of every layer, and returns what goes on
-                (adapters); it may add a dimension of streams.
-            normalise: gets the same after `correct`, in place of the layer's own BatchNorm
-                (statistics per task).
+            correct: applied to the output of every layer (adapters); it may add a dimension S of
+                streams.
+            normalise: applied after `correct`, in place of the layer's BatchNorm (statistics per
+                task).
         """
         raise NotImplementedError

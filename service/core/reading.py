@@ -111,7 +111,7 @@ class InputRequirements:
     def no_text(self) -> str | None:
         """Why a molecule may not be given as text; None if it may."""
         if self.family.read_texts is None:
-            return f"the model takes {self.family.fields.words}"
+            return f"the model takes {self.family.fields.description}"
         if self.of_nodes:
             return "a task that answers for each atom takes `graphs`, whose atoms have an order"
         return None

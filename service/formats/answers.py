@@ -1,7 +1,7 @@
-"""Answers as JSON bytes.
+"""Predictions as JSON.
 
-Eight task families are 678 numbers per molecule: writing them costs more than the rest of the
-framework together.
+A molecule has 678 predictions with eight datasets; encoding them takes more time than the rest of
+the web framework.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from service.core.engine import EngineInfo, TaskAnswer
 from service.core.pipeline import Result
 from service.core.reading import ItemFailure
 
-# What a float32 in [0, 1] knows, and no more: written as it is, 0.2 would be 0.20000000298023224,
-# and answers twice as long.
+# The precision of a float32 in [0, 1]. As a float64, 0.2 would be written 0.20000000298023224, and
+# responses would be twice as long.
 _DECIMALS = 8
-_CHUNK = 16  # about 3 ms, after which other requests get their turn on the event loop
+_CHUNK = 16  # about 3 ms, after which other requests run on the event loop
 
 
 async def render(
@@ -92,7 +92,7 @@ def _shown(task: TaskInfo, answer: TaskAnswer) -> dict[str, Any]:
 
 
 def _sites(info: EngineInfo, weights: NDArray[np.float32]) -> Mapping[str, Mapping[str, float]]:
-    """Name the routing weights (sites, experts) of an answer by site and expert."""
+    """Convert routing weights (sites, experts) to dictionaries by site and expert."""
     return {
         site: dict(zip(info.tasks, written(row, "multiclass"), strict=True))
         for site, row in zip(info.sites, weights, strict=True)
@@ -100,16 +100,16 @@ def _sites(info: EngineInfo, weights: NDArray[np.float32]) -> Mapping[str, Mappi
 
 
 def written(values: NDArray[np.floating[Any]], target: Target) -> list[Any]:
-    """Return numbers as nested lists, in the form in which every answer writes them.
+    """Convert predictions to nested lists of numbers as all responses and files write them.
 
-    Probabilities are rounded to 8 decimals; other numbers, which may be of any size, keep all
-    digits.
+    Probabilities are rounded to 8 decimals. Other values are written with the fewest digits that
+    identify the float32 or float64, and -0.0 as 0.0.
 
     Args:
         values: array of any shape.
-        target: what the numbers are.
+        target: prediction target; classification targets have probabilities.
     """
     if target in ("multilabel", "multiclass"):
         return list(values.astype(np.float64).round(_DECIMALS).tolist())
-    # By way of the shortest text that is the same float32; and no -0.0.
+    # The text of a numpy number is the shortest that identifies it; adding 0.0 removes -0.0.
     return list((values.astype(str).astype(np.float64) + 0.0).tolist())

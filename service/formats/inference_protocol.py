@@ -1,10 +1,10 @@
-"""Open Inference Protocol, version 2: tensors as JSON, or as bytes behind the JSON.
+"""Open Inference Protocol, version 2: tensors as JSON, or as bytes after the JSON.
 
-The latter is the extension `binary_tensor_data`. The one input is `smiles`, of datatype BYTES and
+The latter is the extension `binary_tensor_data`. The only input is `smiles`, of datatype BYTES and
 shape [N] or [N, 1]; every task is an output, of datatype FP32 and shape [N, labels]. The protocol
-has no error for a single element, so a molecule that cannot be read fails its request, and the
-error names it; `POST /predict` marks it instead. Models that take no molecules, and tasks that
-answer for each atom, are not available in this protocol.
+has no errors of single elements: a molecule that cannot be read fails its request, and the error
+names it (`POST /predict` returns an error for that item). Models that do not read molecules and
+tasks at level "node" are not available in this protocol.
 """
 
 import struct
@@ -34,7 +34,7 @@ _Name = Annotated[str, Field(max_length=128)]
 
 
 class _ProtocolModel(BaseModel):
-    # Unknown members are ignored: the protocol lets clients send more than a server knows.
+    # The protocol lets clients send members that a server does not know.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -152,8 +152,11 @@ class InferResponse(BaseModel):
 
 
 def model_metadata(name: str, info: EngineInfo) -> ModelMetadata:
-    """Of a model, by the name under which it answers. Raises UnsupportedQueryError if it takes no
-    molecules, or answers for each atom."""
+    """Return the metadata of a model under a name.
+
+    Raises:
+        UnsupportedQueryError: the model does not read molecules, or has tasks at level "node".
+    """
     info.check_table(info.tasks)
     outputs = [
         TensorMetadata(
@@ -171,8 +174,8 @@ def model_metadata(name: str, info: EngineInfo) -> ModelMetadata:
 
 
 def _tensor_parameters(task: TaskInfo) -> dict[str, str]:
-    """What a tensor's columns are, where they are no independent labels: the target, and by number
-    of the column the name of its label or class, and its unit."""
+    """Describe the columns of an output that is not multilabel: the target, and for each column the
+    name (`label.0`) and unit (`unit.0`) of its label or class."""
     if task.target == "multilabel":
         return {}
     labels = {f"label.{k}": label for k, label in enumerate(task.labels)}
@@ -272,7 +275,7 @@ def write_response(
     Returns:
         The body, and the length of its JSON if bytes follow it.
     """
-    wanted = {output.name: output.parameters.binary_data for output in request.outputs or ()}
+    as_bytes = {output.name: output.parameters.binary_data for output in request.outputs or ()}
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for task in tasks:
@@ -281,7 +284,7 @@ def write_response(
         ).astype("<f4")
         tensor: dict[str, Any] = {"name": task, "datatype": "FP32", "shape": list(values.shape)}
         parameters: dict[str, int | str] = {**_tensor_parameters(info.task_infos[task])}
-        if wanted.get(task, request.parameters.binary_data_output):
+        if as_bytes.get(task, request.parameters.binary_data_output):
             binary.append(values.tobytes())
             parameters["binary_data_size"] = values.nbytes
         else:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import routing
-from merging.run.models import expert, unified
+from merging.run.models import expert, unified_model
 from merging.run.run import Run
 from models.experts.adapter import trace
 
@@ -27,7 +27,7 @@ def test_the_mixed_stream_is_that_of_the_unified_model(pico_run: Run) -> None:
     """What is trained in the loop is what will answer."""
     tasks, batch = pico_run.config.tasks, pico_run.dataset("other").graphs.select(torch.arange(6))
     adapters = [expert(pico_run, task).adapters for task in tasks]
-    model = unified(pico_run)
+    model = unified_model(pico_run)
     with torch.no_grad():
         outputs = routing.mixed(pico_run, model.backbone, adapters, 1, batch)
         head = model.heads[1](outputs.graph_embedding)

@@ -117,7 +117,7 @@ def test_the_order_is_that_of_the_router_where_mass_cannot_move() -> None:
         bank.project(2, h.unsqueeze(1)), bank.gram[2], torch.tensor([5]), support, router
     )[0, 0]
     torch.testing.assert_close(
-        _Site(experts.values(), 2).distances(h, 5, of_graphs=False), exact, atol=1e-5, rtol=1e-4
+        _Site(experts.values(), 2, False, 0.1).distances(h, 5), exact, atol=1e-5, rtol=1e-4
     )
 
 
@@ -154,7 +154,7 @@ def test_too_few_candidates_still_sum_to_one_and_leave_the_others_zero(
 def test_small_models_that_were_dropped_are_made_again(
     tmp_path: Path, molecules: GraphBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.screening._KEPT", 1)
+    monkeypatch.setattr("models.screening._CACHED_MODELS", 1)
     model = ScreenedModel(
         parts_of(tmp_path / "a", families(), RouterConfig(top_k=2, candidates=4), 4)
     )

@@ -230,7 +230,7 @@ def test_other_checkpoints_by_path_whatever_wrote_them(
         torch.device("cpu"),
     )
     assert checkpoint(run.config, run.folders) == file
-    initial = sub_state(run.initial(), "network.")
+    initial = sub_state(run.initial_state(), "network.")
     assert initial.keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in initial.items())
     said = MOLECULES.provenance(run.config, run.folders)

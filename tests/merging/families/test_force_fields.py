@@ -22,10 +22,10 @@ from merging.release.release import release
 from merging.run import stages
 from merging.run.config import load_config
 from merging.run.run import Run
-from merging.run.stages import calibration, merge_result, own_network, trained
+from merging.run.stages import calibration, finetuned_network, merge_result, trained_model
 from merging.studies import gffmerge as study
 from merging.studies import gffmerge_tables as table
-from merging.training.supervised import MultitaskModel, TrainedModel, train, untrained
+from merging.training.supervised import MultitaskModel, TrainedModel, initial_model, train
 from models.artifact import load_artifact
 from models.data.atoms import Atoms, AtomsBatch, collate_atoms, composition, energies_of_elements
 from models.errors import ArtifactError, ConfigError, DataError
@@ -271,8 +271,8 @@ def test_energies_of_elements_are_found_again() -> None:
 
 def started(data: Path, *tasks: str) -> MultitaskModel:
     found = {task: read_frames(CONFIG, task, data) for task in tasks}
-    initial = FORCE_FIELDS.initial(CONFIG, 3, Folders(data, data))
-    return untrained(FORCE_FIELDS, NETWORK, found, initial, 0)
+    initial = FORCE_FIELDS.initial_state(CONFIG, 3, Folders(data, data))
+    return initial_model(FORCE_FIELDS, NETWORK, found, initial, 0)
 
 
 def tensors_of(made: TrainedModel) -> dict[str, Tensor]:
@@ -288,7 +288,7 @@ def test_training_learns_and_can_be_stopped(
     settings = ForceTrainingConfig(epochs=4, batch_size=2, learning_rate=0.03)
     first = started(data, "water").eval()
     dataset = first.tasks["water"]
-    answers = FORCE_FIELDS.answers(
+    answers = FORCE_FIELDS.predict(
         partial(first, task="water"), dataset.steps("valid", 25), torch.device("cpu")
     )
     before = FORCE_FIELDS.score(*answers, dataset.info)
@@ -316,7 +316,7 @@ def test_heads_are_tuned_alone(data: Path, tmp_path: Path) -> None:
     model = started(data, *CONFIG.tasks)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     assert CONFIG.tuning
-    train(model, CONFIG.tuning, 0, tmp_path / "resume.pt", trained="heads")
+    train(model, CONFIG.tuning, 0, tmp_path / "resume.pt", parameters="heads")
     changed = {
         key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
     }
@@ -429,7 +429,9 @@ def test_a_linear_part_is_the_least_squares_answer_of_numpy() -> None:
     rows, targets = [], []
     for model in teachers.values():
         seen = [
-            mergers.seen(model.network, model.expert, batch, ["interactions.0.conv.nn.0"])
+            mergers.linear_activations(
+                model.network, model.expert, batch, ["interactions.0.conv.nn.0"]
+            )
             for batch in model.batches
         ]
         z = (
@@ -467,9 +469,9 @@ def test_derivatives_of_inputs_and_outputs_are_slopes() -> None:
     )
     names = list(mergers.linears(network, expert))
     assert len(names) == 5 + 2
-    found = mergers.seen(network, expert, batch, names, directions)
+    found = mergers.linear_activations(network, expert, batch, names, directions)
     there, back = (
-        mergers.seen(
+        mergers.linear_activations(
             network,
             expert,
             replace(batch, positions=batch.positions + sign * step * directions),
@@ -594,17 +596,21 @@ def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
     changes = {"merge": MergeConfig(method="weight_average"), "tuning": None}
     run = Run(CONFIG.model_copy(update=changes), 0, data, tmp_path / "work")
     found = merge_result(run)
-    networks = [own_network(run, task).state_dict() for task in run.tasks]
+    networks = [finetuned_network(run, task).state_dict() for task in run.tasks]
     for key, value in found.backbone.items():
         torch.testing.assert_close(value, torch.stack([own[key] for own in networks]).mean(0))
     for task in run.tasks:
-        own = trained(run, stages.teacher(run, task)).heads[task]
+        own = trained_model(run, stages.teacher(run, task)).heads[task]
         moved = {key for key in own if not torch.equal(own[key], found.heads[task][key])}
         assert moved == {"atom_energies"}
-        made = FORCE_FIELDS.model(NETWORK, found.backbone, found.heads[task], run.dataset(task))
+        made = FORCE_FIELDS.load_model(
+            NETWORK, found.backbone, found.heads[task], run.dataset(task)
+        )
         batches = calibration(run, task).batches
         said = torch.cat([potential(*made, batch, batch.positions) for batch in batches])  # type: ignore[arg-type]
-        head = FORCE_FIELDS.model(NETWORK, networks[run.tasks.index(task)], own, run.dataset(task))
+        head = FORCE_FIELDS.load_model(
+            NETWORK, networks[run.tasks.index(task)], own, run.dataset(task)
+        )
         taught = torch.cat([potential(*head, batch, batch.positions) for batch in batches])  # type: ignore[arg-type]
         assert float(said.detach().mean()) == pytest.approx(float(taught.detach().mean()), abs=1e-5)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from merging.mergers.adamerging import bernoulli_entropy, categorical_entropy
-from merging.mergers.base import Calibration, MergeInputs, MergeResult, stacked
+from merging.mergers.base import Calibration, MergeInputs, MergeResult, stack_states
 from merging.mergers.dare import drop
 from merging.mergers.emr import mask, unified_vector
 from merging.mergers.fisher import diagonal_fisher, single_graphs
@@ -166,12 +166,12 @@ class TestTaskVector:
             TaskVector.between(pretrained, {**pretrained, "gnns.0.linear.bias": torch.zeros(3)})
 
     def test_sum(self) -> None:
-        one, two = inputs(2).vectors().values()
+        one, two = inputs(2).task_vectors().values()
         torch.testing.assert_close(total([one, two]).delta[KEY], one.delta[KEY] + two.delta[KEY])
 
     def test_stacked(self) -> None:
         assert torch.equal(
-            stacked([{"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])}])["w"],
+            stack_states([{"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])}])["w"],
             torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
         )
 
@@ -431,7 +431,7 @@ class TestEmr:
         given = inputs(3)
         result = run("emr", given)
         assert result.by_task.keys() == given.finetuned.keys()
-        for task, vector in given.vectors().items():
+        for task, vector in given.task_vectors().items():
             own = TaskVector.between(given.pretrained, result.by_task[task])
             norms = [
                 sum(float(delta.abs().sum()) for delta in compared.delta.values())
@@ -440,7 +440,7 @@ class TestEmr:
             assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
     def test_a_task_never_moves_against_its_vector(self) -> None:
-        vectors = inputs(3).vectors()
+        vectors = inputs(3).task_vectors()
         unified = unified_vector(vectors.values())
         for vector in vectors.values():
             assert bool((mask(vector, unified).delta[KEY] * vector.delta[KEY] >= 0).all())
@@ -512,7 +512,7 @@ class TestFisher:
         expected = [
             expected_squares(model, molecules(smiles)) for smiles in (*SMILES[:2], *SMILES[5:7])
         ]
-        for key, value in stacked(expected).items():
+        for key, value in stack_states(expected).items():
             torch.testing.assert_close(found[key].float(), value.mean(0), rtol=1e-3, atol=1e-8)
 
     def test_is_unbiased_for_two_labels(self) -> None:
@@ -809,7 +809,7 @@ class TestAdaMerging:
         def combined(result: MergeResult) -> Tensor:
             deltas = [
                 result.record["coefficients"][task] * vector.delta[KEY]
-                for task, vector in given.vectors().items()
+                for task, vector in given.task_vectors().items()
             ]
             return given.pretrained[KEY] + deltas[0] + deltas[1]
 

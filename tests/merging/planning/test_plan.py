@@ -23,7 +23,14 @@ from merging.planning.plan import (
 from merging.release.release import release
 from merging.run.config import load_config
 from merging.run.run import Run
-from merging.run.stages import calibration, merged, merged_network, own_network, teacher, trained
+from merging.run.stages import (
+    calibration,
+    finetuned_network,
+    merged,
+    merged_network,
+    teacher,
+    trained_model,
+)
 from models.artifact import load_artifact
 from models.errors import ConfigError
 from tests.merging.conftest import write_pico
@@ -60,14 +67,14 @@ class TestPlan:
             batch for task in ("nitrogen", "other") for batch in calibration(pico_run, task).batches
         ]
         torch.testing.assert_close(
-            features[0], feature_matrix(own_network(pico_run, "nitrogen"), batches)
+            features[0], feature_matrix(finetuned_network(pico_run, "nitrogen"), batches)
         )
         made = make_plan(pico_run, PlanSettings(metric="cka", group_size=2))
         assert made.distances[0][1] == pytest.approx(cka_distance(*features), abs=1e-9)
 
     def test_distance_is_that_of_the_models_own_molecules(self, pico_run: Run, plan: Plan) -> None:
         features = [
-            feature_matrix(own_network(pico_run, task), calibration(pico_run, task).batches)
+            feature_matrix(finetuned_network(pico_run, task), calibration(pico_run, task).batches)
             for task in pico_run.config.tasks
         ]
         assert features[0].shape == (len(pico_run.dataset("nitrogen").split.train), 16)
@@ -152,7 +159,7 @@ class TestPlan:
         made = len(list((pico_run.work / "pieces/finetuned").iterdir()))
         for run in runs.values():
             (task,) = run.config.tasks
-            expected = trained(pico_run, teacher(pico_run, task)).network
+            expected = trained_model(pico_run, teacher(pico_run, task)).network
             got = merged_network(run).state_dict()
             for key, value in expected.items():
                 if "running" not in key and "num_batches" not in key:
@@ -184,7 +191,7 @@ class TestPlan:
 
     def test_plan_of_other_models_is_refused(self, pico_run: Run, plan: Plan) -> None:
         with pytest.raises(ConfigError, match=r"other models than this run's for nitrogen, other"):
-            planned_runs(pico_run.varied(finetune={"epochs": 2}), plan)
+            planned_runs(pico_run.with_changes(finetune={"epochs": 2}), plan)
         fewer = plan.model_copy(
             update={
                 "models": {"nitrogen": ""},

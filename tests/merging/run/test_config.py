@@ -223,14 +223,14 @@ def test_forests_of_other_tasks_are_not_handed_on(pico_config_file: Path) -> Non
 
 
 def test_varied_changes_a_section_for_every_task(pico: MoleculeConfig) -> None:
-    varied = pico.varied({"alignment": {"rank": 2, "epochs": 7}, "merge": {"method": "ties"}})
+    varied = pico.with_changes({"alignment": {"rank": 2, "epochs": 7}, "merge": {"method": "ties"}})
     assert {varied.alignment_for(task).rank for task in varied.tasks} == {2}
     assert {varied.alignment_for(task).epochs for task in varied.tasks} == {7}
     assert (varied.merge.method, varied.merge.options) == ("ties", {})
     assert varied.training_for("other") == pico.training_for("other")
     assert pico.alignment.rank == 4
     with pytest.raises(ValueError, match=r"alignment\.rnak"):
-        pico.varied({"alignment": {"rnak": 2}})
+        pico.with_changes({"alignment": {"rnak": 2}})
 
 
 def test_fingerprint_changes_with_every_part(pico: MoleculeConfig) -> None:
@@ -278,13 +278,13 @@ def test_what_is_extended_does_not_hand_on_who_it_is(pico_config_file: Path) -> 
             r" 1\.0\.0\}`"
         ),
     ):
-        config.called()
-    assert config.varied({"alignment": {"rank": 2}}).release is None
+        config.require_release()
+    assert config.with_changes({"alignment": {"rank": 2}}).release is None
     child.write_text("extends: pico.yaml\nsetting: own\nrelease: {name: own}\n")
     config = load_config(child)
     assert config.setting == "own"
     # not the other's version
-    assert config.called().model_dump() == {"name": "own", "version": "0.1.0"}
+    assert config.require_release().model_dump() == {"name": "own", "version": "0.1.0"}
     grandchild = pico_config_file.with_name("grand.yaml")
     grandchild.write_text("extends: mine.yaml\n")
     config = load_config(grandchild)
@@ -309,7 +309,9 @@ def test_a_file_with_the_name_of_the_setting_that_it_extends_needs_one_of_its_ow
 
 def test_no_two_bundled_configurations_write_the_same_results_or_artifact() -> None:
     configs = [load_config(Path(path.name)) for path in CONFIG_FOLDER.glob("*.yaml")]
-    names = [(config.called().name, config.called().version) for config in configs]
+    names = [
+        (config.require_release().name, config.require_release().version) for config in configs
+    ]
     assert len(set(names)) == len({config.setting for config in configs}) == len(configs)
 
 
@@ -321,6 +323,6 @@ def test_the_example_of_the_readme_has_a_name_of_its_own(tmp_path: Path) -> None
         load_config(Path("gcn_supervised_contextpred_rank10.yaml")),
     )
     assert config.tasks == tuple(config.datasets) == ("solubility", "hERG", "ames")
-    assert config.called().name not in (parent.called().name, "moleculenet-gcn")
+    assert config.require_release().name not in (parent.require_release().name, "moleculenet-gcn")
     assert config.setting != parent.setting
     assert config.alignment.rank == parent.alignment.rank  # the README adds these tasks to it

@@ -16,8 +16,8 @@ from merging.mergers.registry import MergeConfig
 from merging.release.release import release
 from merging.run import stages
 from merging.run.run import Run
-from merging.run.scores import scores
-from merging.run.stages import heads, joint, merge_result, teacher, trained
+from merging.run.scores import evaluation
+from merging.run.stages import heads, joint, merge_result, teacher, trained_model
 from merging.studies.report import compare_without_adapters, comparison_table
 from models.artifact import load_artifact
 from models.data.batch import GraphBatch
@@ -48,8 +48,8 @@ def varied(run: Run, **changes: Any) -> Run:
 
 def measured(run: Run, way: str) -> dict[str, float]:
     """The main test score by task."""
-    found = {task: scores(run, way, task)["stored"]["test"] for task in run.tasks}
-    return {task: next(iter(values.values())) for task, values in found.items()}
+    records = {task: run.result(evaluation(way, run, task)).record for task in run.tasks}
+    return {task: next(iter(record["stored"]["test"].values())) for task, record in records.items()}
 
 
 def test_released_artifact_answers_as_what_was_measured(small: Run, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_released_artifact_answers_as_what_was_measured(small: Run, tmp_path: Pa
     for task in small.tasks:
         data, raw = small.dataset(task), read_graphs(tmp_path / f"{task}.npz").graphs
         assert isinstance(data, AnswerTask)
-        network, head = GRAPHS.model(
+        network, head = GRAPHS.load_model(
             small.config.network, result.backbone, heads(small)[task], data
         )
         unencoded = replace(data, graphs=raw, encoder=None)
@@ -82,7 +82,7 @@ def test_released_artifact_answers_as_what_was_measured(small: Run, tmp_path: Pa
         def answered(batch: GraphBatch, task: str = task) -> torch.Tensor:
             return artifact.model(batch, [task]).logits[task]  # type: ignore[no-any-return]
 
-        answers = GRAPHS.answers(answered, unencoded.steps("test", 256), torch.device("cpu"))
+        answers = GRAPHS.predict(answered, unencoded.steps("test", 256), torch.device("cpu"))
         value, *_ = GRAPHS.metrics(*answers, data.info).values()  # the main one first
         assert value == pytest.approx(manifest.metrics["merged"][task], abs=1e-4)
     assert manifest.metrics["separate"] == measured(small, "finetuned")
@@ -106,26 +106,29 @@ def test_a_merger_of_several_networks_is_refused(small: Run, tmp_path: Path) -> 
 
 
 def test_finished_results_are_found_again(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, both = trained(small, teacher(small, "classes")), trained(small, joint(small))
+    first, both = (
+        trained_model(small, teacher(small, "classes")),
+        trained_model(small, joint(small)),
+    )
     average = merge_result(small)
     monkeypatch.setattr(stages, "train", None)
     monkeypatch.setattr(stages, "merge", None)
     fresh = replace(small, _datasets={})
-    again = trained(fresh, teacher(fresh, "classes"))
+    again = trained_model(fresh, teacher(fresh, "classes"))
     assert all(torch.equal(value, again.network[key]) for key, value in first.network.items())
     assert torch.equal(again.heads["classes"]["weight"], first.heads["classes"]["weight"])
     assert again.record == first.record
-    assert trained(small, joint(small)).heads.keys() == both.heads.keys() == set(small.tasks)
+    assert trained_model(small, joint(small)).heads.keys() == both.heads.keys() == set(small.tasks)
     found = merge_result(small).backbone
     assert all(torch.equal(value, found[key]) for key, value in average.backbone.items())
     for changes in ({"training": {"epochs": 1}}, {"encoder": "none"}):
         other = varied(small, **changes)
         with pytest.raises(TypeError):  # other settings make other results
-            trained(other, teacher(other, "classes"))
+            trained_model(other, teacher(other, "classes"))
 
 
 def test_weight_average_is_the_mean_of_the_separate_networks(small: Run) -> None:
-    networks = [trained(small, teacher(small, task)).network for task in small.tasks]
+    networks = [trained_model(small, teacher(small, task)).network for task in small.tasks]
     for key, value in merge_result(small).backbone.items():
         torch.testing.assert_close(value, torch.stack([own[key] for own in networks]).mean(0))
 
@@ -140,7 +143,7 @@ def test_one_task_merges_to_itself(small: Run) -> None:
 def test_heads_follow_reordered_units(small: Run) -> None:
     """Git Re-Basin puts the second model's units in the order of the first: its head too."""
     run = varied(small, merge={"method": "git_rebasin"}, initialisation="different")
-    own = {task: trained(run, teacher(run, task)).heads[task]["weight"] for task in run.tasks}
+    own = {task: trained_model(run, teacher(run, task)).heads[task]["weight"] for task in run.tasks}
     merged = merge_result(run).heads
     assert torch.equal(merged["classes"]["weight"], own["classes"])
     for task in ("numbers", "wide"):
@@ -155,7 +158,7 @@ def test_initialisation_is_shared_or_not(small: Run) -> None:
     seeds = {different.config.initial_seed(task, small.seed) for task in small.tasks}
     assert len(seeds) == len(small.tasks)
     first, second = (
-        trained(run, teacher(run, "classes")).network["gnns.0.lin_l.weight"]
+        trained_model(run, teacher(run, "classes")).network["gnns.0.lin_l.weight"]
         for run in (different, small)
     )
     assert not torch.equal(first, second)

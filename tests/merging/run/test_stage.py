@@ -130,8 +130,8 @@ def test_an_error_ends_the_build_and_leaves_what_is_finished(house: House, proce
     with pytest.raises(TrainingError, match=r"^broken: got no luck$"):
         build(stages, house.store, processes)
     assert house.made == ["below"]
-    assert house.store.has(house.stage("below").place)
-    assert not house.store.has(stages[0].place)
+    assert house.store.has(house.stage("below").result_name)
+    assert not house.store.has(stages[0].result_name)
 
 
 def test_what_is_only_measured_is_readable_json(house: House) -> None:

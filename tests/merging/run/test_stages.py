@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from merging.cli.main import _parser, main
 from merging.families.molecule_config import MoleculeConfig
-from merging.run.models import adapted, finetuned
+from merging.run.models import adapted_model, finetuned_model
 from merging.run.run import Run
-from merging.run.scores import answering, measured
-from merging.run.stages import merged_network, own_network, teacher, trained
+from merging.run.scores import evaluate, unified_forward
+from merging.run.stages import finetuned_network, merged_network, teacher, trained_model
 from merging.studies.markdown import markdown_table
 from models.artifact import load_artifact
 from models.data.batch import mean_readout
@@ -49,7 +49,7 @@ def pieces(tmp_path: Path, folder: str) -> dict[str, int]:
 
 
 def head_of(run: Run, task: str) -> torch.Tensor:
-    return trained(run, teacher(run, task)).heads[task]["weight"]
+    return trained_model(run, teacher(run, task)).heads[task]["weight"]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_calibration_changes_probabilities_and_no_ranking(
     run = Run(pico, 0, released / "data", released / "work", torch.device("cpu"))
     artifact = load_artifact(released / "artifact")
     for task in pico.tasks:
-        scores = measured(run, answering(run, artifact.model, task), task)
+        scores = evaluate(run, unified_forward(run, artifact.model, task), task)
         own = artifact.manifest.metrics["gmerging_own"]["roc_auc"][task]
         assert scores["test"]["roc_auc"] == own
     head = dict(zip(artifact.model.tasks, artifact.model.heads, strict=True))["nitrogen"]
@@ -191,28 +191,28 @@ def test_processes_give_the_same_as_one(pico_config_file: Path, tmp_path: Path) 
 def test_finetuned_baseline_equals_the_classifier(pico_run: Run) -> None:
     """The baselines run through the unified model's code; with stored statistics that is the
     fine-tuned network itself."""
-    found, dataset = trained(pico_run, teacher(pico_run, "other")), pico_run.dataset("other")
+    found, dataset = trained_model(pico_run, teacher(pico_run, "other")), pico_run.dataset("other")
     head = torch.nn.Linear(pico_config().hidden_dim, 2)
     head.load_state_dict(found.heads["other"])
     batch = dataset.graphs.select(dataset.split.test)
-    expected = head(mean_readout(own_network(pico_run, "other")(batch), batch))
-    model = finetuned(pico_run, "other")
+    expected = head(mean_readout(finetuned_network(pico_run, "other")(batch), batch))
+    model = finetuned_model(pico_run, "other")
     torch.testing.assert_close(
         model(batch, ["other"], "own").logits["other"], expected, rtol=1e-4, atol=1e-5
     )
-    forward = answering(pico_run, model, "other", kind="batch")
-    assert 0 <= measured(pico_run, forward, "other", "batch")["test"]["roc_auc"] <= 1
+    forward = unified_forward(pico_run, model, "other", kind="batch")
+    assert 0 <= evaluate(pico_run, forward, "other", "batch")["test"]["roc_auc"] <= 1
 
 
 def test_a_merger_with_versions_by_task_is_adapted_version_by_version(pico_run: Run) -> None:
-    run = pico_run.varied(merge={"method": "emr"})
+    run = pico_run.with_changes(merge={"method": "emr"})
     versions = [
         merged_network(run, task).state_dict()["gnns.0.linear.weight"] for task in run.config.tasks
     ]
     assert not torch.equal(*versions)
     for task, version in zip(run.config.tasks, versions, strict=True):
         assert torch.equal(
-            adapted(run, task).backbone.state_dict()["gnns.0.linear.weight"], version
+            adapted_model(run, task).backbone.state_dict()["gnns.0.linear.weight"], version
         )
 
 
@@ -248,7 +248,7 @@ def test_errors_are_one_sentence_and_exit_status_one(
 def test_wrong_shape_of_pretrained_weights_is_refused(pico_run: Run, tmp_path: Path) -> None:
     save_file({"x_embedding1.weight": torch.zeros(2, 2)}, tmp_path / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"x_embedding1\.weight has shape"):
-        pico_run.initial()
+        pico_run.initial_state()
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

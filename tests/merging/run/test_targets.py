@@ -18,10 +18,10 @@ from merging.data.molecule_tables import DatasetSpec
 from merging.families.molecule_config import MoleculeConfig
 from merging.mergers.registry import MERGERS
 from merging.run.config import load_config
-from merging.run.models import finetuned
+from merging.run.models import finetuned_model
 from merging.run.run import Run
-from merging.run.scores import answering
-from merging.run.stages import calibration, merge_result, teacher, trained
+from merging.run.scores import unified_forward
+from merging.run.stages import calibration, merge_result, teacher, trained_model
 from merging.targets.metrics import compute_metrics
 from models.artifact import load_artifact
 from models.errors import ConfigError
@@ -107,8 +107,11 @@ def test_what_was_read_is_said(made: Path) -> None:
 
 def test_numbers_are_learnt_and_answered_in_their_units(made: Path) -> None:
     run = run_of(made)
-    dataset, forward = run.dataset("esol"), answering(run, finetuned(run, "esol"), "esol")
-    outputs, labels = run.family.answers(forward, dataset.steps("train", 256), run.device)
+    dataset, forward = (
+        run.dataset("esol"),
+        unified_forward(run, finetuned_model(run, "esol"), "esol"),
+    )
+    outputs, labels = run.family.predict(forward, dataset.steps("train", 256), run.device)
     found = compute_metrics(outputs.numpy(), labels.numpy(), dataset.info)
     assert found["r2"] > 0.5
     assert found["spearman"] > 0.7
@@ -121,7 +124,7 @@ def test_a_merger_sees_a_head_without_units(made: Path) -> None:
     """Which unit a label has must not decide how much its task weighs in a merger."""
     run = run_of(made)
     seen = calibration(run, "esol")
-    folded = trained(run, teacher(run, "esol")).heads["esol"]["weight"]
+    folded = trained_model(run, teacher(run, "esol")).heads["esol"]["weight"]
     deviations = run.dataset("esol").labels[run.dataset("esol").split.train]
     spread = torch.tensor(
         [float(column[~column.isnan()].std(correction=0)) for column in deviations.T]
@@ -235,7 +238,7 @@ def test_every_merger_merges_them(made: Path, tmp_path: Path, method: str) -> No
         run_of(made).config.model_dump() | {"merge": {"method": method}}
     )
     run = Run(config, 0, made / "data", made / "work", torch.device("cpu"))
-    result, start = merge_result(run), sub_state(run.initial(), "network.")
+    result, start = merge_result(run), sub_state(run.initial_state(), "network.")
     weights = result.backbone_for("esol")
     assert all(bool(value.isfinite().all()) for value in weights.values())
     assert any(not torch.equal(value, start[key]) for key, value in weights.items())

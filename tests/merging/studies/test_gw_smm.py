@@ -9,10 +9,10 @@ import torch
 
 from merging.planning.plan import PUBLISHED_MERGE
 from merging.run.config import load_config
-from merging.run.models import merged_only, without_adapters
+from merging.run.models import merged_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import answering, measured
-from merging.run.stages import own_network
+from merging.run.scores import evaluate, unified_forward
+from merging.run.stages import finetuned_network
 from merging.studies.gw_smm import on_samples, study
 from merging.studies.gw_smm_analysis import gw_smm_tables
 from tests.merging.conftest import write_pico
@@ -37,14 +37,18 @@ def content(pico_run: Run) -> dict[str, Any]:
 class TestStudy:
     def test_scores_are_those_of_the_pipeline(self, pico_run: Run, content: dict[str, Any]) -> None:
         """The pico sets are smaller than the samples, so they are measured whole."""
-        run = pico_run.varied(merge=PUBLISHED_MERGE.model_dump())
+        run = pico_run.with_changes(merge=PUBLISHED_MERGE.model_dump())
         scores = {
-            task: measured(run, answering(run, merged_only(run, task), task), task)
+            task: evaluate(run, unified_forward(run, merged_model(run, task), task), task)
             for task in run.tasks
         }
         single = {
-            task: measured(
-                run, answering(run, without_adapters(run, own_network(run, task), task), task), task
+            task: evaluate(
+                run,
+                unified_forward(
+                    run, without_adapters(run, finetuned_network(run, task), task), task
+                ),
+                task,
             )
             for task in run.tasks
         }

@@ -158,7 +158,7 @@ def test_figures_are_the_same_bytes_when_drawn_again(
 def test_the_candidate_with_the_best_validation_average_is_chosen(pico_run: Run) -> None:
     rows = candidates(pico_run, "task_arithmetic")
     scores = {
-        row.run.config.merge.options["scaling"]: row.over_tasks()["stored"]["valid_average"]
+        row.run.config.merge.options["scaling"]: row.task_scores()["stored"]["valid_average"]
         for row in rows
     }
     chosen = chosen_merger(pico_run, "task_arithmetic").run.config.merge.options["scaling"]

@@ -18,7 +18,7 @@ from merging.families.molecules import MOLECULES
 from merging.run.run import Run
 from merging.targets.losses import compute_loss
 from merging.targets.metrics import compute_outputs, roc_auc
-from merging.training.supervised import TrainedModel, epoch_steps, train, untrained
+from merging.training.supervised import TrainedModel, epoch_steps, initial_model, train
 from tests.conftest import pico_config
 
 CPU = torch.device("cpu")
@@ -33,8 +33,8 @@ def datasets(run: Run, *tasks: str) -> dict[str, MoleculeDataset]:
 def fit(
     run: Run, tasks: dict[str, Any], settings: TrainingConfig, checkpoint: Path, seed: int = 0
 ) -> TrainedModel:
-    start = run.initial(), seed, settings.dropout
-    model = untrained(MOLECULES, pico_config(), tasks, *start)
+    start = run.initial_state(), seed, settings.dropout
+    model = initial_model(MOLECULES, pico_config(), tasks, *start)
     return train(model, settings, seed, checkpoint)
 
 
@@ -42,7 +42,7 @@ def together(run: Run, checkpoint: Path, epochs: int, seed: int = 0) -> TrainedM
     settings = MultitaskConfig(
         epochs=epochs, batch_size=16, dropout=0.1, learning_rate=0.01, cap=CAP
     )
-    tasks = {task: MOLECULES.shared(data, settings) for task, data in datasets(run).items()}
+    tasks = {task: MOLECULES.joint_data(data, settings) for task, data in datasets(run).items()}
     return fit(run, tasks, settings, checkpoint, seed)
 
 
@@ -54,7 +54,7 @@ def alone(run: Run, checkpoint: Path, epochs: int, seed: int = 0) -> TrainedMode
 def logits(run: Run, result: TrainedModel, task: str, rows: Tensor) -> Tensor:
     """What a task's head says of some molecules."""
     dataset = run.dataset(task)
-    network, head = MOLECULES.model(pico_config(), result.network, result.heads[task], dataset)
+    network, head = MOLECULES.load_model(pico_config(), result.network, result.heads[task], dataset)
     forward = partial(MOLECULES.outputs, network, head, info=dataset.info, training=False)
     return compute_outputs(forward, dataset.graphs, rows, CPU)
 
@@ -164,7 +164,7 @@ def test_result_is_one_network_and_a_head_per_task(pico_run: Run, tmp_path: Path
         "nitrogen": {"weight": (1, 16), "bias": (1,)},
         "other": {"weight": (2, 16), "bias": (2,)},
     }
-    assert {f"network.{key}" for key in result.network} == pico_run.initial().keys()
+    assert {f"network.{key}" for key in result.network} == pico_run.initial_state().keys()
     # of both tasks: three batches each
     assert int(result.network["batch_norms.0.num_batches_tracked"]) == 6
     assert result.record["steps"] == 6

@@ -14,7 +14,13 @@ from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
 from merging.targets.losses import LabelScale, compute_loss
 from merging.targets.metrics import MAIN_METRICS, compute_metrics
-from merging.training.supervised import MultitaskModel, TrainedModel, label_scale, train, untrained
+from merging.training.supervised import (
+    MultitaskModel,
+    TrainedModel,
+    initial_model,
+    label_scale,
+    train,
+)
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
@@ -45,21 +51,21 @@ def run(
 ) -> TrainedModel:
     settings = GraphTrainingConfig.model_validate(TRAINING | changes)
     config = GraphConfig.model_construct(network=shape)
-    initial = GRAPHS.initial(config, seed, Folders(checkpoint.parent, checkpoint.parent))
-    model = untrained(GRAPHS, shape, tasks, initial, seed, settings.dropout)
+    initial = GRAPHS.initial_state(config, seed, Folders(checkpoint.parent, checkpoint.parent))
+    model = initial_model(GRAPHS, shape, tasks, initial, seed, settings.dropout)
     return train(model, settings, seed, checkpoint)
 
 
 def evaluate(
     result: TrainedModel, name: str, task: Any, subset: Subset, shape: GraphNetworkConfig = SHAPE
 ) -> float:
-    network, head = GRAPHS.model(shape, result.network, result.heads[name], task)
+    network, head = GRAPHS.load_model(shape, result.network, result.heads[name], task)
 
     def forward(batch: GraphBatch) -> Tensor:
         said: Tensor = GRAPHS.outputs(network, head, batch, task.info, training=False)
         return said
 
-    answers = GRAPHS.answers(forward, task.steps(subset, 256), torch.device("cpu"))
+    answers = GRAPHS.predict(forward, task.steps(subset, 256), torch.device("cpu"))
     return GRAPHS.metrics(*answers, task.info)[MAIN_METRICS[task.info.target]]
 
 

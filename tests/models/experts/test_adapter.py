@@ -71,7 +71,7 @@ def test_bank_equals_the_single_adapters(site: int) -> None:
         bank.mix(site, bank.project(site, h), weights), (outputs * weights.unsqueeze(-1)).sum(2)
     )
     torch.testing.assert_close(
-        bank.own(site, h, torch.tensor([2, 0])),
+        bank.target_outputs(site, h, torch.tensor([2, 0])),
         torch.stack([outputs[:, 0, 2], outputs[:, 1, 0]], dim=1),
     )
 

@@ -52,8 +52,8 @@ def test_the_page_shows_all_that_a_new_kind_takes(tmp_path: Path) -> None:
     (tmp_path / "models/families/counts.py").write_text(file)
     table = tmp_path / "models/families/table.py"
     text = table.read_text()
-    (old,) = re.findall(r"ROWS: .*?\n\)\n", text, re.S)
-    assert row.replace("    CountFamily(),\n", "") == old
+    (old,) = re.findall(r"ROWS: .*\n", text)
+    assert row.replace(", CountFamily()", "") == old
     line = "from models.families.graphs import"
     added = f"from models.families.counts import CountFamily\n{line}"
     table.write_text(text.replace(old, row).replace(line, added))
@@ -73,4 +73,6 @@ def test_the_page_shows_all_that_a_new_kind_takes(tmp_path: Path) -> None:
     assert first["tasks"] == {"mass": {"g": 3.5}}  # three atoms and the bias
     assert second["error"]["code"] == "smiles_syntax"
     assert "a model that mixes no experts, expected 'own'" in refused["detail"]
-    assert described["outputs"] == [{"name": "mass", "datatype": "FP32", "shape": [-1, 1]}]
+    said = {"target": "regression", "label.0": "g"}
+    mass = {"name": "mass", "datatype": "FP32", "shape": [-1, 1], "parameters": said}
+    assert described["outputs"] == [mass]
