@@ -142,18 +142,18 @@ def _record(make: Callable[[], ErrorsByTask], _: Path) -> StageResult:
 def methods_of(run: Run, merged: Mapping[str, Make]) -> dict[str, Make]:
     """Return all methods that result in one network, by name: the given mergers, tuning after
     merging, and joint training."""
-    made, config = dict(merged), run.config
+    methods, config = dict(merged), run.config
     initial: Make = partial(_untrained, run)
     heads = config.tuning
     everything = config.training.model_copy(update={"epochs": heads.epochs})
     for name in (f"mean{OWN}", f"{CLOSED}{OWN}", f"{SLOPES}{OWN}"):
-        made[f"{name}, heads tuned"] = partial(tune, run, made[name], "heads", heads)
-    made["untrained network, heads tuned"] = partial(tune, run, initial, "heads", heads)
+        methods[f"{name}, heads tuned"] = partial(tune, run, methods[name], "heads", heads)
+    methods["untrained network, heads tuned"] = partial(tune, run, initial, "heads", heads)
     for name in (f"mean{OWN}", f"{SLOPES}{OWN}"):
-        made[f"{name}, all tuned"] = partial(tune, run, made[name], "all", everything)
-    made["untrained network, all tuned"] = partial(tune, run, initial, "all", everything)
-    made["joint training"] = lambda: _assembled(run, trained_model(run, joint(run)))
-    return made
+        methods[f"{name}, all tuned"] = partial(tune, run, methods[name], "all", everything)
+    methods["untrained network, all tuned"] = partial(tune, run, initial, "all", everything)
+    methods["joint training"] = lambda: _assembled(run, trained_model(run, joint(run)))
+    return methods
 
 
 def mergers_of(run: Run) -> dict[str, Make]:
@@ -174,15 +174,15 @@ def mergers_of(run: Run) -> dict[str, Make]:
         start = _initial(run) if run.config.initialisation == "shared" else None
         return lambda: merge_weights(most(), start, method, heads)
 
-    made: dict[str, Make] = {}
+    mergers: dict[str, Make] = {}
     kinds: tuple[tuple[str, Heads], ...] = (("", "merged"), (OWN, "own"))
     for ending, heads in kinds:
-        made[f"mean{ending}"] = of_weights("weight_average", heads)
-        made[f"TIES{ending}"] = of_weights("ties", heads)
-        made[f"{CLOSED}{ending}"] = solved(most, "teacher", heads)
-        made[f"{CLOSED}, sequential{ending}"] = solved(few, "merged", heads)
-        made[f"{SLOPES}{ending}"] = with_slopes(heads)
-    return made
+        mergers[f"mean{ending}"] = of_weights("weight_average", heads)
+        mergers[f"TIES{ending}"] = of_weights("ties", heads)
+        mergers[f"{CLOSED}{ending}"] = solved(most, "teacher", heads)
+        mergers[f"{CLOSED}, sequential{ending}"] = solved(few, "merged", heads)
+        mergers[f"{SLOPES}{ending}"] = with_slopes(heads)
+    return mergers
 
 
 def merge_weights(
@@ -239,8 +239,8 @@ def tune(
     for task in run.tasks:
         model.head(task).load_state_dict(start.expert(task).state_dict())
     with TemporaryDirectory() as folder:
-        made = train(model, config, run.seed, Path(folder) / "resume.pt", parameters=which)
-    return _assembled(run, made)
+        trained = train(model, config, run.seed, Path(folder) / "resume.pt", parameters=which)
+    return _assembled(run, trained)
 
 
 def model_errors(run: Run, model: MergedForceField) -> ErrorsByTask:
@@ -307,8 +307,8 @@ def _time(run: Run, _: Path) -> StageResult:
     with TemporaryDirectory() as folder:
         start = run.initial_state(), run.seed
         model = initial_model(run.family, run.config.network, data, *start)
-        made = train(model, one, run.seed, Path(folder) / "resume.pt")
-    seconds = {"one joint epoch": made.record["seconds"]}
+        trained = train(model, one, run.seed, Path(folder) / "resume.pt")
+    seconds = {"one joint epoch": trained.record["seconds"]}
     for name, make in methods_of(run, mergers_of(run)).items():
         if name.endswith(OWN) or name == RELEASED:
             begin = time.perf_counter()
@@ -331,13 +331,13 @@ def _initial(run: Run) -> tuple[ForceField, ForceFieldExpert]:
     return model.network, model.expert(run.tasks[0])
 
 
-def _assembled(run: Run, made: TrainedModel) -> MergedForceField:
+def _assembled(run: Run, trained: TrainedModel) -> MergedForceField:
     """Load a trained model from its state dicts."""
     network = ForceField(run.config.network)
-    load_tensors(network, made.network, "network")
-    experts = {task: ForceFieldExpert(run.config.network) for task in made.heads}
+    load_tensors(network, trained.network, "network")
+    experts = {task: ForceFieldExpert(run.config.network) for task in trained.heads}
     for task, expert in experts.items():
-        load_tensors(expert, made.heads[task], f"head of {task}")
+        load_tensors(expert, trained.heads[task], f"head of {task}")
     return MergedForceField(network, experts)
 
 

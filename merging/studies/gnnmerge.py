@@ -216,7 +216,7 @@ def _timed(
 
 
 def _scores(run: Run, inputs: MergeInputs, result: MergeResult, subset: Subset) -> dict[str, float]:
-    heads = {task: result.head_for(task, own.head) for task, own in inputs.calibration.items()}
+    heads = {task: result.head_for(task, data.head) for task, data in inputs.calibration.items()}
     return {
         task: _score(run, task, result.backbone_for(task), head, subset)
         for task, head in heads.items()
