@@ -47,7 +47,7 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     Raises:
         ConfigError, ArtifactError: see `check_addition`.
     """
-    parts, called = check_addition(run, artifact, output, replace), run.config.require_release()
+    parts, identity = check_addition(run, artifact, output, replace), run.config.require_release()
     backbone, digest = parts.molecular_backbone, parts.manifest.files[BACKBONE]
     experts = {
         task: expert(run, task, run.result(added_adapters(run, backbone, digest, task)).tensors)
@@ -63,8 +63,8 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     }
     manifest = parts.manifest
     changes = {
-        "name": called.name,
-        "version": called.version,
+        "name": identity.name,
+        "version": identity.version,
         "tasks": manifest.tasks | infos,
         "nearest": {},  # must list all tasks or none
         "provenance": manifest.provenance | {"added": _provenance(run, parts)},
@@ -86,10 +86,10 @@ def check_addition(run: Run, artifact: Path, output: Path, replace: bool = False
         ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
     check_adapters(run)
-    called, parts = run.config.require_release(), load_parts(artifact)
+    identity, parts = run.config.require_release(), load_parts(artifact)
     _check_fit(run, parts.manifest)
     tasks = [*parts.manifest.tasks, *run.tasks]
-    check_output(output, called.name, called.version, tasks, replace, parts.digest)
+    check_output(output, identity.name, identity.version, tasks, replace, parts.digest)
     return parts
 
 
