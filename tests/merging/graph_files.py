@@ -73,7 +73,7 @@ def rule(graphs: list[FeatureGraph], level: str, target: str) -> Tensor:
 def write_rule(
     path: Path, level: str, target: str, features: int = 4, seed: int = 0
 ) -> dict[str, Any]:
-    """Write such a file; returns its task for a configuration."""
+    """Write a graph file and return its task for a configuration."""
     graphs = ring_graphs(features=features, seed=seed)
     write_graphs(path, graphs, rule(graphs, level, target))
     return {
@@ -86,7 +86,7 @@ def write_rule(
 
 
 def make_config(tasks: dict[str, Any], **changes: Any) -> GraphConfig:
-    """A pico configuration."""
+    """Build a pico configuration."""
     values: dict[str, Any] = {
         "setting": "pico",
         "network": NETWORK,

@@ -1,4 +1,4 @@
-"""`gmerging` where only the service is installed."""
+"""`gmerging` in an environment with the service's packages only."""
 
 import subprocess
 import sys

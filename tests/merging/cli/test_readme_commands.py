@@ -41,7 +41,7 @@ EXPERTS = ("bace", "bbbp", "clintox", "sider")
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The lines of a page's code blocks that begin with `gmerging`, without comments."""
+    """Return the words of every `gmerging` line in a page's code blocks, without comments."""
     blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     blocks += re.findall(r"(?:^    .*\n)+", page.read_text(), re.MULTILINE)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").split("\n")]
@@ -49,12 +49,12 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def example() -> str:
-    """The README's configuration of somebody's own tasks."""
+    """Return the README's configuration of a user's own tasks."""
     return yaml_block("# mine.yaml\n")
 
 
 def yaml_block(start: str) -> str:
-    """The README's one block of YAML that begins so."""
+    """Return the README's only YAML block that begins with `start`."""
     text = (ROOT / "README.md").read_text()
     (found,) = re.findall(rf"```yaml\n({start}.*?)```", text, re.DOTALL)
     return str(found)
@@ -169,7 +169,7 @@ def write_data(data: Path) -> None:
 
 
 def write_many(folder: Path) -> None:
-    """An artifact of enough tasks to be screened."""
+    """Write an artifact with enough tasks to be screened."""
     config = pico_config()
     experts: dict[str, Expert] = {}
     for seed in range(12):
@@ -182,7 +182,7 @@ def write_many(folder: Path) -> None:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the commands are typed in."""
+    """The working directory of the commands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GMERGING_DATA", "data")
     monkeypatch.setenv("GMERGING_WORK", "work")

@@ -67,7 +67,7 @@ VARIANTS = [
 
 
 def write_md17(folder: Path, task: str, frames: int = 12) -> None:
-    """Frames of atoms with a spring between any two."""
+    """Build frames of atoms with a spring between every pair."""
     generator = torch.Generator().manual_seed(len(task))
     numbers = torch.tensor(SHAPES[task])
     home = 1.2 * torch.tensor(
@@ -592,7 +592,7 @@ def test_a_study_from_data_to_table(
 def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
     data: Path, tmp_path: Path
 ) -> None:
-    """Without GFFMerge and without tuning: a task's head stays its own, shifted in energy."""
+    """Without GFFMerge and tuning, a task keeps its own head, with shifted element energies."""
     changes = {"merge": MergeConfig(method="weight_average"), "tuning": None}
     run = Run(CONFIG.model_copy(update=changes), 0, data, tmp_path / "work")
     found = merge_result(run)

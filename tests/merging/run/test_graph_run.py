@@ -1,4 +1,4 @@
-"""Runs on graphs without adapters: the same stages, release and comparison as of molecules."""
+"""Runs on graphs, without adapters: stages, release and comparison are those of molecules."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def small(tmp_path: Path) -> Run:
-    """Three tasks of all targets; one has features of another width."""
+    """A run on three tasks, one per target; one of them has features of another width."""
     tasks = {
         "classes": write_rule(tmp_path / "classes.npz", "node", "multiclass"),
         "numbers": write_rule(tmp_path / "numbers.npz", "graph", "regression", seed=1),
@@ -47,7 +47,7 @@ def varied(run: Run, **changes: Any) -> Run:
 
 
 def measured(run: Run, way: str) -> dict[str, float]:
-    """The main test score by task."""
+    """Return the main test metric of an evaluation, by task."""
     records = {task: run.result(evaluation(way, run, task)).record for task in run.tasks}
     return {task: next(iter(record["stored"]["test"].values())) for task, record in records.items()}
 
@@ -141,7 +141,8 @@ def test_one_task_merges_to_itself(small: Run) -> None:
 
 
 def test_heads_follow_reordered_units(small: Run) -> None:
-    """Git Re-Basin puts the second model's units in the order of the first: its head too."""
+    """Git Re-Basin permutes the second model's units into the order of the first, its head's
+    columns too."""
     run = varied(small, merge={"method": "git_rebasin"}, initialisation="different")
     own = {task: trained_model(run, teacher(run, task)).heads[task]["weight"] for task in run.tasks}
     merged = merge_result(run).heads

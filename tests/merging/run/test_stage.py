@@ -1,4 +1,4 @@
-"""Stages: keys that follow from settings and inputs, and a build that makes each once."""
+"""Stages: keys follow from settings and inputs, and a build makes every stage once."""
 
 import os
 from functools import partial
@@ -14,7 +14,7 @@ from models.errors import TrainingError
 
 
 def add(numbers: list[Stage], store: ResultStore, log: Path, name: str, _: Path) -> StageResult:
-    """The sum of what the inputs made, and 1; and a line in a log."""
+    """Add 1 to the sum of the inputs' results, and append the stage's name and process to a log."""
     with log.open("a") as stream:
         stream.write(f"{name} {os.getpid()}\n")
     total = sum(float(stage.result(store).tensors["sum"]) for stage in numbers)
@@ -22,7 +22,7 @@ def add(numbers: list[Stage], store: ResultStore, log: Path, name: str, _: Path)
 
 
 class House:
-    """Stages over one store, and in what order they were made."""
+    """Stages over one store, and the order in which they were made."""
 
     def __init__(self, folder: Path) -> None:
         self.store, self.log = ResultStore(folder / "store"), folder / "log"
@@ -105,7 +105,7 @@ def test_keys_change_with_name_seed_settings_and_inputs_alone(house: House) -> N
 
 
 def test_a_stage_that_reads_what_it_does_not_name_is_refused(house: House) -> None:
-    """Its key would not change with that."""
+    """Its key would not change with the result that it reads."""
     secret, named = house.stage("secret"), house.stage("named")
     make = partial(add, [named, secret], house.store, house.log, "top")
     with pytest.raises(

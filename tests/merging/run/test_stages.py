@@ -1,4 +1,4 @@
-"""The whole offline chain on a pico data set, through the command that a user types."""
+"""The whole offline chain on a pico data set, through the command line."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def command(tmp_path: Path, *arguments: str) -> int:
 
 
 def pieces(tmp_path: Path, folder: str) -> dict[str, int]:
-    """Names of finished pieces with the time when they were written."""
+    """Return the modification times of the stored results, by name."""
     return {
         path.name: path.stat().st_mtime_ns
         for path in (tmp_path / "work/pieces" / folder).rglob("*.safetensors")
@@ -127,7 +127,7 @@ def test_a_second_task_that_cannot_be_trained_stops_the_first(
 def test_calibration_changes_probabilities_and_no_ranking(
     released: Path, pico: MoleculeConfig
 ) -> None:
-    """The artifact's scores are those that were measured before its heads were calibrated."""
+    """The artifact's scores equal those evaluated before its heads were calibrated."""
     run = Run(pico, 0, released / "data", released / "work", torch.device("cpu"))
     artifact = load_artifact(released / "artifact")
     for task in pico.tasks:
@@ -299,7 +299,7 @@ def test_a_process_that_died_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As the kernel kills one where memory is short."""
+    """A reading process is killed, as by the kernel when memory runs out."""
     monkeypatch.setattr("merging.data.molecule_dataset._parse_one", _die)
     assert command(tmp_path, "finetune") == 1
     assert "gmerging: a process died or got no memory" in capsys.readouterr().err

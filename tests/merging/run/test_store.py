@@ -1,4 +1,4 @@
-"""A result is made by one run at a time, and by the next one if that was killed."""
+"""A result is made by one run at a time; if that run is killed, the next one resumes it."""
 
 import errno
 import math
@@ -23,7 +23,7 @@ EPOCHS = 5
 
 
 def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> StageResult:
-    """Counts its epochs in one weight; kills its own process in epoch `stop_at`."""
+    """Count epochs in one weight; kill this process in epoch `stop_at`."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     training = ResumableTraining(
