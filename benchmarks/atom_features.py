@@ -23,7 +23,7 @@ from merging.data.molecule_dataset import MoleculeDataset, load_smiles
 from merging.run.models import finetuned_model
 from merging.run.run import Run
 from merging.run.scores import evaluate, unified_forward
-from merging.studies.forests import neutral
+from merging.studies.forests import neutralise
 from merging.training.supervised import MultitaskModel, train
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, pack
@@ -32,7 +32,7 @@ from models.networks.hu2020 import Backbone, BackboneConfig
 from models.state_dict import sub_state
 
 MAX_CHARGE, MAX_HYDROGENS = 3, 4
-DRAWN: dict[str, Callable[[str], str]] = {"as_drawn": str, "neutralised": neutral}
+DRAWN: dict[str, Callable[[str], str]] = {"as_drawn": str, "neutralised": neutralise}
 
 
 class SeeingBackbone(Backbone):

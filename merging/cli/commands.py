@@ -24,10 +24,16 @@ from merging.studies import gffmerge, gnnmerge, gw_smm
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
 from merging.studies.experts.summary import expert_tables
-from merging.studies.gffmerge_tables import overall
+from merging.studies.gffmerge_tables import average_errors_table
 from merging.studies.gw_smm_analysis import gw_smm_tables
 from merging.studies.markdown import percent
-from merging.studies.report import ablate, compare, compare_plainly, scores_table, summary_table
+from merging.studies.report import (
+    ablate,
+    compare,
+    compare_without_adapters,
+    comparison_table,
+    summary_table,
+)
 from merging.training.pretraining import load_pretrain_config, pretrain
 from models.errors import ConfigError, DataError
 from models.manifest import Manifest
@@ -202,8 +208,8 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     _check_data(runs[0], runs[0].tasks)
     build = partial(_build, arguments, runs[0])
     if not runs[0].family.adapters:
-        content = compare_plainly(runs, arguments.results / PLAIN_RESULTS, build)
-        print(scores_table(content["settings"]))
+        content = compare_without_adapters(runs, arguments.results / PLAIN_RESULTS, build)
+        print(comparison_table(content["settings"]))
         return
     summary = compare(runs, arguments.results, build)
     _draw(arguments.results / summary["setting"])
@@ -287,8 +293,8 @@ def study_gffmerge(arguments: argparse.Namespace) -> None:
     """Compare the ways to merge force fields."""
     _set_up(arguments)
     config, work = load_config(arguments.config), arguments.work / "gffmerge"
-    content = gffmerge.run_study(config, arguments.data, work, _seeds(arguments), arguments.results)
-    print(overall(content))
+    entry = gffmerge.run_study(config, arguments.data, work, _seeds(arguments), arguments.results)
+    print(average_errors_table(entry))
 
 
 def study_gw_smm(arguments: argparse.Namespace) -> None:

@@ -191,7 +191,7 @@ class AnswerTask(GraphTask):
         return torch.repeat_interleave(torch.arange(len(self.graphs)), self._sizes)
 
     def _rows_inside(self, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The label rows of the chosen graphs, and their positions among the outputs for these."""
+        """Return the label rows of the chosen graphs, and their positions in the outputs."""
         rows = rows[torch.isin(self._owners[rows], chosen)]
         owners = self._owners[rows]
         starts = self._sizes.cumsum(0) - self._sizes

@@ -54,10 +54,8 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     Raises:
         ConfigError, ArtifactError: see `check_addition`.
     """
-    components, called = (
-        check_addition(run, artifact, output, replace),
-        run.config.require_release(),
-    )
+    components = check_addition(run, artifact, output, replace)
+    identity = run.config.require_release()
     backbone, digest = components.molecular_backbone, components.manifest.files[BACKBONE]
     experts = {
         task: expert(run, task, run.result(added_adapters(run, backbone, digest, task)).tensors)
@@ -73,8 +71,8 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     }
     manifest = components.manifest
     changes = {
-        "name": called.name,
-        "version": called.version,
+        "name": identity.name,
+        "version": identity.version,
         "tasks": manifest.tasks | infos,
         "nearest": {},  # must list all tasks or none
         "provenance": manifest.provenance | {"added": _provenance(run, components)},
@@ -98,10 +96,10 @@ def check_addition(
         ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
     check_adapters(run)
-    called, components = run.config.require_release(), load_components(artifact)
+    identity, components = run.config.require_release(), load_components(artifact)
     _check_fit(run, components.manifest)
     tasks = [*components.manifest.tasks, *run.tasks]
-    check_output(output, called.name, called.version, tasks, replace, components.digest)
+    check_output(output, identity.name, identity.version, tasks, replace, components.digest)
     return components
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from merging.studies.markdown import METRIC_NAMES
+from merging.targets.metrics import scores_by_task
 from models.artifact import MANIFEST, load_components
 from models.experts.unified import DEFAULT_ROUTING
 from models.manifest import Manifest

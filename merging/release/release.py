@@ -46,7 +46,7 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         ArtifactError: the artifact may not be written there (`models.artifact.check_output`).
         DataError: the data of a task are missing or invalid.
     """
-    called = check_release(run, folder, replace)
+    identity = check_release(run, folder, replace)
     check_single_backbone(run)
     data = {task: run.dataset(task) for task in run.tasks}
     experts = released_experts(run)
@@ -57,12 +57,12 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         method.name: {"title": method.title, **method.task_scores()} for method in _methods(run)
     }
     manifest = make_manifest(
-        name=called.name,
-        version=called.version,
+        name=identity.name,
+        version=identity.version,
         backbone=run.config.shape,
         rank=run.config.rank,
         router=run.config.routing,
-        tasks={task: own.info for task, own in data.items()},
+        tasks={task: dataset.info for task, dataset in data.items()},
         input=run.family.input_schema(experts, data),
         provenance=_provenance(run),
         metrics=_metrics(methods, calibrated, test) if adapted else _plain_metrics(run),
@@ -78,9 +78,9 @@ def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfi
     if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved_data]:
         got = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}, which no artifact answers"
         raise ConfigError(f"tasks: {got}, expected tasks on nodes or graphs")
-    called: ReleaseConfig = run.config.require_release()
-    check_output(folder, called.name, called.version, run.tasks, replace)
-    return called
+    identity: ReleaseConfig = run.config.require_release()
+    check_output(folder, identity.name, identity.version, run.tasks, replace)
+    return identity
 
 
 def release_stages(run: Run) -> list[Stage]:

@@ -1,9 +1,8 @@
-"""The chemist's baseline: circular fingerprints and a random forest for each label. No graph
-network, no pre-training.
+"""The baseline without a neural network: random forests on circular fingerprints.
 
 ECFP4 (Rogers and Hahn 2010) are the Morgan fingerprints of radius 2, here 2,048 bits. Forests
-(Breiman 2001) are scikit-learn's with its defaults, except that both classes of a label weigh the
-same: without that, validation ROC-AUC falls from 92.4 to 83.6 on ClinTox, and on BACE and BBBP it
+(Breiman 2001) are scikit-learn's with its defaults, except that the classes of a label have equal
+weight: without that, validation ROC-AUC falls from 92.4 to 83.6 on ClinTox, and on BACE and BBBP it
 differs by less than 1.
 """
 
@@ -27,30 +26,30 @@ from models.errors import InvalidInputError
 RADIUS = 2
 BITS = 2048
 Fingerprints = NDArray[np.uint8]
-Settings = dict[str, Any]
-"""Of a forest: how many trees, the seed, threads."""
+_Settings = dict[str, Any]
+"""Keyword arguments of a forest: numbers of trees and threads, and the seed."""
 
 
 def ecfp4(smiles: Sequence[str]) -> NDArray[np.uint8]:
-    """Compute ECFP4 fingerprints, without stereochemistry: (G, 2048) of 0 and 1.
+    """Compute ECFP4 fingerprints without stereochemistry: (G, 2048), 0 or 1.
 
-    Molecules are read in tolerant mode, as data sets are, without RDKit's check of valences.
+    Molecules are read without RDKit's check of valences, as in data sets.
 
     Raises:
-        MoleculeError: a SMILES that cannot be read even so.
+        MoleculeError: a SMILES cannot be read.
     """
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=RADIUS, fpSize=BITS)
-    found = np.empty((len(smiles), BITS), dtype=np.uint8)
+    bits = np.empty((len(smiles), BITS), dtype=np.uint8)
     with rdBase.BlockLogs():
         for k, molecule in enumerate(smiles):
-            found[k] = generator.GetFingerprintAsNumPy(read_smiles(molecule, strict=False))
-    return found
+            bits[k] = generator.GetFingerprintAsNumPy(read_smiles(molecule, strict=False))
+    return bits
 
 
-def neutral(smiles: str) -> str:
-    """Neutralise the charges of a molecule that protons can neutralise (RDKit's Uncharger).
+def neutralise(smiles: str) -> str:
+    """Neutralise the charges of a molecule by adding or removing protons (RDKit's Uncharger).
 
-    Data sets differ in how they draw acids and amines, and within a set this may depend on the
+    Data sets differ in how they write acids and amines, and within a set this may depend on the
     label: of ClinTox's approved drugs 64 % have a charged atom, of those that failed for toxicity
     3 %.
 
@@ -65,32 +64,30 @@ def neutral(smiles: str) -> str:
 def fit_predict(
     dataset: MoleculeDataset, smiles: Sequence[str], trees: int, seed: int, jobs: int = 1
 ) -> dict[str, Tensor]:
-    """Fit one random forest per label on the training molecules whose label is known, and score the
-    validation and test molecules.
+    """Fit random forests on the training molecules with known labels, and predict the validation
+    and test molecules.
 
-    A label with one class among the training molecules gets that class as a constant score, a label
-    without known values 0.5. One forest tells several classes apart; numbers have regression
-    forests.
+    There is a forest per label, and for `multiclass` one forest for all classes. A label with one
+    class in the training molecules is predicted as that class, a label without known values as 0.5.
 
     Args:
         dataset: the task.
-        smiles: of its molecules, one per graph (`merging.data.molecule_dataset.load_smiles`).
+        smiles: SMILES of its molecules, one per graph
+            (`merging.data.molecule_dataset.load_smiles`).
         trees: number of trees in a forest.
-        seed: of bootstraps and features; scores do not depend on `jobs`.
-        jobs: number of threads that grow trees.
+        seed: seed of bootstraps and of feature selection.
+        jobs: number of threads that grow trees; predictions do not depend on it.
 
     Returns:
         {"valid": (n, L), "test": (n, L)}, float32, rows in the order of the split: probabilities of
-        class 1, or of each class, or numbers.
+        class 1 (`multilabel`) or of all classes (`multiclass`), or values (`regression`).
 
     Raises:
         InvalidInputError: the numbers of SMILES and graphs differ.
     """
     if len(smiles) != len(dataset.graphs):
-        raise InvalidInputError(
-            f"smiles: got {len(smiles)}, expected one per graph of {dataset.task!r},"
-            f" {len(dataset.graphs)}"
-        )
+        expected = f"expected one per graph of {dataset.task!r}, {len(dataset.graphs)}"
+        raise InvalidInputError(f"smiles: got {len(smiles)}, {expected}")
     fingerprints, train = ecfp4(smiles), dataset.split.train
     rows = torch.cat([dataset.split.valid, dataset.split.test])
     settings = {"n_estimators": trees, "random_state": seed, "n_jobs": jobs}
@@ -119,9 +116,9 @@ def _fit(
 
 
 def _two_classes(
-    settings: Settings, fingerprints: Fingerprints, train: Tensor, labels: Tensor, rows: Tensor
+    settings: _Settings, fingerprints: Fingerprints, train: Tensor, labels: Tensor, rows: Tensor
 ) -> Tensor:
-    """(len(rows),) float32: probability of class 1."""
+    """Predict the probability of class 1, (len(rows),) float32."""
     values = labels[train]
     if values.unique().numel() < 2:
         return values.mean().nan_to_num(0.5).expand(len(rows))
@@ -131,22 +128,22 @@ def _two_classes(
 
 
 def _numbers(
-    settings: Settings, fingerprints: Fingerprints, train: Tensor, labels: Tensor, rows: Tensor
+    settings: _Settings, fingerprints: Fingerprints, train: Tensor, labels: Tensor, rows: Tensor
 ) -> Tensor:
-    """(len(rows),) float32."""
+    """Predict the values of a regression, (len(rows),) float32."""
     forest = RandomForestRegressor(**settings)
     _fit(forest, fingerprints, train, labels[train])
     return torch.from_numpy(forest.predict(fingerprints[rows.numpy()])).float()
 
 
 def _classes(
-    settings: Settings, fingerprints: Fingerprints, dataset: MoleculeDataset, rows: Tensor
+    settings: _Settings, fingerprints: Fingerprints, dataset: MoleculeDataset, rows: Tensor
 ) -> Tensor:
-    """(len(rows), L) float32: probabilities, 0 of a class that was not trained on."""
+    """Predict class probabilities, (len(rows), L) float32; 0 for classes without training rows."""
     forest = RandomForestClassifier(class_weight="balanced", **settings)
     train = dataset.split.train[dataset.labels[dataset.split.train] >= 0]
     _fit(forest, fingerprints, train, dataset.labels[train])
-    found = torch.zeros((len(rows), len(dataset.label_names)))
-    probabilities = forest.predict_proba(fingerprints[rows.numpy()])
-    found[:, torch.from_numpy(forest.classes_)] = torch.from_numpy(probabilities).float()
-    return found
+    probabilities = torch.zeros((len(rows), len(dataset.label_names)))
+    predicted = torch.from_numpy(forest.predict_proba(fingerprints[rows.numpy()]))
+    probabilities[:, torch.from_numpy(forest.classes_)] = predicted.float()
+    return probabilities

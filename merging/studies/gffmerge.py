@@ -1,8 +1,9 @@
-"""The study of GFFMerge: what each merger costs in energies and forces, and how long it takes
-against joint training: `gmerging study gffmerge`."""
+"""The study of GFFMerge (`gmerging study gffmerge`): errors of energies and forces after merging,
+and the time of mergers compared with joint training."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -39,15 +40,15 @@ ErrorsByTask = dict[str, dict[str, float]]
 CLOSED, SLOPES, OWN = "closed form", "closed form, sequential, slopes", ", own heads"
 RELEASED = f"{SLOPES}{OWN}, heads tuned"
 FRAMES = {"md17": 500, "lips20": 100}
-"""Training frames of each task that the closed form may see, and that tuning sees with labels; the
-sequential variants see as many as the configuration says (`calibration_frames`)."""
-SLOPE = 0.3
-"""In Angstrom, of the variants with slopes."""
-BEGINNINGS: dict[str, tuple[Initialisation, ...]] = {
+"""Number of training frames of a task that the closed form uses, and that tuning uses with labels;
+the sequential variants use `calibration_frames` of the configuration."""
+SLOPE_STEP = 0.3
+"""In Angstrom, of the variants with slopes (`merging.mergers.gffmerge.closed_form`)."""
+INITIALISATIONS: dict[str, tuple[Initialisation, ...]] = {
     "md17": ("shared", "different"),
     "lips20": ("shared",),
 }
-"""Of the teachers; each is a column of the results."""
+"""Initialisations of the teachers by source; one column of the results for every one."""
 _WITHOUT_TEACHERS = (
     "no model",
     "untrained network, heads tuned",
@@ -60,60 +61,59 @@ _HEAD = ("lin1.", "lin2.")
 def run_study(
     config: Any, data: Path, work: Path, seeds: Sequence[int], results: Path
 ) -> dict[str, Any]:
-    """Train, merge, measure, and write the results as JSON; what is finished already is read back.
+    """Train, merge and measure, and write the results as JSON; finished stages are not repeated.
 
     Args:
-        config: the systems and the sizes.
-        data: folder that holds `md17/` or `lips20/`.
-        work: finished models and measurements, so that a stopped study goes on where it was.
-        seeds: of the weights and the order of frames.
-        results: a JSON file of several studies; this one becomes its entry `config.source`.
+        config: the configuration of force fields.
+        data: the folder of `md17/` or `lips20/`.
+        work: the folder of finished models and measurements.
+        seeds: seeds of the weights and of the order of frames.
+        results: the results file, in which the study writes the entry `config.source`.
 
     Returns:
         The entry.
 
     Raises:
-        ConfigError: the configuration is not of force fields, or does not tune heads.
+        ConfigError: the configuration is not of force fields, or has no `tuning`.
     """
     runs = [Run(config, seed, data, work) for seed in seeds]
     if runs[0].family is not FORCE_FIELDS or config.tuning is None:
-        raise ConfigError(
-            f"got configuration {config.setting!r}, expected one of force fields with `tuning`"
-        )
-    beginnings = BEGINNINGS[config.source]
+        expected = "expected one of force fields with `tuning`"
+        raise ConfigError(f"got configuration {config.setting!r}, {expected}")
+    initialisations = INITIALISATIONS[config.source]
     entry = {
         "what": (
             "GFFMerge: mean absolute errors on test frames, energies in meV, forces in meV /"
             " Angstrom; seconds with one thread"
         ),
-        "settings": {**config.model_dump(mode="json"), "beginnings": list(beginnings)},
+        "settings": {**config.model_dump(mode="json"), "beginnings": list(initialisations)},
         "seeds": list(seeds),
         "environment": environment(),
-        "rows": [row for beginning in beginnings for row in rows_of(runs, beginning)],
-        "training": [training_of(run, beginnings) for run in runs],
+        "rows": [row for start in initialisations for row in result_rows(runs, start)],
+        "training": [training_record(run, initialisations) for run in runs],
         "seconds": [run.result(_timing(run)).record for run in runs],
     }
     write_json(results, (read_json(results) or {}) | {config.source: entry})
     return entry
 
 
-def rows_of(runs: Sequence[Run], beginning: Initialisation) -> list[dict[str, Any]]:
-    """One row for each method: errors by seed and task, energies in meV, forces in meV /
-    Angstrom."""
-    by_seed = [measured(started(run, beginning)) for run in runs]
+def result_rows(runs: Sequence[Run], initialisation: Initialisation) -> list[dict[str, Any]]:
+    """Return a row per method: errors by seed and task, in meV and meV / Angstrom."""
+    by_seed = [measure_methods(with_initialisation(run, initialisation)) for run in runs]
+    rows = {name: [errors[name] for errors in by_seed] for name in by_seed[0]}
     return [
-        {"beginning": beginning, "method": name, "by_seed": [found[name] for found in by_seed]}
-        for name in by_seed[0]
+        {"beginning": initialisation, "method": name, "by_seed": errors}
+        for name, errors in rows.items()
     ]
 
 
-def started(run: Run, beginning: Initialisation) -> Run:
-    """The run with teachers of one beginning."""
-    return replace(run, config=run.config.model_copy(update={"initialisation": beginning}))
+def with_initialisation(run: Run, initialisation: Initialisation) -> Run:
+    """Return the run with another initialisation of its teachers."""
+    return replace(run, config=run.config.model_copy(update={"initialisation": initialisation}))
 
 
-def measured(run: Run) -> dict[str, ErrorsByTask]:
-    """Test errors of every method on one seed."""
+def measure_methods(run: Run) -> dict[str, ErrorsByTask]:
+    """Measure the test errors of all methods with one seed: {method: {task: {quantity: error}}}."""
     makes: dict[str, Callable[[], ErrorsByTask]] = {
         "no model": partial(_no_model, run),
         "separate": partial(_separate, run),
@@ -125,112 +125,113 @@ def measured(run: Run) -> dict[str, ErrorsByTask]:
 
 
 def _measurement(run: Run, name: str, make: Callable[[], ErrorsByTask]) -> Stage:
-    """Of one method, with the stages that it may stand on."""
-    config = run.config
-    alone = name in _WITHOUT_TEACHERS
-    inputs = () if alone else tuple(teacher(run, task) for task in run.tasks)
-    settings = name, config.tuning, config.calibration_frames, FRAMES[config.source], SLOPE
-    sized = (config.training, config.frames, config.network, *run.tasks)
-    stages = (*inputs, joint(run)) if name == "joint training" else inputs
-    return Stage(
-        f"measured/{config.source}/{name.replace(' ', '_')}",
-        run.seed,
-        (*settings, *sized),
-        stages,
-        lambda _: StageResult(record=dict(make())),
-    )
+    """Return the stage that measures a method, with the stages that it depends on."""
+    config, inputs = run.config, tuple(teacher(run, task) for task in run.tasks)
+    if name in _WITHOUT_TEACHERS:
+        inputs = (joint(run),) if name == "joint training" else ()
+    settings = name, config.tuning, config.calibration_frames, FRAMES[config.source], SLOPE_STEP
+    sizes = (config.training, config.frames, config.network, *run.tasks)
+    path = f"measured/{config.source}/{name.replace(' ', '_')}"
+    return Stage(path, run.seed, (*settings, *sizes), inputs, partial(_record, make))
+
+
+def _record(make: Callable[[], ErrorsByTask], _: Path) -> StageResult:
+    return StageResult(record=dict(make()))
 
 
 def methods_of(run: Run, merged: Mapping[str, Make]) -> dict[str, Make]:
-    """Every method that gives one network, by name: mergers, tuning after them, and joint
-    training."""
-    made, config = dict(merged), run.config
-    nothing: Make = partial(_untrained, run)
+    """Return all methods that result in one network, by name: the given mergers, tuning after
+    merging, and joint training."""
+    methods, config = dict(merged), run.config
+    initial: Make = partial(_untrained, run)
     heads = config.tuning
     everything = config.training.model_copy(update={"epochs": heads.epochs})
     for name in (f"mean{OWN}", f"{CLOSED}{OWN}", f"{SLOPES}{OWN}"):
-        made[f"{name}, heads tuned"] = partial(tuned, run, made[name], "heads", heads)
-    made["untrained network, heads tuned"] = partial(tuned, run, nothing, "heads", heads)
+        methods[f"{name}, heads tuned"] = partial(tune, run, methods[name], "heads", heads)
+    methods["untrained network, heads tuned"] = partial(tune, run, initial, "heads", heads)
     for name in (f"mean{OWN}", f"{SLOPES}{OWN}"):
-        made[f"{name}, all tuned"] = partial(tuned, run, made[name], "all", everything)
-    made["untrained network, all tuned"] = partial(tuned, run, nothing, "all", everything)
-    made["joint training"] = lambda: _assembled(run, trained_model(run, joint(run)))
-    return made
+        methods[f"{name}, all tuned"] = partial(tune, run, methods[name], "all", everything)
+    methods["untrained network, all tuned"] = partial(tune, run, initial, "all", everything)
+    methods["joint training"] = lambda: _assembled(run, trained_model(run, joint(run)))
+    return methods
 
 
 def mergers_of(run: Run) -> dict[str, Make]:
-    """The mergers by name; with "own heads" only the interaction blocks are shared."""
+    """Return the mergers by name; with "own heads" only the interaction blocks are merged."""
     ridge = float(run.config.merge.options.get("ridge", 1e-6))
     most, few = (
-        cache(partial(teachers_of, run, count))
+        cache(partial(load_teachers, run, count))
         for count in (FRAMES[run.config.source], run.config.calibration_frames)
     )
 
-    def solved(seen: Callable[[], dict[str, Teacher]], inputs: Inputs, heads: Heads) -> Make:
-        return lambda: closed_form(seen(), ridge, inputs, heads)
+    def solved(teachers: Callable[[], dict[str, Teacher]], inputs: Inputs, heads: Heads) -> Make:
+        return lambda: closed_form(teachers(), ridge, inputs, heads)
 
     def with_slopes(heads: Heads) -> Make:
-        return lambda: closed_form(few(), ridge, "merged", heads, SLOPE)
+        return lambda: closed_form(few(), ridge, "merged", heads, SLOPE_STEP)
 
     def of_weights(method: str, heads: Heads) -> Make:
-        start = _beginning(run) if run.config.initialisation == "shared" else None
-        return lambda: averaged(most(), start, method, heads)
+        start = _initial(run) if run.config.initialisation == "shared" else None
+        return lambda: merge_weights(most(), start, method, heads)
 
-    made: dict[str, Make] = {}
+    mergers: dict[str, Make] = {}
     kinds: tuple[tuple[str, Heads], ...] = (("", "merged"), (OWN, "own"))
     for ending, heads in kinds:
-        made[f"mean{ending}"] = of_weights("weight_average", heads)
-        made[f"TIES{ending}"] = of_weights("ties", heads)
-        made[f"{CLOSED}{ending}"] = solved(most, "teacher", heads)
-        made[f"{CLOSED}, sequential{ending}"] = solved(few, "merged", heads)
-        made[f"{SLOPES}{ending}"] = with_slopes(heads)
-    return made
+        mergers[f"mean{ending}"] = of_weights("weight_average", heads)
+        mergers[f"TIES{ending}"] = of_weights("ties", heads)
+        mergers[f"{CLOSED}{ending}"] = solved(most, "teacher", heads)
+        mergers[f"{CLOSED}, sequential{ending}"] = solved(few, "merged", heads)
+        mergers[f"{SLOPES}{ending}"] = with_slopes(heads)
+    return mergers
 
 
-def averaged(
+def merge_weights(
     teachers: Mapping[str, Teacher],
     start: tuple[ForceField, ForceFieldExpert] | None,
     method: str,
     heads: Heads,
     options: Mapping[str, Any] | None = None,
 ) -> MergedForceField:
-    """The teachers merged by a merger of weights, with one head or each task's own.
+    """Merge teachers with a merger of weights, and align their energies.
 
     Args:
         teachers: by task.
-        start: where all began; None where each had its own beginning, and merging starts from 0.
-        method, options: of the registry.
-        heads: merged too, or each task's own.
+        start: the common initial weights; None if they differ, which merges from 0.
+        method, options: merger and options, see `merging.mergers.registry`.
+        heads: "merged", or "own" to keep the head of every task.
     """
-    weights = {task: _weights(own.network, own.expert, heads) for task, own in teachers.items()}
+    weights = {
+        task: _weights(model.network, model.expert, heads) for task, model in teachers.items()
+    }
     first = next(iter(teachers.values()))
     base = _weights(*(start or (first.network, first.expert)), heads)
     if start is None:
         base = {name: torch.zeros_like(value) for name, value in base.items()}
     inputs = MergeInputs(base, weights, first.network.config)
     merged = merge(method, inputs, options).backbone
-    model = _copied(teachers)
-    for module in (model.network, *(model.expert(task) for task in model.tasks)):
-        own = module.state_dict()
-        module.load_state_dict(own | {key: value for key, value in merged.items() if key in own})
+    experts = {task: deepcopy(model.expert) for task, model in teachers.items()}
+    model = MergedForceField(deepcopy(first.network), experts)
+    for module in (model.network, *experts.values()):
+        state = module.state_dict()
+        module.load_state_dict(state | {key: merged[key] for key in merged.keys() & state.keys()})
     return match_mean_energies(model, teachers)
 
 
-def teachers_of(run: Run, frames: int) -> dict[str, Teacher]:
-    """The trained teachers with the first so many training structures, in batches."""
-    found = {}
+def load_teachers(run: Run, frames: int) -> dict[str, Teacher]:
+    """Return the trained teachers with their first training structures, in batches."""
+    teachers = {}
     for task in run.tasks:
         model = _assembled(run, trained_model(run, teacher(run, task)))
         size = run.family.calibration_batch
         batches, _ = run.dataset(task).calibration(frames, size, run.seed)
-        found[task] = Teacher(model.network, model.expert(task), batches)
-    return found
+        teachers[task] = Teacher(model.network, model.expert(task), batches)
+    return teachers
 
 
-def tuned(
+def tune(
     run: Run, make: Make, which: TrainedParameters, config: TrainingConfig
 ) -> MergedForceField:
-    """A model after a short training on as many labelled frames as the closed form may see."""
+    """Fine-tune a model on the labels of as many frames as the closed form uses (`FRAMES`)."""
     frames, start = FRAMES[run.config.source], make()
     data = {task: run.dataset(task).first(frames) for task in run.tasks}
     model = MultitaskModel(run.family, run.config.network, data)
@@ -238,12 +239,12 @@ def tuned(
     for task in run.tasks:
         model.head(task).load_state_dict(start.expert(task).state_dict())
     with TemporaryDirectory() as folder:
-        made = train(model, config, run.seed, Path(folder) / "resume.pt", parameters=which)
-    return _assembled(run, made)
+        trained = train(model, config, run.seed, Path(folder) / "resume.pt", parameters=which)
+    return _assembled(run, trained)
 
 
-def errors_of(run: Run, model: MergedForceField) -> ErrorsByTask:
-    """Test errors by task."""
+def model_errors(run: Run, model: MergedForceField) -> ErrorsByTask:
+    """Compute the test errors of a merged model by task."""
     return {task: _errors(run, task, model) for task in run.tasks}
 
 
@@ -256,7 +257,7 @@ def _errors(run: Run, task: str, model: MergedForceField) -> dict[str, float]:
 
 
 def _errors_when_made(run: Run, make: Make) -> ErrorsByTask:
-    return errors_of(run, make())
+    return model_errors(run, make())
 
 
 def _separate(run: Run) -> ErrorsByTask:
@@ -265,27 +266,27 @@ def _separate(run: Run) -> ErrorsByTask:
 
 
 def _no_model(run: Run) -> ErrorsByTask:
-    """The mean energy of the training frames, and no force at all: what a merged model must beat to
-    be of any use."""
-    found: ErrorsByTask = {}
+    """Return the errors of a constant prediction: the mean energy of the training frames and zero
+    forces."""
+    errors: ErrorsByTask = {}
     for task in run.tasks:
         data = run.dataset(task)
         train_rows, test = data.split.train, data.split.test
         energy = (data.energy[test] - data.energy[train_rows].mean()).abs().mean()
         forces = 1e3 * float(data.forces[test].abs().mean())
-        found[task] = {"energy": 1e3 * float(energy), "forces": forces}
-    return found
+        errors[task] = {"energy": 1e3 * float(energy), "forces": forces}
+    return errors
 
 
-def training_of(run: Run, beginnings: Iterable[Initialisation]) -> dict[str, Any]:
-    """How long training took (in its own process), and the validation score of joint training by
-    epoch."""
+def training_record(run: Run, initialisations: Iterable[Initialisation]) -> dict[str, Any]:
+    """Return the seconds of training the teachers, and the record of joint training with its
+    validation scores by epoch."""
     seconds = {}
-    for beginning in beginnings:
-        begun = started(run, beginning)
+    for initialisation in initialisations:
+        varied = with_initialisation(run, initialisation)
         for task in run.tasks:
-            record = trained_model(begun, teacher(begun, task)).record
-            seconds[f"{beginning}, {task}"] = record["seconds"]
+            record = trained_model(varied, teacher(varied, task)).record
+            seconds[f"{initialisation}, {task}"] = record["seconds"]
     return {
         "seed": run.seed,
         "joint": trained_model(run, joint(run)).record,
@@ -294,9 +295,8 @@ def training_of(run: Run, beginnings: Iterable[Initialisation]) -> dict[str, Any
 
 
 def _timing(run: Run) -> Stage:
-    """Seconds of one joint epoch and of each merger, one after the other in this process. The joint
-    training takes `epochs` of them."""
-    settings = run.config.calibration_frames, FRAMES[run.config.source], SLOPE
+    """Return the stage that times one epoch of joint training and every merger in this process."""
+    settings = run.config.calibration_frames, FRAMES[run.config.source], SLOPE_STEP
     inputs = tuple(teacher(run, task) for task in run.tasks)
     return Stage("seconds", run.seed, settings, inputs, partial(_time, run))
 
@@ -307,18 +307,18 @@ def _time(run: Run, _: Path) -> StageResult:
     with TemporaryDirectory() as folder:
         start = run.initial_state(), run.seed
         model = initial_model(run.family, run.config.network, data, *start)
-        made = train(model, one, run.seed, Path(folder) / "resume.pt")
-    found = {"one joint epoch": made.record["seconds"]}
+        trained = train(model, one, run.seed, Path(folder) / "resume.pt")
+    seconds = {"one joint epoch": trained.record["seconds"]}
     for name, make in methods_of(run, mergers_of(run)).items():
         if name.endswith(OWN) or name == RELEASED:
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             make()
-            found[name] = round(time.perf_counter() - begun, 6)
-    return StageResult(record=found)
+            seconds[name] = round(time.perf_counter() - begin, 6)
+    return StageResult(record=seconds)
 
 
 def _untrained(run: Run) -> MergedForceField:
-    """All tasks as training starts from them."""
+    """Return the model of all tasks with its initial weights."""
     data = {task: run.dataset(task) for task in run.tasks}
     model = initial_model(run.family, run.config.network, data, run.initial_state(), run.seed)
     experts: dict[str, Any] = {task: model.head(task) for task in run.tasks}
@@ -326,37 +326,26 @@ def _untrained(run: Run) -> MergedForceField:
     return MergedForceField(network, experts)
 
 
-def _beginning(run: Run) -> tuple[ForceField, ForceFieldExpert]:
+def _initial(run: Run) -> tuple[ForceField, ForceFieldExpert]:
     model = _untrained(run)
     return model.network, model.expert(run.tasks[0])
 
 
-def _assembled(run: Run, made: TrainedModel) -> MergedForceField:
-    """A model from its state dicts."""
+def _assembled(run: Run, trained: TrainedModel) -> MergedForceField:
+    """Load a trained model from its state dicts."""
     network = ForceField(run.config.network)
-    load_tensors(network, made.network, "network")
-    experts = {task: ForceFieldExpert(run.config.network) for task in made.heads}
+    load_tensors(network, trained.network, "network")
+    experts = {task: ForceFieldExpert(run.config.network) for task in trained.heads}
     for task, expert in experts.items():
-        load_tensors(expert, made.heads[task], f"head of {task}")
-    return MergedForceField(network, experts)
-
-
-def _copied(teachers: Mapping[str, Teacher]) -> MergedForceField:
-    """The teachers' experts around a network that is to be filled."""
-    first = next(iter(teachers.values())).network
-    network = ForceField(first.config)
-    network.load_state_dict(first.state_dict())
-    experts = {task: ForceFieldExpert(first.config) for task in teachers}
-    for task, expert in experts.items():
-        expert.load_state_dict(teachers[task].expert.state_dict())
+        load_tensors(expert, trained.heads[task], f"head of {task}")
     return MergedForceField(network, experts)
 
 
 def _weights(network: ForceField, expert: ForceFieldExpert, heads: Heads) -> StateDict:
-    """What is merged, by name: parameters of the network and, where heads are merged, of the head;
-    never a buffer."""
-    named = {name: value.detach() for name, value in network.named_parameters()}
+    """Return the parameters to merge: of the network and, if heads are merged, of the head."""
+    named = dict(network.named_parameters())
     if heads == "merged":
-        own = expert.named_parameters()
-        named |= {name: value.detach() for name, value in own if name.startswith(_HEAD)}
-    return named
+        named |= {
+            name: value for name, value in expert.named_parameters() if name.startswith(_HEAD)
+        }
+    return {name: value.detach() for name, value in named.items()}

@@ -1,4 +1,4 @@
-"""The results of a study as Markdown, for its page."""
+"""Markdown tables of the study of GFFMerge."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -8,100 +8,67 @@ from merging.studies.markdown import markdown_table
 
 _TITLES = {"md17": "MD17", "lips20": "LiPS20"}
 _QUANTITIES = {"forces": "forces, meV/Angstrom", "energy": "energy, meV"}
+_EPOCH = "one joint epoch"
 
 
-def tables(results: Mapping[str, Any]) -> str:
-    """All tables of a results file: errors of each method, errors by task, and seconds."""
+def gffmerge_tables(results: Mapping[str, Any]) -> str:
+    """Tabulate a results file in Markdown: average errors, errors by task, and seconds."""
     sections = []
     for source, entry in results.items():
-        sections.append(f"### {_TITLES[source]}\n\n{overall(entry)}")
-        sections.append(
-            f"Forces by task (teachers of one beginning), meV/Angstrom:\n\n{by_task(entry)}"
-        )
-        sections.append(
-            f"Seconds, one after the other in one process with one thread:\n\n{seconds(entry)}"
-        )
+        sections += [
+            f"### {_TITLES[source]}",
+            average_errors_table(entry),
+            "Forces by task (teachers of one beginning), meV/Angstrom:",
+            _task_errors_table(entry),
+            "Seconds, one after the other in one process with one thread:",
+            _seconds_table(entry),
+        ]
     return "\n\n".join(sections) + "\n"
 
 
-def overall(entry: Mapping[str, Any]) -> str:
-    """Mean absolute errors, mean over the tasks, by method and beginning."""
-    beginnings = entry["settings"]["beginnings"]
-    head = [
-        "method",
-        *(
-            f"{beginning} beginning: {title}"
-            for beginning in beginnings
-            for title in _QUANTITIES.values()
-        ),
-    ]
-    rows = [
-        [
-            name,
-            *(
-                averages(by_beginning[beginning], key)
-                for beginning in beginnings
-                for key in _QUANTITIES
-            ),
-        ]
-        for name, by_beginning in _methods(entry).items()
-    ]
-    return markdown_table(head, rows)
-
-
-def by_task(entry: Mapping[str, Any]) -> str:
-    """Mean absolute errors of the forces by method and task."""
-    tasks = entry["settings"]["tasks"]
+def average_errors_table(entry: Mapping[str, Any]) -> str:
+    """Tabulate mean absolute errors in Markdown, averaged over tasks: a row per method, a column
+    per initialisation and quantity."""
+    columns = [(start, key) for start in entry["settings"]["beginnings"] for key in _QUANTITIES]
+    head = [f"{start} beginning: {_QUANTITIES[key]}" for start, key in columns]
     rows = []
-    for name, by_beginning in _methods(entry).items():
-        rows.append(
-            [
-                name,
-                *(
-                    _spread([seed[task]["forces"] for seed in by_beginning["shared"]])
-                    for task in tasks
-                ),
-            ]
-        )
+    for method, errors in _methods(entry).items():
+        averages = [
+            [mean(error[key] for error in by_task.values()) for by_task in errors[start]]
+            for start, key in columns
+        ]
+        rows.append([method, *map(_spread, averages)])
+    return markdown_table(["method", *head], rows)
+
+
+def _task_errors_table(entry: Mapping[str, Any]) -> str:
+    tasks = entry["settings"]["tasks"]
+    rows = [
+        [method, *(_spread([seed[task]["forces"] for seed in errors["shared"]]) for task in tasks)]
+        for method, errors in _methods(entry).items()
+    ]
     return markdown_table(["method", *tasks], rows)
 
 
-def seconds(entry: Mapping[str, Any]) -> str:
-    """What each merger takes, against joint training of as many epochs as the configuration has."""
-    epochs = entry["settings"]["training"]["epochs"]
-    rows = [
-        [
-            f"joint training ({epochs} times one epoch)",
-            *_ratio(
-                [epochs * taken["one joint epoch"] for taken in entry["seconds"]], entry, epochs
-            ),
-        ]
-    ]
-    for name in entry["seconds"][0]:
-        if name != "one joint epoch":
-            rows.append([name, *_ratio([taken[name] for taken in entry["seconds"]], entry, epochs)])
+def _seconds_table(entry: Mapping[str, Any]) -> str:
+    """Tabulate the seconds of mergers, and of joint training as epochs times those of one epoch."""
+    epochs, by_seed = entry["settings"]["training"]["epochs"], entry["seconds"]
+    joint = [epochs * seconds[_EPOCH] for seconds in by_seed]
+    times = {f"joint training ({epochs} times one epoch)": joint}
+    times |= {name: [seconds[name] for seconds in by_seed] for name in by_seed[0] if name != _EPOCH}
+    rows = []
+    for name, seconds in times.items():
+        ratio = mean(total / value for total, value in zip(joint, seconds, strict=True))
+        rows.append([name, f"{mean(seconds):.1f}", f"{ratio:.1f}"])
     return markdown_table(["method", "seconds", "times faster than joint training"], rows)
 
 
-def averages(by_seed: Sequence[Mapping[str, Mapping[str, float]]], key: str) -> str:
-    """Mean over the tasks, then mean and standard deviation over the seeds."""
-    return _spread([mean(errors[key] for errors in seed.values()) for seed in by_seed])
-
-
 def _methods(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """{method: {beginning: errors by seed}}."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return {method: {initialisation: errors by seed and task}}."""
+    methods: dict[str, dict[str, Any]] = {}
     for row in entry["rows"]:
-        found.setdefault(row["method"], {})[row["beginning"]] = row["by_seed"]
-    return found
-
-
-def _ratio(values: Sequence[float], entry: Mapping[str, Any], epochs: int) -> tuple[str, str]:
-    joint = [epochs * taken["one joint epoch"] for taken in entry["seconds"]]
-    return (
-        f"{mean(values):.1f}",
-        f"{mean(whole / value for whole, value in zip(joint, values, strict=True)):.1f}",
-    )
+        methods.setdefault(row["method"], {})[row["beginning"]] = row["by_seed"]
+    return methods
 
 
 def _spread(values: Sequence[float]) -> str:

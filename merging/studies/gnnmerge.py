@@ -1,8 +1,8 @@
-"""GNNMerge against earlier mergers: in one domain, across domains and for different tasks, from the
-same and from different initial weights: `gmerging study gnnmerge`.
+"""The study of GNNMerge (`gmerging study gnnmerge`): GNNMerge against earlier mergers, in one
+domain, across domains and for different tasks, from equal and from different initial weights.
 
-One cell (setting, layers, seed) is measured after the other and kept, so that the study may be
-stopped at any time; then merged backbones of MoleculeNet.
+The result of a cell (setting, layers, seed) is kept as soon as it is measured, so that the study
+can be interrupted. Merged backbones of MoleculeNet follow.
 """
 
 import time
@@ -36,15 +36,15 @@ from merging.studies.markdown import markdown_table, over_seeds, percent
 from models.networks.pyg import GraphNetworkConfig, GraphNetworkKind
 from models.state_dict import sub_state
 
-KINDS: tuple[GraphNetworkKind, ...] = get_args(GraphNetworkKind)
+LAYER_KINDS: tuple[GraphNetworkKind, ...] = get_args(GraphNetworkKind)
 SEEDS = (0, 1, 2)
 WIDTH = 128
-"""Of the features, brought there by an encoder for each graph, and of the two layers."""
+"""Width of the encoded features and of the two layers."""
 TRAINING = GraphTrainingConfig(epochs=100, patience=10)
 LINK_TRAINING = GraphTrainingConfig(epochs=100, patience=30)
-"""Where links are predicted, the validation score rests for a while before it rises."""
+"""For link prediction, whose validation score stagnates before it rises."""
 SCALINGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Of task arithmetic and TIES; the best mean validation score decides."""
+"""Of task arithmetic and TIES; selected by the mean validation score."""
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "weight_average": ("weight_average", {}),
     "task_arithmetic": ("task_arithmetic", {}),
@@ -57,9 +57,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gnnmerge_pp_prior_zero": ("gnnmerge_pp", {"prior": "zero"}),
     "gnnmerge_pp_all_nodes": ("gnnmerge_pp", {}),
 }
-"""By row: merger and options. `gnnmerge_pp_all_nodes` sees every node of a graph for each task, and
-not the task's own training nodes."""
-TITLES = {
+"""By row: merger and options. `gnnmerge_pp_all_nodes` uses all nodes of a graph for every task, not
+only the training nodes."""
+ROW_TITLES = {
     "separate": "separate models",
     "joint": "joint training",
     "weight_average": "weight average",
@@ -73,39 +73,30 @@ TITLES = {
     "gnnmerge_pp_prior_zero": "GNNMerge++, prior zero",
     "gnnmerge_pp_all_nodes": "GNNMerge++, all nodes",
 }
-_CORA = {"cora-a": (0, 1, 2, 3), "cora-b": (4, 5, 6)}
-_CITESEER = {"citeseer-a": (0, 1, 2), "citeseer-b": (3, 4, 5)}
+_CORA = PlanetoidSpec(graph="cora", split="random")
+_CITESEER = PlanetoidSpec(graph="citeseer", split="random")
 SETTINGS: dict[str, dict[str, PlanetoidSpec | LinkSpec]] = {
     "in_domain_cora": {
-        task: PlanetoidSpec(graph="cora", classes=classes, split="random")
-        for task, classes in _CORA.items()
+        "cora-a": _CORA.model_copy(update={"classes": (0, 1, 2, 3)}),
+        "cora-b": _CORA.model_copy(update={"classes": (4, 5, 6)}),
     },
-    "cross_domain": {
-        "cora": PlanetoidSpec(graph="cora", split="random"),
-        "citeseer": PlanetoidSpec(graph="citeseer", split="random"),
-    },
-    "tasks_cora": {
-        "cora": PlanetoidSpec(graph="cora", split="random"),
-        "cora-links": LinkSpec(graph="cora"),
-    },
+    "cross_domain": {"cora": _CORA, "citeseer": _CITESEER},
+    "tasks_cora": {"cora": _CORA, "cora-links": LinkSpec(graph="cora")},
     "in_domain_citeseer": {
-        task: PlanetoidSpec(graph="citeseer", classes=classes, split="random")
-        for task, classes in _CITESEER.items()
+        "citeseer-a": _CITESEER.model_copy(update={"classes": (0, 1, 2)}),
+        "citeseer-b": _CITESEER.model_copy(update={"classes": (3, 4, 5)}),
     },
-    "tasks_citeseer": {
-        "citeseer": PlanetoidSpec(graph="citeseer", split="random"),
-        "citeseer-links": LinkSpec(graph="citeseer"),
-    },
+    "tasks_citeseer": {"citeseer": _CITESEER, "citeseer-links": LinkSpec(graph="citeseer")},
 }
 RESULTS = Path("results/neighbours/gnnmerge.json")
 
 
 class StudyConfig(GraphConfig):
-    """One whose first model starts from the same weights in either case, so that it is trained
-    once."""
+    """A configuration whose first model has the same initial weights with either `initialisation`,
+    so that it is trained once."""
 
     def initial_seed(self, task: str, seed: int) -> int:
-        """Of the weights that a task's network starts from."""
+        """Return the seed of the initial weights of a task's network."""
         if self.initialisation == "shared":
             return seed
         return seed + 1000 * list(self.tasks).index(task)
@@ -113,15 +104,15 @@ class StudyConfig(GraphConfig):
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured at once: all mergers on the models of one setting, one kind of layers and
-    one seed."""
+    """The models of a setting with one kind of layers and one seed, on which all mergers are
+    measured."""
 
     setting: str
     kind: GraphNetworkKind
     seed: int
 
     def run(self, data: Path, work: Path, shared: bool) -> Run:
-        """Its models, from the same or from different initial weights."""
+        """Return the run that trains the models, from equal (`shared`) or different weights."""
         network = GraphNetworkConfig(kind=self.kind, in_dim=WIDTH, num_layers=2, hidden_dim=WIDTH)
         config = StudyConfig(
             setting=self.setting,
@@ -131,21 +122,21 @@ class Cell:
             initialisation="shared" if shared else "different",
             training=LINK_TRAINING if self.setting.startswith("tasks") else TRAINING,
         )
-        read = encoded_tasks(self.setting, self.seed, data)
-        return Run(config, self.seed, data, work, _datasets=dict(read))
+        tasks = encoded_tasks(self.setting, self.seed, data)
+        return Run(config, self.seed, data, work, _datasets=dict(tasks))
 
 
 @cache
 def encoded_tasks(setting: str, seed: int, data: Path) -> dict[str, GraphTask]:
-    """The tasks with the encoder of a whole graph, which is found once for all tasks and seeds."""
-    found: dict[str, GraphTask] = {}
+    """Read the tasks of a setting, with features encoded by the SVD of their whole graph."""
+    tasks: dict[str, GraphTask] = {}
     for task, spec in SETTINGS[setting].items():
         width = load_planetoid(spec.graph, data).x.shape[1]
         plain_network = GraphNetworkConfig(kind="pyg_gcn", in_dim=width)
         config = GraphConfig(setting=setting, network=plain_network, tasks={task: spec})
         raw = GRAPHS.read(config, task, Folders(data, data), seed)
-        found[task] = encode_features(raw, _encoder(spec.graph, data))
-    return found
+        tasks[task] = encode_features(raw, _encoder(spec.graph, data))
+    return tasks
 
 
 @cache
@@ -153,18 +144,22 @@ def _encoder(graph: PlanetoidName, data: Path) -> nn.Linear:
     return svd_encoder(load_planetoid(graph, data).x, WIDTH)
 
 
-def cells() -> Iterator[Cell]:
-    """All of them, a seed at a time."""
-    for seed, setting, kind in product(SEEDS, SETTINGS, KINDS):
+def all_cells() -> Iterator[Cell]:
+    """Yield all cells, seed by seed."""
+    for seed, setting, kind in product(SEEDS, SETTINGS, LAYER_KINDS):
         yield Cell(setting, kind, seed)
 
 
 # --- one cell ---
 
 
-def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
-    """Test scores and seconds of every row: {"scores": {initialisation: {row: {task: score}}},
-    "seconds": {initialisation: {row: s}}, "metric"}."""
+def measure_cell(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
+    """Measure test scores and seconds of all rows in a cell.
+
+    Returns:
+        {"scores": {initialisation: {row: {task: score}}}, "seconds": {initialisation: {row:
+        seconds}}, "metric": {task: name}}.
+    """
     runs = {
         "same": cell.run(data, work, shared=True),
         "different": cell.run(data, work, shared=False),
@@ -177,51 +172,36 @@ def measure(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
 
 def _measured(run: Run, shared: bool) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     models = {task: trained_model(run, teacher(run, task)) for task in run.tasks}
-    together = trained_model(run, joint(run))
+    joint_model = trained_model(run, joint(run))
+    trained_rows = {"separate": models, "joint": dict.fromkeys(run.tasks, joint_model)}
     scores = {
-        "separate": {
+        row: {
             task: _score(run, task, model.network, model.heads[task], "test")
-            for task, model in models.items()
-        },
-        "joint": {
-            task: _score(run, task, together.network, together.heads[task], "test")
-            for task in run.tasks
-        },
+            for task, model in model_of.items()
+        }
+        for row, model_of in trained_rows.items()
     }
     seconds = {
         "separate": sum(model.record["seconds"] for model in models.values()),
-        "joint": together.record["seconds"],
+        "joint": joint_model.record["seconds"],
     }
     initial = sub_state(run.initial_state(), "network.")
-    # no common start: theta_pre is 0
+    # Models with different initial weights have no pretrained weights in common: theta_pre is 0.
     start = initial if shared else {key: torch.zeros_like(value) for key, value in initial.items()}
-    seen = {task: calibration(run, task) for task in run.tasks}
-    inputs = MergeInputs(
-        start,
-        {task: model.network for task, model in models.items()},
-        run.config.network,
-        seen,
-        run.seed,
-    )
+    networks = {task: model.network for task, model in models.items()}
+    data = {task: calibration(run, task) for task in run.tasks}
+    inputs = MergeInputs(start, networks, run.config.network, data, run.seed)
     for row, (method, options) in METHODS.items():
-        given = (
-            replace(
-                inputs, calibration={task: replace(own, nodes=()) for task, own in seen.items()}
-            )
-            if row.endswith("all_nodes")
-            else inputs
-        )
-        variants = (
-            [{**options, "scaling": scaling} for scaling in SCALINGS]
-            if method in ("task_arithmetic", "ties")
-            else [options]
-        )
-        results, seconds[row] = _timed(method, given, variants)
-        best = (
-            max(results, key=lambda result: fmean(_scores(run, inputs, result, "valid").values()))
-            if len(results) > 1
-            else results[0]
-        )
+        variants, data_of = [options], data
+        if method in ("task_arithmetic", "ties"):
+            variants = [{**options, "scaling": scaling} for scaling in SCALINGS]
+        if row.endswith("all_nodes"):
+            data_of = {task: replace(graphs, nodes=()) for task, graphs in data.items()}
+        results, seconds[row] = _timed(method, replace(inputs, calibration=data_of), variants)
+        best = results[0]
+        if len(results) > 1:
+            valid = [fmean(_scores(run, inputs, result, "valid").values()) for result in results]
+            best = results[valid.index(max(valid))]
         scores[row] = _scores(run, inputs, best, "test")
     return scores, seconds
 
@@ -229,14 +209,14 @@ def _measured(run: Run, shared: bool) -> tuple[dict[str, dict[str, float]], dict
 def _timed(
     method: str, inputs: MergeInputs, variants: Sequence[Mapping[str, Any]]
 ) -> tuple[list[MergeResult], float]:
-    """The merged models, and the seconds of one."""
+    """Merge with several options; return the results and the mean seconds of a merge."""
     start = time.perf_counter()
     results = [merge(method, inputs, options) for options in variants]
     return results, round((time.perf_counter() - start) / len(results), 5)
 
 
 def _scores(run: Run, inputs: MergeInputs, result: MergeResult, subset: Subset) -> dict[str, float]:
-    heads = {task: result.head_for(task, own.head) for task, own in inputs.calibration.items()}
+    heads = {task: result.head_for(task, data.head) for task, data in inputs.calibration.items()}
     return {
         task: _score(run, task, result.backbone_for(task), head, subset)
         for task, head in heads.items()
@@ -252,12 +232,12 @@ def _score(
 
 
 def run_cells(data: Path, work: Path, seconds: float) -> None:
-    """Measure cells that are not there yet, in order; begin none after so many seconds."""
+    """Measure the missing cells in order, and begin none after `seconds`."""
     end = time.perf_counter() + seconds
-    for cell in cells():
+    for cell in all_cells():
         path = _cell_path(work, cell)
         if not path.is_file() and time.perf_counter() < end:
-            write_json(path, measure(cell, data, work))
+            write_json(path, measure_cell(cell, data, work))
 
 
 def _cell_path(work: Path, cell: Cell) -> Path:
@@ -267,47 +247,34 @@ def _cell_path(work: Path, cell: Cell) -> Path:
 # --- results ---
 
 
-def summarise(work: Path) -> dict[str, Any]:
-    """What has been measured, over seeds: for each setting and kind of layers, each initialisation
-    and row."""
+def summarise_cells(work: Path) -> dict[str, Any]:
+    """Aggregate the measured cells over seeds, by setting, kind of layers, initialisation and row.
+
+    Returns:
+        {"rows": scores, "speed": seconds and their ratio to joint training}.
+    """
     rows, speed = [], []
-    for setting, kind in product(SETTINGS, KINDS):
-        found = {
-            seed: content
-            for seed in SEEDS
-            if (content := read_json(_cell_path(work, Cell(setting, kind, seed))))
-        }
-        for start, name in product(("same", "different"), TITLES) if found else ():
-            scores = [content["scores"][start][name] for content in found.values()]
-            by_task = {task: over_seeds([own[task] for own in scores]) for task in scores[0]}
-            labels = {
-                "setting": setting,
-                "kind": kind,
-                "initialisation": start,
-                "row": name,
-                "seeds": list(found),
-            }
-            rows.append(
-                {
-                    **labels,
-                    "mean": over_seeds([fmean(own.values()) for own in scores]),
-                    "tasks": by_task,
-                }
-            )
-            seconds = [content["seconds"][start] for content in found.values()]
-            speed.append(
-                {
-                    **labels,
-                    "seconds": over_seeds([s[name] for s in seconds]),
-                    "ratio": over_seeds([s["joint"] / s[name] for s in seconds]),
-                }
-            )
+    for setting, kind in product(SETTINGS, LAYER_KINDS):
+        paths = {seed: _cell_path(work, Cell(setting, kind, seed)) for seed in SEEDS}
+        contents = {seed: content for seed, path in paths.items() if (content := read_json(path))}
+        for start, name in product(("same", "different"), ROW_TITLES) if contents else ():
+            scores = [content["scores"][start][name] for content in contents.values()]
+            seconds = [content["seconds"][start] for content in contents.values()]
+            key: dict[str, Any] = {"setting": setting, "kind": kind, "initialisation": start}
+            key |= {"row": name, "seeds": list(contents)}
+            means = over_seeds([fmean(by_task.values()) for by_task in scores])
+            tasks = {task: over_seeds([seed[task] for seed in scores]) for task in scores[0]}
+            rows.append({**key, "mean": means, "tasks": tasks})
+            ratio = over_seeds([by_row["joint"] / by_row[name] for by_row in seconds])
+            taken = over_seeds([by_row[name] for by_row in seconds])
+            speed.append({**key, "seconds": taken, "ratio": ratio})
     return {"rows": rows, "speed": speed}
 
 
 def write_results(work: Path, molecules: dict[str, Any] | None, path: Path) -> dict[str, Any]:
-    """Put everything that is there into one file."""
-    found = summarise(work)
+    """Write all measured cells and the scores of MoleculeNet to the results file; return its
+    content."""
+    summary = summarise_cells(work)
     content = {
         "what": (
             "GNNMerge, GNNMerge++ and earlier mergers on Cora, Citeseer and MoleculeNet; test"
@@ -327,8 +294,8 @@ def write_results(work: Path, molecules: dict[str, Any] | None, path: Path) -> d
             "link_training": LINK_TRAINING.model_dump(),
             "scalings": SCALINGS,
         },
-        "seeds": sorted({seed for row in found["rows"] for seed in row["seeds"]}),
-        **found,
+        "seeds": sorted({seed for row in summary["rows"] for seed in row["seeds"]}),
+        **summary,
         "molecules": molecules,
         "environment": environment(),
     }
@@ -337,54 +304,55 @@ def write_results(work: Path, molecules: dict[str, Any] | None, path: Path) -> d
 
 
 def scores_table(content: dict[str, Any], setting: str) -> str:
-    """Markdown: mean test score of the two tasks in per cent, a row for each method, columns by
-    layers and by initial weights."""
-    found = {
+    """Tabulate the mean test scores of a setting's tasks in Markdown: per cent, a row per method,
+    a column per kind of layers and initialisation."""
+    means = {
         (row["row"], row["kind"], row["initialisation"]): row["mean"]
         for row in content["rows"]
         if row["setting"] == setting
     }
     columns = [
         (kind, start)
-        for kind in KINDS
+        for kind in LAYER_KINDS
         for start in ("same", "different")
-        if ("separate", kind, start) in found
+        if ("separate", kind, start) in means
     ]
     head = ["method", *(f"{kind.removeprefix('pyg_').upper()}, {start}" for kind, start in columns)]
     rows = [
-        [title, *(percent(found[name, *at]["mean"], found[name, *at]["std"]) for at in columns)]
-        for name, title in TITLES.items()
+        [title, *(percent(means[name, *key]["mean"], means[name, *key]["std"]) for key in columns)]
+        for name, title in ROW_TITLES.items()
     ]
     return markdown_table(head, rows)
 
 
 def speed_table(content: dict[str, Any]) -> str:
-    """Markdown: seconds of merging and how many times as long joint training from scratch takes,
-    medians over all settings, by layers."""
+    """Tabulate seconds of merging in Markdown, and how many times as long joint training from
+    scratch takes: medians over settings and seeds, a column per kind of layers."""
     rows = []
     for name in METHODS:
         cells = []
-        for kind in KINDS:
-            found = [row for row in content["speed"] if row["row"] == name and row["kind"] == kind]
+        for kind in LAYER_KINDS:
+            speed = [row for row in content["speed"] if (row["row"], row["kind"]) == (name, kind)]
             seconds, ratio = (
-                [value for row in found for value in row[what]["values"]]
-                for what in ("seconds", "ratio")
+                [value for row in speed for value in row[quantity]["values"]]
+                for quantity in ("seconds", "ratio")
             )
-            cells.append(f"{median(seconds):.4f} s, {median(ratio):.0f} x" if found else "")
-        rows.append([TITLES[name], *cells])
-    return markdown_table(["method", *(kind.removeprefix("pyg_").upper() for kind in KINDS)], rows)
+            cells.append(f"{median(seconds):.4f} s, {median(ratio):.0f} x" if speed else "")
+        rows.append([ROW_TITLES[name], *cells])
+    titles = [kind.removeprefix("pyg_").upper() for kind in LAYER_KINDS]
+    return markdown_table(["method", *titles], rows)
 
 
 def run_study(data: Path, work: Path, seconds: float, path: Path) -> dict[str, Any]:
-    """Measure what is not measured yet, and write everything into one file.
+    """Measure the missing cells, and write all results to one file.
 
     Args:
-        data, work: folders, as in `merging.run.run.Run`.
-        seconds: begin nothing new after so many.
+        data, work: folders, see `merging.run.run.Run`.
+        seconds: time after which no further cell is begun.
         path: the results file.
 
     Returns:
-        Its content.
+        The content of the file.
     """
     folder = work / "gnnmerge"
     end = time.perf_counter() + seconds

@@ -1,4 +1,4 @@
-"""merging.studies.markdown"""
+"""Markdown tables, and the numbers in their cells."""
 
 from collections.abc import Collection, Iterable, Sequence
 from statistics import fmean, stdev
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard deviation (of a sample; None of one value) with the single values."""
+    """Return mean, sample standard deviation (None for a single value) and values, all rounded."""
     return {
         "mean": round(fmean(values), 5),
         "std": standard_deviation(values),
@@ -15,30 +15,31 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation, to five digits; None of a single value."""
+    """Compute the sample standard deviation to five digits; None for a single value."""
     return round(stdev(values), 5) if len(values) > 1 else None
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Without a final newline; a bar or a line break in a cell stays in its cell."""
+    """Format a Markdown table without a final newline; bars in cells are escaped, and line breaks
+    become spaces."""
     lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     first, *others = [f"| {' | '.join(cells)} |" for cells in lines]
     return "\n".join([first, "|---" * len(head) + "|", *others])
 
 
 METRIC_NAMES = {"roc_auc": "ROC-AUC", "accuracy": "accuracy", "scaled_mae": "MAE / std"}
-"""Scores for people; `MAE / std` is in standard deviations of the training labels."""
+"""Titles of scores; `MAE / std` is in standard deviations of the training labels."""
 
 
 def metric_cell(metric: str, mean: float, std: float | None = None) -> str:
-    """A score of that name (`METRIC_NAMES`): a fraction in percent, an error with three digits."""
+    """Format a metric (a key of `METRIC_NAMES`): fractions in percent, errors with three digits."""
     if metric != "scaled_mae":
         return percent(mean, std)
     return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
 
 
 def average_cell(metrics: Collection[str], mean: float, std: float | None = None) -> str:
-    """The average score of tasks with those metrics, as these; `-` where they differ."""
+    """Format the average score of tasks, as their metric; `-` if they have different metrics."""
     if len(distinct := set(metrics)) > 1:
         return "-"
     (metric,) = distinct
@@ -46,10 +47,10 @@ def average_cell(metrics: Collection[str], mean: float, std: float | None = None
 
 
 def task_column(task: str, metric: str) -> str:
-    """The head of a task's column; a metric other than ROC-AUC is named."""
+    """Return the title of a task's column, with the metric unless that is ROC-AUC."""
     return task if metric == "roc_auc" else f"{task} ({METRIC_NAMES[metric]})"
 
 
 def percent(mean: float, std: float | None = None) -> str:
-    """`71.9` or `71.9 ± 0.4`, from fractions."""
+    """Format a fraction in percent, `71.9`, or with its standard deviation, `71.9 ± 0.4`."""
     return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"

@@ -1,7 +1,7 @@
-"""The comparison as files: `seed<N>.json`, `summary.json`, `ablations.json`, a Markdown table.
-`merging.drawing.figures` draws from these."""
+"""Comparisons of methods, written to results files: `seed<N>.json`, `summary.json`,
+`ablations.json` and Markdown tables. `merging.drawing.figures` plots them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,37 +31,40 @@ from merging.studies.rows import ablation_rows, merger_candidates, table_rows
 from merging.targets.metrics import scores_by_task
 
 Build = Callable[[Sequence[Stage], str], None]
-"""Makes stages, maybe several at a time; the text says what they are."""
+"""A function that runs stages, possibly in parallel; the text names them for its progress bar."""
 
 
 def compare(runs: list[Run], folder: Path, build: Build) -> dict[str, Any]:
-    """Measure every method in every run on molecules, and write the setting's results.
+    """Measure all methods in runs on molecules, and write the results of their setting.
 
     Args:
-        runs: one for each seed of one setting.
-        folder: below it `<setting>/seed<N>.json`, `<setting>/summary.json` and `<setting>/table.md`
-            are written; other seeds that lie there already are part of the summary.
-        build: how stages are made.
+        runs: one run per seed of a setting.
+        folder: the folder in which `<setting>/seed<N>.json`, `<setting>/summary.json` and
+            `<setting>/table.md` are written; the summary includes seeds that are already there.
+        build: runs the stages.
 
     Returns:
-        The summary, see `summarise`.
+        The summary, see `summarise_seeds`.
     """
-    tried = [row for run in runs for row in merger_candidates(run)]
-    build([stage for row in tried for stage in row.stages], "candidates")
+    build(_stages(row for run in runs for row in merger_candidates(run)), "candidates")
     rows = {run.seed: table_rows(run) for run in runs}
-    wanted = [stage for of_seed in rows.values() for row in of_seed for stage in row.stages]
+    stages = _stages(row for methods in rows.values() for row in methods)
     for run in runs:
         pairs = [(source, task) for source in run.tasks for task in run.tasks]
-        wanted += [swapped(run, source, task) for source, task in pairs]
-        wanted += [task_weights(run, task) for task in run.tasks]
-    build(wanted, "comparison")
+        stages += [swapped(run, source, task) for source, task in pairs]
+        stages += [task_weights(run, task) for task in run.tasks]
+    build(stages, "comparison")
     target = folder / runs[0].config.setting
     for run in runs:
         write_json(target / f"seed{run.seed}.json", seed_results(run, rows[run.seed]))
-    summary = summarise(read_seeds(target))
+    summary = summarise_seeds(read_seeds(target))
     write_json(target / "summary.json", summary)
     (target / "table.md").write_text(summary_table(summary) + "\n")
     return summary
+
+
+def _stages(rows: Iterable[Method]) -> list[Stage]:
+    return [stage for row in rows for stage in row.stages]
 
 
 def ablate(run: Run, folder: Path, build: Build) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def ablate(run: Run, folder: Path, build: Build) -> dict[str, Any]:
         {...}, "batch": {...}}}}}.
     """
     groups = ablation_rows(run)
-    build([stage for rows in groups.values() for row in rows for stage in row.stages], "ablations")
+    build(_stages(row for rows in groups.values() for row in rows), "ablations")
     content = {
         "setting": run.config.setting,
         "seed": run.seed,
@@ -88,33 +91,39 @@ def ablate(run: Run, folder: Path, build: Build) -> dict[str, Any]:
     return content
 
 
-def compare_plainly(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
-    """Measure separate models, joint training and mergers, of runs without adapters that differ in
-    their seed only, and write that to a JSON file; other settings that are there stay.
+def compare_without_adapters(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
+    """Compare separate models, joint training and mergers without adapters, and write the results
+    to a JSON file, which keeps its other settings.
+
+    Args:
+        runs: one run per seed of a setting.
+        path: the results file.
+        build: runs the stages.
 
     Returns:
-        What the file now says: by setting, test scores by task and seconds, over the seeds.
+        The content of the file: by setting, test scores by task and seconds, over seeds.
     """
     first = runs[0]
-    mergers = {how.method: how for how in (*first.family.default_mergers, first.config.merge)}
+    mergers = {merge.method: merge for merge in (*first.family.default_mergers, first.config.merge)}
     rows: dict[str, list[Method]] = {
         "separate": [finetuned_method(run) for run in runs],
         "joint": [joint_method(run, "Joint training") for run in runs],
-        **{name: [merger_method(run, how) for run in runs] for name, how in mergers.items()},
+        **{name: [merger_method(run, merge) for run in runs] for name, merge in mergers.items()},
     }
-    build([stage for of in rows.values() for row in of for stage in row.stages], "comparison")
-    tests = {name: [_tests(row) for row in of] for name, of in rows.items()}
+    build(_stages(row for methods in rows.values() for row in methods), "comparison")
+    tests = {name: [_test_scores(row) for row in methods] for name, methods in rows.items()}
     compared = {
         "setting": first.config.setting,
         "config": first.config.model_dump(mode="json"),
         "seeds": [run.seed for run in runs],
         "metric": {label: metric for label, (metric, _) in tests["separate"][0].items()},
         "scores": {
-            name: {label: _over([found[label][1] for found in of]) for label in of[0]}
-            for name, of in tests.items()
+            name: {label: _over([scores[label][1] for scores in by_seed]) for label in by_seed[0]}
+            for name, by_seed in tests.items()
         },
         "seconds": {
-            name: _over([_seconds(name, row.run) for row in of]) for name, of in rows.items()
+            name: _over([_seconds(name, row.run) for row in methods])
+            for name, methods in rows.items()
         },
     }
     settings = (read_json(path) or {"settings": []})["settings"]
@@ -128,40 +137,40 @@ def compare_plainly(runs: Sequence[Run], path: Path, build: Build) -> dict[str, 
     return content
 
 
-def _tests(row: Method) -> dict[str, tuple[str, float]]:
-    """Metric and test score by task; by task and metric, where a task has several."""
-    found = {}
+def _test_scores(row: Method) -> dict[str, tuple[str, float]]:
+    """Return metric and test score by task, or by "task, metric" if the task shows several."""
+    scores = {}
     for task, stage in zip(row.tasks, row.stages, strict=True):
         values = row.run.result(stage).record["stored"]["test"]
         shown = row.run.family.table_metrics(row.run.dataset(task).info)
         for metric in shown:
-            found[task if len(shown) == 1 else f"{task}, {metric}"] = metric, values[metric]
-    return found
+            scores[task if len(shown) == 1 else f"{task}, {metric}"] = metric, values[metric]
+    return scores
 
 
 def _seconds(name: str, run: Run) -> float:
-    """Of the training, or of the merge."""
-    stages = {"separate": [teacher(run, task) for task in run.tasks], "joint": [joint(run)]}
-    made = stages.get(name, [merged(run)])
-    seconds = sum(float(run.result(stage).record["seconds"]) for stage in made)
-    return round(seconds, 4)
+    """Return the seconds of training ("separate", "joint") or of a merger."""
+    training = {"separate": [teacher(run, task) for task in run.tasks], "joint": [joint(run)]}
+    stages = training.get(name, [merged(run)])
+    return round(sum(float(run.result(stage).record["seconds"]) for stage in stages), 4)
 
 
 def _over(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (of a sample; 0 for one value) and the values themselves."""
-    found = over_seeds(values)
-    return {**found, "std": found["std"] or 0.0}
+    """Aggregate like `over_seeds`, with standard deviation 0 of a single value."""
+    summary = over_seeds(values)
+    return {**summary, "std": summary["std"] or 0.0}
 
 
-def scores_table(settings: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each setting and task, scores of `compare_plainly` as mean and deviation;
-    a method that a setting lacks is left blank."""
+def comparison_table(settings: Sequence[dict[str, Any]]) -> str:
+    """Tabulate the settings of `compare_without_adapters` in Markdown: mean and standard deviation
+    of the scores, a row per setting and task; the cell of a method that was not measured is empty.
+    """
     names = list(dict.fromkeys(name for content in settings for name in content["scores"]))
     rows = []
     for content in settings:
-        found = content["scores"]
+        scores = content["scores"]
         for task, metric in content["metric"].items():
-            cells = [_cell(found[name][task], metric) if name in found else "" for name in names]
+            cells = [_cell(scores[name][task], metric) if name in scores else "" for name in names]
             rows.append([content["setting"], task, metric, *cells])
     return markdown_table(["setting", "task", "metric", *names], rows)
 
@@ -172,7 +181,11 @@ def _cell(value: dict[str, Any], metric: str) -> str:
 
 
 def seed_results(run: Run, rows: list[Method]) -> dict[str, Any]:
-    """All results of one seed.
+    """Collect the results of one seed.
+
+    Args:
+        run: the run.
+        rows: its measured methods.
 
     Returns:
         {"setting", "seed", "methods": {name: {"title", "merge", "stored" | "batch": {...},
@@ -204,8 +217,8 @@ def seed_results(run: Run, rows: list[Method]) -> dict[str, Any]:
     }
 
 
-def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds.
+def summarise_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compute means and standard deviations over seeds.
 
     Args:
         seeds: contents of `seed<N>.json`.
@@ -213,23 +226,23 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         {"setting", "seeds", "methods": {name: {"title", "seeds", "stored" | "batch": {"mean":
         {task: value}, "std": {task: value}, "average", "average_std", "valid_average",
-        "recovery"}}}}, with "metrics": {task: name} where one is not ROC-AUC. Standard deviations
-        are of the sample (n - 1), None for a single seed. A method is summarised over the seeds
-        that have it; "recovery" (with "stored") is that of the averages over these seeds.
+        "recovery"}}}}, with "metrics": {task: name} if one is not ROC-AUC. Standard deviations are
+        of the sample (n - 1), None for a single seed. A method is summarised over the seeds that
+        have it; "recovery" (with "stored") is computed from the averages over these seeds.
     """
-    names = {name: own["title"] for seed in seeds for name, own in seed["methods"].items()}
+    titles = {name: row["title"] for seed in seeds for name, row in seed["methods"].items()}
     summary: dict[str, Any] = {
         "setting": seeds[0]["setting"],
         "seeds": [seed["seed"] for seed in seeds],
         "methods": {},
     }
-    for name, title in names.items():
-        found = [seed["methods"][name] for seed in seeds if name in seed["methods"]]
-        kinds = [kind for kind in ("stored", "batch") if kind in found[0]]
+    for name, title in titles.items():
+        rows = [seed["methods"][name] for seed in seeds if name in seed["methods"]]
+        kinds = [kind for kind in ("stored", "batch") if kind in rows[0]]
         summary["methods"][name] = {
             "title": title,
-            "seeds": len(found),
-            **{kind: _spread([own[kind] for own in found]) for kind in kinds},
+            "seeds": len(rows),
+            **{kind: _spread([row[kind] for row in rows]) for kind in kinds},
         }
         summary["methods"][name]["stored"]["recovery"] = _recovery(
             [seed["methods"] for seed in seeds], name
@@ -238,39 +251,34 @@ def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: list[dict[str, Any]]) -> dict[str, Any]:
-    measured = [scores_by_task(one) for one in values]
-    metrics = {task: metric for task, (metric, _) in measured[0].items()}
-    found = {task: [scores[task][1] for scores in measured] for task in metrics}
-    averages = [one["average"] for one in values]
+    by_seed = [scores_by_task(scores) for scores in values]
+    metrics = {task: metric for task, (metric, _) in by_seed[0].items()}
+    by_task = {task: [scores[task][1] for scores in by_seed] for task in metrics}
+    averages = [scores["average"] for scores in values]
     return {
         **({"metrics": metrics} if set(metrics.values()) != {"roc_auc"} else {}),
-        "mean": {task: round(fmean(own), 5) for task, own in found.items()},
-        "std": {task: standard_deviation(own) for task, own in found.items()},
+        "mean": {task: round(fmean(scores), 5) for task, scores in by_task.items()},
+        "std": {task: standard_deviation(scores) for task, scores in by_task.items()},
         "average": round(fmean(averages), 5),
         "average_std": standard_deviation(averages),
-        "valid_average": round(fmean(one["valid_average"] for one in values), 5),
+        "valid_average": round(fmean(scores["valid_average"] for scores in values), 5),
     }
 
 
 def _recovery(seeds: list[dict[str, Any]], name: str) -> float | None:
-    """Of the averages over those seeds (methods by name) that have the method; None without a
-    weight average to start from."""
-    found = [
-        methods for methods in seeds if {name, "weight_average", "finetuned"} <= methods.keys()
-    ]
-    if not found:
+    """Compute the recovery of a method from averages over the seeds (methods by name) that have it
+    and its references; None if there is no such seed."""
+    names = name, "weight_average", "finetuned"
+    complete = [methods for methods in seeds if {*names} <= methods.keys()]
+    if not complete:
         return None
-    return recovery(
-        *(
-            fmean(methods[row]["stored"]["average"] for methods in found)
-            for row in (name, "weight_average", "finetuned")
-        )
-    )
+    averages = (fmean(row[name]["stored"]["average"] for row in complete) for name in names)
+    return recovery(*averages)
 
 
 def summary_table(summary: dict[str, Any], statistics: str = "stored") -> str:
-    """Markdown: test ROC-AUC in percent (or the metric that a column names) with its standard
-    deviation over seeds, and recovery; a row per method."""
+    """Tabulate a summary (`summarise_seeds`) in Markdown: test ROC-AUC in percent, or the metric
+    that a column names, with its standard deviation over seeds, and recovery; a row per method."""
     methods = {name: method for name, method in summary["methods"].items() if statistics in method}
     first = next(iter(methods.values()))[statistics]
     metrics = first.get("metrics") or dict.fromkeys(first["mean"], "roc_auc")

@@ -1,4 +1,4 @@
-"""What else is told of a run: backbone swaps, expert weights, parameters and seconds."""
+"""Further results of a run: backbone swaps, routing weights, numbers of parameters, seconds."""
 
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ WEIGHTS_MOLECULES = 512
 
 
 def swapped(run: Run, source: str, task: str) -> Stage:
-    """Scores of a task's head on the fine-tuned backbone of another task."""
+    """Return the stage that scores the head of `task` on the fine-tuned backbone of `source`."""
     inputs, make = (teacher(run, source), teacher(run, task)), partial(_swap, run, source, task)
     return Stage(f"swap/{source}/{task}", run.seed, (), inputs, make, run.dataset(task).size)
 
@@ -32,8 +32,8 @@ def _swap(run: Run, source: str, task: str, _: Path) -> StageResult:
 
 
 def swap_matrix(run: Run) -> dict[str, dict[str, float]]:
-    """Test score of each task's head on each task's fine-tuned backbone: {backbone: {task: value}}.
-    The diagonal are the fine-tuned models."""
+    """Return the test score of every head on every fine-tuned backbone, {backbone: {task: score}};
+    the diagonal holds the fine-tuned models."""
     return {
         source: {
             task: run.result(swapped(run, source, task)).record["test"]["score"]
@@ -44,8 +44,8 @@ def swap_matrix(run: Run) -> dict[str, dict[str, float]]:
 
 
 def task_weights(run: Run, task: str) -> Stage:
-    """How much the router lets each expert count for a task, mean over sites and test molecules; a
-    row sums to 1."""
+    """Return the stage that computes the routing weights of a task: {expert: weight}, averaged over
+    adapter sites and test molecules, with sum 1."""
     inputs, size = all_adapters(run), run.dataset(task).size
     settings, make = (run.config.routing,), partial(_weigh, run, task)
     return Stage(f"weights/{task}", run.seed, settings, inputs, make, size)
@@ -61,18 +61,18 @@ def _weigh(run: Run, task: str, _: Path) -> StageResult:
 
     chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), WEIGHTS_MOLECULES)).long()]
     means = compute_outputs(weights, dataset.graphs, chosen, run.device).mean(0)
-    found = {name: round(float(mean), 4) for name, mean in zip(model.tasks, means, strict=True)}
-    return StageResult(record=found)
+    named = zip(model.tasks, means, strict=True)
+    return StageResult(record={name: round(float(mean), 4) for name, mean in named})
 
 
 def expert_weights(run: Run) -> dict[str, dict[str, float]]:
-    """`task_weights` of all tasks: {task: {expert: weight}}."""
+    """Return the routing weights (`task_weights`) of all tasks: {task: {expert: weight}}."""
     return {task: run.result(task_weights(run, task)).record for task in run.tasks}
 
 
 def accounting(run: Run) -> dict[str, Any]:
-    """Numbers (parameters and stored statistics) of the merged model against K models, and seconds
-    of training and merging."""
+    """Count the numbers (parameters and stored statistics) of the merged model and of separate
+    models, and collect the seconds of training and merging."""
     shape, rank, tasks = run.config.shape, run.config.rank, run.tasks
     site = 2 * shape.hidden_dim * rank
     sites, norms = shape.num_layers + 1, 2 * shape.num_layers * shape.hidden_dim

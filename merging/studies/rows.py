@@ -1,4 +1,4 @@
-"""Every method on every task: the rows of the paper's table, ablations and sweeps."""
+"""The rows of tables: reference methods, mergers, G-Merging, its ablations and sweeps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,13 +23,13 @@ from merging.run.scores import (
 )
 from merging.run.stage import Stage
 from merging.run.store import StageResult
-from merging.studies.forests import fit_predict, neutral
+from merging.studies.forests import fit_predict, neutralise
 from models.data.smiles import READING_RULE
 
 
 def reference_rows(run: Run) -> list[Method]:
-    """What merging is measured against: one model per task, one trained on all of them, and no
-    network at all."""
+    """Return the methods that merging is compared with: a model per task and, where configured,
+    multi-task learning and random forests on fingerprints."""
     rows = [finetuned_method(run)]
     if run.config.compare.multitask is not None:
         rows.append(joint_method(run, "Multi-task learning"))
@@ -37,12 +37,12 @@ def reference_rows(run: Run) -> list[Method]:
         name, title = "ecfp4_random_forest", "ECFP4 + random forest"
         rows.append(Method(name, title, run, partial(_forest, name, str)))
         name, title = f"{name}_neutral", "the same, charges neutralised"
-        rows.append(Method(name, title, run, partial(_forest, name, neutral)))
+        rows.append(Method(name, title, run, partial(_forest, name, neutralise)))
     return rows
 
 
 def candidates(run: Run, method: str) -> list[Method]:
-    """A merger with each of its configured option sets."""
+    """Return a row for every configured set of options of a merger."""
     return [
         merger_method(run, MergeConfig(method=method, options=options))
         for options in run.config.compare.mergers[method]
@@ -50,13 +50,13 @@ def candidates(run: Run, method: str) -> list[Method]:
 
 
 def merger_candidates(run: Run) -> list[Method]:
-    """All that must be measured before mergers are chosen."""
+    """Return the candidates of all mergers, which are measured before options are chosen."""
     return [row for method in run.config.compare.mergers for row in candidates(run, method)]
 
 
 def chosen_merger(run: Run, method: str) -> Method:
-    """The candidate of a merger that is best by validation average with stored statistics; the
-    earliest of equals."""
+    """Return the candidate of a merger with the best validation average with stored statistics; the
+    first of equals."""
     rows = candidates(run, method)
     if len(rows) == 1:
         return rows[0]
@@ -64,15 +64,15 @@ def chosen_merger(run: Run, method: str) -> Method:
 
 
 def table_rows(run: Run) -> list[Method]:
-    """All rows of a setting's table, in its order. Candidates of mergers are measured to choose
+    """Return the rows of a setting's table in order; measures the candidates of mergers to choose
     among them."""
     chosen = (chosen_merger(run, method) for method in run.config.compare.mergers)
     return [*reference_rows(run), *chosen, *gmerging_methods(run)]
 
 
 def ablation_rows(run: Run) -> dict[str, list[Method]]:
-    """By group ("ablations", and each sweep) variants of G-Merging. All share `ablation_base`,
-    which by itself is the first row of each group."""
+    """Return variants of G-Merging by group: "ablations", and the name of every sweep. The first
+    row of a group is the configured `ablation_base`, which the others change."""
     compare = run.config.compare
     base = run.with_changes(**compare.ablation_base)
     groups = {"ablations": compare.ablations, **compare.sweeps}
@@ -80,7 +80,8 @@ def ablation_rows(run: Run) -> dict[str, list[Method]]:
 
 
 def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[Method]:
-    """With each task's own adapters; in a group that varies the router, routed."""
+    """Return the base and its variants: with routing in a group that varies the router, otherwise
+    with the adapters of the task."""
     routed = any("router" in change for change in changes.values())
     row, name = (routed_method, "gmerging_moe") if routed else (adapted_method, "gmerging_own")
     only = base.config.compare.ablation_tasks
@@ -91,24 +92,24 @@ def _variants(base: Run, changes: dict[str, dict[str, dict[str, Any]]]) -> list[
 
 
 def _forest(
-    name: str, drawn: Callable[[str], str], run: Run, task: str, kinds: StatisticsKinds
+    name: str, rewrite: Callable[[str], str], run: Run, task: str, kinds: StatisticsKinds
 ) -> Stage:
-    """A random forest on fingerprints of molecules as `drawn` writes them."""
-    dataset, described = run.dataset(task), run.config.dataset_for(task)
+    """Return the stage that scores random forests on fingerprints of rewritten SMILES."""
+    dataset, spec = run.dataset(task), run.config.dataset_for(task)
     trees = run.config.compare.forest_trees_by_task.get(task, run.config.compare.forest_trees)
-    settings = trees, dataset.source_sha256, described, READING_RULE
-    make = partial(_make_forest, drawn, run, task, trees)
+    settings = trees, dataset.source_sha256, spec, READING_RULE
+    make = partial(_make_forest, rewrite, run, task, trees)
     return Stage(f"evaluation/{name}/{task}", run.seed, settings, (), make, dataset.size)
 
 
 def _make_forest(
-    drawn: Callable[[str], str], run: Run, task: str, trees: int, _: Path
+    rewrite: Callable[[str], str], run: Run, task: str, trees: int, _: Path
 ) -> StageResult:
-    dataset, described = run.dataset(task), run.config.dataset_for(task)
-    given = load_smiles(dataset, described, run.data, run.work / "data")
-    answers = fit_predict(dataset, [drawn(smiles) for smiles in given], trees, run.seed)
-    found: dict[str, dict[str, float]] = {}
-    for subset in ("valid", "test"):
-        labels = dataset.labels[getattr(dataset.split, subset)]
-        found[subset] = subset_metrics(run, task, answers[subset], labels)
-    return StageResult(record={"stored": found})
+    dataset, spec = run.dataset(task), run.config.dataset_for(task)
+    smiles = load_smiles(dataset, spec, run.data, run.work / "data")
+    predictions = fit_predict(dataset, [rewrite(text) for text in smiles], trees, run.seed)
+    scores = {
+        subset: subset_metrics(run, task, values, dataset.labels[getattr(dataset.split, subset)])
+        for subset, values in predictions.items()
+    }
+    return StageResult(record={"stored": scores})

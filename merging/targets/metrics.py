@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ from models.errors import InvalidInputError, TrainingError
 from models.task import LabelTarget, Target, TaskInfo
 
 Array = NDArray[Any]
-Metric = Literal["roc_auc", "accuracy", "mae", "forces"]
-MAIN_METRICS: dict[Target, Metric] = {
+MAIN_METRICS: dict[Target, str] = {
     "multilabel": "roc_auc",
     "multiclass": "accuracy",
     "regression": "mae",

@@ -344,7 +344,7 @@ def test_all_heads_start_alike_and_energies_are_right_from_the_first_step(data: 
 
 
 def mean(teachers: dict[str, Teacher], heads: Heads) -> MergedForceField:
-    return study.averaged(teachers, None, "weight_average", heads)
+    return study.merge_weights(teachers, None, "weight_average", heads)
 
 
 def methods() -> dict[str, Callable[[dict[str, Teacher]], MergedForceField]]:
@@ -523,7 +523,7 @@ def test_ties_starts_from_the_beginning_or_from_nothing() -> None:
         with torch.no_grad():
             model.network.get_parameter(key)[0, 0] += sign
     options = {"density": 1e-9}  # the one largest change
-    merged = study.averaged(
+    merged = study.merge_weights(
         moved, (start.network, start.expert), "ties", "own", options
     ).network.state_dict()
     assert float(merged[key][0, 0] - start.network.state_dict()[key][0, 0]) == pytest.approx(1.5)
@@ -532,7 +532,7 @@ def test_ties_starts_from_the_beginning_or_from_nothing() -> None:
         for name, value in merged.items()
         if name != key
     )
-    alone = study.averaged(moved, None, "ties", "own", options).network
+    alone = study.merge_weights(moved, None, "ties", "own", options).network
     assert sum(int(parameter.count_nonzero()) for parameter in alone.parameters()) <= 2
 
 
@@ -556,10 +556,10 @@ def test_a_study_from_data_to_table(
         "joint training",
     } < set(methods)
     assert all(set(seed) == set(SHAPES) for row in entry["rows"] for seed in row["by_seed"])
-    text = table.tables({"md17": entry})
+    text = table.gffmerge_tables({"md17": entry})
     assert text.count("| joint training |") == 2
     # what is finished is read back, not measured again
-    monkeypatch.setattr(study, "errors_of", None)
+    monkeypatch.setattr(study, "model_errors", None)
     monkeypatch.setattr(study, "train", None)
     monkeypatch.setattr("merging.run.stages.train", None)
     assert study.run_study(CONFIG, data, tmp_path / "work", [0], results) == entry
@@ -618,4 +618,4 @@ def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
 
 def test_the_page_shows_the_results() -> None:
     results = json.loads((ROOT / "results" / "neighbours" / "gffmerge.json").read_text())
-    assert table.tables(results) in (ROOT / "docs" / "gffmerge.md").read_text()
+    assert table.gffmerge_tables(results) in (ROOT / "docs" / "gffmerge.md").read_text()

@@ -18,7 +18,7 @@ from merging.run import stages
 from merging.run.run import Run
 from merging.run.scores import evaluation
 from merging.run.stages import heads, joint, merge_result, teacher, trained_model
-from merging.studies.report import compare_plainly, scores_table
+from merging.studies.report import compare_without_adapters, comparison_table
 from models.artifact import load_artifact
 from models.data.batch import GraphBatch
 from models.errors import ConfigError
@@ -171,9 +171,9 @@ def test_comparison_summarises_seeds(small: Run, tmp_path: Path) -> None:
 
     runs = [small, replace(small, seed=1, _datasets={})]
     other = varied(small, setting="another")
-    compare_plainly([other], tmp_path / "results.json", build(other))
+    compare_without_adapters([other], tmp_path / "results.json", build(other))
     for _ in range(2):  # the same setting again takes its own place
-        content = compare_plainly(runs, tmp_path / "results.json", build(small))
+        content = compare_without_adapters(runs, tmp_path / "results.json", build(small))
     assert json.loads((tmp_path / "results.json").read_text()) == content
     beside, setting = content["settings"]
     assert beside["setting"] == "another"
@@ -185,7 +185,7 @@ def test_comparison_summarises_seeds(small: Run, tmp_path: Path) -> None:
     )
     assert setting["scores"].keys() == {"separate", "joint", "weight_average", "gnnmerge_pp"}
     assert setting["seconds"].keys() == setting["scores"].keys()
-    assert "| pico | numbers | mae |" in scores_table(content["settings"])
+    assert "| pico | numbers | mae |" in comparison_table(content["settings"])
     assert beside["scores"]["joint"]["wide"]["std"] == 0
 
 
@@ -228,4 +228,4 @@ def test_molecules_are_written_as_plain_graphs(pico_run: Run, tmp_path: Path) ->
 
 def test_page_shows_the_measured_table() -> None:
     content = json.loads((ROOT / "results/neighbours/generic-graphs.json").read_text())
-    assert scores_table(content["settings"]) in (ROOT / "docs/generic-graphs.md").read_text()
+    assert comparison_table(content["settings"]) in (ROOT / "docs/generic-graphs.md").read_text()

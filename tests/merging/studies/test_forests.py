@@ -9,7 +9,7 @@ from merging.data.molecule_dataset import MoleculeDataset, load_dataset, load_sm
 from merging.data.molecule_tables import DatasetSpec
 from merging.families.molecule_config import MoleculeConfig
 from merging.run.run import Run
-from merging.studies.forests import ecfp4, fit_predict, neutral
+from merging.studies.forests import ecfp4, fit_predict, neutralise
 from merging.targets.metrics import roc_auc
 from models.data.smiles import featurize
 from models.errors import DataError, InvalidInputError
@@ -50,7 +50,7 @@ def test_reads_what_fails_the_check_of_valences() -> None:
     ],
 )
 def test_only_charges_that_protons_make_are_taken_away(drawn: str, expected: str) -> None:
-    assert neutral(drawn) == expected
+    assert neutralise(drawn) == expected
 
 
 def test_scores_separate_what_a_fingerprint_sees(pico_run: Run) -> None:

@@ -7,9 +7,9 @@ import pytest
 from merging.data.files import read_json, write_json
 from merging.studies.gnnmerge import (
     RESULTS,
+    ROW_TITLES,
     SETTINGS,
-    TITLES,
-    cells,
+    all_cells,
     scores_table,
     speed_table,
     write_results,
@@ -25,9 +25,9 @@ def fake_cells(folder: Path) -> None:
     for seed in (0, 1):
         scores = {
             name: {"cora-a": 0.01 * k + 0.1 * seed, "cora-b": 0.01 * k}
-            for k, name in enumerate(TITLES)
+            for k, name in enumerate(ROW_TITLES)
         }
-        seconds = {name: 2.0 if name == "joint" else 0.01 for name in TITLES}
+        seconds = {name: 2.0 if name == "joint" else 0.01 for name in ROW_TITLES}
         content = {
             "metric": {},
             "scores": {"same": scores, "different": scores},
@@ -58,7 +58,7 @@ class TestStudy:
         assert "| GNNMerge++ | 0.0100 s, 200 x |" in speed_table(content)
 
     def test_cells_are_all_combinations_once(self) -> None:
-        made = list(cells())
+        made = list(all_cells())
         assert len(set(made)) == len(made) == 5 * 4 * 3
 
     def test_page_holds_the_measured_tables(self) -> None:

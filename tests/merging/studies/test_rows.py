@@ -10,7 +10,7 @@ import pytest
 from merging.cli.main import main
 from merging.run.run import Run
 from merging.studies.markdown import percent
-from merging.studies.report import summarise
+from merging.studies.report import summarise_seeds
 from merging.studies.rows import candidates, chosen_merger
 from tests.merging.conftest import write_pico
 from tests.merging.run.test_stages import command
@@ -177,7 +177,7 @@ def test_summary_by_hand() -> None:
             "methods": {name: {"title": name, **scores(value)} for name, value in methods.items()},
         }
 
-    summary = summarise(
+    summary = summarise_seeds(
         [
             seed(0, finetuned=0.8, weight_average=0.6, ours=0.7),
             seed(1, finetuned=0.9, weight_average=0.7),
