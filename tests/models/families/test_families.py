@@ -89,7 +89,7 @@ class Case:
     def answers(
         self, graphs: list[Graph], tasks: Sequence[str] = (), routing: Routing = "own"
     ) -> dict[str, TaskOutput]:
-        model = self.family.load_model(self.network(), self.experts(), RouterConfig())
+        model = self.family.model(self.network(), self.experts(), RouterConfig())
         batch = self.family.collate(graphs)
         return self.family.answer(model, batch, tasks or tuple(self.infos), routing)
 
@@ -251,9 +251,7 @@ def test_a_schema_speaks_of_the_tasks_of_the_manifest(case: Case) -> None:
 @every_kind
 def test_what_is_read_is_answered(case: Case) -> None:
     graphs = case.graphs
-    model = case.family.served(
-        case.family.load_model(case.network(), case.experts(), RouterConfig())
-    )
+    model = case.family.served(case.family.model(case.network(), case.experts(), RouterConfig()))
     assert model.tasks == tuple(case.infos)
     nodes, sites = sum(graph.num_nodes for graph in graphs), len(model.site_names)
     for routing in get_args(Routing) if sites else ("own",):
@@ -290,10 +288,7 @@ def test_answers_of_other_graphs_and_tasks_do_not_matter(case: Case) -> None:
 @every_kind
 def test_the_served_model_answers_the_same(case: Case) -> None:
     family, tasks = case.family, tuple(case.infos)[:1]
-    model, batch = (
-        case.family.load_model(case.network(), case.experts(), RouterConfig()),
-        case.graphs,
-    )
+    model, batch = (case.family.model(case.network(), case.experts(), RouterConfig()), case.graphs)
     with torch.inference_mode():
         expected = family.answer(model, family.collate(batch), tasks, "own")
         answers = family.answer(family.served(model), family.collate(batch), tasks, "own")
@@ -429,7 +424,7 @@ def test_kinds_of_one_family_answer_differently() -> None:
 def test_a_gcn_whose_tasks_are_labels_of_molecules_is_served_compiled() -> None:
     info = TaskInfo(labels=("liver", "heart"))
     case = replace(CASES["gcn"], infos={"toxic": info})
-    model = case.family.load_model(case.network(), case.experts(), RouterConfig())
+    model = case.family.model(case.network(), case.experts(), RouterConfig())
     served, batch = case.family.served(model), case.family.collate(case.graphs)
     assert isinstance(served, CompiledModel)
     with torch.inference_mode():
