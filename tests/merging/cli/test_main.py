@@ -87,4 +87,6 @@ def test_help_says_no_default_where_there_is_none(capsys: pytest.CaptureFixture[
         said = " ".join(capsys.readouterr().out.split())
         assert "(default: None)" not in said
         assert "(default: False)" not in said
-        assert ("--seed SEED of all that is drawn (default: 0)" in said) == ("--seed SEED" in said)
+        assert ("--seed SEED seed of all random numbers (default: 0)" in said) == (
+            "--seed SEED" in said
+        )
