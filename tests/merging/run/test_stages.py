@@ -85,7 +85,10 @@ def test_release_writes_artifact_and_card(
     assert "not its own" not in said
     (released / "artifact/tasks/notes.txt").write_text("mine")
     assert main(["inspect", str(released / "artifact")]) == 0
-    assert "not its own, which nothing reads: 'tasks/notes.txt'" in capsys.readouterr().out
+    assert (
+        "files that are not in the manifest, which nothing reads: 'tasks/notes.txt'"
+        in capsys.readouterr().out
+    )
     assert "Data of nitrogen, other: the files in the table above, under their owner" in card
     assert "MoleculeNet" not in card
 
