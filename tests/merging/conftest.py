@@ -17,6 +17,12 @@ RINGS = ("c1ccccc1", "c1ccncc1", "C1CCCCC1", "C1CCNCC1", "c1ccoc1", "c1ccsc1", "
 TAILS = ("O", "N", "C", "CC", "CO", "C(=O)O", "C#N", "Cl", "F", "CCN")
 
 
+def run_options(tmp_path: Path) -> list[str]:
+    """Options of `gmerging` that keep a run in the test's own folder, on one thread of the CPU."""
+    folders = ["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
+    return [*folders, "--device", "cpu", "--threads", "1"]
+
+
 def write_csv(
     path: Path, smiles_column: str, labels: tuple[str, ...], rows: list[tuple[str, ...]]
 ) -> None:

@@ -26,6 +26,7 @@ from models.errors import CheckpointError
 from models.networks.hu2020 import load_backbone
 from models.state_dict import sub_state
 from tests.conftest import pico_config, random_backbone
+from tests.merging.conftest import run_options
 from tests.merging.run.test_stages import command
 
 NAME, GIN = "gcn_contextpred", "gin_contextpred"
@@ -294,15 +295,6 @@ def test_the_command_fetches_before_it_works(
 ) -> None:
     text = pico_config_file.read_text().replace(str(tmp_path / "weights.safetensors"), NAME)
     pico_config_file.write_text(text)
-    folders = [
-        "--data",
-        str(tmp_path / "data"),
-        "--work",
-        str(tmp_path / "work"),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    folders = run_options(tmp_path)
     assert main(["finetune", "--config", str(pico_config_file), *folders]) == 0
     assert len(server.asked) == 1

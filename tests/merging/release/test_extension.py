@@ -25,7 +25,7 @@ from models.networks.hu2020 import Backbone
 from models.screening import is_screened
 from models.task import TaskInfo
 from tests.conftest import pico_config, random_backbone, random_experts
-from tests.merging.conftest import molecules, tail_has, write_csv, write_pico
+from tests.merging.conftest import molecules, run_options, tail_has, write_csv, write_pico
 from tests.merging.run.test_stages import command
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -56,16 +56,7 @@ def extended(made: Path, tmp_path: Path) -> Path:
 
 
 def add(tmp_path: Path, artifact: str, output: str, *options: str) -> int:
-    folders = [
-        "--data",
-        str(tmp_path / "data"),
-        "--work",
-        str(tmp_path / "work"),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    folders = run_options(tmp_path)
     config = [
         "--config",
         str(tmp_path / "more.yaml"),
@@ -317,16 +308,7 @@ def test_tasks_that_extend_another_configuration_need_a_name_before_anything_is_
 ) -> None:
     """The README's example without its `release`: it may not take the other's name."""
     (tmp_path / "mine.yaml").write_text("extends: pico.yaml\ntasks: [nitrogen]\n")
-    folders = [
-        "--data",
-        str(tmp_path / "data"),
-        "--work",
-        str(tmp_path / "work"),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    folders = run_options(tmp_path)
     config = ["--config", str(tmp_path / "mine.yaml"), *folders]
     assert main(["release", "--output", str(tmp_path / "out"), *config]) == 1
     assert "write `release: {name: mine, version: 1.0.0}` into it" in capsys.readouterr().err

@@ -23,20 +23,11 @@ from models.artifact import load_artifact
 from models.data.batch import mean_readout
 from models.errors import CheckpointError
 from tests.conftest import pico_config
-from tests.merging.conftest import molecules, tail_has, write_csv
+from tests.merging.conftest import molecules, run_options, tail_has, write_csv
 
 
 def command(tmp_path: Path, *arguments: str) -> int:
-    folders = [
-        "--data",
-        str(tmp_path / "data"),
-        "--work",
-        str(tmp_path / "work"),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    folders = run_options(tmp_path)
     return main([*arguments, "--config", str(tmp_path / "pico.yaml"), *folders])
 
 
