@@ -150,8 +150,8 @@ class SharedTasks:
             self._down = bank.down[:, list(tasks)].flatten(1)  # (d, T * r)
             self._head = torch.cat([head.weight.T for head in heads], 1)  # (d, C)
             self._bias = torch.cat([head.bias for head in heads])
-            folded = [bank.up[t] @ head.weight.T for t, head in zip(tasks, heads, strict=True)]
-            self._up = torch.cat(folded, 1)  # (r, C)
+            folded = [head.weight @ bank.up[t].T for t, head in zip(tasks, heads, strict=True)]
+            self._up = torch.cat(folded)  # (C, r)
 
     @property
     def num_bytes(self) -> int:
@@ -168,8 +168,8 @@ class SharedTasks:
         bias = _columns(self._bias[None], labels)[0]
         out = torch.addmm(bias, g, _columns(self._head, labels))
         projected = g @ _columns(self._down, ranks)
-        up = _columns(self._up, labels).contiguous()
-        kernels.subtract_adapters(out.numpy(), projected.numpy(), up.numpy(), starts)
+        up = _columns(self._up.T, labels).T
+        kernels.subtract_adapters(out.numpy(), projected.numpy(), up.contiguous().numpy(), starts)
         return [out[:, begin:end] for begin, end in pairwise(starts.tolist())]
 
 

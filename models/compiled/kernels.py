@@ -300,15 +300,17 @@ def subtract_adapters(
     Args:
         logits: (G, C) of all tasks side by side, changed in place.
         projected: (G, T * r) the adapters' projections before relu.
-        folded_up: (r, C) the adapters' `up` matrices times the heads.
+        folded_up: (C, r) the heads times the adapters' transposed `up` matrices.
         starts: (T + 1,) where the logits of each task start.
     """
-    rank, tasks = len(folded_up), len(starts) - 1
+    rank = folded_up.shape[1]
+    z = np.empty(rank, np.float32)
     for graph in range(len(logits)):
-        for task in range(tasks):
-            begin, end = starts[task], starts[task + 1]
+        for task in range(len(starts) - 1):
             for k in range(rank):
-                z = projected[graph, task * rank + k]
-                if z > 0:
-                    for column in range(begin, end):
-                        logits[graph, column] -= z * folded_up[k, column]
+                z[k] = max(projected[graph, task * rank + k], np.float32(0))
+            for label in range(starts[task], starts[task + 1]):
+                row, total = folded_up[label], np.float32(0)
+                for k in range(rank):
+                    total += z[k] * row[k]
+                logits[graph, label] -= total

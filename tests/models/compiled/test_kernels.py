@@ -228,12 +228,12 @@ def test_adapters_are_subtracted_from_the_logits_of_their_tasks(
 ) -> None:
     rng = np.random.default_rng(rank)
     starts = np.concatenate([[0], np.cumsum(labels)])
-    logits, up = small_halves(rng, graphs, sum(labels)), small_halves(rng, rank, sum(labels))
+    logits, up = small_halves(rng, graphs, sum(labels)), small_halves(rng, sum(labels), rank)
     projected, before = small_halves(rng, graphs, len(labels) * rank), logits.copy()
     as_run(kernels.subtract_adapters)(logits, projected, up, starts)
     for task, (begin, end) in enumerate(pairwise(starts)):
         z = np.maximum(projected[:, task * rank : (task + 1) * rank], 0)
-        expected = before[:, begin:end] - z @ up[:, begin:end]
+        expected = before[:, begin:end] - z @ up[begin:end].T
         np.testing.assert_allclose(logits[:, begin:end], expected, rtol=0, atol=1e-6)
 
 
