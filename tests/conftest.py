@@ -18,7 +18,7 @@ from models.experts.expert import Expert, SharedExpert, TaskExpert
 from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind
 
 SHARED = Path(os.environ.get("GMERGING_DATA", Path(__file__).parents[2] / "shared" / "data")).parent
-KINDS: tuple[BackboneKind, ...] = ("gin", "gcn", "graphsage", "gat")
+KINDS: tuple[BackboneKind, ...] = ("gin", "gcn", "graphsage", "gat", "gin_linear")
 SMILES = (
     "CCO",
     "C",

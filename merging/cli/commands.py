@@ -116,7 +116,7 @@ def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
 
 
 def pretrain_backbone(arguments: argparse.Namespace) -> None:
-    """Pre-train a backbone without labels (context or edge prediction)."""
+    """Pre-train a backbone without labels: context or edge prediction, or descriptors."""
     device, config = _set_up(arguments), load_pretrain_config(arguments.config)
     folders, threads = (arguments.data, arguments.work), arguments.threads
     path = pretrain(config, *folders, arguments.seed, device, threads)

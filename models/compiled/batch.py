@@ -44,7 +44,8 @@ class CompiledBatch:
         graph_starts: (G + 1,) first node of each graph.
         edges: (N + 1,) where the neighbours of each node start, and (E,) the neighbours.
         bonds: (E,) type * NUM_BOND_DIRECTIONS + direction of the bond to each neighbour.
-        scale: (N,) 1 / sqrt(degree), self-loop included.
+        scale: (N,) factor of the messages that a node sends and of those that it receives:
+            1 / sqrt(degree) with the self-loop included for a GCN, 1 for a sum.
         keys: (N,) equal for nodes of equal atom type, chirality tag and degree.
     """
 
@@ -57,8 +58,13 @@ class CompiledBatch:
     keys: NDArray[np.int64]
 
     @classmethod
-    def from_batch(cls, batch: GraphBatch) -> Self:
-        """Convert a batch and sort its edges by target."""
+    def from_batch(cls, batch: GraphBatch, normalised: bool = True) -> Self:
+        """Convert a batch and sort its edges by target.
+
+        Args:
+            batch: the molecules.
+            normalised: normalise messages by degrees, as a GCN does; else they are summed.
+        """
         x = batch.x.numpy()
         source, target = batch.edge_index.numpy()
         attr = batch.edge_attr.numpy()
@@ -70,7 +76,7 @@ class CompiledBatch:
             graph_starts=np.searchsorted(batch.batch.numpy(), np.arange(batch.num_graphs + 1)),
             edges=(starts, source[order]),
             bonds=(attr[:, 0] * NUM_BOND_DIRECTIONS + attr[:, 1])[order],
-            scale=(degree**-0.5).astype(np.float32),
+            scale=(degree**-0.5 if normalised else np.ones(len(degree))).astype(np.float32),
             keys=(x[:, 0] * NUM_CHIRALITY_TAGS + x[:, 1]) * (int(degree.max(initial=0)) + 1)
             + degree,
         )

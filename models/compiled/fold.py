@@ -12,7 +12,7 @@ from torch.nn import functional
 from models.compiled.transport import SIMD_WIDTH
 from models.data.molecule import NUM_BOND_TYPES, SELF_LOOP
 from models.experts.bank import NodeAdapterBank
-from models.networks.hu2020 import Backbone, GCNConvolution
+from models.networks.hu2020 import Backbone, GINLinearConvolution
 
 
 class ExpertSelection:
@@ -104,7 +104,7 @@ def fold_layer(
     """
     convolution, norm = backbone.gnns[number], backbone.batch_norms[number]
     # for the type checker: a ModuleList is untyped
-    assert isinstance(convolution, GCNConvolution)
+    assert isinstance(convolution, GINLinearConvolution)
     assert isinstance(norm, nn.BatchNorm1d)
     padding = 0, -len(bank.up) % SIMD_WIDTH
     with torch.no_grad():

@@ -22,6 +22,7 @@ Source: G-Merging, as in `models.experts.unified`; the folding and the classes a
 from collections.abc import Sequence
 from typing import cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,9 +34,10 @@ from models.data.batch import GraphBatch
 from models.errors import InvalidInputError
 from models.experts.streams import StreamSelection
 from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedModel, UnifiedOutput
-from models.networks.hu2020 import Backbone
+from models.networks.hu2020 import SUM_DIVISOR, Backbone
 from models.task import select_tasks
 
+_KINDS = "gcn", "gin_linear"
 _MIN_EPSILON = 0.05
 _MAX_TOLERANCE = 60.0  # in units of epsilon; beyond both limits exponentials leave float32
 
@@ -54,17 +56,19 @@ class CompiledModel:
     def __init__(self, model: UnifiedModel) -> None:
         if not self.supports(model):
             raise InvalidInputError(
-                "got a model that cannot be compiled, expected a GCN on the CPU with the plain"
-                " entropic router"
+                "got a model that cannot be compiled, expected a GCN or a linear GIN on the CPU"
+                " with the plain entropic router"
             )
         self.tasks, self.site_names, self.targets = model.tasks, model.site_names, model.targets
         self._table = model.streams
-        backbone = cast(Backbone, model.backbone)  # a GCN for molecules, as `supports` says
+        backbone = cast(Backbone, model.backbone)  # as `supports` says
         self._embeddings = (
             backbone.x_embedding1.weight.detach(),
             backbone.x_embedding2.weight.detach(),
         )
         self._num_layers = backbone.config.num_layers
+        self._normalised = backbone.config.kind == "gcn"
+        self._sums = backbone.config.readout == "sum"
         # Streams of single tasks, which mix, and shared ones; either may be missing.
         self._groups: list[tuple[range, CompiledStreams]] = []
         own, streams = self._table.own, len(self._table.streams)
@@ -102,8 +106,8 @@ class CompiledModel:
     def supports(model: UnifiedModel) -> bool:
         """Check whether a model can be compiled.
 
-        It must be a GCN for molecules on the CPU whose tasks are answers of graphs, with a router
-        that solves the plain entropic problem.
+        It must be a GCN or a linear GIN for molecules on the CPU whose tasks are answers of graphs,
+        with a router that solves the plain entropic problem.
         """
         router = model.router
         plain = router.solver == "sinkhorn" and not router.debias and router.epsilon >= _MIN_EPSILON
@@ -112,7 +116,7 @@ class CompiledModel:
         return (
             plain
             and router.tolerance / router.epsilon <= _MAX_TOLERANCE
-            and model.backbone.config.kind == "gcn"
+            and model.backbone.config.kind in _KINDS
             and model.graph_bank.up.is_cpu
         )
 
@@ -167,7 +171,7 @@ class CompiledModel:
             (S, G, d) readouts, and by layer (G, own, K_own) routing weights of the streams of
             single tasks; none if the pass has no such streams.
         """
-        graphs = CompiledBatch.from_batch(batch)
+        graphs = CompiledBatch.from_batch(batch, self._normalised)
         whole, workspace = WholeBatch(graphs, self._num_layers - 1), Workspace()
         readouts, node_weights = [], list[Tensor]()
         for members, group in self._groups:
@@ -181,7 +185,11 @@ class CompiledModel:
             readouts.append(h)
             if mixes:
                 node_weights = weights
-        return torch.cat(readouts), node_weights
+        h = torch.cat(readouts)
+        if self._sums:
+            sizes = np.diff(graphs.graph_starts).astype(np.float32) / SUM_DIVISOR
+            h *= torch.from_numpy(sizes)[None, :, None]
+        return h, node_weights
 
 
 def fastest(model: UnifiedModel) -> CompiledModel | UnifiedModel:

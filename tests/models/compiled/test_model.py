@@ -31,7 +31,7 @@ from models.data.smiles import featurize, read_graphs
 from models.errors import InvalidInputError, UnknownTaskError
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
-from models.networks.hu2020 import BackboneConfig
+from models.networks.hu2020 import BackboneConfig, BackboneKind, Readout
 from tests.conftest import (
     SHARING,
     SMILES,
@@ -52,8 +52,12 @@ def _model(
     rank: int = 5,
     router: RouterConfig | None = None,
     hidden_dim: int = 20,
+    kind: BackboneKind = "gcn",
+    readout: Readout = "mean",
 ) -> UnifiedModel:
-    config = BackboneConfig(kind="gcn", num_layers=num_layers, hidden_dim=hidden_dim)
+    config = BackboneConfig(
+        kind=kind, num_layers=num_layers, hidden_dim=hidden_dim, readout=readout
+    )
     experts = {
         f"task{k}_{name}": expert
         for k in range(-(-num_experts // 3))
@@ -91,6 +95,14 @@ def test_answers_are_those_of_the_plain_model(
     routing: Routing, num_experts: int, num_layers: int, rank: int, molecules: GraphBatch
 ) -> None:
     _agree(_model(num_experts, num_layers, rank), molecules, routing)
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+@pytest.mark.parametrize(("kind", "readout"), [("gin_linear", "sum"), ("gcn", "sum")])
+def test_sums_over_neighbours_and_atoms(
+    routing: Routing, kind: BackboneKind, readout: Readout, molecules: GraphBatch
+) -> None:
+    _agree(_model(3, kind=kind, readout=readout), molecules, routing)
 
 
 @pytest.mark.parametrize("routing", get_args(Routing))
