@@ -54,6 +54,21 @@ _SANITIZE_PLAIN = _SANITIZE ^ (
 )
 
 
+_SHORT = 100
+_MOST_CLOSURES = 16  # digits, two for a ring
+
+
+def is_short(text: str) -> bool:
+    """Return True if RDKit reads a text within a few milliseconds whatever it says: a plain SMILES
+    of at most 100 characters and eight rings."""
+    return (
+        len(text) <= _SHORT
+        and "%" not in text
+        and sum(map(str.isdigit, text)) <= _MOST_CLOSURES
+        and _PLAIN.fullmatch(text) is not None
+    )
+
+
 def parse_text(text: str, strict: bool, max_atoms: int | None) -> ParsedSmiles:
     """Parse a text that `models.data.molecule_text` reads: see `models.data.smiles.featurize`."""
     parsed = _parse_plain(text.strip())
