@@ -65,20 +65,24 @@ class CompiledBatch:
             batch: the molecules.
             normalised: normalise messages by degrees, as a GCN does; else they are summed.
         """
-        x = batch.x.numpy()
         source, target = batch.edge_index.numpy()
-        attr = batch.edge_attr.numpy()
-        starts, order = group_by_row(target, len(x))
-        degree = np.bincount(source, minlength=len(x)) + 1
+        graph = batch.batch.numpy()
+        starts, sources, bonds, scale, keys = sort_edges(
+            batch.x.numpy(),
+            source,
+            target,
+            batch.edge_attr.numpy(),
+            NUM_CHIRALITY_TAGS,
+            NUM_BOND_DIRECTIONS,
+        )
         return cls(
             atoms=batch.x,
-            graph=batch.batch.numpy(),
-            graph_starts=np.searchsorted(batch.batch.numpy(), np.arange(batch.num_graphs + 1)),
-            edges=(starts, source[order]),
-            bonds=(attr[:, 0] * NUM_BOND_DIRECTIONS + attr[:, 1])[order],
-            scale=(degree**-0.5 if normalised else np.ones(len(degree))).astype(np.float32),
-            keys=(x[:, 0] * NUM_CHIRALITY_TAGS + x[:, 1]) * (int(degree.max(initial=0)) + 1)
-            + degree,
+            graph=graph,
+            graph_starts=np.searchsorted(graph, np.arange(batch.num_graphs + 1)),
+            edges=(starts, sources),
+            bonds=bonds,
+            scale=scale if normalised else np.ones_like(scale),
+            keys=keys,
         )
 
     @property
@@ -214,6 +218,43 @@ def group_by_row(index: Integers, size: int) -> tuple[Integers, Integers]:
         order[next_entry[row]] = entry
         next_entry[row] += 1
     return starts, order
+
+
+@kernel
+def sort_edges(
+    atoms: Integers,
+    source: Integers,
+    target: Integers,
+    attributes: Integers,
+    tags: int,
+    directions: int,
+) -> tuple[Integers, Integers, Integers, Floats, Integers]:
+    """Sort the edges of a batch by target: see `CompiledBatch`.
+
+    Args:
+        atoms: (N, 2) atom type and chirality tag.
+        source, target: (E,) the ends of the edges.
+        attributes: (E, 2) bond type and direction.
+        tags, directions: numbers of chirality tags and of bond directions.
+
+    Returns:
+        (N + 1,) where the neighbours of each node start, (E,) the neighbours and (E,) the bonds to
+        them; (N,) `scale` and (N,) `keys`.
+    """
+    starts, order = group_by_row(target, len(atoms))
+    degree = np.ones(len(atoms), np.int64)
+    for node in source:
+        degree[node] += 1
+    most = degree.max() + 1 if len(atoms) else 1
+    sources, bonds = np.empty_like(source), np.empty_like(source)
+    for position, edge in enumerate(order):
+        sources[position] = source[edge]
+        bonds[position] = attributes[edge, 0] * directions + attributes[edge, 1]
+    scale, keys = np.empty(len(atoms), np.float32), np.empty(len(atoms), np.int64)
+    for node in range(len(atoms)):
+        scale[node] = np.float32(degree[node] ** -0.5)
+        keys[node] = (atoms[node, 0] * tags + atoms[node, 1]) * most + degree[node]
+    return starts, sources, bonds, scale, keys
 
 
 @kernel

@@ -178,7 +178,8 @@ class Pipeline:
     ) -> list[Result]:
         started = time.perf_counter()
         with span("parse", molecules=len(sources)):
-            parsed = await self._parser.parse(sources, query.requirements)
+            idle = self._batcher.admitted == 1
+            parsed = await self._parser.parse(sources, query.requirements, idle=idle)
         self._metrics.stage("parse", time.perf_counter() - started)
         digest, tasks, routing = query.engine.info.digest, query.tasks, query.routing
         family = query.requirements.family

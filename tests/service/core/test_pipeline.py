@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from models.experts.unified import Routing
 from service.core.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
 from service.core.engine import PredictionQuery
 from service.core.pipeline import Answer, Pipeline
-from service.core.reading import ITEM_CODES, ItemFailure
+from service.core.reading import ITEM_CODES, ItemFailure, Parsed
 from service.telemetry.metrics import Metrics
 from tests.service.doubles import DummyEngine, metric, settings_of
 
@@ -241,3 +242,28 @@ async def test_cache_can_be_switched_off(engine: DummyEngine) -> None:
         for _ in range(2):
             await pipeline.predict(ask(engine), ["C"])
     assert len(engine.passes) == 2
+
+
+async def test_a_request_is_alone_until_another_is_admitted(
+    engine: DummyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(engine) as (pipeline, _):
+        alone = []
+        parse = pipeline._parser.parse
+
+        async def noted(*arguments: Any, idle: bool) -> list[Parsed | ItemFailure]:
+            alone.append(idle)
+            return await parse(*arguments, idle=idle)
+
+        monkeypatch.setattr(pipeline._parser, "parse", noted)
+        await pipeline.predict(ask(engine), ["C"])
+        engine.gate.clear()
+        first = asyncio.create_task(pipeline.predict(ask(engine), ["CC"]))
+        while len(alone) < 2:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(pipeline.predict(ask(engine), ["CCC"]))
+        while len(alone) < 3:
+            await asyncio.sleep(0.001)
+        engine.gate.set()
+        await asyncio.gather(first, second)
+    assert alone == [True, True, False]
