@@ -60,5 +60,5 @@ def low_rank(delta: Tensor, rank: int) -> Tensor:
     if numbers_of(delta.shape, rank) == delta.numel():
         return delta
     left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
-    approximated = (left[:, :rank] * values[:rank]) @ right[:rank]
+    approximated: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
     return approximated.to(delta.dtype)

@@ -25,10 +25,12 @@ from models.experts.router import RouterConfig
 from models.experts.unified import UnifiedModel
 
 
-def expert(run: Run, task: str, tensors: StateDict | None = None) -> Expert:
-    """Build a task's fine-tuned head with its adapters, or with adapters of the given tensors."""
+def expert(
+    run: Run, task: str, tensors: StateDict | None = None, head: StateDict | None = None
+) -> Expert:
+    """Build a task's fine-tuned head with its adapters, or with the given adapters or head."""
     tensors = run.result(adapters(run, task)).tensors if tensors is None else tensors
-    head = trained_model(run, teacher(run, task)).heads[task]
+    head = trained_model(run, teacher(run, task)).heads[task] if head is None else head
     return cast(Expert, run.family.expert(run.config, run.dataset(task), head, tensors))
 
 
@@ -55,16 +57,24 @@ def single_task_model(run: Run, backbone: Any, task: str, task_expert: Expert) -
     return UnifiedModel(backbone, {task: task_expert}, RouterConfig()).to(run.device)
 
 
-def without_adapters(run: Run, backbone: Any, task: str) -> UnifiedModel:
-    """Build a model of one task from a backbone and the task's fine-tuned head, without adapters.
+def without_adapters(
+    run: Run, backbone: Any, task: str, head: StateDict | None = None
+) -> UnifiedModel:
+    """Build a model of one task from a backbone and a head, without adapters.
 
     BatchNorm statistics are recomputed on the task's training molecules, as G-Merging does, so that
     the two can be compared.
+
+    Args:
+        run: the run of the task.
+        backbone: moved to the run's device.
+        task: name of the task.
+        head: state dict of its head; None for the fine-tuned one.
     """
     zero, dataset = _zero_adapters(run), run.dataset(task)
     data = dataset.graphs, dataset.split.train
     set_statistics(zero, backbone.to(run.device), *data, run.device)
-    return _with_zero_adapters(run, backbone, task, zero)
+    return _with_zero_adapters(run, backbone, task, zero, head)
 
 
 def merged_model(run: Run, task: str) -> UnifiedModel:
@@ -88,5 +98,8 @@ def _zero_adapters(run: Run) -> TaskAdapters:
     return TaskAdapters(run.config.shape, rank=1).to(run.device)
 
 
-def _with_zero_adapters(run: Run, backbone: Any, task: str, zero: TaskAdapters) -> UnifiedModel:
-    return single_task_model(run, backbone, task, expert(run, task, zero.cpu().state_dict()))
+def _with_zero_adapters(
+    run: Run, backbone: Any, task: str, zero: TaskAdapters, head: StateDict | None = None
+) -> UnifiedModel:
+    own = expert(run, task, zero.cpu().state_dict(), head)
+    return single_task_model(run, backbone, task, own)
