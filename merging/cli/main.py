@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     added = parser.add_subparsers(required=True, metavar="command")
     for row in _commands():
         _add(added, *row)
-    about = "Run a paper's study; write its results file and print its table."
+    about = "Run a study; write its results file and print its table."
     study = added.add_parser("study", help=about, description=about)
     studies = study.add_subparsers(required=True, metavar="study")
     for row in _studies():

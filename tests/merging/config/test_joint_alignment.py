@@ -60,7 +60,7 @@ def test_what_needs_the_section_says_so(
     pico: MoleculeConfig, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValidationError, match=message):
-        with_section(pico, **values)
+        with_section(pico, one_pass=None, **values)
 
 
 def test_an_invalid_variant_is_named(pico: MoleculeConfig) -> None:

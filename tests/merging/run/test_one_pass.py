@@ -44,8 +44,9 @@ def batch_of(run: Run, task: str = "nitrogen") -> GraphBatch:
 
 
 def test_a_run_without_the_section_says_so(pico_run: Run) -> None:
+    run = replace(pico_run, config=pico_run.config.model_copy(update={"one_pass": None}))
     with pytest.raises(ConfigError, match=r"one_pass: got no such section in configuration 'pico'"):
-        one_pass(pico_run)
+        one_pass(run)
 
 
 # --- the pool ---
