@@ -219,17 +219,21 @@ class ScreenedModel:
     ) -> UnifiedOutput:
         """Predict tasks for a batch: see `UnifiedModel.forward`."""
         names, _ = select_tasks(self.tasks, tasks)
-        logits, weights = {}, {}
+        logits, weights, embeddings = {}, {}, dict[str, Tensor]()
         for experts, requested in self._groups(names, routing).items():
             output = self._small(experts)(batch, requested, routing)
             positions = [self._position[task] for task in experts]
+            embeddings |= output.embeddings
             for task in requested:
                 logits[task], few = output.logits[task], output.routing_weights[task]
                 weights[task] = few.new_zeros(*few.shape[:-1], len(self.tasks))
                 weights[task][..., positions] = few
         targets = {task: self._manifest.tasks[task].target for task in names}
         return UnifiedOutput(
-            {task: logits[task] for task in names}, {task: weights[task] for task in names}, targets
+            {task: logits[task] for task in names},
+            {task: weights[task] for task in names},
+            targets,
+            embeddings,
         )
 
     def _groups(self, names: Sequence[str], routing: Routing) -> dict[tuple[str, ...], list[str]]:

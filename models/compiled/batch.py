@@ -8,6 +8,7 @@ computed once per class.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -132,16 +133,17 @@ class CompiledBatch:
             result.representatives.append(representatives)
         return result
 
-    def bond_sums(self, representatives: NDArray[np.int64] | None) -> Tensor:
-        """Count the bonds of every representative, weighted as in an aggregation.
+    @cached_property
+    def bonds_by_node(self) -> Tensor:
+        """The `bond_sums` of all nodes, (N, types + directions + 1)."""
+        return self.bond_sums(np.arange(len(self.scale)))
 
-        Args:
-            representatives: (C,) nodes; None for all nodes.
+    def bond_sums(self, representatives: NDArray[np.int64]) -> Tensor:
+        """Count the bonds of every representative (C,), weighted as in an aggregation.
 
         Returns:
             (C, types + directions + 1), see `weighted_bonds`.
         """
-        representatives = np.arange(len(self.scale)) if representatives is None else representatives
         return torch.from_numpy(
             weighted_bonds(
                 representatives, *self.edges, self.bonds, NUM_BOND_DIRECTIONS, SELF_LOOP, self.scale
@@ -162,6 +164,26 @@ class CompiledBatch:
         return torch.from_numpy(
             graph_sums(values.numpy(), of_node, share[self.graph], self.graph_starts)
         )
+
+
+class WholeBatch:
+    """Classes of the nodes of a whole batch and their bonds, each computed when first needed.
+
+    Streams that use one adapter, or none, share them.
+    """
+
+    def __init__(self, graphs: CompiledBatch, num_layers: int) -> None:
+        self._graphs, self._num_layers = graphs, num_layers
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes of the batch after 0 to `num_layers` layers."""
+        return self._graphs.classes(self._num_layers, by_graph=False)
+
+    @cached_property
+    def bond_sums(self) -> list[Tensor]:
+        """The bonds of the representatives after 1 to `num_layers` layers."""
+        return [self._graphs.bond_sums(nodes) for nodes in self.classes.representatives[1:]]
 
 
 @kernel

@@ -11,7 +11,7 @@ from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.errors import InvalidInputError, UnknownTaskError
-from models.experts.bank import AdapterBank
+from models.experts.bank import NodeAdapterBank
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig, node_distances
 from models.experts.unified import Routing, UnifiedModel
@@ -114,11 +114,11 @@ def test_the_order_is_that_of_the_router_where_mass_cannot_move() -> None:
     assert nearest_experts(backbone, experts, router, graphs, 99, ["beta1"]) == {
         "beta1": tuple(task for task in expected if task != "beta1")
     }
-    bank = AdapterBank([expert.adapters for expert in experts.values()])
+    bank = NodeAdapterBank([expert.adapters.node_adapters[2] for expert in experts.values()])
     support = Support.from_graph(batch.edge_index, batch.batch, 1)
     h = torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
     exact = node_distances(
-        bank.project(2, h.unsqueeze(1)), bank.gram[2], torch.tensor([5]), support, router
+        bank.project(h.unsqueeze(1)), bank.gram, torch.tensor([5]), support, router
     )[0, 0]
     torch.testing.assert_close(
         _Site(experts.values(), 2, False, 0.1).distances(h, 5), exact, atol=1e-5, rtol=1e-4

@@ -280,7 +280,7 @@ def test_mean_is_the_mean_over_the_nodes_of_a_graph(streams: int, width: int) ->
 def test_bond_sums_are_those_of_the_first_nodes_and_of_all() -> None:
     graphs = CompiledBatch.from_batch(some_molecules())
     classes = graphs.classes(1, by_graph=False)
-    everywhere = graphs.bond_sums(None)
+    everywhere = graphs.bonds_by_node
     assert everywhere.shape == (len(graphs.scale), SELF_LOOP + 1 + NUM_BOND_DIRECTIONS + 1)
     assert torch.equal(
         graphs.bond_sums(classes.representatives[1]), everywhere[classes.representatives[1]]
