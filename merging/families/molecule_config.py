@@ -26,6 +26,8 @@ BASE_VARIANT = "full"
 ReleaseMethod = Literal["adapters", "one-pass"]
 """What a release answers with: the merged backbone with adapters by task, or one shared stream
 (joint alignment)."""
+SHARED_STREAM = "one-pass"
+"""Name of the shared stream in an artifact."""
 
 
 class CompareConfig(Section):
@@ -173,6 +175,8 @@ class MoleculeConfig(RunConfig):
         if self.one_pass is None and (self.method == "one-pass" or self.compare.one_pass):
             wanted = "method" if self.method == "one-pass" else "compare.one_pass"
             raise ValueError(f"{wanted}: got no section `one_pass`, expected its settings")
+        if self.shares_stream:
+            check_distinct([*self.tasks, SHARED_STREAM])
         return self
 
     @property
@@ -194,6 +198,11 @@ class MoleculeConfig(RunConfig):
     def routing(self) -> RouterConfig:
         """Settings of the router that mixes the adapters."""
         return self.router
+
+    @property
+    def shares_stream(self) -> bool:
+        """Whether `method` is `one-pass`."""
+        return self.method == "one-pass"
 
     @property
     def joint_training(self) -> MultitaskConfig | None:

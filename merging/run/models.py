@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from merging.families.molecule_config import SHARED_STREAM
 from merging.family import StateDict
+from merging.run.one_pass import one_pass_stream
 from merging.run.run import Run
 from merging.run.stages import (
     adapters,
@@ -19,10 +21,11 @@ from merging.run.stages import (
     trained_model,
 )
 from merging.training.alignment import set_statistics
-from models.experts.adapter import TaskAdapters
-from models.experts.expert import Expert
+from models.experts.adapter import TaskAdapters, stream_of_backbone
+from models.experts.expert import Expert, SharedExpert, TaskExpert
 from models.experts.router import RouterConfig
 from models.experts.unified import UnifiedModel
+from models.state_dict import load_tensors
 
 
 def expert(
@@ -52,7 +55,7 @@ def adapted_model(run: Run, task: str) -> UnifiedModel:
     return single_task_model(run, merged_network(run, task), task, expert(run, task))
 
 
-def single_task_model(run: Run, backbone: Any, task: str, task_expert: Expert) -> UnifiedModel:
+def single_task_model(run: Run, backbone: Any, task: str, task_expert: TaskExpert) -> UnifiedModel:
     """Build a model of one task from a backbone and an expert, on the run's device."""
     return UnifiedModel(backbone, {task: task_expert}, RouterConfig()).to(run.device)
 
@@ -91,6 +94,19 @@ def finetuned_model(run: Run, task: str, backbone_of: str | None = None) -> Unif
         zero.norm_mean[layer] = state[f"batch_norms.{layer}.running_mean"]
         zero.norm_var[layer] = state[f"batch_norms.{layer}.running_var"]
     return _with_zero_adapters(run, backbone, task, zero)
+
+
+def shared_model(run: Run) -> tuple[Any, dict[str, SharedExpert]]:
+    """Build the network of joint alignment and, by task, the experts that share its stream."""
+    aligned = one_pass_stream(run).cpu()
+    stream = stream_of_backbone(aligned.backbone, SHARED_STREAM)
+    experts = {}
+    for task, adapter, head in zip(aligned.tasks, aligned.adapters, aligned.heads, strict=True):
+        info, rank = run.dataset(task).info, adapter.get_parameter("up").shape[0]
+        experts[task] = SharedExpert(stream, rank, info.labels, info.level, info.target)
+        load_tensors(experts[task].graph, adapter.state_dict(), "graph adapter")
+        load_tensors(experts[task].head, head.state_dict(), "head")
+    return aligned.backbone, experts
 
 
 def _zero_adapters(run: Run) -> TaskAdapters:

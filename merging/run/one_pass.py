@@ -39,11 +39,10 @@ from merging.training.joint_alignment import (
 )
 from merging.training.teachers import EnsembleTeacher, NetworkTeacher, Teacher
 from models.artifact import load_components, read_manifest
-from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
 from models.data.smiles import READING_RULE
 from models.errors import ConfigError, DataError
-from models.experts.adapter import LayerOutputs, trace
+from models.experts.adapter import trace
 from models.state_dict import load_tensors, read_tensors, sub_state
 
 
@@ -148,13 +147,9 @@ def _artifact_teacher(run: Run, task: str) -> NetworkTeacher:
         )
     backbone, expert = components.molecular_backbone.to(run.device), components.experts[task]
     expert = expert.requires_grad_(False).eval().to(run.device)
-
-    def traced(batch: GraphBatch) -> LayerOutputs:
-        outputs: LayerOutputs = expert.adapters(backbone, batch)
-        return outputs
-
-    shape = backbone.config
-    return NetworkTeacher(info.labels, expert.head, shape, traced)
+    return NetworkTeacher(
+        info.labels, expert.head, backbone.config, partial(expert.trace, backbone)
+    )
 
 
 def _finetuned_teacher(members: list[Run], task: str) -> Teacher:

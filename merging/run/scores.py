@@ -296,6 +296,18 @@ def one_pass_method(run: Run) -> Method:
     return Method("one_pass", title, run, partial(evaluation, "one_pass"))
 
 
+def one_pass_methods(run: Run) -> list[Method]:
+    """Return the row of joint alignment and those of its references."""
+    titles = {
+        "one_pass_teachers": "Teachers, one model per task",
+        "one_pass_start": "Start, without training",
+    }
+    references = [
+        Method(name, title, run, partial(evaluation, name)) for name, title in titles.items()
+    ]
+    return [*references, one_pass_method(run)]
+
+
 def recovery(average: float, weight_average: float, finetuned_model: float) -> float | None:
     """Compute the share of the gap that a method closes, (method - weight average) / (fine-tuned -
     weight average), from average scores; None if there is no gap.

@@ -2,7 +2,6 @@
 against their teachers and against the merged backbone without adapters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,7 +10,7 @@ from merging.data.files import write_bytes, write_json
 from merging.family import RunConfig
 from merging.run.one_pass import one_pass, settings_of
 from merging.run.run import Run
-from merging.run.scores import Method, environment, evaluation, one_pass_method, recovery
+from merging.run.scores import Method, environment, one_pass_methods, recovery
 from merging.run.stage import Stage
 from merging.studies.markdown import (
     average_cell,
@@ -96,8 +95,8 @@ def run_study(
             "seeds": {},
         }
         for seed, variants in by_seed.items():
-            rows = _rows(variants[name])
-            build([stage for row in rows.values() for stage in row.stages], f"{name}, seed {seed}")
+            rows = one_pass_methods(variants[name])
+            build([stage for row in rows for stage in row.stages], f"{name}, seed {seed}")
             variant["seeds"][str(seed)] = _measured(variants[name], rows)
             write_json(path, content)
             tables = "\n".join(one_pass_tables(content).values())
@@ -105,28 +104,21 @@ def run_study(
     return content
 
 
-def _rows(run: Run) -> dict[str, Method]:
-    """The rows of a variant: the shared stream and its references."""
-    references = {
-        name: Method(name, title, run, partial(evaluation, name))
-        for name, title in REFERENCES.items()
-    }
-    return {"one_pass": one_pass_method(run), **references}
-
-
-def _measured(run: Run, rows: Mapping[str, Method]) -> dict[str, Any]:
+def _measured(run: Run, rows: Sequence[Method]) -> dict[str, Any]:
     """Collect the results of a variant and seed: scores of the shared stream, of its teachers and
     of its start; recovery (`merging.run.scores.recovery`, with the teachers in place of the
     fine-tuned models and the start in place of the weight average); and the record of the training,
     its shares of explained variance averaged over labels."""
-    scores = {name: row.task_scores()["stored"] for name, row in rows.items()}
+    scores = {row.name: row.task_scores()["stored"] for row in rows}
     averages = {name: values["average"] for name, values in scores.items()}
-    aligned, start, teachers = (averages[name] for name in ("one_pass", *reversed(REFERENCES)))
     record = run.result(one_pass(run)).record
     kept = "loss", "watched", "trained_molecules", "watched_molecules", "cpu_seconds", "pool"
     return {
         "scores": scores,
-        "recovery": recovery(aligned, start, teachers),
+        "titles": {row.name: row.title for row in rows},
+        "recovery": recovery(
+            averages["one_pass"], averages["one_pass_start"], averages["one_pass_teachers"]
+        ),
         **{name: record[name] for name in kept},
         "explained": {
             task: round(fmean(shares.values()), 4) for task, shares in record["explained"].items()
@@ -162,11 +154,13 @@ def _scores_table(content: Mapping[str, Any], prefix: str) -> str:
     """A row per variant. Teachers and start are shown for the first variant, whose rows they are
     for all variants with the same teachers and start."""
     first = next(iter(content["variants"].values()))
-    some = next(iter(first["seeds"].values()))["scores"]["one_pass"]
-    metrics = {task: metric for task, (metric, _) in _by_task(some, prefix).items()}
+    some = next(iter(first["seeds"].values()))
+    of_some = _by_task(some["scores"]["one_pass"], prefix)
+    metrics = {task: metric for task, (metric, _) in of_some.items()}
     rows = [
         _row(title, [seed["scores"][name] for seed in first["seeds"].values()], metrics, prefix)
-        for name, title in REFERENCES.items()
+        for name, title in some["titles"].items()
+        if name != "one_pass"
     ]
     cells = [[*row, "", "", ""] for row in rows]
     for name, variant in content["variants"].items():

@@ -66,8 +66,8 @@ def test_variants_are_measured_beside_their_teachers(varied: Path, pico_run: Run
 def test_tables_have_a_row_per_variant_and_the_loss_by_epoch(varied: Path) -> None:
     content = study(varied, "--seeds", "0", "1", "--variants", "base", "few")
     text = (varied / "results/one-pass.md").read_text()
-    titles = re.findall(r"^\| ([a-z_, ]+) \|", text, re.MULTILINE)
-    rows = ["variant", "teachers", "start, without training", "base", "few"]
+    titles = re.findall(r"^\| ([A-Za-z_, ]+) \|", text, re.MULTILINE)
+    rows = ["variant", "Teachers, one model per task", "Start, without training", "base", "few"]
     assert titles == [*rows, *rows, "variant", "base", "few"]
     seeds = content["variants"]["base"]["seeds"].values()
     mean = sum(seed["scores"]["one_pass"]["roc_auc"]["other"] for seed in seeds) / 2
