@@ -16,7 +16,7 @@ from merging.mergers.registry import MERGERS
 from merging.planning.plan import make_plan, plan_settings, planned_runs, read_plan, write_plan
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.inspection import describe
-from merging.release.release import check_release, release, release_stages
+from merging.release.release import check_release, needs_single_backbone, release, release_stages
 from merging.run.config import load_config
 from merging.run.run import Run
 from merging.run.stage import Stage
@@ -188,8 +188,9 @@ def release_models(arguments: argparse.Namespace) -> None:
         check_release(run, folders[group], arguments.replace)
     for run in runs.values():
         _check_data(run, run.tasks)
-    _build(arguments, first, [merged(run) for run in runs.values()], "models and merge")
-    for run in runs.values():
+    from_merged = [run for run in runs.values() if needs_single_backbone(run)]
+    _build(arguments, first, [merged(run) for run in from_merged], "models and merge")
+    for run in from_merged:
         check_single_backbone(run)  # Refuse before hours of training what cannot be served.
     stages = [stage for run in runs.values() for stage in release_stages(run)]
     _build(arguments, first, stages, "release")

@@ -75,6 +75,14 @@ class Molecules(OfflineFamily):
     def card_introduction(self, manifest: Any) -> str:
         """Return what was merged, and what an answer is by target."""
         shape = manifest.backbone
+        if manifest.streams:
+            (rank,) = {stream.graph_rank for stream in manifest.streams.values()}
+            return f"""\
+One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim}) that answers
+{len(manifest.tasks)} tasks in one pass, with a graph adapter of rank {rank} and a head for each
+task.
+
+{_answers(manifest.tasks)}"""
         return f"""\
 One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim}) merged from
 {len(manifest.tasks)} fine-tuned models, with adapters of rank {manifest.rank} at

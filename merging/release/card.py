@@ -49,12 +49,15 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
         methods: title and scores (`Method.task_scores`) of the methods that the card compares, by
             name.
     """
-    adapted = "gmerging_own" in methods
-    tables = _adapted_scores(manifest, methods) if adapted else _plain_scores(manifest)
+    if manifest.streams:
+        tables = _one_pass_scores(manifest, methods)
+    elif "gmerging_own" in methods:
+        tables = _adapted_scores(manifest, methods)
+    else:
+        tables = _plain_scores(manifest)
     config, records = manifest.provenance["config"], manifest.provenance["data"]
     read = {task: record for task, record in records.items() if record}
     data = f"## Data\n\n{data_table(read)}\n\n" if read else ""
-    method, options = config["merge"]["method"], config["merge"]["options"]
     return f"""# {manifest.name} {manifest.version}
 
 {family.card_introduction(manifest)}
@@ -66,13 +69,28 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
 ## How it was made
 
 Setting `{config["setting"]}`: {config["description"]}. Seed {manifest.provenance["seed"]}.
-Merged by {method} ({MERGERS[method].paper}), options {options or "as published"}.
+{_way_of_merging(manifest)}
 The whole configuration, library versions and checksums of weights and data are in `manifest.json`.
 
 ## Limits
 
 {family.card_limitations(manifest)}
 """
+
+
+def _way_of_merging(manifest: Manifest) -> str:
+    config = manifest.provenance["config"]
+    if not manifest.streams:
+        method, options = config["merge"]["method"], config["merge"]["options"]
+        paper = MERGERS[method].paper
+        return f"Merged by {method} ({paper}), options {options or 'as published'}."
+    settings = config["one_pass"]
+    taught = settings["teachers"]["artifact"]
+    teachers = f"the models of `{taught}`" if taught else "fine-tuned models, one per task"
+    return f"""\
+Merged by joint alignment: without labels, one network learned to answer like {teachers},
+on unlabelled molecules that include no test molecule of any task ({settings["epochs"]} epochs,
+start: {settings["start"]})."""
 
 
 def _tasks_table(manifest: Manifest) -> str:
@@ -104,8 +122,7 @@ def _adapted_scores(manifest: Manifest, methods: Mapping[str, Any]) -> str:
         for name, method in methods.items()
         if name.startswith("gmerging")
     )
-    return f"""## Test ROC-AUC (percent), seed {manifest.provenance["seed"]}
-{_other_metrics(manifest.tasks)}
+    return f"""{_scores_title(manifest)}
 BatchNorm with stored statistics, as the service answers:
 
 {results_table(methods, "stored")}
@@ -117,7 +134,28 @@ evaluate (for comparison; a served answer never depends on its batch):
 
 {results_table(methods, "batch")}
 
-All metrics of this artifact on the test subset, routing `{DEFAULT_ROUTING}`:
+{_all_metrics(manifest)}"""
+
+
+def _one_pass_scores(manifest: Manifest, methods: Mapping[str, Any]) -> str:
+    """Tabulate the test scores of joint alignment and its references, and calibration."""
+    recovered = manifest.metrics["recovery"]["one_pass"]
+    return f"""{_scores_title(manifest)}
+{results_table(methods, "stored")}
+
+Recovery (method - start) / (teachers - start): {recovered}.
+
+{_all_metrics(manifest)}"""
+
+
+def _scores_title(manifest: Manifest) -> str:
+    seed = manifest.provenance["seed"]
+    return f"## Test ROC-AUC (percent), seed {seed}\n{_other_metrics(manifest.tasks)}"
+
+
+def _all_metrics(manifest: Manifest) -> str:
+    """Tabulate all metrics of the artifact, and the calibration errors."""
+    return f"""All metrics of this artifact on the test subset, routing `{DEFAULT_ROUTING}`:
 
 {metrics_tables(manifest.metrics["test"], manifest.tasks)}
 
@@ -145,9 +183,8 @@ def results_table(methods: Mapping[str, Any], statistics: str) -> str:
         methods: title and scores (`Method.task_scores`) by name.
         statistics: "stored" or "batch", of BatchNorm; methods without these are left out.
     """
-    metrics = {
-        task: name for task, (name, _) in scores_by_task(methods["finetuned"][statistics]).items()
-    }
+    first = next(iter(methods.values()))
+    metrics = {task: name for task, (name, _) in scores_by_task(first[statistics]).items()}
     rows = []
     for method in methods.values():
         if statistics not in method:

@@ -73,6 +73,7 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     changes = {
         "name": identity.name,
         "version": identity.version,
+        "rank": run.config.rank,
         "tasks": manifest.tasks | infos,
         "nearest": {},  # must list all tasks or none
         "provenance": manifest.provenance | {"added": _provenance(run, components)},
@@ -135,7 +136,12 @@ def remove_tasks(
         if task in remaining
     }
     provenance = manifest.provenance | {"removed": removed}
-    changes = {"tasks": remaining, "nearest": nearest, "provenance": provenance}
+    streams = {
+        name: stream.model_copy(update={"tasks": readers})
+        for name, stream in manifest.streams.items()
+        if (readers := tuple(task for task in stream.tasks if task in remaining))
+    }
+    changes = {"tasks": remaining, "streams": streams, "nearest": nearest, "provenance": provenance}
     note = f"{', '.join(tasks)}. The tables above are of the artifact with them."
     card = f"{_card(artifact)}\n## Removed later\n\n{note}\n"
     experts = {task: components.experts[task] for task in remaining}
@@ -277,9 +283,11 @@ def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict
 def _check_fit(run: Run, manifest: Manifest) -> None:
     config, problems = run.config, []
     digest = run.family.provenance(config, run.folders)["pretrained_sha256"]
+    # Without a task that has a stream of its own, the added ones are the first with such adapters.
+    has_own = len(manifest.stream_of) < len(manifest.tasks)
     for name, got, expected in (
         ("pretrained.backbone", config.shape, manifest.backbone),
-        ("alignment.rank", config.rank, manifest.rank),
+        ("alignment.rank", config.rank, manifest.rank if has_own else config.rank),
         ("pretrained.weights, sha256", digest, manifest.provenance.get("pretrained_sha256")),
     ):
         if got != expected:
