@@ -93,13 +93,14 @@ class JointAlignmentConfig(Section):
     Attributes:
         rank: rank of the graph adapters.
         epochs, batch_size, learning_rate: of Adam; the rate falls to 0 along half a cosine.
-        start: the backbone that training starts from: `merged`, `pretrained`, or the path of a
-            state dict.
+        start: the backbone that training starts from: `merged` (that of `teachers.artifact`, where
+            given), `pretrained`, or the path of a state dict, such as an artifact's backbone.
         losses: weights of the terms of the loss.
         task_weights: weights of tasks in the loss, 1 for those that are not named.
         least_logit: teachers' logits below this value count as it; None leaves them as they are.
         pool: the unlabelled molecules.
         teachers: the models that are imitated.
+        teachers_by_task: the same by task, for tasks with other teachers.
     """
 
     rank: Count = 100
@@ -112,8 +113,14 @@ class JointAlignmentConfig(Section):
     least_logit: Annotated[float, Field(allow_inf_nan=False)] | None = None
     pool: PoolConfig = PoolConfig()
     teachers: TeachersConfig = TeachersConfig()
+    teachers_by_task: dict[str, TeachersConfig] = {}
 
     @property
     def named_tasks(self) -> set[str]:
         """Names of the tasks that settings are given for."""
-        return {*self.task_weights, *self.pool.most_by_task, *(self.pool.tasks or ())}
+        by_task = self.task_weights, self.teachers_by_task, self.pool.most_by_task
+        return {*(self.pool.tasks or ()), *(task for section in by_task for task in section)}
+
+    def teachers_for(self, task: str) -> TeachersConfig:
+        """Return the teachers of a task."""
+        return self.teachers_by_task.get(task, self.teachers)

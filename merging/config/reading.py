@@ -149,8 +149,9 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
 def _only_in_one_pass(section: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
     """`only_tasks` for a section of joint alignment."""
     kept = dict(section)
-    if isinstance(weights := section.get("task_weights"), dict):
-        kept["task_weights"] = {task: weight for task, weight in weights.items() if task in tasks}
+    for name in ("task_weights", "teachers_by_task"):
+        if isinstance(by_task := section.get(name), dict):
+            kept[name] = {task: value for task, value in by_task.items() if task in tasks}
     if isinstance(section.get("pool"), dict):
         kept["pool"] = pool = dict(section["pool"])
         if isinstance(most := pool.get("most_by_task"), dict):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merging.config.joint_alignment import JointAlignmentConfig, TeachersConfig
 from merging.data.molecule_dataset import describe_cells, describe_labels, not_measured
 from merging.family import OfflineFamily
 from merging.mergers.registry import MERGERS
@@ -84,13 +85,23 @@ def _way_of_merging(manifest: Manifest) -> str:
         method, options = config["merge"]["method"], config["merge"]["options"]
         paper = MERGERS[method].paper
         return f"Merged by {method} ({paper}), options {options or 'as published'}."
-    settings = config["one_pass"]
-    taught = settings["teachers"]["artifact"]
-    teachers = f"the models of `{taught}`" if taught else "fine-tuned models, one per task"
+    settings = JointAlignmentConfig.model_validate(config["one_pass"])
+    tasks_of: dict[str, list[str]] = {}
+    for task in manifest.tasks:
+        tasks_of.setdefault(_teachers(settings.teachers_for(task)), []).append(task)
+    taught = [f"{origin} ({', '.join(tasks)})" for origin, tasks in tasks_of.items()]
+    teachers = next(iter(tasks_of)) if len(tasks_of) == 1 else "; ".join(taught)
     return f"""\
-Merged by joint alignment: without labels, one network learned to answer like {teachers},
-on unlabelled molecules that include no test molecule of any task ({settings["epochs"]} epochs,
-start: {settings["start"]})."""
+Merged by joint alignment: without labels, one network learned to answer like its teachers on
+unlabelled molecules, which include no test molecule of any task ({settings.epochs} epochs, start:
+{settings.start}). Teachers: {teachers}."""
+
+
+def _teachers(config: TeachersConfig) -> str:
+    if config.artifact is not None:
+        return f"the models of `{config.artifact}`"
+    number = len(config.seeds)
+    return f"means of {number} fine-tuned models" if number > 1 else "fine-tuned models"
 
 
 def _tasks_table(manifest: Manifest) -> str:

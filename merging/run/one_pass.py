@@ -37,6 +37,7 @@ from merging.training.joint_alignment import (
     linear,
     shared_stream,
 )
+from merging.training.supervised import label_scale
 from merging.training.teachers import EnsembleTeacher, NetworkTeacher, Teacher
 from models.artifact import load_components, read_manifest
 from models.data.molecule import PackedGraphs
@@ -126,27 +127,28 @@ class TeacherSource:
 def teacher_source(run: Run, task: str) -> TeacherSource:
     """Return the source of a task's teacher: an artifact, or fine-tuned models of the run. Raises
     ArtifactError: the artifact cannot be read."""
-    chosen = settings_of(run).teachers
+    chosen = settings_of(run).teachers_for(task)
     if chosen.artifact is not None:
-        _, digest = read_manifest(Path(chosen.artifact))
-        return TeacherSource((digest,), (), partial(_artifact_teacher, run, task))
+        folder = Path(chosen.artifact)
+        _, digest = read_manifest(folder)
+        return TeacherSource((digest,), (), partial(_artifact_teacher, run, task, folder))
     members = [replace(run, seed=seed) for seed in chosen.seeds or (run.seed,)]
     stages = tuple(teacher(member, task) for member in members)
     return TeacherSource((), stages, partial(_finetuned_teacher, members, task))
 
 
-def _artifact_teacher(run: Run, task: str) -> NetworkTeacher:
-    """The own stream of a task of an artifact."""
-    folder = Path(str(settings_of(run).teachers.artifact))
+def _artifact_teacher(run: Run, task: str, folder: Path) -> NetworkTeacher:
+    """The stream that a task of an artifact reads from, with its graph adapter and head."""
     components, info = load_components(folder, [task]), run.dataset(task).info
     found = components.manifest.tasks[task]
     if (found.labels, found.target) != (info.labels, info.target):
         raise ConfigError(
-            f"one_pass.teachers.artifact: got {folder} with {found.target} {list(found.labels)} of"
+            f"one_pass.teachers: got {folder} with {found.target} {list(found.labels)} of"
             f" {task}, expected {info.target} {list(info.labels)}"
         )
     backbone, expert = components.molecular_backbone.to(run.device), components.experts[task]
     expert = expert.requires_grad_(False).eval().to(run.device)
+    expert.stream.to(run.device)  # A shared one is no part of its expert.
     return NetworkTeacher(
         info.labels, expert.head, backbone.config, partial(expert.trace, backbone)
     )
@@ -200,7 +202,8 @@ def one_pass(run: Run) -> Stage:
     settings = settings_of(run)
     start = _start_fingerprint(run)
     # The pool and the teachers are part of the inputs' keys.
-    others = {"pool": PoolConfig(watched=settings.pool.watched), "teachers": TeachersConfig()}
+    others: dict[str, Any] = {"teachers": TeachersConfig(), "teachers_by_task": {}}
+    others["pool"] = PoolConfig(watched=settings.pool.watched)
     depends = run.config.shape, settings.model_copy(update=others), start
     inputs = *(teacher_outputs(run, task) for task in run.tasks), *start_stages(run)
     return Stage("one-pass", run.seed, depends, inputs, partial(_make_one_pass, run), 2**31)
@@ -263,12 +266,14 @@ def _make_one_pass(run: Run, checkpoint: Path) -> StageResult:
 
 def start_head(run: Run, task: str, answering: Teacher) -> nn.Linear:
     """Build the head that training starts from: a copy of the teacher's where it has one of the
-    student's width, else random."""
-    width, labels = run.config.shape.hidden_dim, len(answering.labels)
-    head = answering.head
-    if head is None or head.in_features != width:
-        return nn.Linear(width, labels)
-    return linear(head.weight.detach().cpu(), head.bias.detach().cpu())
+    student's width, else random; of a regression around the mean of the training labels."""
+    width, head = run.config.shape.hidden_dim, answering.head
+    if head is not None and head.in_features == width:
+        return linear(head.weight.detach().cpu(), head.bias.detach().cpu())
+    random, scale = nn.Linear(width, len(answering.labels)), label_scale(run.dataset(task))
+    if scale:
+        random.load_state_dict(scale.fold(random.state_dict()))
+    return random
 
 
 def one_pass_stream(run: Run) -> SharedStream:

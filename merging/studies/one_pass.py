@@ -58,9 +58,9 @@ def taught_by(config: RunConfig, artifact: Path) -> Any:
     section = getattr(config, "one_pass", None)
     if section is None:
         raise ConfigError(f"one_pass: got none in {config.setting!r}, expected its settings")
-    teachers = {"artifact": str(artifact)}
+    teachers = {"teachers": {"artifact": str(artifact)}, "teachers_by_task": {}}
     changed: Any = config
-    return changed.with_changes({"one_pass": {"teachers": teachers}})
+    return changed.with_changes({"one_pass": teachers})
 
 
 def run_study(

@@ -6,7 +6,7 @@ backbone are trained; a task adds a graph adapter and a head, so that one pass a
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -378,7 +378,11 @@ class _Training:
         }
 
 
-def _scale_heads(stream: SharedStream, targets: Mapping[str, Targets], scaled: Any) -> None:
-    """Fold the scales of regressions into their heads, or out of them."""
+def _scale_heads(
+    stream: SharedStream,
+    targets: Mapping[str, Targets],
+    scaled: Callable[[LabelScale, Mapping[str, Tensor]], dict[str, Tensor]],
+) -> None:
+    """Replace the heads by `scaled` of their tasks' scales: `LabelScale.fold` or `unfold`."""
     for task, head in zip(stream.tasks, stream.heads, strict=True):
         head.load_state_dict(scaled(targets[task].scale, head.state_dict()))

@@ -42,6 +42,7 @@ def with_section(config: MoleculeConfig, **values: Any) -> MoleculeConfig:
 def test_tasks_of_the_section_are_tasks_of_the_run(pico: MoleculeConfig) -> None:
     for section in (
         {"task_weights": {"muv": 2}},
+        {"teachers_by_task": {"muv": {"seeds": [1]}}},
         {"pool": {"tasks": ["muv"]}},
         {"pool": {"most_by_task": {"muv": 2}}},
     ):
@@ -84,11 +85,13 @@ def test_fewer_tasks_drop_what_is_said_of_others() -> None:
     section = {
         "rank": 5,
         "task_weights": {"a": 2, "b": 3},
+        "teachers_by_task": {"b": {"seeds": [1]}},
         "pool": {"tasks": ["a", "b"], "most_by_task": {"b": 4}, "size": 6},
     }
     assert only_tasks({"one_pass": section}, ["a"])["one_pass"] == {
         "rank": 5,
         "task_weights": {"a": 2},
+        "teachers_by_task": {},
         "pool": {"tasks": ["a"], "most_by_task": {}, "size": 6},
     }
     assert only_tasks({"one_pass": None}, ["a"]) == {"one_pass": None}

@@ -67,7 +67,7 @@ def test_no_adapter_is_trained_and_scores_are_in_manifest_and_card(released: Pat
     assert f"{100 * own['average']:.1f}" in card
     assert "answers\n2 tasks in one pass, with a graph adapter of rank 4" in card
     assert "Merged by joint alignment: without labels" in card
-    assert "like fine-tuned models, one per task" in card
+    assert "start:\nmerged). Teachers: fine-tuned models." in card
 
 
 def test_inspect_counts_the_stream_once(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,9 +101,28 @@ def test_a_released_stream_teaches_the_next_one(released: Path, tmp_path: Path) 
     served = load_artifact(released / "artifact").model(batch, ["other"]).probabilities["other"]
     found = answers(one_pass_teacher(run, "other").outputs(batch), "multilabel")
     torch.testing.assert_close(found, served, rtol=1e-4, atol=1e-5)
-    assert f"like the models of `{released / 'artifact'}`" in " ".join(
-        (output / "README.md").read_text().split()
+    card = (output / "README.md").read_text()
+    assert f"Teachers: the models of `{released / 'artifact'}`." in card
+
+
+def test_tasks_may_have_teachers_of_their_own(released: Path, tmp_path: Path) -> None:
+    """One of an artifact, one the mean of two fine-tuned models; the start is a state dict."""
+    write_pico(tmp_path)
+    artifact = released / "artifact"
+    by_task = {"nitrogen": {"artifact": str(artifact)}}
+    section = {"rank": 4, "epochs": 1, "batch_size": 16, "teachers": {"seeds": [0, 1]}}
+    start = str(artifact / "backbone.safetensors")
+    edit(
+        tmp_path,
+        method="one-pass",
+        one_pass={**section, "teachers_by_task": by_task, "start": start},
     )
+    assert command(tmp_path, "release", "--output", str(tmp_path / "artifact")) == 0
+    made = {path.name.split("-seed")[0] for path in (tmp_path / "work/pieces/finetuned").glob("*")}
+    assert made == {"other"}
+    card = (tmp_path / "artifact/README.md").read_text()
+    expected = f"the models of `{artifact}` (nitrogen); means of 2 fine-tuned models (other)."
+    assert f"Teachers: {expected}" in card
 
 
 def test_a_task_added_later_has_a_stream_of_its_own(released: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from merging.run.one_pass import (
     one_pass_stream,
     one_pass_teacher,
     pool,
+    start_head,
     start_network,
     teacher_outputs,
 )
@@ -30,6 +31,7 @@ from models.networks.hu2020 import BackboneConfig
 from tests.conftest import pico_config, random_backbone
 from tests.merging.conftest import molecules, stereo_corpus
 from tests.merging.run.test_stages import released  # noqa: F401 - a fixture
+from tests.merging.training.test_teachers import Formula
 
 QUICK: dict[str, Any] = {"rank": 4, "epochs": 2, "batch_size": 16}
 
@@ -315,6 +317,10 @@ def test_a_regression_and_classes_are_aligned_too(pico_run: Run, tmp_path: Path)
     assert record["watched"]["size"][-1] < record["watched"]["size"][0]
     answers = one_pass_stream(run)(batch_of(run, "size")).outputs
     assert answers["word"].shape == (80, 3)
+    labels = run.dataset("size").labels
+    random = start_head(run, "size", Formula())
+    assert random.out_features == 2
+    assert bool(((random.bias - labels.mean()).abs() < 2 * labels.std()).all())
     expected = one_pass_teacher(run, "size").outputs(batch_of(run, "size"))
     assert float((answers["size"] - expected).abs().mean()) < 2 * float(expected.std())
     assert float(answers["size"].mean()) == pytest.approx(float(expected.mean()), rel=0.05)
