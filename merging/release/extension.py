@@ -1,7 +1,7 @@
 """Changes of a finished artifact: adding tasks, removing tasks, and screening experts. The merged
 backbone and the files of the other tasks stay bit-identical."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,10 +31,11 @@ from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
 from models.errors import ConfigError, InvalidInputError, MoleculeError
 from models.experts.expert import Expert
-from models.manifest import Manifest
+from models.manifest import Manifest, StreamInfo
 from models.names import check_distinct
 from models.networks.hu2020 import Backbone, make_backbone
 from models.screening import nearest_experts
+from models.task import TaskInfo
 
 _SCREENED_WITH = 300  # molecules
 _MOST_READ = 10 * _SCREENED_WITH
@@ -43,7 +44,8 @@ _MEASURED = ("finetuned", "bare", "with_adapters")
 
 def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
     """Fine-tune the tasks of a run, train and calibrate their adapters on the backbone of an
-    artifact, and write an artifact with these tasks too.
+    artifact, and write an artifact with these tasks too. An added task has a stream of its own on
+    the artifact's backbone, with adapters of the rank of other such tasks, if there are any.
 
     Args:
         run: its configuration describes only the new tasks, and names the new artifact (`release`).
@@ -135,17 +137,31 @@ def remove_tasks(
         for task, others in manifest.nearest.items()
         if task in remaining
     }
-    provenance = manifest.provenance | {"removed": removed}
-    streams = {
-        name: stream.model_copy(update={"tasks": readers})
-        for name, stream in manifest.streams.items()
-        if (readers := tuple(task for task in stream.tasks if task in remaining))
+    changes = {
+        "tasks": remaining,
+        "streams": _remaining_streams(manifest, remaining),
+        "nearest": nearest,
+        "provenance": manifest.provenance | {"removed": removed},
     }
-    changes = {"tasks": remaining, "streams": streams, "nearest": nearest, "provenance": provenance}
     note = f"{', '.join(tasks)}. The tables above are of the artifact with them."
     card = f"{_card(artifact)}\n## Removed later\n\n{note}\n"
     experts = {task: components.experts[task] for task in remaining}
     return _save(output, components, changes, experts, card, replace)
+
+
+def _remaining_streams(
+    manifest: Manifest, remaining: Mapping[str, TaskInfo]
+) -> dict[str, StreamInfo]:
+    """Return the shared streams with the remaining tasks; those without any are left out."""
+    tasks = {
+        name: tuple(task for task in stream.tasks if task in remaining)
+        for name, stream in manifest.streams.items()
+    }
+    return {
+        name: stream.model_copy(update={"tasks": tasks[name]})
+        for name, stream in manifest.streams.items()
+        if tasks[name]
+    }
 
 
 def screen(
@@ -283,7 +299,7 @@ def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict
 def _check_fit(run: Run, manifest: Manifest) -> None:
     config, problems = run.config, []
     digest = run.family.provenance(config, run.folders)["pretrained_sha256"]
-    # Without a task that has a stream of its own, the added ones are the first with such adapters.
+    # Where all tasks share streams, the added ones are the first with adapters of this rank.
     has_own = len(manifest.stream_of) < len(manifest.tasks)
     for name, got, expected in (
         ("pretrained.backbone", config.shape, manifest.backbone),
@@ -292,12 +308,17 @@ def _check_fit(run: Run, manifest: Manifest) -> None:
     ):
         if got != expected:
             problems.append(f"{name}: got {got}, expected the artifact's, {expected}")
+    if streams := sorted(set(config.tasks) & manifest.streams.keys()):
+        problems.append(
+            f"tasks: got {', '.join(streams)}, a stream of the artifact, expected names"
+            " of their own"
+        )
     if present := sorted(set(config.tasks) & manifest.tasks.keys()):
         names = ", ".join(present)
         problems.append(f"tasks: got {names}, which the artifact has, expected new ones")
     else:
         try:
-            check_distinct([*manifest.tasks, *config.tasks])
+            check_distinct([*manifest.tasks, *manifest.streams, *config.tasks])
         except InvalidInputError as error:
             problems.append(f"tasks, with the artifact's: {error}")
     if problems:

@@ -1,25 +1,25 @@
 """Human-readable description of an artifact."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
 from merging.studies.markdown import METRIC_NAMES
 from merging.targets.metrics import scores_by_task
-from models.artifact import MANIFEST, load_components
+from models.artifact import MANIFEST, ArtifactComponents, load_components
 from models.experts.unified import DEFAULT_ROUTING
-from models.manifest import Manifest
+from models.manifest import Manifest, StreamInfo
 from models.task import TaskInfo
 
+_ADAPTERS = ("adapters.sites.", "graph.", "sites.")
+"""Starts of the names of adapters' tensors: of a task with a stream of its own, of one that shares
+its stream, and of such a stream."""
 _COUNTED = {
     "multilabel": ("label", "labels"),
     "multiclass": ("class", "classes"),
     "regression": ("number", "numbers"),
     "energy_and_forces": ("energy", ""),
 }
-_ADAPTER_TENSORS = ("adapters.sites.", "sites.", "graph.")
-"""How the names of an adapter's tensors begin: of a task, of a shared stream, of a task on one."""
 
 
 def describe(folder: Path) -> str:
@@ -36,17 +36,17 @@ def describe(folder: Path) -> str:
     manifest, shape = artifact.manifest, artifact.manifest.backbone
     layers, width = shape.size
     backbone = sum(parameter.numel() for parameter in artifact.backbone.parameters())
-    streams = manifest.family.streams
-    shared = streams.collect(artifact.experts) if streams else {}
-    of_experts, of_streams = _sizes(artifact.experts), _sizes(shared)
-    adapters = sum(
-        size for key, size in of_experts + of_streams if key.startswith(_ADAPTER_TENSORS)
-    )
-    statistics = sum(size for key, size in of_streams if not key.startswith(_ADAPTER_TENSORS))
-    total = sum(size for _, size in of_experts + of_streams)
-    task_specific = total - adapters - statistics
-    merged = backbone + total
-    separate = len(artifact.experts) * (backbone + statistics) + task_specific
+    sizes = [
+        (key, value.numel())
+        for expert in artifact.experts.values()
+        for key, value in expert.state_dict().items()
+    ]
+    streams = _stream_modules(artifact)
+    sizes += [(key, v.numel()) for s in streams.values() for key, v in s.state_dict().items()]
+    adapters = sum(size for key, size in sizes if key.startswith(_ADAPTERS))
+    task_specific = sum(size for _, size in sizes) - adapters
+    merged = backbone + adapters + task_specific
+    separate = len(artifact.experts) * backbone + task_specific
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     unknown = ", ".join(map(ascii, sorted(files - {MANIFEST, *manifest.files})))
     scores, width_of_names = _scores(manifest), max(10, *map(len, manifest.tasks))
@@ -57,19 +57,14 @@ def describe(folder: Path) -> str:
         score = f"  {scores[task]}" if task in scores else ""
         rows.append(f"  {task:{width_of_names}} {count}{score}  {about}".rstrip())
     identity = f"{manifest.name} {manifest.version}, format {manifest.format_version}"
-    ranks = {stream.graph_rank for stream in manifest.streams.values()}
-    ranks |= {manifest.rank} if len(manifest.stream_of) < len(manifest.tasks) else set()
-    rank, experts = ", ".join(map(str, sorted(ranks))), len(artifact.experts)
+    rank, experts = manifest.rank, len(artifact.experts)
     shares = f"all {merged:,}, {merged / separate:.2f} of {separate:,} for separate models"
     lines = [
         f"{identity}, made {manifest.created}, verified, sha256 {artifact.digest[:12]}",
         f"takes: {manifest.input.kind}",
         f"backbone: {shape.kind}, {layers} layers x {width}, {backbone:,} parameters",
         f"adapters: rank {rank}, {experts} experts, {adapters:,} parameters",
-        *(
-            f"stream {name}: {', '.join(stream.tasks)} in one pass"
-            for name, stream in manifest.streams.items()
-        ),
+        *map(_stream_line, manifest.streams.items()),
         f"heads, statistics and other weights of single tasks {task_specific:,}; {shares}",
         "tasks:",
         *rows,
@@ -79,13 +74,17 @@ def describe(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _sizes(modules: Mapping[str, nn.Module]) -> list[tuple[str, int]]:
-    """Return name and size of all tensors of the modules."""
-    return [
-        (key, value.numel())
-        for module in modules.values()
-        for key, value in module.state_dict().items()
-    ]
+def _stream_modules(artifact: ArtifactComponents) -> dict[str, nn.Module]:
+    """Return the streams that tasks share, by name."""
+    modules = artifact.manifest.family.streams
+    return {} if modules is None else modules.collect(artifact.experts)
+
+
+def _stream_line(stream: tuple[str, StreamInfo]) -> str:
+    name, info = stream
+    nodes = f"node adapters of rank {info.rank}" if info.rank else "no node adapters"
+    count = f"{len(info.tasks)} task" + "s" * (len(info.tasks) > 1)
+    return f"stream {name}: {count}, {nodes}, graph adapters of rank {info.graph_rank}"
 
 
 def _named(info: TaskInfo) -> str:
@@ -100,8 +99,8 @@ def _named(info: TaskInfo) -> str:
 
 def _scores(manifest: Manifest) -> dict[str, str]:
     """Return the test metric of every task with the default routing, added tasks included."""
-    released = "one_pass" if manifest.streams else f"gmerging_{DEFAULT_ROUTING}"
-    found = scores_by_task(manifest.metrics.get(released, {}))
+    released = f"gmerging_{DEFAULT_ROUTING}"
+    found = scores_by_task(manifest.metrics.get(released) or manifest.metrics.get("one_pass", {}))
     for task, own in manifest.metrics.get("added", {}).items():
         found[task] = own["metric"], own["with_adapters"]
     return {task: f"{METRIC_NAMES[metric]} {value:.3f}" for task, (metric, value) in found.items()}

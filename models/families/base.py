@@ -241,7 +241,7 @@ class ModelFamily(Protocol):
     # --- scheduling and statistics ---
 
     def cost(self, graph: Any) -> int:
-        """Return the cost of predicting one task for a graph, by which the service forms batches.
+        """Return the cost of one stream for a graph, by which the service forms batches.
         One atom of a molecule costs 1, about 6 us on a CPU."""
         ...
 

@@ -2,7 +2,7 @@
 runs models."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, get_args
@@ -52,6 +52,7 @@ class EngineInfo:
         sites: names of the sites where experts can be mixed; empty for force fields.
         details: further fields of the manifest.
         requirements: inputs that the tasks accept.
+        stream_of: name of the shared stream by task; other tasks have a stream of their own.
     """
 
     name: str
@@ -62,6 +63,7 @@ class EngineInfo:
     sites: tuple[str, ...]
     details: dict[str, Any]
     requirements: InputRequirements = MOLECULES
+    stream_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -92,6 +94,10 @@ class EngineInfo:
         """Return the requirements of inputs that these tasks accept."""
         of_nodes = any(self.task_infos[task].level == "node" for task in tasks)
         return InputRequirements(self.requirements.shape, self.input.for_tasks(tasks), of_nodes)
+
+    def count_streams(self, tasks: Sequence[str]) -> int:
+        """Return the number of streams that a pass for these tasks computes."""
+        return len({self.stream_of.get(task, task) for task in tasks})
 
     def check_table(self, tasks: Sequence[str]) -> None:
         """Raise UnsupportedQueryError if the predictions of these tasks are not one row of numbers
@@ -168,6 +174,11 @@ class PredictionQuery:
     routing: Routing
     requirements: InputRequirements = field(compare=False)
 
+    @property
+    def num_streams(self) -> int:
+        """Number of streams of a pass for this query."""
+        return self.engine.info.count_streams(self.tasks)
+
     @classmethod
     def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> Self:
         """Create a query for tasks in any order; unknown tasks are left out."""
@@ -218,6 +229,7 @@ class ArtifactEngine:
                 },
             ),
             requirements=InputRequirements(manifest.backbone, manifest.input),
+            stream_of=manifest.stream_of,
         )
 
     def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:

@@ -47,6 +47,7 @@ def _task(info: EngineInfo, task: str) -> TaskOut:
         **described.model_dump(exclude={"units"}),
         units=described.unit_of or None,
         **info.input.of_task(task),
+        stream=info.stream_of.get(task),
     )
 
 

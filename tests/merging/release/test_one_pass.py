@@ -65,7 +65,7 @@ def test_no_adapter_is_trained_and_scores_are_in_manifest_and_card(released: Pat
     assert {*manifest.metrics["calibration"]} == {"nitrogen", "other"}
     own, card = manifest.metrics["one_pass"], (released / "artifact/README.md").read_text()
     assert f"{100 * own['average']:.1f}" in card
-    assert "answers\n2 tasks in one pass, with a graph adapter of rank 4" in card
+    assert "The stream `one-pass` is one pass of the network for nitrogen, other." in card
     assert "Merged by joint alignment: without labels" in card
     assert "start:\nmerged). Teachers: fine-tuned models." in card
 
@@ -73,15 +73,14 @@ def test_no_adapter_is_trained_and_scores_are_in_manifest_and_card(released: Pat
 def test_inspect_counts_the_stream_once(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(released / "artifact")]) == 0
     said = capsys.readouterr().out
-    assert "adapters: rank 4, 2 experts, 256 parameters" in said
-    assert "stream one-pass: nitrogen, other in one pass" in said
+    assert "2 experts, 256 parameters" in said
+    assert "stream one-pass: 2 tasks, no node adapters, graph adapters of rank 4" in said
     backbone = sum(
         value.numel() for value in load_components(released / "artifact").backbone.parameters()
     )
     heads, statistics = 3 * 17, 2 * 3 * 16
-    assert f"weights of single tasks {heads}" in said
+    assert f"weights of single tasks {heads + statistics}" in said
     assert f"all {backbone + 256 + heads + statistics:,}, " in said
-    assert f"of {2 * (backbone + statistics) + heads:,} for separate models" in said
     score = load_components(released / "artifact").manifest.metrics["one_pass"]["roc_auc"]["other"]
     assert f"ROC-AUC {score:.3f}" in said
 
