@@ -39,37 +39,9 @@ class GraphSite:
         own = sum(value.numel() * value.element_size() for value in tensors)
         return own + sum(tasks.num_bytes for tasks in self._sharing.values())
 
-    def answer(
-        self,
-        h: Tensor,
-        chosen: StreamSelection,
-        routing: Routing,
-        node_weights: list[Tensor],
-        known: Tensor | None,
-    ) -> tuple[list[Tensor], Tensor]:
-        """Correct the readouts and apply the heads.
-
-        Args:
-            h: (S, G, d), readout of every stream.
-            chosen: the streams and the T requested tasks.
-            routing: how experts are mixed.
-            node_weights: routing weights (G, T, K) of the L layers.
-            known: with routing "merged", those of the first layer that mixes; None if the graph
-                site is the first for all tasks.
-
-        Returns:
-            Logits (G, C) of every requested task, and routing weights (G, L + 1, T, K).
-        """
-        if routing == "own":
-            one_hot = chosen.one_hot(h.shape[1], h)
-            return self._own_logits(h, chosen), torch.stack([*node_weights, one_hot], 1)
-        correct = self._merge if routing == "merged" else self._mix
-        corrected, weights = correct(h, chosen, known)
-        logits = [self._heads[k](e) for k, e in zip(chosen.tasks, corrected, strict=True)]
-        return logits, torch.stack([*node_weights, weights], 1)
-
-    def _own_logits(self, h: Tensor, chosen: StreamSelection) -> list[Tensor]:
-        """Compute the logits of every task with its own adapter."""
+    def own_logits(self, h: Tensor, chosen: StreamSelection) -> list[Tensor]:
+        """Compute the logits (G, C) of every requested task with its own adapter from the readouts
+        h (S, G, d) of the streams."""
         logits: dict[int, Tensor] = {}
         single, streams, sharing = _by_stream(chosen)
         if single:
@@ -83,15 +55,33 @@ class GraphSite:
             logits |= zip(tasks, found, strict=True)
         return [logits[t] for t in range(len(chosen.tasks))]
 
+    def mixed_logits(
+        self, h: Tensor, chosen: StreamSelection, routing: Routing, known: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Compute the logits with mixed adapters.
+
+        Args:
+            h: (S, G, d), readout of every stream.
+            chosen: the streams and the T requested tasks.
+            routing: "moe" or "merged".
+            known: with routing "merged", the weights (G, T, K) of the first layer that mixes; None
+                if the graph site is the first for all tasks.
+
+        Returns:
+            Logits (G, C) of every requested task, and weights (G, T, K) of the graph site.
+        """
+        correct = self._merge if routing == "merged" else self._mix
+        corrected, weights = correct(h, chosen, known)
+        logits = [self._heads[k](e) for k, e in zip(chosen.tasks, corrected, strict=True)]
+        return logits, weights
+
     def _mix(self, h: Tensor, chosen: StreamSelection, _: Tensor | None) -> tuple[Tensor, Tensor]:
         """Subtract the weighted mean of all adapters' outputs: (T, G, d), and weights (G, T, K)."""
         streams, graphs, width = h.shape
         z = (h.reshape(-1, width) @ self._down).relu_()  # (K, S * G, r)
         outputs = (z @ self._up).view(-1, streams, graphs, width)
-        weights, corrected = (
-            self._weigh(outputs, chosen),
-            h.new_empty(len(chosen.tasks), *h.shape[1:]),
-        )
+        weights = self._weigh(outputs, chosen)
+        corrected = h.new_empty(len(chosen.tasks), *h.shape[1:])
         single, rows, sharing = _by_stream(chosen)
         if single:
             of_streams = rows.select(outputs.transpose(0, 1)).transpose(0, 1)

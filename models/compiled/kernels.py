@@ -3,7 +3,7 @@
 Chains of tensor operations would read and write memory once per step; these loops do so once.
 
 All kernels here, in `models.compiled.batch` and in `models.compiled.transport` are for inference
-and take C-contiguous float32 and int64 arrays. Dimensions: S streams (one per requested task), G
+and take C-contiguous float32 and int64 arrays. Dimensions: S streams, T requested tasks, G
 graphs, N nodes, C classes of equivalent nodes (`models.compiled.batch`), K experts, r the rank of
 their adapters, d the width of the backbone.
 """

@@ -58,7 +58,7 @@ class CompiledModel:
                 " entropic router"
             )
         self.tasks, self.site_names, self.targets = model.tasks, model.site_names, model.targets
-        self._router, self._table = model.router, model.streams
+        self._table = model.streams
         backbone = cast(Backbone, model.backbone)  # a GCN for molecules, as `supports` says
         self._embeddings = (
             backbone.x_embedding1.weight.detach(),
@@ -129,9 +129,7 @@ class CompiledModel:
         names, positions = select_tasks(self.tasks, tasks)
         chosen = self._table.select(positions)
         h, node_weights = self._readouts(batch, chosen, routing)
-        mixes = routing == "merged" and chosen.own
-        known = self._groups[0][1].known_weights(node_weights) if mixes else None
-        logits, weights = self._graph_site.answer(h, chosen, routing, node_weights, known)
+        logits, weights = self._answers(h, chosen, routing, node_weights)
         return UnifiedOutput(
             dict(zip(names, logits, strict=True)),
             {task: weights[:, :, t] for t, task in enumerate(names)},
@@ -139,18 +137,39 @@ class CompiledModel:
             {self._table.names[k]: h[s] for s, k in enumerate(chosen.streams)},
         )
 
+    def _answers(
+        self, h: Tensor, chosen: StreamSelection, routing: Routing, node_weights: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Compute logits (G, C) of every requested task from the readouts (S, G, d), and routing
+        weights (G, L + 1, T, K) of all sites.
+
+        Args:
+            node_weights: by layer, (G, own, K_own) of the streams of single tasks; empty if there
+                are none in the pass.
+        """
+        one_hot = chosen.one_hot(h.shape[1], h)
+        if routing == "own":
+            weights = one_hot.unsqueeze(1).expand(-1, self._num_layers + 1, -1, -1)
+            return self._graph_site.own_logits(h, chosen), weights
+        by_layer = [chosen.by_task(weights, one_hot) for weights in node_weights]
+        known = None
+        if by_layer and routing == "merged":
+            known = self._groups[0][1].known_weights(by_layer)
+        logits, mixed = self._graph_site.mixed_logits(h, chosen, routing, known)
+        return logits, torch.stack([*(by_layer or [one_hot] * self._num_layers), mixed], 1)
+
     def _readouts(
         self, batch: GraphBatch, chosen: StreamSelection, routing: Routing
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the streams of a pass.
 
         Returns:
-            (S, G, d) readouts, and by layer (G, T, K) routing weights.
+            (S, G, d) readouts, and by layer (G, own, K_own) routing weights of the streams of
+            single tasks; none if the pass has no such streams.
         """
         graphs = CompiledBatch.from_batch(batch)
         whole, workspace = WholeBatch(graphs, self._num_layers - 1), Workspace()
-        readouts, by_layer = [], [chosen.one_hot(graphs.num_graphs, self._embeddings[0])]
-        by_layer *= self._num_layers
+        readouts, node_weights = [], list[Tensor]()
         for members, group in self._groups:
             selected = [k - members.start for k in chosen.streams if k in members]
             if not selected:
@@ -161,10 +180,8 @@ class CompiledModel:
             )
             readouts.append(h)
             if mixes:
-                by_layer = [
-                    chosen.by_task(w, one_hot) for w, one_hot in zip(weights, by_layer, strict=True)
-                ]
-        return torch.cat(readouts), by_layer
+                node_weights = weights
+        return torch.cat(readouts), node_weights
 
 
 def fastest(model: UnifiedModel) -> CompiledModel | UnifiedModel:

@@ -38,10 +38,11 @@ class StreamSelection:
         return [stream < self.own for stream in self.of_task]
 
     def one_hot(self, num_graphs: int, like: Tensor) -> Tensor:
-        """Weigh every task's own expert by 1: (G, T, K), with the dtype and device of `like`."""
+        """Weigh every task's own expert by 1: (G, T, K), a view with the dtype and device of
+        `like`."""
         tasks = torch.tensor(self.tasks, device=like.device)
         rows = functional.one_hot(tasks, self.num_tasks).to(like.dtype)
-        return rows.expand(num_graphs, -1, -1).contiguous()
+        return rows.expand(num_graphs, -1, -1)
 
     def by_task(self, node_weights: Tensor | None, one_hot: Tensor) -> Tensor:
         """Extend the routing weights of a node site to all tasks.
@@ -86,6 +87,7 @@ class StreamTable:
         self.of_task = tuple(
             position[expert.stream.name or task] for task, expert in experts.items()
         )
+        self._own_tasks = tuple(k for k, stream in enumerate(self.of_task) if stream < self.own)
 
     def select(self, tasks: Sequence[int]) -> StreamSelection:
         """Select the streams that tasks need, each once.
@@ -101,6 +103,6 @@ class StreamTable:
             streams=tuple(streams),
             of_task=tuple(position[self.of_task[task]] for task in tasks),
             own=len(own),
-            own_tasks=tuple(k for k, stream in enumerate(self.of_task) if stream < self.own),
+            own_tasks=self._own_tasks,
             num_tasks=len(self.of_task),
         )

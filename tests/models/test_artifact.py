@@ -60,16 +60,20 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 
 
-def test_golden_artifact_gives_the_answers_it_was_made_with() -> None:
+@pytest.mark.parametrize("folder", ["artifact", "streams"])
+def test_golden_artifact_gives_the_answers_it_was_made_with(folder: str) -> None:
     """A format change that alters old artifacts' answers, or cannot read them, must raise the
     format version and keep reading this one."""
-    stored = json.loads((GOLDEN / "answers.json").read_text())
-    artifact = load_artifact(GOLDEN / "artifact")
+    answers_file = {"artifact": "answers.json", "streams": "answers-streams.json"}[folder]
+    stored = json.loads((GOLDEN / answers_file).read_text())
+    artifact = load_artifact(GOLDEN / folder)
     assert artifact.digest == stored["digest"]
+    assert artifact.manifest.format_version == (2 if folder == "streams" else 1)
     batch = collate([featurize(smiles).graph for smiles in stored["smiles"]])
-    for routing, answers in stored["probabilities"].items():
-        for task, values in artifact.model(batch, routing=routing).probabilities.items():
-            torch.testing.assert_close(values, torch.tensor(answers[task]), rtol=0, atol=1e-5)
+    for model in (artifact.model, artifact.manifest.family.served(artifact.model)):
+        for routing, answers in stored["probabilities"].items():
+            for task, values in model(batch, routing=routing).probabilities.items():
+                torch.testing.assert_close(values, torch.tensor(answers[task]), rtol=0, atol=1e-5)
 
 
 def test_golden_keys_and_shapes() -> None:

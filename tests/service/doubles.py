@@ -15,10 +15,11 @@ from fastapi import FastAPI
 from models.artifact import save_artifact
 from models.data.molecule import MolGraph
 from models.data.schema import AtomsInput, FeatureInput
-from models.experts.expert import Expert
+from models.experts.adapter import Stream
+from models.experts.expert import Expert, SharedExpert, TaskExpert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
-from models.manifest import make_manifest
+from models.manifest import StreamInfo, make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert
@@ -147,6 +148,27 @@ def save_pico_artifact(folder: Path, labels_of: dict[str, tuple[str, ...]] = LAB
     save_artifact(
         folder, make_manifest("pico", "0.1.0", config, 2, router, tasks), Backbone(config), experts
     )
+    return folder
+
+
+def save_pico_shared_artifact(folder: Path) -> Path:
+    """As `save_pico_artifact`, with all tasks but the first on one stream."""
+    torch.manual_seed(8)
+    config = BackboneConfig(kind="gcn", num_layers=2, hidden_dim=8)
+    first, *others = LABELS
+    stream = Stream(config, name="common")
+    experts: dict[str, TaskExpert] = {first: Expert(config, 2, LABELS[first])}
+    for site in experts[first].stream.sites:
+        torch.nn.init.normal_(site.up)  # type: ignore[arg-type]
+    for task in others:
+        shared = SharedExpert(stream, 3, LABELS[task])
+        torch.nn.init.normal_(shared.graph.up)
+        experts[task] = shared
+    router = RouterConfig(temperature=0.5, graph_temperature=0.5)
+    tasks = {task: TaskInfo(labels=labels) for task, labels in LABELS.items()}
+    streams = {"common": StreamInfo(tasks=tuple(others), graph_rank=3)}
+    manifest = make_manifest("shared", "0.1.0", config, 2, router, tasks, streams=streams)
+    save_artifact(folder, manifest, Backbone(config), experts)
     return folder
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -135,6 +136,17 @@ async def test_large_request_is_cut(engine: DummyEngine) -> None:
         assert metric(metrics.exposition().decode(), "gmerging_batch_atoms_sum") == 10
         assert metric(metrics.exposition().decode(), "gmerging_batch_fill_ratio_sum") == 2.5
     assert [graphs for graphs, _, _ in engine.passes] == [2, 2, 1]
+
+
+async def test_tasks_on_one_stream_cost_one(engine: DummyEngine) -> None:
+    stream_of = dict.fromkeys(engine.info.tasks, "common")
+    engine.info = dataclasses.replace(engine.info, stream_of=stream_of)
+    async with running(engine, max_batch_cost=12) as (pipeline, metrics):
+        await pipeline.predict(ask(engine), ["CC"] * 5)
+        assert metric(
+            metrics.exposition().decode(), "gmerging_batch_fill_ratio_sum"
+        ) == pytest.approx(10 / 12)
+    assert [graphs for graphs, _, _ in engine.passes] == [5]
 
 
 async def test_failure_is_counted_and_raised(engine: DummyEngine) -> None:
