@@ -44,8 +44,8 @@ _MEASURED = ("finetuned", "bare", "with_adapters")
 
 def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
     """Fine-tune the tasks of a run, train and calibrate their adapters on the backbone of an
-    artifact, and write an artifact with these tasks too. An added task has a stream of its own,
-    with the artifact's backbone and rank, whether the other tasks share one or not.
+    artifact, and write an artifact with these tasks too. An added task has a stream of its own on
+    the artifact's backbone, with adapters of the rank of other such tasks, if there are any.
 
     Args:
         run: its configuration describes only the new tasks, and names the new artifact (`release`).
@@ -75,6 +75,7 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     changes = {
         "name": identity.name,
         "version": identity.version,
+        "rank": run.config.rank,
         "tasks": manifest.tasks | infos,
         "nearest": {},  # must list all tasks or none
         "provenance": manifest.provenance | {"added": _provenance(run, components)},
@@ -298,9 +299,11 @@ def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict
 def _check_fit(run: Run, manifest: Manifest) -> None:
     config, problems = run.config, []
     digest = run.family.provenance(config, run.folders)["pretrained_sha256"]
+    # Where all tasks share streams, the added ones are the first with adapters of this rank.
+    has_own = len(manifest.stream_of) < len(manifest.tasks)
     for name, got, expected in (
         ("pretrained.backbone", config.shape, manifest.backbone),
-        ("alignment.rank", config.rank, manifest.rank),
+        ("alignment.rank", config.rank, manifest.rank if has_own else config.rank),
         ("pretrained.weights, sha256", digest, manifest.provenance.get("pretrained_sha256")),
     ):
         if got != expected:

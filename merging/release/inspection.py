@@ -99,7 +99,8 @@ def _named(info: TaskInfo) -> str:
 
 def _scores(manifest: Manifest) -> dict[str, str]:
     """Return the test metric of every task with the default routing, added tasks included."""
-    found = scores_by_task(manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}))
+    released = f"gmerging_{DEFAULT_ROUTING}"
+    found = scores_by_task(manifest.metrics.get(released) or manifest.metrics.get("one_pass", {}))
     for task, own in manifest.metrics.get("added", {}).items():
         found[task] = own["metric"], own["with_adapters"]
     return {task: f"{METRIC_NAMES[metric]} {value:.3f}" for task, (metric, value) in found.items()}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.data.batch import GraphBatch
 from models.errors import InvalidInputError
-from models.experts.adapter import Adapter, Stream, TaskAdapters, trace
+from models.experts.adapter import Adapter, LayerOutputs, Stream, TaskAdapters, trace
 from models.networks.base import LayeredNetwork, LayeredShape
 from models.task import Level, Target
 
@@ -46,14 +46,17 @@ class TaskExpert(nn.Module):
 
         They equal those of `UnifiedModel` with routing "own", without stacking adapters.
         """
+        logits: Tensor = self.head(self.trace(backbone, batch).graph_embedding)
+        return logits
+
+    def trace(self, backbone: LayeredNetwork, batch: GraphBatch) -> LayerOutputs:
+        """Run the task's stream and its graph adapter, and record the intermediate outputs."""
         stream, num_layers = self.stream, backbone.config.num_layers
 
         def correct(site: int, h: Tensor) -> Tensor:
             return stream.correct(site, h) if site < num_layers else h - self.graph_adapter(h)
 
-        outputs = trace(backbone, batch, correct, partial(stream.normalise, backbone))
-        logits: Tensor = self.head(outputs.graph_embedding)
-        return logits
+        return trace(backbone, batch, correct, partial(stream.normalise, backbone))
 
 
 class Expert(TaskExpert):
