@@ -131,7 +131,8 @@ def finetune(arguments: argparse.Namespace) -> None:
     stages = {task: teacher(run, task) for task in tasks}
 
     def summary(record: dict[str, Any]) -> str:
-        return f"best epoch {record['best_epoch']} of {record['epochs']}"
+        best = f"best epoch {record['best_epoch']} of {record['epochs']}"
+        return best if record["settings"].get("keep") != "last" else f"{best}, kept the last"
 
     _train(arguments, run, stages, "fine-tuning", summary)
 

@@ -135,6 +135,8 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
     for section in ("datasets", "finetune_by_task", "alignment_by_task"):
         if isinstance(values.get(section), dict):
             kept[section] = only(values[section])
+    if isinstance(groups := values.get("related"), list | tuple):
+        kept["related"] = _related(groups, tasks)
     if isinstance(values.get("compare"), dict):
         kept["compare"] = compare = dict(values["compare"])
         if isinstance(named := compare.get("ablation_tasks"), list | tuple):
@@ -142,3 +144,12 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
         if isinstance(trees := compare.get("forest_trees_by_task"), dict):
             compare["forest_trees_by_task"] = only(trees)
     return kept
+
+
+def _related(groups: Sequence[Any], tasks: list[Any]) -> list[Any]:
+    """Return groups without the tasks that are dropped, and without groups of fewer than two."""
+    kept = [
+        [task for task in group if task in tasks] if isinstance(group, list | tuple) else group
+        for group in groups
+    ]
+    return [group for group in kept if not isinstance(group, list) or len(group) > 1]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.data.batch import GraphBatch
 from models.experts.adapter import TaskAdapters
 from models.networks.base import LayeredNetwork, LayeredShape
-from models.task import Level, Target
+from models.task import Level, OutputKind
 
 
 class Expert(nn.Module):
@@ -15,7 +15,8 @@ class Expert(nn.Module):
 
     Attributes:
         label_names: C names, in the order of the head's outputs.
-        level, target: see `models.task.TaskInfo`.
+        level: see `models.task.TaskInfo`.
+        target: what the head's outputs are, `TaskInfo.output_kind`.
         adapters: adapters and BatchNorm statistics.
         head: (*, d) -> (*, C).
         encoder: linear map of node features (N, F) -> (N, in_dim); None if F is the network's
@@ -28,7 +29,7 @@ class Expert(nn.Module):
         rank: int,
         label_names: Sequence[str],
         level: Level = "graph",
-        target: Target = "multilabel",
+        target: OutputKind = "multilabel",
         num_features: int | None = None,
     ) -> None:
         super().__init__()

@@ -86,8 +86,8 @@ def test_score_of_numbers_is_minus_their_error_averaged_over_labels() -> None:
     output = np.array([[1.0, 9.0], [2.0, 1.0]], dtype=np.float32)
     value = compute_score(output, labels, info("regression", 2))
     assert value == pytest.approx(-(0.5 + 3) / 2)
-    assert metric_of_score(value, "regression") == -value
-    assert metric_of_score(0.7, "multilabel") == 0.7
+    assert metric_of_score(value, "scaled_mae") == -value
+    assert metric_of_score(0.7, "roc_auc") == 0.7
     assert math.isnan(compute_score(output, np.full((2, 2), math.nan), info("regression", 2)))
 
 
