@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,7 +28,7 @@ from models.task import LabelTarget, Metric, Scale, TaskInfo, Unit, check_metric
 from models.validation import one_of
 
 _IGNORED = "mol_id"  # MoleculeNet's names of molecules
-_NEWER = ("target", "units", "scale", "metric", "classes", "validation_seeds_column")
+_NEWER = ("label_names", "target", "units", "scale", "metric", "classes", "validation_seeds_column")
 """Fields that were added later, whose defaults are left out of keys of results."""
 _SHOWN = 5
 
@@ -78,6 +78,8 @@ class DatasetSpec(BaseModel):
         label_columns: the columns of the labels; None takes all others except `mol_id` and those
             that say the split. Required for `regression` and `multiclass` if there are several
             others.
+        label_names: names of the labels in answers, one for each of `label_columns`; None takes the
+            names of the columns.
         target: `multilabel` (columns of two classes), `regression` (columns of numbers) or
             `multiclass` (one column of several classes).
         units: for `regression`, the unit of all labels, or by label; answers contain it.
@@ -106,6 +108,7 @@ class DatasetSpec(BaseModel):
 
     smiles_column: str | None = None
     label_columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    label_names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: LabelTarget = "multilabel"
     units: Unit | dict[str, Unit] | None = None
     scale: Scale = "linear"
@@ -123,7 +126,7 @@ class DatasetSpec(BaseModel):
     num_labels: int | None = None
     about: str = ""
 
-    @field_validator("label_columns")
+    @field_validator("label_columns", "label_names")
     @classmethod
     def _distinct(cls, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
         check_labels(columns or ())
@@ -168,6 +171,22 @@ class DatasetSpec(BaseModel):
         if self.validation_seeds_column is not None and self.split_column is None:
             got = "validation_seeds_column: got it without `split_column`"
             raise ValueError(f"{got}, expected the column of training and test rows")
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names, columns = self.label_names, self.label_columns or ()
+        if names is None:
+            return self
+        if len(names) != len(columns):
+            got = f"label_names: got {len(names)} for {len(columns)} `label_columns`"
+            raise ValueError(f"{got}, expected one for each")
+        if self.target == "multiclass":
+            raise ValueError("label_names: got some for target 'multiclass', expected `classes`")
+        for option in ("units", "positive"):
+            if isinstance(getattr(self, option), dict):
+                got = f"{option}: got them by label beside `label_names`"
+                raise ValueError(f"{got}, expected one value for all labels")
         return self
 
     def info(self, labels: Sequence[str]) -> TaskInfo:
@@ -260,6 +279,9 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
     if subsets is not None and seeds_at is not None:
         seeds = _seeds(file, spec, cells[seeds_at], lines, subsets)
     labels = _labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines)
+    if spec.label_names is not None:
+        pairs = zip(labels, spec.label_names, strict=True)
+        labels = tuple(replace(label, name=name) for label, name in pairs)
     return MoleculeTable(
         molecule_column=columns[at],
         lines=tuple(lines),

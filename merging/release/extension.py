@@ -321,8 +321,8 @@ def _card_section(gains: dict[str, dict[str, Any]], calibrated: CalibrationError
     return f"""
 ## Added later
 
-On the test subset, ROC-AUC and accuracy in percent, `MAE / std` in standard deviations of the
-training labels (the smaller the better); all else in the artifact is unchanged.
+On the test subset, ROC-AUC, AUPRC and accuracy in percent, `MAE / std` in standard deviations of
+the training labels (the smaller the better); all else in the artifact is unchanged.
 
 {markdown_table(head, rows)}
 
