@@ -196,12 +196,6 @@ def _studies() -> list[Row]:
     scores_file = option(
         "--results", type=Path, default=Path("results/admet/scores.json"), help="the file of scores"
     )
-    any_seed = option(
-        "--seed",
-        type=int,
-        default=1,
-        help="seed of the validation subsets, on which the counts do not depend",
-    )
     measured = options.seeds, options.processes, options.tasks, methods, scores_file
     gnnmerge = options.folder_options, seconds, file("gnnmerge")
     one_pass = config_options(ONE_PASS_CONFIG, BUNDLED), options.device, options.seeds
@@ -230,7 +224,7 @@ def _studies() -> list[Row]:
             commands.study_admet_boards,
             (options.folder_options, scores, board, admet_folder),
         ),
-        ("overlaps", commands.study_overlaps, (*admet, any_seed, options.results)),
+        ("overlaps", commands.study_overlaps, (*admet, options.seed, options.results)),
         ("experts", commands.study_experts, (domains, options.seeds, file("expert-merging"))),
     ]
 

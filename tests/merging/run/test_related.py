@@ -7,6 +7,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from merging.cli.main import main
 from merging.config.reading import only_tasks
 from merging.families.molecule_config import MoleculeConfig
 from merging.release.release import data_provenance
@@ -16,7 +17,7 @@ from merging.run.stages import teacher
 from merging.studies.overlaps import overlap_tables, run_study
 from merging.studies.rows import reference_rows
 from models.errors import DataError
-from tests.merging.conftest import molecules, tail_has, write_csv, write_pico
+from tests.merging.conftest import molecules, run_options, tail_has, write_csv, write_pico
 
 SUBSETS = {
     "nitrogen": ("train", "train", "train", "test", "valid"),
@@ -143,6 +144,9 @@ def test_overlaps_are_counted_before_and_after(tmp_path: Path) -> None:
     assert "| 1 | nitrogen | 65 |  | 17 |" in table
     assert "|  | test molecules |  | 16 | 17 |" in table
     assert "| other | nitrogen | 16 | 0 |" in table
+    arguments = ["--config", str(tmp_path / "pico.yaml"), "--results", str(tmp_path / "again")]
+    assert main(["study", "overlaps", *arguments, *run_options(tmp_path)]) == 0
+    assert (tmp_path / "again/pico/overlaps.md").read_text() == table
     apart = run_study(related_run(tmp_path, []), tmp_path / "results")
     assert apart["left"] == apart["rows"] == content["rows"]
     assert "No tasks are said to be related." in overlap_tables(apart)

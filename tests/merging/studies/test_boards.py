@@ -19,6 +19,7 @@ from merging.studies.boards import (
     read_scores,
 )
 from models.errors import ConfigError, DataError
+from tests.merging.conftest import run_options
 
 BOARDS = {
     "source": "made in a test",
@@ -153,3 +154,12 @@ def test_scores_of_runs_are_collected_and_added(pico_run: Run, tmp_path: Path) -
     assert read_scores(file) == again
     with pytest.raises(ConfigError, match=r"got method 'finetune', expected one of .*finetuned"):
         collect_scores([pico_run], ["finetune"], ["nitrogen"], file, build)
+
+
+def test_the_command_measures_a_run(pico_config_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    arguments = ["--config", str(pico_config_file), "--tasks", "other", "--results", str(file)]
+    assert main(["study", "scores", *arguments, *run_options(tmp_path)]) == 0
+    scores = read_scores(file)
+    assert scores.metrics == {"other": "roc_auc"}
+    assert 0 <= scores.methods["finetuned"]["other"][0] <= 1
