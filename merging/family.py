@@ -242,12 +242,12 @@ class OfflineFamily(ABC):
         return metrics.compute_score(outputs.numpy(), labels.numpy(), info)
 
     def metrics(self, outputs: Any, labels: Any, info: TaskInfo) -> dict[str, float]:
-        """Compute the reported metrics by name, the main one first."""
+        """Compute the reported metrics by name."""
         return metrics.compute_metrics(outputs.numpy(), labels.numpy(), info)
 
     def table_metrics(self, info: TaskInfo) -> tuple[str, ...]:
         """Return the names of the metrics shown in tables, the main one first."""
-        return (metrics.MAIN_METRICS[info.target],)
+        return (info.main_metric,)
 
     def concatenate(self, values: Sequence[Any]) -> Any:
         """Concatenate the outputs or labels of several batches."""

@@ -242,7 +242,7 @@ class ScreenedModel:
                 logits[task], few = output.logits[task], output.routing_weights[task]
                 weights[task] = few.new_zeros(*few.shape[:-1], len(self.tasks))
                 weights[task][..., positions] = few
-        targets = {task: self._manifest.tasks[task].target for task in names}
+        targets = {task: self._manifest.tasks[task].output_kind for task in names}
         return UnifiedOutput(
             {task: logits[task] for task in names},
             {task: weights[task] for task in names},

@@ -24,6 +24,21 @@ sum to 1. `regression`: real numbers. `energy_and_forces`: the energy of a struc
 force on every atom, its negative gradient (eV / Angstrom)."""
 LabelTarget = Literal["multilabel", "multiclass", "regression"]
 """Targets with one number or class per label and graph or node, so that labels form a table."""
+OutputKind = Literal[Target, "log10_regression"]
+"""What the outputs of a head are: those of a target, or the decimal logarithms of the numbers of a
+regression."""
+Scale = Literal["linear", "log10"]
+"""What a regression learns: the numbers, or their decimal logarithms."""
+Metric = Literal["roc_auc", "auprc", "accuracy", "mae", "spearman", "forces"]
+METRICS: dict[Target, tuple[Metric, ...]] = {
+    "multilabel": ("roc_auc", "auprc"),
+    "multiclass": ("accuracy",),
+    "regression": ("mae", "spearman"),
+    "energy_and_forces": ("forces",),
+}
+"""The metrics by which tasks of a target may be judged, the default first. Link prediction is a
+binary label: ROC-AUC of pairs."""
+_MOST_LOG10 = 37.0  # 1e37 and 1e-37 are normal numbers of float32
 
 _LONGEST_UNIT = 64  # characters
 
@@ -49,6 +64,22 @@ def check_units(units: Sequence[str], labels: Sequence[str], target: Target) -> 
         raise InvalidInputError(f"units: got {counts}, expected one for each, or none at all")
 
 
+def check_scale(scale: Scale, target: Target) -> None:
+    """Raise InvalidInputError if a scale other than `linear` is given for a target other than
+    regression."""
+    if scale != "linear" and target != "regression":
+        raise InvalidInputError(
+            f"scale: got {scale!r} for target {target!r}, expected a regression"
+        )
+
+
+def check_metric(metric: Metric | None, target: Target) -> None:
+    """Raise InvalidInputError if a metric is not one of those of a target."""
+    if metric is not None and metric not in METRICS[target]:
+        expected = f"expected {' or '.join(METRICS[target])}"
+        raise InvalidInputError(f"metric: got {metric!r} for target {target!r}, {expected}")
+
+
 class TaskInfo(BaseModel):
     """Description of a task; travels in the artifact's manifest.
 
@@ -58,6 +89,9 @@ class TaskInfo(BaseModel):
         level: whether graphs or their nodes have predictions.
         target: kind of prediction.
         units: for regression, one unit per label; empty if no unit is known.
+        scale: for regression, `log10` if the head's outputs are logarithms of the numbers; answers
+            are the numbers themselves.
+        metric: the metric by which the task is judged; None for the default of the target.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +101,18 @@ class TaskInfo(BaseModel):
     level: Level = "graph"
     target: Target = "multilabel"
     units: tuple[Unit, ...] = ()
+    scale: Scale = "linear"
+    metric: Metric | None = None
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """What the outputs of the task's head are."""
+        return "log10_regression" if self.scale == "log10" else self.target
+
+    @property
+    def main_metric(self) -> Metric:
+        """The metric by which the task is judged."""
+        return self.metric or METRICS[self.target][0]
 
     @property
     def unit_of(self) -> dict[str, str]:
@@ -74,17 +120,21 @@ class TaskInfo(BaseModel):
         return {label: unit for label, unit in zip(self.labels, self.units, strict=False) if unit}
 
     @model_serializer(mode="wrap")
-    def _without_absent_units(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out empty `units`, so that versions without the field can read the manifest."""
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out defaults of newer fields, so that versions without them can read the
+        manifest."""
         values: dict[str, Any] = handler(self)
-        if not self.units:
-            values.pop("units", None)
+        for name in ("units", "scale", "metric"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                values.pop(name, None)
         return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_labels(self.labels)
         check_units(self.units, self.labels, self.target)
+        check_scale(self.scale, self.target)
+        check_metric(self.metric, self.target)
         if self.target == "energy_and_forces" and (
             self.level != "graph" or self.labels != ("energy",)
         ):
@@ -95,12 +145,15 @@ class TaskInfo(BaseModel):
         return self
 
 
-def answers(logits: Tensor, target: Target) -> Tensor:
+def answers(logits: Tensor, kind: OutputKind) -> Tensor:
     """Convert outputs of a head to predictions, (*, C) -> (*, C): sigmoid for multilabel, softmax
-    over C for multiclass, identity for other targets."""
-    if target == "multilabel":
+    over C for multiclass, 10^x for logarithms, identity for other kinds. Logarithms beyond 37 are
+    cut, so that the numbers are finite."""
+    if kind == "multilabel":
         return logits.sigmoid()
-    return logits.softmax(-1) if target == "multiclass" else logits
+    if kind == "log10_regression":
+        return 10 ** logits.clamp(-_MOST_LOG10, _MOST_LOG10)
+    return logits.softmax(-1) if kind == "multiclass" else logits
 
 
 def select_tasks(

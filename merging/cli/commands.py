@@ -21,7 +21,7 @@ from merging.run.config import load_config
 from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import adapters, check_adapters, check_single_backbone, merged, teacher
-from merging.studies import gffmerge, gnnmerge, gw_smm, one_pass
+from merging.studies import boards, gffmerge, gnnmerge, gw_smm, one_pass, overlaps
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
 from merging.studies.experts.summary import expert_tables
@@ -132,7 +132,8 @@ def finetune(arguments: argparse.Namespace) -> None:
     stages = {task: teacher(run, task) for task in tasks}
 
     def summary(record: dict[str, Any]) -> str:
-        return f"best epoch {record['best_epoch']} of {record['epochs']}"
+        best = f"best epoch {record['best_epoch']} of {record['epochs']}"
+        return best if record["settings"].get("keep") != "last" else f"{best}, kept the last"
 
     _train(arguments, run, stages, "fine-tuning", summary)
 
@@ -325,3 +326,32 @@ def study_one_pass(arguments: argparse.Namespace) -> None:
     build = partial(_build, arguments, runs[0])
     content = one_pass.run_study(runs, arguments.variants, arguments.results, build)
     print(one_pass.one_pass_tables(content)["test"])
+
+
+def study_scores(arguments: argparse.Namespace) -> None:
+    """Measure methods by the main metrics of their tasks, in the units of the labels, and add them
+    to a file of scores."""
+    runs = [_run(arguments, seed) for seed in _seeds(arguments)]
+    tasks = _tasks(arguments, runs[0])
+    for run in runs:
+        _check_data(run, tasks)
+    build = partial(_build, arguments, runs[0])
+    found = boards.collect_scores(runs, arguments.methods, tasks, arguments.results, build)
+    for method in arguments.methods:
+        for task in tasks:
+            values = (f"{found.methods[method][task][run.seed]:.3f}" for run in runs)
+            print(f"{method:12} {task:32} {found.metrics[task]:8} {' '.join(values)}")
+
+
+def study_admet_boards(arguments: argparse.Namespace) -> None:
+    """Compare a file of scores with the leaderboards of TDC's ADMET benchmark group."""
+    _set_up(arguments)
+    content = boards.run_study(arguments.scores, arguments.boards, arguments.results)
+    print(boards.boards_tables(content))
+
+
+def study_overlaps(arguments: argparse.Namespace) -> None:
+    """Count the molecules that a task trains on and another is tested on, for all pairs."""
+    run = _run(arguments)
+    overlaps.run_study(run, arguments.results)
+    print(f"wrote {arguments.results / run.config.setting}/overlaps.json and overlaps.md")

@@ -10,6 +10,7 @@ from pathlib import Path
 from merging.cli import commands, options
 from merging.cli.options import Option, config_options, option
 from merging.run.config import BUNDLED
+from merging.run.scores import EVALUATIONS
 from merging.studies.experts.config import EXPERTS_CONFIG_FOLDER
 from merging.training.pretraining import PRETRAIN_CONFIG_FOLDER
 from models.errors import GMergingError
@@ -177,6 +178,25 @@ def _studies() -> list[Row]:
     forces = config_options("md17.yaml", BUNDLED)
     domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,))
     planned = config_options(DEFAULT_CONFIG, BUNDLED)
+    admet = config_options("admet.yaml", BUNDLED), options.device
+    scores = option(
+        "--scores", type=Path, required=True, help="the file of scores (`study scores`)"
+    )
+    board = option("--boards", type=Path, required=True, help="the leaderboards, as JSON")
+    admet_folder = option(
+        "--results", type=Path, default=Path("results/admet"), help="folder of the results"
+    )
+    methods = option(
+        "--methods",
+        nargs="+",
+        default=["finetuned"],
+        metavar="METHOD",
+        help=f"what is measured: {', '.join(EVALUATIONS)}",
+    )
+    scores_file = option(
+        "--results", type=Path, default=Path("results/admet/scores.json"), help="the file of scores"
+    )
+    measured = options.seeds, options.processes, options.tasks, methods, scores_file
     gnnmerge = options.folder_options, seconds, file("gnnmerge")
     one_pass = config_options(ONE_PASS_CONFIG, BUNDLED), options.device, options.seeds
     teachers = option(
@@ -198,6 +218,13 @@ def _studies() -> list[Row]:
         ("gffmerge", commands.study_gffmerge, (forces, options.seeds, file("gffmerge"))),
         ("gw-smm", commands.study_gw_smm, (planned, options.seeds, both, folder)),
         ("one-pass", commands.study_one_pass, shared),
+        ("scores", commands.study_scores, (*admet, *measured)),
+        (
+            "admet-boards",
+            commands.study_admet_boards,
+            (options.folder_options, scores, board, admet_folder),
+        ),
+        ("overlaps", commands.study_overlaps, (*admet, options.seed, options.results)),
         ("experts", commands.study_experts, (domains, options.seeds, file("expert-merging"))),
     ]
 

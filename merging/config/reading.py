@@ -137,6 +137,8 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
             kept[section] = only(values[section])
     if isinstance(values.get("one_pass"), dict):
         kept["one_pass"] = _only_in_one_pass(values["one_pass"], tasks)
+    if isinstance(groups := values.get("related"), list | tuple):
+        kept["related"] = _related(groups, tasks)
     if isinstance(values.get("compare"), dict):
         kept["compare"] = compare = dict(values["compare"])
         if isinstance(named := compare.get("ablation_tasks"), list | tuple):
@@ -159,3 +161,12 @@ def _only_in_one_pass(section: dict[str, Any], tasks: list[Any]) -> dict[str, An
         if isinstance(named := pool.get("tasks"), list | tuple):
             pool["tasks"] = [task for task in named if task in tasks]
     return kept
+
+
+def _related(groups: Sequence[Any], tasks: list[Any]) -> list[Any]:
+    """Return groups without the tasks that are dropped, and without groups of fewer than two."""
+    kept = [
+        [task for task in group if task in tasks] if isinstance(group, list | tuple) else group
+        for group in groups
+    ]
+    return [group for group in kept if not isinstance(group, list) or len(group) > 1]

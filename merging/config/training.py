@@ -1,8 +1,8 @@
 """Settings of supervised training and of adapter training."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from merging.config.base import Count, Rate, Section, Weight
 from models.transport.problem import Solver
@@ -11,10 +11,12 @@ Initialisation = Literal["shared", "different"]
 """Whether all tasks start from the same random weights, or every task from its own."""
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["constant", "cosine"]
+KeptEpoch = Literal["best", "last"]
+RegressionLoss = Literal["squared", "smooth_l1"]
 
 
 class TrainingConfig(Section):
-    """Settings of supervised training with Adam; the epoch with the best validation score is kept.
+    """Settings of supervised training with Adam.
 
     Attributes:
         epochs: maximum number of epochs.
@@ -23,6 +25,9 @@ class TrainingConfig(Section):
         patience: epochs without a better validation score after which training stops; None never
             stops early.
         schedule: whether the learning rate is constant or falls to 0 along half a cosine.
+        keep: the epoch whose weights are kept: the one with the best validation score, or the last.
+            A few dozen validation molecules choose an epoch at random; with `cosine` the last one
+            needs no choice.
         shuffles_batches: whether batches are shuffled after their rows were; needed to mix the
             batches of several tasks.
     """
@@ -33,20 +38,49 @@ class TrainingConfig(Section):
     weight_decay: Weight = 0.0
     dropout: Dropout = 0.0
     patience: Count | None = None
-    schedule: ClassVar[Schedule] = "constant"
+    schedule: Schedule = "constant"
+    keep: KeptEpoch = "best"
     shuffles_batches: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep == "last" and self.patience is not None:
+            got = f"patience: got {self.patience} with `keep: last`"
+            raise ValueError(f"{got}, expected `patience: null`: all epochs are trained")
+        return self
 
-class FinetuneConfig(TrainingConfig):
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out defaults of the newer fields, so that older results keep their keys."""
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        for name in ("schedule", "keep", "loss"):
+            if name in values and values[name] == fields[name].default:
+                del values[name]
+        return values
+
+
+class MoleculeTrainingConfig(TrainingConfig):
+    """Settings of supervised training on molecules.
+
+    Attributes:
+        loss: of regressions, on standardised labels: the squared error, or smooth L1, which is
+            linear beyond one standard deviation, so that outliers weigh less.
+    """
+
+    dropout: Dropout = 0.5
+    loss: RegressionLoss = "squared"
+
+
+class FinetuneConfig(MoleculeTrainingConfig):
     """Settings of fine-tuning on one task (Hu et al. 2020: Adam, dropout 0.5, batch 32, 100
     epochs)."""
 
     epochs: Count = 100
-    dropout: Dropout = 0.5
     shuffles_batches: ClassVar[bool] = False
 
 
-class MultitaskConfig(TrainingConfig):
+class MultitaskConfig(MoleculeTrainingConfig):
     """Settings of joint training of one backbone with all heads.
 
     Attributes:
@@ -55,7 +89,6 @@ class MultitaskConfig(TrainingConfig):
     """
 
     epochs: Count = 60
-    dropout: Dropout = 0.5
     cap: Count = 4000
 
 
@@ -81,7 +114,7 @@ class ForceTrainingConfig(TrainingConfig):
     batch_size: Count = 10
     learning_rate: Rate = 2e-3
     energy_weight: Weight = 0.1
-    schedule: ClassVar[Schedule] = "cosine"
+    schedule: Schedule = "cosine"
 
 
 class TuningConfig(ForceTrainingConfig):

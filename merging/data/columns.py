@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from merging.data.labels import (
     MISSING,
@@ -56,6 +57,28 @@ def read_numbers(name: str, cells: Sequence[str], lines: Sequence[int]) -> Label
         shown = f"{count} x {quoted(next(iter(known.values())))} and no other number"
         raise DataError(f"got {shown}, {len(cells) - count} missing, expected some that differ")
     return Label(name, values)
+
+
+def logarithms(label: Label, lines: Sequence[int]) -> Label:
+    """Return a label of positive numbers as their decimal logarithms.
+
+    Args:
+        label: of a regression (`read_numbers`).
+        lines: the line of the file at which every row begins, for error messages.
+
+    Raises:
+        DataError: a number is zero or negative; the message names its line.
+    """
+    for value, line in zip(label.values, lines, strict=True):
+        if value <= 0:
+            remedy = "leave the cell empty, write the number to learn, or leave `scale` out"
+            expected = f"expected a number above 0 (`scale: log10`); {remedy}"
+            raise DataError(f"line {line}: got {value:g}, {expected}")
+    return replace(label, values=tuple(map(_log10, label.values)))
+
+
+def _log10(value: float) -> float:
+    return value if math.isnan(value) else math.log10(value)
 
 
 def read_classes(

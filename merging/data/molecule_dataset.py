@@ -4,8 +4,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,30 +19,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from merging.data.files import sha256, write_tensors
-from merging.data.labels import parse_number, quoted
-from merging.data.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
-from merging.data.split import (
-    SUBSETS,
-    TRAIN,
-    VALID,
-    Split,
-    Subset,
-    check_subsets,
-    lacking_labels,
-    random_split,
-    scaffold_split,
+from merging.data.labels import quoted
+from merging.data.molecule_split import (
+    check_split,
+    molecule_numbers,
+    seed_rows,
+    split_record,
+    split_rows,
+    without_molecules,
 )
+from merging.data.molecule_tables import DatasetSpec, DroppedRow, MoleculeTable, read_molecule_table
+from merging.data.split import Split, Subset
 from merging.data.task_data import Step
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, PackedGraphs, pack
 from models.data.smiles import READING_RULE, read_graph, read_smiles
 from models.errors import DataError, MoleculeError
 from models.files import write_atomically
-from models.task import Target, TaskInfo
+from models.task import Target, TaskInfo, answers
 
-_CACHE_VERSION = f"3, reading rule {READING_RULE}"
+_CACHE_VERSION = f"4, reading rule {READING_RULE}"
 _SHOWN = 5
-_SEEDS_TRIED = 100
 _FAR = 20
 """A number is far from the others from so many widths of their middle half on. Solubilities and
 energies stay below it; -999 for a missing value, a slip of the decimal sign and a quantity over
@@ -92,19 +88,22 @@ class MoleculeDataset:
         task: name of the task.
         info: its labels (of `multiclass`, classes), target and units.
         graphs: G molecules.
-        labels: (G, L) float32, 0 or 1 or the values of a regression, NaN where missing; for
-            `multiclass` (G,) int64 classes, -1 where missing.
+        labels: (G, L) float32, 0 or 1, or the values of a regression or (scale `log10`) their
+            logarithms, NaN where missing; for `multiclass` (G,) int64 classes, -1 where missing.
         split: the training, validation and test subsets.
+        molecules: (G, 2) int64, the molecules and those without stereochemistry
+            (`molecule_numbers`).
         source_sha256: digest of the source file.
-        dropped: rows of the file that were left out.
+        dropped: rows of the file that cannot be read.
         record: how the file was read, as plain values: `file`, `rows`, `molecules`, `dropped`,
             `smiles_column`, `labels`; `words`, by label the cells of class 1 and 0 where these are
             not 1 and 0; for other targets `target`, and `ranges`, `units` and `far` (`_outlier`) by
             label and `two_numbers`, the labels with two values, or the `column` of the classes;
-            `missing`, the number of cells by spelling of a missing value; `split`, in words;
-            `parts`, the size of every subset; `not_measured`, by subset the labels that cannot be
-            measured on it; `repeated`, see `_repeated`.
+            `scale` unless it is `linear`; `missing`, the number of cells by spelling of a missing
+            value; those of `split_record`; `left_out`, see `without_tests`, if it was called.
         most_per_epoch: the number of training molecules that an epoch draws; None takes all.
+        seed_rows: by seed the validation rows, where they depend on it (`for_seed`).
+        other_sources: SHA-256 by name of the tables whose test molecules were left out.
     """
 
     task: str
@@ -112,10 +111,13 @@ class MoleculeDataset:
     graphs: PackedGraphs
     labels: Tensor
     split: Split
+    molecules: Tensor
     source_sha256: str
     dropped: tuple[DroppedRow, ...]
     record: dict[str, Any]
     most_per_epoch: int | None = None
+    seed_rows: Mapping[int, Tensor] = field(default_factory=dict)
+    other_sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -134,8 +136,15 @@ class MoleculeDataset:
 
     @property
     def sources(self) -> dict[str, str]:
-        """SHA-256 of the source file, by its name."""
-        return {self.record["file"]: self.source_sha256}
+        """SHA-256 of the source file, by its name, and of the tables whose test molecules were
+        left out."""
+        return {self.record["file"]: self.source_sha256, **self.other_sources}
+
+    @property
+    def test_molecules(self) -> Tensor:
+        """(n,), the different test molecules, without stereochemistry (`molecule_numbers`)."""
+        molecules: Tensor = self.molecules[self.split.test, 1].unique()
+        return molecules
 
     @property
     def size(self) -> int:
@@ -158,8 +167,47 @@ class MoleculeDataset:
                 *(f"not measured in {name}: {n} of them" for name, n in not_measured(record)),
                 *describe_cells(record),
                 *_describe_repeated(record["repeated"], self.target),
+                *_describe_left_out(record.get("left_out", {})),
             )
         )
+
+    def for_seed(self, seed: int) -> "MoleculeDataset":
+        """Return the data set with the validation subset of a seed; itself if the split does not
+        depend on the seed. Raises DataError: the table has no such seed."""
+        if not self.seed_rows:
+            return self
+        if seed not in self.seed_rows:
+            known = ", ".join(map(str, self.seed_rows))
+            got = f"{self.task}: got a run with seed {seed}"
+            raise DataError(f"{got}, expected one of {known} (`validation_seeds_column`)")
+        valid, train = self.seed_rows[seed], self.split.train
+        split = Split(train[~torch.isin(train, valid)], valid, self.split.test)
+        return self._with_split(split, f"{self.record['split']}, seed {seed}", seed_rows={})
+
+    def without_tests(self, others: Mapping[str, "MoleculeDataset"]) -> "MoleculeDataset":
+        """Return the data set without the training and validation rows whose molecule is a test
+        molecule of another task, whatever its stereochemistry.
+
+        The record's `left_out` has by task the number of rows of "train" and "valid" that were left
+        out for it.
+
+        Args:
+            others: the other tasks, on the same property.
+        """
+        tests = {task: other.test_molecules for task, other in others.items()}
+        split, counts = without_molecules(self.split, self.molecules[:, 1], tests)
+        sources = {
+            f"{task}/{file}": digest
+            for task, other in others.items()
+            for file, digest in other.sources.items()
+        }
+        found = self._with_split(split, self.record["split"], other_sources=sources)
+        return replace(found, record={**found.record, "left_out": counts})
+
+    def _with_split(self, split: Split, description: str, **changes: Any) -> "MoleculeDataset":
+        content = self.molecules, self.labels, self.info
+        record = {**self.record, **split_record(split, description, *content)}
+        return replace(self, split=split, record=record, **changes)
 
     def steps(self, subset: Subset, batch_size: int, shuffle: bool = False) -> list[Step]:
         """See `merging.data.task_data.TaskData.steps`."""
@@ -182,12 +230,17 @@ class MoleculeDataset:
 
 
 def load_dataset(
-    task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path, workers: int = 1
+    task: str,
+    spec: DatasetSpec,
+    data_folder: Path,
+    cache_folder: Path,
+    workers: int = 1,
+    seed: int = 0,
 ) -> MoleculeDataset:
     """Load a data set from the cache, or read, featurise and split its source, which takes up to
-    two minutes, and cache the result.
+    two minutes, and cache the result, once for all seeds.
 
-    The rows that were left out are listed in `<task>.dropped.csv` in the cache folder.
+    The rows that cannot be read are listed in `<task>.dropped.csv` in the cache folder.
 
     Args:
         task: name of the task.
@@ -195,23 +248,35 @@ def load_dataset(
         data_folder: the folder of source files.
         cache_folder: the folder of the cache, of downloads and of the list of dropped rows.
         workers: number of processes that parse SMILES.
+        seed: of the run, which selects the validation subset of a table that has one by seed.
 
     Raises:
         DataError: the file does not exist or lacks columns or rows, a column does not hold labels,
-            too many molecules cannot be read, or the split cannot be trained on.
+            too many molecules cannot be read, the split cannot be trained on, or the table has no
+            validation subset of the seed.
     """
     cache = cache_folder / f"{task}.safetensors"
     file = find_source(task, spec, data_folder, cache_folder)
     digest = sha256(file)
     origin = {"version": _CACHE_VERSION, "sha256": digest, "spec": spec.model_dump_json()}
-    if cache.is_file():
-        cached = _read_cache(task, spec, cache, origin)
-        if cached is not None:
-            _write_dropped(cached.dropped, dropped_path(task, cache_folder))
-            return cached
-    dataset = read_csv(task, spec, file, digest, workers, dropped_path(task, cache_folder))
-    _write_cache(dataset, cache, origin)
-    return dataset
+    cached = _read_cache(task, spec, cache, origin) if cache.is_file() else None
+    if cached is None:
+        dataset = read_csv(task, spec, file, digest, workers, dropped_path(task, cache_folder))
+    else:
+        dataset = cached
+        _write_dropped(cached.dropped, dropped_path(task, cache_folder))
+    chosen = dataset.for_seed(seed)
+    check_dataset(chosen, spec, file)
+    if cached is None:
+        _write_cache(dataset, cache, origin)
+    return chosen
+
+
+def check_dataset(dataset: MoleculeDataset, spec: DatasetSpec, file: Path) -> None:
+    """Check that a data set can be trained and measured with its split; the published sets are used
+    as they are. Raises DataError: see `check_split`."""
+    if spec not in MOLECULENET.values():
+        check_split(file, spec, dataset.split, dataset.labels, dataset.info)
 
 
 def dropped_path(task: str, cache_folder: Path) -> Path:
@@ -239,6 +304,14 @@ def _describe_repeated(repeated: Mapping[str, int], target: Target) -> list[str]
     known = {"contradictory": _CONTRADICTORY[target], "across_parts": "in several parts"}
     more = [f"{repeated[name]} {text}" for name, text in known.items() if repeated[name]]
     return [", ".join([total, *more])]
+
+
+def _describe_left_out(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Describe `MoleculeDataset.record["left_out"]`."""
+    if not counts:
+        return []
+    shown = (f"{sum(rows.values())} of {task}" for task, rows in counts.items())
+    return [f"left out as test molecules: {', '.join(shown)}"]
 
 
 def not_measured(record: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -279,7 +352,8 @@ def _describe_label(name: str, record: Mapping[str, Any]) -> str:
     if "ranges" in record:
         least, most = record["ranges"][name]
         unit = record["units"].get(name, "no unit said")
-        return f"{name} ({least:g} to {most:g}, {unit})"
+        scale = ", learnt as log10" if record.get("scale") == "log10" else ""
+        return f"{name} ({least:g} to {most:g}, {unit}{scale})"
     return name
 
 
@@ -331,7 +405,8 @@ def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: P
 def read_csv(
     task: str, spec: DatasetSpec, file: Path, digest: str, workers: int, dropped_file: Path
 ) -> MoleculeDataset:
-    """Read, featurise and split a table (`load_dataset`); labels are checked before molecules."""
+    """Read, featurise and split a table (`load_dataset`); labels are checked before molecules.
+    Validation rows that depend on the seed are among the training rows."""
     table = read_molecule_table(file, spec)
     parsed = list(_parse(table.molecules, workers, task))
     kept = [k for k, molecule in enumerate(parsed) if molecule is not None]
@@ -347,10 +422,8 @@ def read_csv(
     _write_dropped(dropped, dropped_file)
     _check_dropped(file, dropped, len(kept) + len(dropped), spec.max_dropped, dropped_file)
     labels = _tensor(table, spec.target)[kept].contiguous()
-    split, description = _split(spec, table, kept, [molecule.scaffold for molecule in molecules])
-    lacking = lacking_labels(split, labels, info)
-    if spec not in MOLECULENET.values():  # the published sets are used as they are
-        _check_subsets(file, spec, split, labels, info)
+    split, described = split_rows(spec, table, kept, [molecule.scaffold for molecule in molecules])
+    numbers = molecule_numbers([molecule.smiles for molecule in molecules])
     record = {
         "file": file.name,
         "rows": len(kept) + len(dropped),
@@ -361,13 +434,11 @@ def read_csv(
         "words": _class_words(table, spec.target),
         **_target_record(table, info, labels, [table.lines[k] for k in kept]),
         "missing": dict(table.missing),
-        "split": description,
-        "parts": {subset: len(rows) for subset, rows in vars(split).items()},
-        "not_measured": {subset: list(lacking[subset]) for subset in ("valid", "test")},
-        "repeated": _repeated([molecule.smiles for molecule in molecules], labels, split),
+        **split_record(split, described, numbers, labels, info),
     }
     graphs = pack([molecule.graph for molecule in molecules])
-    return MoleculeDataset(task, info, graphs, labels, split, digest, dropped, record)
+    content = task, info, graphs, labels, split, numbers, digest, dropped, record
+    return MoleculeDataset(*content, seed_rows=seed_rows(table, kept))
 
 
 def _label_names(table: MoleculeTable, target: Target) -> tuple[str, ...]:
@@ -399,8 +470,9 @@ def _target_record(
         return {"target": info.target, "column": table.labels[0].name}
     if info.target == "regression":
         known = [column[~column.isnan()] for column in labels.T]
-        ranges = [[round(float(end), 6) for end in column.aminmax()] for column in known]
-        far = [_outlier(column, lines) for column in labels.T]
+        numbers = [answers(column, info.output_kind) for column in known]
+        ranges = [[round(float(end), 6) for end in column.aminmax()] for column in numbers]
+        far = [_outlier(column, lines, info) for column in labels.T]
         two = zip(info.labels, (len(numbers.unique()) == 2 for numbers in known), strict=True)
         return {
             "target": info.target,
@@ -408,18 +480,20 @@ def _target_record(
             "units": info.unit_of,
             "far": {name: own for name, own in zip(info.labels, far, strict=True) if own},
             "two_numbers": [name for name, only in two if only],
+            **({} if info.scale == "linear" else {"scale": info.scale}),
         }
     return {}
 
 
-def _outlier(column: Tensor, lines: Sequence[int]) -> dict[str, Any] | None:
+def _outlier(column: Tensor, lines: Sequence[int], info: TaskInfo) -> dict[str, Any] | None:
     """Return the outlier farthest from the median: its `number`, its `line`, and its distance from
-    the median in `times` the interquartile range. None if that is less than `_FAR`, or the range
-    is 0.
+    the median in `times` the interquartile range (of logarithms, with scale `log10`). None if that
+    is less than `_FAR`, or the range is 0.
 
     Args:
         column: (G,) labels, NaN where missing.
         lines: of the G rows.
+        info: the task.
     """
     wide = column.double()
     first, median, third = wide.nanquantile(torch.tensor([0.25, 0.5, 0.75]).double())
@@ -428,30 +502,8 @@ def _outlier(column: Tensor, lines: Sequence[int]) -> dict[str, Any] | None:
     times = float(away[k] / (third - first)) if third > first else 0.0
     if times < _FAR:
         return None
-    return {"number": float(column[k]), "line": lines[k], "times": round(times)}
-
-
-def _repeated(smiles: Sequence[str], labels: Tensor, split: Split) -> dict[str, int]:
-    """Count the molecules (canonical SMILES) that occur in several rows: `molecules`, and of these
-    `contradictory`, with different values of a label, and `across_parts`, in several subsets."""
-    rows_of: dict[str, list[int]] = {}
-    for k, canonical in enumerate(smiles):
-        rows_of.setdefault(canonical, []).append(k)
-    several = [rows for rows in rows_of.values() if len(rows) > 1]
-    subset_of = {row: subset for subset, rows in vars(split).items() for row in rows.tolist()}
-    if not labels.is_floating_point():  # classes
-        labels = torch.where(labels >= 0, labels.float(), torch.nan).unsqueeze(1)
-    return {
-        "molecules": len(several),
-        "contradictory": sum(_differ(labels[rows]) for rows in several),
-        "across_parts": sum(len({subset_of[row] for row in rows}) > 1 for rows in several),
-    }
-
-
-def _differ(labels: Tensor) -> bool:
-    """Return True if a label has different values in the rows of `labels` (n, L)."""
-    greatest, least = labels.nan_to_num(-torch.inf).amax(0), labels.nan_to_num(torch.inf).amin(0)
-    return bool((greatest > least).any())
+    number = float(answers(column[k], info.output_kind))
+    return {"number": number, "line": lines[k], "times": round(times)}
 
 
 def _dropped(table: MoleculeTable, unreadable: Sequence[int]) -> tuple[DroppedRow, ...]:
@@ -495,65 +547,13 @@ def _check_dropped(
     raise DataError(f"{file}: got {got}, expected {expected}: {shown}{more}")
 
 
-def _split(
-    spec: DatasetSpec, table: MoleculeTable, kept: Sequence[int], scaffolds: Sequence[str]
-) -> tuple[Split, str]:
-    """Split the kept rows as `spec` demands; return the split and its description."""
-    method = "scaffold" if spec.split == "scaffold" else f"random, seed {spec.split_seed}"
-    if table.subsets is None:
-        return _draw_split(spec, scaffolds, TRAIN, VALID), method
-    names = [table.subsets[k] for k in kept]
-    rows_of = {subset: [k for k, name in enumerate(names) if name == subset] for subset in SUBSETS}
-    train, valid, test = (torch.tensor(rows, dtype=torch.int64) for rows in rows_of.values())
-    description = f"by column {spec.split_column!r}"
-    if len(valid) or not len(train):
-        return Split(train, valid, test), description
-    drawn = _draw_split(spec, [scaffolds[k] for k in train], 8 / 9, 1 / 9)
-    # Scaffolds that fit into neither share are in the third subset.
-    valid = train[torch.cat([drawn.valid, drawn.test]).sort().values]
-    description += f", validation drawn from its training rows, {method}"
-    return Split(train[drawn.train], valid, test), description
-
-
-def _draw_split(spec: DatasetSpec, scaffolds: Sequence[str], train: float, valid: float) -> Split:
-    if spec.split == "scaffold":
-        return scaffold_split(scaffolds, train, valid)
-    return random_split(len(scaffolds), spec.split_seed, train, valid)
-
-
-def _check_subsets(
-    file: Path, spec: DatasetSpec, split: Split, labels: Tensor, info: TaskInfo
-) -> None:
-    try:
-        check_subsets(split, lacking_labels(split, labels, info), info)
-    except DataError as error:
-        origin = f"column {spec.split_column!r}" if spec.split_column else f"split {spec.split}"
-        other = "another column" if spec.split_column else "a `split_column` of your own"
-        seed = _working_seed(labels, info)
-        instead = " and no `split_column`" if spec.split_column else ""
-        random = f"`split: random` with `split_seed: {seed}`{instead}, "
-        remedy = f"try {'' if seed is None else random}{other}, or more rows"
-        if info.target == "multiclass" and None not in map(parse_number, info.labels):
-            remedy += "; numbers that are no classes are `target: regression`"
-        raise DataError(f"{file}, {origin}: {error}; {remedy}") from error
-
-
-def _working_seed(labels: Tensor, info: TaskInfo) -> int | None:
-    """Return the first seed whose random split passes `check_subsets`, None if none does."""
-    for seed in range(_SEEDS_TRIED):
-        split = random_split(len(labels), seed)
-        with suppress(DataError):
-            check_subsets(split, lacking_labels(split, labels, info), info)
-            return seed
-    return None
-
-
 class _Parsed(NamedTuple):
-    """The graph of a molecule, its scaffold with chirality, and its canonical SMILES."""
+    """The graph of a molecule, its scaffold with chirality, and its canonical SMILES with and
+    without stereochemistry."""
 
     graph: MolGraph
     scaffold: str
-    smiles: str
+    smiles: tuple[str, str]
 
 
 def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[_Parsed | None]:
@@ -563,7 +563,7 @@ def _parse(smiles: Sequence[str], workers: int, task: str) -> Iterator[_Parsed |
             yield read and _Parsed(MolGraph(*map(torch.from_numpy, read[0])), *read[1:])
 
 
-def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str, str] | None:
+def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str, tuple[str, str]] | None:
     """Return the fields of `_Parsed`, or None if RDKit cannot read the molecule.
 
     The graph is returned as arrays, because every tensor would occupy a file descriptor on its way
@@ -575,21 +575,23 @@ def _parse_one(smiles: str) -> tuple[list[NDArray[np.int64]], str, str] | None:
         return None
     with rdBase.BlockLogs():
         mol = read_smiles(smiles, strict=False)
-        canonical = Chem.MolToSmiles(mol)
+        canonical = Chem.MolToSmiles(mol), Chem.MolToSmiles(mol, isomericSmiles=False)
         try:
             scaffold = MurckoScaffold.MurckoScaffoldSmiles(mol=mol, includeChirality=True)
         # RDKit checks valences here; the 15 molecules that fail are their own scaffolds.
         except ValueError:
-            scaffold = canonical
+            scaffold = canonical[0]
         return graph, scaffold, canonical
 
 
 def _write_cache(dataset: MoleculeDataset, cache: Path, origin: dict[str, str]) -> None:
     tensors = {f"graphs.{name}": value for name, value in vars(dataset.graphs).items()}
     tensors |= {f"split.{name}": value for name, value in vars(dataset.split).items()}
+    tensors |= {f"seeds.{seed}": rows for seed, rows in dataset.seed_rows.items()}
     dropped = json.dumps([asdict(row) for row in dataset.dropped])
     metadata = {**origin, "record": json.dumps(dataset.record), "dropped": dropped}
-    write_tensors(cache, {**tensors, "labels": dataset.labels}, metadata)
+    tensors |= {"labels": dataset.labels, "molecules": dataset.molecules}
+    write_tensors(cache, tensors, metadata)
 
 
 def _read_cache(
@@ -606,9 +608,9 @@ def _read_cache(
             tensors = {key: stream.get_tensor(key) for key in names}
     except SafetensorError:
         return None
-    graphs, split = (
+    graphs, split, seeds = (
         {key.split(".")[1]: value for key, value in tensors.items() if key.startswith(prefix)}
-        for prefix in ("graphs.", "split.")
+        for prefix in ("graphs.", "split.", "seeds.")
     )
     record = json.loads(metadata["record"])
     return MoleculeDataset(
@@ -617,7 +619,9 @@ def _read_cache(
         graphs=PackedGraphs(**graphs),
         labels=tensors["labels"],
         split=Split(**split),
+        molecules=tensors["molecules"],
         source_sha256=origin["sha256"],
         dropped=tuple(DroppedRow(**row) for row in json.loads(metadata["dropped"])),
         record=record,
+        seed_rows={seed: seeds[str(seed)] for seed in sorted(map(int, seeds))},
     )

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,16 +18,18 @@ from pydantic import (
     model_validator,
 )
 
-from merging.data.columns import read_classes, read_numbers
+from merging.data.columns import logarithms, read_classes, read_numbers
 from merging.data.labels import Label, normalise, read_label, reason_for_no_label
-from merging.data.split import cell_text, named_subsets
+from merging.data.split import cell_text, named_subsets, read_seeds
 from models.data.tables import SAMPLE, column_called, molecule_column, open_stream, open_table
 from models.errors import DataError, InvalidInputError
 from models.names import check_labels
-from models.task import LabelTarget, TaskInfo, Unit
+from models.task import LabelTarget, Metric, Scale, TaskInfo, Unit, check_metric, check_scale
 from models.validation import one_of
 
 _IGNORED = "mol_id"  # MoleculeNet's names of molecules
+_NEWER = ("label_names", "target", "units", "scale", "metric", "classes", "validation_seeds_column")
+"""Fields that were added later, whose defaults are left out of keys of results."""
 _SHOWN = 5
 
 
@@ -73,11 +75,18 @@ class DatasetSpec(BaseModel):
 
     Attributes:
         smiles_column: the column of the molecules; None chooses it by name and content.
-        label_columns: the columns of the labels; None takes all others except `mol_id` and
-            `split_column`. Required for `regression` and `multiclass` if there are several others.
+        label_columns: the columns of the labels; None takes all others except `mol_id` and those
+            that say the split. Required for `regression` and `multiclass` if there are several
+            others.
+        label_names: names of the labels in answers, one for each of `label_columns`; None takes the
+            names of the columns.
         target: `multilabel` (columns of two classes), `regression` (columns of numbers) or
             `multiclass` (one column of several classes).
         units: for `regression`, the unit of all labels, or by label; answers contain it.
+        scale: for `regression`, `log10` learns the decimal logarithms of the numbers, which must be
+            positive; answers are the numbers. For quantities over several orders of magnitude.
+        metric: the metric by which the task is judged: it selects epochs and options, and is the
+            one in tables (`models.task.METRICS`); None for the default of the target.
         classes: for `multiclass`, the names of all classes in the order of the answers; None takes
             the classes that occur, numbers in ascending order before words in alphabetical order.
         positive: the word of class 1, for all labels or by label; required for words that
@@ -87,6 +96,8 @@ class DatasetSpec(BaseModel):
         split_column: the column that has the subset of every row, or with `folds` its fold. If no
             row is for validation, a ninth of the training rows is, drawn by the method of `split`.
         folds: the folds of `split_column` that form the validation and test subsets.
+        validation_seeds_column: the column that has for every training row the seeds of runs in
+            which it is for validation, every digit a seed. A run must have one of these seeds.
         max_dropped: the largest share of rows that may be unreadable.
         file: path in the data folder; None for a MoleculeNet data set, which may be downloaded.
         num_molecules, num_labels: the published size, which the file must have; None for any.
@@ -97,21 +108,25 @@ class DatasetSpec(BaseModel):
 
     smiles_column: str | None = None
     label_columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    label_names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: LabelTarget = "multilabel"
     units: Unit | dict[str, Unit] | None = None
+    scale: Scale = "linear"
+    metric: Metric | None = None
     classes: Annotated[tuple[Word, ...], Field(min_length=2)] | None = None
     positive: Word | dict[str, Word] | None = None
     split: Literal["scaffold", "random"] = "scaffold"
     split_seed: Annotated[int, Field(ge=0)] = 0
     split_column: str | None = None
     folds: Folds | None = None
+    validation_seeds_column: str | None = None
     max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.05
     file: str | None = None
     num_molecules: int | None = None
     num_labels: int | None = None
     about: str = ""
 
-    @field_validator("label_columns")
+    @field_validator("label_columns", "label_names")
     @classmethod
     def _distinct(cls, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
         check_labels(columns or ())
@@ -121,7 +136,7 @@ class DatasetSpec(BaseModel):
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out defaults of the newer fields, so that older cached results keep their keys."""
         values: dict[str, Any] = handler(self)
-        for name in ("target", "units", "classes"):
+        for name in _NEWER:
             if values[name] == type(self).model_fields[name].default:
                 del values[name]
         return values
@@ -138,6 +153,8 @@ class DatasetSpec(BaseModel):
             got = f"got {len(self.label_columns or ())} columns for target 'multiclass'"
             raise ValueError(f"label_columns: {got}, expected one (a task for each)")
         check_labels(map(normalise, self.classes or ()))
+        check_scale(self.scale, self.target)
+        check_metric(self.metric, self.target)
         return self
 
     @model_validator(mode="after")
@@ -145,11 +162,31 @@ class DatasetSpec(BaseModel):
         labels = self.label_columns or ()
         if not all(name.strip() for name in labels):
             raise ValueError("label_columns: got an empty name, expected the names of columns")
-        if taken := sorted({*labels} & {self.smiles_column, self.split_column}):
+        others = {self.smiles_column, self.split_column, self.validation_seeds_column}
+        if taken := sorted({*labels} & others):
             names = ", ".join(map(str, taken))
             raise ValueError(f"label_columns: got {names}, which is said to be something else")
         if self.folds and self.split_column is None:
             raise ValueError("folds: got them without `split_column`, expected their column")
+        if self.validation_seeds_column is not None and self.split_column is None:
+            got = "validation_seeds_column: got it without `split_column`"
+            raise ValueError(f"{got}, expected the column of training and test rows")
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        names, columns = self.label_names, self.label_columns or ()
+        if names is None:
+            return self
+        if len(names) != len(columns):
+            got = f"label_names: got {len(names)} for {len(columns)} `label_columns`"
+            raise ValueError(f"{got}, expected one for each")
+        if self.target == "multiclass":
+            raise ValueError("label_names: got some for target 'multiclass', expected `classes`")
+        for option in ("units", "positive"):
+            if isinstance(getattr(self, option), dict):
+                got = f"{option}: got them by label beside `label_names`"
+                raise ValueError(f"{got}, expected one value for all labels")
         return self
 
     def info(self, labels: Sequence[str]) -> TaskInfo:
@@ -161,6 +198,8 @@ class DatasetSpec(BaseModel):
             description=self.about,
             target=self.target,
             units=tuple(by_label.get(label, "") for label in labels) if units else (),
+            scale=self.scale,
+            metric=self.metric,
         )
 
 
@@ -184,6 +223,8 @@ class MoleculeTable:
         labels: the label columns, with R values.
         missing: number of label cells by spelling of a missing value.
         subsets: "train", "valid" or "test" of every row; None without `split_column`.
+        seeds: by row the seeds in whose validation subset it is; None without
+            `validation_seeds_column`.
         dropped: malformed rows, not among the R.
     """
 
@@ -193,6 +234,7 @@ class MoleculeTable:
     labels: tuple[Label, ...]
     missing: Mapping[str, int]
     subsets: tuple[str, ...] | None
+    seeds: tuple[frozenset[int], ...] | None
     dropped: tuple[DroppedRow, ...]
 
 
@@ -209,7 +251,10 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
             columns, rows = table.columns, list(table.rows)
         good = [row for row in rows if row.problem is None]
         at = molecule_column(columns, good[:SAMPLE], spec.smiles_column)
-        split_at = None if spec.split_column is None else _column(spec.split_column, columns)
+        split_at, seeds_at = (
+            None if name is None else _column(name, columns)
+            for name in (spec.split_column, spec.validation_seeds_column)
+        )
         labels_at = [_column(name, columns) for name in spec.label_columns or ()]
     except (InvalidInputError, DataError) as error:
         raise DataError(f"{file}: {error}") from error
@@ -220,17 +265,23 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
         )
     if at in labels_at:
         raise DataError(f"{file}: got {columns[at]!r} as label, expected it to hold the molecules")
-    others = [k for k in range(len(columns)) if k not in (at, split_at) and columns[k] != _IGNORED]
+    said = at, split_at, seeds_at
+    others = [k for k in range(len(columns)) if k not in said and columns[k] != _IGNORED]
     if not (labels_at or others):
         got = f"got no column of labels beside {', '.join(map(repr, columns))}"
         raise DataError(f"{file}: {got}, expected some (cells apart by comma, semicolon or tab)")
     cells = {k: [row.cells[k] for row in good] for k in range(len(columns))}
     lines = [row.line for row in good]
     dropped = [DroppedRow(row.line, row.cells[at], row.problem) for row in rows if row.problem]
-    subsets = None
+    subsets = seeds = None
     if split_at is not None:
         subsets = _named_subsets(file, spec, cells[split_at], lines)
+    if subsets is not None and seeds_at is not None:
+        seeds = _seeds(file, spec, cells[seeds_at], lines, subsets)
     labels = _labels(file, spec, {k: (columns[k], cells[k]) for k in labels_at or others}, lines)
+    if spec.label_names is not None:
+        pairs = zip(labels, spec.label_names, strict=True)
+        labels = tuple(replace(label, name=name) for label, name in pairs)
     return MoleculeTable(
         molecule_column=columns[at],
         lines=tuple(lines),
@@ -238,6 +289,7 @@ def read_molecule_table(file: Path, spec: DatasetSpec) -> MoleculeTable:
         labels=labels,
         missing=_missing([cells[k] for k in labels_at or others], labels),
         subsets=subsets,
+        seeds=seeds,
         dropped=tuple(dropped),
     )
 
@@ -265,6 +317,19 @@ def _named_subsets(
         return tuple(named_subsets(cells, lines, vars(spec.folds) if spec.folds else {}))
     except DataError as error:
         raise DataError(f"{file}, column {spec.split_column!r}: {error}") from error
+
+
+def _seeds(
+    file: Path,
+    spec: DatasetSpec,
+    cells: Sequence[str],
+    lines: Sequence[int],
+    subsets: Sequence[str],
+) -> tuple[frozenset[int], ...]:
+    try:
+        return tuple(read_seeds(cells, lines, subsets))
+    except DataError as error:
+        raise DataError(f"{file}, column {spec.validation_seeds_column!r}: {error}") from error
 
 
 def _labels(
@@ -310,7 +375,8 @@ def _read(
     spec: DatasetSpec, name: str, cells: Sequence[str], lines: Sequence[int], positive: str | None
 ) -> Label:
     if spec.target == "regression":
-        return read_numbers(name, cells, lines)
+        label = read_numbers(name, cells, lines)
+        return logarithms(label, lines) if spec.scale == "log10" else label
     if spec.target == "multiclass":
         return read_classes(name, cells, lines, spec.classes or ())
     return read_label(name, cells, lines, positive)

@@ -112,6 +112,38 @@ def named_subsets(
     return [subset_of[text] for text in texts]
 
 
+def read_seeds(
+    cells: Sequence[str], lines: Sequence[int], subsets: Sequence[str]
+) -> list[frozenset[int]]:
+    """Read for every row the seeds in whose validation subset it is, from a column of a table.
+
+    Args:
+        cells: the column; every digit of a cell is a seed, an empty cell is none.
+        lines: the line of the file at which every row begins, for error messages.
+        subsets: the subset of every row (`named_subsets`).
+
+    Raises:
+        DataError: a cell holds something else than digits, a row that is not of the training subset
+            has a seed or is for validation whatever the seed, or no row has a seed. The message
+            names the line.
+    """
+    seeds = []
+    for cell, line, subset in zip(cells, lines, subsets, strict=True):
+        text = cell_text(cell)
+        if text and not (text.isascii() and text.isdecimal()):
+            raise DataError(f"line {line}: got {quoted(cell)}, expected digits, each a seed")
+        if subset == "valid":
+            got = f"line {line}: got a row of the validation subset beside a column of seeds"
+            raise DataError(f"{got}, expected training and test rows")
+        if text and subset != "train":
+            got = f"line {line}: got seeds {text} of a row of the {subset} subset"
+            raise DataError(f"{got}, expected seeds of training rows alone")
+        seeds.append(frozenset(map(int, text)))
+    if not any(seeds):
+        raise DataError("got no seed in any row, expected digits in the training rows")
+    return seeds
+
+
 def cell_text(cell: str) -> str:
     """Normalise a cell of a split column: no surrounding white space, lower case, and no trailing
     `.0`, which pandas appends to integers in a column with missing values."""

@@ -104,7 +104,7 @@ class Graphs(OfflineFamily):
     ) -> Expert:
         """Build a task's expert: its head, and its encoder if it has one."""
         info = data.info
-        head_settings = info.labels, info.level, info.target, data.num_features
+        head_settings = info.labels, info.level, info.output_kind, data.num_features
         expert = Expert(config.network, 0, *head_settings)
         load_tensors(expert.head, head, "head")
         if data.encoder is not None and expert.encoder is not None:

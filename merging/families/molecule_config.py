@@ -105,6 +105,9 @@ class MoleculeConfig(RunConfig):
         pretrained: the checkpoint.
         tasks: names of the tasks.
         datasets: descriptions of the tasks that are not sets of MoleculeNet.
+        related: groups of tasks of the same property. A training or validation row of a task whose
+            molecule, whatever its stereochemistry, is a test molecule of another task of a group is
+            left out.
         finetune, alignment: settings of all tasks; a section of `_by_task` names only the
             differences.
         router: settings of the router that mixes the adapters.
@@ -117,6 +120,7 @@ class MoleculeConfig(RunConfig):
     pretrained: PretrainedConfig
     tasks: tuple[Name, ...]
     datasets: dict[str, DatasetSpec] = {}
+    related: tuple[tuple[Name, ...], ...] = ()
     finetune: FinetuneConfig = FinetuneConfig()
     finetune_by_task: dict[str, FinetuneConfig] = {}
     alignment: AlignmentConfig = AlignmentConfig()
@@ -148,6 +152,7 @@ class MoleculeConfig(RunConfig):
             raise ValueError("tasks: got none, expected at least one")
         by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
         named = {name for section in by_task for name in section}
+        named |= {task for group in self.related for task in group}
         named |= {*self.compare.ablation_tasks, *self.compare.forest_trees_by_task}
         named |= set() if self.one_pass is None else self.one_pass.named_tasks
         unknown = sorted(named - set(self.tasks))
@@ -162,6 +167,10 @@ class MoleculeConfig(RunConfig):
                 f"tasks: got {without_data}, expected names among {list(MOLECULENET)} or described"
                 " under `datasets`"
             )
+        for group in self.related:
+            if len(set(group)) != len(group) or len(group) < 2:
+                expected = "expected groups of two tasks or more, each task once"
+                raise ValueError(f"related: got {list(group)}, {expected}")
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
         check_distinct(self.tasks)
@@ -213,6 +222,11 @@ class MoleculeConfig(RunConfig):
         """Return the description of a task's molecules: the configuration's, or that of the
         MoleculeNet set of this name."""
         return self.datasets.get(task) or MOLECULENET[task]
+
+    def related_to(self, task: str) -> tuple[str, ...]:
+        """Return the other tasks of a task's groups in `related`."""
+        others = {name for group in self.related if task in group for name in group} - {task}
+        return tuple(name for name in self.tasks if name in others)
 
     def training_for(self, task: str) -> FinetuneConfig:
         """Return the fine-tuning settings of a task."""

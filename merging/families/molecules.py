@@ -4,12 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from merging.config.training import MultitaskConfig
+from torch import Tensor, nn
+
+from merging.config.base import Setting
+from merging.config.training import MoleculeTrainingConfig, MultitaskConfig
 from merging.data.checkpoints import find_checkpoint, origin
 from merging.data.files import sha256
-from merging.data.molecule_dataset import MoleculeDataset, load_dataset
+from merging.data.molecule_dataset import MoleculeDataset, check_dataset, load_dataset
 from merging.families.molecule_config import MoleculeConfig
 from merging.family import Folders, OfflineFamily, StateDict
+from merging.targets.losses import compute_loss
 from models.data.smiles import READING_RULE
 from models.experts.expert import Expert
 from models.experts.unified import DEFAULT_ROUTING
@@ -33,10 +37,24 @@ class Molecules(OfflineFamily):
     def read(
         self, config: MoleculeConfig, task: str, folders: Folders, seed: int
     ) -> MoleculeDataset:
-        """Read a task's molecules, featurised at the first use and cached in the work folder.
-        Raises DataError: a file is missing or invalid."""
-        spec, cache = config.dataset_for(task), folders.work / "data"
-        return load_dataset(task, spec, folders.data, cache, folders.workers)
+        """Read a task's molecules, featurised at the first use and cached in the work folder,
+        without the test molecules of related tasks. Raises DataError: a file is missing or
+        invalid, or does not suffice for the task."""
+        related = config.related_to(task)
+        data = {name: _load(config, name, folders, seed) for name in (task, *related)}
+        own = data.pop(task)
+        if not data:
+            return own
+        rest = own.without_tests(data)
+        check_dataset(rest, config.dataset_for(task), Path(rest.record["file"]))
+        return rest
+
+    def data_settings(self, config: MoleculeConfig, task: str) -> tuple[Setting, ...]:
+        """Return the description of a task's table, and those of related tasks."""
+        settings: list[Setting] = [config.dataset_for(task)]
+        for name in config.related_to(task):
+            settings += [name, config.dataset_for(name)]
+        return tuple(settings)
 
     def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
         """Build a backbone with random weights."""
@@ -52,6 +70,17 @@ class Molecules(OfflineFamily):
         """Return the checkpoint's SHA-256 and the version of the rule that reads molecules."""
         return f"{sha256(checkpoint(config, folders))}, reading rule {READING_RULE}"
 
+    def loss(
+        self,
+        outputs: Tensor,
+        labels: Tensor,
+        data: MoleculeDataset,
+        head: nn.Module,
+        settings: MoleculeTrainingConfig,
+    ) -> Tensor:
+        """Compute the training loss of one batch, for regressions the configured one."""
+        return compute_loss(outputs, labels, data.info, settings.loss)
+
     def joint_data(self, data: MoleculeDataset, settings: MultitaskConfig) -> MoleculeDataset:
         """Return the data with at most `cap` training molecules per epoch."""
         return replace(data, most_per_epoch=settings.cap)
@@ -61,7 +90,7 @@ class Molecules(OfflineFamily):
     ) -> Expert:
         """Build a task's expert: its head and its adapters, whose rank is read from the tensors."""
         info, rank = data.info, adapters["sites.0.up"].shape[0]
-        expert = Expert(config.shape, rank, info.labels, info.level, info.target)
+        expert = Expert(config.shape, rank, info.labels, info.level, info.output_kind)
         load_tensors(expert.head, head, "head")
         load_tensors(expert.adapters, adapters, "adapters")
         return expert
@@ -122,6 +151,11 @@ def _adapters(manifest: Any) -> str:
             f"\nEvery other task ({', '.join(others)}) has a stream of its own, with {own}."
         )
     return "." + "".join(lines)
+
+
+def _load(config: MoleculeConfig, task: str, folders: Folders, seed: int) -> MoleculeDataset:
+    spec, cache = config.dataset_for(task), folders.work / "data"
+    return load_dataset(task, spec, folders.data, cache, folders.workers, seed)
 
 
 def checkpoint(config: MoleculeConfig, folders: Folders) -> Path:

@@ -177,12 +177,13 @@ def _all_metrics(manifest: Manifest) -> str:
 
 def _other_metrics(infos: dict[str, TaskInfo]) -> str:
     """Explain the columns with other metrics than ROC-AUC, if there are any."""
-    if all(info.target == "multilabel" for info in infos.values()):
+    if all(info.main_metric == "roc_auc" for info in infos.values()):
         return ""
     return """
-A column with another metric names it: accuracy in percent, or the mean absolute error in standard
-deviations of the training labels (`MAE / std`, the smaller the better). Recovery is of the average
-scores of all tasks, where the score of an error is minus the error.
+A column with another metric names it: accuracy or AUPRC (average precision) in percent, Spearman's
+rank correlation, or the mean absolute error in standard deviations of the training labels (`MAE /
+std`, the smaller the better). Recovery is of the average scores of all tasks, where the score of an
+error is minus the error.
 """
 
 

@@ -18,7 +18,7 @@ from merging.run.stage import Stage
 from merging.run.stages import align_adapters, check_adapters, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
-from merging.targets.metrics import SCORE_NAMES, metric_of_score
+from merging.targets.metrics import metric_of_score, score_name
 from models.artifact import (
     BACKBONE,
     CARD,
@@ -282,7 +282,7 @@ def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict
         "bare": without_adapters(run, backbone, task),
         "with_adapters": single_task_model(run, backbone, task, added),
     }
-    target = run.dataset(task).info.target
+    metric = score_name(run.dataset(task).info.main_metric)
     scores = {
         name: evaluate(run, unified_forward(run, model, task), task)["test"]["score"]
         for name, model in models.items()
@@ -290,8 +290,8 @@ def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict
     possible = scores["finetuned"] - scores["bare"]
     share = (scores["with_adapters"] - scores["bare"]) / possible if possible > 0 else None
     return {
-        "metric": SCORE_NAMES[target],
-        **{name: metric_of_score(value, target) for name, value in scores.items()},
+        "metric": metric,
+        **{name: metric_of_score(value, metric) for name, value in scores.items()},
         "share": None if share is None else round(share, 4),
     }
 
@@ -350,8 +350,8 @@ def _card_section(gains: dict[str, dict[str, Any]], calibrated: CalibrationError
     return f"""
 ## Added later
 
-On the test subset, ROC-AUC and accuracy in percent, `MAE / std` in standard deviations of the
-training labels (the smaller the better); all else in the artifact is unchanged.
+On the test subset, ROC-AUC, AUPRC and accuracy in percent, `MAE / std` in standard deviations of
+the training labels (the smaller the better); all else in the artifact is unchanged.
 
 {markdown_table(head, rows)}
 

@@ -103,7 +103,7 @@ def shared_model(run: Run) -> tuple[Any, dict[str, SharedExpert]]:
     experts = {}
     for task, adapter, head in zip(aligned.tasks, aligned.adapters, aligned.heads, strict=True):
         info, rank = run.dataset(task).info, adapter.get_parameter("up").shape[0]
-        experts[task] = SharedExpert(stream, rank, info.labels, info.level, info.target)
+        experts[task] = SharedExpert(stream, rank, info.labels, info.level, info.output_kind)
         load_tensors(experts[task].graph, adapter.state_dict(), "graph adapter")
         load_tensors(experts[task].head, head.state_dict(), "head")
     return aligned.backbone, experts

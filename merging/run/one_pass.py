@@ -141,10 +141,10 @@ def _artifact_teacher(run: Run, task: str, folder: Path) -> NetworkTeacher:
     """The stream that a task of an artifact reads from, with its graph adapter and head."""
     components, info = load_components(folder, [task]), run.dataset(task).info
     found = components.manifest.tasks[task]
-    if (found.labels, found.target) != (info.labels, info.target):
+    if (found.labels, found.output_kind) != (info.labels, info.output_kind):
         raise ConfigError(
-            f"one_pass.teachers: got {folder} with {found.target} {list(found.labels)} of"
-            f" {task}, expected {info.target} {list(info.labels)}"
+            f"one_pass.teachers: got {folder} with {found.output_kind} {list(found.labels)} of"
+            f" {task}, expected {info.output_kind} {list(info.labels)}"
         )
     backbone, expert = components.molecular_backbone.to(run.device), components.experts[task]
     expert = expert.requires_grad_(False).eval().to(run.device)

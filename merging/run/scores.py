@@ -38,7 +38,7 @@ from merging.run.stages import (
     trained_model,
 )
 from merging.run.store import StageResult
-from merging.targets.metrics import MAIN_METRICS, scores_by_metric
+from merging.targets.metrics import scores_by_metric
 from merging.training.supervised import label_scale, standardised
 from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
 
@@ -115,7 +115,8 @@ def subset_metrics(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, 
 
 def main_metric(run: Run, task: str) -> str:
     """Return the name of the main metric of a task."""
-    return MAIN_METRICS[run.dataset(task).info.target]
+    metric: str = run.dataset(task).info.main_metric
+    return metric
 
 
 def unified_forward(
@@ -240,12 +241,12 @@ class Method:
             task: self.run.result(stage).record
             for task, stage in zip(self.tasks, self.stages, strict=True)
         }
-        targets = {task: self.run.dataset(task).info.target for task in records}
+        infos = {task: self.run.dataset(task).info for task in records}
         by_kind: dict[str, Any] = {kind: {} for kind in self.kinds}
         for kind, scores in by_kind.items():
             for subset, prefix in (("test", ""), ("valid", "valid_")):
                 values = {task: record[kind][subset]["score"] for task, record in records.items()}
-                for name, by_task in scores_by_metric(values, targets).items():
+                for name, by_task in scores_by_metric(values, infos).items():
                     scores[f"{prefix}{name}"] = by_task
                 scores[f"{prefix}average"] = round(sum(values.values()) / len(values), 5)
         return by_kind

@@ -27,13 +27,22 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([first, "|---" * len(head) + "|", *others])
 
 
-METRIC_NAMES = {"roc_auc": "ROC-AUC", "accuracy": "accuracy", "scaled_mae": "MAE / std"}
+METRIC_NAMES = {
+    "roc_auc": "ROC-AUC",
+    "auprc": "AUPRC",
+    "accuracy": "accuracy",
+    "scaled_mae": "MAE / std",
+    "spearman": "Spearman",
+}
 """Titles of scores; `MAE / std` is in standard deviations of the training labels."""
+_PLAIN = ("scaled_mae", "spearman")
+"""Metrics that are written as they are; the others are in percent."""
 
 
 def metric_cell(metric: str, mean: float, std: float | None = None) -> str:
-    """Format a metric (a key of `METRIC_NAMES`): fractions in percent, errors with three digits."""
-    if metric != "scaled_mae":
+    """Format a metric (a key of `METRIC_NAMES`): fractions in percent, errors and correlations with
+    three digits."""
+    if metric not in _PLAIN:
         return percent(mean, std)
     return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
 

@@ -176,7 +176,7 @@ def _scores_table(content: Mapping[str, Any], prefix: str) -> str:
     return markdown_table(head, cells)
 
 
-def _by_task(scores: Mapping[str, Any], prefix: str) -> dict[str, tuple[str, float]]:
+def _by_task(scores: Mapping[str, Any], prefix: str) -> Mapping[str, tuple[str, float]]:
     """Test or validation scores by task."""
     found = {key.removeprefix(prefix): scores[key] for key in scores if key.startswith(prefix)}
     return scores_by_task(found)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def _forest(
     """Return the stage that scores random forests on fingerprints of rewritten SMILES."""
     dataset, spec = run.dataset(task), run.config.dataset_for(task)
     trees = run.config.compare.forest_trees_by_task.get(task, run.config.compare.forest_trees)
-    settings = trees, dataset.source_sha256, spec, READING_RULE
+    others = run.family.data_settings(run.config, task)[1:], dataset.other_sources.values()
+    settings = trees, dataset.source_sha256, spec, READING_RULE, *chain(*others)
     make = partial(_make_forest, rewrite, run, task, trees)
     return Stage(f"evaluation/{name}/{task}", run.seed, settings, (), make, dataset.size)
 

@@ -8,20 +8,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from merging.config.training import RegressionLoss
 from models.errors import InvalidInputError
 from models.task import TaskInfo
 
 
-def compute_loss(output: Tensor, labels: Tensor, info: TaskInfo) -> Tensor:
+def compute_loss(
+    output: Tensor, labels: Tensor, info: TaskInfo, regression: RegressionLoss = "squared"
+) -> Tensor:
     """Compute the loss averaged over the known labels; 0 if no label is known.
 
     The loss is binary cross-entropy for `multilabel`, cross-entropy for `multiclass`, and squared
-    error for `regression`.
+    error or smooth L1 for `regression`.
 
     Args:
         output: (B, L), the output of the head: logits, or predictions in the units of `labels`.
         labels: (B, L) float, NaN where missing; for `multiclass` (B,) int64, -1 where missing.
         info: the task, whose `target` selects the loss.
+        regression: loss of a regression; smooth L1 is 0.5 e^2 for an error |e| < 1, |e| - 0.5
+            beyond.
 
     Returns:
         A scalar.
@@ -35,6 +40,8 @@ def compute_loss(output: Tensor, labels: Tensor, info: TaskInfo) -> Tensor:
     known, filled = ~labels.isnan(), labels.nan_to_num()
     if info.target == "multilabel":
         losses = F.binary_cross_entropy_with_logits(output, filled, reduction="none")
+    elif info.target == "regression" and regression == "smooth_l1":
+        losses = F.smooth_l1_loss(output, filled, reduction="none")
     elif info.target == "regression":
         losses = (output - filled).square()
     else:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,78 +22,83 @@ from torch import Tensor
 from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
 from models.errors import InvalidInputError, TrainingError
-from models.task import LabelTarget, Target, TaskInfo
+from models.task import LabelTarget, Metric, TaskInfo, answers
 
 Array = NDArray[Any]
-MAIN_METRICS: dict[Target, str] = {
-    "multilabel": "roc_auc",
-    "multiclass": "accuracy",
-    "regression": "mae",
-    "energy_and_forces": "forces",
-}
-"""The main metric of a target. Link prediction is a binary label: ROC-AUC of pairs."""
-SCORE_NAMES: dict[Target, str] = MAIN_METRICS | {"regression": "scaled_mae"}
-"""The name of a target's score in records (`metric_of_score`). `scaled_mae` is the mean absolute
-error in standard deviations of the training labels; the score is its negative."""
+ScoreName = Literal["roc_auc", "auprc", "accuracy", "scaled_mae", "spearman", "forces"]
+SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
+"""The names of scores in records. `scaled_mae` is the mean absolute error in standard deviations of
+the training labels (of their logarithms, with scale `log10`)."""
+_ERRORS: tuple[ScoreName, ...] = ("scaled_mae", "forces")
+"""Names of errors; the score is the negative of the error."""
 
 
 def compute_score(output: Array, labels: Array, info: TaskInfo) -> float:
     """Compute the score of predictions, for which greater is better.
 
-    The score is ROC-AUC for `multilabel`, accuracy for `multiclass`, and the negative mean absolute
-    error for `regression`. It selects epochs and mergers, and recoveries are computed from it.
-    Regression outputs and labels should be standardised
-    (`merging.targets.losses.LabelScale.standardise`), so that labels and tasks with different units
-    have equal weight.
+    The score is the task's main metric, or the negative mean absolute error if that is `mae`. It
+    selects epochs and mergers, and recoveries are computed from it. Regression outputs and labels
+    should be standardised (`merging.targets.losses.LabelScale.standardise`), so that labels and
+    tasks with different units have equal weight.
 
     Args:
-        output: (N, L), the output of the head: logits or predictions.
+        output: (N, L), the output of the head: logits, predictions or their logarithms.
         labels: (N, L), NaN where missing; for `multiclass` (N,) integers, -1 where missing.
         info: the task.
 
     Returns:
-        The score; NaN if no label is known (for ROC-AUC: if no label has both classes).
+        The score, averaged over the labels for which it is defined; NaN if there is none (ROC-AUC
+        and AUPRC need both classes, a rank correlation needs numbers that differ).
 
     Raises:
         TrainingError: an output is not finite.
         InvalidInputError: the target is energies and forces.
     """
     _check(output, info)
-    if info.target == "multilabel":
+    metric = info.main_metric
+    if metric == "roc_auc":
         return roc_auc(torch.from_numpy(labels), torch.from_numpy(output)).mean
-    if info.target == "multiclass":
+    if metric == "auprc":
+        return _ranking(output, labels)[metric]
+    if metric == "accuracy":
         return _accuracy(output, labels)
-    return -_over_labels(mean_absolute_error, output, labels)
+    value = _over_labels(_REGRESSION[metric], output, labels)
+    return -value if metric == "mae" else value
 
 
-def metric_of_score(score: float, target: Target) -> float:
-    """Convert a score to the metric that `SCORE_NAMES` names, or that metric to the score."""
-    return -score if target in ("regression", "energy_and_forces") else score
+def score_name(metric: Metric) -> ScoreName:
+    """Return the name in records of the score of tasks with this main metric."""
+    return "scaled_mae" if metric == "mae" else metric
 
 
-def scores_by_metric(scores: Mapping[str, float], targets: Mapping[str, Target]) -> dict[str, Any]:
+def metric_of_score(score: float, name: ScoreName) -> float:
+    """Convert a score, for which greater is better, to the value that its name means, or that value
+    to the score."""
+    return -score if name in _ERRORS else score
+
+
+def scores_by_metric(scores: Mapping[str, float], infos: Mapping[str, TaskInfo]) -> dict[str, Any]:
     """Convert scores by task to metrics, grouped as in results files: {metric: {task: value}}."""
     by_metric: dict[str, dict[str, float]] = {}
     for task, value in scores.items():
-        by_name = by_metric.setdefault(SCORE_NAMES[targets[task]], {})
-        by_name[task] = metric_of_score(value, targets[task])
+        name = score_name(infos[task].main_metric)
+        by_metric.setdefault(name, {})[task] = metric_of_score(value, name)
     return by_metric
 
 
-def scores_by_task(values: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+def scores_by_task(values: Mapping[str, Any]) -> dict[str, tuple[ScoreName, float]]:
     """Regroup the result of `scores_by_metric` by task: {task: (metric, value)}."""
-    names = [name for name in SCORE_NAMES.values() if name in values]
+    names = [name for name in SCORE_NAMES if name in values]
     return {task: (name, value) for name in names for task, value in values[name].items()}
 
 
 def compute_metrics(output: Array, labels: Array, info: TaskInfo) -> dict[str, float]:
-    """Compute all metrics of a target, the main one (`MAIN_METRICS`) first, averaged over the
-    labels for which they are defined.
+    """Compute all metrics of a target, averaged over the labels for which they are defined.
 
     The metrics of `multilabel` are `roc_auc` and `auprc` (average precision); of `multiclass`
     `accuracy`, and `roc_auc` and `auprc` of one class against the rest; of `regression` `mae`,
     `rmse`, `r2` (1 - residual variance / variance) and `spearman` (rank correlation; NaN for
-    constant predictions), in the units of the labels.
+    constant predictions), in the units of the labels, also with scale `log10`.
 
     Arguments and errors are those of `compute_score`.
     """
@@ -105,7 +110,13 @@ def compute_metrics(output: Array, labels: Array, info: TaskInfo) -> dict[str, f
         probabilities = softmax(output[known].astype(np.float64), axis=1)
         one_hot = np.eye(output.shape[1])[labels[known]]
         return {"accuracy": _accuracy(output, labels), **_ranking(probabilities, one_hot)}
-    return {name: _over_labels(metric, output, labels) for name, metric in _REGRESSION.items()}
+    numbers = _numbers(output, info), _numbers(labels, info)
+    return {name: _over_labels(metric, *numbers) for name, metric in _REGRESSION.items()}
+
+
+def _numbers(values: Array, info: TaskInfo) -> Array:
+    """Return outputs or labels of a regression in the units of the labels, NaN where missing."""
+    return answers(torch.from_numpy(values), info.output_kind).numpy()
 
 
 def _check(output: Array, info: TaskInfo) -> None:

@@ -24,13 +24,14 @@ TrainedParameters = Literal["all", "heads"]
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The weights of a network and its heads at the best epoch.
+    """The weights of a network and its heads at the epoch that is kept.
 
     Attributes:
         network: state dict of the network.
         heads: state dicts by task; the head of a regression answers in the units of the labels.
-        record: number of epochs and gradient steps, best epoch, seconds, and the validation score
-            by epoch (greater is better): the mean over tasks, and by task if there are several.
+        record: number of epochs and gradient steps, the epoch with the best validation score,
+            seconds, and the score by epoch (greater is better): the mean over tasks, and by task if
+            there are several.
     """
 
     network: StateDict
@@ -103,7 +104,8 @@ def train(
     device: torch.device | None = None,
     parameters: TrainedParameters = "all",
 ) -> TrainedModel:
-    """Train a model on its tasks and return the epoch with the best validation score.
+    """Train a model on its tasks and return the epoch with the best validation score, or the last
+    (`TrainingConfig.keep`).
 
     The score is the mean over the tasks that have one; of equal epochs the earliest is kept, and
     the last if no epoch has a score. An epoch visits every training row of every task once; a batch
@@ -213,9 +215,11 @@ class _Training:
         return model.family.score(outputs, standardised(self.scales[task], labels), data.info)
 
     def result(self, training: ResumableTraining) -> TrainedModel:
-        """Return the weights of the best epoch, with label scales folded into the heads."""
-        best, tasks = training.kept["best"], list(self.model.tasks)
-        heads = {task: sub_state(best, f"heads.{k}.") for k, task in enumerate(tasks)}
+        """Return the weights of the epoch that is kept, with label scales folded into the heads."""
+        last = {key: value.cpu() for key, value in self.model.state_dict().items()}
+        kept = training.kept["best"] if self.settings.keep == "best" else last
+        tasks = list(self.model.tasks)
+        heads = {task: sub_state(kept, f"heads.{k}.") for k, task in enumerate(tasks)}
         for task, scale in self.scales.items():
             heads[task] = scale.fold(heads[task]) if scale else heads[task]
         record = {
@@ -230,4 +234,4 @@ class _Training:
             record["valid_by_task"] = {
                 task: [scores[k] for scores in by_epoch] for k, task in enumerate(tasks)
             }
-        return TrainedModel(sub_state(best, "network."), heads, record)
+        return TrainedModel(sub_state(kept, "network."), heads, record)

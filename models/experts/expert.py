@@ -9,7 +9,7 @@ from models.data.batch import GraphBatch
 from models.errors import InvalidInputError
 from models.experts.adapter import Adapter, LayerOutputs, Stream, TaskAdapters, trace
 from models.networks.base import LayeredNetwork, LayeredShape
-from models.task import Level, Target
+from models.task import Level, OutputKind
 
 
 class TaskExpert(nn.Module):
@@ -18,7 +18,8 @@ class TaskExpert(nn.Module):
 
     Attributes:
         label_names: C names, in the order of the head's outputs.
-        level, target: see `models.task.TaskInfo`.
+        level: see `models.task.TaskInfo`.
+        target: what the head's outputs are, `TaskInfo.output_kind`.
         head: (*, d) -> (*, C).
         encoder: linear map of node features (N, F) -> (N, in_dim); None if F is the network's
             `in_dim`, or the network has embedding tables.
@@ -27,7 +28,7 @@ class TaskExpert(nn.Module):
     head: nn.Linear
     encoder: nn.Linear | None
 
-    def __init__(self, label_names: Sequence[str], level: Level, target: Target) -> None:
+    def __init__(self, label_names: Sequence[str], level: Level, target: OutputKind) -> None:
         super().__init__()
         self.label_names, self.level, self.target = tuple(label_names), level, target
 
@@ -72,7 +73,7 @@ class Expert(TaskExpert):
         rank: int,
         label_names: Sequence[str],
         level: Level = "graph",
-        target: Target = "multilabel",
+        target: OutputKind = "multilabel",
         num_features: int | None = None,
     ) -> None:
         super().__init__(label_names, level, target)
@@ -106,7 +107,7 @@ class SharedExpert(TaskExpert):
         rank: int,
         label_names: Sequence[str],
         level: Level = "graph",
-        target: Target = "multilabel",
+        target: OutputKind = "multilabel",
     ) -> None:
         super().__init__(label_names, level, target)
         if not stream.name:

@@ -17,7 +17,7 @@ from models.experts.router import RouterConfig, graph_distances, node_distances,
 from models.experts.streams import StreamSelection, StreamTable
 from models.networks.base import LayeredNetwork
 from models.ops.segment import segment_count
-from models.task import Target, answers, select_tasks
+from models.task import OutputKind, answers, select_tasks
 from models.transport.problem import Support
 
 Routing = Literal["moe", "own", "merged"]
@@ -34,14 +34,14 @@ class UnifiedOutput:
         logits: by task, (G, C), or (N, C) for a task at level "node".
         routing_weights: by task, (G, L+1, K): layers 0 to L - 1, then the graph site. For each
             graph and site the K weights sum to 1; they are one-hot for routing "own".
-        targets: by task, its prediction target; tasks without an entry are multilabel.
+        targets: by task, what its logits are; tasks without an entry are multilabel.
         embeddings: by stream of the pass, (G, d), the readout before any graph adapter. The stream
             of a single task has the task's name.
     """
 
     logits: dict[str, Tensor]
     routing_weights: dict[str, Tensor]
-    targets: Mapping[str, Target] = field(default_factory=dict)
+    targets: Mapping[str, OutputKind] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -49,8 +49,8 @@ class UnifiedOutput:
         """Predictions by task, (G or N, C): probabilities, or predicted values for regression."""
         return {task: answers(logits, self.target(task)) for task, logits in self.logits.items()}
 
-    def target(self, task: str) -> Target:
-        """Return the prediction target of a task."""
+    def target(self, task: str) -> OutputKind:
+        """Return what the logits of a task are."""
         return self.targets.get(task, "multilabel")
 
 

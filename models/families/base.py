@@ -16,7 +16,7 @@ from models.experts.router import RouterConfig
 from models.experts.unified import Routing
 from models.families.inputs import Batch, Graph, GraphFields, SizeLimits, TextReader
 from models.networks.base import NetworkShape
-from models.task import Target, TaskInfo, answers
+from models.task import OutputKind, Target, TaskInfo, answers
 
 
 class ServedModel(Protocol):
@@ -40,20 +40,20 @@ class TaskOutput:
     Attributes:
         logits: output of the head, (G, C), or (N, C) for a task at level "node". A force field
             has the energies here, (G, 1) float64 in eV.
-        target: meaning of the logits: see `models.task.Target`.
+        target: what the logits are.
         routing_weights: (G, sites, K); for each graph and site the K weights sum to 1.
         forces: (N, 3) in eV / Angstrom, from a force field; None from other models.
     """
 
     logits: Tensor
-    target: Target
+    target: OutputKind
     routing_weights: Tensor
     forces: Tensor | None = None
 
     @property
     def values(self) -> Tensor:
-        """Predictions in the shape of `logits`: probabilities for classification, the logits
-        themselves for regression and force fields."""
+        """Predictions in the shape of `logits`: probabilities for classification, numbers in the
+        unit of the label for regression and force fields."""
         return answers(self.logits, self.target)
 
     @property

@@ -61,7 +61,7 @@ class FeatureGraphFamily(AdaptedFamily):
         """Build adapters, a head, and an encoder if the task's number of features is not the
         network's input width."""
         width = schema.num_features[task]
-        return Expert(shape, rank, info.labels, info.level, info.target, width)
+        return Expert(shape, rank, info.labels, info.level, info.output_kind, width)
 
     def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
         """See `ModelFamily.check`."""

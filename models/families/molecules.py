@@ -99,7 +99,7 @@ class MoleculeFamily(MoleculeInputs, AdaptedFamily):
         self, shape: BackboneConfig, rank: int, info: TaskInfo, schema: MoleculeInput, task: str
     ) -> Expert:
         """Build adapters and a head."""
-        return Expert(shape, rank, info.labels, info.level, info.target)
+        return Expert(shape, rank, info.labels, info.level, info.output_kind)
 
     def served(self, model: UnifiedModel) -> ServedModel:
         """Return the compiled model where this network, device and router have one, else the

@@ -44,7 +44,7 @@ def _task(info: EngineInfo, task: str) -> TaskOut:
     described = info.task_infos[task]
     return TaskOut(
         name=task,
-        **described.model_dump(exclude={"units"}),
+        **described.model_dump(include={"description", "labels", "level", "target"}),
         units=described.unit_of or None,
         **info.input.of_task(task),
         stream=info.stream_of.get(task),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merging.data.columns import read_classes, read_numbers
+from merging.data.columns import logarithms, read_classes, read_numbers
 from merging.data.labels import MISSING
 from models.errors import DataError
 
@@ -155,3 +155,14 @@ def test_the_order_of_rows_does_not_number_the_classes(cells: list[str]) -> None
     values, names = classes(cells)
     assert names == ("a", "b", "c")
     assert [names[int(value)] for value in values] == cells
+
+
+def test_numbers_become_logarithms() -> None:
+    label = read_numbers("t", ["100", "", "0.01"], [2, 3, 4])
+    found = logarithms(label, [2, 3, 4])
+    assert found.name == "t"
+    assert [found.values[0], found.values[2]] == [2.0, -2.0]
+    assert math.isnan(found.values[1])
+    for cell in ("0", "-3"):
+        with pytest.raises(DataError, match=rf"line 3: got {cell}, expected a number above 0"):
+            logarithms(read_numbers("t", ["100", cell], [2, 3]), [2, 3])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from merging.data import molecule_dataset as datasets
 from merging.data.molecule_dataset import MoleculeDataset, dropped_path, load_dataset, load_smiles
 from merging.data.molecule_tables import DatasetSpec
 from models.errors import DataError
@@ -403,3 +404,121 @@ def test_molecules_in_several_rows_are_counted_however_they_are_written(tmp_path
     assert dataset.record["repeated"]["across_parts"] == 1
     assert dataset.summary.endswith(", 1 in several parts")
     assert "several rows" not in load(tmp_path, table(ROWS)).summary
+
+
+# --- validation by seed, logarithms, names of labels ---
+
+SEEDED = [
+    (smiles, label, "test" if k >= 60 else "train_val") for k, (smiles, label) in enumerate(ROWS)
+]
+SEEDS = {"split_column": "split", "validation_seeds_column": "seeds"}
+SEEDED_HEAD = ("smiles", "has_n", "split", "seeds")
+
+
+def test_validation_is_by_seed_and_the_table_is_featurised_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = ("1", "25", "")
+    seeded = [(*row, seeds[k % 3] if k < 60 else "") for k, row in enumerate(SEEDED)]
+    (tmp_path / "own.csv").write_text(table(seeded, SEEDED_HEAD))
+    spec = DatasetSpec(file="own.csv", label_columns=("has_n",), **SEEDS)
+
+    def of_seed(seed: int) -> MoleculeDataset:
+        return load_dataset("own", spec, tmp_path, tmp_path / "cache", seed=seed)
+
+    first = of_seed(1)
+    assert first.split.valid.tolist() == [k for k in range(60) if k % 3 == 0]
+    assert first.split.train.tolist() == [k for k in range(60) if k % 3]
+    assert first.split.test.tolist() == list(range(60, 80))
+    assert first.record["parts"] == {"train": 40, "valid": 20, "test": 20}
+    assert "by column 'split', validation by column 'seeds', seed 1: 40 train" in first.summary
+    monkeypatch.setattr(datasets, "read_csv", lambda *_: pytest.fail("read again"))
+    second = of_seed(2)
+    assert second.split.valid.tolist() == [k for k in range(60) if k % 3 == 1]
+    assert torch.equal(second.split.valid, of_seed(5).split.valid)
+    assert torch.equal(second.split.test, first.split.test)
+    again = of_seed(1)
+    assert (again.record, again.summary) == (first.record, first.summary)
+    assert torch.equal(again.molecules, first.molecules)
+    with pytest.raises(DataError, match="own: got a run with seed 0, expected one of 1, 2, 5 "):
+        of_seed(0)
+
+
+def test_a_validation_subset_of_a_seed_that_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    ones = [k for k, (_, label) in enumerate(ROWS) if label == "1" and k < 60]
+    rows = [(*row, "1" if k in ones[:2] else "") for k, row in enumerate(SEEDED)]
+    (tmp_path / "own.csv").write_text(table(rows, SEEDED_HEAD))
+    spec = DatasetSpec(file="own.csv", label_columns=("has_n",), **SEEDS)
+    with pytest.raises(DataError, match=r"column 'split': got molecules: .* in valid has_n: 0 x 0"):
+        load_dataset("own", spec, tmp_path, tmp_path / "cache", seed=1)
+
+
+def test_what_are_no_seeds_is_refused_by_column_and_line(tmp_path: Path) -> None:
+    rows = [(*row, "yes" if k == 4 else "") for k, row in enumerate(SEEDED)]
+    message = refused(tmp_path, table(rows, SEEDED_HEAD), label_columns=("has_n",), **SEEDS)
+    assert "column 'seeds': line 6: got 'yes', expected digits" in message
+
+
+def test_a_regression_on_a_logarithmic_scale_is_described_in_its_unit(tmp_path: Path) -> None:
+    rows = [(smiles, f"{10 ** (k % 4)}") for k, smiles in enumerate(molecules())]
+    spec = {"target": "regression", "scale": "log10", "units": "h", "metric": "spearman"}
+    dataset = load(tmp_path, table(rows, ("smiles", "t")), **spec)
+    assert dataset.labels[:4, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert dataset.info.output_kind == "log10_regression"
+    assert dataset.info.main_metric == "spearman"
+    assert dataset.record["ranges"] == {"t": [1.0, 1000.0]}
+    assert "t (1 to 1000, h, learnt as log10)" in dataset.summary
+    rows[7] = (rows[7][0], "0")
+    message = refused(tmp_path, table(rows, ("smiles", "t")), **spec)
+    assert "column 't': line 9: got 0, expected a number above 0 (`scale: log10`)" in message
+
+
+def test_a_far_number_is_judged_on_its_scale_and_shown_in_its_unit(tmp_path: Path) -> None:
+    rows = [(smiles, f"{10 ** (k % 2)}") for k, smiles in enumerate(molecules())]
+    rows[5] = (rows[5][0], "1e30")
+    content = table(rows, ("smiles", "t"))
+    far = load(tmp_path, content, target="regression", scale="log10").record["far"]["t"]
+    assert (far["number"], far["line"]) == (pytest.approx(1e30, rel=1e-4), 7)
+    assert 29 <= far["times"] <= 30  # (30 - 0.5) / (1 - 0)
+
+
+def test_labels_may_have_other_names_than_their_columns(tmp_path: Path) -> None:
+    dataset = load(tmp_path, table(ROWS), label_columns=("has_n",), label_names=("nitrogen",))
+    assert dataset.label_names == ("nitrogen",)
+    assert dataset.labels[:, 0].tolist() == NITROGEN
+    numbers = [(smiles, f"{k}") for k, smiles in enumerate(molecules())]
+    named = load(
+        tmp_path,
+        table(numbers, ("smiles", "y")),
+        label_columns=("y",),
+        label_names=("t",),
+        target="regression",
+        units="h",
+    )
+    assert named.info.unit_of == {"t": "h"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_names": ["a"]}, "label_names: got 1 for 0 `label_columns`, expected one for each"),
+        (
+            {"label_columns": ["y"], "label_names": ["a"], "target": "multiclass"},
+            "label_names: got some for target 'multiclass', expected `classes`",
+        ),
+        (
+            {"label_columns": ["y"], "label_names": ["a"], "positive": {"y": "b"}},
+            "positive: got them by label beside `label_names`",
+        ),
+        ({"validation_seeds_column": "s"}, "validation_seeds_column: got it without `split_col"),
+        (
+            {"label_columns": ["s"], "split_column": "p", "validation_seeds_column": "s"},
+            "label_columns: got s, which is said to be something else",
+        ),
+        ({"scale": "log10"}, "scale: got 'log10' for target 'multilabel'"),
+        ({"metric": "spearman"}, "metric: got 'spearman' for target 'multilabel', expected roc"),
+    ],
+)
+def test_descriptions_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DatasetSpec.model_validate({"file": "a.csv", **changes})

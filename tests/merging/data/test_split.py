@@ -7,6 +7,7 @@ from merging.data.split import (
     lacking_labels,
     named_subsets,
     random_split,
+    read_seeds,
     scaffold_split,
 )
 from models.errors import DataError
@@ -138,3 +139,24 @@ def test_another_is_refused(split: Split, labels: list[list[float]], message: st
     with pytest.raises(DataError) as refused:
         check(split, labels)
     assert message in str(refused.value)
+
+
+def test_digits_are_the_seeds_in_which_a_row_is_for_validation() -> None:
+    cells, subsets = ["1", "", "25", "1.0", " "], ["train", "train", "train", "train", "test"]
+    found = read_seeds(cells, range(2, 7), subsets)
+    assert found == [{1}, set(), {2, 5}, {1}, set()]
+
+
+@pytest.mark.parametrize(
+    ("cells", "subsets", "message"),
+    [
+        (["1", "x"], ["train", "train"], "line 3: got 'x', expected digits, each a seed"),
+        (["1,2", ""], ["train", "train"], "line 2: got '1,2', expected digits"),
+        (["1", "2"], ["train", "test"], "line 3: got seeds 2 of a row of the test subset"),
+        (["1", ""], ["train", "valid"], "line 3: got a row of the validation subset beside"),
+        (["", ""], ["train", "test"], "got no seed in any row"),
+    ],
+)
+def test_what_are_no_seeds_is_refused(cells: list[str], subsets: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_seeds(cells, [2, 3], subsets)

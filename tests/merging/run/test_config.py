@@ -326,3 +326,28 @@ def test_the_example_of_the_readme_has_a_name_of_its_own(tmp_path: Path) -> None
     assert config.require_release().name not in (parent.require_release().name, "moleculenet-gcn")
     assert config.setting != parent.setting
     assert config.alignment.rank == parent.alignment.rank  # the README adds these tasks to it
+
+
+def test_the_admet_tasks_are_judged_as_the_benchmark_says() -> None:
+    """Huang et al. 2021, table of the ADMET benchmark group."""
+    config = load_config(Path("admet.yaml"))
+    assert isinstance(config, MoleculeConfig)
+    specs = {task: config.dataset_for(task) for task in config.tasks}
+    by_seed = [task for task, spec in specs.items() if spec.validation_seeds_column]
+    assert (len(specs), len(by_seed)) == (31, 19)
+    metrics = {task: specs[task].info(["y"]).main_metric for task in by_seed}
+    assert [task for task, metric in metrics.items() if metric == "mae"] == [
+        "ld50_zhu",
+        "lipophilicity_astrazeneca",
+        "solubility_aqsoldb",
+    ]
+    ranked = [task for task, metric in metrics.items() if metric == "spearman"]
+    assert [task for task, spec in specs.items() if spec.scale == "log10"] == ranked
+    assert len(ranked) == 4
+    assert sum(metric == "auprc" for metric in metrics.values()) == 5
+    assert all(specs[task].units for task in specs if specs[task].target == "regression")
+    assert all(spec.about and spec.max_dropped == 0.05 for spec in specs.values())
+    assert len(config.related_to("cyp2d6_veith")) == 4
+    assert config.related_to("toxcast") == ("tox21",)
+    assert config.training_for("muv").epochs == 5
+    assert config.training_for("herg").keep == "last"

@@ -127,3 +127,9 @@ def test_training_standardised_and_folding_is_training_in_the_units() -> None:
     folded = scale.fold(plain.state_dict())
     assert_law(units.weight.detach(), folded["weight"], 1e-8)
     assert_law(units.bias.detach(), folded["bias"], 1e-8)
+
+
+def test_smooth_l1_by_hand() -> None:
+    output, labels = torch.tensor([[1.0, 2.0], [4.0, 0.0]]), torch.tensor([[3, NAN], [NAN, 0.5]])
+    value = compute_loss(output, labels, info("regression"), "smooth_l1")
+    assert float(value) == pytest.approx((1.5 + 0.125) / 2)

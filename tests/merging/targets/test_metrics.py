@@ -13,6 +13,8 @@ from merging.targets.metrics import (
     compute_score,
     metric_of_score,
     roc_auc,
+    scores_by_metric,
+    scores_by_task,
 )
 from models.errors import InvalidInputError, TrainingError
 from models.task import LabelTarget, TaskInfo
@@ -86,8 +88,8 @@ def test_score_of_numbers_is_minus_their_error_averaged_over_labels() -> None:
     output = np.array([[1.0, 9.0], [2.0, 1.0]], dtype=np.float32)
     value = compute_score(output, labels, info("regression", 2))
     assert value == pytest.approx(-(0.5 + 3) / 2)
-    assert metric_of_score(value, "regression") == -value
-    assert metric_of_score(0.7, "multilabel") == 0.7
+    assert metric_of_score(value, "scaled_mae") == -value
+    assert metric_of_score(0.7, "roc_auc") == 0.7
     assert math.isnan(compute_score(output, np.full((2, 2), math.nan), info("regression", 2)))
 
 
@@ -146,3 +148,46 @@ def test_what_cannot_be_measured_is_refused() -> None:
     field = TaskInfo(labels=("energy",), target="energy_and_forces")
     with pytest.raises(InvalidInputError, match="got 'energy_and_forces', expected one of"):
         compute_score(np.zeros((1, 1)), np.zeros((1, 1)), field)
+
+
+# --- the metric of a task
+
+
+def test_a_task_is_judged_by_its_own_metric() -> None:
+    labels = np.array([[1.0], [0.0], [1.0], [0.0]], dtype=np.float32)
+    output = np.array([[3.0], [2.0], [1.0], [0.0]], dtype=np.float32)
+    binary = TaskInfo(labels=("y",), metric="auprc")
+    assert compute_score(output, labels, binary) == pytest.approx((1 + 2 / 3) / 2)
+    assert math.isnan(compute_score(output, np.zeros((4, 1)), binary))
+    ranked = TaskInfo(labels=("y",), target="regression", metric="spearman")
+    numbers = np.array([[1.0], [3.0], [2.0], [4.0]], dtype=np.float32)
+    assert compute_score(numbers**3, numbers, ranked) == pytest.approx(1)
+    assert compute_score(-numbers, numbers, ranked) == pytest.approx(-1)
+
+
+def test_errors_of_logarithms_are_in_the_unit_and_their_score_is_not() -> None:
+    task = TaskInfo(labels=("y",), target="regression", scale="log10")
+    output = np.array([[0.0], [1.0], [2.0]], dtype=np.float32)
+    labels = np.array([[1.0], [1.0], [math.nan]], dtype=np.float32)
+    found = compute_metrics(output, labels, task)
+    assert found["mae"] == pytest.approx(4.5)  # of 1 where it is 10, and of 10 where it is 10
+    assert found["rmse"] == pytest.approx(math.sqrt(81 / 2))
+    assert compute_score(output, labels, task) == pytest.approx(-0.5)
+
+
+def test_scores_are_grouped_by_name_and_back() -> None:
+    infos = {
+        "a": TaskInfo(labels=("y",)),
+        "b": TaskInfo(labels=("y",), metric="auprc"),
+        "c": TaskInfo(labels=("y",), target="regression"),
+        "d": TaskInfo(labels=("y",), target="regression", metric="spearman"),
+    }
+    scores = {"a": 0.7, "b": 0.6, "c": -0.5, "d": 0.4}
+    grouped = scores_by_metric(scores, infos)
+    assert grouped["scaled_mae"] == {"c": 0.5}
+    assert scores_by_task(grouped) == {
+        "a": ("roc_auc", 0.7),
+        "b": ("auprc", 0.6),
+        "c": ("scaled_mae", 0.5),
+        "d": ("spearman", 0.4),
+    }

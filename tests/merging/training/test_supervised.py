@@ -233,3 +233,33 @@ def test_task_without_a_defined_validation_score_is_left_out_of_the_average(
 def test_settings_that_do_not_fit_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         MultitaskConfig.model_validate(wrong)
+
+
+def test_the_last_epoch_is_kept_where_that_is_said(pico_run: Run, tmp_path: Path) -> None:
+    # What is learnt is wrong on the validation rows, so that an early epoch is the best.
+    dataset = pico_run.dataset("nitrogen")
+    dataset.labels[dataset.split.valid] = 1 - dataset.labels[dataset.split.valid]
+    settings = FinetuneConfig(
+        epochs=5, batch_size=16, dropout=0.1, learning_rate=0.01, schedule="cosine", keep="last"
+    )
+    tasks = datasets(pico_run, "nitrogen")
+    kept = fit(pico_run, tasks, settings, tmp_path / "state.pt")
+    history, rows = kept.record["valid"], dataset.split.valid
+    assert kept.record["best_epoch"] < 5
+    measured = roc_auc(dataset.labels[rows], logits(pico_run, kept, "nitrogen", rows)).mean
+    assert measured == pytest.approx(history[-1])
+    assert measured < max(history)
+    # A run that stopped before the result was stored finds its last epoch again.
+    assert_same(kept, fit(pico_run, tasks, settings, tmp_path / "state.pt"))
+
+
+def test_the_learning_rate_falls_where_that_is_said(pico_run: Run, tmp_path: Path) -> None:
+    tasks = datasets(pico_run, "nitrogen")
+    common = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "keep": "last"}
+    settings = [FinetuneConfig(**common, schedule=name) for name in ("constant", "cosine")]
+    constant, cosine = (
+        fit(pico_run, tasks, chosen, tmp_path / f"{chosen.schedule}.pt") for chosen in settings
+    )
+    assert constant.record["valid"][0] == cosine.record["valid"][0]  # the first epoch has the rate
+    weights = [made.heads["nitrogen"]["weight"] for made in (constant, cosine)]
+    assert not torch.equal(*weights)

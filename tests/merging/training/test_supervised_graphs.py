@@ -13,7 +13,7 @@ from merging.data.task_data import AnswerTask
 from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
 from merging.targets.losses import LabelScale, compute_loss
-from merging.targets.metrics import MAIN_METRICS, compute_metrics
+from merging.targets.metrics import compute_metrics
 from merging.training.supervised import (
     MultitaskModel,
     TrainedModel,
@@ -24,7 +24,7 @@ from merging.training.supervised import (
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
-from models.task import Target, TaskInfo
+from models.task import METRICS, Target, TaskInfo
 from tests.merging.graph_files import NETWORK, TRAINING, make_config, write_rule
 
 SHAPE = GraphNetworkConfig.model_validate(NETWORK)
@@ -66,12 +66,12 @@ def evaluate(
         return said
 
     answers = GRAPHS.predict(forward, task.steps(subset, 256), torch.device("cpu"))
-    return GRAPHS.metrics(*answers, task.info)[MAIN_METRICS[task.info.target]]
+    return GRAPHS.metrics(*answers, task.info)[task.info.main_metric]
 
 
 def score(target: Target, labels: Tensor, outputs: Tensor) -> float:
     info = TaskInfo(labels=tuple(f"{k}" for k in range(outputs.shape[1])), target=target)
-    return compute_metrics(outputs.numpy(), labels.numpy(), info)[MAIN_METRICS[target]]
+    return compute_metrics(outputs.numpy(), labels.numpy(), info)[METRICS[target][0]]
 
 
 def constant_score(task: AnswerTask) -> float:
