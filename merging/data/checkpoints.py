@@ -54,6 +54,14 @@ PUBLISHED = {
 """Digests of Hu et al.'s checkpoints (MIT), by the names that `pretrained.weights` accepts."""
 
 
+BUNDLED = {
+    path.stem: path
+    for path in sorted((Path(__file__).parents[1] / "weights").glob("*.safetensors"))
+}
+"""Files of weights that come with the package, by the names that `pretrained.weights` accepts; made
+by `gmerging pretrain`, whose record is in their metadata."""
+
+
 def published_path(name: str) -> str:
     """Return the path of a published checkpoint within its repository."""
     kind, training = name.split("_", 1)
@@ -67,9 +75,9 @@ def find_checkpoint(weights: str, work: Path, data: Path) -> Path:
     user's cache.
 
     Args:
-        weights: a path (as given, in the work folder, or beside the data folder), or a name in
-            `PUBLISHED`, looked up in `weights/hu2020` beside the data folder, then in the cache,
-            then downloaded.
+        weights: a path (as given, in the work folder, or beside the data folder), a name in
+            `BUNDLED`, or a name in `PUBLISHED`, looked up in `weights/hu2020` beside the data
+            folder, then in the cache, then downloaded.
         work: the work folder.
         data: the data folder.
 
@@ -84,6 +92,8 @@ def find_checkpoint(weights: str, work: Path, data: Path) -> Path:
     for path in candidates:
         if path.is_file():
             return path
+    if weights in BUNDLED:
+        return BUNDLED[weights]
     if weights not in PUBLISHED:
         raise CheckpointError(_unknown(weights, candidates))
     digest = PUBLISHED[weights]
@@ -165,5 +175,6 @@ def _unknown(weights: str, candidates: list[Path]) -> str:
     found = f"got no pre-trained weights at {' or '.join(map(str, candidates))}"
     if Path(weights).stem in PUBLISHED:
         return f"{found}, expected a file, or the name {Path(weights).stem}, which is fetched"
-    hint = did_you_mean(weights, PUBLISHED)
-    return f"{found}, expected a file, or one of the names {', '.join(PUBLISHED)}{hint}"
+    names = [*BUNDLED, *PUBLISHED]
+    hint = did_you_mean(weights, names)
+    return f"{found}, expected a file, or one of the names {', '.join(names)}{hint}"

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from merging.cli.main import main
 from merging.config.base import CONFIG_FOLDER
 from merging.data import checkpoints
-from merging.data.checkpoints import PUBLISHED, find_checkpoint, origin, published_path
+from merging.data.checkpoints import BUNDLED, PUBLISHED, find_checkpoint, origin, published_path
 from merging.data.files import sha256
 from merging.families.molecule_config import MoleculeConfig, PretrainedConfig
 from merging.families.molecules import MOLECULES, checkpoint
 from merging.run.config import load_config
 from merging.run.run import Run
 from merging.run.stages import teacher
+from merging.training.pretraining import PretrainConfig, load_pretrain_config
 from models.artifact import load_artifact
 from models.errors import CheckpointError
 from models.networks.hu2020 import load_backbone
@@ -208,12 +210,25 @@ def test_names_are_the_published_files(shared: Path) -> None:
         assert said.endswith(f"/chem/model_architecture/{file.name}")
 
 
+def test_weights_that_come_with_the_package(tmp_path: Path) -> None:
+    path = find_checkpoint("gin_linear_descriptors", tmp_path, tmp_path / "data")
+    config = load_pretrain_config(Path("gin_linear_descriptors.yaml"))
+    load_backbone(path, config.backbone)
+    with safe_open(path, "pt") as stream:
+        record = json.loads(stream.metadata()["record"])
+    assert record["finished"]
+    assert PretrainConfig.model_validate(record["config"]) == config
+    assert origin("x", path).startswith(
+        "gmerging pretrain, setting gin_linear_descriptors, seed 0, SHA-256 "
+    )
+
+
 def test_every_bundled_name_is_known() -> None:
     for path in CONFIG_FOLDER.glob("*.yaml"):
         config = load_config(path)
         assert isinstance(config, MoleculeConfig)
         weights = config.pretrained.weights
-        assert weights in PUBLISHED or weights.startswith("pretrained/")
+        assert weights in {*BUNDLED, *PUBLISHED} or weights.startswith("pretrained/")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
