@@ -1,5 +1,5 @@
-"""Artifacts: merged models on disk, as folders with `manifest.json`, `backbone.safetensors` and
-`tasks/<task>.safetensors`.
+"""Artifacts: merged models on disk, as folders with `manifest.json`, `backbone.safetensors`,
+`tasks/<task>.safetensors` and, for tasks with a forest, `forests/<task>.safetensors`.
 
 The manifest holds the sha256 of every other file; an artifact with altered files is refused. No
 file is a pickle.
@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from models.data.fingerprint import WIDTH
 from models.errors import ArtifactError, CheckpointError
+from models.experts.forest import Forest
 from models.families.molecules import molecular_backbone
 from models.files import replace_folder, sync, temporary_beside
 from models.manifest import FORMAT_VERSION, Manifest
@@ -45,11 +47,13 @@ class Artifact:
         manifest: its manifest, with all tasks.
         model: merged model of the loaded tasks, from `ModelFamily.model`.
         digest: sha256 of the manifest file, which identifies the contents of all files.
+        forests: of the loaded tasks that have one, by task.
     """
 
     manifest: Manifest
     model: Any
     digest: str
+    forests: Mapping[str, Forest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,14 @@ class ArtifactComponents:
         backbone: the merged network.
         experts: adapters, head, ... of the loaded tasks, by task.
         digest: sha256 of the manifest file.
+        forests: of the loaded tasks that have one, by task.
     """
 
     manifest: Manifest
     backbone: nn.Module
     experts: dict[str, Any]
     digest: str
+    forests: Mapping[str, Forest] = field(default_factory=dict)
 
     @property
     def molecular_backbone(self) -> Backbone:
@@ -117,7 +123,8 @@ def check_output(
             f"{folder}: got an artifact with files that are not its own, which would be lost "
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
-    if any(path.exists() and not _may_change(path) for path in (target, target / "tasks")):
+    folders = (target, target / "tasks", target / "forests")
+    if any(path.exists() and not _may_change(path) for path in folders):
         raise ArtifactError(
             f"{folder}: got a read-only artifact, expected one that may be replaced"
         )
@@ -181,6 +188,7 @@ def save_artifact(
     card: str = "",
     replace: bool = False,
     made_from: str | None = None,
+    forests: Mapping[str, Forest] | None = None,
 ) -> Manifest:
     """Write an artifact atomically: readers see the old folder or the new one.
 
@@ -194,6 +202,7 @@ def save_artifact(
         experts: by task, in the order of the manifest.
         card: text of the model card, `README.md`; empty for none.
         replace, made_from: see `check_output`.
+        forests: by task, those of the manifest; None if it has none.
 
     Returns:
         The manifest as written, with checksums.
@@ -205,8 +214,12 @@ def save_artifact(
         raise ArtifactError(
             f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}"
         )
+    forests = forests or {}
+    if forests.keys() != manifest.forests.keys():
+        expected = f"expected those of the manifest, {list(manifest.forests)}"
+        raise ArtifactError(f"got forests {list(forests)}, {expected}")
     manifest = _validated(manifest, folder)
-    contents = _contents(backbone, experts, card)
+    contents = _contents(backbone, experts, forests, card)
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = manifest.model_copy(update={"files": checksums})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
@@ -239,10 +252,13 @@ def _validated(manifest: Manifest, folder: Path) -> Manifest:
         raise ArtifactError(f"{folder}: not written, not a manifest: {problems}") from error
 
 
-def _contents(backbone: nn.Module, experts: Mapping[str, nn.Module], card: str) -> dict[str, bytes]:
+def _contents(
+    backbone: nn.Module, experts: Mapping[str, nn.Module], forests: Mapping[str, Forest], card: str
+) -> dict[str, bytes]:
     """Return the contents of an artifact's files without the manifest, by path in the folder."""
     contents = {BACKBONE: _serialise(backbone)}
     contents |= {_task_file(task): _serialise(expert) for task, expert in experts.items()}
+    contents |= {_forest_file(task): forest.to_bytes() for task, forest in forests.items()}
     return contents | ({CARD: card.encode()} if card else {})
 
 
@@ -281,7 +297,7 @@ def assemble(components: ArtifactComponents, device: torch.device | str = "cpu")
     """Build the merged model on a device from the separate modules of an artifact."""
     manifest = components.manifest
     model = manifest.family.model(components.backbone, components.experts, manifest.router)
-    return Artifact(manifest, model.to(device), components.digest)
+    return Artifact(manifest, model.to(device), components.digest, components.forests)
 
 
 def load_components(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactComponents:
@@ -301,7 +317,9 @@ def load_components(folder: Path, tasks: Sequence[str] | None = None) -> Artifac
     """
     manifest, digest = read_manifest(folder)
     names, _ = select_tasks(tuple(manifest.tasks), tasks)
-    needed = manifest.files if tasks is None else (BACKBONE, *map(_task_file, names))
+    with_forest = [task for task in names if task in manifest.forests]
+    files = (BACKBONE, *map(_task_file, names), *map(_forest_file, with_forest))
+    needed = manifest.files if tasks is None else files
     contents = {name: _read_verified(folder, name, manifest.files[name]) for name in needed}
     backbone, experts = _modules(manifest, names, folder)
     _fill(backbone, contents[BACKBONE], folder / BACKBONE)
@@ -311,7 +329,18 @@ def load_components(folder: Path, tasks: Sequence[str] | None = None) -> Artifac
             manifest.family.check_expert(expert, manifest.input, task)
         except ArtifactError as error:
             raise ArtifactError(f"{folder / _task_file(task)}: {error}") from error
-    return ArtifactComponents(manifest, backbone.eval(), experts, digest)
+    forests = {
+        task: _read_forest(manifest, task, contents[_forest_file(task)], folder)
+        for task in with_forest
+    }
+    return ArtifactComponents(manifest, backbone.eval(), experts, digest, forests)
+
+
+def _read_forest(manifest: Manifest, task: str, data: bytes, folder: Path) -> Forest:
+    try:
+        return Forest.from_bytes(data, WIDTH, len(manifest.tasks[task].labels))
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / _forest_file(task)}: {error}") from error
 
 
 def _modules(
@@ -358,7 +387,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         raise ArtifactError(f"{path}: not a manifest: {problems}") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a manifest: {error}") from error
-    needed = {BACKBONE, *map(_task_file, manifest.tasks)}
+    needed = {BACKBONE, *map(_task_file, manifest.tasks), *map(_forest_file, manifest.forests)}
     if wrong := needed - manifest.files.keys():
         raise ArtifactError(f"{path}: got no checksum of {', '.join(sorted(wrong))}")
     if wrong := manifest.files.keys() - needed - {CARD}:
@@ -371,6 +400,10 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 def _task_file(task: str) -> str:
     return f"tasks/{task}.safetensors"
+
+
+def _forest_file(task: str) -> str:
+    return f"forests/{task}.safetensors"
 
 
 def _serialise(module: nn.Module) -> bytes:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.data.schema import InputSchema, MoleculeInput
 from models.data.smiles import READING_RULE
+from models.experts.combination import FOREST_TARGETS, ForestInfo
 from models.experts.router import RouterConfig
 from models.families.base import ModelFamily
 from models.families.table import FAMILIES, AnyInput, AnyShape, check_target
@@ -32,6 +33,8 @@ class Manifest(BaseModel):
         tasks: by name, in the order of the experts.
         nearest: by task, the other tasks with the nearest experts, nearest first
             (`models.screening.nearest_experts`). Empty if they were not computed.
+        forests: by task, the forest that answers beside the network. Absent in the file if there
+            is none.
         provenance: configuration, seed, library versions, checksums of the training data.
         metrics: scores measured when the artifact was made.
         files: sha256 of every other file, by path in the folder.
@@ -49,6 +52,7 @@ class Manifest(BaseModel):
     router: RouterConfig
     tasks: dict[Name, TaskInfo] = Field(min_length=1)
     nearest: dict[str, tuple[str, ...]] = {}
+    forests: dict[str, ForestInfo] = Field({}, exclude_if=lambda forests: not forests)
     provenance: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -87,6 +91,22 @@ class Manifest(BaseModel):
                     f"nearest: got {others!a} for {task}, expected other tasks of the manifest,"
                     " each once"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_forests(self) -> Self:
+        if not self.forests:
+            return self
+        if not self.input.has_fingerprint:
+            raise ValueError("forests: got some, but input states no rule for fingerprints")
+        for task in self.forests:
+            info = self.tasks.get(task)
+            if info is None:
+                raise ValueError(f"forests: got {task!a}, expected tasks of the manifest")
+            if info.level != "graph" or info.target not in FOREST_TARGETS:
+                got = f"forests.{task}: got a task of target {info.target!r}, level {info.level!r}"
+                expected = f"expected {' or '.join(FOREST_TARGETS)} at level 'graph'"
+                raise ValueError(f"{got}, {expected}")
         return self
 
     @property

@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from merging.config.base import Count, Rate, Section, Weight
+from models.data.fingerprint import Block
+from models.experts.forest import MAX_DEPTH
 from models.transport.problem import Solver
 
 Initialisation = Literal["shared", "different"]
@@ -92,6 +94,27 @@ class TuningConfig(ForceTrainingConfig):
     """
 
     frames: Count = 500
+
+
+class ForestConfig(Section):
+    """Settings of boosted trees on fingerprints (CatBoost).
+
+    Attributes:
+        inputs: candidates of the columns that trees see, each a set of blocks
+            (`models.data.fingerprint.Block`); the one with the best validation score is taken.
+        iterations: trees per label.
+        depth: questions per tree.
+        learning_rate: None lets CatBoost choose it by the number of molecules and trees.
+        balanced: whether both classes of a label have the same total weight.
+    """
+
+    inputs: Annotated[
+        tuple[Annotated[tuple[Block, ...], Field(min_length=1)], ...], Field(min_length=1)
+    ] = (("ecfp4", "descriptors"), ("ecfp4",))
+    iterations: Count = 500
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = 6
+    learning_rate: Rate | None = None
+    balanced: bool = False
 
 
 class AlignmentConfig(Section):

@@ -38,6 +38,7 @@ import torch
 from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 
+from models.data.fingerprint import with_fingerprint
 from models.data.molecule import MASKED_ATOM, MolGraph
 from models.data.molecule_text import TOO_LARGE, plain_smiles, shown, what_it_looks_like
 from models.errors import MoleculeError
@@ -106,13 +107,20 @@ def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None)
 
 
 def featurize_all(
-    smiles: Sequence[str], *, strict: bool = True, max_atoms: int | None = None
+    smiles: Sequence[str],
+    *,
+    strict: bool = True,
+    max_atoms: int | None = None,
+    fingerprints: bool = False,
 ) -> list[Molecule | MoleculeError]:
-    """Read many molecules as `featurize` does; errors are returned in place, not raised."""
+    """Read many molecules as `featurize` does; errors are returned in place, not raised. With
+    `fingerprints`, graphs are `models.data.fingerprint.FingerprintedMolGraph`."""
     with rdBase.BlockLogs():
         groups = (smiles[begin : begin + _GROUP] for begin in range(0, len(smiles), _GROUP))
         return [
-            molecule for group in groups for molecule in _featurize_group(group, strict, max_atoms)
+            molecule
+            for group in groups
+            for molecule in _featurize_group(group, strict, max_atoms, fingerprints)
         ]
 
 
@@ -122,7 +130,7 @@ _GROUP = 16
 
 
 def _featurize_group(
-    smiles: Sequence[str], strict: bool, max_atoms: int | None
+    smiles: Sequence[str], strict: bool, max_atoms: int | None, fingerprints: bool
 ) -> list[Molecule | MoleculeError]:
     read = [_error_as_value(_read, text, strict, max_atoms) for text in smiles]
     canonical = [
@@ -131,7 +139,7 @@ def _featurize_group(
         else _error_as_value(_canonical, result[0], strict)
         for result in read
     ]
-    return [_molecule(*steps, strict) for steps in zip(read, canonical, strict=True)]
+    return [_molecule(*steps, strict, fingerprints) for steps in zip(read, canonical, strict=True)]
 
 
 def _error_as_value(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | MoleculeError:
@@ -143,14 +151,21 @@ def _error_as_value(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 def _molecule(
-    read: _Read | MoleculeError, canonical: tuple[Chem.Mol, str] | MoleculeError, strict: bool
+    read: _Read | MoleculeError,
+    canonical: tuple[Chem.Mol, str] | MoleculeError,
+    strict: bool,
+    fingerprints: bool,
 ) -> Molecule | MoleculeError:
     if isinstance(read, MoleculeError):
         return read
     if isinstance(canonical, MoleculeError):
         return canonical
     graph = _error_as_value(_graph, canonical[0], read[1], canonical[1], strict)
-    return graph if isinstance(graph, MoleculeError) else Molecule(canonical[1], graph)
+    if isinstance(graph, MoleculeError):
+        return graph
+    if fingerprints:
+        graph = with_fingerprint(graph, *canonical)
+    return Molecule(canonical[1], graph)
 
 
 def read_graph(smiles: str, *, strict: bool = True, max_atoms: int | None = None) -> MolGraph:

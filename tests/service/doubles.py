@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from models.artifact import save_artifact
 from models.data.molecule import MolGraph
 from models.data.schema import AtomsInput, FeatureInput
+from models.experts.combination import ExpertChoice
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
@@ -64,7 +65,14 @@ class DummyEngine:
         self.gate.set()
         self.entered = threading.Semaphore(0)
 
-    def run(self, graphs: Sequence[MolGraph], tasks: Sequence[str], routing: Routing) -> PassOutput:
+    def run(
+        self,
+        graphs: Sequence[MolGraph],
+        tasks: Sequence[str],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
+    ) -> PassOutput:
+        assert experts in (None, "own"), "it has no forests"
         self.passes.append((len(graphs), tuple(tasks), routing))
         self.entered.release()
         assert self.gate.wait(30)
