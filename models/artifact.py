@@ -25,6 +25,7 @@ from torch import nn
 from models.data.fingerprint import WIDTH
 from models.errors import ArtifactError, CheckpointError
 from models.experts.forest import Forest
+from models.experts.layouts import read_forest
 from models.families.molecules import molecular_backbone
 from models.files import replace_folder, sync, temporary_beside
 from models.manifest import FORMAT_VERSION, Manifest
@@ -338,7 +339,7 @@ def load_components(folder: Path, tasks: Sequence[str] | None = None) -> Artifac
 
 def _read_forest(manifest: Manifest, task: str, data: bytes, folder: Path) -> Forest:
     try:
-        return Forest.from_bytes(data, WIDTH, len(manifest.tasks[task].labels))
+        return read_forest(data, WIDTH, len(manifest.tasks[task].labels))
     except ArtifactError as error:
         raise ArtifactError(f"{folder / _forest_file(task)}: {error}") from error
 

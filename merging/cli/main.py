@@ -150,6 +150,7 @@ def _commands() -> list[Row]:
         ("ablate", commands.ablate_settings, (*one_seed, processes, options.results)),
         ("figures", commands.redraw, (options.results,)),
         ("add-task", commands.add_task, (*one_seed, *new_artifact)),
+        ("add-forests", commands.add_forest, (*one_seed, *per_task, *new_artifact)),
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
         ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact,)),
@@ -176,12 +177,22 @@ def _studies() -> list[Row]:
     forces = config_options("md17.yaml", BUNDLED)
     domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,))
     planned = config_options(DEFAULT_CONFIG, BUNDLED)
+    artifacts = option(
+        "--artifacts",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="folders of finished artifacts, such as those of several seeds",
+    )
+    forests = planned, options.device, options.seeds, options.tasks, artifacts, file("forests")
     gnnmerge = options.folder_options, seconds, file("gnnmerge")
     return [
         ("gnnmerge", commands.study_gnnmerge, gnnmerge),
         ("gffmerge", commands.study_gffmerge, (forces, options.seeds, file("gffmerge"))),
         ("gw-smm", commands.study_gw_smm, (planned, options.seeds, both, folder)),
         ("experts", commands.study_experts, (domains, options.seeds, file("expert-merging"))),
+        ("forests", commands.study_forests, forests),
     ]
 
 

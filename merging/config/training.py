@@ -6,13 +6,14 @@ from pydantic import Field
 
 from merging.config.base import Count, Rate, Section, Weight
 from models.data.fingerprint import Block
-from models.experts.forest import MAX_DEPTH
+from models.experts.symmetric_trees import MAX_DEPTH
 from models.transport.problem import Solver
 
 Initialisation = Literal["shared", "different"]
 """Whether all tasks start from the same random weights, or every task from its own."""
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["constant", "cosine"]
+ForestKind = Literal["boosted", "bagged"]
 
 
 class TrainingConfig(Section):
@@ -96,25 +97,53 @@ class TuningConfig(ForceTrainingConfig):
     frames: Count = 500
 
 
-class ForestConfig(Section):
-    """Settings of boosted trees on fingerprints (CatBoost).
+class BoostedConfig(Section):
+    """Settings of boosted symmetric trees (CatBoost).
 
     Attributes:
-        inputs: candidates of the columns that trees see, each a set of blocks
-            (`models.data.fingerprint.Block`); the one with the best validation score is taken.
-        iterations: trees per label.
+        trees: trees per label.
         depth: questions per tree.
         learning_rate: None lets CatBoost choose it by the number of molecules and trees.
         balanced: whether both classes of a label have the same total weight.
     """
 
-    inputs: Annotated[
-        tuple[Annotated[tuple[Block, ...], Field(min_length=1)], ...], Field(min_length=1)
-    ] = (("ecfp4", "descriptors"), ("ecfp4",))
-    iterations: Count = 500
+    trees: Count = 500
     depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = 6
     learning_rate: Rate | None = None
     balanced: bool = False
+
+
+class BaggedConfig(Section):
+    """Settings of bagged trees (random forests of scikit-learn); both classes of a label have the
+    same total weight.
+
+    Attributes:
+        trees: trees per label.
+        min_leaf: least number of training molecules of a leaf. Trees with 1 are several times
+            larger, and on validation data of SIDER no better.
+    """
+
+    trees: Count = 100
+    min_leaf: Count = 3
+
+
+class ForestConfig(Section):
+    """Settings of trees on fingerprints. Every kind is trained on every candidate of inputs; the
+    one with the best validation score is taken.
+
+    Attributes:
+        kinds: kinds of trees.
+        inputs: candidates of the columns that trees see, each a set of blocks
+            (`models.data.fingerprint.Block`).
+        boosted, bagged: settings of the kinds.
+    """
+
+    kinds: Annotated[tuple[ForestKind, ...], Field(min_length=1)] = ("boosted", "bagged")
+    inputs: Annotated[
+        tuple[Annotated[tuple[Block, ...], Field(min_length=1)], ...], Field(min_length=1)
+    ] = (("ecfp4", "descriptors"), ("ecfp4",))
+    boosted: BoostedConfig = BoostedConfig()
+    bagged: BaggedConfig = BaggedConfig()
 
 
 class AlignmentConfig(Section):

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from merging.config.base import Count, Section
-from merging.config.training import AlignmentConfig, FinetuneConfig, MultitaskConfig
+from merging.config.training import AlignmentConfig, FinetuneConfig, ForestConfig, MultitaskConfig
 from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_tables import DatasetSpec
 from merging.family import RunConfig
@@ -98,6 +98,8 @@ class MoleculeConfig(RunConfig):
         datasets: descriptions of the tasks that are not sets of MoleculeNet.
         finetune, alignment: settings of all tasks; a section of `_by_task` names only the
             differences.
+        forest: settings of the trees on fingerprints beside the network (`gmerging add-forests`);
+            `forest_by_task` as above.
         router: settings of the router that mixes the adapters.
         compare: baselines, ablations and sweeps.
     """
@@ -110,6 +112,8 @@ class MoleculeConfig(RunConfig):
     finetune_by_task: dict[str, FinetuneConfig] = {}
     alignment: AlignmentConfig = AlignmentConfig()
     alignment_by_task: dict[str, AlignmentConfig] = {}
+    forest: ForestConfig = ForestConfig()
+    forest_by_task: dict[str, ForestConfig] = {}
     router: RouterConfig = RouterConfig()
     compare: CompareConfig = CompareConfig()
 
@@ -120,7 +124,7 @@ class MoleculeConfig(RunConfig):
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        for section in ("finetune", "alignment"):
+        for section in ("finetune", "alignment", "forest"):
             common, by_task = values.get(section, {}), values.get(f"{section}_by_task", {})
             if isinstance(common, dict) and isinstance(by_task, dict):
                 values[f"{section}_by_task"] = {
@@ -134,7 +138,7 @@ class MoleculeConfig(RunConfig):
         if not self.tasks:
             raise ValueError("tasks: got none, expected at least one")
         by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
-        named = {name for section in by_task for name in section}
+        named = {name for section in (*by_task, self.forest_by_task) for name in section}
         named |= {*self.compare.ablation_tasks, *self.compare.forest_trees_by_task}
         unknown = sorted(named - set(self.tasks))
         if unknown:
@@ -197,6 +201,10 @@ class MoleculeConfig(RunConfig):
     def alignment_for(self, task: str) -> AlignmentConfig:
         """Return the adapter training settings of a task."""
         return self.alignment_by_task.get(task, self.alignment)
+
+    def forest_for(self, task: str) -> ForestConfig:
+        """Return the settings of a task's trees on fingerprints."""
+        return self.forest_by_task.get(task, self.forest)
 
     def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> "MoleculeConfig":
         """Return the configuration with changes by section, such as `{"alignment": {"rank": 10}}`.

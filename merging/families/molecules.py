@@ -7,7 +7,7 @@ from typing import Any, get_args
 from merging.config.training import MultitaskConfig
 from merging.data.checkpoints import find_checkpoint, origin
 from merging.data.files import sha256
-from merging.data.molecule_dataset import MoleculeDataset, load_dataset
+from merging.data.molecule_dataset import MoleculeDataset, load_dataset, load_smiles
 from merging.families.molecule_config import MoleculeConfig
 from merging.family import Folders, OfflineFamily, StateDict
 from models.data.smiles import READING_RULE
@@ -37,6 +37,11 @@ class Molecules(OfflineFamily):
         Raises DataError: a file is missing or invalid."""
         spec, cache = config.dataset_for(task), folders.work / "data"
         return load_dataset(task, spec, folders.data, cache, folders.workers)
+
+    def smiles(self, config: MoleculeConfig, data: MoleculeDataset, folders: Folders) -> list[str]:
+        """Return the SMILES of a task as written in its source, one per graph."""
+        spec = config.dataset_for(data.task)
+        return load_smiles(data, spec, folders.data, folders.work / "data")
 
     def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
         """Build a backbone with random weights."""

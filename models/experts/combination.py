@@ -89,11 +89,10 @@ class Opinions:
     experts: Mapping[ExpertName, Tensor]
 
 
-def combine_logits(own: Tensor, forest: Tensor, weight: float, scale: Tensor) -> Tensor:
-    """Return the weighted mean of the outputs of both experts, with the temperature of the mean:
-    `scale * ((1 - weight) * own + weight * forest)`, (G, L). Outputs are logits, or values in the
-    units of the labels: their mean is that of standardised values."""
-    return scale * ((1 - weight) * own + weight * forest)
+def mean_outputs(own: Tensor, trees: Tensor, weight: float) -> Tensor:
+    """Return the weighted mean of the outputs of network and trees, (G, L). Outputs are logits, or
+    values in the units of the labels: their mean is that of standardised values."""
+    return (1 - weight) * own + weight * trees
 
 
 def combine(
@@ -104,24 +103,19 @@ def combine(
     choice: ExpertChoice,
     target: Target,
 ) -> Opinions:
-    """Answer a task with a choice of its experts.
+    """Answer a task by its forest, alone or together with the network.
 
     Args:
         own: (G, L), outputs of the network, on the CPU.
-        rows: (G, F), fingerprints; not read if the choice is `own`.
+        rows: (G, F), fingerprints.
         forest, info: of the task.
-        choice: the experts that answer.
+        choice: `forest` or `both`.
         target: of the task.
     """
-    if choice == "own":
-        values = answers(own, target)
-        return Opinions(values, {"own": values})
     trees = torch.from_numpy(forest.outputs(rows))
+    alone = answers(torch.from_numpy(forest.scale).float() * trees, target)
     if choice == "forest":
-        values = answers(trees, target)
-        return Opinions(values, {"forest": values})
-    scale = torch.from_numpy(forest.both_scale).float()
-    mean = combine_logits(own.float(), trees, info.weight, scale)
-    return Opinions(
-        answers(mean, target), {"own": answers(own, target), "forest": answers(trees, target)}
-    )
+        return Opinions(alone, {"forest": alone})
+    mean = mean_outputs(own.float(), trees, info.weight)
+    both = answers(torch.from_numpy(forest.both_scale).float() * mean, target)
+    return Opinions(both, {"own": answers(own, target), "forest": alone})
