@@ -67,11 +67,13 @@ class BinaryForest(Forest):
         """See `Forest.check_trees`. Children come after their node and before the next tree, so
         that every path ends."""
         check_columns(self.columns, width)
+        if not self.num_trees:
+            if self.columns.size:
+                raise ArtifactError("roots: got none, expected a root for the nodes")
+            return
         ends = np.append(self.roots[1:], len(self.columns))
-        if self.num_trees and (self.roots[0] != 0 or (ends <= self.roots).any()):
+        if self.roots[0] != 0 or (ends <= self.roots).any():
             raise ArtifactError("roots: got trees that overlap, expected them one after the other")
-        if not self.num_trees and self.columns.size:
-            raise ArtifactError("roots: got none, expected a root for the nodes")
         nodes = np.arange(len(self.columns))
         end = np.repeat(ends, ends - self.roots)
         inner = self.right > 0

@@ -136,7 +136,7 @@ def sum_leaves_of_one(
     """Sum the leaves of one molecule, as `sum_leaves` does: row (F,) -> sums (L,)."""
     depth = columns.shape[1]
     for label in range(len(starts) - 1):
-        total = 0
+        total = np.int32(0)
         for tree in range(starts[label], starts[label + 1]):
             leaf = np.int64(0)
             for level in range(depth):
