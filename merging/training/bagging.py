@@ -128,6 +128,6 @@ def join_bagged(by_label: Sequence[BinaryTrees], target: Target) -> BinaryForest
         numbers=np.concatenate([trees.numbers for trees in by_label]),
         right=np.concatenate([trees.right for trees in by_label]),
         roots=(np.cumsum(sizes) - sizes).astype(np.int32),
-        base=np.array([trees.base for trees in by_label]),
+        base=np.array([trees.base for trees in by_label], dtype=np.float64),
         clip=ones * (0.0 if target == "regression" else CLIP),
     )

@@ -151,5 +151,5 @@ def join_boosted(by_label: Sequence[SymmetricTrees]) -> SymmetricForest:
         borders=np.concatenate(borders),
         leaves=np.concatenate(leaves),
         step=step,
-        base=np.array([trees.base for trees in by_label]),
+        base=np.array([trees.base for trees in by_label], dtype=np.float64),
     )
