@@ -94,7 +94,7 @@ def test_charges_that_belong_to_the_molecule_stay() -> None:
 def test_columns_are_counts_and_named_descriptors() -> None:
     row = row_of("CC(=O)Oc1ccccc1C(=O)O")
     assert (row.shape, row.dtype) == ((WIDTH,), np.float32)
-    assert [(part.start, part.stop) for part in COLUMNS.values()] == [(0, BITS), (BITS, WIDTH)]
+    assert [(block.start, block.stop) for block in COLUMNS.values()] == [(0, BITS), (BITS, WIDTH)]
     assert row[:BITS].max() > 1  # a count, not a bit
     aspirin = dict(zip(DESCRIPTORS, row[BITS:].tolist(), strict=True))
     assert aspirin["MolWt"] == pytest.approx(180.159, abs=1e-3)
