@@ -36,6 +36,11 @@ _DECIMALS = 6
 _CHARGE = re.compile(r"[+-]\d*\]")
 _Numbers = Callable[[Chem.Mol], Any]
 
+
+def _heavy_crippen(mol: Chem.Mol) -> Any:
+    return rdMolDescriptors.CalcCrippenDescriptors(mol, includeHs=False)
+
+
 _SCALARS: dict[str, _Numbers] = {
     "MolWt": rdMolDescriptors._CalcMolWt,
     "HeavyAtoms": Chem.Mol.GetNumAtoms,
@@ -62,12 +67,13 @@ _SCALARS: dict[str, _Numbers] = {
 }
 """Descriptors with one number; `FormalCharge` is what neutralisation leaves."""
 _VECTORS: dict[str, tuple[int, _Numbers]] = {
-    "Crippen": (2, rdMolDescriptors.CalcCrippenDescriptors),
+    "HeavyCrippen": (2, _heavy_crippen),
     "SlogP_VSA": (12, rdMolDescriptors.SlogP_VSA_),
     "SMR_VSA": (10, rdMolDescriptors.SMR_VSA_),
 }
-"""Descriptors with several numbers: logP and molar refractivity (Wildman and Crippen 1999), and
-surface by the atoms' contribution to either (Labute 2000)."""
+"""Descriptors with several numbers: logP and molar refractivity (Wildman and Crippen 1999) of the
+heavy atoms, and surface by the atoms' contribution to either (Labute 2000). RDKit computes the
+contributions once for all three; those of hydrogen atoms would take as long again."""
 DESCRIPTORS = (
     *_SCALARS,
     *(f"{name}{k}" for name, (count, _) in _VECTORS.items() for k in range(1, count + 1)),

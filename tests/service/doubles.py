@@ -187,7 +187,10 @@ def save_pico_forests(folder: Path) -> Path:
 def _asking(forest: SymmetricForest) -> SymmetricForest:
     """The forest with questions about molecular weight, heavy atoms and logP."""
     columns, borders = np.zeros_like(forest.columns), np.zeros_like(forest.borders)
-    asked = [(BITS + DESCRIPTORS.index("MolWt"), 100), (BITS + DESCRIPTORS.index("Crippen1"), 1)]
+    asked = [
+        (BITS + DESCRIPTORS.index("MolWt"), 100),
+        (BITS + DESCRIPTORS.index("HeavyCrippen1"), 1),
+    ]
     for level, (column, border) in enumerate(asked):
         columns[:, level], borders[:, level] = column, border
     return replace(forest, columns=columns, borders=borders)
