@@ -4,11 +4,13 @@ in turns in one run, with the same molecules and one thread each.
     python -m benchmarks.compare             # everything, about twenty minutes; the first time ten
                                              # more to install the peers
     python -m benchmarks.compare separate    # without the peers
+    python -m benchmarks.compare reading     # reading beside RDKit's parser, and one molecule
     python -m benchmarks.compare summary     # only gathers the results of this and other scripts
 
-Writes `benchmarks/results/peers.json` and `separate.json`, and `summary.json` with the headline
-figures of all scripts. Ratios are theirs to ours in speed (above 1 is in our favour), but
-`*_time_ratio` and `memory_ratio` are ours divided by theirs.
+Writes `benchmarks/results/peers.json`, `separate.json` and `reading.json`, and `summary.json` with
+the headline figures of all scripts. Ratios are theirs to ours in speed (above 1 is in our favour),
+but `*_time_ratio` and `memory_ratio` are ours divided by theirs, and `*to_parser` is our time
+divided by RDKit's.
 """
 
 import argparse
@@ -17,24 +19,31 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from rdkit import Chem
 
 from benchmarks.measuring import RELEASED, RESULTS, in_turns, machine, ratio, summary
-from benchmarks.molecules import fixed_molecules
+from benchmarks.molecules import fixed_molecules, library_molecules
 from benchmarks.peers import PEERS, Peer
 from merging.data.files import read_json, write_json
 from models.artifact import load_artifact, load_components
 from models.compiled.model import CompiledModel
 from models.data.molecule import collate
-from models.data.smiles import read_graphs
+from models.data.smiles import featurize, featurize_all, read_graphs
 from models.errors import MoleculeError
 from models.experts.expert import Expert
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
 
-SECTIONS = ("peers", "separate", "summary")
+SECTIONS = ("peers", "separate", "reading", "summary")
+AIMS = {"read_to_parser": 1.5, "one_molecule_seconds": 0.002}
+"""At most this many times RDKit's sanitising parser, and CPU seconds from a molecule's graph to the
+probabilities of all tasks."""
+_SINGLES = 100
 _BATCH = 2000
 ROUTINGS: tuple[Routing, ...] = ("own", "moe")
 
@@ -168,11 +177,71 @@ def separate(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
     }
 
 
+def reading(smiles: Sequence[str], rounds: int, data: Path) -> dict[str, Any]:
+    """Measure reading beside RDKit's parser (sanitising), for molecules of the HIV set and of a
+    screening library, and the pass for one molecule, CPU seconds of one core."""
+    count = len(smiles)
+    sets = {
+        "hiv": smiles,
+        "library": library_molecules(count, data),
+        "library, stereo": library_molecules(count, data, stereo=True),
+    }
+    found: dict[str, Any] = {"machine": machine(1), "aims": AIMS, "molecules": count}
+    for name, texts in sets.items():
+        seconds = in_turns(
+            {
+                "parser": partial(_parse, texts),
+                "graphs": partial(read_graphs, texts),
+                "molecules": partial(featurize_all, texts),
+            },
+            rounds,
+        )
+        found[name] = {
+            "parser_seconds": summary([value / count for value in seconds["parser"]], 7),
+            "graphs_to_parser": ratio(seconds["graphs"], seconds["parser"]),
+            "molecules_to_parser": ratio(seconds["molecules"], seconds["parser"]),
+        }
+    found["one_molecule"] = one_molecule(smiles[:_SINGLES], rounds)
+    return found
+
+
+def one_molecule(smiles: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Measure CPU seconds of one molecule at a time: reading, and the pass for all tasks; ratios
+    are to RDKit's parser."""
+    model = CompiledModel(load_artifact(RELEASED).model)
+    graphs = [graph for graph in read_graphs(smiles) if not isinstance(graph, MoleculeError)]
+
+    def answer_singly(routing: Routing) -> None:
+        for graph in graphs:
+            torch.cat(list(model(collate([graph]), routing=routing).probabilities.values()), 1)
+
+    seconds = in_turns(
+        {
+            "parser": partial(_parse, smiles),
+            "reading": lambda: [featurize(text) for text in smiles],
+            **{routing: partial(answer_singly, routing) for routing in ROUTINGS},
+        },
+        rounds,
+    )
+    return {
+        name: {
+            "seconds": summary([value / len(smiles) for value in values], 7),
+            "to_parser": ratio(values, seconds["parser"]),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def _parse(smiles: Sequence[str]) -> None:
+    for text in smiles:
+        Chem.MolFromSmiles(text)
+
+
 def gathered() -> dict[str, Any]:
     """Collect the headline figures of all measurements so far."""
     files = {
         name: read_json(RESULTS / f"{name}.json") or {}
-        for name in ("peers", "separate", "transport", "http", "floor")
+        for name in ("peers", "separate", "reading", "transport", "http", "floor")
     }
 
     def of(name: str, *path: str) -> Any:
@@ -210,9 +279,25 @@ def gathered() -> dict[str, Any]:
             ),
             "pot_ratio": of("transport", "molecules", "ways", "exact_pot", "times_ours"),
         },
+        "reading": {
+            name: {
+                what: of("reading", name, what, "median")
+                for what in ("graphs_to_parser", "molecules_to_parser")
+            }
+            for name in ("hiv", "library", "library, stereo")
+        },
+        "one_molecule_seconds": {
+            routing: of("reading", "one_molecule", routing, "seconds", "median")
+            for routing in ROUTINGS
+        },
         "http": {
             name: of("http", "moe", name, "median")
-            for name in ("throughput_share", "overhead_seconds")
+            for name in (
+                "throughput_share",
+                "overhead_seconds",
+                "one_molecule_p50_seconds",
+                "one_molecule_to_constant",
+            )
         },
         # The arithmetic of every node, and the share that remains with classes of nodes.
         "floor": {
@@ -238,14 +323,19 @@ def main() -> None:
     options.add_argument("sections", nargs="*", help=f"of {SECTIONS}; all if none is named")
     options.add_argument("--molecules", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--data", type=Path, default=Path("../shared/data"))
+    options.add_argument("--results", type=Path, default=RESULTS, help="folder for trials")
     arguments = options.parse_args()
     torch.set_num_threads(1)
-    for name, measure in (("separate", separate), ("peers", peers)):
+    read = partial(reading, data=arguments.data)
+    for name, measure in (("reading", read), ("separate", separate), ("peers", peers)):
         if name in (arguments.sections or SECTIONS):
-            found = measure(fixed_molecules(arguments.molecules), arguments.rounds)
+            smiles = fixed_molecules(arguments.molecules, arguments.data)
+            found = measure(smiles, arguments.rounds)
             print(name, found, flush=True)
-            write_json(RESULTS / f"{name}.json", found)
-    write_json(RESULTS / "summary.json", gathered())
+            write_json(arguments.results / f"{name}.json", found)
+    if arguments.results == RESULTS:
+        write_json(RESULTS / "summary.json", gathered())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 -- For wrk: posts the lines of a file, one after the other; at the end, the figures as one line of
--- JSON. wrk ... -s http_load.lua URL -- FILE
+-- JSON. Without a file, it gets the URL. wrk ... -s http_load.lua URL -- [FILE]
 
 local requests, sent = {}, 0
 
 function init(args)
+  if args[1] == nil then
+    requests[1] = wrk.format("GET")
+    return
+  end
   for body in io.lines(args[1]) do
     requests[#requests + 1] = wrk.format("POST", nil, {["content-type"] = "application/json", ["host"] = wrk.host}, body)
   end

@@ -45,7 +45,9 @@ from service.core.reading import MoleculeLimits, Parsed, read, read_all
 from service.settings import RELEASED_ARTIFACT, Settings
 
 SCRIPT = Path(__file__).with_suffix(".lua")
-AIMS = {"throughput_share": 0.8, "overhead_seconds": 0.002}
+AIMS = {"throughput_share": 0.8, "overhead_seconds": 0.002, "one_molecule_p50_seconds": 0.005}
+CONSTANT = "/healthz"
+"""Route of a constant answer, whose time is that of HTTP itself."""
 LARGE_BATCH = 64
 ROUTINGS: tuple[Routing, ...] = get_args(Routing)
 PACKAGES = ("fastapi", "httptools", "orjson", "pebble", "pydantic", "uvicorn", "uvloop")
@@ -77,28 +79,19 @@ class Service:
     def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
         self._process, self._url = process, url
 
+    def constant(self, seconds: int) -> dict[str, float]:
+        """Run wrk once on the constant route, one connection; return its figures by name."""
+        found = self._wrk(CONSTANT, ALONE, seconds)
+        return {"p50_seconds": found["p50"], "p99_seconds": found["p99"]}
+
     def load(self, bodies: Path, case: Case, seconds: int) -> dict[str, float]:
         """Run wrk once; return its figures by name, per molecule where they count molecules."""
         cpu = self._cpu_seconds()
         passes = self._passes()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [
-            "wrk",
-            "-t1",
-            f"-c{case.connections}",
-            f"-d{round(seconds * case.length)}s",
-            "--timeout",
-            "30s",
-            "-s",
-            str(SCRIPT),
-            f"{self._url}/predict",
-        ]
-        text = subprocess.run(
-            [*command, "--", str(bodies)], check=True, capture_output=True, text=True
-        ).stdout
-        found: dict[str, float] = json.loads(text.splitlines()[-1])
-        if found["refused"] or found["lost"] or found["requests"] > _lines(bodies):
-            raise SystemExit(f"got {found}, expected every request answered, and none sent twice")
+        found = self._wrk("/predict", case, seconds, str(bodies))
+        if found["requests"] > _lines(bodies):
+            raise SystemExit(f"got {found}, expected no request sent twice")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         answered, passes_after = found["requests"] * case.molecules, self._passes()
         return {
@@ -111,6 +104,26 @@ class Service:
             ),
             "batch": (passes_after[0] - passes[0]) / max(1.0, passes_after[1] - passes[1]),
         }
+
+    def _wrk(self, path: str, case: Case, seconds: int, *arguments: str) -> dict[str, float]:
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{case.connections}",
+            f"-d{round(seconds * case.length)}s",
+            "--timeout",
+            "30s",
+            "-s",
+            str(SCRIPT),
+            f"{self._url}{path}",
+        ]
+        text = subprocess.run(
+            [*command, "--", *arguments], check=True, capture_output=True, text=True
+        ).stdout
+        found: dict[str, float] = json.loads(text.splitlines()[-1])
+        if found["refused"] or found["lost"]:
+            raise SystemExit(f"got {found}, expected every request answered")
+        return found
 
     def _passes(self) -> tuple[float, float]:
         """Count molecules in model passes, and passes. Nothing is under way: wrk returns after its
@@ -255,11 +268,13 @@ def measure(
         f"batch {LARGE_BATCH}": [],
         "alone": [],
     }
+    constants: list[dict[str, float]] = []
     size = max(1, round(service.load(bodies.of(routing, FULL.molecules), FULL, seconds)["batch"]))
     for _ in range(rounds):
         for case in CASES:
             loads[case.name].append(service.load(bodies.of(routing, case.molecules), case, seconds))
             if case == ALONE:
+                constants.append(service.constant(seconds))
                 calls["alone"].append(direct.single(routing))
             if case == FULL:
                 calls["service's batch"].append(direct.batches(routing, size))
@@ -281,6 +296,11 @@ def measure(
         "throughput_share": shares["service's batch"],
         f"throughput_share_of_batch_{LARGE_BATCH}": shares[f"batch {LARGE_BATCH}"],
         "overhead_seconds": summary(overheads),
+        "constant": _summaries(constants),
+        "one_molecule_p50_seconds": summary(_column(single, "p50_seconds")),
+        "one_molecule_to_constant": ratio(
+            _column(single, "p50_seconds"), _column(constants, "p50_seconds")
+        ),
         "cpu_ratio": ratio(_column(full, "cpu_seconds"), _column(same, "cpu_seconds")),
     }
 

@@ -28,6 +28,7 @@ from merging.run.stage import Stage
 from merging.run.store import StageResult
 from merging.targets.metrics import batches
 from models.compiled.model import CompiledModel
+from models.compiled.streams import CompiledStreams
 from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import read_graph
@@ -48,31 +49,30 @@ EACH_SITE = "merged, weights of each site"
 MOLECULES = 250
 
 
-class _EachSite(plain._Stream):
-    """Stream that averages parameters by the weights of every site, at the cost of `moe`. It
+class _EachSite(plain._AdapterPass):
+    """Pass that averages parameters by the weights of every site, at the cost of `moe`. It
     separates the loss of averaging from that of shared weights.
     """
 
-    def _subtract_fused(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
-        left = super()._subtract_fused(site, h, weights)
+    def _fuse(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
+        left = super()._fuse(site, h, weights)
         self.shared = None
         return left
 
 
 class _Compared(_EachSite):
-    """Stream that records how far the averaged adapter's correction f' is from the average f of the
+    """Pass that records how far the averaged adapter's correction f' is from the average f of the
     adapters' corrections, |f' - f| / |f|, and |f_k - f| / |f| for comparison.
     """
 
     found: ClassVar[list[tuple[int, float, float]]] = []
 
-    def _subtract_fused(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
-        left = super()._subtract_fused(site, h, weights)
-        by_row = weights if site == len(self.bank.up) - 1 else weights[self.batch.batch]
-        mixed = self.bank.mix(
-            site, self.bank.project(site, h).expand(-1, len(self.experts), -1, -1), by_row
-        )
-        target = self.bank.target_outputs(site, h, self.experts)
+    def _fuse(self, site: int, h: Tensor, weights: Tensor) -> Tensor:
+        left = super()._fuse(site, h, weights)
+        bank, of_graphs = self.bank(site), site == len(self.node_banks)
+        by_row = weights if of_graphs else weights[self.batch.batch]
+        mixed = bank.mix(bank.project(h).expand(-1, len(self.experts), -1, -1), by_row)
+        target = bank.target_outputs(h, self.experts)
         size = mixed.norm()
         self.found.append(
             (site, float((h - left - mixed).norm() / size), float((target - mixed).norm() / size))
@@ -81,23 +81,23 @@ class _Compared(_EachSite):
 
 
 @contextmanager
-def stream(kind: type[plain._Stream]) -> Iterator[None]:
+def stream(kind: type[plain._AdapterPass]) -> Iterator[None]:
     """Replace the stream of the plain model in a `with` block. With one that routes at every site
     the compiled model does so too.
     """
-    kept = plain._Stream, CompiledModel._known_weights
-    plain._Stream = kind  # type: ignore[misc]
+    kept = plain._AdapterPass, CompiledStreams.known_weights
+    plain._AdapterPass = kind  # type: ignore[misc]
     if issubclass(kind, _EachSite):
-        CompiledModel._known_weights = lambda *_: None  # type: ignore[method-assign]
+        CompiledStreams.known_weights = lambda *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        plain._Stream, CompiledModel._known_weights = kept  # type: ignore[misc, method-assign]
+        plain._AdapterPass, CompiledStreams.known_weights = kept  # type: ignore[misc, method-assign]
 
 
-def stream_of(case: str) -> type[plain._Stream]:
+def stream_of(case: str) -> type[plain._AdapterPass]:
     """Return the stream of a case."""
-    return _EachSite if case == EACH_SITE else plain._Stream
+    return _EachSite if case == EACH_SITE else plain._AdapterPass
 
 
 def accuracy(run: Run) -> dict[str, Any]:
@@ -152,15 +152,14 @@ def units(run: Run) -> dict[str, Any]:
             number; `found`, share of units whose most similar unit in the other adapter has the
             same number (1 / r by chance).
     """
-    return {
-        name: of_site(unified_model(run).bank, site)
-        for site, name in enumerate(unified_model(run).site_names)
-    }
+    model = unified_model(run)
+    banks = (*model.node_banks, model.graph_bank)
+    return {name: of_site(bank) for name, bank in zip(model.site_names, banks, strict=True)}
 
 
-def of_site(bank: AdapterBank, site: int) -> dict[str, float]:
+def of_site(bank: AdapterBank) -> dict[str, float]:
     """Compute `units` of one site."""
-    down = torch.nn.functional.normalize(bank.down[site], dim=0)
+    down = torch.nn.functional.normalize(bank.down, dim=0)
     # (pairs, r, r)
     cosines = torch.einsum("dir,djq->ijrq", down, down)[~torch.eye(down.shape[1], dtype=torch.bool)]
     same = torch.eye(down.shape[2], dtype=torch.bool).expand_as(cosines)
@@ -207,7 +206,7 @@ def seconds(run: Run, rounds: int = 3) -> dict[str, Any]:
     batch = collate([read_graph(text) for text in fixed_molecules(MOLECULES, run.data, run.work)])
     found: dict[str, Any] = {"machine": machine(1), "molecules": MOLECULES, "rounds": rounds}
     with torch.inference_mode():
-        found["fusing"] = fusing(unified_model(run).bank, batch, 9)
+        found["fusing"] = fusing(unified_model(run).node_banks[0], batch, 9)
     print("fusing", found["fusing"], flush=True)
     for layers, count in LAYERS.items():
         model = unified_model(run.with_changes(router={"mixed_layers": count}))
@@ -238,20 +237,20 @@ def fusing(bank: AdapterBank, batch: GraphBatch, rounds: int) -> dict[str, Any]:
     """Measure averaged parameters applied molecule by molecule, against all rows projected by all
     experts and then weighted. The numbers are the same.
     """
-    site, (experts, rank, width) = 0, bank.up.shape[1:]
+    experts, rank, width = bank.up.shape
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(batch.num_nodes, experts, width, generator=generator)
     weights = torch.rand(batch.num_graphs, experts, experts, generator=generator).softmax(-1)
     sizes = torch.bincount(batch.batch).tolist()
 
     def each_molecule() -> Tensor:
-        return bank.fuse(site, h, weights, sizes)
+        return bank.fuse(h, weights, sizes)
 
     def all_experts() -> Tensor:
         by_row = weights[batch.batch]
-        seen = (h @ bank.down[site].flatten(1)).unflatten(2, (experts, rank))
+        seen = (h @ bank.down.flatten(1)).unflatten(2, (experts, rank))
         z = torch.einsum("ntkr,ntk->ntr", seen, by_row).relu()
-        return (z.unsqueeze(2) * by_row.unsqueeze(3)).flatten(2) @ bank.up[site].flatten(0, 1)
+        return (z.unsqueeze(2) * by_row.unsqueeze(3)).flatten(2) @ bank.up.flatten(0, 1)
 
     torch.testing.assert_close(each_molecule(), all_experts(), rtol=1e-4, atol=1e-4)
     timings = in_turns({"each molecule": each_molecule, "all experts": all_experts}, rounds)

@@ -4,6 +4,7 @@ mode.
     python -m benchmarks.molecules [count] > work/molecules.txt
 """
 
+import gzip
 import random
 import sys
 from pathlib import Path
@@ -32,6 +33,26 @@ def fixed_molecules(
     if len(drawn) < count:
         raise DataError(f"got {len(drawn)} readable molecules, expected {count}")
     return drawn
+
+
+def library_molecules(
+    count: int = 2000, data: Path = Path("../shared/data"), *, stereo: bool = False
+) -> list[str]:
+    """Draw SMILES of the screening library with a fixed seed, only those with marks of stereo if
+    asked.
+
+    Raises:
+        DataError: the library has fewer readable molecules.
+    """
+    with gzip.open(data / "smiles" / "smiles.txt.gz", "rt") as file:
+        smiles = file.read().split()
+    drawn = random.Random(0).sample(smiles, min(len(smiles), 40 * count))
+    wanted = (text for text in drawn if not stereo or set("@/\\") & set(text))
+    readable = (text for text in wanted if _is_readable(text))
+    found = [text for text, _ in zip(readable, range(count), strict=False)]
+    if len(found) < count:
+        raise DataError(f"got {len(found)} readable molecules, expected {count}")
+    return found
 
 
 def _is_readable(smiles: str) -> bool:

@@ -27,9 +27,12 @@ from merging.release.calibration import brier_score, expected_calibration_error
 from merging.targets.metrics import compute_outputs, roc_auc
 from models.artifact import load_artifact
 from models.compiled.model import CompiledModel
-from models.data import smiles as featurize
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, pack
+from models.data.molecule_features import Drawing, build_graphs
+from models.data.smiles import read_graph, read_smiles
+from models.data.smiles_parser import ParsedSmiles
+from models.errors import MoleculeError
 from models.experts.unified import Routing
 
 ROUTINGS: tuple[Routing, ...] = ("own", "moe")
@@ -81,7 +84,10 @@ def first_rule_graph(smiles: str) -> MolGraph:
         if canonical in seen:
             canonical = min(list(seen)[list(seen).index(canonical) :])
         mol = seen.get(canonical, mol)
-    return featurize._graph(mol, None, canonical, False)
+    (graph,) = build_graphs([Drawing(ParsedSmiles(mol, canonical, False, False), canonical)], False)
+    if isinstance(graph, MoleculeError):
+        raise graph
+    return graph
 
 
 def scaffold(mol: Chem.Mol) -> str:
@@ -143,7 +149,7 @@ def measure(model: CompiledModel, task: str, data: Path) -> dict[str, Any]:
 
 
 def _second_rule_graph(smiles: str) -> MolGraph:
-    return featurize.read_graph(smiles, strict=False)
+    return read_graph(smiles, strict=False)
 
 
 def _equal(left: MolGraph, right: MolGraph) -> bool:
@@ -158,7 +164,7 @@ def _splits(smiles: list[str]) -> tuple[Split, int]:
     new = list(old)
     for k, text in enumerate(smiles):
         if "[" in text:  # else rule 2 removes nothing
-            new[k] = scaffold(featurize.read_smiles(text, strict=False))
+            new[k] = scaffold(read_smiles(text, strict=False))
     splits = [scaffold_split(old), scaffold_split(new)]
     subsets = torch.zeros((2, len(smiles)), dtype=torch.int64)
     for subset, split in zip(subsets, splits, strict=True):

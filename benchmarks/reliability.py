@@ -512,7 +512,7 @@ async def hostile(folder: Path, seconds: float) -> dict[str, Any]:
 
     async def fault(service: Service, over: asyncio.Event) -> dict[str, Any]:
         statuses: Counter[str] = Counter()
-        nasty = ["NCC(=O)" * 1400 + "I", "[" * 10_000_000, "C\x00C", "C12" * 3000, "(" * 9000]
+        nasty = ["NCC(=O)" * 1400 + "[2H]", "[" * 10_000_000, "C\x00C", "C12" * 3000, "(" * 9000]
         async with service.client() as client:
             while not over.is_set():
                 for text in nasty:

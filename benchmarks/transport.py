@@ -310,13 +310,15 @@ def measure_router(smiles: list[str], repeats: int, rank: int = 10) -> dict[str,
     """
     artifact, batch = load_components(RELEASE), collate([featurize(text).graph for text in smiles])
     released = [expert.adapters for expert in artifact.experts.values()][:SIMD_WIDTH]
-    bank, experts = AdapterBank(released), torch.arange(len(released))
+    # the adapters after the fourth layer
+    bank = AdapterBank([adapters.node_adapters[3] for adapters in released])
+    experts = torch.arange(len(released))
     with torch.inference_mode():
         h = torch.stack(
             [adapters(artifact.backbone, batch).convolutions[3] for adapters in released], 1
         )
-        z = torch.einsum("ntd,dkr->ntkr", h, bank.down[3, :, :, :rank]).relu_()
-        up = bank.up[3, :, :rank]
+        z = torch.einsum("ntd,dkr->ntkr", h, bank.down[:, :, :rank]).relu_()
+        up = bank.up[:, :rank]
     gram = torch.einsum("ird,jqd->ijrq", up, up)
     support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs)
     compiled = CompiledBatch.from_batch(batch)

@@ -77,6 +77,11 @@ class RunConfig(Section):
         return RouterConfig()
 
     @property
+    def shares_stream(self) -> bool:
+        """Whether a release answers all tasks with one shared stream (joint alignment)."""
+        return False
+
+    @property
     def head_tuning(self) -> TuningConfig | None:
         """Settings for training the heads on the merged network; None leaves them as merged."""
         return None

@@ -1,5 +1,6 @@
 """Artifacts: merged models on disk, as folders with `manifest.json`, `backbone.safetensors`,
-`tasks/<task>.safetensors` and, for tasks with a forest, `forests/<task>.safetensors`.
+`tasks/<task>.safetensors`; for streams that tasks share, `streams/<stream>.safetensors`; and for
+tasks with a forest, `forests/<task>.safetensors`.
 
 The manifest holds the sha256 of every other file; an artifact with altered files is refused. No
 file is a pickle.
@@ -10,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,12 @@ from safetensors.torch import load, save
 from torch import nn
 
 from models.data.fingerprint import WIDTH
-from models.errors import ArtifactError, CheckpointError
+from models.errors import ArtifactError, CheckpointError, InvalidInputError
 from models.experts.forest import Forest
 from models.experts.layouts import read_forest
 from models.families.molecules import molecular_backbone
 from models.files import replace_folder, sync, temporary_beside
-from models.manifest import FORMAT_VERSION, Manifest
+from models.manifest import FORMAT_VERSION, STREAMS_VERSION, Manifest, format_version
 from models.networks.hu2020 import Backbone
 from models.state_dict import load_tensors
 from models.task import select_tasks
@@ -64,7 +65,8 @@ class ArtifactComponents:
     Attributes:
         manifest: its manifest, with all tasks.
         backbone: the merged network.
-        experts: adapters, head, ... of the loaded tasks, by task.
+        experts: adapters, head, ... of the loaded tasks, by task; where tasks share a stream, their
+            experts hold it.
         digest: sha256 of the manifest file.
         forests: of the loaded tasks that have one, by task.
     """
@@ -124,7 +126,7 @@ def check_output(
             f"{folder}: got an artifact with files that are not its own, which would be lost "
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
-    folders = (target, target / "tasks", target / "forests")
+    folders = target, *(target / name for name in ("tasks", "streams", "forests"))
     if any(path.exists() and not _may_change(path) for path in folders):
         raise ArtifactError(
             f"{folder}: got a read-only artifact, expected one that may be replaced"
@@ -220,7 +222,7 @@ def save_artifact(
         expected = f"expected those of the manifest, {list(manifest.forests)}"
         raise ArtifactError(f"got forests {list(forests)}, {expected}")
     manifest = _validated(manifest, folder)
-    contents = _contents(backbone, experts, forests, card)
+    contents = _contents(manifest, backbone, experts, forests, card)
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = manifest.model_copy(update={"files": checksums})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
@@ -245,7 +247,9 @@ def save_artifact(
 
 
 def _validated(manifest: Manifest, folder: Path) -> Manifest:
-    """Validate a manifest again: a copy with changed fields was never validated."""
+    """Validate a manifest again: a copy with changed fields was never validated. Its format version
+    is that of its fields."""
+    manifest = manifest.model_copy(update={"format_version": format_version(manifest.streams)})
     try:
         return Manifest.model_validate(manifest.model_dump())
     except ValidationError as error:
@@ -254,13 +258,40 @@ def _validated(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def _contents(
-    backbone: nn.Module, experts: Mapping[str, nn.Module], forests: Mapping[str, Forest], card: str
+    manifest: Manifest,
+    backbone: nn.Module,
+    experts: Mapping[str, nn.Module],
+    forests: Mapping[str, Forest],
+    card: str,
 ) -> dict[str, bytes]:
-    """Return the contents of an artifact's files without the manifest, by path in the folder."""
+    """Return the contents of an artifact's files without the manifest, by path in the folder.
+    Raises ArtifactError if the experts share other streams than the manifest says."""
     contents = {BACKBONE: _serialise(backbone)}
+    streams = _shared_streams(manifest, experts)
+    contents |= {_stream_file(name): _serialise(stream) for name, stream in streams.items()}
     contents |= {_task_file(task): _serialise(expert) for task, expert in experts.items()}
     contents |= {_forest_file(task): forest.to_bytes() for task, forest in forests.items()}
     return contents | ({CARD: card.encode()} if card else {})
+
+
+def _shared_streams(
+    manifest: Manifest, experts: Mapping[str, nn.Module]
+) -> Mapping[str, nn.Module]:
+    """Collect the streams that the experts share, and check that they are the manifest's."""
+    modules = manifest.family.streams
+    if modules is None:
+        return {}
+    try:
+        streams = modules.collect(experts)
+        readers = {task: set(modules.collect({task: experts[task]})) for task in experts}
+    except InvalidInputError as error:
+        raise ArtifactError(f"not written: {error}") from error
+    for task, found in readers.items():
+        if found != {manifest.stream_of[task]} if task in manifest.stream_of else found:
+            got = f"not written: got {task} on stream {', '.join(found) or 'of its own'}"
+            expected = manifest.stream_of.get(task, "of its own")
+            raise ArtifactError(f"{got}, expected that of the manifest, {expected}")
+    return streams
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -306,33 +337,34 @@ def load_components(folder: Path, tasks: Sequence[str] | None = None) -> Artifac
 
     Args:
         folder: of the artifact.
-        tasks: names of the tasks to load, in this order; files of other tasks may be missing. None
-            loads all tasks and verifies every file.
+        tasks: names of the tasks to load, in this order; files of other tasks, and of streams that
+            only these read from, may be missing. None loads all tasks and verifies every file.
 
     Raises:
         UnknownTaskError: the manifest does not have a task.
-        ArtifactError: a file is missing, altered or unexpected; the format version is not
-            `FORMAT_VERSION`; a tensor is missing, unexpected, of another shape or not finite; or
-            the family rejects an expert (`ModelFamily.check_expert`). The message names the file
-            and the tensor.
+        ArtifactError: a file is missing, altered or unexpected; the format version is not known; a
+            tensor is missing, unexpected, of another shape or not finite; or the family rejects a
+            stream or an expert (`ModelFamily.check_expert`). The message names the file and the
+            tensor.
     """
     manifest, digest = read_manifest(folder)
     names, _ = select_tasks(tuple(manifest.tasks), tasks)
-    with_forest = [task for task in names if task in manifest.forests]
-    files = (BACKBONE, *map(_task_file, names), *map(_forest_file, with_forest))
-    needed = manifest.files if tasks is None else files
+    needed = manifest.files if tasks is None else _files(manifest, names)
     contents = {name: _read_verified(folder, name, manifest.files[name]) for name in needed}
-    backbone, experts = _modules(manifest, names, folder)
+    backbone, streams, experts = _modules(manifest, names, folder)
     _fill(backbone, contents[BACKBONE], folder / BACKBONE)
+    for name, stream in streams.items():
+        file = _stream_file(name)
+        _fill(stream, contents[file], folder / file)
+        _checked(folder / file, _check_stream, manifest, name, stream)
     for task, expert in experts.items():
-        _fill(expert, contents[_task_file(task)], folder / _task_file(task))
-        try:
-            manifest.family.check_expert(expert, manifest.input, task)
-        except ArtifactError as error:
-            raise ArtifactError(f"{folder / _task_file(task)}: {error}") from error
+        file = _task_file(task)
+        _fill(expert, contents[file], folder / file)
+        _checked(folder / file, manifest.family.check_expert, expert, manifest.input, task)
     forests = {
         task: _read_forest(manifest, task, contents[_forest_file(task)], folder)
-        for task in with_forest
+        for task in names
+        if task in manifest.forests
     }
     return ArtifactComponents(manifest, backbone.eval(), experts, digest, forests)
 
@@ -344,22 +376,56 @@ def _read_forest(manifest: Manifest, task: str, data: bytes, folder: Path) -> Fo
         raise ArtifactError(f"{folder / _forest_file(task)}: {error}") from error
 
 
+def _files(manifest: Manifest, tasks: Iterable[str]) -> list[str]:
+    """Return the files with weights that some tasks need, by path in the folder."""
+    names = list(tasks)
+    streams = dict.fromkeys(
+        manifest.stream_of[task] for task in names if task in manifest.stream_of
+    )
+    forests = [task for task in names if task in manifest.forests]
+    files = *map(_stream_file, streams), *map(_task_file, names), *map(_forest_file, forests)
+    return [BACKBONE, *files]
+
+
+def _checked(path: Path, check: Callable[..., None], *arguments: object) -> None:
+    """Call a check of loaded weights; its ArtifactError names their file."""
+    try:
+        check(*arguments)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def _check_stream(manifest: Manifest, name: str, stream: nn.Module) -> None:
+    modules = manifest.family.streams
+    assert modules is not None, "a manifest with streams is of a family that has them"
+    modules.check_stream(stream, manifest.backbone, manifest.input, manifest.streams[name].tasks)
+
+
 def _modules(
     manifest: Manifest, tasks: Iterable[str], folder: Path
-) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """Build the network and the experts, whose weights are loaded afterwards. Raises ArtifactError
-    if the sizes are too large."""
+) -> tuple[nn.Module, dict[str, nn.Module], dict[str, nn.Module]]:
+    """Build the network, the shared streams by name and the experts by task, whose weights are
+    loaded afterwards. Raises ArtifactError if the sizes are too large."""
     family, shape = manifest.family, manifest.backbone
+    streams: dict[str, nn.Module] = {}
+    experts: dict[str, nn.Module] = {}
     try:
-        return family.network(shape), {
-            task: family.expert(shape, manifest.rank, manifest.tasks[task], manifest.input, task)
-            for task in tasks
-        }
+        network = family.network(shape)
+        for task in tasks:
+            info, name = manifest.tasks[task], manifest.stream_of.get(task)
+            if name is None or family.streams is None:
+                experts[task] = family.expert(shape, manifest.rank, info, manifest.input, task)
+                continue
+            described = manifest.streams[name]
+            if name not in streams:
+                streams[name] = family.streams.stream(shape, described.rank, name)
+            experts[task] = family.streams.expert(streams[name], described.graph_rank, info)
     except (RuntimeError, MemoryError) as error:
         found = f"got sizes of a network that cannot be made: {error}"
         raise ArtifactError(
             f"{folder / MANIFEST}: {found}, expected those of the tensors"
         ) from error
+    return network, streams, experts
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
@@ -378,9 +444,10 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     try:
         raw = json.loads(data)
         version = raw.get("format_version") if isinstance(raw, dict) else None
-        if version != FORMAT_VERSION or isinstance(version, bool):
+        if version not in (FORMAT_VERSION, STREAMS_VERSION) or isinstance(version, bool):
             raise ArtifactError(
-                f"{path}: got format version {version!r}, expected {FORMAT_VERSION}"
+                f"{path}: got format version {version!r}, expected {FORMAT_VERSION}, or"
+                f" {STREAMS_VERSION} with streams"
             )
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
@@ -388,7 +455,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
         raise ArtifactError(f"{path}: not a manifest: {problems}") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a manifest: {error}") from error
-    needed = {BACKBONE, *map(_task_file, manifest.tasks), *map(_forest_file, manifest.forests)}
+    needed = set(_files(manifest, manifest.tasks))
     if wrong := needed - manifest.files.keys():
         raise ArtifactError(f"{path}: got no checksum of {', '.join(sorted(wrong))}")
     if wrong := manifest.files.keys() - needed - {CARD}:
@@ -401,6 +468,10 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 def _task_file(task: str) -> str:
     return f"tasks/{task}.safetensors"
+
+
+def _stream_file(stream: str) -> str:
+    return f"streams/{stream}.safetensors"
 
 
 def _forest_file(task: str) -> str:

@@ -1,5 +1,6 @@
 """The manifest of an artifact (`manifest.json`): its model, tasks, provenance and checksums."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -17,27 +18,49 @@ from models.networks.base import NetworkShape
 from models.task import TaskInfo
 
 FORMAT_VERSION = 1
+STREAMS_VERSION = 2
+"""Format version of artifacts with shared streams, which versions before them refuse by it."""
+
+
+class StreamInfo(BaseModel):
+    """Description of a shared stream; travels in the artifact's manifest.
+
+    Attributes:
+        tasks: names of the tasks that read from it.
+        rank: of its node adapters; 0 if there are none.
+        graph_rank: of the graph adapters of its tasks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: tuple[Name, ...] = Field(min_length=1)
+    rank: int = Field(default=0, ge=0)
+    graph_rank: int = Field(ge=1)
 
 
 class Manifest(BaseModel):
     """Describes the model of an artifact and where it came from.
 
     Attributes:
-        format_version: version of the file format, `FORMAT_VERSION`.
+        format_version: version of the file format: `FORMAT_VERSION`, or `STREAMS_VERSION` with
+            `streams`.
         name, version: of the model.
         created: time in UTC, ISO 8601.
         input: schema of the model's inputs.
         backbone: kind and sizes of the network; `kind` selects the family.
-        rank: of the adapters; 0 if there are none.
+        rank: of the adapters of tasks with a stream of their own; 0 if there are none.
         router: options of the router.
         tasks: by name, in the order of the experts.
+        streams: streams that tasks share, by name; a task in none of them has its own.
         nearest: by task, the other tasks with the nearest experts, nearest first
             (`models.screening.nearest_experts`). Empty if they were not computed.
-        forests: by task, the forest that answers beside the network. Absent in the file if there
-            is none.
+        forests: by task, the forest that answers beside the network.
         provenance: configuration, seed, library versions, checksums of the training data.
         metrics: scores measured when the artifact was made.
         files: sha256 of every other file, by path in the folder.
+
+    Empty `streams` and `forests` are left out of the file, so that versions without these fields
+    can read it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +74,7 @@ class Manifest(BaseModel):
     rank: int = Field(ge=0)
     router: RouterConfig
     tasks: dict[Name, TaskInfo] = Field(min_length=1)
+    streams: dict[Name, StreamInfo] = Field({}, exclude_if=lambda streams: not streams)
     nearest: dict[str, tuple[str, ...]] = {}
     forests: dict[str, ForestInfo] = Field({}, exclude_if=lambda forests: not forests)
     provenance: dict[str, Any] = {}
@@ -76,6 +100,26 @@ class Manifest(BaseModel):
     def _check_targets(self) -> Self:
         for task, info in self.tasks.items():
             check_target(self.backbone.kind, task, info.target)
+        return self
+
+    @model_validator(mode="after")
+    def _check_streams(self) -> Self:
+        expected = format_version(self.streams)
+        if self.format_version != expected:
+            kind = "with" if self.streams else "without"
+            raise ValueError(
+                f"format_version: got {self.format_version} {kind} `streams`, expected {expected}"
+            )
+        if self.streams and self.family.streams is None:
+            raise ValueError(f"streams: got some for a backbone of kind {self.backbone.kind!r}")
+        check_distinct([*self.tasks, *self.streams])
+        if taken := sorted(self.tasks.keys() & self.streams.keys()):
+            raise ValueError(f"streams: got name {taken[0]!a}, expected one that no task has")
+        members = [task for stream in self.streams.values() for task in stream.tasks]
+        if unknown := [task for task in members if task not in self.tasks]:
+            raise ValueError(f"streams: got task {unknown[0]!a}, expected tasks of the manifest")
+        if twice := [task for task, count in Counter(members).items() if count > 1]:
+            raise ValueError(f"streams: got task {twice[0]!a} twice, expected it in one stream")
         return self
 
     @model_validator(mode="after")
@@ -114,6 +158,16 @@ class Manifest(BaseModel):
         """Family of the model, selected by `backbone.kind`."""
         return FAMILIES[self.backbone.kind]
 
+    @property
+    def stream_of(self) -> dict[str, str]:
+        """Name of the shared stream by task, for tasks that read from one."""
+        return {task: name for name, stream in self.streams.items() for task in stream.tasks}
+
+
+def format_version(streams: Mapping[str, StreamInfo]) -> int:
+    """Return the format version of an artifact with these shared streams."""
+    return STREAMS_VERSION if streams else FORMAT_VERSION
+
 
 def make_manifest(
     name: str,
@@ -125,6 +179,7 @@ def make_manifest(
     input: InputSchema | None = None,  # noqa: A002 - the field's name
     provenance: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
+    streams: Mapping[str, StreamInfo] | None = None,
 ) -> Manifest:
     """Create a manifest in the current format with the current time.
 
@@ -132,7 +187,7 @@ def make_manifest(
     Checksums are added by `save_artifact`.
     """
     return Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version(streams or {}),
         name=name,
         version=version,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,6 +196,7 @@ def make_manifest(
         rank=rank,
         router=router,
         tasks=dict(tasks),
+        streams=dict(streams or {}),
         provenance=provenance or {},
         metrics=metrics or {},
     )

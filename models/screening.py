@@ -17,8 +17,9 @@ from models.artifact import ArtifactComponents
 from models.data.batch import GraphBatch
 from models.data.molecule import MolGraph, collate
 from models.errors import ArtifactError, InvalidInputError
-from models.experts.adapter import apply_norm, trace
-from models.experts.expert import Expert
+from models.experts.adapter import Adapter, Stream, trace
+from models.experts.bank import AdapterBank
+from models.experts.expert import TaskExpert
 from models.experts.router import RouterConfig, cosine_cost_of_products, graph_distances
 from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedOutput
 from models.manifest import Manifest
@@ -32,7 +33,7 @@ _CACHED_MODELS = 64
 
 def nearest_experts(
     backbone: LayeredNetwork,
-    experts: Mapping[str, Expert],
+    experts: Mapping[str, TaskExpert],
     router: RouterConfig,
     graphs: Sequence[MolGraph],
     max_names: int,
@@ -46,7 +47,9 @@ def nearest_experts(
     site the router's distance; at node sites, on sampled nodes, the cost of the identity plan, an
     upper bound of the transport cost. Experts are ranked by their best rank at any site; ties are
     broken by the mean over the sites of distance / temperature. Time grows with K^2 for K tasks: K
-    passes, and 4 d r K multiplications per sampled row and site. Runs on the CPU. For the number of
+    passes, and 4 d r K multiplications per sampled row and site. Tasks that share a stream mix at
+    the graph site alone: there they are ranked with all others, and at node sites they are last.
+    Runs on the CPU. For the number of
     candidates needed see `benchmarks/many_experts.py`.
 
     Args:
@@ -68,42 +71,51 @@ def nearest_experts(
     drawn = torch.randperm(batch.num_nodes, generator=torch.Generator().manual_seed(_SEED))[:nodes]
     with torch.inference_mode():
         sites = _mixing_sites(experts.values(), router, backbone.config.num_layers)
-        temperatures = torch.tensor([site.temperature for site in sites.values()]).unsqueeze(1)
         nearest = {}
         for task, target in zip(names, positions, strict=True):
-            inputs = _site_inputs(backbone, experts[task], batch, drawn)
-            distances = [site.distances(inputs[k], target) for k, site in sites.items()]
+            expert = experts[task]
+            inputs = _site_inputs(backbone, expert.stream, batch, drawn)
+            mixing = [k for k in sites if sites[k].is_graph or not expert.stream.name]
+            distances = [sites[k].distances(inputs[k], target) for k in mixing]
+            temperatures = torch.tensor([sites[k].temperature for k in mixing]).unsqueeze(1)
             order = _order(torch.stack(distances) / temperatures)
             nearest[task] = tuple(known[k] for k in order if k != target)[:max_names]
     return nearest
 
 
 class _Site:
-    """The adapters of all experts at one site, concatenated.
+    """The adapters of all K experts that mix at one site, concatenated.
 
     Attributes:
         is_graph: True for the site after the readout.
         temperature: of the router at this site.
-        size: (K, r).
-        down: (d, K r).
-        up: (K r, d).
-        squares: (K, r, r), the Gram matrix W_up_k W_up_k^T of every expert k.
+        mixing: positions of the M experts that mix here: all at the graph site, those of tasks with
+            a stream of their own at node sites.
+        size: (M, r).
+        down: (d, M r).
+        up: (M r, d).
+        squares: (M, r, r), the Gram matrix W_up_k W_up_k^T of every expert k.
     """
 
     def __init__(
-        self, experts: Iterable[Expert], site: int, is_graph: bool, temperature: float
+        self, adapters: Sequence[Adapter | None], is_graph: bool, temperature: float
     ) -> None:
-        self.is_graph, self.temperature = is_graph, temperature
-        adapters = [expert.adapters.sites[site] for expert in experts]
-        self.down = torch.cat([adapter.get_parameter("down") for adapter in adapters], 1)
-        up = torch.stack([adapter.get_parameter("up") for adapter in adapters])
+        """Stack adapters; None for an expert that does not mix here."""
+        self.is_graph, self.temperature, self._count = is_graph, temperature, len(adapters)
+        self.mixing = [k for k, adapter in enumerate(adapters) if adapter is not None]
+        bank = AdapterBank([adapter for adapter in adapters if adapter is not None])
+        self.down, up = bank.down.flatten(1), bank.up
         self.size, self.up, self.squares = up.shape[:2], up.flatten(0, 1), up @ up.mT
 
     def distances(self, h: Tensor, target: int) -> Tensor:
         """Return the distances between the outputs of every expert and of expert `target`, averaged
-        over the rows of the input h (n, d): (K,)."""
-        of_block = self._graph_distances if self.is_graph else self._node_costs
-        return torch.cat([of_block(block, target) for block in h.split(_BLOCK)]).mean(0)
+        over the rows of the input h (n, d): (K,). They are infinite for experts that do not mix
+        here, of which `target` is none."""
+        of_block, row = self._graph_distances if self.is_graph else self._node_costs, self.mixing
+        found = torch.cat([of_block(block, row.index(target)) for block in h.split(_BLOCK)])
+        distances = found.new_full((self._count,), float("inf"))
+        distances[row] = found.mean(0)
+        return distances
 
     def _graph_distances(self, h: Tensor, target: int) -> Tensor:
         z = (h @ self.down).relu_().unflatten(1, self.size)
@@ -119,40 +131,41 @@ class _Site:
 
 
 def _mixing_sites(
-    experts: Collection[Expert], router: RouterConfig, num_layers: int
+    experts: Collection[TaskExpert], router: RouterConfig, num_layers: int
 ) -> dict[int, _Site]:
     """Return the sites that mix, by number: layers, and `num_layers` for the site after the
     readout."""
-    layers = [layer for layer in range(num_layers) if router.mixes(layer, num_layers)]
-    sites = {layer: _Site(experts, layer, False, router.temperature) for layer in layers}
-    return sites | {num_layers: _Site(experts, num_layers, True, router.graph_temperature)}
+    node_adapters = [None if e.stream.name else e.stream.node_adapters for e in experts]
+    sites = {
+        layer: _Site(
+            [None if a is None else a[layer] for a in node_adapters], False, router.temperature
+        )
+        for layer in range(num_layers)
+        if router.mixes(layer, num_layers) and any(node_adapters)
+    }
+    graph = _Site([e.graph_adapter for e in experts], True, router.graph_temperature)
+    return sites | {num_layers: graph}
 
 
 def _site_inputs(
-    backbone: LayeredNetwork, expert: Expert, batch: GraphBatch, drawn: Tensor
+    backbone: LayeredNetwork, stream: Stream, batch: GraphBatch, drawn: Tensor
 ) -> list[Tensor]:
-    """Return the inputs of a task's adapters with routing "own", by site: the drawn rows (n, d) at
-    node sites, all rows (G, d) at the graph site."""
-    adapters, inputs = expert.adapters, []
+    """Return the inputs of adapters in a stream with routing "own", by site: the drawn rows (n, d)
+    at node sites, all rows (G, d) at the graph site."""
+    inputs = []
 
     def correct(site: int, h: Tensor) -> Tensor:
-        inputs.append(h if site == backbone.config.num_layers else h[drawn])
-        return adapters.correct(site, h)
+        is_graph = site == backbone.config.num_layers
+        inputs.append(h if is_graph else h[drawn])
+        return h if is_graph else stream.correct(site, h)
 
-    trace(
-        backbone,
-        batch,
-        correct,
-        lambda layer, h: apply_norm(
-            backbone, layer, h, adapters.norm_mean[layer], adapters.norm_var[layer]
-        ),
-    )
+    trace(backbone, batch, correct, partial(stream.normalise, backbone))
     return inputs
 
 
 def _order(scores: Tensor) -> list[int]:
     """Sort experts by their best rank at any site, then by their mean score: (sites, K) -> K
-    indices."""
+    indices. An infinite score is no score."""
     best = scores.argsort(1).argsort(1).amin(0)
     by_mean = scores.mean(0).argsort()
     order: list[int] = by_mean[best[by_mean].argsort(stable=True)].tolist()
@@ -184,8 +197,8 @@ class ScreenedModel:
 
     With routings "moe" and "merged" each requested task has a small model of its candidate experts;
     routing weights are over all K experts, 0 for other than candidates. With routing "own" a small
-    model predicts several consecutive tasks. BatchNorm uses the stored statistics. Experts are held
-    in memory once; no K x K table is built.
+    model predicts several consecutive tasks, or all tasks that share a stream. BatchNorm uses the
+    stored statistics. Experts are held in memory once; no K x K table is built.
     """
 
     def __init__(self, components: ArtifactComponents, device: torch.device | str = "cpu") -> None:
@@ -204,6 +217,7 @@ class ScreenedModel:
             )
         self.tasks, self._manifest = tuple(manifest.tasks), manifest
         self._position = {task: k for k, task in enumerate(self.tasks)}
+        self._own_group = _own_groups(manifest)
         # Not a cached method: the cache would keep a reference to this object and its memory.
         self._small = lru_cache(_CACHED_MODELS)(partial(_small_model, components, device))
         self.site_names = self._small(self.tasks[:1]).site_names
@@ -219,29 +233,42 @@ class ScreenedModel:
     ) -> UnifiedOutput:
         """Predict tasks for a batch: see `UnifiedModel.forward`."""
         names, _ = select_tasks(self.tasks, tasks)
-        logits, weights = {}, {}
+        logits, weights, embeddings = {}, {}, dict[str, Tensor]()
         for experts, requested in self._groups(names, routing).items():
             output = self._small(experts)(batch, requested, routing)
             positions = [self._position[task] for task in experts]
+            embeddings |= output.embeddings
             for task in requested:
                 logits[task], few = output.logits[task], output.routing_weights[task]
                 weights[task] = few.new_zeros(*few.shape[:-1], len(self.tasks))
                 weights[task][..., positions] = few
         targets = {task: self._manifest.tasks[task].target for task in names}
         return UnifiedOutput(
-            {task: logits[task] for task in names}, {task: weights[task] for task in names}, targets
+            {task: logits[task] for task in names},
+            {task: weights[task] for task in names},
+            targets,
+            embeddings,
         )
 
     def _groups(self, names: Sequence[str], routing: Routing) -> dict[tuple[str, ...], list[str]]:
         """Group the requested tasks by the experts of the small model that predicts them."""
         if routing != "own":
             return {candidate_experts(self._manifest, task): [task] for task in names}
-        size = (self._manifest.router.candidates or 0) + 1
         groups: dict[tuple[str, ...], list[str]] = {}
         for task in names:
-            first = self._position[task] // size * size
-            groups.setdefault(self.tasks[first : first + size], []).append(task)
+            groups.setdefault(self._own_group[task], []).append(task)
         return groups
+
+
+def _own_groups(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """Group the tasks for routing "own", by task: all that share a stream, and of those with a
+    stream of their own as many consecutive ones as a task mixes."""
+    groups = [stream.tasks for stream in manifest.streams.values()]
+    stream_of = manifest.stream_of
+    own = tuple(task for task in manifest.tasks if task not in stream_of)
+    size = (manifest.router.candidates or 0) + 1
+    groups += [own[first : first + size] for first in range(0, len(own), size)]
+    return {task: group for group in groups for task in group}
 
 
 def _small_model(

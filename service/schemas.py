@@ -464,6 +464,13 @@ class TaskOut(BaseModel):
     elements: tuple[int, ...] | None = Field(
         None, description="where it takes atoms: the atomic numbers that the task knows"
     )
+    stream: str | None = Field(
+        None,
+        description=(
+            "the stream that the task shares with others: together they cost one pass; null where"
+            " it has its own"
+        ),
+    )
 
 
 class TasksResponse(BaseModel):

@@ -104,7 +104,11 @@ class Settings(BaseSettings):
     # On a CPU throughput is flat from 2500 to 9000 and falls beyond (caches), and a pass delays the
     # next request; a GPU needs far more. Molecules of one pass share work (models.compiled):
     # 16384 is 80 molecules for eight tasks, a tenth of a second.
-    max_batch_cost: int = Field(16384, ge=1, description="atoms times tasks in one model pass")
+    max_batch_cost: int = Field(
+        16384,
+        ge=1,
+        description="atoms times streams in one model pass; tasks that share a stream count once",
+    )
     max_pending_cost: int = Field(
         500_000,
         ge=1,

@@ -13,11 +13,12 @@ from models.data.atoms import Atoms, AtomsBatch, join, neighbours
 from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import featurize
-from models.experts.expert import Expert
+from models.experts.adapter import Stream
+from models.experts.expert import Expert, SharedExpert, TaskExpert
 from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind
 
 SHARED = Path(os.environ.get("GMERGING_DATA", Path(__file__).parents[2] / "shared" / "data")).parent
-KINDS: tuple[BackboneKind, ...] = ("gin", "gcn", "graphsage", "gat")
+KINDS: tuple[BackboneKind, ...] = ("gin", "gcn", "graphsage", "gat", "gin_linear")
 SMILES = (
     "CCO",
     "C",
@@ -96,3 +97,55 @@ def random_experts(config: BackboneConfig, rank: int = 4, seed: int = 0) -> dict
                 value.copy_(torch.rand(value.shape, generator=generator) - 0.5)
             expert.adapters.norm_var.abs_().add_(0.5)
     return experts
+
+
+def random_stream(config: BackboneConfig, rank: int = 0, name: str = "common") -> Stream:
+    """A shared stream whose every number differs."""
+    generator = torch.Generator().manual_seed(len(name) + rank)
+    stream = Stream(config, rank, name)
+    with torch.no_grad():
+        for value in (*stream.parameters(), *stream.buffers()):
+            value.copy_(torch.rand(value.shape, generator=generator) - 0.5)
+        stream.norm_var.abs_().add_(0.5)
+    return stream
+
+
+def random_shared_experts(
+    stream: Stream, labels: Sequence[int] = (2, 1, 3), rank: int = 6
+) -> dict[str, SharedExpert]:
+    """Experts that read from one stream, whose every number differs, named after the stream."""
+    generator = torch.Generator().manual_seed(len(stream.name))
+    experts = {}
+    for k, count in enumerate(labels):
+        task = f"{stream.name}_{k}"
+        experts[task] = SharedExpert(stream, rank, [f"{task}_{c}" for c in range(count)])
+        with torch.no_grad():
+            for value in experts[task].parameters():
+                value.copy_(torch.rand(value.shape, generator=generator) - 0.5)
+    return experts
+
+
+SHARING = ("shared", "mixed", "adapted", "several")
+"""Cases of `sharing_experts`."""
+
+
+def sharing_experts(case: str, config: BackboneConfig) -> dict[str, TaskExpert]:
+    """Experts of which some share streams.
+
+    Args:
+        case: "shared": all share one stream without node adapters. "mixed": with three tasks of
+            their own streams between them. "adapted": as "mixed", and the shared stream has node
+            adapters. "several": two shared streams, one of them with node adapters, and one task
+            with a stream of its own.
+        config: shape of the backbone.
+    """
+    own: dict[str, TaskExpert] = {**random_experts(config)}
+    shared = random_shared_experts(random_stream(config, 3 if case == "adapted" else 0))
+    if case == "shared":
+        return {**shared}
+    names = list(shared)
+    if case == "several":
+        other = random_shared_experts(random_stream(config, 2, "another"), (1, 2), 4)
+        return {names[0]: shared[names[0]], **other, "beta": own["beta"], **shared}
+    first = {task: own[task] for task in ("beta", "alpha")}
+    return {names[0]: shared[names[0]], **first, **shared, "gamma": own["gamma"]}

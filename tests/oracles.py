@@ -33,7 +33,7 @@ def backbone(
             for key, value in state.items()
             if key.startswith(f"gnns.{layer}.")
         }
-        h = {"gcn": gcn, "gin": gin, "graphsage": graphsage, "gat": gat}[kind](own, h, edges)
+        h = _LAYERS[kind](own, h, edges)
         norm = {
             key.removeprefix(f"batch_norms.{layer}."): value
             for key, value in state.items()
@@ -68,6 +68,14 @@ def gin(state: State, h: Tensor, edges: list[tuple[int, int, int, int]]) -> Tens
         total[target] += h[source] + _edge_embedding(state, kind, direction)
     hidden = (total @ state["mlp.0.weight"].T + state["mlp.0.bias"]).relu()
     return hidden @ state["mlp.2.weight"].T + state["mlp.2.bias"]
+
+
+def gin_linear(state: State, h: Tensor, edges: list[tuple[int, int, int, int]]) -> Tensor:
+    z = h @ state["linear.weight"].T + state["linear.bias"]
+    out = torch.zeros_like(z)
+    for source, target, kind, direction in edges:
+        out[target] += z[source] + _edge_embedding(state, kind, direction)
+    return out
 
 
 def graphsage(state: State, h: Tensor, edges: list[tuple[int, int, int, int]]) -> Tensor:
@@ -106,6 +114,9 @@ def gat(state: State, h: Tensor, edges: list[tuple[int, int, int, int]]) -> Tens
         )
         out[target] += message / total[:, None]
     return out.mean(1) + state["bias"]
+
+
+_LAYERS = {"gcn": gcn, "gin": gin, "graphsage": graphsage, "gat": gat, "gin_linear": gin_linear}
 
 
 def adapter(h: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ docstrings are the help texts."""
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from merging.planning.plan import make_plan, plan_settings, planned_runs, read_p
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe
-from merging.release.release import check_release, release, release_stages
+from merging.release.release import check_release, needs_single_backbone, release, release_stages
 from merging.run.config import load_config
 from merging.run.forests import forest
 from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import adapters, check_adapters, check_single_backbone, merged, teacher
-from merging.studies import forest_experts, gffmerge, gnnmerge, gw_smm
+from merging.studies import forest_experts, gffmerge, gnnmerge, gw_smm, one_pass
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
 from merging.studies.experts.summary import expert_tables
@@ -118,7 +119,7 @@ def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
 
 
 def pretrain_backbone(arguments: argparse.Namespace) -> None:
-    """Pre-train a backbone without labels (context or edge prediction)."""
+    """Pre-train a backbone without labels: context or edge prediction, or descriptors."""
     device, config = _set_up(arguments), load_pretrain_config(arguments.config)
     folders, threads = (arguments.data, arguments.work), arguments.threads
     path = pretrain(config, *folders, arguments.seed, device, threads)
@@ -189,8 +190,9 @@ def release_models(arguments: argparse.Namespace) -> None:
         check_release(run, folders[group], arguments.replace)
     for run in runs.values():
         _check_data(run, run.tasks)
-    _build(arguments, first, [merged(run) for run in runs.values()], "models and merge")
-    for run in runs.values():
+    from_merged = [run for run in runs.values() if needs_single_backbone(run)]
+    _build(arguments, first, [merged(run) for run in from_merged], "models and merge")
+    for run in from_merged:
         check_single_backbone(run)  # Refuse before hours of training what cannot be served.
     stages = [stage for run in runs.values() for stage in release_stages(run)]
     _build(arguments, first, stages, "release")
@@ -337,3 +339,16 @@ def study_experts(arguments: argparse.Namespace) -> None:
     config, folders = load_experts_config(arguments.config), (arguments.data, arguments.work)
     content = run_experts(config, *folders, _seeds(arguments), arguments.results)
     print(expert_tables(content))
+
+
+def study_one_pass(arguments: argparse.Namespace) -> None:
+    """Compare variants of joint alignment: one network that answers all tasks in one pass."""
+    runs = [_run(arguments, seed) for seed in _seeds(arguments)]
+    if arguments.teachers:
+        config = one_pass.taught_by(runs[0].config, arguments.teachers)
+        runs = [replace(run, config=config) for run in runs]
+    one_pass.variant_runs(runs[0], arguments.variants)  # Refuse before hours of training.
+    _check_data(runs[0], runs[0].tasks)
+    build = partial(_build, arguments, runs[0])
+    content = one_pass.run_study(runs, arguments.variants, arguments.results, build)
+    print(one_pass.one_pass_tables(content)["test"])

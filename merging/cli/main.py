@@ -16,6 +16,7 @@ from models.errors import GMergingError
 from models.validation import one_of
 
 DEFAULT_CONFIG = "gcn_supervised_contextpred.yaml"
+ONE_PASS_CONFIG = "gcn_supervised_contextpred_one_pass.yaml"
 NEIGHBOURS = Path("results/neighbours")
 _RENAMED = {
     "graphs": "release",
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     added = parser.add_subparsers(required=True, metavar="command")
     for row in _commands():
         _add(added, *row)
-    about = "Run a paper's study; write its results file and print its table."
+    about = "Run a study; write its results file and print its table."
     study = added.add_parser("study", help=about, description=about)
     studies = study.add_subparsers(required=True, metavar="study")
     for row in _studies():
@@ -187,10 +188,26 @@ def _studies() -> list[Row]:
     )
     forests = planned, options.device, options.seeds, options.tasks, artifacts, file("forests")
     gnnmerge = options.folder_options, seconds, file("gnnmerge")
+    one_pass = config_options(ONE_PASS_CONFIG, BUNDLED), options.device, options.seeds
+    teachers = option(
+        "--teachers",
+        type=Path,
+        metavar="ARTIFACT",
+        help="imitate the own streams of this artifact, not the run's fine-tuned models",
+    )
+    variants = option(
+        "--variants",
+        nargs="+",
+        default=[],
+        metavar="VARIANT",
+        help="only these variants of `compare.one_pass`; `base` is the configuration itself",
+    )
+    shared = *one_pass, options.processes, teachers, variants, file("one-pass")
     return [
         ("gnnmerge", commands.study_gnnmerge, gnnmerge),
         ("gffmerge", commands.study_gffmerge, (forces, options.seeds, file("gffmerge"))),
         ("gw-smm", commands.study_gw_smm, (planned, options.seeds, both, folder)),
+        ("one-pass", commands.study_one_pass, shared),
         ("experts", commands.study_experts, (domains, options.seeds, file("expert-merging"))),
         ("forests", commands.study_forests, forests),
     ]

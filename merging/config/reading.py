@@ -135,10 +135,27 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
     for section in ("datasets", "finetune_by_task", "alignment_by_task"):
         if isinstance(values.get(section), dict):
             kept[section] = only(values[section])
+    if isinstance(values.get("one_pass"), dict):
+        kept["one_pass"] = _only_in_one_pass(values["one_pass"], tasks)
     if isinstance(values.get("compare"), dict):
         kept["compare"] = compare = dict(values["compare"])
         if isinstance(named := compare.get("ablation_tasks"), list | tuple):
             compare["ablation_tasks"] = [task for task in named if task in tasks]
         if isinstance(trees := compare.get("forest_trees_by_task"), dict):
             compare["forest_trees_by_task"] = only(trees)
+    return kept
+
+
+def _only_in_one_pass(section: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
+    """`only_tasks` for a section of joint alignment."""
+    kept = dict(section)
+    for name in ("task_weights", "teachers_by_task"):
+        if isinstance(by_task := section.get(name), dict):
+            kept[name] = {task: value for task, value in by_task.items() if task in tasks}
+    if isinstance(section.get("pool"), dict):
+        kept["pool"] = pool = dict(section["pool"])
+        if isinstance(most := pool.get("most_by_task"), dict):
+            pool["most_by_task"] = {task: value for task, value in most.items() if task in tasks}
+        if isinstance(named := pool.get("tasks"), list | tuple):
+            pool["tasks"] = [task for task in named if task in tasks]
     return kept

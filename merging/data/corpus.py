@@ -7,19 +7,22 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from rdkit import Chem, rdBase
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 from tqdm import tqdm
 
 from merging.config.base import Count, Section, fingerprint
+from merging.data.descriptors import DESCRIPTORS_VERSION, compute_descriptors
 from merging.data.files import read_json, reading, sha256, write_json, write_tensors
 from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_files import read_molecules
@@ -42,13 +45,23 @@ class CorpusConfig(Section):
         files: paths in the data folder, see `merging.data.molecule_files`. Earlier files are read
             first, so that `max_molecules` cuts off the last ones.
         max_molecules: the most different molecules, in the order of the files; None for all.
+        max_per_file: the most molecules of one file, its first ones that are new; None for all.
         exclude_benchmarks: leave out every molecule whose canonical SMILES occurs in a MoleculeNet
             file of the data folder.
     """
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     max_molecules: Count | None = None
+    max_per_file: Count | None = None
     exclude_benchmarks: bool = True
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an absent `max_per_file`, so that featurised corpora keep their keys."""
+        values: dict[str, Any] = handler(self)
+        if self.max_per_file is None:
+            del values["max_per_file"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -70,15 +83,34 @@ class Corpus:
         """Number of molecules of every shard."""
         return tuple(self.record["shards"])
 
-    def shard(self, k: int) -> PackedGraphs:
-        """Read the molecules of shard `k` from its file. Raises DataError: it is damaged."""
+    def shard(self, k: int) -> "Shard":
+        """Read shard `k` from its file. Raises DataError: it is damaged."""
         path = _shard_path(self.folder, k)
         with reading(path):
-            return PackedGraphs(**load_file(path))
+            tensors = load_file(path)
+            descriptors = tensors.pop("descriptors", None)
+            return Shard(PackedGraphs(**tensors), descriptors)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The molecules of a shard.
+
+    Attributes:
+        graphs: M molecules.
+        descriptors: (M, D) float32, see `merging.data.descriptors`; None if the corpus has none.
+    """
+
+    graphs: PackedGraphs
+    descriptors: Tensor | None = None
 
 
 def load_corpus(
-    config: CorpusConfig, data_folder: Path, cache_folder: Path, workers: int = 1
+    config: CorpusConfig,
+    data_folder: Path,
+    cache_folder: Path,
+    workers: int = 1,
+    descriptors: bool = False,
 ) -> Corpus:
     """Read a corpus from the cache, or featurise it into the cache.
 
@@ -90,6 +122,7 @@ def load_corpus(
         data_folder: holds them.
         cache_folder: gets the shards, in a folder named by a hash of all that they depend on.
         workers: processes for featurising.
+        descriptors: compute the molecules' descriptors, too.
 
     Raises:
         DataError: a file is absent, or no line of a shard is a molecule.
@@ -106,23 +139,29 @@ def load_corpus(
         "files": {name: sha256(file) for name, file in files.items()},
         "benchmarks": {task: sha256(file) for task, file in tables.items()},
     }
-    key = fingerprint(_VERSION, READING_RULE, SHARD_SIZE, config, json.dumps(origin))
+    rules = (READING_RULE, DESCRIPTORS_VERSION) if descriptors else (READING_RULE,)
+    key = fingerprint(_VERSION, *rules, SHARD_SIZE, config, json.dumps(origin))
     folder = cache_folder / f"corpus-{key}"
     record = read_json(folder / "corpus.json")
     if record is None:
-        smiles = _read_lines(list(files.values()), config.max_molecules)
-        record = origin | _write_shards(folder, smiles, _canonical_smiles(tables, workers), workers)
+        smiles = _read_lines(list(files.values()), config)
+        excluded = _canonical_smiles(tables, workers)
+        record = origin | _write_shards(folder, smiles, excluded, workers, descriptors)
         write_json(folder / "corpus.json", record)
     return Corpus(folder, record)
 
 
-def _read_lines(files: Sequence[Path], limit: int | None) -> list[str]:
-    """Distinct SMILES as written, in the order of the files, at most `limit`."""
+def _read_lines(files: Sequence[Path], config: CorpusConfig) -> list[str]:
+    """Distinct SMILES as written, in the order of the files, within the limits of the
+    configuration."""
     found: dict[str, None] = {}
     for file in files:
+        before = len(found)
         for smiles in read_molecules(file):
-            if len(found) == limit:
+            if len(found) == config.max_molecules:
                 return list(found)
+            if len(found) - before == config.max_per_file:
+                break
             found[smiles] = None
     return list(found)
 
@@ -162,7 +201,7 @@ def _shard_path(folder: Path, k: int) -> Path:
 
 
 def _write_shards(
-    folder: Path, smiles: list[str], excluded: frozenset[str], workers: int
+    folder: Path, smiles: list[str], excluded: frozenset[str], workers: int, descriptors: bool
 ) -> dict[str, Any]:
     """Featurise all lines, shard by shard, and count molecules, unreadable and excluded lines."""
     order = np.random.default_rng(0).permutation(len(smiles))
@@ -178,7 +217,8 @@ def _write_shards(
                     [smiles[i] for i in lines[start : start + _CHUNK]]
                     for start in range(0, len(lines), _CHUNK)
                 ]
-                _write_shard(_shard_path(folder, k), list(pool.map(_featurize_chunk, chunks)))
+                featurize = partial(_featurize_chunk, descriptors=descriptors)
+                _write_shard(_shard_path(folder, k), list(pool.map(featurize, chunks)))
             progress.update(len(lines))
     counts = [_read_counts(_shard_path(folder, k)) for k in range(len(shards))]
     totals = {name: sum(count[name] for count in counts) for name in _COUNTED}
@@ -195,21 +235,26 @@ def _remember(excluded: frozenset[str]) -> None:
     _excluded = excluded
 
 
-def _featurize_chunk(smiles: list[str]) -> tuple[_Arrays | None, Counter[str]]:
-    """The fields of `PackedGraphs` as arrays, and the counts of lines. Arrays, because tensors
-    would hold a file descriptor each on their way to the parent process."""
-    graphs, counts = [], Counter[str]()
+def _featurize_chunk(smiles: list[str], descriptors: bool) -> tuple[_Arrays | None, Counter[str]]:
+    """The fields of `PackedGraphs` as arrays, with the descriptors where they are wanted, and the
+    counts of lines. Arrays, because tensors would hold a file descriptor each on their way to the
+    parent process."""
+    molecules, counts = [], Counter[str]()
     for molecule in featurize_all(smiles):
         if isinstance(molecule, MoleculeError):
             counts["unreadable"] += 1
         elif molecule.smiles in _excluded:
             counts["excluded"] += 1
         else:
-            graphs.append(molecule.graph)
-    counts["molecules"] = len(graphs)
-    if not graphs:
+            molecules.append(molecule)
+    counts["molecules"] = len(molecules)
+    if not molecules:
         return None, counts
-    return {name: tensor.numpy() for name, tensor in vars(pack(graphs)).items()}, counts
+    packed = pack([molecule.graph for molecule in molecules])
+    arrays = {name: tensor.numpy() for name, tensor in vars(packed).items()}
+    if descriptors:
+        arrays["descriptors"] = compute_descriptors([molecule.smiles for molecule in molecules])
+    return arrays, counts
 
 
 def _write_shard(path: Path, chunks: list[tuple[_Arrays | None, Counter[str]]]) -> None:

@@ -1,11 +1,12 @@
 """Configuration of a run on molecules, read from one YAML file."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError, model_validator
 
 from merging.config.base import Count, Section
+from merging.config.joint_alignment import JointAlignmentConfig
 from merging.config.training import AlignmentConfig, FinetuneConfig, ForestConfig, MultitaskConfig
 from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_tables import DatasetSpec
@@ -22,6 +23,11 @@ _FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
 """Names of figures that a sweep may not take (`merging.drawing.figures`)."""
 BASE_VARIANT = "full"
 """Name of the row for the configuration with `ablation_base` and no other change."""
+ReleaseMethod = Literal["adapters", "one-pass"]
+"""What a release answers with: the merged backbone with adapters by task, or one shared stream
+(joint alignment)."""
+SHARED_STREAM = "one-pass"
+"""Name of the shared stream in an artifact."""
 
 
 class CompareConfig(Section):
@@ -38,6 +44,8 @@ class CompareConfig(Section):
             compared with.
         ablation_tasks: tasks that ablations and sweeps are measured on; empty for all. The
             backbone is always merged from all tasks.
+        one_pass: changed settings of the section `one_pass` by name of the variant, for `gmerging
+            study one-pass`.
     """
 
     mergers: dict[str, tuple[dict[str, Any], ...]] = {}
@@ -48,6 +56,7 @@ class CompareConfig(Section):
     ablation_tasks: tuple[str, ...] = ()
     ablations: dict[str, dict[str, dict[str, Any]]] = {}
     sweeps: dict[Name, dict[str, dict[str, dict[str, Any]]]] = {}
+    one_pass: dict[Name, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -101,6 +110,8 @@ class MoleculeConfig(RunConfig):
         forest: settings of the trees on fingerprints beside the network (`gmerging add-forests`);
             `forest_by_task` as above.
         router: settings of the router that mixes the adapters.
+        one_pass: settings of joint alignment; None if the run has none.
+        method: what a release answers with.
         compare: baselines, ablations and sweeps.
     """
 
@@ -115,6 +126,8 @@ class MoleculeConfig(RunConfig):
     forest: ForestConfig = ForestConfig()
     forest_by_task: dict[str, ForestConfig] = {}
     router: RouterConfig = RouterConfig()
+    one_pass: JointAlignmentConfig | None = None
+    method: ReleaseMethod = "adapters"
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="before")
@@ -140,6 +153,7 @@ class MoleculeConfig(RunConfig):
         by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
         named = {name for section in (*by_task, self.forest_by_task) for name in section}
         named |= {*self.compare.ablation_tasks, *self.compare.forest_trees_by_task}
+        named |= set() if self.one_pass is None else self.one_pass.named_tasks
         unknown = sorted(named - set(self.tasks))
         if unknown:
             expected = f"expected names among tasks {list(self.tasks)}"
@@ -162,6 +176,11 @@ class MoleculeConfig(RunConfig):
                 " stacks them)"
             )
         merger_spec(self.merge.method).check_targets(self.targets)
+        if self.one_pass is None and (self.method == "one-pass" or self.compare.one_pass):
+            wanted = "method" if self.method == "one-pass" else "compare.one_pass"
+            raise ValueError(f"{wanted}: got no section `one_pass`, expected its settings")
+        if self.shares_stream:
+            check_distinct([*self.tasks, SHARED_STREAM])
         return self
 
     @property
@@ -183,6 +202,11 @@ class MoleculeConfig(RunConfig):
     def routing(self) -> RouterConfig:
         """Settings of the router that mixes the adapters."""
         return self.router
+
+    @property
+    def shares_stream(self) -> bool:
+        """Whether `method` is `one-pass`."""
+        return self.method == "one-pass"
 
     @property
     def joint_training(self) -> MultitaskConfig | None:
@@ -231,6 +255,20 @@ class MoleculeConfig(RunConfig):
         for group, variants in groups.items():
             for name, change in variants.items():
                 base._variant(f"{group}.{name}", change)
+        for name, change in self.compare.one_pass.items():
+            self._variant(f"one_pass.{name}", self.one_pass_change(change))
+
+    def one_pass_change(self, change: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return a variant of `compare.one_pass` as changes for `with_changes`; sections within
+        `one_pass`, such as its `pool`, keep the values that the variant does not name."""
+        current = {} if self.one_pass is None else self.one_pass.model_dump()
+        changed = {
+            key: {**current[key], **value}
+            if isinstance(value, dict) and isinstance(current.get(key), dict)
+            else value
+            for key, value in change.items()
+        }
+        return {"one_pass": changed}
 
     def _variant(self, name: str, change: Mapping[str, Any]) -> "MoleculeConfig":
         try:

@@ -82,8 +82,7 @@ class Molecules(OfflineFamily):
         shape = manifest.backbone
         return f"""\
 One {shape.kind.upper()} backbone ({shape.num_layers} layers x {shape.hidden_dim}) merged from
-{len(manifest.tasks)} fine-tuned models, with adapters of rank {manifest.rank} at
-{shape.num_layers + 1} sites for each task.
+{len(manifest.tasks)} fine-tuned models{_adapters(manifest)}
 
 {_answers(manifest.tasks)}
 Without another wish it is given with routing `{DEFAULT_ROUTING}`."""
@@ -111,6 +110,23 @@ Without another wish it is given with routing `{DEFAULT_ROUTING}`."""
             "For research: no answer of this model is a statement on the safety of a substance.",
         ]
         return "\n".join(lines)
+
+
+def _adapters(manifest: Any) -> str:
+    """Describe the adapters of the tasks, and which tasks share streams."""
+    own = f"adapters of rank {manifest.rank} at\n{manifest.backbone.num_layers + 1} sites"
+    if not manifest.streams:
+        return f", with {own} for each task."
+    lines = [
+        f"\nThe stream `{name}` is one pass of the network for {', '.join(stream.tasks)}.\n"
+        f"These tasks have a graph adapter of rank {stream.graph_rank} each."
+        for name, stream in manifest.streams.items()
+    ]
+    if others := [task for task in manifest.tasks if task not in manifest.stream_of]:
+        lines.append(
+            f"\nEvery other task ({', '.join(others)}) has a stream of its own, with {own}."
+        )
+    return "." + "".join(lines)
 
 
 def checkpoint(config: MoleculeConfig, folders: Folders) -> Path:

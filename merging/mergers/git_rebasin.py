@@ -305,7 +305,13 @@ def _gat(enters: str, heads: str, leaves: str, dim: int) -> dict[str, Axes]:
     }
 
 
-_LAYERS = {"gin": _gin, "gcn": _one_linear, "graphsage": _one_linear, "gat": _gat}
+_LAYERS = {
+    "gin": _gin,
+    "gcn": _one_linear,
+    "gin_linear": _one_linear,
+    "graphsage": _one_linear,
+    "gat": _gat,
+}
 
 
 def _pyg_layer(config: GraphNetworkConfig, number: int) -> dict[str, Axes]:

@@ -259,6 +259,7 @@ def _mlp(summed: Callable[[LayerCall], Tensor], name: str) -> tuple[LinearMap, .
 
 _FIXED: dict[str, tuple[LinearMap, ...]] = {
     "gcn": (LinearMap("linear", (*_linear("linear"), *_TABLES), _weighted),),
+    "gin_linear": (LinearMap("linear", (*_linear("linear"), *_TABLES), _weighted),),
     "graphsage": (LinearMap("linear", (*_linear("linear"), *_TABLES), _weighted),),
     "gin": _mlp(_gin_summed, "mlp"),
     "pyg_gcn": (LinearMap("lin", (("lin.weight", _transposed), ("bias", _row)), _pyg_gcn_inputs),),

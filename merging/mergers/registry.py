@@ -27,6 +27,7 @@ from merging.mergers.gnnmerge import (
     gnnmerge_plus_plus,
 )
 from merging.mergers.regmean import RegMeanOptions, regmean
+from merging.mergers.residual import ResidualOptions, residual
 from merging.mergers.ties import TiesOptions, ties
 from models.errors import ConfigError, InvalidInputError
 from models.networks.hu2020 import BackboneKind
@@ -114,6 +115,14 @@ MERGERS = {
         MergerSpec("dare", "DARE", _DARE, dare, DareOptions),
         MergerSpec("dare_ties", "DARE with TIES", _DARE, dare_ties, DareTiesOptions),
         MergerSpec("emr", "EMR-Merging", "Huang et al. 2024, EMR-Merging, arXiv:2405.17461", emr),
+        MergerSpec(
+            "residual",
+            "Average with low-rank residuals",
+            "Goddard et al. 2024, Arcee's MergeKit: a toolkit for merging large language models,"
+            " arXiv:2403.13257 (its extraction of LoRAs)",
+            residual,
+            ResidualOptions,
+        ),
         MergerSpec(
             "fisher",
             "Fisher merging",

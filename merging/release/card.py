@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merging.config.joint_alignment import JointAlignmentConfig, TeachersConfig
 from merging.data.molecule_dataset import describe_cells, describe_labels, not_measured
 from merging.family import OfflineFamily
 from merging.mergers.registry import MERGERS
@@ -49,12 +50,15 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
         methods: title and scores (`Method.task_scores`) of the methods that the card compares, by
             name.
     """
-    adapted = "gmerging_own" in methods
-    tables = _adapted_scores(manifest, methods) if adapted else _plain_scores(manifest)
+    if manifest.streams:
+        tables = _one_pass_scores(manifest, methods)
+    elif "gmerging_own" in methods:
+        tables = _adapted_scores(manifest, methods)
+    else:
+        tables = _plain_scores(manifest)
     config, records = manifest.provenance["config"], manifest.provenance["data"]
     read = {task: record for task, record in records.items() if record}
     data = f"## Data\n\n{data_table(read)}\n\n" if read else ""
-    method, options = config["merge"]["method"], config["merge"]["options"]
     return f"""# {manifest.name} {manifest.version}
 
 {family.card_introduction(manifest)}
@@ -66,13 +70,38 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
 ## How it was made
 
 Setting `{config["setting"]}`: {config["description"]}. Seed {manifest.provenance["seed"]}.
-Merged by {method} ({MERGERS[method].paper}), options {options or "as published"}.
+{_way_of_merging(manifest)}
 The whole configuration, library versions and checksums of weights and data are in `manifest.json`.
 
 ## Limits
 
 {family.card_limitations(manifest)}
 """
+
+
+def _way_of_merging(manifest: Manifest) -> str:
+    config = manifest.provenance["config"]
+    if not manifest.streams:
+        method, options = config["merge"]["method"], config["merge"]["options"]
+        paper = MERGERS[method].paper
+        return f"Merged by {method} ({paper}), options {options or 'as published'}."
+    settings = JointAlignmentConfig.model_validate(config["one_pass"])
+    tasks_of: dict[str, list[str]] = {}
+    for task in manifest.tasks:
+        tasks_of.setdefault(_teachers(settings.teachers_for(task)), []).append(task)
+    taught = [f"{origin} ({', '.join(tasks)})" for origin, tasks in tasks_of.items()]
+    teachers = next(iter(tasks_of)) if len(tasks_of) == 1 else "; ".join(taught)
+    return f"""\
+Merged by joint alignment: without labels, one network learned to answer like its teachers on
+unlabelled molecules, which include no test molecule of any task ({settings.epochs} epochs, start:
+{settings.start}). Teachers: {teachers}."""
+
+
+def _teachers(config: TeachersConfig) -> str:
+    if config.artifact is not None:
+        return f"the models of `{config.artifact}`"
+    number = len(config.seeds)
+    return f"means of {number} fine-tuned models" if number > 1 else "fine-tuned models"
 
 
 def _tasks_table(manifest: Manifest) -> str:
@@ -104,8 +133,7 @@ def _adapted_scores(manifest: Manifest, methods: Mapping[str, Any]) -> str:
         for name, method in methods.items()
         if name.startswith("gmerging")
     )
-    return f"""## Test ROC-AUC (percent), seed {manifest.provenance["seed"]}
-{_other_metrics(manifest.tasks)}
+    return f"""{_scores_title(manifest)}
 BatchNorm with stored statistics, as the service answers:
 
 {results_table(methods, "stored")}
@@ -117,7 +145,28 @@ evaluate (for comparison; a served answer never depends on its batch):
 
 {results_table(methods, "batch")}
 
-All metrics of this artifact on the test subset, routing `{DEFAULT_ROUTING}`:
+{_all_metrics(manifest)}"""
+
+
+def _one_pass_scores(manifest: Manifest, methods: Mapping[str, Any]) -> str:
+    """Tabulate the test scores of joint alignment and its references, and calibration."""
+    recovered = manifest.metrics["recovery"]["one_pass"]
+    return f"""{_scores_title(manifest)}
+{results_table(methods, "stored")}
+
+Recovery (method - start) / (teachers - start): {recovered}.
+
+{_all_metrics(manifest)}"""
+
+
+def _scores_title(manifest: Manifest) -> str:
+    seed = manifest.provenance["seed"]
+    return f"## Test ROC-AUC (percent), seed {seed}\n{_other_metrics(manifest.tasks)}"
+
+
+def _all_metrics(manifest: Manifest) -> str:
+    """Tabulate all metrics of the artifact, and the calibration errors."""
+    return f"""All metrics of this artifact on the test subset, routing `{DEFAULT_ROUTING}`:
 
 {metrics_tables(manifest.metrics["test"], manifest.tasks)}
 
@@ -145,9 +194,8 @@ def results_table(methods: Mapping[str, Any], statistics: str) -> str:
         methods: title and scores (`Method.task_scores`) by name.
         statistics: "stored" or "batch", of BatchNorm; methods without these are left out.
     """
-    metrics = {
-        task: name for task, (name, _) in scores_by_task(methods["finetuned"][statistics]).items()
-    }
+    first = next(iter(methods.values()))
+    metrics = {task: name for task, (name, _) in scores_by_task(first[statistics]).items()}
     rows = []
     for method in methods.values():
         if statistics not in method:

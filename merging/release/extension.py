@@ -2,7 +2,7 @@
 backbone and the files of the other tasks stay bit-identical."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,10 +32,11 @@ from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
 from models.errors import ConfigError, InvalidInputError, MoleculeError
 from models.experts.expert import Expert
-from models.manifest import Manifest
+from models.manifest import Manifest, StreamInfo
 from models.names import check_distinct
 from models.networks.hu2020 import Backbone, make_backbone
 from models.screening import nearest_experts
+from models.task import TaskInfo
 
 _SCREENED_WITH = 300  # molecules
 _MOST_READ = 10 * _SCREENED_WITH
@@ -44,7 +45,8 @@ _MEASURED = ("finetuned", "bare", "with_adapters")
 
 def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
     """Fine-tune the tasks of a run, train and calibrate their adapters on the backbone of an
-    artifact, and write an artifact with these tasks too.
+    artifact, and write an artifact with these tasks too. An added task has a stream of its own on
+    the artifact's backbone, with adapters of the rank of other such tasks, if there are any.
 
     Args:
         run: its configuration describes only the new tasks, and names the new artifact (`release`).
@@ -74,6 +76,7 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
     changes = {
         "name": identity.name,
         "version": identity.version,
+        "rank": run.config.rank,
         "tasks": manifest.tasks | infos,
         "nearest": {},  # must list all tasks or none
         "provenance": manifest.provenance | {"added": _provenance(run, components)},
@@ -136,15 +139,35 @@ def remove_tasks(
         for task, others in manifest.nearest.items()
         if task in remaining
     }
-    provenance = manifest.provenance | {"removed": removed}
-    changes = {"tasks": remaining, "nearest": nearest, "provenance": provenance}
+    forests = {task: own for task, own in components.forests.items() if task in remaining}
+    changes = {
+        "input": manifest.input if forests else manifest.input.without_fingerprint(),
+        "tasks": remaining,
+        "streams": _remaining_streams(manifest, remaining),
+        "nearest": nearest,
+        "forests": {task: manifest.forests[task] for task in forests},
+        "provenance": manifest.provenance | {"removed": removed},
+    }
     note = f"{', '.join(tasks)}. The tables above are of the artifact with them."
     card = f"{card_of(artifact)}\n## Removed later\n\n{note}\n"
     experts = {task: components.experts[task] for task in remaining}
-    forests = {task: own for task, own in components.forests.items() if task in remaining}
-    changes["forests"] = {task: manifest.forests[task] for task in forests}
     components = dataclasses.replace(components, experts=experts, forests=forests)
     return save_changed(output, components, changes, card, replace)
+
+
+def _remaining_streams(
+    manifest: Manifest, remaining: Mapping[str, TaskInfo]
+) -> dict[str, StreamInfo]:
+    """Return the shared streams with the remaining tasks; those without any are left out."""
+    tasks = {
+        name: tuple(task for task in stream.tasks if task in remaining)
+        for name, stream in manifest.streams.items()
+    }
+    return {
+        name: stream.model_copy(update={"tasks": tasks[name]})
+        for name, stream in manifest.streams.items()
+        if tasks[name]
+    }
 
 
 def screen(
@@ -284,19 +307,26 @@ def adapter_gain(run: Run, backbone: Backbone, task: str, added: Expert) -> dict
 def _check_fit(run: Run, manifest: Manifest) -> None:
     config, problems = run.config, []
     digest = run.family.provenance(config, run.folders)["pretrained_sha256"]
+    # Where all tasks share streams, the added ones are the first with adapters of this rank.
+    has_own = len(manifest.stream_of) < len(manifest.tasks)
     for name, got, expected in (
         ("pretrained.backbone", config.shape, manifest.backbone),
-        ("alignment.rank", config.rank, manifest.rank),
+        ("alignment.rank", config.rank, manifest.rank if has_own else config.rank),
         ("pretrained.weights, sha256", digest, manifest.provenance.get("pretrained_sha256")),
     ):
         if got != expected:
             problems.append(f"{name}: got {got}, expected the artifact's, {expected}")
+    if streams := sorted(set(config.tasks) & manifest.streams.keys()):
+        problems.append(
+            f"tasks: got {', '.join(streams)}, a stream of the artifact, expected names"
+            " of their own"
+        )
     if present := sorted(set(config.tasks) & manifest.tasks.keys()):
         names = ", ".join(present)
         problems.append(f"tasks: got {names}, which the artifact has, expected new ones")
     else:
         try:
-            check_distinct([*manifest.tasks, *config.tasks])
+            check_distinct([*manifest.tasks, *manifest.streams, *config.tasks])
         except InvalidInputError as error:
             problems.append(f"tasks, with the artifact's: {error}")
     if problems:

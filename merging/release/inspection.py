@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from merging.studies.markdown import METRIC_NAMES
 from merging.targets.metrics import scores_by_task
-from models.artifact import MANIFEST, load_components
+from models.artifact import MANIFEST, ArtifactComponents, load_components
 from models.experts.unified import DEFAULT_ROUTING
-from models.manifest import Manifest
+from models.manifest import Manifest, StreamInfo
 from models.task import TaskInfo
 
+_ADAPTERS = ("adapters.sites.", "graph.", "sites.")
+"""Starts of the names of adapters' tensors: of a task with a stream of its own, of one that shares
+its stream, and of such a stream."""
 _COUNTED = {
     "multilabel": ("label", "labels"),
     "multiclass": ("class", "classes"),
@@ -36,7 +41,9 @@ def describe(folder: Path) -> str:
         for expert in artifact.experts.values()
         for key, value in expert.state_dict().items()
     ]
-    adapters = sum(size for key, size in sizes if key.startswith("adapters.sites."))
+    streams = _stream_modules(artifact)
+    sizes += [(key, v.numel()) for s in streams.values() for key, v in s.state_dict().items()]
+    adapters = sum(size for key, size in sizes if key.startswith(_ADAPTERS))
     task_specific = sum(size for _, size in sizes) - adapters
     merged = backbone + adapters + task_specific
     separate = len(artifact.experts) * backbone + task_specific
@@ -57,6 +64,7 @@ def describe(folder: Path) -> str:
         f"takes: {manifest.input.kind}",
         f"backbone: {shape.kind}, {layers} layers x {width}, {backbone:,} parameters",
         f"adapters: rank {rank}, {experts} experts, {adapters:,} parameters",
+        *map(_stream_line, manifest.streams.items()),
         f"heads, statistics and other weights of single tasks {task_specific:,}; {shares}",
         "tasks:",
         *rows,
@@ -64,6 +72,19 @@ def describe(folder: Path) -> str:
     if unknown:
         lines.append(f"files that are not in the manifest, which nothing reads: {unknown}")
     return "\n".join(lines)
+
+
+def _stream_modules(artifact: ArtifactComponents) -> dict[str, nn.Module]:
+    """Return the streams that tasks share, by name."""
+    modules = artifact.manifest.family.streams
+    return {} if modules is None else modules.collect(artifact.experts)
+
+
+def _stream_line(stream: tuple[str, StreamInfo]) -> str:
+    name, info = stream
+    nodes = f"node adapters of rank {info.rank}" if info.rank else "no node adapters"
+    count = f"{len(info.tasks)} task" + "s" * (len(info.tasks) > 1)
+    return f"stream {name}: {count}, {nodes}, graph adapters of rank {info.graph_rank}"
 
 
 def _named(info: TaskInfo) -> str:
@@ -78,7 +99,8 @@ def _named(info: TaskInfo) -> str:
 
 def _scores(manifest: Manifest) -> dict[str, str]:
     """Return the test metric of every task with the default routing, added tasks included."""
-    found = scores_by_task(manifest.metrics.get(f"gmerging_{DEFAULT_ROUTING}", {}))
+    released = f"gmerging_{DEFAULT_ROUTING}"
+    found = scores_by_task(manifest.metrics.get(released) or manifest.metrics.get("one_pass", {}))
     for task, own in manifest.metrics.get("added", {}).items():
         found[task] = own["metric"], own["with_adapters"]
     return {task: f"{METRIC_NAMES[metric]} {value:.3f}" for task, (metric, value) in found.items()}

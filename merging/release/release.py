@@ -1,15 +1,19 @@
 """Release of a run as the artifact that the service loads, with its model card."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from merging.config.base import ReleaseConfig
 from merging.data.split import Subset
+from merging.families.molecule_config import SHARED_STREAM
 from merging.mergers.registry import MergeConfig
 from merging.release.calibration import brier_score, expected_calibration_error, temperature_scale
 from merging.release.card import model_card
-from merging.run.models import expert, single_task_model
+from merging.run.models import expert, shared_model, single_task_model
+from merging.run.one_pass import settings_of, start_stages
 from merging.run.run import Run
 from merging.run.scores import (
     Method,
@@ -19,6 +23,7 @@ from merging.run.scores import (
     gmerging_methods,
     main_metric,
     merger_method,
+    one_pass_methods,
     recovery,
     unified_forward,
 )
@@ -26,7 +31,7 @@ from merging.run.stage import Stage
 from merging.run.stages import check_single_backbone, heads, merged_network
 from models.artifact import check_output, save_artifact
 from models.errors import ConfigError
-from models.manifest import Manifest, make_manifest
+from models.manifest import Manifest, StreamInfo, make_manifest
 
 CalibrationErrors = dict[str, dict[str, float]]
 """By task "ece_before", "ece_after", "brier_before" and "brier_after", on the test rows."""
@@ -47,25 +52,26 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         DataError: the data of a task are missing or invalid.
     """
     identity = check_release(run, folder, replace)
-    check_single_backbone(run)
     data = {task: run.dataset(task) for task in run.tasks}
-    experts = released_experts(run)
-    network, adapted = merged_network(run), run.family.adapters
+    model, adapted = released_model(run), run.family.adapters
+    network, experts = model.network, model.experts
     test = served_metrics(run, network, experts) if adapted else {}
     calibrated = calibrate(run, network, experts) if adapted else {}
     methods = {
         method.name: {"title": method.title, **method.task_scores()} for method in _methods(run)
     }
+    measured = _metrics(run, methods, calibrated, test) if adapted else _plain_metrics(run)
     manifest = make_manifest(
         name=identity.name,
         version=identity.version,
         backbone=run.config.shape,
-        rank=run.config.rank,
+        rank=model.rank,
         router=run.config.routing,
         tasks={task: dataset.info for task, dataset in data.items()},
         input=run.family.input_schema(experts, data),
         provenance=_provenance(run),
-        metrics=_metrics(methods, calibrated, test) if adapted else _plain_metrics(run),
+        metrics=measured,
+        streams=model.streams,
     )
     card = model_card(run.family, manifest, methods)
     return save_artifact(folder, manifest, network, experts, card, replace)
@@ -88,20 +94,54 @@ def release_stages(run: Run) -> list[Stage]:
     return [stage for method in _methods(run) for stage in method.stages]
 
 
-def released_experts(run: Run) -> dict[str, Any]:
-    """Return the expert (adapters, if the family has them, and head) of every task."""
+@dataclass(frozen=True)
+class ReleasedModel:
+    """What an artifact is made from.
+
+    Attributes:
+        network: the network that all tasks share.
+        experts: by task.
+        rank: of the adapters of tasks with a stream of their own; 0 if there are none.
+        streams: descriptions of the shared streams, by name.
+    """
+
+    network: Any
+    experts: dict[str, Any]
+    rank: int = 0
+    streams: Mapping[str, StreamInfo] = field(default_factory=dict)
+
+
+def released_model(run: Run) -> ReleasedModel:
+    """Return the model that a run releases: by its `method` the network of joint alignment, else
+    the merged network with the expert (adapters, if the family has them, and head) of every task.
+    Raises ConfigError: the merger returns a network for every task."""
+    if run.config.shares_stream:
+        network, shared = shared_model(run)
+        described = StreamInfo(tasks=run.tasks, graph_rank=settings_of(run).rank)
+        return ReleasedModel(network, shared, streams={SHARED_STREAM: described})
+    check_single_backbone(run)
     if run.family.adapters:
-        return {task: expert(run, task) for task in run.tasks}
+        adapted = {task: expert(run, task) for task in run.tasks}
+        return ReleasedModel(merged_network(run), adapted, run.config.rank)
     head_of = heads(run)
-    return {
+    plain = {
         task: run.family.expert(run.config, run.dataset(task), head_of[task], {})
         for task in run.tasks
     }
+    return ReleasedModel(merged_network(run), plain, run.config.rank)
+
+
+def needs_single_backbone(run: Run) -> bool:
+    """Return whether the released model begins with a merged network: always, but for joint
+    alignment that starts from another one."""
+    return not run.config.shares_stream or bool(start_stages(run))
 
 
 def _methods(run: Run) -> list[Method]:
     """Return the methods that the model card compares: the released one and its references."""
     config: MergeConfig = run.config.merge
+    if run.config.shares_stream:
+        return one_pass_methods(run)
     if not run.family.adapters:
         return [finetuned_method(run), merger_method(run, config)]
     configs = {"weight_average": MergeConfig(method="weight_average"), config.method: config}
@@ -167,11 +207,14 @@ def _rounded(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 def _metrics(
-    methods: dict[str, Any], calibrated: CalibrationErrors, test: dict[str, Any]
+    run: Run, methods: dict[str, Any], calibrated: CalibrationErrors, test: dict[str, Any]
 ) -> dict[str, Any]:
     averages = {name: method["stored"]["average"] for name, method in methods.items()}
+    none, all_of_it = "weight_average", "finetuned"
+    if run.config.shares_stream:
+        none, all_of_it = "one_pass_start", "one_pass_teachers"
     recovered = {
-        name: recovery(average, averages["weight_average"], averages["finetuned"])
+        name: recovery(average, averages[none], averages[all_of_it])
         for name, average in averages.items()
     }
     stored = {name: method["stored"] for name, method in methods.items()}

@@ -8,7 +8,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from merging.families.molecule_config import SHARED_STREAM
 from merging.family import StateDict
+from merging.run.one_pass import one_pass_stream
 from merging.run.run import Run
 from merging.run.stages import (
     adapters,
@@ -19,16 +21,19 @@ from merging.run.stages import (
     trained_model,
 )
 from merging.training.alignment import set_statistics
-from models.experts.adapter import TaskAdapters
-from models.experts.expert import Expert
+from models.experts.adapter import TaskAdapters, stream_of_backbone
+from models.experts.expert import Expert, SharedExpert, TaskExpert
 from models.experts.router import RouterConfig
 from models.experts.unified import UnifiedModel
+from models.state_dict import load_tensors
 
 
-def expert(run: Run, task: str, tensors: StateDict | None = None) -> Expert:
-    """Build a task's fine-tuned head with its adapters, or with adapters of the given tensors."""
+def expert(
+    run: Run, task: str, tensors: StateDict | None = None, head: StateDict | None = None
+) -> Expert:
+    """Build a task's fine-tuned head with its adapters, or with the given adapters or head."""
     tensors = run.result(adapters(run, task)).tensors if tensors is None else tensors
-    head = trained_model(run, teacher(run, task)).heads[task]
+    head = trained_model(run, teacher(run, task)).heads[task] if head is None else head
     return cast(Expert, run.family.expert(run.config, run.dataset(task), head, tensors))
 
 
@@ -50,21 +55,29 @@ def adapted_model(run: Run, task: str) -> UnifiedModel:
     return single_task_model(run, merged_network(run, task), task, expert(run, task))
 
 
-def single_task_model(run: Run, backbone: Any, task: str, task_expert: Expert) -> UnifiedModel:
+def single_task_model(run: Run, backbone: Any, task: str, task_expert: TaskExpert) -> UnifiedModel:
     """Build a model of one task from a backbone and an expert, on the run's device."""
     return UnifiedModel(backbone, {task: task_expert}, RouterConfig()).to(run.device)
 
 
-def without_adapters(run: Run, backbone: Any, task: str) -> UnifiedModel:
-    """Build a model of one task from a backbone and the task's fine-tuned head, without adapters.
+def without_adapters(
+    run: Run, backbone: Any, task: str, head: StateDict | None = None
+) -> UnifiedModel:
+    """Build a model of one task from a backbone and a head, without adapters.
 
     BatchNorm statistics are recomputed on the task's training molecules, as G-Merging does, so that
     the two can be compared.
+
+    Args:
+        run: the run of the task.
+        backbone: moved to the run's device.
+        task: name of the task.
+        head: state dict of its head; None for the fine-tuned one.
     """
     zero, dataset = _zero_adapters(run), run.dataset(task)
     data = dataset.graphs, dataset.split.train
     set_statistics(zero, backbone.to(run.device), *data, run.device)
-    return _with_zero_adapters(run, backbone, task, zero)
+    return _with_zero_adapters(run, backbone, task, zero, head)
 
 
 def merged_model(run: Run, task: str) -> UnifiedModel:
@@ -83,10 +96,26 @@ def finetuned_model(run: Run, task: str, backbone_of: str | None = None) -> Unif
     return _with_zero_adapters(run, backbone, task, zero)
 
 
+def shared_model(run: Run) -> tuple[Any, dict[str, SharedExpert]]:
+    """Build the network of joint alignment and, by task, the experts that share its stream."""
+    aligned = one_pass_stream(run).cpu()
+    stream = stream_of_backbone(aligned.backbone, SHARED_STREAM)
+    experts = {}
+    for task, adapter, head in zip(aligned.tasks, aligned.adapters, aligned.heads, strict=True):
+        info, rank = run.dataset(task).info, adapter.get_parameter("up").shape[0]
+        experts[task] = SharedExpert(stream, rank, info.labels, info.level, info.target)
+        load_tensors(experts[task].graph, adapter.state_dict(), "graph adapter")
+        load_tensors(experts[task].head, head.state_dict(), "head")
+    return aligned.backbone, experts
+
+
 def _zero_adapters(run: Run) -> TaskAdapters:
     """Adapters whose `up` is zero, so that they subtract nothing."""
     return TaskAdapters(run.config.shape, rank=1).to(run.device)
 
 
-def _with_zero_adapters(run: Run, backbone: Any, task: str, zero: TaskAdapters) -> UnifiedModel:
-    return single_task_model(run, backbone, task, expert(run, task, zero.cpu().state_dict()))
+def _with_zero_adapters(
+    run: Run, backbone: Any, task: str, zero: TaskAdapters, head: StateDict | None = None
+) -> UnifiedModel:
+    own = expert(run, task, zero.cpu().state_dict(), head)
+    return single_task_model(run, backbone, task, own)

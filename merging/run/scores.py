@@ -10,7 +10,22 @@ from typing import Any
 
 from merging.family import StateDict
 from merging.mergers.registry import MERGERS, MergeConfig
-from merging.run.models import adapted_model, finetuned_model, merged_model, unified_model
+from merging.run.models import (
+    adapted_model,
+    finetuned_model,
+    merged_model,
+    unified_model,
+    without_adapters,
+)
+from merging.run.one_pass import (
+    one_pass,
+    one_pass_stream,
+    one_pass_teacher,
+    start_head,
+    start_network,
+    start_stages,
+    teacher_outputs,
+)
 from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import (
@@ -141,6 +156,17 @@ def _merged(run: Run, task: str, kind: Statistics) -> Forward:
     return plain_forward(run, task, merge_result(run).backbone_for(task), heads(run)[task])
 
 
+def _one_pass(run: Run, task: str, kind: Statistics) -> Forward:
+    stream = one_pass_stream(run)
+    return lambda batch: stream(batch).outputs[task]
+
+
+def _one_pass_start(run: Run, task: str, kind: Statistics) -> Forward:
+    head = start_head(run, task, one_pass_teacher(run, task)).state_dict()
+    model = without_adapters(run, start_network(run), task, head)
+    return unified_forward(run, model, task, kind=kind)
+
+
 def all_adapters(run: Run, task: str = "") -> tuple[Stage, ...]:
     """Return the stages that train the adapters of all tasks."""
     return tuple(adapters(run, name) for name in run.tasks)
@@ -160,9 +186,20 @@ EVALUATIONS: dict[str, Evaluation] = {
         all_adapters,
         lambda run, task, kind: unified_forward(run, unified_model(run), task, "moe", kind),
     ),
+    "one_pass": Evaluation(lambda run, task: (one_pass(run),), _one_pass),
+    # The outputs on the pool are not read; they identify the teacher.
+    "one_pass_teachers": Evaluation(
+        lambda run, task: (teacher_outputs(run, task),),
+        lambda run, task, kind: one_pass_teacher(run, task).outputs,
+    ),
+    "one_pass_start": Evaluation(
+        lambda run, task: (teacher_outputs(run, task), *start_stages(run)), _one_pass_start
+    ),
 }
 """Every task's own model; one model trained on all tasks; the merged network with the task's head;
-the same with the task's adapters (G-Merging-s); with adapters mixed by the router (G-Merging)."""
+the same with the task's adapters (G-Merging-s); with adapters mixed by the router (G-Merging); one
+network aligned with all teachers, which answers all tasks in one pass; its teachers; the backbone
+that it started from, with the heads that it started from."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +288,24 @@ def gmerging_methods(run: Run) -> list[Method]:
         adapted_method(run, "gmerging_own", "G-Merging-s (`own`)", BOTH_STATISTICS),
         routed_method(run, "gmerging_moe", "G-Merging (`moe`)", BOTH_STATISTICS),
     ]
+
+
+def one_pass_method(run: Run) -> Method:
+    """Return the row of one network aligned with all teachers (joint alignment)."""
+    title = "One pass (joint alignment)"
+    return Method("one_pass", title, run, partial(evaluation, "one_pass"))
+
+
+def one_pass_methods(run: Run) -> list[Method]:
+    """Return the row of joint alignment and those of its references."""
+    titles = {
+        "one_pass_teachers": "Teachers, one model per task",
+        "one_pass_start": "Start, without training",
+    }
+    references = [
+        Method(name, title, run, partial(evaluation, name)) for name, title in titles.items()
+    ]
+    return [*references, one_pass_method(run)]
 
 
 def recovery(average: float, weight_average: float, finetuned_model: float) -> float | None:

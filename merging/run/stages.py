@@ -35,7 +35,7 @@ def teacher(run: Run, task: str) -> Stage:
     """Return the stage that trains a task's own model; its result is a `trained_model`."""
     config = run.config
     start = run.initial_fingerprint, config.initial_seed(task, run.seed)
-    settings = config.shape, config.training_for(task), *start, *_data(run, task)
+    settings = config.shape, config.training_for(task), *start, *task_settings(run, task)
     size = run.dataset(task).size
     make = partial(_make_teacher, run, task)
     return Stage(f"finetuned/{task}", run.seed, settings, (), make, size)
@@ -54,7 +54,7 @@ def joint(run: Run) -> Stage:
     config, settings = run.config, run.config.joint_training
     if settings is None:
         raise ConfigError(f"got no joint training in {config.setting!r}, expected its settings")
-    data = (setting for task in run.tasks for setting in _data(run, task))
+    data = (setting for task in run.tasks for setting in task_settings(run, task))
     size = sum(run.dataset(task).size for task in run.tasks)
     start = config.shape, settings, run.initial_fingerprint
     return Stage("multitask", run.seed, (*start, *data), (), partial(_make_joint, run), size)
@@ -234,8 +234,9 @@ def _network(run: Run, state: StateDict) -> nn.Module:
     return network.eval()
 
 
-def _data(run: Run, task: str) -> tuple[Setting, ...]:
-    """Name of a task, settings of its data, and SHA-256 of its files."""
+def task_settings(run: Run, task: str) -> tuple[Setting, ...]:
+    """Return what a stage on a task's data depends on: the task's name, settings of its data, and
+    the SHA-256 of its files."""
     settings = run.family.data_settings(run.config, task)
     return task, *settings, *run.dataset(task).sources.values()
 

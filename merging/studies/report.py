@@ -202,6 +202,9 @@ def seed_results(run: Run, rows: list[Method]) -> dict[str, Any]:
     }
     for name, method in methods.items():
         method["recovery"] = _recovery([methods], name)
+    for row in rows:
+        if row.name == "residual":
+            methods[row.name]["numbers_per_task"] = run.result(merged(row.run)).record["numbers"]
     return {
         "setting": run.config.setting,
         "seed": run.seed,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from merging.run.models import finetuned_model, unified_model
+from merging.run.one_pass import one_pass
 from merging.run.run import Run
 from merging.run.scores import all_adapters, evaluate, unified_forward
 from merging.run.stage import Stage
@@ -72,7 +73,8 @@ def expert_weights(run: Run) -> dict[str, dict[str, float]]:
 
 def accounting(run: Run) -> dict[str, Any]:
     """Count the numbers (parameters and stored statistics) of the merged model and of separate
-    models, and collect the seconds of training and merging."""
+    models, and of one shared stream where it is configured, and collect the seconds of training and
+    merging."""
     shape, rank, tasks = run.config.shape, run.config.rank, run.tasks
     site = 2 * shape.hidden_dim * rank
     sites, norms = shape.num_layers + 1, 2 * shape.num_layers * shape.hidden_dim
@@ -85,6 +87,12 @@ def accounting(run: Run) -> dict[str, Any]:
     separate = sum(backbone + norms + head for head in heads.values())
     merged_total = backbone + sum(sites * site + norms + head for head in heads.values())
     seconds = {task: run.result(adapters(run, task)).record["seconds"] for task in tasks}
+    shared: dict[str, Any] = {"parameters": {}, "seconds": {}}
+    if run.config.one_pass is not None:
+        ranked = 2 * shape.hidden_dim * run.config.one_pass.rank
+        total = backbone + norms + sum(ranked + head for head in heads.values())
+        shared["parameters"] = {"one_pass_adapter": ranked, "one_pass_total": total}
+        shared["seconds"] = {"one_pass": run.result(one_pass(run)).record["seconds"]}
     return {
         "parameters": {
             "backbone": backbone,
@@ -95,10 +103,12 @@ def accounting(run: Run) -> dict[str, Any]:
             "merged_total": merged_total,
             "separate_total": separate,
             "share": round(merged_total / separate, 4),
+            **shared["parameters"],
         },
         "seconds": {
             "finetuning": {task: model.record["seconds"] for task, model in models.items()},
             "merging": run.result(merged(run)).record["seconds"],
             "adapters": seconds,
+            **shared["seconds"],
         },
     }

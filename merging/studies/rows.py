@@ -18,6 +18,7 @@ from merging.run.scores import (
     gmerging_methods,
     joint_method,
     merger_method,
+    one_pass_method,
     routed_method,
     subset_metrics,
 )
@@ -67,7 +68,8 @@ def table_rows(run: Run) -> list[Method]:
     """Return the rows of a setting's table in order; measures the candidates of mergers to choose
     among them."""
     chosen = (chosen_merger(run, method) for method in run.config.compare.mergers)
-    return [*reference_rows(run), *chosen, *gmerging_methods(run)]
+    shared = [] if run.config.one_pass is None else [one_pass_method(run)]
+    return [*reference_rows(run), *chosen, *gmerging_methods(run), *shared]
 
 
 def ablation_rows(run: Run) -> dict[str, list[Method]]:

@@ -1,22 +1,32 @@
-"""Self-supervised pre-training of a backbone, resumable after every shard (Hu et al. 2020,
-arXiv:1905.12265)."""
+"""Pre-training of a backbone without labels, resumable after every shard: the self-supervised
+objectives of Hu et al. 2020 (arXiv:1905.12265), and molecular descriptors."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from safetensors import safe_open
+from torch import Tensor
 from tqdm import tqdm
 
 from merging.config.base import CONFIG_FOLDER, Count, Rate, Section, fingerprint
 from merging.config.reading import read_config
-from merging.data.corpus import Corpus, CorpusConfig, load_corpus
+from merging.config.training import Schedule
+from merging.data.checkpoints import find_checkpoint
+from merging.data.corpus import Corpus, CorpusConfig, Shard, load_corpus
 from merging.data.files import made_once, reading, write_tensors
 from merging.targets.metrics import batches
+from merging.training.descriptors import (
+    DescriptorPrediction,
+    DescriptorPredictionConfig,
+    RegressionScores,
+)
 from merging.training.loop import ResumableTraining
 from merging.training.objectives import (
     ContextPredictionConfig,
@@ -25,12 +35,15 @@ from merging.training.objectives import (
     PairScores,
     make_objective,
 )
-from models.data.molecule import PackedGraphs
 from models.errors import ConfigError
 from models.names import Name
-from models.networks.hu2020 import Backbone, BackboneConfig
+from models.networks.hu2020 import Backbone, BackboneConfig, load_backbone
 
 PRETRAIN_CONFIG_FOLDER = CONFIG_FOLDER / "pretraining"
+_SAMPLE = 4096
+"""Number of molecules by which descriptors are standardised."""
+_WARM_UP = 200
+"""Number of steps in which the learning rate of a cosine schedule rises."""
 
 
 class PretrainConfig(Section):
@@ -40,23 +53,35 @@ class PretrainConfig(Section):
         setting: its name, and that of the file of weights.
         description: for people.
         backbone: shape of the network.
-        objective: context prediction or edge prediction.
+        objective: context prediction, edge prediction, or prediction of descriptors.
         corpus: the molecules.
         epochs: passes over the corpus.
         batch_size: molecules per step.
         learning_rate: of Adam.
+        schedule: whether the learning rate is constant, or rises in the first steps and then falls
+            to 0 along half a cosine.
     """
 
     setting: Name
     description: str
     backbone: BackboneConfig
     objective: Annotated[
-        ContextPredictionConfig | EdgePredictionConfig, Field(discriminator="kind")
+        ContextPredictionConfig | EdgePredictionConfig | DescriptorPredictionConfig,
+        Field(discriminator="kind"),
     ]
     corpus: CorpusConfig
     epochs: Count = 1
     batch_size: Annotated[int, Field(ge=2)] = 256
     learning_rate: Rate = 1e-3
+    schedule: Schedule = "constant"
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a constant schedule, so that finished pre-trainings keep their keys."""
+        values: dict[str, Any] = handler(self)
+        if self.schedule == "constant":
+            del values["schedule"]
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -106,10 +131,13 @@ def pretrain(
 
     Raises:
         DataError: a file of the corpus is absent or has no molecules.
+        CheckpointError: the teacher of descriptor prediction is missing or has another shape.
         ConfigError: the smallest shard has fewer molecules than a batch.
         TrainingError: a parameter is no longer finite.
     """
-    corpus = load_corpus(config.corpus, data_folder, work_folder / "data", workers)
+    with_descriptors = isinstance(config.objective, DescriptorPredictionConfig)
+    cache = work_folder / "data"
+    corpus = load_corpus(config.corpus, data_folder, cache, workers, with_descriptors)
     if min(corpus.sizes) < config.batch_size:
         raise ConfigError(
             f"batch_size: got {config.batch_size}, expected at most the {min(corpus.sizes)}"
@@ -124,7 +152,8 @@ def pretrain(
     with made_once(path):
         if not _is_finished(path, key):
             checkpoint = path.with_name(f"{path.stem}-{key}.resume.pt")
-            for backbone, record in _train(config, corpus, seed, device, checkpoint):
+            objective = _objective(config, corpus, seed, (work_folder, data_folder)).to(device)
+            for backbone, record in _train(config, objective, corpus, seed, device, checkpoint):
                 metadata = {"key": key, "record": json.dumps(record)}
                 write_tensors(path, backbone.state_dict(), metadata)
             checkpoint.unlink(missing_ok=True)
@@ -139,19 +168,53 @@ def _is_finished(path: Path, key: str) -> bool:
     return bool(metadata["key"] == key and json.loads(metadata["record"])["finished"])
 
 
+def _objective(
+    config: PretrainConfig, corpus: Corpus, seed: int, folders: tuple[Path, Path]
+) -> Objective | DescriptorPrediction:
+    """Return the network of the objective, initialised from the seed.
+
+    Args:
+        config, corpus: of the pre-training.
+        seed: of the weights.
+        folders: the work folder and the data folder, where checkpoints are looked for.
+    """
+    torch.manual_seed(seed)
+    settings = config.objective
+    if not isinstance(settings, DescriptorPredictionConfig):
+        return make_objective(config.backbone, settings)
+    teacher = None
+    if settings.teacher:
+        checkpoint = find_checkpoint(settings.teacher, *folders)
+        teacher = load_backbone(checkpoint, settings.teacher_backbone)
+    objective = DescriptorPrediction(config.backbone, settings, teacher)
+    shard = corpus.shard(0)
+    rows = torch.arange(min(_SAMPLE, len(shard.graphs)))
+    objective.fit(shard.graphs.select(rows), _descriptors(shard)[rows])
+    return objective
+
+
+def _descriptors(shard: Shard) -> Tensor:
+    assert shard.descriptors is not None  # for the type checker: the corpus was read with them
+    return shard.descriptors
+
+
 def _train(
-    config: PretrainConfig, corpus: Corpus, seed: int, device: torch.device, checkpoint: Path
+    config: PretrainConfig,
+    objective: Objective | DescriptorPrediction,
+    corpus: Corpus,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path,
 ) -> Iterator[tuple[Backbone, dict[str, Any]]]:
     """The backbone after every remaining shard, with the record of its training."""
-    torch.manual_seed(seed)
-    objective = make_objective(config.backbone, config.objective).to(device)
     optimizer = torch.optim.Adam(objective.parameters(), lr=config.learning_rate, fused=True)
     training = ResumableTraining(objective, optimizer, checkpoint, seed, device)
     total = config.epochs * len(corpus.sizes)
     provenance = {"config": config.model_dump(mode="json"), "corpus": corpus.record, "seed": seed}
     for number in training.epochs(total, f"{config.setting}: shards"):
-        graphs = corpus.shard((number - 1) % len(corpus.sizes))
-        result = _train_shard(objective, optimizer, graphs, config.batch_size, device)
+        shard = corpus.shard((number - 1) % len(corpus.sizes))
+        rates = _LearningRates(config, number - 1, total, len(shard.graphs) // config.batch_size)
+        result = _train_shard(objective, optimizer, shard, config.batch_size, rates, device)
         training.history.append(result["loss"])
         training.shown = {name: f"{result[name]:.4f}" for name in ("loss", "accuracy")}
         shards = training.kept.setdefault("shards", [])
@@ -161,22 +224,50 @@ def _train(
         yield objective.backbone, provenance | progress
 
 
+@dataclass(frozen=True)
+class _LearningRates:
+    """The learning rates of the steps of one shard.
+
+    Attributes:
+        config: of the pre-training.
+        shard: number of the shard, counted from 0 over all epochs.
+        shards: number of shards of all epochs.
+        steps: number of steps of a shard.
+    """
+
+    config: PretrainConfig
+    shard: int
+    shards: int
+    steps: int
+
+    def __getitem__(self, step: int) -> float:
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
+        done = self.shard * self.steps + step
+        factor = (1 + math.cos(math.pi * done / (self.shards * self.steps))) / 2
+        return self.config.learning_rate * factor * min(1.0, (done + 1) / _WARM_UP)
+
+
 def _train_shard(
-    objective: Objective,
+    objective: Objective | DescriptorPrediction,
     optimizer: torch.optim.Optimizer,
-    graphs: PackedGraphs,
+    shard: Shard,
     size: int,
+    rates: _LearningRates,
     device: torch.device,
 ) -> dict[str, float]:
     """Train on a shard once, in random order and in whole batches: mean loss and accuracy, number
     of molecules, seconds."""
     objective.train()
     start, sums = time.perf_counter(), torch.zeros(2, dtype=torch.float64)
-    steps = len(graphs) // size
-    rows = torch.randperm(len(graphs))[: steps * size]
+    steps = len(shard.graphs) // size
+    rows = torch.randperm(len(shard.graphs))[: steps * size]
     with tqdm(total=len(rows), unit="mol", leave=False) as progress:
-        for chosen, batch in batches(graphs, rows, size):
-            scores: PairScores = objective(batch.to(device))
+        for step, (chosen, batch) in enumerate(batches(shard.graphs, rows, size)):
+            for group in optimizer.param_groups:
+                group["lr"] = rates[step]
+            more = () if shard.descriptors is None else (shard.descriptors[chosen].to(device),)
+            scores: PairScores | RegressionScores = objective(batch.to(device), *more)
             loss = scores.loss()
             optimizer.zero_grad()
             loss.backward()

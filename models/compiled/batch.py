@@ -8,6 +8,7 @@ computed once per class.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -43,7 +44,8 @@ class CompiledBatch:
         graph_starts: (G + 1,) first node of each graph.
         edges: (N + 1,) where the neighbours of each node start, and (E,) the neighbours.
         bonds: (E,) type * NUM_BOND_DIRECTIONS + direction of the bond to each neighbour.
-        scale: (N,) 1 / sqrt(degree), self-loop included.
+        scale: (N,) factor of the messages that a node sends and of those that it receives:
+            1 / sqrt(degree) with the self-loop included for a GCN, 1 for a sum.
         keys: (N,) equal for nodes of equal atom type, chirality tag and degree.
     """
 
@@ -56,22 +58,31 @@ class CompiledBatch:
     keys: NDArray[np.int64]
 
     @classmethod
-    def from_batch(cls, batch: GraphBatch) -> Self:
-        """Convert a batch and sort its edges by target."""
-        x = batch.x.numpy()
+    def from_batch(cls, batch: GraphBatch, normalised: bool = True) -> Self:
+        """Convert a batch and sort its edges by target.
+
+        Args:
+            batch: the molecules.
+            normalised: normalise messages by degrees, as a GCN does; else they are summed.
+        """
         source, target = batch.edge_index.numpy()
-        attr = batch.edge_attr.numpy()
-        starts, order = group_by_row(target, len(x))
-        degree = np.bincount(source, minlength=len(x)) + 1
+        graph = batch.batch.numpy()
+        starts, sources, bonds, scale, keys = sort_edges(
+            batch.x.numpy(),
+            source,
+            target,
+            batch.edge_attr.numpy(),
+            NUM_CHIRALITY_TAGS,
+            NUM_BOND_DIRECTIONS,
+        )
         return cls(
             atoms=batch.x,
-            graph=batch.batch.numpy(),
-            graph_starts=np.searchsorted(batch.batch.numpy(), np.arange(batch.num_graphs + 1)),
-            edges=(starts, source[order]),
-            bonds=(attr[:, 0] * NUM_BOND_DIRECTIONS + attr[:, 1])[order],
-            scale=(degree**-0.5).astype(np.float32),
-            keys=(x[:, 0] * NUM_CHIRALITY_TAGS + x[:, 1]) * (int(degree.max(initial=0)) + 1)
-            + degree,
+            graph=graph,
+            graph_starts=np.searchsorted(graph, np.arange(batch.num_graphs + 1)),
+            edges=(starts, sources),
+            bonds=bonds,
+            scale=scale if normalised else np.ones_like(scale),
+            keys=keys,
         )
 
     @property
@@ -132,16 +143,17 @@ class CompiledBatch:
             result.representatives.append(representatives)
         return result
 
-    def bond_sums(self, representatives: NDArray[np.int64] | None) -> Tensor:
-        """Count the bonds of every representative, weighted as in an aggregation.
+    @cached_property
+    def bonds_by_node(self) -> Tensor:
+        """The `bond_sums` of all nodes, (N, types + directions + 1)."""
+        return self.bond_sums(np.arange(len(self.scale)))
 
-        Args:
-            representatives: (C,) nodes; None for all nodes.
+    def bond_sums(self, representatives: NDArray[np.int64]) -> Tensor:
+        """Count the bonds of every representative (C,), weighted as in an aggregation.
 
         Returns:
             (C, types + directions + 1), see `weighted_bonds`.
         """
-        representatives = np.arange(len(self.scale)) if representatives is None else representatives
         return torch.from_numpy(
             weighted_bonds(
                 representatives, *self.edges, self.bonds, NUM_BOND_DIRECTIONS, SELF_LOOP, self.scale
@@ -162,6 +174,26 @@ class CompiledBatch:
         return torch.from_numpy(
             graph_sums(values.numpy(), of_node, share[self.graph], self.graph_starts)
         )
+
+
+class WholeBatch:
+    """Classes of the nodes of a whole batch and their bonds, each computed when first needed.
+
+    Streams that use one adapter, or none, share them.
+    """
+
+    def __init__(self, graphs: CompiledBatch, num_layers: int) -> None:
+        self._graphs, self._num_layers = graphs, num_layers
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes of the batch after 0 to `num_layers` layers."""
+        return self._graphs.classes(self._num_layers, by_graph=False)
+
+    @cached_property
+    def bond_sums(self) -> list[Tensor]:
+        """The bonds of the representatives after 1 to `num_layers` layers."""
+        return [self._graphs.bond_sums(nodes) for nodes in self.classes.representatives[1:]]
 
 
 @kernel
@@ -186,6 +218,43 @@ def group_by_row(index: Integers, size: int) -> tuple[Integers, Integers]:
         order[next_entry[row]] = entry
         next_entry[row] += 1
     return starts, order
+
+
+@kernel
+def sort_edges(
+    atoms: Integers,
+    source: Integers,
+    target: Integers,
+    attributes: Integers,
+    tags: int,
+    directions: int,
+) -> tuple[Integers, Integers, Integers, Floats, Integers]:
+    """Sort the edges of a batch by target: see `CompiledBatch`.
+
+    Args:
+        atoms: (N, 2) atom type and chirality tag.
+        source, target: (E,) the ends of the edges.
+        attributes: (E, 2) bond type and direction.
+        tags, directions: numbers of chirality tags and of bond directions.
+
+    Returns:
+        (N + 1,) where the neighbours of each node start, (E,) the neighbours and (E,) the bonds to
+        them; (N,) `scale` and (N,) `keys`.
+    """
+    starts, order = group_by_row(target, len(atoms))
+    degree = np.ones(len(atoms), np.int64)
+    for node in source:
+        degree[node] += 1
+    most = degree.max() + 1 if len(atoms) else 1
+    sources, bonds = np.empty_like(source), np.empty_like(source)
+    for position, edge in enumerate(order):
+        sources[position] = source[edge]
+        bonds[position] = attributes[edge, 0] * directions + attributes[edge, 1]
+    scale, keys = np.empty(len(atoms), np.float32), np.empty(len(atoms), np.int64)
+    for node in range(len(atoms)):
+        scale[node] = np.float32(degree[node] ** -0.5)
+        keys[node] = (atoms[node, 0] * tags + atoms[node, 1]) * most + degree[node]
+    return starts, sources, bonds, scale, keys
 
 
 @kernel

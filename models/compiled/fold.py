@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from models.compiled.transport import SIMD_WIDTH
 from models.data.molecule import NUM_BOND_TYPES, SELF_LOOP
-from models.experts.unified import UnifiedModel
-from models.networks.hu2020 import GCNConvolution
+from models.experts.bank import NodeAdapterBank
+from models.networks.hu2020 import Backbone, GINLinearConvolution
 
 
 class ExpertSelection:
@@ -23,12 +23,13 @@ class ExpertSelection:
     """
 
     def __init__(self, positions: Sequence[int]) -> None:
-        self.experts = torch.tensor(positions)
-        first, last = positions[0], positions[-1]
+        self.experts = torch.tensor(positions, dtype=torch.int64)
+        first = positions[0] if positions else 0
+        consecutive = range(first, first + len(positions))
         # Consecutive experts are selected as a view, others as a copy.
         self._index = (
-            slice(first, last + 1)
-            if list(positions) == list(range(first, last + 1))
+            slice(consecutive.start, consecutive.stop)
+            if list(positions) == list(consecutive)
             else self.experts
         )
 
@@ -49,7 +50,7 @@ class FoldedLayer:
     """Weights of a layer with BatchNorm, biases, bonds and the projections of all adapters folded
     in.
 
-    K experts; K' is K rounded up to `models.compiled.transport.SIMD_WIDTH`.
+    K streams with an expert each; K' is K rounded up to `models.compiled.transport.SIMD_WIDTH`.
 
     Attributes:
         linear: (d, d + K * r) the convolution's weight, and its product with all `down` matrices.
@@ -90,27 +91,35 @@ class FoldedLayer:
         return linear.transpose(1, 2).contiguous(), bonds
 
 
-def fold_layer(model: UnifiedModel, number: int) -> FoldedLayer:
-    """Fold layer `number` of a model: see `FoldedLayer`."""
-    backbone, bank = model.backbone, model.bank
+def fold_layer(
+    backbone: Backbone, number: int, bank: NodeAdapterBank, mean: Tensor, var: Tensor
+) -> FoldedLayer:
+    """Fold a layer of a backbone for K streams: see `FoldedLayer`.
+
+    Args:
+        backbone: a GCN.
+        number: of the layer.
+        bank: the streams' adapters after this layer; their rank may be 0.
+        mean, var: (K, d), the streams' BatchNorm statistics.
+    """
     convolution, norm = backbone.gnns[number], backbone.batch_norms[number]
     # for the type checker: a ModuleList is untyped
-    assert isinstance(convolution, GCNConvolution)
+    assert isinstance(convolution, GINLinearConvolution)
     assert isinstance(norm, nn.BatchNorm1d)
-    padding = 0, -len(model.tasks) % SIMD_WIDTH
+    padding = 0, -len(bank.up) % SIMD_WIDTH
     with torch.no_grad():
-        linear, down = convolution.linear.weight.T, bank.down[number].flatten(1)
+        linear, down = convolution.linear.weight.T, bank.down.flatten(1)
         table = convolution.edge_table()
         bonds = torch.cat(
             [table[: SELF_LOOP + 1], table[NUM_BOND_TYPES:], convolution.linear.bias[None]]
         )
-        gain = norm.weight * (bank.norm_var[number] + norm.eps).rsqrt()
+        gain = norm.weight * (var + norm.eps).rsqrt()
         return FoldedLayer(
             linear=torch.cat([linear, linear @ down], 1),
             bonds=torch.cat([bonds, bonds @ down], 1),
-            up=bank.up[number].clone(),
+            up=bank.up.clone(),
             gain=gain,
-            offset=norm.bias - bank.norm_mean[number] * gain,
-            self_gram=functional.pad(torch.einsum("iipq->pqi", bank.gram[number]), padding),
-            cross_gram=functional.pad(bank.gram[number].permute(1, 2, 3, 0), padding).contiguous(),
+            offset=norm.bias - mean * gain,
+            self_gram=functional.pad(torch.einsum("iipq->pqi", bank.gram), padding),
+            cross_gram=functional.pad(bank.gram.permute(1, 2, 3, 0), padding).contiguous(),
         )

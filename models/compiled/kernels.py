@@ -3,7 +3,7 @@
 Chains of tensor operations would read and write memory once per step; these loops do so once.
 
 All kernels here, in `models.compiled.batch` and in `models.compiled.transport` are for inference
-and take C-contiguous float32 and int64 arrays. Dimensions: S streams (one per requested task), G
+and take C-contiguous float32 and int64 arrays. Dimensions: S streams, T requested tasks, G
 graphs, N nodes, C classes of equivalent nodes (`models.compiled.batch`), K experts, r the rank of
 their adapters, d the width of the backbone.
 """
@@ -263,25 +263,54 @@ def weight_projections(z: Floats, weights: Floats, graph: Integers) -> Floats:
 
 
 @kernel
-def mean_absolute_differences(outputs: Floats, target_expert: Integers) -> Floats:
+def mean_absolute_differences(
+    outputs: Floats, target_expert: Integers, stream_of_task: Integers
+) -> Floats:
     """Compute the mean absolute difference between every expert's output and the target expert's.
 
     Args:
         outputs: (K, S, G, d).
-        target_expert: (S,) index of the expert of each stream's task.
+        target_expert: (T,) index of the expert of each task.
+        stream_of_task: (T,) index of the stream of each task.
 
     Returns:
-        (G, S, K).
+        (G, T, K).
     """
-    experts, streams, graphs, width = outputs.shape
-    out = np.empty((graphs, streams, experts), np.float32)
+    experts, _, graphs, width = outputs.shape
+    out = np.empty((graphs, len(target_expert), experts), np.float32)
     for graph in range(graphs):
-        for stream in range(streams):
-            target = outputs[target_expert[stream], stream, graph]
+        for task in range(len(target_expert)):
+            stream = stream_of_task[task]
+            target = outputs[target_expert[task], stream, graph]
             for expert in range(experts):
                 output = outputs[expert, stream, graph]
                 total = np.float32(0)
                 for column in range(width):
                     total += abs(output[column] - target[column])
-                out[graph, stream, expert] = total / np.float32(width)
+                out[graph, task, expert] = total / np.float32(width)
     return out
+
+
+@kernel
+def subtract_adapters(
+    logits: Floats, projected: Floats, folded_up: Floats, starts: Integers
+) -> None:
+    """Subtract what each task's graph adapter takes from its logits.
+
+    Args:
+        logits: (G, C) of all tasks side by side, changed in place.
+        projected: (G, T * r) the adapters' projections before relu.
+        folded_up: (C, r) the heads times the adapters' transposed `up` matrices.
+        starts: (T + 1,) where the logits of each task start.
+    """
+    rank = folded_up.shape[1]
+    z = np.empty(rank, np.float32)
+    for graph in range(len(logits)):
+        for task in range(len(starts) - 1):
+            for k in range(rank):
+                z[k] = max(projected[graph, task * rank + k], np.float32(0))
+            for label in range(starts[task], starts[task + 1]):
+                row, total = folded_up[label], np.float32(0)
+                for k in range(rank):
+                    total += z[k] * row[k]
+                logits[graph, label] -= total

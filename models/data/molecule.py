@@ -196,4 +196,15 @@ def collate(graphs: Sequence[MolGraph]) -> GraphBatch:
     Raises:
         InvalidInputError: no graph.
     """
-    return pack(graphs).select(torch.arange(len(graphs)))
+    if not graphs:
+        raise InvalidInputError("graphs: got none, expected at least one")
+    sizes = torch.tensor([graph.num_nodes for graph in graphs])
+    counts = torch.tensor([graph.edge_index.shape[1] for graph in graphs])
+    edge_index = torch.cat([graph.edge_index for graph in graphs], 1)
+    return GraphBatch(
+        torch.cat([graph.x for graph in graphs]),
+        edge_index.add_((sizes.cumsum(0) - sizes).repeat_interleave(counts)),
+        torch.cat([graph.edge_attr for graph in graphs]),
+        torch.repeat_interleave(sizes),
+        len(graphs),
+    )

@@ -1,17 +1,20 @@
-"""Low-rank adapters that subtract the representation bias of merging. Every task has one per layer
-and one after the readout.
+"""Low-rank adapters that subtract the representation bias of merging, and streams: the passes of
+the backbone that tasks read from. A stream has an adapter per layer or none, a task has one after
+the readout.
 
 Source: G-Merging, eq. 2 (node level) and eq. 4 (graph level): H <- H - f(H) with
 f(H) = relu(H W_down) W_up, without bias terms.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from models.data.batch import GraphBatch, mean_readout
+from models.errors import InvalidInputError
 from models.networks.base import LayeredNetwork, LayeredShape, SiteHook
 
 
@@ -52,50 +55,91 @@ class LayerOutputs:
     graph_embedding: Tensor
 
 
-class TaskAdapters(nn.Module):
-    """The L node adapters, the graph adapter and the BatchNorm statistics of one task.
+class Stream(nn.Module):
+    """What one pass of the backbone needs besides its weights: node adapters, or none, and
+    BatchNorm statistics. One or more tasks read from a stream.
 
-    The statistics are measured on the task's unlabelled training graphs and stored, so that a
-    prediction does not depend on the rest of its batch.
+    The statistics are measured on unlabelled training graphs and stored, so that a prediction does
+    not depend on the rest of its batch.
 
     Attributes:
-        sites: L + 1 adapters: after layers 0 to L - 1, then after the readout.
+        name: of a stream that tasks share; empty for the stream of a single task.
+        rank: of the node adapters; 0 if there are none.
+        sites: L adapters, by layer.
         norm_mean, norm_var: (L, d), BatchNorm statistics by layer.
     """
 
     norm_mean: Tensor
     norm_var: Tensor
 
-    def __init__(self, config: LayeredShape, rank: int) -> None:
+    def __init__(self, config: LayeredShape, rank: int = 0, name: str = "") -> None:
         super().__init__()
-        self.rank = rank
-        self.sites = nn.ModuleList(
-            Adapter(config.hidden_dim, rank) for _ in range(config.num_layers + 1)
-        )
+        self.name, self.rank = name, rank
+        self.sites = _adapters(config.hidden_dim, rank, config.num_layers)
         self.register_buffer("norm_mean", torch.zeros(config.num_layers, config.hidden_dim))
         self.register_buffer("norm_var", torch.ones(config.num_layers, config.hidden_dim))
 
     @property
+    def node_adapters(self) -> list[Adapter]:
+        """The adapters after layers 0 to L - 1."""
+        return [cast(Adapter, site) for site in self.sites[: len(self.norm_mean)]]
+
+    @property
     def active_sites(self) -> tuple[int, ...]:
-        """Sites with an active adapter: 0 to L - 1 for layers, L for the graph adapter."""
+        """Sites with an active adapter, in the order of `sites`."""
         return tuple(k for k, site in enumerate(self.sites) if cast(Adapter, site).is_active)
 
     def correct(self, site: int, h: Tensor) -> Tensor:
-        """Subtract the bias at a site (0 to L - 1 for layers, L for the graph adapter):
-        h (*, d) -> h - f(h) (*, d)."""
+        """Subtract the bias at a site: h (*, d) -> h - f(h) (*, d)."""
         corrected: Tensor = h - self.sites[site](h)
         return corrected
 
+    def normalise(self, backbone: LayeredNetwork, layer: int, h: Tensor) -> Tensor:
+        """Apply a layer's BatchNorm with the statistics of this stream."""
+        return apply_norm(backbone, layer, h, self.norm_mean[layer], self.norm_var[layer])
+
+
+class TaskAdapters(Stream):
+    """The stream of a single task together with the task's graph adapter: L node adapters, the
+    graph adapter and BatchNorm statistics.
+
+    Attributes:
+        sites: L + 1 adapters: after layers 0 to L - 1, then after the readout.
+    """
+
+    def __init__(self, config: LayeredShape, rank: int) -> None:
+        super().__init__(config)
+        self.rank = rank
+        self.sites = _adapters(config.hidden_dim, rank, config.num_layers + 1)
+
+    @property
+    def graph_adapter(self) -> Adapter:
+        """The adapter after the readout."""
+        return cast(Adapter, self.sites[-1])
+
     def forward(self, backbone: LayeredNetwork, batch: GraphBatch) -> LayerOutputs:
         """Run a merged backbone with this task's adapters and BatchNorm statistics."""
-        return trace(
-            backbone,
-            batch,
-            self.correct,
-            lambda layer, h: apply_norm(
-                backbone, layer, h, self.norm_mean[layer], self.norm_var[layer]
-            ),
-        )
+        return trace(backbone, batch, self.correct, partial(self.normalise, backbone))
+
+
+def stream_of_backbone(backbone: LayeredNetwork, name: str) -> Stream:
+    """Build a shared stream without node adapters from the BatchNorm running statistics that a
+    backbone holds itself.
+
+    Raises:
+        InvalidInputError: the backbone has no BatchNorm layers.
+    """
+    if not len(backbone.batch_norms):
+        raise InvalidInputError("got a backbone without BatchNorm, expected one with statistics")
+    stream = Stream(backbone.config, name=name)
+    for layer, norm in enumerate(backbone.batch_norms):
+        stream.norm_mean[layer] = norm.get_buffer("running_mean")
+        stream.norm_var[layer] = norm.get_buffer("running_var")
+    return stream
+
+
+def _adapters(dim: int, rank: int, count: int) -> nn.ModuleList:
+    return nn.ModuleList(Adapter(dim, rank) for _ in range(count))
 
 
 def trace(

@@ -61,7 +61,7 @@ def node_distances(
 
     Args:
         z: (N, T, K, r), projections of all experts in T streams (`AdapterBank.project`).
-        gram: (K, K, r, r), of a site of `AdapterBank.gram`.
+        gram: (K, K, r, r), `NodeAdapterBank.gram`.
         experts: (T,), index of each stream's target expert.
         support: pairs of nodes between which mass may move.
         config: solver and its options.

@@ -1,34 +1,78 @@
 """Base of families whose models are a layered network with adapters, heads and a router."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from models.data.batch import GraphBatch
 from models.errors import ArtifactError
-from models.experts.expert import Expert
+from models.experts.adapter import Stream
+from models.experts.expert import SharedExpert, TaskExpert, shared_streams
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel, UnifiedOutput
-from models.families.base import ServedModel, TaskOutput
-from models.networks.base import LayeredNetwork
-from models.task import Target
+from models.families.base import ServedModel, StreamModules, TaskOutput
+from models.networks.base import LayeredNetwork, LayeredShape
+from models.task import Target, TaskInfo
+
+
+class SharedStreams:
+    """Streams and experts of tasks that share one: see `models.families.base.StreamModules`."""
+
+    def stream(self, shape: LayeredShape, rank: int, name: str) -> Stream:
+        """Build node adapters and BatchNorm statistics."""
+        return Stream(shape, rank, name)
+
+    def expert(self, stream: Stream, graph_rank: int, info: TaskInfo) -> SharedExpert:
+        """Build a graph adapter and a head."""
+        return SharedExpert(stream, graph_rank, info.labels, info.level, info.target)
+
+    def check_stream(self, stream: Stream, shape: Any, schema: Any, tasks: Sequence[str]) -> None:
+        """Check the loaded weights of a stream. Its tasks must take the network's inputs.
+
+        Raises:
+            ArtifactError: a BatchNorm variance is negative, or all node adapters are zero. A stream
+                may have none: rank 0.
+        """
+        if bool((stream.norm_var < 0).any()):
+            raise ArtifactError("norm_var is negative, expected variances")
+        if stream.rank and not stream.active_sites:
+            raise ArtifactError(
+                f"sites.*.up or .down are zero at all {len(stream.sites)} sites, expected adapters"
+                f" of rank {stream.rank} that do something, or rank 0"
+            )
+
+    def collect(self, experts: Mapping[str, TaskExpert]) -> dict[str, Stream]:
+        """Return the streams that experts share, by name: see `shared_streams`."""
+        return shared_streams(experts)
 
 
 class AdaptedFamily:
-    """Base of families whose network is a `LayeredNetwork` and whose task modules are `Expert`s.
+    """Base of families whose network is a `LayeredNetwork` and whose task modules are experts with
+    adapters.
 
     Attributes:
         targets: prediction targets of a linear head.
+        streams: tasks may share streams.
     """
 
     targets: tuple[Target, ...] = ("multilabel", "multiclass", "regression")
+    streams: StreamModules | None = SharedStreams()
 
-    def check_expert(self, expert: Expert, schema: object, task: str) -> None:
+    def check_expert(self, expert: TaskExpert, schema: object, task: str) -> None:
         """Check the loaded weights of an expert.
 
         Raises:
             ArtifactError: a BatchNorm variance is negative, or the adapters of all sites are zero.
-                Some may be zero, since training can leave sites out (`alignment.sites`).
+                Some may be zero, since training can leave sites out (`alignment.sites`). A task
+                that shares its stream has one site, the graph adapter.
         """
-        adapters = expert.adapters
+        if isinstance(expert, SharedExpert):
+            if not expert.graph.is_active:
+                raise ArtifactError(
+                    "graph.up or .down is zero, expected a graph adapter of rank"
+                    f" {len(expert.graph.up)} that does something"
+                )
+            return
+        adapters = expert.stream
         if bool((adapters.norm_var < 0).any()):
             raise ArtifactError("adapters.norm_var is negative, expected variances")
         if adapters.rank and not adapters.active_sites:
@@ -38,7 +82,7 @@ class AdaptedFamily:
             )
 
     def model(
-        self, network: LayeredNetwork, experts: Mapping[str, Expert], router: RouterConfig
+        self, network: LayeredNetwork, experts: Mapping[str, TaskExpert], router: RouterConfig
     ) -> UnifiedModel:
         """Assemble the unified model."""
         return UnifiedModel(network, experts, router)

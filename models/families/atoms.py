@@ -74,6 +74,7 @@ class AtomsFamily:
     shape = ForceFieldConfig
     schema = AtomsInput
     targets: tuple[Target, ...] = ("energy_and_forces",)
+    streams = None
     fields = GraphFields(
         "atoms with positions: `graphs` with numbers and positions, in a crystal also cell",
         frozenset({"numbers", "positions"}),

@@ -64,6 +64,37 @@ class TaskOutput:
         return all(bool(values.isfinite().all()) for values in numbers)
 
 
+class StreamModules(Protocol):
+    """Builds and checks the modules of tasks that share a stream (`models.experts.adapter.Stream`).
+
+    Parameters typed `Any` are as in `ModelFamily`.
+    """
+
+    def stream(self, shape: Any, rank: int, name: str) -> nn.Module:
+        """Build a stream with node adapters of a rank, 0 for none; its weights are loaded
+        afterwards."""
+        ...
+
+    def expert(self, stream: Any, graph_rank: int, info: TaskInfo) -> nn.Module:
+        """Build the task-specific module of a task that reads from a stream; its weights are loaded
+        afterwards."""
+        ...
+
+    def check_stream(self, stream: Any, shape: Any, schema: Any, tasks: Sequence[str]) -> None:
+        """Check the loaded weights of a stream and the inputs of the tasks that read from it.
+
+        Raises:
+            ArtifactError: the weights are unusable, or the tasks take other inputs than the
+                network.
+        """
+        ...
+
+    def collect(self, experts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the streams that experts share, by name. Raises InvalidInputError if two have one
+        name."""
+        ...
+
+
 class ModelFamily(Protocol):
     """Builds, loads and runs the models of some kinds, and reads their inputs.
 
@@ -89,6 +120,11 @@ class ModelFamily(Protocol):
     @property
     def targets(self) -> tuple[Target, ...]:
         """Prediction targets that the family supports."""
+        ...
+
+    @property
+    def streams(self) -> "StreamModules | None":
+        """Builds streams that tasks share; None if tasks of the family cannot share one."""
         ...
 
     @property
@@ -130,7 +166,7 @@ class ModelFamily(Protocol):
         ...
 
     def check_expert(self, expert: Any, schema: Any, task: str) -> None:
-        """Check the loaded weights of a task's expert.
+        """Check the loaded weights of a task's expert, whether it shares its stream or not.
 
         Raises:
             ArtifactError: the weights are unusable, or contradict the schema.
@@ -205,7 +241,7 @@ class ModelFamily(Protocol):
     # --- scheduling and statistics ---
 
     def cost(self, graph: Any) -> int:
-        """Return the cost of predicting one task for a graph, by which the service forms batches.
+        """Return the cost of one stream for a graph, by which the service forms batches.
         One atom of a molecule costs 1, about 6 us on a CPU."""
         ...
 

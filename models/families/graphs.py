@@ -9,9 +9,10 @@ import torch
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.schema import FeatureInput
-from models.errors import InvalidInputError
+from models.errors import ArtifactError, InvalidInputError
+from models.experts.adapter import Stream
 from models.experts.expert import Expert
-from models.families.adapted import AdaptedFamily
+from models.families.adapted import AdaptedFamily, SharedStreams
 from models.families.inputs import GraphFields, SizeLimits, floats, longest
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.task import TaskInfo
@@ -22,6 +23,22 @@ _FEATURES_PER_UNIT = 300
 _EDGE = 1 / 8
 
 
+class FeatureStreams(SharedStreams):
+    """Streams of networks with numeric node features, which have no encoders: the tasks of a stream
+    have the same inputs, those of the network."""
+
+    def check_stream(
+        self, stream: Stream, shape: GraphNetworkConfig, schema: FeatureInput, tasks: Sequence[str]
+    ) -> None:
+        """See `SharedStreams.check_stream`. Raises ArtifactError also if a task has another number
+        of features per node than the network."""
+        super().check_stream(stream, shape, schema, tasks)
+        for task in tasks:
+            if (width := schema.num_features[task]) != shape.in_dim:
+                got = f"got {width} features of a node for {task}, which shares the stream"
+                raise ArtifactError(f"{got}, expected the network's {shape.in_dim}")
+
+
 class FeatureGraphFamily(AdaptedFamily):
     """GCN, GraphSAGE, GIN and GAT of PyG on numeric node features. Tasks may differ in the number
     of features per node."""
@@ -29,6 +46,7 @@ class FeatureGraphFamily(AdaptedFamily):
     kinds = ("pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat")
     shape = GraphNetworkConfig
     schema = FeatureInput
+    streams = FeatureStreams()
     fields = GraphFields("graphs: `graphs` with x and edge_index", frozenset({"x", "edge_index"}))
     read_texts = None
     inputs_overflow = True

@@ -93,7 +93,7 @@ class MoleculeInputs:
 class MoleculeFamily(MoleculeInputs, AdaptedFamily):
     """The four networks of Hu et al. 2020."""
 
-    kinds = ("gin", "gcn", "graphsage", "gat")
+    kinds = ("gin", "gcn", "graphsage", "gat", "gin_linear")
     shape = BackboneConfig
 
     def network(self, shape: BackboneConfig) -> Backbone:

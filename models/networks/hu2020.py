@@ -1,14 +1,15 @@
-"""The four backbones of Hu et al. 2020 (GIN, GCN, GraphSAGE, GAT) with their checkpoint keys.
+"""The four backbones of Hu et al. 2020 (GIN, GCN, GraphSAGE, GAT) with their checkpoint keys, and
+a GIN whose layers are one linear map.
 
 Node tensors have the shape (N, *S, d), where S is empty or a dimension of streams (one per task):
 weights are shared by all streams.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,18 +23,38 @@ from models.data.molecule import (
 from models.networks.base import LayeredNetwork, NetworkShape, SiteHook
 from models.networks.propagation import Propagation
 from models.ops.dropout import fast_dropout
-from models.ops.segment import segment_softmax
+from models.ops.segment import segment_count, segment_softmax
 from models.state_dict import load_tensors, read_tensors
 
-BackboneKind = Literal["gin", "gcn", "graphsage", "gat"]
+BackboneKind = Literal["gin", "gcn", "graphsage", "gat", "gin_linear"]
+Readout = Literal["mean", "sum"]
+SUM_DIVISOR = 25.0
+"""A sum readout is divided by this number of atoms, that of a drug-like molecule, so that sums are
+of the size of means."""
 
 
 class BackboneConfig(NetworkShape):
-    """Shape of a backbone; it travels in the artifact's manifest."""
+    """Shape of a backbone; it travels in the artifact's manifest.
+
+    Attributes:
+        kind: name of the layers.
+        num_layers, hidden_dim: number and width of the layers.
+        readout: how a molecule's embedding is computed from those of its atoms: their mean (Hu et
+            al. 2020), or their sum divided by `SUM_DIVISOR`, which knows the molecule's size.
+    """
 
     kind: BackboneKind
     num_layers: int = Field(default=5, ge=1)
     hidden_dim: int = Field(default=300, ge=1)
+    readout: Readout = "mean"
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the mean readout, so that versions without the field can read the manifest."""
+        values: dict[str, Any] = handler(self)
+        if self.readout == "mean":
+            del values["readout"]
+        return values
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,25 +108,33 @@ class GINConvolution(Convolution):
         return out
 
 
-class GCNConvolution(Convolution):
-    """h_i = sum_j (deg_i deg_j)^-1/2 (W h_j + b + e_ij).
+class GINLinearConvolution(Convolution):
+    """h_i = sum_j (W h_j + b + e_ij), the self-loop included in the sum.
 
-    Source: Kipf and Welling 2017 in the form of Hu et al. 2020, where the edge term is normalised
-    too.
+    Source: Xu et al. 2019, the variant "sum, 1-layer" of their GIN. It costs what a GCN costs and,
+    like the GIN, it can count: sums are not normalised.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.linear = nn.Linear(dim, dim)
 
+    def forward(self, h: Tensor, edges: Propagation) -> Tensor:
+        """Apply the layer: (N, *S, d) -> (N, *S, d)."""
+        return self.messages(self.linear(h), edges)
+
+
+class GCNConvolution(GINLinearConvolution):
+    """h_i = sum_j (deg_i deg_j)^-1/2 (W h_j + b + e_ij).
+
+    Source: Kipf and Welling 2017 in the form of Hu et al. 2020, where the edge term is normalised
+    too.
+    """
+
     def edge_weights(self, edges: Propagation, dtype: torch.dtype) -> Tensor:
         """Return 1 / sqrt(deg_i deg_j), (E',); degrees are counted by source, loop included."""
         scale = edges.out_degree().to(dtype).rsqrt()
         return scale[edges.source] * scale[edges.target]
-
-    def forward(self, h: Tensor, edges: Propagation) -> Tensor:
-        """Apply the layer: (N, *S, d) -> (N, *S, d)."""
-        return self.messages(self.linear(h), edges)
 
 
 class GraphSAGEConvolution(Convolution):
@@ -188,6 +217,7 @@ _CONVOLUTIONS: dict[BackboneKind, type[Convolution]] = {
     "gcn": GCNConvolution,
     "graphsage": GraphSAGEConvolution,
     "gat": GATConvolution,
+    "gin_linear": GINLinearConvolution,
 }
 
 
@@ -223,7 +253,8 @@ class Backbone(LayeredNetwork):
     def forward(
         self, batch: GraphBatch, correct: SiteHook | None = None, normalise: SiteHook | None = None
     ) -> Tensor:
-        """Node embeddings of the last layer, (N, *S, d): see `LayeredNetwork.forward`."""
+        """Node embeddings of the last layer, (N, *S, d): see `LayeredNetwork.forward`. With a sum
+        readout they are multiplied by the molecule's number of atoms / `SUM_DIVISOR`."""
         edges = Propagation.from_batch(batch)
         h = self.embed(batch)
         for layer, convolution in enumerate(self.gnns):
@@ -231,6 +262,11 @@ class Backbone(LayeredNetwork):
             h = correct(layer, h) if correct else h
             h = normalise(layer, h) if normalise else self.batch_norms[layer](h)
             h = self.activate(layer, h)
+        if self.config.readout == "sum":
+            # The mean over a molecule's atoms, which all users of the network take, is then the sum
+            # of the unscaled embeddings, divided by SUM_DIVISOR.
+            sizes = segment_count(batch.batch, batch.num_graphs).to(h.dtype) / SUM_DIVISOR
+            h = h * sizes[batch.batch].view(-1, *[1] * (h.dim() - 1))
         return h
 
 

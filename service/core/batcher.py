@@ -133,6 +133,11 @@ class Batcher(Generic[Key, Item, Result]):
         return sum(permit.cost for permit in list(self._permits))
 
     @property
+    def admitted(self) -> int:
+        """Number of admitted and unanswered requests."""
+        return len(self._permits)
+
+    @property
     def waiting_items(self) -> int:
         """Number of items that are not yet in a pass."""
         return sum(

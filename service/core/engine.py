@@ -55,6 +55,7 @@ class EngineInfo:
         details: further fields of the manifest.
         requirements: inputs that the tasks accept.
         forests: descriptions by task of the forests that answer beside the network.
+        stream_of: name of the shared stream by task; other tasks have a stream of their own.
     """
 
     name: str
@@ -66,6 +67,7 @@ class EngineInfo:
     details: dict[str, Any]
     requirements: InputRequirements = MOLECULES
     forests: Mapping[str, ForestInfo] = field(default_factory=dict)
+    stream_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -119,6 +121,10 @@ class EngineInfo:
         known = f", or tasks among {', '.join(self.forests)}" if self.forests else ""
         expected = f"without a forest in model {self.name}, expected experts ['own']{known}"
         raise UnsupportedQueryError("unsupported_experts", f"{got}, {expected}")
+
+    def count_streams(self, tasks: Sequence[str]) -> int:
+        """Return the number of streams that a pass for these tasks computes."""
+        return len({self.stream_of.get(task, task) for task in tasks})
 
     def check_table(self, tasks: Sequence[str]) -> None:
         """Raise UnsupportedQueryError if the predictions of these tasks are not one row of numbers
@@ -209,6 +215,11 @@ class PredictionQuery:
     requirements: InputRequirements = field(compare=False)
     experts: ExpertChoice | None = None
 
+    @property
+    def num_streams(self) -> int:
+        """Number of streams of a pass for this query."""
+        return self.engine.info.count_streams(self.tasks)
+
     @classmethod
     def of(
         cls,
@@ -275,6 +286,7 @@ class ArtifactEngine:
             ),
             requirements=InputRequirements(manifest.backbone, manifest.input),
             forests=manifest.forests,
+            stream_of=manifest.stream_of,
         )
 
     def run(

@@ -7,6 +7,8 @@ which can take seconds for a hostile one.
   out, its process is killed and the client gets an error for that item; after three timeouts the
   remaining molecules of the request are not read.
 - Killed processes are replaced.
+- A short SMILES that is the only thing to do is read in this process: the round trip to another one
+  takes longer than reading it.
 """
 
 import asyncio
@@ -27,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from models.data.smiles_parser import is_short
 from models.errors import GMergingError
 from models.families.inputs import Graph, tensors_of
 from service.core.reading import (
@@ -175,17 +178,24 @@ class Parser:
                 seen.add(pid)
 
     async def parse(
-        self, sources: Sequence[Source], requirements: InputRequirements = MOLECULES
+        self,
+        sources: Sequence[Source],
+        requirements: InputRequirements = MOLECULES,
+        *,
+        idle: bool = False,
     ) -> list[Parsed | ItemFailure]:
         """Read molecules or graphs.
 
         Args:
             sources: unread molecules or graphs.
             requirements: requirements of the requested tasks.
+            idle: True if there is no other request, which would wait while this process reads.
 
         Returns:
             One result per source, in their order; errors are returned, not raised.
         """
+        if idle and len(sources) == 1 and isinstance(sources[0], str) and is_short(sources[0]):
+            return read_all(sources, self._limits, requirements)
         request = _Request(requirements, asyncio.Semaphore(self._window))
         errors = [precheck(source, self._limits, requirements) for source in sources]
         left = [source for source, error in zip(sources, errors, strict=True) if error is None]

@@ -160,7 +160,7 @@ class Pipeline:
     async def _answer_in_time(
         self, query: PredictionQuery, sources: Sequence[Source], seconds: float, bounded: bool
     ) -> list[Result]:
-        estimate = len(query.tasks) * sum(
+        estimate = query.num_streams * sum(
             cost(source, self._limits, query.requirements) for source in sources
         )
         timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
@@ -178,7 +178,8 @@ class Pipeline:
     ) -> list[Result]:
         started = time.perf_counter()
         with span("parse", molecules=len(sources)):
-            parsed = await self._parser.parse(sources, query.requirements)
+            idle = self._batcher.admitted == 1
+            parsed = await self._parser.parse(sources, query.requirements, idle=idle)
         self._metrics.stage("parse", time.perf_counter() - started)
         digest, tasks = query.engine.info.digest, query.tasks
         choice = query.routing, query.experts
@@ -190,7 +191,8 @@ class Pipeline:
         found = [self._cache.get(digest, molecule.smiles, tasks, *choice) for molecule in readable]
         missing = [molecule for molecule, hit in zip(readable, found, strict=True) if hit is None]
         self._metrics.cache(len(readable) - len(missing), len(missing))
-        costs = [family.cost(molecule.graph) * len(tasks) for molecule in missing]
+        streams = query.num_streams
+        costs = [family.cost(molecule.graph) * streams for molecule in missing]
         permit.cost = sum(costs)
         computed: list[_Answered] = []
         if missing:

@@ -160,7 +160,7 @@ class Metrics:
             "queue_oldest_seconds", "Time that the oldest of them has waited", "livemax"
         )
         self._pending_cost = gauge(
-            "pending_cost", "Atoms times tasks admitted and not yet answered", "livesum"
+            "pending_cost", "Atoms times streams admitted and not yet answered", "livesum"
         )
         self._cache_bytes = gauge("cache_bytes", "Size of the answer cache", "livesum")
         self._gpu_bytes = gauge("gpu_memory_bytes", "GPU memory that torch holds", "livesum")

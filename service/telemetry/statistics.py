@@ -11,7 +11,7 @@ class Gauges:
         ready: whether requests should be sent here.
         queue_molecules: molecules that wait for a model pass.
         queue_oldest_seconds: time for which the oldest of them has waited.
-        pending_cost: cost of everything admitted and not yet answered, atoms times tasks.
+        pending_cost: cost of everything admitted and not yet answered, atoms times streams.
         cache_bytes: size of the answer cache.
         gpu_memory_bytes: GPU memory that torch holds.
         jobs_waiting: jobs that are queued or running.

@@ -95,12 +95,14 @@ def write_pico(tmp_path: Path) -> Path:
         "merge": {"method": "task_arithmetic", "options": {"scaling": 0.4}},
         "alignment": {"rank": 4, "epochs": 3, "batch_size": 16},
         "alignment_by_task": {"other": {"epochs": 2}},
+        "one_pass": {"rank": 4, "epochs": 2, "batch_size": 16},
         "compare": {
             "mergers": {
                 "weight_average": [{}],
                 "task_arithmetic": [{"scaling": 0.2}, {"scaling": 0.5}],
                 "regmean": [{}],
                 "emr": [{}],
+                "residual": [{"rank": 3}],
             },
             "multitask": {"epochs": 2, "batch_size": 16},
             "forest_trees": 5,

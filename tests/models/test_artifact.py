@@ -5,10 +5,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -28,14 +28,22 @@ from models.data.molecule import collate
 from models.data.schema import FeatureInput, MoleculeInput
 from models.data.smiles import READING_RULE, featurize
 from models.errors import ArtifactError, InvalidInputError, UnknownTaskError
-from models.experts.expert import Expert
+from models.experts.adapter import Stream
+from models.experts.expert import Expert, SharedExpert, TaskExpert, shared_streams
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
-from models.manifest import FORMAT_VERSION, make_manifest
+from models.manifest import FORMAT_VERSION, STREAMS_VERSION, Manifest, StreamInfo, make_manifest
 from models.names import check_name, nearest_name
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.task import TaskInfo
-from tests.conftest import pico_config, random_backbone, random_experts
+from tests.conftest import (
+    SHARING,
+    pico_config,
+    random_backbone,
+    random_experts,
+    random_stream,
+    sharing_experts,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RELEASED = Path(__file__).parents[2] / "models" / "releases" / "moleculenet-gcn"
@@ -52,16 +60,20 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 
 
-def test_golden_artifact_gives_the_answers_it_was_made_with() -> None:
+@pytest.mark.parametrize("folder", ["artifact", "streams"])
+def test_golden_artifact_gives_the_answers_it_was_made_with(folder: str) -> None:
     """A format change that alters old artifacts' answers, or cannot read them, must raise the
     format version and keep reading this one."""
-    stored = json.loads((GOLDEN / "answers.json").read_text())
-    artifact = load_artifact(GOLDEN / "artifact")
+    answers_file = {"artifact": "answers.json", "streams": "answers-streams.json"}[folder]
+    stored = json.loads((GOLDEN / answers_file).read_text())
+    artifact = load_artifact(GOLDEN / folder)
     assert artifact.digest == stored["digest"]
+    assert artifact.manifest.format_version == (2 if folder == "streams" else 1)
     batch = collate([featurize(smiles).graph for smiles in stored["smiles"]])
-    for routing, answers in stored["probabilities"].items():
-        for task, values in artifact.model(batch, routing=routing).probabilities.items():
-            torch.testing.assert_close(values, torch.tensor(answers[task]), rtol=0, atol=1e-5)
+    for model in (artifact.model, artifact.manifest.family.served(artifact.model)):
+        for routing, answers in stored["probabilities"].items():
+            for task, values in model(batch, routing=routing).probabilities.items():
+                torch.testing.assert_close(values, torch.tensor(answers[task]), rtol=0, atol=1e-5)
 
 
 def test_golden_keys_and_shapes() -> None:
@@ -172,7 +184,8 @@ def test_missing_pieces_are_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "got format version 2, expected 1"),
+        ({"format_version": 3}, "got format version 3, expected 1, or 2 with streams"),
+        ({"format_version": 2}, "format_version: got 2 without `streams`, expected 1"),
         ({"format_version": None}, "got format version None"),
         ({"format_version": True}, "got format version True"),
         ({"rank": 5}, r"down has shape \(16, 4\), expected \(16, 5\)"),
@@ -796,3 +809,206 @@ def test_a_task_may_be_called_as_anything_is_called_in_torch(tmp_path: Path) -> 
             [FeatureGraph(torch.rand(3, width), torch.tensor([[0, 1], [1, 0]]))]
         )
         assert model(batch, [task]).logits[task].isfinite().all()
+
+
+def stream_artifact(
+    folder: Path, case: str = "mixed", card: str = ""
+) -> tuple[Manifest, dict[str, TaskExpert]]:
+    """Write an artifact of which some tasks share streams."""
+    config = pico_config()
+    experts = sharing_experts(case, config)
+    streams: dict[str, StreamInfo] = {}
+    for name, stream in shared_streams(experts).items():
+        tasks = [task for task, expert in experts.items() if expert.stream.name == name]
+        graph_rank = len(experts[tasks[0]].graph_adapter.up)
+        streams[name] = StreamInfo(tasks=tuple(tasks), rank=stream.rank, graph_rank=graph_rank)
+    infos = {task: TaskInfo(labels=expert.label_names) for task, expert in experts.items()}
+    router = RouterConfig(temperature=0.3, graph_temperature=0.3)
+    manifest = make_manifest("streams", "1.0.0", config, 4, router, infos, streams=streams)
+    return save_artifact(folder, manifest, random_backbone(config), experts, card), experts
+
+
+@pytest.mark.parametrize("case", SHARING)
+def test_an_artifact_with_streams_gives_the_answers_it_was_made_with(
+    case: str, tmp_path: Path, molecules: GraphBatch
+) -> None:
+    manifest, experts = stream_artifact(tmp_path / "a", case)
+    loaded = load_artifact(tmp_path / "a")
+    plain = UnifiedModel(random_backbone(pico_config()), experts, manifest.router)
+    for routing in get_args(Routing):
+        found, expected = (model(molecules, routing=routing) for model in (loaded.model, plain))
+        for task in experts:
+            assert torch.equal(found.logits[task], expected.logits[task])
+        for name, embeddings in expected.embeddings.items():
+            assert torch.equal(found.embeddings[name], embeddings)
+    files = {path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*.*")}
+    assert files == {"manifest.json", *manifest.files}
+    assert {f"streams/{name}.safetensors" for name in manifest.streams} < files
+    components = load_components(tmp_path / "a")
+    again = save_artifact(tmp_path / "b", manifest, components.backbone, components.experts)
+    assert again == manifest == read_manifest(tmp_path / "b")[0]
+    assert (
+        manifest.format_version
+        == json.loads((tmp_path / "b/manifest.json").read_text())["format_version"]
+    )
+
+
+def test_files_of_shared_tasks_have_no_tensors_of_the_stream(tmp_path: Path) -> None:
+    manifest, _ = stream_artifact(tmp_path / "a")
+    assert manifest.format_version == STREAMS_VERSION == 2
+    assert load_file(tmp_path / "a/tasks/common_0.safetensors").keys() == {
+        "graph.down",
+        "graph.up",
+        "head.weight",
+        "head.bias",
+    }
+    stream = load_file(tmp_path / "a/streams/common.safetensors")
+    assert {key for key, value in stream.items() if value.numel()} == {"norm_mean", "norm_var"}
+    written = json.loads((tmp_path / "a/manifest.json").read_text())
+    tasks = ["common_0", "common_1", "common_2"]
+    assert written["streams"] == {"common": {"tasks": tasks, "rank": 0, "graph_rank": 6}}
+    assert "streams" not in json.loads((GOLDEN / "artifact/manifest.json").read_text())
+
+
+def test_some_tasks_need_the_files_of_their_streams_only(
+    tmp_path: Path, molecules: GraphBatch
+) -> None:
+    stream_artifact(tmp_path / "a", "several")
+    whole = load_artifact(tmp_path / "a").model(molecules)
+    for file in ("streams/another", "tasks/another_0", "tasks/common_1", "tasks/beta"):
+        (tmp_path / f"a/{file}.safetensors").unlink()
+    some = load_artifact(tmp_path / "a", tasks=["common_2", "common_0"]).model(molecules)
+    assert list(some.embeddings) == ["common"]
+    for task in ("common_2", "common_0"):
+        torch.testing.assert_close(some.logits[task], whole.logits[task], rtol=0, atol=1e-5)
+    with pytest.raises(ArtifactError, match=r"no readable streams/another\.safetensors"):
+        load_artifact(tmp_path / "a", tasks=["another_1"])
+    with pytest.raises(ArtifactError, match=r"no readable streams/another\.safetensors"):
+        load_artifact(tmp_path / "a")
+
+
+def test_a_stream_that_was_altered_is_refused(tmp_path: Path) -> None:
+    stream_artifact(tmp_path / "a")
+    path = tmp_path / "a/streams/common.safetensors"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ArtifactError, match=r"streams/common\.safetensors: got other contents"):
+        load_components(tmp_path / "a", ["common_1"])
+    assert load_components(tmp_path / "a", ["alpha"]).experts.keys() == {"alpha"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"common": {"graph_rank": 5}}, r"graph\.down has shape \(16, 6\), expected \(16, 5\)"),
+        ({"common": {"rank": 2}}, r"streams/common.*sites\.0\.down has shape \(16, 0\)"),
+        ({"common": {"tasks": ["common_0", "nobody"]}}, "streams: got task 'nobody', expected tas"),
+        ({"common": {"tasks": []}}, "streams.common.tasks: got an empty|at least 1"),
+        ({"common": {"graph_rank": 0}}, "streams.common.graph_rank: got 0"),
+        ({"common": {"width": 3}}, "streams.common.width: got an unknown key"),
+        ({"more": {"tasks": ["common_1"], "graph_rank": 6}}, "got task 'common_1' twice, expected"),
+        ({"alpha": {"tasks": ["beta"], "graph_rank": 6}}, "got name 'alpha', expected one that no"),
+        ({"Alpha": {"tasks": ["beta"], "graph_rank": 6}}, "differ in more than case"),
+        ({"../x": {"tasks": ["beta"], "graph_rank": 6}}, "got name '../x'"),
+        ({"more": {"tasks": ["beta"], "graph_rank": 6}}, r"no checksum of streams/more\.safetenso"),
+        ({"common": None}, "format_version: got 2 without `streams`, expected 1"),
+    ],
+)
+def test_streams_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, dict[str, object] | None], message: str
+) -> None:
+    stream_artifact(tmp_path / "a")
+    streams = json.loads((tmp_path / "a/manifest.json").read_text())["streams"]
+    for name, change in changes.items():
+        if change is None:
+            del streams[name]
+        else:
+            streams[name] = streams.get(name, {}) | change
+    edit_manifest(tmp_path / "a", streams=streams)
+    with pytest.raises(ArtifactError, match=message):
+        load_artifact(tmp_path / "a")
+
+
+def test_streams_need_their_format_version_and_a_family_that_has_them(tmp_path: Path) -> None:
+    stream_artifact(tmp_path / "a")
+    edit_manifest(tmp_path / "a", format_version=1)
+    with pytest.raises(ArtifactError, match="got 1 with `streams`, expected 2"):
+        load_artifact(tmp_path / "a")
+    shutil.copytree(RELEASED.parent / "md17-schnet", tmp_path / "b")
+    streams = {"common": {"tasks": ["ethanol"], "graph_rank": 2}}
+    edit_manifest(tmp_path / "b", format_version=2, streams=streams)
+    with pytest.raises(ArtifactError, match="streams: got some for a backbone of kind 'schnet'"):
+        load_artifact(tmp_path / "b")
+
+
+STREAM_DAMAGES: dict[str, tuple[str, str, Callable[[dict[str, Any]], object], str]] = {
+    "variance": ("mixed", "streams/common", lambda t: t["norm_var"].neg_(), "norm_var is negative"),
+    "nan": ("mixed", "streams/common", lambda t: t["norm_mean"].fill_(torch.nan), "is not finite"),
+    "idle graph": ("mixed", "tasks/common_1", lambda t: t["graph.up"].zero_(), "graph.up or .down"),
+    "idle nodes": (
+        "adapted",
+        "streams/common",
+        lambda t: [t[f"sites.{k}.up"].zero_() for k in range(3)],
+        "zero at all 3 sites, expected adapters of rank 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STREAM_DAMAGES)
+def test_a_damaged_stream_is_refused(tmp_path: Path, kind: str) -> None:
+    case, file, change, message = STREAM_DAMAGES[kind]
+    stream_artifact(tmp_path / "a", case)
+    damage(tmp_path / "a", f"{file}.safetensors", change)
+    with pytest.raises(ArtifactError, match=rf"{file}\.safetensors.*{message}"):
+        load_artifact(tmp_path / "a")
+
+
+def test_experts_must_share_the_streams_of_the_manifest(tmp_path: Path) -> None:
+    manifest, experts = stream_artifact(tmp_path / "a")
+    backbone, config = random_backbone(pico_config()), pico_config()
+
+    def refused(changed: Mapping[str, TaskExpert], written: Manifest = manifest) -> str:
+        with pytest.raises(ArtifactError, match="not written: ") as error:
+            save_artifact(tmp_path / "b", written, backbone, changed)
+        assert not (tmp_path / "b").exists()
+        return str(error.value)
+
+    own = experts | {"common_1": Expert(config, 4, experts["common_1"].label_names)}
+    assert "got common_1 on stream of its own, expected that of the manifest, common" in refused(
+        own
+    )
+    without = manifest.model_copy(update={"streams": {}})
+    assert "got common_0 on stream common, expected" in refused(experts, without)
+    other = SharedExpert(random_stream(config), 6, experts["common_1"].label_names)
+    assert "got two streams 'common', expected one" in refused(experts | {"common_1": other})
+
+
+def test_a_read_only_folder_of_streams_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, experts = stream_artifact(tmp_path / "a")
+    monkeypatch.setattr(artifact_module, "_may_change", lambda path: path.name != "streams")
+    with pytest.raises(ArtifactError, match="read-only artifact"):
+        save_artifact(tmp_path / "a", manifest, random_backbone(pico_config()), experts)
+
+
+def test_graphs_with_other_features_than_the_network_cannot_share_a_stream(tmp_path: Path) -> None:
+    config = GraphNetworkConfig(kind="pyg_gcn", in_dim=6, hidden_dim=8)
+    stream = Stream(config, name="common")
+    experts = {task: SharedExpert(stream, 2, ("y",)) for task in ("wide", "narrow")}
+    for expert in experts.values():
+        torch.nn.init.ones_(expert.graph.up)
+
+    def write(narrow: int) -> None:
+        infos = {task: TaskInfo(labels=("y",)) for task in experts}
+        schema = FeatureInput(num_features={"wide": 6, "narrow": narrow})
+        streams = {"common": StreamInfo(tasks=tuple(experts), graph_rank=2)}
+        manifest = make_manifest(
+            "g", "1", config, 0, RouterConfig(), infos, input=schema, streams=streams
+        )
+        save_artifact(tmp_path / "g", manifest, GraphNetwork(config).eval(), experts)
+
+    with pytest.raises(ArtifactError, match="got 4 features of a node for narrow, which shares"):
+        write(4)
+    write(6)
+    batch = collate_features([FeatureGraph(torch.rand(3, 6), torch.tensor([[0, 1], [1, 0]]))])
+    assert list(load_artifact(tmp_path / "g").model(batch).embeddings) == ["common"]

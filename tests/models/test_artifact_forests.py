@@ -12,9 +12,9 @@ from models.artifact import load_artifact, load_components, read_manifest, save_
 from models.data.fingerprint import WIDTH
 from models.data.schema import MoleculeInput
 from models.errors import ArtifactError
-from models.manifest import Manifest
+from models.manifest import STREAMS_VERSION, Manifest
 from tests.forests import random_rows
-from tests.service.doubles import save_pico_artifact, save_pico_forests
+from tests.service.doubles import save_pico_artifact, save_pico_forests, save_pico_shared_artifact
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,22 @@ def test_forests_come_back_with_their_task(folder: Path) -> None:
     some = load_artifact(folder, tasks=["tox21", "bbbp"])
     assert list(some.forests) == ["tox21"]
     assert np.array_equal(some.forests["tox21"].outputs(random_rows(3)), outputs)
+
+
+def test_tasks_with_forests_may_share_a_stream(tmp_path: Path) -> None:
+    folder = save_pico_forests(tmp_path / "shared", save_pico_shared_artifact)
+    components = load_components(folder)
+    manifest = components.manifest
+    assert manifest.format_version == STREAMS_VERSION
+    assert manifest.streams["common"].tasks == tuple(components.forests) == ("clintox", "tox21")
+    names = ("backbone", "streams/common", *(f"tasks/{task}" for task in manifest.tasks))
+    forests = (f"forests/{task}" for task in components.forests)
+    assert set(manifest.files) == {f"{name}.safetensors" for name in (*names, *forests)}
+    for file in ("tasks/bbbp", "tasks/clintox", "forests/clintox"):
+        (folder / f"{file}.safetensors").unlink()
+    some = load_components(folder, ["tox21"])
+    assert (list(some.experts), list(some.forests)) == (["tox21"], ["tox21"])
+    assert some.experts["tox21"].stream.name == "common"
 
 
 def test_files_of_other_tasks_may_be_missing(folder: Path, tmp_path: Path) -> None:

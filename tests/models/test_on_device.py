@@ -28,11 +28,13 @@ from models.transport.solve import solve_transport
 from models.transport.twd import twd
 from tests.conftest import (
     KINDS,
+    SHARING,
     SMILES,
     collate_atoms,
     pico_config,
     random_backbone,
     random_experts,
+    sharing_experts,
 )
 
 RELEASES = Path(models.__file__).parent / "releases"
@@ -62,6 +64,23 @@ def test_merged_model(
         assert found.logits[task].device.type == device
         close(found.probabilities[task], expected.probabilities[task])
         close(found.routing_weights[task], expected.routing_weights[task])
+
+
+@on_devices
+@pytest.mark.parametrize("routing", get_args(Routing))
+@pytest.mark.parametrize("case", SHARING)
+def test_shared_streams(molecules: GraphBatch, device: str, case: str, routing: Routing) -> None:
+    config = pico_config()
+    router = RouterConfig(temperature=0.3, graph_temperature=0.3)
+    model = UnifiedModel(random_backbone(config), sharing_experts(case, config), router)
+    found = model.to(device)(molecules.to(device), routing=routing)
+    expected = model.to("cpu").double()(molecules, routing=routing)
+    for task in model.tasks:
+        close(found.probabilities[task], expected.probabilities[task])
+        close(found.routing_weights[task], expected.routing_weights[task])
+    for name, embedding in expected.embeddings.items():
+        assert found.embeddings[name].device.type == device
+        close(found.embeddings[name], embedding)
 
 
 @on_devices

@@ -11,15 +11,22 @@ from models.data.batch import GraphBatch
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.errors import InvalidInputError, UnknownTaskError
-from models.experts.bank import AdapterBank
-from models.experts.expert import Expert
+from models.experts.bank import NodeAdapterBank
+from models.experts.expert import Expert, TaskExpert
 from models.experts.router import RouterConfig, node_distances
 from models.experts.unified import Routing, UnifiedModel
-from models.manifest import make_manifest
+from models.manifest import StreamInfo, make_manifest
 from models.screening import ScreenedModel, _Site, candidate_experts, is_screened, nearest_experts
 from models.task import TaskInfo
 from models.transport.problem import Support
-from tests.conftest import SMILES, pico_config, random_backbone, random_experts
+from tests.conftest import (
+    SMILES,
+    pico_config,
+    random_backbone,
+    random_experts,
+    random_shared_experts,
+    random_stream,
+)
 
 GRAPHS = [featurize(smiles).graph for smiles in SMILES]
 RANK = 16
@@ -114,14 +121,17 @@ def test_the_order_is_that_of_the_router_where_mass_cannot_move() -> None:
     assert nearest_experts(backbone, experts, router, graphs, 99, ["beta1"]) == {
         "beta1": tuple(task for task in expected if task != "beta1")
     }
-    bank = AdapterBank([expert.adapters for expert in experts.values()])
+    bank = NodeAdapterBank([expert.adapters.node_adapters[2] for expert in experts.values()])
     support = Support.from_graph(batch.edge_index, batch.batch, 1)
     h = torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
     exact = node_distances(
-        bank.project(2, h.unsqueeze(1)), bank.gram[2], torch.tensor([5]), support, router
+        bank.project(h.unsqueeze(1)), bank.gram, torch.tensor([5]), support, router
     )[0, 0]
     torch.testing.assert_close(
-        _Site(experts.values(), 2, False, 0.1).distances(h, 5), exact, atol=1e-5, rtol=1e-4
+        _Site([e.adapters.node_adapters[2] for e in experts.values()], False, 0.1).distances(h, 5),
+        exact,
+        atol=1e-5,
+        rtol=1e-4,
     )
 
 
@@ -222,3 +232,70 @@ def test_the_table_survives_writing(tmp_path: Path) -> None:
     assert again.nearest == components.manifest.nearest
     assert {len(others) for others in again.nearest.values()} == {5}
     assert json.loads((tmp_path / "b/manifest.json").read_text())["router"]["candidates"] == 2
+
+
+def sharing() -> dict[str, TaskExpert]:
+    """Five tasks on one stream, `a0` and `a1` alike, between three with streams of their own."""
+    shared = random_shared_experts(random_stream(pico_config(), name="a"), (1, 1, 2, 1, 3), RANK)
+    shared["a_1"].graph.load_state_dict(shared["a_0"].graph.state_dict())
+    own = random_experts(pico_config(), RANK)
+    return {"alpha": own["alpha"], **shared, "beta": own["beta"], "gamma": own["gamma"]}
+
+
+def screened_sharing(folder: Path, router: RouterConfig, most: int) -> ArtifactComponents:
+    experts, backbone = sharing(), random_backbone(pico_config())
+    tasks = tuple(task for task in experts if task.startswith("a_"))
+    manifest = make_manifest(
+        "sharing",
+        "1",
+        pico_config(),
+        RANK,
+        router,
+        {task: TaskInfo(labels=expert.label_names) for task, expert in experts.items()},
+        streams={"a": StreamInfo(tasks=tasks, graph_rank=RANK)},
+    )
+    nearest = nearest_experts(backbone, experts, router, GRAPHS, most)
+    save_artifact(folder, manifest.model_copy(update={"nearest": nearest}), backbone, experts)
+    return load_components(folder)
+
+
+def test_tasks_of_a_shared_stream_are_ranked_at_the_graph_site() -> None:
+    experts, backbone = sharing(), random_backbone(pico_config())
+    router = RouterConfig(graph_temperature=0.5)
+    nearest = nearest_experts(backbone, experts, router, GRAPHS, 99)
+    assert all({task, *others} == experts.keys() for task, others in nearest.items())
+    assert (nearest["a_0"][0], nearest["a_1"][0]) == ("a_1", "a_0")
+    weights = UnifiedModel(backbone, experts, router)(collate(GRAPHS), ["a_3"], "moe")
+    # the router's distances, which are minus the logarithms of its weights but for a constant
+    distances = -weights.routing_weights["a_3"][:, -1].log()
+    distances -= distances[:, [4]]
+    expected = [list(experts)[k] for k in distances.mean(0).argsort()]
+    assert nearest["a_3"] == tuple(task for task in expected if task != "a_3")
+
+
+def test_all_tasks_on_one_stream_have_nearest_ones() -> None:
+    shared = random_shared_experts(random_stream(pico_config(), name="a"), (1, 1, 2), RANK)
+    nearest = nearest_experts(random_backbone(pico_config()), shared, RouterConfig(), GRAPHS, 1)
+    assert {task: len(others) for task, others in nearest.items()} == dict.fromkeys(shared, 1)
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+def test_screened_tasks_of_a_shared_stream(
+    tmp_path: Path, molecules: GraphBatch, routing: Routing
+) -> None:
+    router = RouterConfig(top_k=2, candidates=6)
+    components = screened_sharing(tmp_path / "a", router, 7)
+    assert is_screened(components.manifest)
+    assert_same(components, molecules, routing, None, least=0.7)
+    output = ScreenedModel(components)(molecules, ["gamma", "a_2"], routing)
+    assert output.embeddings.keys() >= {"gamma", "a"}
+
+
+def test_routing_own_runs_a_shared_stream_once(tmp_path: Path, molecules: GraphBatch) -> None:
+    """Though a small model has few tasks otherwise."""
+    router = RouterConfig(top_k=2, candidates=1)
+    model = ScreenedModel(screened_sharing(tmp_path / "a", router, 7))
+    tasks = ("alpha", "a_0", "a_1", "a_4", "gamma")
+    groups = model._groups(tasks, "own")
+    assert list(groups.values()) == [["alpha"], ["a_0", "a_1", "a_4"], ["gamma"]]
+    assert list(groups)[1] == tuple(f"a_{k}" for k in range(5))

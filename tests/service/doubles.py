@@ -2,7 +2,7 @@
 port, a tiny artifact."""
 
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from http import HTTPStatus
@@ -18,13 +18,14 @@ from models.artifact import load_components, save_artifact
 from models.data.fingerprint import BITS, DESCRIPTORS, FINGERPRINT_RULE
 from models.data.molecule import MolGraph
 from models.data.schema import AtomsInput, FeatureInput, MoleculeInput
+from models.experts.adapter import Stream
 from models.experts.combination import ExpertChoice, ForestInfo
-from models.experts.expert import Expert
+from models.experts.expert import Expert, SharedExpert, TaskExpert
 from models.experts.forest import Forest
 from models.experts.router import RouterConfig
 from models.experts.symmetric_trees import SymmetricForest
 from models.experts.unified import Routing
-from models.manifest import make_manifest
+from models.manifest import StreamInfo, make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert
@@ -164,11 +165,13 @@ def save_pico_artifact(folder: Path, labels_of: dict[str, tuple[str, ...]] = LAB
     return folder
 
 
-def save_pico_forests(folder: Path) -> Path:
-    """The tasks of `save_pico_artifact`; `clintox` is answered by network and forest, `tox21` by
-    the forest, `bbbp` has none."""
+def save_pico_forests(
+    folder: Path, save_network: Callable[[Path], Path] = save_pico_artifact
+) -> Path:
+    """The tasks of `save_pico_artifact` or another network; `clintox` is answered by network and
+    forest, `tox21` by the forest, `bbbp` has none."""
     with TemporaryDirectory() as plain:
-        components = load_components(save_pico_artifact(Path(plain) / "plain"))
+        components = load_components(save_network(Path(plain) / "plain"))
     described: dict[str, ForestInfo] = {
         "clintox": ForestInfo(default="both", inputs=("ecfp4",), library="by hand 1"),
         "tox21": ForestInfo(default="forest", inputs=("ecfp4", "descriptors"), library="by hand 1"),
@@ -194,6 +197,27 @@ def _asking(forest: SymmetricForest) -> SymmetricForest:
     for level, (column, border) in enumerate(asked):
         columns[:, level], borders[:, level] = column, border
     return replace(forest, columns=columns, borders=borders)
+
+
+def save_pico_shared_artifact(folder: Path) -> Path:
+    """As `save_pico_artifact`, with all tasks but the first on one stream."""
+    torch.manual_seed(8)
+    config = BackboneConfig(kind="gcn", num_layers=2, hidden_dim=8)
+    first, *others = LABELS
+    stream = Stream(config, name="common")
+    experts: dict[str, TaskExpert] = {first: Expert(config, 2, LABELS[first])}
+    for site in experts[first].stream.sites:
+        torch.nn.init.normal_(site.up)  # type: ignore[arg-type]
+    for task in others:
+        shared = SharedExpert(stream, 3, LABELS[task])
+        torch.nn.init.normal_(shared.graph.up)
+        experts[task] = shared
+    router = RouterConfig(temperature=0.5, graph_temperature=0.5)
+    tasks = {task: TaskInfo(labels=labels) for task, labels in LABELS.items()}
+    streams = {"common": StreamInfo(tasks=tuple(others), graph_rank=3)}
+    manifest = make_manifest("shared", "0.1.0", config, 2, router, tasks, streams=streams)
+    save_artifact(folder, manifest, Backbone(config), experts)
+    return folder
 
 
 FEATURES = {"papers": 3, "pages": 5, "weights": 3}

@@ -49,6 +49,7 @@ def _task(info: EngineInfo, task: str) -> TaskOut:
         units=described.unit_of or None,
         experts=_experts(info, task),
         **info.input.of_task(task),
+        stream=info.stream_of.get(task),
     )
 
 

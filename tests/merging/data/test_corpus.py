@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from merging.data.corpus import Corpus, CorpusConfig, load_corpus
+from merging.data.descriptors import DESCRIPTORS
 from models.data.molecule import MolGraph
 from models.data.smiles import featurize
 from models.errors import DataError
@@ -51,7 +52,7 @@ def config(**changes: object) -> CorpusConfig:
 
 def graphs(corpus: Corpus) -> Counter[str]:
     """Every molecule of all shards as text."""
-    shards = [corpus.shard(k) for k in range(len(corpus.sizes))]
+    shards = [corpus.shard(k).graphs for k in range(len(corpus.sizes))]
     batches = [shard.select(torch.tensor([row])) for shard in shards for row in range(len(shard))]
     return Counter(text(MolGraph(batch.x, batch.edge_index, batch.edge_attr)) for batch in batches)
 
@@ -95,6 +96,22 @@ def test_the_first_file_is_in_the_mix_whatever_the_limit(data: Path, tmp_path: P
     )
 
 
+def test_a_limit_for_every_file(data: Path, tmp_path: Path) -> None:
+    corpus = load_corpus(config(max_per_file=2, exclude_benchmarks=False), data, tmp_path)
+    assert corpus.record["lines"] == 2 * len(config().files)
+
+
+def test_descriptors_are_those_of_the_molecules(data: Path, tmp_path: Path) -> None:
+    plain = load_corpus(config(exclude_benchmarks=False), data, tmp_path)
+    assert plain.shard(0).descriptors is None
+    corpus = load_corpus(config(exclude_benchmarks=False), data, tmp_path, descriptors=True)
+    assert corpus.folder != plain.folder
+    shard = corpus.shard(0)
+    assert shard.descriptors is not None
+    heavy = shard.descriptors[:, DESCRIPTORS.index("NumHeavyAtoms")].long()
+    assert torch.equal(heavy, shard.graphs.node_counts)
+
+
 def test_names_and_headers_are_no_molecules(data: Path, tmp_path: Path) -> None:
     named = [f"{smiles} mol {k}" for k, smiles in enumerate(STEREO)]
     (data / "named.smi").write_text("\n".join(["smiles name", *named]))
@@ -106,7 +123,9 @@ def test_names_and_headers_are_no_molecules(data: Path, tmp_path: Path) -> None:
 
 def test_shards_mix_the_files(data: Path, tmp_path: Path) -> None:
     corpus = load_corpus(config(exclude_benchmarks=False), data, tmp_path / "cache")
-    sizes = {len(corpus.shard(0).select(torch.tensor([row])).x) for row in range(corpus.sizes[0])}
+    sizes = {
+        len(corpus.shard(0).graphs.select(torch.tensor([row])).x) for row in range(corpus.sizes[0])
+    }
     assert sizes == {featurize(smiles).graph.num_nodes for smiles in (*STEREO, *molecules())}
     # no small last one, which might hold no batch
     assert max(corpus.sizes) - min(corpus.sizes) <= 3
@@ -120,7 +139,9 @@ def test_workers_make_no_difference(data: Path, tmp_path: Path) -> None:
     for k in range(len(one.sizes)):
         assert all(
             torch.equal(a, b)
-            for a, b in zip(vars(one.shard(k)).values(), vars(two.shard(k)).values(), strict=True)
+            for a, b in zip(
+                *(vars(corpus.shard(k).graphs).values() for corpus in (one, two)), strict=True
+            )
         )
 
 

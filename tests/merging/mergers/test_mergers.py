@@ -18,6 +18,7 @@ from merging.mergers.emr import mask, unified_vector
 from merging.mergers.fisher import diagonal_fisher, single_graphs
 from merging.mergers.registry import MERGERS, merge
 from merging.mergers.regmean import input_grams
+from merging.mergers.residual import numbers_of
 from merging.mergers.task_vector import TaskVector, is_merged, total
 from merging.mergers.ties import disjoint_mean, disjoint_sum, elect_sign, trim
 from models.data.atoms import Atoms
@@ -33,6 +34,7 @@ State = dict[str, Tensor]
 QUICK: dict[str, dict[str, Any]] = {
     "adamerging": {"steps": 2, "learning_rate": 0.05},
     "gnnmerge": {"epochs": 5},
+    "residual": {"rank": 2},
 }
 ROUNDED = {"gffmerge": 1e-5}
 """It solves on what the teachers' Linears give, rounded to float32; the others are exact."""
@@ -454,6 +456,76 @@ class TestEmr:
         torch.testing.assert_close(
             run("emr", given).by_task["task0"][KEY], given.finetuned["task0"][KEY]
         )
+
+
+class TestResidual:
+    def low_rank_models(self, rank: int) -> MergeInputs:
+        """Two models whose difference to their average has this rank in every matrix."""
+        given = inputs(2)
+        start = given.finetuned["task0"]
+        generator = torch.Generator().manual_seed(0)
+
+        def moved(key: str, value: Tensor) -> Tensor:
+            if not is_merged(key, value):
+                return value
+            if value.dim() < 2:
+                return value + torch.rand(value.shape, generator=generator)
+            rows, columns = value.shape
+            left = torch.rand(rows, rank, generator=generator)
+            return value + left @ torch.rand(rank, columns, generator=generator)
+
+        other = {key: moved(key, value) for key, value in start.items()}
+        return replace(given, finetuned={"task0": start, "task1": other})
+
+    def test_models_of_that_rank_are_recovered(self) -> None:
+        given = self.low_rank_models(2)
+        for rank, exact in ((2, True), (1, False)):
+            result = run("residual", given, rank=rank)
+            for task, state in given.finetuned.items():
+                for key, value in state.items():
+                    if is_merged(key, value):
+                        close = torch.allclose(result.by_task[task][key], value, atol=1e-5)
+                        # Vectors are whole at every rank; two rows or columns are never shorter.
+                        assert close or (not exact and value.dim() == 2), (rank, key)
+                assert torch.allclose(result.by_task[task][KEY], state[KEY], atol=1e-5) == exact
+
+    def test_full_rank_is_every_model_itself(self) -> None:
+        given = inputs(3)
+        result = run("residual", given, rank=16)
+        for task, state in given.finetuned.items():
+            for key, value in state.items():
+                if is_merged(key, value):
+                    torch.testing.assert_close(result.by_task[task][key], value)
+
+    def test_what_is_left_out_are_the_smallest_singular_values(self) -> None:
+        given = inputs(2)
+        result = run("residual", given, rank=3)
+        own, average = given.finetuned["task1"][KEY].double(), result.backbone[KEY].double()
+        left_out = torch.linalg.svdvals(own - average)[3:].square().sum()
+        error = (result.by_task["task1"][KEY].double() - own).square().sum()
+        torch.testing.assert_close(error, left_out, rtol=1e-4, atol=1e-8)
+
+    def test_backbone_is_the_average(self) -> None:
+        given = inputs(3)
+        expected = run("weight_average", given).backbone
+        result = run("residual", given)
+        assert all(torch.equal(result.backbone[key], value) for key, value in expected.items())
+
+    @pytest.mark.parametrize(("rank", "numbers"), [(4, 29_700), (10, 53_100), (30, 121_500)])
+    def test_numbers_of_a_task(self, rank: int, numbers: int) -> None:
+        """Five layers of 300, as in the study that the default is from."""
+        state = Backbone(BackboneConfig(kind="gcn")).state_dict()
+        counted = sum(
+            numbers_of(value.shape, rank) for key, value in state.items() if is_merged(key, value)
+        )
+        assert counted == numbers
+
+    def test_its_record_counts_what_a_task_adds(self) -> None:
+        given = inputs(2)
+        record = run("residual", given, rank=2).record
+        linear, tables = 3 * 2 * 32, 2 * (120 + 16) + 3 * 2 * (6 + 16) + 3 * 2 * (3 + 16) + 2 * 19
+        vectors = 3 * 3 * 16
+        assert record == {"rank": 2, "numbers": linear + tables + vectors}
 
 
 class GraphClassifier(torch.nn.Module):

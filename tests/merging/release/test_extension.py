@@ -18,9 +18,10 @@ from merging.run.run import Run
 from models.artifact import load_artifact, load_components, read_manifest, save_artifact
 from models.data.batch import GraphBatch
 from models.errors import ConfigError, DataError
-from models.experts.expert import Expert
+from models.experts.adapter import Stream
+from models.experts.expert import Expert, SharedExpert
 from models.experts.router import RouterConfig
-from models.manifest import make_manifest
+from models.manifest import StreamInfo, make_manifest
 from models.networks.hu2020 import Backbone
 from models.screening import is_screened
 from models.task import TaskInfo
@@ -102,6 +103,77 @@ def test_adding_and_removing_gives_back_the_answers(extended: Path, molecules: G
     before, after = (artifact.model(molecules, None, "moe") for artifact in (old, back))
     assert all(torch.equal(before.logits[task], after.logits[task]) for task in before.logits)
     assert not (extended / "back/tasks/carbonyl.safetensors").exists()
+
+
+def share_a_stream(folder: Path, output: Path) -> None:
+    """Write an artifact whose tasks share a stream: that of the first one, without its adapters."""
+    components = load_components(folder)
+    torch.manual_seed(0)
+    first, experts = next(iter(components.experts.values())), dict[str, SharedExpert]()
+    stream = Stream(components.manifest.backbone, name="common")
+    stream.norm_mean.copy_(first.adapters.norm_mean)
+    stream.norm_var.copy_(first.adapters.norm_var)
+    for task, expert in components.experts.items():
+        experts[task] = SharedExpert(stream, 9, expert.label_names)
+        torch.nn.init.normal_(experts[task].graph.up)
+    streams = {"common": StreamInfo(tasks=tuple(experts), graph_rank=9)}
+    manifest = components.manifest.model_copy(update={"streams": streams})
+    save_artifact(output, manifest, components.backbone, experts, "card\n")
+
+
+def test_a_task_added_to_a_shared_stream_begins_on_its_own(
+    extended: Path, molecules: GraphBatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share_a_stream(extended / "artifact", extended / "sharing")
+    assert add(extended, "sharing", "plus") == 0
+    before, after = (load_artifact(extended / name) for name in ("sharing", "plus"))
+    assert after.manifest.streams == before.manifest.streams
+    assert after.manifest.format_version == 2
+    for name, sha256 in before.manifest.files.items():
+        assert name == "README.md" or after.manifest.files[name] == sha256
+    old, new = before.model(molecules), after.model(molecules)
+    assert list(new.embeddings) == ["carbonyl", "common"]
+    alone = load_artifact(extended / "extended").model(molecules, ["carbonyl"])
+    torch.testing.assert_close(new.logits["carbonyl"], alone.logits["carbonyl"], rtol=0, atol=1e-4)
+    for task in ("nitrogen", "other"):
+        torch.testing.assert_close(new.logits[task], old.logits[task], rtol=0, atol=1e-4)
+    assert main(["inspect", str(extended / "plus")]) == 0
+    shown = capsys.readouterr().out
+    assert "stream common: 2 tasks, no node adapters, graph adapters of rank 9" in shown
+    width, layers = after.manifest.backbone.hidden_dim, after.manifest.backbone.num_layers
+    adapters = 2 * width * (2 * 9 + (layers + 1) * after.manifest.rank)
+    assert f"3 experts, {adapters:,} parameters" in shown
+
+
+def test_tasks_are_removed_from_their_streams(extended: Path, molecules: GraphBatch) -> None:
+    share_a_stream(extended / "artifact", extended / "sharing")
+    assert add(extended, "sharing", "plus") == 0
+    plus = load_artifact(extended / "plus").model(molecules).logits
+    one = remove_tasks(extended / "plus", ["nitrogen"], extended / "one")
+    assert (one.format_version, one.streams["common"].tasks) == (2, ("other",))
+    found = load_artifact(extended / "one").model(molecules).logits
+    torch.testing.assert_close(found["other"], plus["other"], rtol=0, atol=1e-4)
+    none = remove_tasks(extended / "plus", ["nitrogen", "other"], extended / "none")
+    assert (none.format_version, none.streams) == (1, {})
+    assert "streams" not in (extended / "none/manifest.json").read_text()
+    assert not (extended / "none/streams").exists()
+
+
+def test_a_task_may_not_be_called_as_a_stream_of_the_artifact(
+    extended: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share_a_stream(extended / "artifact", extended / "sharing")
+    text = (extended / "more.yaml").read_text()
+    (extended / "more.yaml").write_text(
+        text.replace("carbonyl:", "common:").replace("- carbonyl", "- common")
+    )
+    assert add(extended, "sharing", "again") == 1
+    assert "got common, a stream of the artifact, expected names" in capsys.readouterr().err
+    (extended / "more.yaml").write_text(
+        text.replace("carbonyl:", "Common:").replace("- carbonyl", "- Common")
+    )
+    assert add(extended, "sharing", "again") == 1
+    assert "differ in more than case" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_refused(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from merging.cli.main import main
 from merging.run.run import Run
 from merging.studies.markdown import percent
 from merging.studies.report import summarise_seeds
-from merging.studies.rows import candidates, chosen_merger
+from merging.studies.rows import candidates, chosen_merger, table_rows
 from tests.merging.conftest import write_pico
 from tests.merging.run.test_stages import command
 
@@ -24,8 +25,10 @@ ROWS = {
     "task_arithmetic",
     "regmean",
     "emr",
+    "residual",
     "gmerging_own",
     "gmerging_moe",
+    "one_pass",
 }
 
 
@@ -68,6 +71,8 @@ def test_comparison_writes_seeds_summary_table_and_figures(compared: Path) -> No
         "ecfp4_random_forest_neutral",
         "regmean",
         "emr",
+        "residual",
+        "one_pass",
     }
     table = (folder / "table.md").read_text()
     own = summary["methods"]["gmerging_own"]["stored"]
@@ -90,7 +95,26 @@ def test_matrices_and_accounting(compared: Path) -> None:
     assert parameters["merged_total"] == parameters["backbone"] + 2 * (
         4 * 128 + parameters["statistics_per_task"]
     ) + sum(parameters["heads"].values())
-    assert set(results["accounting"]["seconds"]) == {"finetuning", "merging", "adapters"}
+    assert parameters["one_pass_adapter"] == 2 * 16 * 4
+    assert parameters["one_pass_total"] == parameters["backbone"] + parameters[
+        "statistics_per_task"
+    ] + 2 * 128 + sum(parameters["heads"].values())
+    seconds = {"finetuning", "merging", "adapters", "one_pass"}
+    assert set(results["accounting"]["seconds"]) == seconds
+    # Rank 3 saves numbers of matrices and of the tables of atom types and bond types.
+    whole = 3 * 16 + 3 * (3 + 1 + 2) * 16
+    low_rank = 3 * (3 * 32 + 136 + 3 * 22)
+    assert results["methods"]["residual"]["numbers_per_task"] == whole + low_rank
+
+
+def test_one_pass_is_a_row_where_it_is_configured(compared: Path, pico_run: Run) -> None:
+    table = (compared / "results/pico/table.md").read_text()
+    assert "| One pass (joint alignment) |" in table
+    assert "| Average with low-rank residuals |" in table
+    names = [row.name for row in table_rows(pico_run)]
+    assert names[-1] == "one_pass"
+    without = pico_run.config.model_copy(update={"one_pass": None})
+    assert [row.name for row in table_rows(replace(pico_run, config=without))] == names[:-1]
 
 
 def test_another_seed_joins_those_that_are_there(compared: Path, tmp_path: Path) -> None:

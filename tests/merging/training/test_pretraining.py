@@ -6,19 +6,20 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from merging.training import pretraining
 from merging.training.objectives import ContextPredictionConfig
 from merging.training.pretraining import PretrainConfig, load_pretrain_config, pretrain
-from models.errors import ConfigError
+from models.errors import CheckpointError, ConfigError
 from models.networks.hu2020 import BackboneConfig, load_backbone
-from tests.conftest import pico_config
+from tests.conftest import pico_config, random_backbone
 from tests.merging.conftest import stereo_corpus
 
 CORPUS = stereo_corpus()
 CONTEXT: dict[str, object] = {"kind": "contextpred", "inner_hops": 2, "outer_hops": 4}
 EDGES: dict[str, object] = {"kind": "edgepred"}
+DESCRIPTORS: dict[str, object] = {"kind": "descriptors", "hidden_dim": 32}
 CPU = torch.device("cpu")
 
 
@@ -78,8 +79,52 @@ def test_it_learns_and_leaves_a_backbone_with_its_story(
     assert not list(path.parent.glob("*.resume.pt"))
 
 
+def test_descriptors_are_learnt_with_the_embeddings_of_a_teacher(tmp_path: Path) -> None:
+    teacher = pico_config("gcn")
+    save_file(random_backbone(teacher).state_dict(), tmp_path / "teacher.safetensors")
+    of_teacher = {
+        "teacher": str(tmp_path / "teacher.safetensors"),
+        "teacher_backbone": teacher.model_dump(),
+    }
+    backbone = {**pico_config("gin_linear").model_dump(), "readout": "sum"}
+    config = write_config(
+        tmp_path, DESCRIPTORS | of_teacher, epochs=20, backbone=backbone, schedule="cosine"
+    )
+    path = pretrain(config, tmp_path / "data", tmp_path / "work", 3, CPU)
+    explained = [shard["accuracy"] for shard in record_of(path)["shards"]]
+    # the first epoch predicts no more than the means; the learning rate still rises for half of
+    # the steps
+    assert explained[0] < 0.05
+    assert explained[-1] > 0.3
+    load_backbone(path, config.backbone)
+
+
+def test_a_missing_teacher_is_named(tmp_path: Path) -> None:
+    config = write_config(tmp_path, {**DESCRIPTORS, "teacher": "none.pth"})
+    with pytest.raises(CheckpointError, match=r"none\.pth"):
+        pretrain(config, tmp_path / "data", tmp_path / "work", 0, CPU)
+
+
+def test_a_cosine_schedule_rises_and_falls_to_nothing(tmp_path: Path) -> None:
+    config = write_config(tmp_path, DESCRIPTORS, schedule="cosine", learning_rate=1.0)
+    rates = [
+        pretraining._LearningRates(config, shard, 3, 400)[step]
+        for shard in range(3)
+        for step in range(400)
+    ]
+    assert rates[0] == 1 / 200
+    peak = rates.index(max(rates))
+    assert 190 < peak < 250
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert 0 < rates[-1] < 1e-5
+    constant = config.model_copy(update={"schedule": "constant"})
+    assert pretraining._LearningRates(constant, 2, 3, 400)[399] == 1.0
+
+
 @pytest.mark.usefixtures("small_shards")
-@pytest.mark.parametrize("objective", [CONTEXT, EDGES], ids=["context", "edges"])
+@pytest.mark.parametrize(
+    "objective", [CONTEXT, EDGES, DESCRIPTORS], ids=["context", "edges", "descriptors"]
+)
 def test_a_resumed_run_is_the_same_run(
     objective: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +216,10 @@ def test_bundled_configurations_are_those_of_hu_et_al(name: str) -> None:
             {"objective": {"kind": "edgepred", "inner_hops": 2}},
             "inner_hops: got an unknown key, expected one",
         ),
-        ({"objective": {"kind": "masking"}}, "objective: .*'contextpred', 'edgepred'"),
+        (
+            {"objective": {"kind": "masking"}},
+            "objective: .*'contextpred', 'edgepred', 'descriptors'",
+        ),
         (
             {"objective": {**CONTEXT, "outer_hops": 2}},
             "got inner_hops 2, expected less than outer_hops 2 and than backbone.num_layers 3",
@@ -183,7 +231,7 @@ def test_bundled_configurations_are_those_of_hu_et_al(name: str) -> None:
         ({"corpus": {"files": []}}, "corpus.files"),
         (
             {"corpus": {"files": ["a"], "max": 3}},
-            "corpus.max: .* expected one of files, max_molecules",
+            "corpus.max: .* expected one of files, max_molecules, max_per_file",
         ),
         ({"epochs": 0}, "epochs: got 0, expected greater than or equal to 1"),
         ({"batch_size": 1}, "batch_size: got 1, expected greater than or equal to 2"),

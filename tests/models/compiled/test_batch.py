@@ -39,6 +39,36 @@ def test_rows_of_is_a_stable_sort(as_run: AsRun, rows: list[int], more: int) -> 
     assert starts[0] == 0
 
 
+def test_edges_are_sorted_by_target(as_run: AsRun) -> None:
+    texts = ("C[C@H](N)C(=O)O", "F/C=C/F", "C", "c1ccc2[nH]ccc2c1", "[Na+].[Cl-]")
+    batch = collate([featurize(text).graph for text in texts])
+    shuffled = torch.randperm(batch.edge_index.shape[1], generator=torch.Generator().manual_seed(0))
+    edges, attributes = batch.edge_index[:, shuffled].numpy(), batch.edge_attr[shuffled].numpy()
+    starts, sources, bonds, scale, keys = as_run(compiled_batch.sort_edges)(
+        batch.x.numpy(), *edges, attributes, 3, NUM_BOND_DIRECTIONS
+    )
+    found = []
+    for node in range(batch.num_nodes):
+        for entry in range(starts[node], starts[node + 1]):
+            found.append((sources[entry], node, *divmod(bonds[entry], NUM_BOND_DIRECTIONS)))
+    assert sorted(found) == sorted(zip(*edges, *attributes.T, strict=True))
+    degree = np.bincount(edges[0], minlength=batch.num_nodes) + 1
+    np.testing.assert_allclose(scale, degree**-0.5, rtol=1e-6)
+    features = np.column_stack([batch.x.numpy(), degree])
+    same = (features[:, None] == features).all(2)
+    np.testing.assert_array_equal(keys[:, None] == keys, same)
+    assert [
+        len(values)
+        for values in as_run(compiled_batch.sort_edges)(
+            np.empty((0, 2), np.int64),
+            *np.empty((2, 0), np.int64),
+            np.empty((0, 2), np.int64),
+            3,
+            3,
+        )
+    ] == [1, 0, 0, 0, 0]
+
+
 def splitmix(key: int) -> int:
     """Compute Vigna's splitmix64, https://prng.di.unimi.it/splitmix64.c, without the first
     addition.
@@ -280,7 +310,7 @@ def test_mean_is_the_mean_over_the_nodes_of_a_graph(streams: int, width: int) ->
 def test_bond_sums_are_those_of_the_first_nodes_and_of_all() -> None:
     graphs = CompiledBatch.from_batch(some_molecules())
     classes = graphs.classes(1, by_graph=False)
-    everywhere = graphs.bond_sums(None)
+    everywhere = graphs.bonds_by_node
     assert everywhere.shape == (len(graphs.scale), SELF_LOOP + 1 + NUM_BOND_DIRECTIONS + 1)
     assert torch.equal(
         graphs.bond_sums(classes.representatives[1]), everywhere[classes.representatives[1]]

@@ -11,7 +11,7 @@ from models.data.molecule import NUM_BOND_DIRECTIONS, SELF_LOOP
 from models.experts.adapter import Adapter, apply_norm
 from models.experts.router import RouterConfig
 from models.experts.unified import UnifiedModel
-from models.networks.hu2020 import BackboneConfig, GCNConvolution
+from models.networks.hu2020 import Backbone, BackboneConfig, GCNConvolution
 from models.networks.propagation import Propagation
 from tests.conftest import assert_law, random_backbone, random_experts
 
@@ -27,6 +27,13 @@ def unified(num_experts: int, rank: int) -> UnifiedModel:
     }
     chosen = {task: expert.double() for task, expert in list(experts.items())[:num_experts]}
     return UnifiedModel(random_backbone(config).double(), chosen, RouterConfig())
+
+
+def folded(model: UnifiedModel, number: int) -> FoldedLayer:
+    backbone = model.backbone
+    assert isinstance(backbone, Backbone)
+    statistics = model.norm_mean[number], model.norm_var[number]
+    return fold_layer(backbone, number, model.node_banks[number], *statistics)
 
 
 def bond_counts(batch: GraphBatch) -> Tensor:
@@ -57,7 +64,7 @@ def test_folded_layer_is_convolution_projection_and_norm(
     num_experts: int, rank: int, number: int, molecules: GraphBatch
 ) -> None:
     model = unified(num_experts, rank)
-    layer = fold_layer(model, number)
+    layer = folded(model, number)
     h = torch.randn(
         molecules.num_nodes, _WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
@@ -66,15 +73,11 @@ def test_folded_layer_is_convolution_projection_and_norm(
     convolved = convolution(h, Propagation.from_batch(molecules))
     both = aggregated(molecules, h @ layer.linear) + bond_counts(molecules) @ layer.bonds
     assert_law(both[:, :_WIDTH], convolved)
-    expected = torch.cat([convolved @ down for down in model.bank.down[number].unbind(1)], 1)
+    expected = torch.cat([convolved @ down for down in model.node_banks[number].down.unbind(1)], 1)
     assert_law(both[:, _WIDTH:], expected)
     for k in range(num_experts):
         normalised = apply_norm(
-            model.backbone,
-            number,
-            h,
-            model.bank.norm_mean[number, k],
-            model.bank.norm_var[number, k],
+            model.backbone, number, h, model.norm_mean[number, k], model.norm_var[number, k]
         )
         assert_law(h * layer.gain[k] + layer.offset[k], normalised)
 
@@ -82,7 +85,7 @@ def test_folded_layer_is_convolution_projection_and_norm(
 @pytest.mark.parametrize(("num_experts", "rank"), [(1, 1), (3, 4), (8, 2), (9, 3)])
 def test_gram_matrices_are_padded_with_zeros(num_experts: int, rank: int) -> None:
     model = unified(num_experts, rank)
-    layer = fold_layer(model, 1)
+    layer = folded(model, 1)
     padded = -(-num_experts // SIMD_WIDTH) * SIMD_WIDTH
     assert layer.self_gram.shape == (rank, rank, padded)
     assert layer.cross_gram.shape == (num_experts, rank, rank, padded)
@@ -96,9 +99,9 @@ def test_gram_matrices_are_padded_with_zeros(num_experts: int, rank: int) -> Non
 
 def test_up_is_the_adapters_and_not_the_banks_memory() -> None:
     model = unified(3, 4)
-    layer = fold_layer(model, 0)
-    before = model.bank.up[0].clone()
-    model.bank.up.zero_()
+    layer = folded(model, 0)
+    before = model.node_banks[0].up.clone()
+    model.node_banks[0].up.zero_()
     assert torch.equal(layer.up, before)
     assert before.any()
 
@@ -128,7 +131,7 @@ def test_a_selection_is_split_in_order(size: int, expected: list[list[int]]) -> 
 @pytest.mark.parametrize("positions", [[1], [2, 0], [0, 1, 2]])
 def test_weights_of_some_experts_are_their_columns(positions: list[int]) -> None:
     model = unified(3, 4)
-    layer: FoldedLayer = fold_layer(model, 1)
+    layer: FoldedLayer = folded(model, 1)
     linear, bonds = layer.for_experts(ExpertSelection(positions))
     convolution = model.backbone.gnns[1]
     assert isinstance(convolution, GCNConvolution)
@@ -137,6 +140,6 @@ def test_weights_of_some_experts_are_their_columns(positions: list[int]) -> None
     for k, expert in enumerate(positions):
         adapter = Adapter(_WIDTH, 4).double()
         with torch.no_grad():
-            adapter.down.copy_(model.bank.down[1][:, expert])
+            adapter.down.copy_(model.node_banks[1].down[:, expert])
         assert_law(linear[k], (convolution.linear.weight.T @ adapter.down).T.detach())
         assert_law(bonds[k], layer.bonds[:, :_WIDTH] @ adapter.down.detach())

@@ -4,6 +4,8 @@ The inputs are multiples of a half, whose float32 sums are exact in any order: b
 answers must be equal, whatever the width of the processor's registers.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -199,21 +201,40 @@ def test_weight_projections_scales_each_expert(
 
 
 @pytest.mark.parametrize(
-    ("experts", "streams", "graphs", "width"), [(1, 1, 1, 1), (5, 3, 4, 13), (3, 2, 0, 8)]
+    ("experts", "streams", "tasks", "graphs", "width"),
+    [(1, 1, 1, 1, 1), (5, 3, 3, 4, 13), (5, 2, 4, 3, 9), (3, 2, 2, 0, 8)],
 )
 def test_mean_absolute_differences_are_from_the_target_expert(
-    as_run: AsRun, experts: int, streams: int, graphs: int, width: int
+    as_run: AsRun, experts: int, streams: int, tasks: int, graphs: int, width: int
 ) -> None:
     rng = np.random.default_rng(width)
     outputs = small_halves(rng, experts, streams, graphs, width)
-    target_expert = rng.integers(0, experts, streams)
-    out = as_run(kernels.mean_absolute_differences)(outputs, target_expert)
-    assert out.shape == (graphs, streams, experts)
-    for graph, stream, expert in np.ndindex(*out.shape):
-        a, b = outputs[expert, stream, graph], outputs[target_expert[stream], stream, graph]
-        expected = sum(abs(x - y) for x, y in zip(a.tolist(), b.tolist(), strict=True)) / width
-        assert out[graph, stream, expert] == pytest.approx(expected, rel=1e-6)
-        assert expert != target_expert[stream] or out[graph, stream, expert] == 0
+    target_expert, of_task = rng.integers(0, experts, tasks), rng.integers(0, streams, tasks)
+    out = as_run(kernels.mean_absolute_differences)(outputs, target_expert, of_task)
+    assert out.shape == (graphs, tasks, experts)
+    for graph, task, expert in np.ndindex(*out.shape):
+        outputs_there = outputs[:, of_task[task], graph].tolist()
+        a, b = outputs_there[expert], outputs_there[target_expert[task]]
+        expected = sum(abs(x - y) for x, y in zip(a, b, strict=True)) / width
+        assert out[graph, task, expert] == pytest.approx(expected, rel=1e-6)
+        assert expert != target_expert[task] or out[graph, task, expert] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "rank", "graphs"), [([1], 1, 1), ([2, 1, 5], 3, 4), ([3, 2], 2, 0), ([4], 0, 2)]
+)
+def test_adapters_are_subtracted_from_the_logits_of_their_tasks(
+    as_run: AsRun, labels: list[int], rank: int, graphs: int
+) -> None:
+    rng = np.random.default_rng(rank)
+    starts = np.concatenate([[0], np.cumsum(labels)])
+    logits, up = small_halves(rng, graphs, sum(labels)), small_halves(rng, sum(labels), rank)
+    projected, before = small_halves(rng, graphs, len(labels) * rank), logits.copy()
+    as_run(kernels.subtract_adapters)(logits, projected, up, starts)
+    for task, (begin, end) in enumerate(pairwise(starts)):
+        z = np.maximum(projected[:, task * rank : (task + 1) * rank], 0)
+        expected = before[:, begin:end] - z @ up[begin:end].T
+        np.testing.assert_allclose(logits[:, begin:end], expected, rtol=0, atol=1e-6)
 
 
 @quick

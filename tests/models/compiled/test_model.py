@@ -6,15 +6,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import models
 from models.artifact import load_components
 from models.compiled import batch as compiled_batch
+from models.compiled import kernels
 from models.compiled.model import CompiledModel, fastest
 from models.data.batch import GraphBatch
 from models.data.molecule import (
@@ -29,8 +31,17 @@ from models.data.smiles import featurize, read_graphs
 from models.errors import InvalidInputError, UnknownTaskError
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
-from models.networks.hu2020 import BackboneConfig
-from tests.conftest import SMILES, pico_config, random_backbone, random_experts
+from models.networks.hu2020 import BackboneConfig, BackboneKind, Readout
+from tests.conftest import (
+    SHARING,
+    SMILES,
+    pico_config,
+    random_backbone,
+    random_experts,
+    random_shared_experts,
+    random_stream,
+    sharing_experts,
+)
 
 _TOLERANCE = 2e-5
 
@@ -41,8 +52,12 @@ def _model(
     rank: int = 5,
     router: RouterConfig | None = None,
     hidden_dim: int = 20,
+    kind: BackboneKind = "gcn",
+    readout: Readout = "mean",
 ) -> UnifiedModel:
-    config = BackboneConfig(kind="gcn", num_layers=num_layers, hidden_dim=hidden_dim)
+    config = BackboneConfig(
+        kind=kind, num_layers=num_layers, hidden_dim=hidden_dim, readout=readout
+    )
     experts = {
         f"task{k}_{name}": expert
         for k in range(-(-num_experts // 3))
@@ -66,6 +81,10 @@ def _agree(
         assert torch.allclose(
             got.routing_weights[task], expected.routing_weights[task], rtol=0, atol=_TOLERANCE
         ), task
+    assert list(got.embeddings) == list(expected.embeddings)
+    for name, embedding in expected.embeddings.items():
+        scale = max(1.0, float(embedding.abs().max()))
+        assert torch.allclose(got.embeddings[name], embedding, rtol=0, atol=_TOLERANCE * scale)
 
 
 @pytest.mark.parametrize("routing", get_args(Routing))
@@ -76,6 +95,14 @@ def test_answers_are_those_of_the_plain_model(
     routing: Routing, num_experts: int, num_layers: int, rank: int, molecules: GraphBatch
 ) -> None:
     _agree(_model(num_experts, num_layers, rank), molecules, routing)
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+@pytest.mark.parametrize(("kind", "readout"), [("gin_linear", "sum"), ("gcn", "sum")])
+def test_sums_over_neighbours_and_atoms(
+    routing: Routing, kind: BackboneKind, readout: Readout, molecules: GraphBatch
+) -> None:
+    _agree(_model(3, kind=kind, readout=readout), molecules, routing)
 
 
 @pytest.mark.parametrize("routing", get_args(Routing))
@@ -104,7 +131,8 @@ def test_routers_options(router: RouterConfig, molecules: GraphBatch) -> None:
 
 def test_silent_adapters_are_equal_and_not_far(molecules: GraphBatch) -> None:
     model = _model(3)
-    model.bank.down[:, :, 1] = 0
+    for bank in (*model.node_banks, model.graph_bank):
+        bank.down[:, 1] = 0
     _agree(model, molecules, "moe")
 
 
@@ -135,6 +163,66 @@ def test_an_answer_depends_on_the_molecule_alone(routing: Routing) -> None:
             assert torch.allclose(
                 together.probabilities[task][k], single.probabilities[task][0], atol=1e-6
             )
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+@pytest.mark.parametrize("case", SHARING)
+@pytest.mark.parametrize("mixed_layers", [None, 1, 0])
+def test_shared_streams_are_those_of_the_plain_model(
+    case: str, routing: Routing, mixed_layers: int | None, molecules: GraphBatch
+) -> None:
+    config = pico_config()
+    router = RouterConfig(graph_temperature=0.3, mixed_layers=mixed_layers)
+    model = UnifiedModel(random_backbone(config), sharing_experts(case, config), router)
+    tasks = model.tasks
+    for some in (None, tasks[:1], tasks[1:], tasks[::2], tasks[::-1]):
+        _agree(model, molecules, routing, some)
+
+
+@pytest.mark.parametrize("routing", get_args(Routing))
+@pytest.mark.parametrize("case", SHARING)
+def test_an_answer_from_shared_streams_depends_on_the_molecule_alone(
+    case: str, routing: Routing
+) -> None:
+    config = pico_config()
+    experts = sharing_experts(case, config)
+    model = CompiledModel(UnifiedModel(random_backbone(config), experts, RouterConfig()))
+    graphs = [featurize(smiles).graph for smiles in SMILES]
+    together = model(collate(graphs), routing=routing)
+    for k, graph in enumerate(graphs):
+        single = model(collate([graph]), routing=routing)
+        for task in model.tasks:
+            difference = together.probabilities[task][k] - single.probabilities[task][0]
+            assert float(difference.abs().max()) <= 1e-6
+        for name, embedding in single.embeddings.items():
+            assert torch.allclose(together.embeddings[name][k], embedding[0], atol=1e-5)
+
+
+def test_another_spelling_of_a_molecule_has_the_same_answer_from_a_shared_stream() -> None:
+    config = pico_config()
+    experts = sharing_experts("mixed", config)
+    model = CompiledModel(UnifiedModel(random_backbone(config), experts, RouterConfig()))
+    spelled = [featurize(text).graph for text in ("CC(=O)Oc1ccccc1C(=O)O", "OC(=O)c1ccccc1OC(C)=O")]
+    for values in model(collate(spelled)).probabilities.values():
+        assert torch.allclose(values[0], values[1], rtol=0, atol=1e-6)
+
+
+def test_a_shared_stream_is_computed_once(
+    molecules: GraphBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of any adapter in its layers: the kernel gets one stream of rank 0."""
+    config, shapes, layer = pico_config(), [], kernels.single_adapter_layer
+
+    def recorded(out: NDArray[np.float32], values: object, projected: object, *rest: Any) -> None:
+        shapes.append((len(out), rest[2].shape[1]))
+        layer(out, values, projected, *rest)  # type: ignore[arg-type]
+
+    experts = random_shared_experts(random_stream(config), (1, 2, 1, 3, 1))
+    model = CompiledModel(UnifiedModel(random_backbone(config), experts, RouterConfig()))
+    monkeypatch.setattr(kernels, "single_adapter_layer", recorded)
+    for routing in get_args(Routing):
+        model(molecules, routing=routing)
+    assert shapes == [(1, 0)] * 2 * 3
 
 
 @pytest.mark.parametrize("routing", get_args(Routing))

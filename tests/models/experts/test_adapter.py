@@ -3,7 +3,7 @@ import torch
 
 from models.data.batch import GraphBatch
 from models.experts.adapter import TaskAdapters, apply_norm, batch_statistics, trace
-from models.experts.bank import AdapterBank
+from models.experts.bank import AdapterBank, NodeAdapterBank
 from tests import oracles
 from tests.conftest import pico_config, random_backbone, random_experts
 
@@ -64,14 +64,14 @@ def test_batch_statistics_normalise_as_torch_does_in_training() -> None:
 @pytest.mark.parametrize("site", range(4))
 def test_bank_equals_the_single_adapters(site: int) -> None:
     experts = [expert.adapters for expert in random_experts(pico_config()).values()]
-    bank = AdapterBank(experts)
+    bank = AdapterBank([expert.sites[site] for expert in experts])  # type: ignore[misc]
     h, weights = torch.randn(7, 2, 16), torch.rand(7, 2, 3)
     outputs = torch.stack([expert.sites[site](h) for expert in experts], dim=2)
     torch.testing.assert_close(
-        bank.mix(site, bank.project(site, h), weights), (outputs * weights.unsqueeze(-1)).sum(2)
+        bank.mix(bank.project(h), weights), (outputs * weights.unsqueeze(-1)).sum(2)
     )
     torch.testing.assert_close(
-        bank.target_outputs(site, h, torch.tensor([2, 0])),
+        bank.target_outputs(h, torch.tensor([2, 0])),
         torch.stack([outputs[:, 0, 2], outputs[:, 1, 0]], dim=1),
     )
 
@@ -80,23 +80,24 @@ def test_bank_equals_the_single_adapters(site: int) -> None:
 def test_fused_parameters_are_projections_by_all_experts_weighed(streams: int) -> None:
     """The product with an averaged matrix is the average of the products: so all rows can be
     projected by all experts, which is no faster."""
-    bank = AdapterBank([expert.adapters for expert in random_experts(pico_config()).values()])
+    experts = random_experts(pico_config()).values()
+    bank = AdapterBank([expert.adapters.node_adapters[1] for expert in experts])
     h, weights, sizes = torch.randn(7, streams, 16), torch.rand(3, 2, 3), [4, 0, 3]
     by_row = weights.repeat_interleave(torch.tensor(sizes), 0)
-    z = torch.einsum("ntd,dkr,ntk->ntr", h.expand(-1, 2, -1), bank.down[1], by_row).relu()
+    z = torch.einsum("ntd,dkr,ntk->ntr", h.expand(-1, 2, -1), bank.down, by_row).relu()
     torch.testing.assert_close(
-        bank.fuse(1, h, weights, sizes), torch.einsum("ntr,krd,ntk->ntd", z, bank.up[1], by_row)
+        bank.fuse(h, weights, sizes), torch.einsum("ntr,krd,ntk->ntd", z, bank.up, by_row)
     )
 
 
 def test_gram_gives_the_inner_products_of_outputs() -> None:
     experts = [expert.adapters for expert in random_experts(pico_config()).values()]
-    bank = AdapterBank(experts)
+    bank = NodeAdapterBank([expert.node_adapters[1] for expert in experts])
     h = torch.randn(5, 16)
-    z = bank.project(1, h.unsqueeze(1))[:, 0]
+    z = bank.project(h.unsqueeze(1))[:, 0]
     for i in range(3):
         for j in range(3):
-            products = torch.einsum("nr,rq,mq->nm", z[:, i], bank.gram[1, i, j], z[:, j])
+            products = torch.einsum("nr,rq,mq->nm", z[:, i], bank.gram[i, j], z[:, j])
             torch.testing.assert_close(
                 products, experts[i].sites[1](h) @ experts[j].sites[1](h).T, rtol=1e-4, atol=1e-5
             )

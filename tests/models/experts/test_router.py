@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.data.batch import GraphBatch
-from models.experts.bank import AdapterBank
+from models.experts.bank import NodeAdapterBank
 from models.experts.router import RouterConfig, graph_distances, node_distances, routing_weights
 from models.transport.problem import Support
 from models.transport.twd import twd_on_support
@@ -19,11 +19,11 @@ CONFIGS = {
 def test_rank_space_distances_equal_twd_of_full_outputs(name: str, molecules: GraphBatch) -> None:
     config = CONFIGS[name]
     experts = [expert.adapters for expert in random_experts(pico_config()).values()]
-    bank = AdapterBank(experts)
+    bank = NodeAdapterBank([adapters.node_adapters[1] for adapters in experts])
     support = Support.from_graph(molecules.edge_index, molecules.batch, molecules.num_graphs)
     h = torch.randn(molecules.num_nodes, 2, 16, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([2, 0])
-    distances = node_distances(bank.project(1, h), bank.gram[1], targets, support, config)
+    distances = node_distances(bank.project(h), bank.gram, targets, support, config)
     for t, k in enumerate(targets.tolist()):
         outputs = [expert.sites[1](h[:, t]).detach() for expert in experts]
         for i, output in enumerate(outputs):
@@ -40,11 +40,12 @@ def test_rank_space_distances_equal_twd_of_full_outputs(name: str, molecules: Gr
 
 
 def test_own_expert_is_nearest_under_exact_and_debiased(molecules: GraphBatch) -> None:
-    bank = AdapterBank([expert.adapters for expert in random_experts(pico_config()).values()])
+    experts = random_experts(pico_config()).values()
+    bank = NodeAdapterBank([expert.adapters.node_adapters[0] for expert in experts])
     support = Support.from_graph(molecules.edge_index, molecules.batch, molecules.num_graphs)
-    z = bank.project(0, torch.randn(molecules.num_nodes, 3, 16))
+    z = bank.project(torch.randn(molecules.num_nodes, 3, 16))
     for name in ("exact", "debias"):
-        distances = node_distances(z, bank.gram[0], torch.arange(3), support, CONFIGS[name])
+        distances = node_distances(z, bank.gram, torch.arange(3), support, CONFIGS[name])
         torch.testing.assert_close(
             distances.diagonal(dim1=1, dim2=2),
             torch.zeros(molecules.num_graphs, 3),
@@ -56,12 +57,13 @@ def test_own_expert_is_nearest_under_exact_and_debiased(molecules: GraphBatch) -
 def test_silent_adapters_are_equal_and_far_from_others(molecules: GraphBatch) -> None:
     """An adapter whose relu is off everywhere gives zero vectors: cost 0 to another silent one, 1/2
     to any other, never NaN."""
-    bank = AdapterBank([expert.adapters for expert in random_experts(pico_config()).values()])
+    experts = random_experts(pico_config()).values()
+    bank = NodeAdapterBank([expert.adapters.node_adapters[0] for expert in experts])
     support = Support.from_graph(molecules.edge_index, molecules.batch, molecules.num_graphs)
     z = torch.rand(molecules.num_nodes, 1, 3, 4)
     z[:, :, :2] = 0
     distances = node_distances(
-        z, bank.gram[0], torch.tensor([0]), support, RouterConfig(solver="exact")
+        z, bank.gram, torch.tensor([0]), support, RouterConfig(solver="exact")
     )
     torch.testing.assert_close(
         distances[:, 0], torch.tensor([0.0, 0.0, 0.5]).expand(molecules.num_graphs, 3)

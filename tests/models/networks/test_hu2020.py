@@ -6,11 +6,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.data.batch import GraphBatch
+from models.data.batch import GraphBatch, mean_readout
 from models.data.molecule import MolGraph, collate
 from models.data.smiles import featurize
 from models.errors import CheckpointError
-from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind, load_backbone
+from models.networks.hu2020 import (
+    SUM_DIVISOR,
+    Backbone,
+    BackboneConfig,
+    BackboneKind,
+    load_backbone,
+)
 from models.ops.dropout import fast_dropout
 from models.state_dict import load_tensors, read_tensors
 from tests import oracles
@@ -65,6 +71,23 @@ def test_published_checkpoints_give_the_published_network_on_real_molecules(
     torch.testing.assert_close(
         single(collate(graphs)).double(), expected, rtol=0, atol=1e-3 * largest
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sum_readout_is_the_sum_over_the_atoms(kind: BackboneKind) -> None:
+    config = pico_config(kind).model_copy(update={"readout": "sum"})
+    backbone = random_backbone(config).double()
+    graphs = [featurize(smiles).graph for smiles in SMILES]
+    got = mean_readout(backbone(collate(graphs)), collate(graphs))
+    for row, graph in zip(got, graphs, strict=True):
+        expected = by_oracle(backbone, graph).sum(0) / SUM_DIVISOR
+        torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_only_another_readout_is_written_down() -> None:
+    assert "readout" not in pico_config().model_dump()
+    summed = pico_config().model_copy(update={"readout": "sum"})
+    assert BackboneConfig.model_validate(summed.model_dump()) == summed
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ from models.data.smiles import featurize
 from models.errors import ArtifactError, ConfigError
 from models.experts.unified import Routing
 from service.core.engine import ArtifactEngine, PassOutput, load_engine
-from tests.service.doubles import LABELS, settings_of, stacked
+from tests.service.doubles import LABELS, save_pico_shared_artifact, settings_of, stacked
 
 SMILES = [
     "CCO",
@@ -53,6 +53,16 @@ def test_shapes_and_sums(pico: ArtifactEngine, routing: str) -> None:
     for weights in map(output.routing, ("tox21", "bbbp")):
         assert weights.shape == (6, 3, 3)
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+
+
+def test_a_pass_computes_a_shared_stream_once(tmp_path: Path) -> None:
+    info = load_engine(save_pico_shared_artifact(tmp_path / "a"), settings_of(device="cpu")).info
+    assert info.stream_of == {"clintox": "common", "tox21": "common"}
+    assert [info.count_streams(tasks) for tasks in (LABELS, ["tox21", "clintox"], ["bbbp"])] == [
+        2,
+        1,
+        1,
+    ]
 
 
 def test_routing_makes_a_difference(pico: ArtifactEngine) -> None:

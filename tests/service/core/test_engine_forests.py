@@ -20,16 +20,23 @@ from service.core.engine import (
 )
 from service.core.reading import ItemFailure, MoleculeLimits, Parsed, read, read_all
 from service.schemas import ETHANOL_GRAPH, GraphIn
-from tests.service.doubles import LABELS, save_pico_forests, settings_of
+from tests.service.doubles import (
+    LABELS,
+    save_pico_artifact,
+    save_pico_forests,
+    save_pico_shared_artifact,
+    settings_of,
+)
 
 SMILES = ["CCO", "CC(=O)Oc1ccccc1C(=O)O", "c1ccccc1", "CCCCCCCCCCCCCC", "NCC(=O)[O-]"]
 TASKS = tuple(LABELS)
 LIMITS = MoleculeLimits(100, 1000)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pico_forests(tmp_path_factory.mktemp("forests") / "pico")
+@pytest.fixture(scope="module", params=[save_pico_artifact, save_pico_shared_artifact])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forests beside a network with a stream per task, and beside one with a shared stream."""
+    return save_pico_forests(tmp_path_factory.mktemp("forests") / "pico", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +144,8 @@ def test_tasks_without_a_forest_refuse_it(engine: ArtifactEngine) -> None:
         PredictionQuery.checked("pico", engine, None, "own", "forest")
     assert refused.value.code == "unsupported_experts"
     assert str(refused.value) == (
-        "got expert 'forest' for bbbp, without a forest in model pico, expected experts ['own'], or"
-        " tasks among clintox, tox21"
+        f"got expert 'forest' for bbbp, without a forest in model {engine.info.name}, expected"
+        " experts ['own'], or tasks among clintox, tox21"
     )
 
 

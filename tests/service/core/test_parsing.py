@@ -27,7 +27,7 @@ SMILES = [
     "C",
 ]
 # RDKit needs seconds for it, with the interpreter's lock in its hand.
-HOSTILE = "NCC(=O)" * 8000 + "I"  # iodine, for which RDKit reads it all; more than 10 s
+HOSTILE = "NCC(=O)" * 8000 + "[2H]"  # an isotope, for which RDKit reads it all; more than 10 s
 LIMITS = MoleculeLimits(max_atoms=500, max_smiles_length=100_000)
 
 
@@ -217,3 +217,28 @@ def test_processes_that_die_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ParserStartError, match="do not work: got "):
         asyncio.run(parser.start())
     parser.close()
+
+
+def test_a_short_molecule_alone_is_read_without_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = Parser(LIMITS)
+    handed = []
+
+    async def run(chunk: list[Source], _: object) -> list[Parsed | ItemFailure]:
+        handed.append(chunk)
+        return [ItemFailure("unreadable", "") for _ in chunk]
+
+    monkeypatch.setattr(parser, "_run", run)
+    try:
+        assert shown(asyncio.run(parser.parse(["OCC"], idle=True))) == ["CCO"]
+        (failure,) = asyncio.run(parser.parse(["CC(C)(C)(C)C"], idle=True))
+        assert isinstance(failure, ItemFailure)
+        assert failure.code == "chemistry"
+        assert not handed
+        others = ["C[C@H](N)O", "C" * 101, "C%12CC%12", "C1CC1" * 9, "[2H]C", HOSTILE]
+        for text in others:
+            asyncio.run(parser.parse([text], idle=True))
+        asyncio.run(parser.parse(["OCC"]))
+        asyncio.run(parser.parse(["OCC", "C"], idle=True))
+        assert handed == [*([text] for text in others), ["OCC"], ["OCC", "C"]]
+    finally:
+        parser.close()

@@ -1,6 +1,8 @@
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,7 @@ from models.experts.unified import Routing
 from service.core.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
 from service.core.engine import PredictionQuery
 from service.core.pipeline import Answer, Pipeline
-from service.core.reading import ITEM_CODES, ItemFailure
+from service.core.reading import ITEM_CODES, ItemFailure, Parsed
 from service.telemetry.metrics import Metrics
 from tests.service.doubles import DummyEngine, metric, settings_of
 
@@ -137,6 +139,17 @@ async def test_large_request_is_cut(engine: DummyEngine) -> None:
     assert [graphs for graphs, _, _ in engine.passes] == [2, 2, 1]
 
 
+async def test_tasks_on_one_stream_cost_one(engine: DummyEngine) -> None:
+    stream_of = dict.fromkeys(engine.info.tasks, "common")
+    engine.info = dataclasses.replace(engine.info, stream_of=stream_of)
+    async with running(engine, max_batch_cost=12) as (pipeline, metrics):
+        await pipeline.predict(ask(engine), ["CC"] * 5)
+        assert metric(
+            metrics.exposition().decode(), "gmerging_batch_fill_ratio_sum"
+        ) == pytest.approx(10 / 12)
+    assert [graphs for graphs, _, _ in engine.passes] == [5]
+
+
 async def test_failure_is_counted_and_raised(engine: DummyEngine) -> None:
     async with running(engine) as (pipeline, metrics):
         with pytest.raises(RuntimeError, match="the model broke"):
@@ -229,3 +242,28 @@ async def test_cache_can_be_switched_off(engine: DummyEngine) -> None:
         for _ in range(2):
             await pipeline.predict(ask(engine), ["C"])
     assert len(engine.passes) == 2
+
+
+async def test_a_request_is_alone_until_another_is_admitted(
+    engine: DummyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(engine) as (pipeline, _):
+        alone = []
+        parse = pipeline._parser.parse
+
+        async def noted(*arguments: Any, idle: bool) -> list[Parsed | ItemFailure]:
+            alone.append(idle)
+            return await parse(*arguments, idle=idle)
+
+        monkeypatch.setattr(pipeline._parser, "parse", noted)
+        await pipeline.predict(ask(engine), ["C"])
+        engine.gate.clear()
+        first = asyncio.create_task(pipeline.predict(ask(engine), ["CC"]))
+        while len(alone) < 2:
+            await asyncio.sleep(0.001)
+        second = asyncio.create_task(pipeline.predict(ask(engine), ["CCC"]))
+        while len(alone) < 3:
+            await asyncio.sleep(0.001)
+        engine.gate.set()
+        await asyncio.gather(first, second)
+    assert alone == [True, True, False]

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 from service.app import create_app
 from service.bulk.jobs import JobStore
 from service.core.engine import ArtifactEngine, PredictionQuery, load_engine
+from service.core.parsing import Parser
+from service.core.reading import InputRequirements, Source
 from service.formats.molecule_files import FileFormat
 from service.schemas import ETHANOL_GRAPH, PredictResponse, TasksResponse
 from tests.service.doubles import (
@@ -22,6 +24,8 @@ from tests.service.doubles import (
     metric,
     save_pico_artifact,
     save_pico_forests,
+    save_pico_shared_artifact,
+    serving,
     settings_of,
 )
 
@@ -92,6 +96,38 @@ async def test_experts_explain_the_answer(client: httpx.AsyncClient) -> None:
         assert "experts" not in both[k]
         assert "without_forest" not in item
         assert "routing" in item
+
+
+@pytest.mark.parametrize("save_network", [save_pico_artifact, save_pico_shared_artifact])
+async def test_a_short_molecule_alone_is_answered_by_the_forest(
+    save_network: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone on an idle service it is read without another process, with its fingerprint too."""
+    handed, run = [], Parser._run
+
+    async def noted(parser: Parser, chunk: list[Source], needs: InputRequirements) -> Any:
+        handed.append(list(chunk))
+        return await run(parser, chunk, needs)
+
+    monkeypatch.setattr(Parser, "_run", noted)
+    engine = load_engine(
+        save_pico_forests(tmp_path / "pico", save_network), settings_of(device="cpu")
+    )
+    async with serving(engine, cache_bytes=0) as client:
+        handed.clear()
+        for experts in (None, ["forest"], ["own", "forest"], ["own"]):
+            body = {"experts": experts, "explain": ["experts"]}
+            alone = [(await predict(client, smiles=text, **body))[0] for text in SMILES]
+            assert handed == []
+            together = await predict(client, **body)
+            assert handed == [SMILES]
+            handed.clear()
+            for task in BOTH:
+                for first, second in zip(alone, together, strict=True):
+                    assert "without_forest" not in first
+                    assert first["experts"][task].keys() == second["experts"][task].keys()
+                    assert first["tasks"][task] == pytest.approx(second["tasks"][task], abs=1e-6)
+            assert ("forest" in alone[0]["experts"]["tox21"]) == (experts != ["own"])
 
 
 async def test_answers_are_cached_by_experts(client: httpx.AsyncClient) -> None:

@@ -21,6 +21,7 @@ from tests.service.doubles import (
     save_pico_artifact,
     save_pico_force_field,
     save_pico_graph_artifact,
+    save_pico_shared_artifact,
     serving,
     settings_of,
 )
@@ -37,7 +38,7 @@ async def test_tasks_are_described_with_their_labels() -> None:
     tasks = TasksResponse.model_validate(response.json()).tasks
     assert [(task.name, task.labels) for task in tasks] == list(LABELS.items())
     expected = {"description": "a task", "level": "graph", "target": "multilabel"}
-    nothing = {"num_features": None, "elements": None}
+    nothing = {"num_features": None, "elements": None, "stream": None}
     first = {"name": "bbbp", "labels": ["p_np"], **expected, **nothing}
     assert first.items() <= response.json()["tasks"][0].items()
     assert by_name.json() == response.json()
@@ -60,6 +61,32 @@ async def test_tasks_of_other_inputs_say_what_they_take(tmp_path: Path) -> None:
         ("energy_and_forces", [1, 6, 8], None),
         ("energy_and_forces", [1, 8, 11, 17], None),
     ]
+
+
+async def test_tasks_on_a_shared_stream_say_so_and_answer_with_every_routing(
+    tmp_path: Path,
+) -> None:
+    save_pico_shared_artifact(tmp_path / "shared")
+    async with serving(models=tmp_path, device="cpu") as client:
+        tasks = (await client.get("/tasks?model=shared")).json()["tasks"]
+        model = (await client.get("/model?model=shared")).json()
+        query = {"smiles": "CCO", "model": "shared", "explain": ["routing"]}
+        answers = {
+            routing: await client.post("/predict", json=query | {"routing": routing})
+            for routing in ("own", "moe", "merged")
+        }
+    assert [task["stream"] for task in tasks] == [None, "common", "common"]
+    assert (model["format_version"], model["rank"]) == (2, 2)
+    for routing, answer in answers.items():
+        (item,) = answer.json()["predictions"]
+        assert list(item["tasks"]) == list(LABELS)
+        for task, weights in item["routing"].items():
+            assert sum(weights["graph"].values()) == pytest.approx(1, abs=1e-3)
+            if task != "bbbp" or routing == "own":
+                assert weights["layer_0"] == {other: float(other == task) for other in LABELS}
+            assert (max(weights["graph"].values()) == 1) == (
+                routing == "own" or (task == "bbbp" and routing == "merged")
+            )
 
 
 async def test_model_is_described_by_its_artifact_and_the_limits_of_the_service() -> None:

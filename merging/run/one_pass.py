@@ -1,0 +1,284 @@
+"""The stages of joint alignment (`one-pass`): a pool of unlabelled molecules, the teachers' outputs
+on it, and one network that answers all tasks; and functions that read their results."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from merging.config.base import Setting
+from merging.config.joint_alignment import JointAlignmentConfig, PoolConfig, TeachersConfig
+from merging.data.files import sha256
+from merging.data.molecule_dataset import load_smiles
+from merging.data.molecule_files import read_molecules
+from merging.data.pool import draw, make_pool
+from merging.run.run import Run
+from merging.run.stage import Stage
+from merging.run.stages import (
+    check_single_backbone,
+    finetuned_network,
+    merged,
+    merged_network,
+    task_settings,
+    teacher,
+    trained_model,
+)
+from merging.run.store import StageResult
+from merging.targets.metrics import compute_outputs
+from merging.training.joint_alignment import (
+    SharedStream,
+    Targets,
+    align_jointly,
+    check_activations,
+    linear,
+    shared_stream,
+)
+from merging.training.supervised import label_scale
+from merging.training.teachers import EnsembleTeacher, NetworkTeacher, Teacher
+from models.artifact import load_components, read_manifest
+from models.data.molecule import PackedGraphs
+from models.data.smiles import READING_RULE
+from models.errors import ConfigError, DataError
+from models.experts.adapter import trace
+from models.state_dict import load_tensors, read_tensors, sub_state
+
+
+def settings_of(run: Run) -> JointAlignmentConfig:
+    """Return the settings of joint alignment. Raises ConfigError: the configuration has none."""
+    settings: JointAlignmentConfig | None = getattr(run.config, "one_pass", None)
+    if settings is None:
+        raise ConfigError(
+            f"one_pass: got no such section in configuration {run.config.setting!r}, expected"
+            " settings of joint alignment (`one_pass: {}` takes the defaults)"
+        )
+    return settings
+
+
+# --- the pool ---
+
+
+def pool(run: Run) -> Stage:
+    """Return the stage that draws the pool; its tensors are the fields of `PackedGraphs`.
+
+    Raises:
+        ConfigError: see `settings_of`.
+        DataError: a file is missing.
+    """
+    settings = settings_of(run).pool
+    files = (sha256(_pool_file(run, name)) for name in settings.files)
+    data = (setting for task in run.tasks for setting in task_settings(run, task))
+    depends = settings, f"reading rule {READING_RULE}", *files, *data
+    return Stage("pool", run.seed, depends, (), partial(_make_pool, run, settings))
+
+
+def _make_pool(run: Run, settings: PoolConfig, _: Path) -> StageResult:
+    texts = {task: _smiles(run, task) for task in run.tasks}
+    sources, left_out = {}, []
+    for task in run.tasks if settings.tasks is None else settings.tasks:
+        most = settings.most_by_task.get(task, settings.most_per_task)
+        sources[task] = draw(texts[task]["train"], most, run.seed, task)
+    for name in settings.files:
+        molecules = read_molecules(_pool_file(run, name))
+        sources[name] = draw(molecules, settings.most_per_file, run.seed, name)
+    for by_subset in texts.values():
+        left_out += by_subset["test"]
+        left_out += by_subset["valid"] if settings.leave_out_validation else []
+    made = make_pool(sources, left_out, settings.size, run.seed, run.workers)
+    return StageResult(dict(vars(made.graphs)), made.record)
+
+
+def _pool_file(run: Run, name: str) -> Path:
+    path = run.data / name
+    if not path.is_file():
+        expected = "expected SMILES, one a line, or a table (set GMERGING_DATA)"
+        raise DataError(f"one_pass.pool.files: got no file {name} in {run.data}, {expected}")
+    return path
+
+
+def _smiles(run: Run, task: str) -> dict[str, list[str]]:
+    """Return the SMILES of a task as written in its file, by subset."""
+    dataset, spec = run.dataset(task), run.config.dataset_for(task)
+    texts = load_smiles(dataset, spec, run.data, run.work / "data")
+    return {name: [texts[k] for k in rows.tolist()] for name, rows in vars(dataset.split).items()}
+
+
+# --- the teachers ---
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """Where a task's teacher comes from.
+
+    Attributes:
+        settings: values that its outputs depend on.
+        stages: stages that it is built from.
+        build: builds it.
+    """
+
+    settings: tuple[Setting, ...]
+    stages: tuple[Stage, ...]
+    build: Callable[[], Teacher]
+
+
+def teacher_source(run: Run, task: str) -> TeacherSource:
+    """Return the source of a task's teacher: an artifact, or fine-tuned models of the run. Raises
+    ArtifactError: the artifact cannot be read."""
+    chosen = settings_of(run).teachers_for(task)
+    if chosen.artifact is not None:
+        folder = Path(chosen.artifact)
+        _, digest = read_manifest(folder)
+        return TeacherSource((digest,), (), partial(_artifact_teacher, run, task, folder))
+    members = [replace(run, seed=seed) for seed in chosen.seeds or (run.seed,)]
+    stages = tuple(teacher(member, task) for member in members)
+    return TeacherSource((), stages, partial(_finetuned_teacher, members, task))
+
+
+def _artifact_teacher(run: Run, task: str, folder: Path) -> NetworkTeacher:
+    """The stream that a task of an artifact reads from, with its graph adapter and head."""
+    components, info = load_components(folder, [task]), run.dataset(task).info
+    found = components.manifest.tasks[task]
+    if (found.labels, found.target) != (info.labels, info.target):
+        raise ConfigError(
+            f"one_pass.teachers: got {folder} with {found.target} {list(found.labels)} of"
+            f" {task}, expected {info.target} {list(info.labels)}"
+        )
+    backbone, expert = components.molecular_backbone.to(run.device), components.experts[task]
+    expert = expert.requires_grad_(False).eval().to(run.device)
+    expert.stream.to(run.device)  # A shared one is no part of its expert.
+    return NetworkTeacher(
+        info.labels, expert.head, backbone.config, partial(expert.trace, backbone)
+    )
+
+
+def _finetuned_teacher(members: list[Run], task: str) -> Teacher:
+    teachers = [_finetuned_member(run, task) for run in members]
+    return teachers[0] if len(teachers) == 1 else EnsembleTeacher(teachers)
+
+
+def _finetuned_member(run: Run, task: str) -> NetworkTeacher:
+    head = trained_model(run, teacher(run, task)).heads[task]
+    network = finetuned_network(run, task).requires_grad_(False).to(run.device)
+    layer = linear(head["weight"], head["bias"]).requires_grad_(False).to(run.device)
+    labels = run.dataset(task).info.labels
+    return NetworkTeacher(labels, layer, network.config, partial(trace, network))
+
+
+def one_pass_teacher(run: Run, task: str) -> Teacher:
+    """Build the teacher of a task, on the run's device. Raises ConfigError: the artifact has other
+    labels than the task."""
+    return teacher_source(run, task).build()
+
+
+def teacher_outputs(run: Run, task: str) -> Stage:
+    """Return the stage that asks a task's teacher for every molecule of the pool; its tensor
+    `outputs` is (P, C) float32."""
+    source = teacher_source(run, task)
+    inputs, make = (pool(run), *source.stages), partial(_make_outputs, run, task)
+    return Stage(f"teacher-outputs/{task}", run.seed, source.settings, inputs, make)
+
+
+def _make_outputs(run: Run, task: str, _: Path) -> StageResult:
+    graphs, answering = PackedGraphs(**run.result(pool(run)).tensors), one_pass_teacher(run, task)
+    rows = torch.arange(len(graphs))
+    outputs = compute_outputs(answering.outputs, graphs, rows, run.device)
+    return StageResult({"outputs": outputs.float()}, {"labels": list(answering.labels)})
+
+
+# --- the shared stream ---
+
+
+def one_pass(run: Run) -> Stage:
+    """Return the stage of joint alignment; its tensors are `SharedStream.tensors`.
+
+    Raises:
+        ConfigError: see `settings_of`.
+        DataError, CheckpointError, ArtifactError: a file of the pool, the start or the artifact of
+            the teachers is missing or invalid.
+    """
+    settings = settings_of(run)
+    start = _start_fingerprint(run)
+    # The pool and the teachers are part of the inputs' keys.
+    others: dict[str, Any] = {"teachers": TeachersConfig(), "teachers_by_task": {}}
+    others["pool"] = PoolConfig(watched=settings.pool.watched)
+    depends = run.config.shape, settings.model_copy(update=others), start
+    inputs = *(teacher_outputs(run, task) for task in run.tasks), *start_stages(run)
+    return Stage("one-pass", run.seed, depends, inputs, partial(_make_one_pass, run), 2**31)
+
+
+def _start_fingerprint(run: Run) -> str:
+    """What identifies the backbone that training starts from, besides `start_stages`."""
+    settings = settings_of(run)
+    if settings.start == "merged":
+        artifact = settings.teachers.artifact
+        return "" if artifact is None else read_manifest(Path(artifact))[1]
+    if settings.start == "pretrained":
+        return run.initial_fingerprint
+    read_tensors(Path(settings.start))  # Its errors name the file.
+    return sha256(Path(settings.start))
+
+
+def start_stages(run: Run) -> tuple[Stage, ...]:
+    """Return the stages that the start of joint alignment is read from."""
+    settings = settings_of(run)
+    from_run = settings.start == "merged" and settings.teachers.artifact is None
+    return (merged(run),) if from_run else ()
+
+
+def start_network(run: Run) -> Any:
+    """Build the backbone that training starts from; `merged` is that of the artifact where an
+    artifact teaches. Raises CheckpointError: its shape is not the configuration's."""
+    settings, shape = settings_of(run), run.config.shape
+    if start_stages(run):
+        check_single_backbone(run)
+        return merged_network(run)
+    network: nn.Module = run.family.network(shape)
+    if settings.start == "merged":
+        folder = Path(str(settings.teachers.artifact))
+        state = load_components(folder, [run.tasks[0]]).molecular_backbone.state_dict()
+        load_tensors(network, state, f"{folder}, as the start of one_pass,")
+    elif settings.start == "pretrained":
+        load_tensors(network, sub_state(run.initial_state(), "network."), "the pre-trained weights")
+    else:
+        load_tensors(network, read_tensors(Path(settings.start)), settings.start)
+    return network
+
+
+def _make_one_pass(run: Run, checkpoint: Path) -> StageResult:
+    settings, drawn = settings_of(run), run.result(pool(run))
+    teachers = {task: one_pass_teacher(run, task) for task in run.tasks}
+    check_activations(teachers, settings.losses, run.config.shape)
+    targets = {}
+    for task in run.tasks:
+        outputs = run.result(teacher_outputs(run, task)).tensors["outputs"]
+        targets[task] = Targets.of(outputs, run.dataset(task).info, settings.least_logit)
+    torch.manual_seed(run.seed)
+    heads = {task: start_head(run, task, answering) for task, answering in teachers.items()}
+    stream = SharedStream(start_network(run).requires_grad_(True), heads, settings.rank)
+    graphs, place = PackedGraphs(**drawn.tensors), (run.seed, checkpoint, run.device)
+    trained = align_jointly(stream, graphs, targets, teachers, settings, *place)
+    record = {**trained.record, "pool": drawn.record, "settings": settings.model_dump(mode="json")}
+    return StageResult(trained.stream.tensors(), record)
+
+
+def start_head(run: Run, task: str, answering: Teacher) -> nn.Linear:
+    """Build the head that training starts from: a copy of the teacher's where it has one of the
+    student's width, else random; of a regression around the mean of the training labels."""
+    width, head = run.config.shape.hidden_dim, answering.head
+    if head is not None and head.in_features == width:
+        return linear(head.weight.detach().cpu(), head.bias.detach().cpu())
+    random, scale = nn.Linear(width, len(answering.labels)), label_scale(run.dataset(task))
+    if scale:
+        random.load_state_dict(scale.fold(random.state_dict()))
+    return random
+
+
+def one_pass_stream(run: Run) -> SharedStream:
+    """Return the result of `one_pass` in evaluation mode, on the run's device."""
+    result = run.result(one_pass(run))
+    network: Any = run.family.network(run.config.shape)
+    load_tensors(network, result.under("backbone/"), "a shared stream")
+    return shared_stream(network, result.by_task("tasks/")).to(run.device)

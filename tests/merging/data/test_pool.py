@@ -1,0 +1,80 @@
+"""The pool of unlabelled molecules: drawn from sources, every molecule once, none that is tested
+on."""
+
+import random
+
+import pytest
+import torch
+
+from merging.data.pool import draw, make_pool
+from models.data.molecule import collate
+from models.data.smiles import featurize
+from models.errors import DataError
+
+BENZENE = ("c1ccccc1", "C1=CC=CC=C1")
+
+
+def atoms(*smiles: str) -> list[int]:
+    return [featurize(text).graph.num_nodes for text in smiles]
+
+
+def test_molecules_of_all_sources_once_and_none_that_is_left_out() -> None:
+    sources = {"one": ["CCO", BENZENE[0], "no molecule"], "two": ["OCC", "CCN", "[13CH3]CN", "C"]}
+    pool = make_pool(sources, [BENZENE[1], "N#N"], None, 0)
+    assert pool.record == {
+        "drawn": {"one": 3, "two": 4},
+        "unreadable": 1,
+        "repeated": 2,
+        "left_out": 1,
+        "molecules": 3,
+    }
+    assert sorted(pool.graphs.node_counts.tolist()) == sorted(atoms("CCO", "CCN", "C"))
+
+
+def test_graphs_are_those_that_are_predicted() -> None:
+    smiles = ["C[C@H](N)C(=O)O", "F/C=C/F", "O=[N+]([O-])c1ccccc1"]
+    pool = make_pool({"file": smiles}, [], None, 3)
+    found = {int(count): k for k, count in enumerate(pool.graphs.node_counts)}
+    for text in smiles:
+        graph = featurize(text).graph
+        ours = pool.graphs.select(torch.tensor([found[graph.num_nodes]]))
+        expected = collate([graph])
+        assert torch.equal(ours.x, expected.x)
+        assert torch.equal(ours.edge_index, expected.edge_index)
+        assert torch.equal(ours.edge_attr, expected.edge_attr)
+
+
+def test_order_and_size_are_drawn_by_the_seed() -> None:
+    sources = {"chains": ["C" * n for n in range(1, 41)]}
+    orders = [make_pool(sources, [], 12, seed).graphs.node_counts.tolist() for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert len({*orders[0]}) == 12
+    assert orders[0] != sorted(orders[0])
+    assert sorted(make_pool(sources, [], 99, 0).graphs.node_counts.tolist()) == [*range(1, 41)]
+
+
+def test_nothing_left_is_an_error_that_counts() -> None:
+    with pytest.raises(DataError, match="'left_out': 1} of 2 molecules, expected some"):
+        make_pool({"file": ["CCO", "?"]}, ["OCC"], None, 0)
+
+
+def test_a_draw_is_uniform_and_does_not_depend_on_other_sources() -> None:
+    texts = [str(k) for k in range(20)]
+    counts = dict.fromkeys(texts, 0)
+    for seed in range(2000):
+        for text in draw(iter(texts), 5, seed, "file"):
+            counts[text] += 1
+    assert sum(counts.values()) == 10_000
+    # 500 expected, with a standard deviation of 19
+    assert all(400 < count < 600 for count in counts.values())
+    assert draw(texts, 5, 0, "file") == draw(texts, 5, 0, "file") != draw(texts, 5, 0, "other")
+    assert draw(texts, None, 0, "file") == draw(texts, 20, 0, "file") == texts
+
+
+def test_a_draw_leaves_the_generator_of_the_process_alone() -> None:
+    random.seed(1)
+    expected = random.random()
+    random.seed(1)
+    draw("abc", 2, 0, "file")
+    make_pool({"file": ["C", "N"]}, [], 1, 0)
+    assert random.random() == expected
