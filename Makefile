@@ -34,7 +34,7 @@ $(VENV)/.service: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.service
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service,tracing,merging,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service,tracing,merging,trees,dev]"
 	touch $@
 
 serve: $(VENV)/.service ## start the service on the released artifact (settings: GMERGING_*, see README)

@@ -188,6 +188,12 @@ class OfflineFamily(ABC):
     def read(self, config: Any, task: str, folders: Folders, seed: int) -> Any:
         """Read a task's data as a `TaskData`. Raises DataError: a file is missing or invalid."""
 
+    def smiles(self, config: Any, data: Any, folders: Folders) -> list[str]:
+        """Return the SMILES of a task's graphs, for fingerprints. Raises ConfigError: the family's
+        graphs are no molecules."""
+        got = f"got a configuration of networks of kind {config.shape.kind!r}"
+        raise ConfigError(f"{got}, whose graphs have no fingerprints, expected one of molecules")
+
     @abstractmethod
     def network(self, shape: Any, dropout: float = 0.0) -> nn.Module:
         """Build the network to be merged, with random weights."""

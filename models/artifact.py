@@ -1,5 +1,6 @@
 """Artifacts: merged models on disk, as folders with `manifest.json`, `backbone.safetensors`,
-`tasks/<task>.safetensors` and, for streams that tasks share, `streams/<stream>.safetensors`.
+`tasks/<task>.safetensors`; for streams that tasks share, `streams/<stream>.safetensors`; and for
+tasks with a forest, `forests/<task>.safetensors`.
 
 The manifest holds the sha256 of every other file; an artifact with altered files is refused. No
 file is a pickle.
@@ -12,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from models.data.fingerprint import WIDTH
 from models.errors import ArtifactError, CheckpointError, InvalidInputError
+from models.experts.forest import Forest
+from models.experts.layouts import read_forest
 from models.families.molecules import molecular_backbone
 from models.files import replace_folder, sync, temporary_beside
 from models.manifest import FORMAT_VERSION, STREAMS_VERSION, Manifest, format_version
@@ -45,11 +49,13 @@ class Artifact:
         manifest: its manifest, with all tasks.
         model: merged model of the loaded tasks, from `ModelFamily.model`.
         digest: sha256 of the manifest file, which identifies the contents of all files.
+        forests: of the loaded tasks that have one, by task.
     """
 
     manifest: Manifest
     model: Any
     digest: str
+    forests: Mapping[str, Forest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,14 @@ class ArtifactComponents:
         experts: adapters, head, ... of the loaded tasks, by task; where tasks share a stream, their
             experts hold it.
         digest: sha256 of the manifest file.
+        forests: of the loaded tasks that have one, by task.
     """
 
     manifest: Manifest
     backbone: nn.Module
     experts: dict[str, Any]
     digest: str
+    forests: Mapping[str, Forest] = field(default_factory=dict)
 
     @property
     def molecular_backbone(self) -> Backbone:
@@ -118,7 +126,7 @@ def check_output(
             f"{folder}: got an artifact with files that are not its own, which would be lost "
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
-    folders = target, target / "tasks", target / "streams"
+    folders = target, *(target / name for name in ("tasks", "streams", "forests"))
     if any(path.exists() and not _may_change(path) for path in folders):
         raise ArtifactError(
             f"{folder}: got a read-only artifact, expected one that may be replaced"
@@ -183,6 +191,7 @@ def save_artifact(
     card: str = "",
     replace: bool = False,
     made_from: str | None = None,
+    forests: Mapping[str, Forest] | None = None,
 ) -> Manifest:
     """Write an artifact atomically: readers see the old folder or the new one.
 
@@ -196,6 +205,7 @@ def save_artifact(
         experts: by task, in the order of the manifest.
         card: text of the model card, `README.md`; empty for none.
         replace, made_from: see `check_output`.
+        forests: by task, those of the manifest; None if it has none.
 
     Returns:
         The manifest as written, with checksums.
@@ -207,8 +217,12 @@ def save_artifact(
         raise ArtifactError(
             f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}"
         )
+    forests = forests or {}
+    if forests.keys() != manifest.forests.keys():
+        expected = f"expected those of the manifest, {list(manifest.forests)}"
+        raise ArtifactError(f"got forests {list(forests)}, {expected}")
     manifest = _validated(manifest, folder)
-    contents = _contents(manifest, backbone, experts, card)
+    contents = _contents(manifest, backbone, experts, forests, card)
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = manifest.model_copy(update={"files": checksums})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
@@ -244,7 +258,11 @@ def _validated(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def _contents(
-    manifest: Manifest, backbone: nn.Module, experts: Mapping[str, nn.Module], card: str
+    manifest: Manifest,
+    backbone: nn.Module,
+    experts: Mapping[str, nn.Module],
+    forests: Mapping[str, Forest],
+    card: str,
 ) -> dict[str, bytes]:
     """Return the contents of an artifact's files without the manifest, by path in the folder.
     Raises ArtifactError if the experts share other streams than the manifest says."""
@@ -252,6 +270,7 @@ def _contents(
     streams = _shared_streams(manifest, experts)
     contents |= {_stream_file(name): _serialise(stream) for name, stream in streams.items()}
     contents |= {_task_file(task): _serialise(expert) for task, expert in experts.items()}
+    contents |= {_forest_file(task): forest.to_bytes() for task, forest in forests.items()}
     return contents | ({CARD: card.encode()} if card else {})
 
 
@@ -310,7 +329,7 @@ def assemble(components: ArtifactComponents, device: torch.device | str = "cpu")
     """Build the merged model on a device from the separate modules of an artifact."""
     manifest = components.manifest
     model = manifest.family.model(components.backbone, components.experts, manifest.router)
-    return Artifact(manifest, model.to(device), components.digest)
+    return Artifact(manifest, model.to(device), components.digest, components.forests)
 
 
 def load_components(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactComponents:
@@ -342,7 +361,19 @@ def load_components(folder: Path, tasks: Sequence[str] | None = None) -> Artifac
         file = _task_file(task)
         _fill(expert, contents[file], folder / file)
         _checked(folder / file, manifest.family.check_expert, expert, manifest.input, task)
-    return ArtifactComponents(manifest, backbone.eval(), experts, digest)
+    forests = {
+        task: _read_forest(manifest, task, contents[_forest_file(task)], folder)
+        for task in names
+        if task in manifest.forests
+    }
+    return ArtifactComponents(manifest, backbone.eval(), experts, digest, forests)
+
+
+def _read_forest(manifest: Manifest, task: str, data: bytes, folder: Path) -> Forest:
+    try:
+        return read_forest(data, WIDTH, len(manifest.tasks[task].labels))
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / _forest_file(task)}: {error}") from error
 
 
 def _files(manifest: Manifest, tasks: Iterable[str]) -> list[str]:
@@ -351,7 +382,9 @@ def _files(manifest: Manifest, tasks: Iterable[str]) -> list[str]:
     streams = dict.fromkeys(
         manifest.stream_of[task] for task in names if task in manifest.stream_of
     )
-    return [BACKBONE, *map(_stream_file, streams), *map(_task_file, names)]
+    forests = [task for task in names if task in manifest.forests]
+    files = *map(_stream_file, streams), *map(_task_file, names), *map(_forest_file, forests)
+    return [BACKBONE, *files]
 
 
 def _checked(path: Path, check: Callable[..., None], *arguments: object) -> None:
@@ -439,6 +472,10 @@ def _task_file(task: str) -> str:
 
 def _stream_file(stream: str) -> str:
     return f"streams/{stream}.safetensors"
+
+
+def _forest_file(task: str) -> str:
+    return f"forests/{task}.safetensors"
 
 
 def _serialise(module: nn.Module) -> bytes:

@@ -5,17 +5,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.data.schema import InputSchema, MoleculeInput
 from models.data.smiles import READING_RULE
+from models.experts.combination import FOREST_TARGETS, ForestInfo
 from models.experts.router import RouterConfig
 from models.families.base import ModelFamily
 from models.families.table import FAMILIES, AnyInput, AnyShape, check_target
@@ -60,9 +54,13 @@ class Manifest(BaseModel):
         streams: streams that tasks share, by name; a task in none of them has its own.
         nearest: by task, the other tasks with the nearest experts, nearest first
             (`models.screening.nearest_experts`). Empty if they were not computed.
+        forests: by task, the forest that answers beside the network.
         provenance: configuration, seed, library versions, checksums of the training data.
         metrics: scores measured when the artifact was made.
         files: sha256 of every other file, by path in the folder.
+
+    Empty `streams` and `forests` are left out of the file, so that versions without these fields
+    can read it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,8 +74,9 @@ class Manifest(BaseModel):
     rank: int = Field(ge=0)
     router: RouterConfig
     tasks: dict[Name, TaskInfo] = Field(min_length=1)
-    streams: dict[Name, StreamInfo] = {}
+    streams: dict[Name, StreamInfo] = Field({}, exclude_if=lambda streams: not streams)
     nearest: dict[str, tuple[str, ...]] = {}
+    forests: dict[str, ForestInfo] = Field({}, exclude_if=lambda forests: not forests)
     provenance: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -102,14 +101,6 @@ class Manifest(BaseModel):
         for task, info in self.tasks.items():
             check_target(self.backbone.kind, task, info.target)
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_absent_streams(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out empty `streams`, so that versions without the field can read the manifest."""
-        values: dict[str, Any] = handler(self)
-        if not self.streams:
-            values.pop("streams", None)
-        return values
 
     @model_validator(mode="after")
     def _check_streams(self) -> Self:
@@ -144,6 +135,22 @@ class Manifest(BaseModel):
                     f"nearest: got {others!a} for {task}, expected other tasks of the manifest,"
                     " each once"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_forests(self) -> Self:
+        if not self.forests:
+            return self
+        if not self.input.has_fingerprint:
+            raise ValueError("forests: got some, but input states no rule for fingerprints")
+        for task in self.forests:
+            info = self.tasks.get(task)
+            if info is None:
+                raise ValueError(f"forests: got {task!a}, expected tasks of the manifest")
+            if info.level != "graph" or info.target not in FOREST_TARGETS:
+                got = f"forests.{task}: got a task of target {info.target!r}, level {info.level!r}"
+                expected = f"expected {' or '.join(FOREST_TARGETS)} at level 'graph'"
+                raise ValueError(f"{got}, {expected}")
         return self
 
     @property

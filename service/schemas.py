@@ -20,6 +20,13 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models.errors import did_you_mean
+from models.experts.combination import (
+    ExpertChoice,
+    ExpertName,
+    ForestInfo,
+    check_experts,
+    expert_choice,
+)
 from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.families.table import AnyInput
 from models.task import Level, Target
@@ -64,6 +71,20 @@ _Numbers = Annotated[list[_NumberRow], Field(fail_fast=True), WrapValidator(_as_
 _ModelName = Annotated[str, StringConstraints(max_length=128)]
 _TaskName = Annotated[str, StringConstraints(max_length=64)]
 _MOST_UNKNOWN_FIELDS = 10
+
+
+def _check_experts(value: Any) -> Any:
+    """Refuse unknown names with the nearest known one; anything but a list of texts is left to the
+    declared type."""
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        check_experts(value)
+    return value
+
+
+ExpertList = Annotated[
+    list[ExpertName], Field(min_length=1, max_length=2), BeforeValidator(_check_experts)
+]
+"""Experts of a request, by name, each once."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +255,19 @@ class PredictRequest(_Request):
             " molecule; `merged` averages their parameters"
         ),
     )
-    explain: Annotated[list[Literal["routing"]], Field(fail_fast=True)] = Field(
-        [], description="`routing` adds the weight of every expert at every site"
+    experts: ExpertList | None = Field(
+        None,
+        description=(
+            "which experts answer: `own`, the network, `forest`, trees on fingerprints, or both,"
+            " whose mean is answered; each task's default (see `GET /tasks`) if left out"
+        ),
+    )
+    explain: Annotated[list[Literal["routing", "experts"]], Field(fail_fast=True)] = Field(
+        [],
+        description=(
+            "`routing` adds the weight of every adapter expert at every site; `experts` what"
+            " network and forest answer, and their weights"
+        ),
     )
 
     @model_validator(mode="after")
@@ -245,6 +277,11 @@ class PredictRequest(_Request):
         if self.tasks is not None and len(set(self.tasks)) != len(self.tasks):
             raise ValueError("got a task twice in tasks, expected each once")
         return self
+
+    @property
+    def expert_choice(self) -> ExpertChoice | None:
+        """The experts that answer; None for the default ones."""
+        return None if self.experts is None else expert_choice(self.experts)
 
 
 class StreamLine(_Request):
@@ -329,6 +366,15 @@ class EnergyAndForcesOut(BaseModel):
     )
 
 
+class ExpertOut(BaseModel):
+    """What an expert answers, and its weight in the answer."""
+
+    weight: float = Field(description="the weights of a task sum to 1", examples=[0.5])
+    values: dict[str, float] | NodesOut | EnergyAndForcesOut = Field(
+        description="as of the answer", examples=[{"p_np": 0.93}]
+    )
+
+
 class PredictionItem(BaseModel):
     """The answer for one molecule or graph: either `tasks` or `error`."""
 
@@ -364,6 +410,16 @@ class PredictionItem(BaseModel):
             " 1. A force field has no sites"
         ),
     )
+    experts: dict[str, dict[ExpertName, ExpertOut]] | None = Field(
+        None, description="if asked: per task, what every expert answers that takes part"
+    )
+    without_forest: list[str] | None = Field(
+        None,
+        description=(
+            "tasks that the network answered alone, though a forest would have answered too: a"
+            " graph has no fingerprint"
+        ),
+    )
     error: ItemError | None = Field(
         None, description="present if and only if the molecule or graph could not be answered"
     )
@@ -374,6 +430,10 @@ class PredictResponse(BaseModel):
 
     model: ModelName
     predictions: list[PredictionItem]
+
+
+class TaskExperts(ForestInfo):
+    """Which experts answer a task where a request names none, and what its forest was made of."""
 
 
 class TaskOut(BaseModel):
@@ -394,6 +454,9 @@ class TaskOut(BaseModel):
         None,
         description="of a regression, by label the unit of its numbers, where it is known",
         examples=[{"logS": "log mol/L"}],
+    )
+    experts: TaskExperts | None = Field(
+        None, description="where a forest answers beside the network: which experts answer"
     )
     num_features: int | None = Field(
         None, description="where the model takes graphs: how long a row of `x` is"

@@ -15,13 +15,15 @@ from merging.drawing.plan import draw_plan
 from merging.mergers.registry import MERGERS
 from merging.planning.plan import make_plan, plan_settings, planned_runs, read_plan, write_plan
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
+from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe
 from merging.release.release import check_release, needs_single_backbone, release, release_stages
 from merging.run.config import load_config
+from merging.run.forests import forest
 from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import adapters, check_adapters, check_single_backbone, merged, teacher
-from merging.studies import boards, gffmerge, gnnmerge, gw_smm, one_pass, overlaps
+from merging.studies import boards, forest_experts, gffmerge, gnnmerge, gw_smm, one_pass, overlaps
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
 from merging.studies.experts.summary import expert_tables
@@ -261,6 +263,22 @@ def add_task(arguments: argparse.Namespace) -> None:
     _print_artifact(add_tasks(run, *files), arguments.output)
 
 
+def add_forest(arguments: argparse.Namespace) -> None:
+    """Add trees on fingerprints to the tasks of a finished artifact, which answer beside the
+    network where validation data say so."""
+    run = _run(arguments)
+    tasks = tuple(_tasks(arguments, run))
+    files = arguments.artifact, tasks, arguments.output, arguments.replace
+    check_forests(run, *files)
+    stages = {task: forest(run, task) for task in tasks}
+
+    def summary(record: dict[str, Any]) -> str:
+        return f"{record['kind']} trees on {' + '.join(record['inputs'])}"
+
+    _train(arguments, run, stages, "forests", summary)
+    _print_artifact(add_forests(run, *files), arguments.output)
+
+
 def remove_task(arguments: argparse.Namespace) -> None:
     """Write an artifact without some of its tasks."""
     manifest = remove_tasks(
@@ -305,6 +323,15 @@ def study_gw_smm(arguments: argparse.Namespace) -> None:
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     content = gw_smm.run_study(runs, arguments.both, arguments.results)
     print(gw_smm_tables(content)["groups"])
+
+
+def study_forests(arguments: argparse.Namespace) -> None:
+    """Measure trees on fingerprints beside the networks of finished artifacts."""
+    seeds = _seeds(arguments)
+    run = _run(arguments, seeds[0])
+    tasks = _tasks(arguments, run)
+    files = arguments.artifacts, seeds, tasks, arguments.results
+    print(forest_experts.gains_table(forest_experts.run_study(run, *files)))
 
 
 def study_experts(arguments: argparse.Namespace) -> None:

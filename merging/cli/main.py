@@ -152,6 +152,7 @@ def _commands() -> list[Row]:
         ("ablate", commands.ablate_settings, (*one_seed, processes, options.results)),
         ("figures", commands.redraw, (options.results,)),
         ("add-task", commands.add_task, (*one_seed, *new_artifact)),
+        ("add-forests", commands.add_forest, (*one_seed, *per_task, *new_artifact)),
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
         ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact,)),
@@ -197,6 +198,15 @@ def _studies() -> list[Row]:
         "--results", type=Path, default=Path("results/admet/scores.json"), help="the file of scores"
     )
     measured = options.seeds, options.processes, options.tasks, methods, scores_file
+    artifacts = option(
+        "--artifacts",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="folders of finished artifacts, such as those of several seeds",
+    )
+    forests = planned, options.device, options.seeds, options.tasks, artifacts, file("forests")
     gnnmerge = options.folder_options, seconds, file("gnnmerge")
     one_pass = config_options(ONE_PASS_CONFIG, BUNDLED), options.device, options.seeds
     teachers = option(
@@ -226,6 +236,7 @@ def _studies() -> list[Row]:
         ),
         ("overlaps", commands.study_overlaps, (*admet, options.seed, options.results)),
         ("experts", commands.study_experts, (domains, options.seeds, file("expert-merging"))),
+        ("forests", commands.study_forests, forests),
     ]
 
 

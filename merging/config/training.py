@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from merging.config.base import Count, Rate, Section, Weight
+from models.data.fingerprint import Block
+from models.experts.symmetric_trees import MAX_DEPTH
 from models.transport.problem import Solver
 
 Initialisation = Literal["shared", "different"]
@@ -13,6 +15,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["constant", "cosine"]
 KeptEpoch = Literal["best", "last"]
 RegressionLoss = Literal["squared", "smooth_l1"]
+ForestKind = Literal["boosted", "bagged"]
 
 
 class TrainingConfig(Section):
@@ -125,6 +128,55 @@ class TuningConfig(ForceTrainingConfig):
     """
 
     frames: Count = 500
+
+
+class BoostedConfig(Section):
+    """Settings of boosted symmetric trees (CatBoost).
+
+    Attributes:
+        trees: trees per label.
+        depth: questions per tree.
+        learning_rate: None lets CatBoost choose it by the number of molecules and trees.
+        balanced: whether both classes of a label have the same total weight.
+    """
+
+    trees: Count = 500
+    depth: Annotated[int, Field(ge=1, le=MAX_DEPTH)] = 6
+    learning_rate: Rate | None = None
+    balanced: bool = False
+
+
+class BaggedConfig(Section):
+    """Settings of bagged trees (random forests of scikit-learn); both classes of a label have the
+    same total weight.
+
+    Attributes:
+        trees: trees per label.
+        min_leaf: least number of training molecules of a leaf. Trees with 1 are several times
+            larger, and on validation data of SIDER no better.
+    """
+
+    trees: Count = 100
+    min_leaf: Count = 3
+
+
+class ForestConfig(Section):
+    """Settings of trees on fingerprints. Every kind is trained on every candidate of inputs; the
+    one with the best validation score is taken.
+
+    Attributes:
+        kinds: kinds of trees.
+        inputs: candidates of the columns that trees see, each a set of blocks
+            (`models.data.fingerprint.Block`).
+        boosted, bagged: settings of the kinds.
+    """
+
+    kinds: Annotated[tuple[ForestKind, ...], Field(min_length=1)] = ("boosted", "bagged")
+    inputs: Annotated[
+        tuple[Annotated[tuple[Block, ...], Field(min_length=1)], ...], Field(min_length=1)
+    ] = (("ecfp4", "descriptors"), ("ecfp4",))
+    boosted: BoostedConfig = BoostedConfig()
+    bagged: BaggedConfig = BaggedConfig()
 
 
 class AlignmentConfig(Section):

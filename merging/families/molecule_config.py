@@ -7,7 +7,7 @@ from pydantic import ValidationError, model_validator
 
 from merging.config.base import Count, Section
 from merging.config.joint_alignment import JointAlignmentConfig
-from merging.config.training import AlignmentConfig, FinetuneConfig, MultitaskConfig
+from merging.config.training import AlignmentConfig, FinetuneConfig, ForestConfig, MultitaskConfig
 from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_tables import DatasetSpec
 from merging.family import RunConfig
@@ -110,6 +110,8 @@ class MoleculeConfig(RunConfig):
             left out.
         finetune, alignment: settings of all tasks; a section of `_by_task` names only the
             differences.
+        forest: settings of the trees on fingerprints beside the network (`gmerging add-forests`);
+            `forest_by_task` as above.
         router: settings of the router that mixes the adapters.
         one_pass: settings of joint alignment; None if the run has none.
         method: what a release answers with.
@@ -125,6 +127,8 @@ class MoleculeConfig(RunConfig):
     finetune_by_task: dict[str, FinetuneConfig] = {}
     alignment: AlignmentConfig = AlignmentConfig()
     alignment_by_task: dict[str, AlignmentConfig] = {}
+    forest: ForestConfig = ForestConfig()
+    forest_by_task: dict[str, ForestConfig] = {}
     router: RouterConfig = RouterConfig()
     one_pass: JointAlignmentConfig | None = None
     method: ReleaseMethod = "adapters"
@@ -137,7 +141,7 @@ class MoleculeConfig(RunConfig):
         if not isinstance(values, dict):
             return values
         values = dict(values)
-        for section in ("finetune", "alignment"):
+        for section in ("finetune", "alignment", "forest"):
             common, by_task = values.get(section, {}), values.get(f"{section}_by_task", {})
             if isinstance(common, dict) and isinstance(by_task, dict):
                 values[f"{section}_by_task"] = {
@@ -151,7 +155,7 @@ class MoleculeConfig(RunConfig):
         if not self.tasks:
             raise ValueError("tasks: got none, expected at least one")
         by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
-        named = {name for section in by_task for name in section}
+        named = {name for section in (*by_task, self.forest_by_task) for name in section}
         named |= {task for group in self.related for task in group}
         named |= {*self.compare.ablation_tasks, *self.compare.forest_trees_by_task}
         named |= set() if self.one_pass is None else self.one_pass.named_tasks
@@ -235,6 +239,10 @@ class MoleculeConfig(RunConfig):
     def alignment_for(self, task: str) -> AlignmentConfig:
         """Return the adapter training settings of a task."""
         return self.alignment_by_task.get(task, self.alignment)
+
+    def forest_for(self, task: str) -> ForestConfig:
+        """Return the settings of a task's trees on fingerprints."""
+        return self.forest_by_task.get(task, self.forest)
 
     def with_changes(self, changes: Mapping[str, Mapping[str, Any]]) -> "MoleculeConfig":
         """Return the configuration with changes by section, such as `{"alignment": {"rank": 10}}`.

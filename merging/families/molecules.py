@@ -10,7 +10,7 @@ from merging.config.base import Setting
 from merging.config.training import MoleculeTrainingConfig, MultitaskConfig
 from merging.data.checkpoints import find_checkpoint, origin
 from merging.data.files import sha256
-from merging.data.molecule_dataset import MoleculeDataset, check_dataset, load_dataset
+from merging.data.molecule_dataset import MoleculeDataset, check_dataset, load_dataset, load_smiles
 from merging.families.molecule_config import MoleculeConfig
 from merging.family import Folders, OfflineFamily, StateDict
 from merging.targets.losses import compute_loss
@@ -55,6 +55,11 @@ class Molecules(OfflineFamily):
         for name in config.related_to(task):
             settings += [name, config.dataset_for(name)]
         return tuple(settings)
+
+    def smiles(self, config: MoleculeConfig, data: MoleculeDataset, folders: Folders) -> list[str]:
+        """Return the SMILES of a task as written in its source, one per graph."""
+        spec = config.dataset_for(data.task)
+        return load_smiles(data, spec, folders.data, folders.work / "data")
 
     def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
         """Build a backbone with random weights."""

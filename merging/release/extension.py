@@ -1,6 +1,7 @@
 """Changes of a finished artifact: adding tasks, removing tasks, and screening experts. The merged
 backbone and the files of the other tasks stay bit-identical."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -82,8 +83,9 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
         "metrics": manifest.metrics | {"added": manifest.metrics.get("added", {}) | metrics},
     }
     tables = f"\n{metrics_tables(test, infos)}\n\n{data_table(data_provenance(run)['data'])}\n"
-    card = _card(artifact) + _card_section(gains, calibrated) + tables
-    return _save(output, components, changes, components.experts | experts, card, replace)
+    card = card_of(artifact) + _card_section(gains, calibrated) + tables
+    components = dataclasses.replace(components, experts=components.experts | experts)
+    return save_changed(output, components, changes, card, replace)
 
 
 def check_addition(
@@ -137,16 +139,20 @@ def remove_tasks(
         for task, others in manifest.nearest.items()
         if task in remaining
     }
+    forests = {task: own for task, own in components.forests.items() if task in remaining}
     changes = {
+        "input": manifest.input if forests else manifest.input.without_fingerprint(),
         "tasks": remaining,
         "streams": _remaining_streams(manifest, remaining),
         "nearest": nearest,
+        "forests": {task: manifest.forests[task] for task in forests},
         "provenance": manifest.provenance | {"removed": removed},
     }
     note = f"{', '.join(tasks)}. The tables above are of the artifact with them."
-    card = f"{_card(artifact)}\n## Removed later\n\n{note}\n"
+    card = f"{card_of(artifact)}\n## Removed later\n\n{note}\n"
     experts = {task: components.experts[task] for task in remaining}
-    return _save(output, components, changes, experts, card, replace)
+    components = dataclasses.replace(components, experts=experts, forests=forests)
+    return save_changed(output, components, changes, card, replace)
 
 
 def _remaining_streams(
@@ -198,22 +204,24 @@ def screen(
         "router": manifest.router.model_copy(update={"candidates": candidates}),
         "provenance": manifest.provenance | {"screened": screened},
     }
-    return _save(output, components, changes, experts, _card(artifact), replace)
+    return save_changed(output, components, changes, card_of(artifact), replace)
 
 
-def _save(
-    output: Path,
-    components: ArtifactComponents,
-    changes: dict[str, Any],
-    experts: dict[str, Any],
-    card: str,
-    replace: bool,
+def save_changed(
+    output: Path, components: ArtifactComponents, changes: dict[str, Any], card: str, replace: bool
 ) -> Manifest:
-    """Write an artifact that differs in fields of the manifest and in experts."""
+    """Write an artifact that was derived from another one.
+
+    Args:
+        output: its folder; may be that of the other one.
+        components: with changed experts and forests, and the manifest and digest of the other one.
+        changes: fields of the manifest that differ.
+        card: its model card.
+        replace: see `models.artifact.check_output`.
+    """
     manifest = components.manifest.model_copy(update=changes)
-    return save_artifact(
-        output, manifest, components.backbone, experts, card, replace, components.digest
-    )
+    written = components.backbone, components.experts, card, replace, components.digest
+    return save_artifact(output, manifest, *written, components.forests)
 
 
 def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:
@@ -335,7 +343,8 @@ def _provenance(run: Run, components: ArtifactComponents) -> list[dict[str, Any]
     return [*components.manifest.provenance.get("added", ()), added]
 
 
-def _card(artifact: Path) -> str:
+def card_of(artifact: Path) -> str:
+    """Return the text of an artifact's model card; empty if it has none."""
     path = artifact / CARD
     return path.read_text() if path.is_file() else ""
 

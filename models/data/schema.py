@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.data.fingerprint import FingerprintRule
 from models.data.smiles import READING_RULE
 
 
@@ -36,6 +37,15 @@ class InputSchema(BaseModel):
         entries = getattr(self, self.by_task)
         return self.model_copy(update={self.by_task: {task: entries[task] for task in tasks}})
 
+    @property
+    def has_fingerprint(self) -> bool:
+        """True if molecules are read with a fingerprint."""
+        return False
+
+    def without_fingerprint(self) -> Self:
+        """Return the schema of the same inputs without fingerprints."""
+        return self
+
     def of_task(self, task: str) -> dict[str, Any]:
         """Return the task's entry as `{by_task: entry}`; empty if all tasks accept the same
         inputs."""
@@ -50,10 +60,22 @@ class MoleculeInput(InputSchema):
         reading_rule: version of the rule by which molecules were read when the model's scores were
             measured (`models.data.smiles.READING_RULE`). Manifests without it are of version 1.
             Requests are always read by the current rule.
+        fingerprint: rule of the fingerprints that the artifact's forests need
+            (`models.data.fingerprint`); None, and absent in the manifest, if it has no forests.
     """
 
     kind: Literal["molecule"] = "molecule"
     reading_rule: Annotated[int, Field(ge=1)] = 1
+    fingerprint: FingerprintRule | None = Field(None, exclude_if=lambda rule: rule is None)
+
+    @property
+    def has_fingerprint(self) -> bool:
+        """True if the schema states a rule for fingerprints."""
+        return self.fingerprint is not None
+
+    def without_fingerprint(self) -> Self:
+        """Return the schema without a rule for fingerprints."""
+        return self.model_copy(update={"fingerprint": None})
 
     @model_validator(mode="after")
     def _check_rule(self) -> Self:

@@ -36,6 +36,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from rdkit import Chem, rdBase
 
+from models.data.fingerprint import with_fingerprint
 from models.data.molecule import MolGraph
 from models.data.molecule_features import Drawing, build_graphs
 from models.data.molecule_text import plain_smiles
@@ -88,12 +89,17 @@ def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None)
 
 
 def featurize_all(
-    smiles: Sequence[str], *, strict: bool = True, max_atoms: int | None = None
+    smiles: Sequence[str],
+    *,
+    strict: bool = True,
+    max_atoms: int | None = None,
+    fingerprints: bool = False,
 ) -> list[Molecule | MoleculeError]:
-    """Read many molecules as `featurize` does; errors are returned in place, not raised."""
+    """Read many molecules as `featurize` does; errors are returned in place, not raised. With
+    `fingerprints`, graphs are `models.data.fingerprint.FingerprintedMolGraph`."""
     return [
         read if isinstance(read, MoleculeError) else Molecule(*read)
-        for read in _read_all(smiles, strict, max_atoms, _canonical)
+        for read in _read_all(smiles, strict, max_atoms, _canonical, fingerprints)
     ]
 
 
@@ -133,12 +139,14 @@ def _read_all(
     strict: bool,
     max_atoms: int | None,
     draw: Callable[[ParsedSmiles, bool], Drawing],
+    fingerprints: bool = False,
 ) -> list[tuple[str, MolGraph] | MoleculeError]:
     """Read molecules: their canonical SMILES and graphs, or errors."""
     results: list[tuple[str, MolGraph] | MoleculeError] = []
     with rdBase.BlockLogs():
         for begin in range(0, len(texts), _GROUP):
-            results += _read_group(texts[begin : begin + _GROUP], strict, max_atoms, draw)
+            group = texts[begin : begin + _GROUP]
+            results += _read_group(group, strict, max_atoms, draw, fingerprints)
     return results
 
 
@@ -147,6 +155,7 @@ def _read_group(
     strict: bool,
     max_atoms: int | None,
     draw: Callable[[ParsedSmiles, bool], Drawing],
+    fingerprints: bool = False,
 ) -> list[tuple[str, MolGraph] | MoleculeError]:
     parsed = [_error_as_value(parse_text, text, strict, max_atoms) for text in texts]
     drawings = [
@@ -159,11 +168,14 @@ def _read_group(
     for drawing in drawings:
         if isinstance(drawing, MoleculeError):
             results.append(drawing)
-        else:
-            graph = next(graphs)
-            results.append(
-                graph if isinstance(graph, MoleculeError) else (drawing.canonical, graph)
-            )
+            continue
+        graph = next(graphs)
+        if isinstance(graph, MoleculeError):
+            results.append(graph)
+            continue
+        if fingerprints:
+            graph = with_fingerprint(graph, drawing.parsed.mol, drawing.canonical)
+        results.append((drawing.canonical, graph))
     return results
 
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from models.compiled.model import fastest
 from models.data.batch import GraphBatch
+from models.data.fingerprint import with_fingerprint
 from models.data.molecule import MolGraph, collate
 from models.data.schema import MoleculeInput
-from models.data.smiles import Molecule, featurize_all
+from models.data.smiles import Molecule, featurize_all, read_smiles
 from models.errors import ArtifactError, InvalidInputError, MoleculeError
 from models.experts.expert import Expert
 from models.experts.unified import UnifiedModel
@@ -61,16 +62,20 @@ class MoleculeInputs:
     def read_texts(
         self, texts: Sequence[str], shape: NetworkShape, schema: MoleculeInput, limits: SizeLimits
     ) -> list[Molecule | MoleculeError]:
-        """Read molecules from text: see `models.data.smiles.featurize_all`."""
-        return featurize_all(texts, max_atoms=limits.max_atoms)
+        """Read molecules from text: see `models.data.smiles.featurize_all`. If the schema states a
+        rule for fingerprints, graphs have them."""
+        wanted = schema.has_fingerprint
+        return featurize_all(texts, max_atoms=limits.max_atoms, fingerprints=wanted)
 
     def collate(self, graphs: Sequence[MolGraph]) -> GraphBatch:
         """Join molecules into one batch: see `models.data.molecule.collate`."""
         return collate(graphs)
 
     def smallest(self, shape: NetworkShape, schema: MoleculeInput, task: str) -> MolGraph:
-        """Return ethanol."""
-        return _ETHANOL
+        """Return ethanol; with its fingerprint if the schema states a rule for it."""
+        if not schema.has_fingerprint:
+            return _ETHANOL
+        return with_fingerprint(_ETHANOL, read_smiles("CCO"), "CCO")
 
     def cost(self, graph: MolGraph) -> int:
         """Return the number of heavy atoms."""

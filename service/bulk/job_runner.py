@@ -66,14 +66,14 @@ class JobRunner:
 
     async def _run(self, job: Job) -> None:
         try:
-            query = PredictionQuery.of(
-                job.model, self._models.get(job.model), job.tasks, job.routing
-            )
+            engine = self._models.get(job.model)
+            query = PredictionQuery.of(job.model, engine, job.tasks, job.routing, job.experts)
             if query.tasks != job.tasks:
                 raise UnknownTaskError(
                     f"got tasks {', '.join(job.tasks)}, of which the model now has"
                     f" {', '.join(query.tasks) or 'none'}"
                 )
+            query.engine.info.check_experts(query.tasks, query.experts)
             query.engine.info.check_table(query.tasks)
             client = self._keys.client_named(job.client)
             await self._answer(job, Answerer(self._pipeline, query, self._keys, client))

@@ -19,6 +19,7 @@ from typing import BinaryIO, Literal
 import orjson
 
 from models.errors import ConfigError
+from models.experts.combination import ExpertChoice
 from models.experts.unified import Routing
 from service.core.engine import PredictionQuery
 from service.formats.molecule_files import FileFormat, FileKind, OutputKind
@@ -44,6 +45,7 @@ class Job:
         model: name of the model.
         tasks: task names, in the model's order.
         routing: how experts are mixed.
+        experts: the experts that answer; None for the default ones.
         output: form of the result.
         digest: digest of the artifact that answers; empty until the job has begun.
         total: number of records; 0 until they are counted.
@@ -65,6 +67,7 @@ class Job:
     model: str
     tasks: tuple[str, ...]
     routing: Routing
+    experts: ExpertChoice | None
     output: OutputKind
     digest: str
     total: int
@@ -75,13 +78,13 @@ class Job:
 
 
 _COLUMNS = tuple(column.name for column in fields(Job))
-_NEW_COLUMNS = ("id_field", "encoding")  # missing in tables of older versions
+_NEW_COLUMNS = ("id_field", "encoding", "experts")  # missing in tables of older versions
 
 
 def _add_missing_columns(table: sqlite3.Connection) -> None:
     """Add the columns that a table of an older version lacks.
 
-    Its unfinished jobs start over, because they wrote other columns.
+    Its unfinished jobs start over, because they may have written other columns.
     """
     table.execute("BEGIN IMMEDIATE")  # several workers may start at once
     known = {row[1] for row in table.execute("PRAGMA table_info(jobs)")}
@@ -149,7 +152,7 @@ class JobStore:
             content: the file, decompressed.
             client: name of the key's holder; empty without keys.
             file_format: how to read the file.
-            query: model, tasks and routing.
+            query: model, tasks, routing and experts.
             output: form of the result.
             encoding: text encoding of the file, as it was detected.
         """
@@ -166,6 +169,7 @@ class JobStore:
             model=query.model,
             tasks=query.tasks,
             routing=query.routing,
+            experts=query.experts,
             output=output,
             digest="",
             total=0,

@@ -118,6 +118,7 @@ async def ndjson_answers(
     answerer: Answerer,
     explain_routing: bool,
     disconnected: asyncio.Future[None] | None = None,
+    explain_experts: bool = False,
 ) -> AsyncGenerator[bytes, None]:
     """Yield one line of answer per record, in order.
 
@@ -129,6 +130,7 @@ async def ndjson_answers(
         answerer: answers a group.
         explain_routing: whether to add the routing weights.
         disconnected: done once the client has disconnected.
+        explain_experts: whether to add what every expert answers.
     """
     info, tasks, index = answerer.query.engine.info, answerer.query.tasks, 0
     try:
@@ -139,7 +141,7 @@ async def ndjson_answers(
             async for answered in answers:
                 lines = []
                 for record, result in answered:
-                    line = item(index, result, info, tasks, explain_routing)
+                    line = item(index, result, info, tasks, explain_routing, explain_experts)
                     if record.passthrough is not None:
                         line = {"index": index, "id": record.passthrough, **line}
                     lines.append(orjson.dumps(line))

@@ -1,16 +1,18 @@
-"""LRU cache of predictions by artifact, molecule, task and routing."""
+"""LRU cache of predictions by artifact, molecule, task, routing and experts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cachetools import LRUCache
 
+from models.experts.combination import ExpertChoice
 from models.experts.unified import Routing
 from service.core.engine import TaskAnswer
 
 # Size of an entry without its arrays: key, strings, array headers and list node; measured with
 # tracemalloc over 10,000 entries.
 _OVERHEAD_BYTES = 700
+_EXPERT_BYTES = 200  # of an expert's entry: array header, and its share of the dictionary
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,14 @@ class CacheKey:
     Attributes:
         digest: digest of the artifact.
         smiles: canonical SMILES of the molecule.
-        task, routing: as requested.
+        task, routing, experts: as requested.
     """
 
     digest: str
     smiles: str
     task: str
     routing: Routing
+    experts: ExpertChoice | None = None
 
 
 class AnswerCache:
@@ -43,13 +46,19 @@ class AnswerCache:
         return int(self._entries.currsize)
 
     def get(
-        self, digest: str, smiles: str | None, tasks: Sequence[str], routing: Routing
+        self,
+        digest: str,
+        smiles: str | None,
+        tasks: Sequence[str],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
     ) -> dict[str, TaskAnswer] | None:
         """Return the answers of a molecule by task, or None if any is missing. Graphs, which have
         no SMILES (None), are never cached."""
         if smiles is None:
             return None
-        found = {task: self._entries.get(CacheKey(digest, smiles, task, routing)) for task in tasks}
+        keys = {task: CacheKey(digest, smiles, task, routing, experts) for task in tasks}
+        found = {task: self._entries.get(key) for task, key in keys.items()}
         return (
             {task: answer for task, answer in found.items() if answer is not None}
             if None not in found.values()
@@ -57,7 +66,12 @@ class AnswerCache:
         )
 
     def put(
-        self, digest: str, smiles: str | None, answers: dict[str, TaskAnswer], routing: Routing
+        self,
+        digest: str,
+        smiles: str | None,
+        answers: dict[str, TaskAnswer],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
     ) -> None:
         """Store the answers of a molecule by task; do nothing for graphs (`smiles` None)."""
         if smiles is None:
@@ -65,10 +79,12 @@ class AnswerCache:
         for task, answer in answers.items():
             if _size(answer) <= self._entries.maxsize:
                 # Copies: a view would keep the arrays of the whole batch alive.
-                self._entries[CacheKey(digest, smiles, task, routing)] = TaskAnswer(
-                    answer.values.copy(), answer.routing.copy()
+                said = {name: values.copy() for name, values in answer.experts.items()}
+                self._entries[CacheKey(digest, smiles, task, routing, experts)] = TaskAnswer(
+                    answer.values.copy(), answer.routing.copy(), experts=said
                 )
 
 
 def _size(answer: TaskAnswer) -> int:
-    return answer.values.nbytes + answer.routing.nbytes + _OVERHEAD_BYTES
+    said = sum(values.nbytes + _EXPERT_BYTES for values in answer.experts.values())
+    return answer.values.nbytes + answer.routing.nbytes + said + _OVERHEAD_BYTES

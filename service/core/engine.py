@@ -3,7 +3,7 @@ runs models."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, get_args
 
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.artifact import Artifact, assemble, load_components
+from models.data.fingerprint import fingerprints_of
 from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
 from models.errors import ArtifactError, ConfigError, GMergingError
+from models.experts.combination import ExpertChoice, ExpertName, ForestInfo, combine
 from models.experts.unified import Routing
 from models.families.base import TaskOutput
 from models.families.inputs import Graph
@@ -52,6 +54,7 @@ class EngineInfo:
         sites: names of the sites where experts can be mixed; empty for force fields.
         details: further fields of the manifest.
         requirements: inputs that the tasks accept.
+        forests: descriptions by task of the forests that answer beside the network.
         stream_of: name of the shared stream by task; other tasks have a stream of their own.
     """
 
@@ -63,6 +66,7 @@ class EngineInfo:
     sites: tuple[str, ...]
     details: dict[str, Any]
     requirements: InputRequirements = MOLECULES
+    forests: Mapping[str, ForestInfo] = field(default_factory=dict)
     stream_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -90,10 +94,33 @@ class EngineInfo:
         """Input schema of the manifest."""
         return self.requirements.schema
 
-    def requirements_for(self, tasks: Sequence[str]) -> InputRequirements:
-        """Return the requirements of inputs that these tasks accept."""
+    def experts_for(self, task: str, experts: ExpertChoice | None = None) -> ExpertChoice:
+        """Return the experts that answer a task where a request names these: for None the task's
+        default, for a task without a forest `own`."""
+        forest = self.forests.get(task)
+        return "own" if forest is None else experts or forest.default
+
+    def requirements_for(
+        self, tasks: Sequence[str], experts: ExpertChoice | None = None
+    ) -> InputRequirements:
+        """Return the requirements of inputs that these tasks accept. Molecules are read with a
+        fingerprint only if one of the tasks is answered by a forest."""
         of_nodes = any(self.task_infos[task].level == "node" for task in tasks)
-        return InputRequirements(self.requirements.shape, self.input.for_tasks(tasks), of_nodes)
+        schema = self.input.for_tasks(tasks)
+        if all(self.experts_for(task, experts) == "own" for task in tasks):
+            schema = schema.without_fingerprint()
+        by_forest = experts in ("forest", "both")
+        return InputRequirements(self.requirements.shape, schema, of_nodes, by_forest)
+
+    def check_experts(self, tasks: Sequence[str], experts: ExpertChoice | None) -> None:
+        """Raise UnsupportedQueryError if a request names the forest for a task without one."""
+        without = [task for task in tasks if task not in self.forests]
+        if experts in (None, "own") or not without:
+            return
+        got = f"got expert 'forest' for {', '.join(without)}"
+        known = f", or tasks among {', '.join(self.forests)}" if self.forests else ""
+        expected = f"without a forest in model {self.name}, expected experts ['own']{known}"
+        raise UnsupportedQueryError("unsupported_experts", f"{got}, {expected}")
 
     def count_streams(self, tasks: Sequence[str]) -> int:
         """Return the number of streams that a pass for these tasks computes."""
@@ -116,11 +143,17 @@ class TaskAnswer:
             (1,) float64 in eV.
         routing: routing weights (sites, experts); the weights of a site sum to 1.
         forces: (n, 3) in eV / Angstrom, from a force field; None from other models.
+        experts: (labels,) by expert, the answers of which `values` is the combination; empty if
+            the network alone answered.
+        no_fingerprint: True if the network alone answered because the input was a graph, which has
+            no fingerprint for the forest.
     """
 
     values: NDArray[np.floating[Any]]
     routing: NDArray[np.float32]
     forces: NDArray[np.float32] | None = None
+    experts: Mapping[ExpertName, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    no_fingerprint: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,9 +183,15 @@ class Engine(Protocol):
         """Description of the engine."""
         ...
 
-    def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
+    def run(
+        self,
+        graphs: Sequence[Graph],
+        tasks: Sequence[str],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
+    ) -> PassOutput:
         """Predict tasks for graphs, one answer per graph in their order. Blocks; called from one
-        thread at a time."""
+        thread at a time. With `experts` None the default ones of every task answer."""
         ...
 
 
@@ -166,6 +205,7 @@ class PredictionQuery:
         tasks: requested tasks in the engine's order, so that queries for the same tasks are equal.
         routing: "own", "moe" or "merged".
         requirements: inputs that the tasks accept.
+        experts: the experts that answer; None for the default ones of every task.
     """
 
     model: str
@@ -173,6 +213,7 @@ class PredictionQuery:
     tasks: tuple[str, ...]
     routing: Routing
     requirements: InputRequirements = field(compare=False)
+    experts: ExpertChoice | None = None
 
     @property
     def num_streams(self) -> int:
@@ -180,16 +221,29 @@ class PredictionQuery:
         return self.engine.info.count_streams(self.tasks)
 
     @classmethod
-    def of(cls, model: str, engine: Engine, tasks: Sequence[str], routing: Routing) -> Self:
+    def of(
+        cls,
+        model: str,
+        engine: Engine,
+        tasks: Sequence[str],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
+    ) -> Self:
         """Create a query for tasks in any order; unknown tasks are left out."""
         known = tuple(task for task in engine.info.tasks if task in tasks)
-        return cls(model, engine, known, routing, engine.info.requirements_for(known))
+        requirements = engine.info.requirements_for(known, experts)
+        return cls(model, engine, known, routing, requirements, experts)
 
     @classmethod
     def checked(
-        cls, model: str, engine: Engine, tasks: Sequence[str] | None, routing: Routing
+        cls,
+        model: str,
+        engine: Engine,
+        tasks: Sequence[str] | None,
+        routing: Routing,
+        experts: ExpertChoice | None = None,
     ) -> Self:
-        """Create a query from a client's tasks (None for all) and routing. Raises
+        """Create a query from a client's tasks (None for all), routing and experts. Raises
         UnsupportedQueryError if the engine does not have one of them."""
         info = engine.info
         requested = info.tasks if tasks is None else tuple(tasks)
@@ -199,7 +253,8 @@ class PredictionQuery:
         if routing not in info.routings:
             got = f"got routing {routing!r} for a model that mixes no experts, expected 'own'"
             raise UnsupportedQueryError("invalid_request", got)
-        return cls.of(model, engine, requested, routing)
+        info.check_experts(requested, experts)
+        return cls.of(model, engine, requested, routing, experts)
 
 
 class ArtifactEngine:
@@ -209,6 +264,7 @@ class ArtifactEngine:
         manifest = artifact.manifest
         self._device, self._family = device, manifest.family
         self._model = self._family.served(artifact.model)
+        self._forests = artifact.forests
         self.info = EngineInfo(
             name=manifest.name,
             version=manifest.version,
@@ -229,10 +285,17 @@ class ArtifactEngine:
                 },
             ),
             requirements=InputRequirements(manifest.backbone, manifest.input),
+            forests=manifest.forests,
             stream_of=manifest.stream_of,
         )
 
-    def run(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
+    def run(
+        self,
+        graphs: Sequence[Graph],
+        tasks: Sequence[str],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
+    ) -> PassOutput:
         """Predict tasks for graphs: see `Engine.run`. If a pass does not fit into GPU memory, the
         graphs are split in halves until it does.
 
@@ -241,7 +304,7 @@ class ArtifactEngine:
             torch.OutOfMemoryError: a single graph does not fit.
         """
         try:
-            return self._pass(graphs, tasks, routing)
+            return self._pass(graphs, tasks, routing, experts)
         except torch.OutOfMemoryError:
             if len(graphs) == 1:
                 raise
@@ -249,14 +312,24 @@ class ArtifactEngine:
         log.warning("out of memory with %d graphs, trying half of them at a time", len(graphs))
         torch.cuda.empty_cache()
         half = len(graphs) // 2
-        return self.run(graphs[:half], tasks, routing) + self.run(graphs[half:], tasks, routing)
+        query = tasks, routing, experts
+        return self.run(graphs[:half], *query) + self.run(graphs[half:], *query)
 
-    def _pass(self, graphs: Sequence[Graph], tasks: Sequence[str], routing: Routing) -> PassOutput:
+    def _pass(
+        self,
+        graphs: Sequence[Graph],
+        tasks: Sequence[str],
+        routing: Routing,
+        experts: ExpertChoice | None,
+    ) -> PassOutput:
         with torch.inference_mode():
             batch = self._family.collate(graphs).to(self._device)
             outputs = self._family.answer(self._model, batch, tasks, routing)
             sizes = [graph.num_nodes for graph in graphs]
             by_task = [self._by_graph(task, outputs[task], sizes) for task in tasks]
+            choices = {task: self.info.experts_for(task, experts) for task in tasks}
+            if any(choice != "own" for choice in choices.values()):
+                by_task = self._with_forests(graphs, choices, outputs, by_task)
         return PassOutput(
             [dict(zip(tasks, answers, strict=True)) for answers in zip(*by_task, strict=True)]
         )
@@ -269,6 +342,41 @@ class ArtifactEngine:
             return [TaskAnswer(*answer) for answer in zip(values, routing, strict=True)]
         forces = _rows(task, output.forces, sizes)
         return [TaskAnswer(*answer) for answer in zip(values, routing, forces, strict=True)]
+
+    def _with_forests(
+        self,
+        graphs: Sequence[Graph],
+        choices: Mapping[str, ExpertChoice],
+        outputs: Mapping[str, TaskOutput],
+        by_task: Sequence[list[TaskAnswer]],
+    ) -> list[list[TaskAnswer]]:
+        """Replace the network's answers by those of the chosen experts, for graphs that have a
+        fingerprint; mark the others.
+
+        Args:
+            graphs: of the pass.
+            choices: experts by task.
+            outputs: of the network, by task.
+            by_task: answers of the network, a list per task.
+        """
+        positions, rows = fingerprints_of(graphs)
+        combined = []
+        for answers, (task, choice) in zip(by_task, choices.items(), strict=True):
+            if choice == "own":
+                combined.append(answers)
+                continue
+            changed = [replace(answer, no_fingerprint=True) for answer in answers]
+            own, target = outputs[task].logits[positions].cpu(), outputs[task].target
+            forest = self._forests[task], self.info.forests[task]
+            opinions = combine(own, rows, *forest, choice, target)
+            parts = {name: _rows(task, values) for name, values in opinions.experts.items()}
+            for row, (k, values) in enumerate(
+                zip(positions, _rows(task, opinions.values), strict=True)
+            ):
+                said = {name: values_of[row] for name, values_of in parts.items()}
+                changed[k] = replace(answers[k], values=values, experts=said)
+            combined.append(changed)
+        return combined
 
 
 def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list[NDArray[Any]]:
@@ -294,7 +402,8 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
     )  # only once, since the folder may be replaced at any time
     screened = is_screened(components.manifest)
     if screened:
-        loaded = Artifact(components.manifest, ScreenedModel(components, device), components.digest)
+        model = ScreenedModel(components, device)
+        loaded = Artifact(components.manifest, model, components.digest, components.forests)
     else:
         loaded = assemble(components, device)
     engine = ArtifactEngine(loaded, device)

@@ -20,6 +20,7 @@ import orjson
 
 from models.artifact import MANIFEST
 from models.errors import ConfigError, GMergingError
+from models.experts.combination import ExpertChoice
 from models.experts.unified import Routing
 from service.core.engine import Engine, PredictionQuery
 from service.telemetry.metrics import Metrics
@@ -103,16 +104,21 @@ class ModelRegistry:
             raise UnknownModelError(str(name), self.names) from None
 
     def query(
-        self, model: str | None, tasks: Sequence[str] | None, routing: Routing
+        self,
+        model: str | None,
+        tasks: Sequence[str] | None,
+        routing: Routing,
+        experts: ExpertChoice | None = None,
     ) -> PredictionQuery:
-        """Create the query of a request; None means the default model, or all of its tasks.
+        """Create the query of a request; None means the default model, all of its tasks, or the
+        default experts.
 
         Raises:
             UnknownModelError: the model is not loaded.
-            UnsupportedQueryError: the model does not have a task or the routing.
+            UnsupportedQueryError: the model does not have a task, the routing or an expert.
         """
         name = self._default if model is None else model
-        return PredictionQuery.checked(name, self.get(name), tasks, routing)
+        return PredictionQuery.checked(name, self.get(name), tasks, routing, experts)
 
     def available(self) -> dict[str, bool]:
         """Return all models that are or can be loaded, by name, with True for loaded ones. If the

@@ -122,7 +122,7 @@ class Pipeline:
         """Read molecules or graphs and predict for them.
 
         Args:
-            query: model, tasks and routing.
+            query: model, tasks, routing and experts.
             sources: unread molecules or graphs, at least one.
             seconds: time until the deadline.
             bounded: False for streams and jobs, which are admitted even if the queue is full: there
@@ -181,13 +181,14 @@ class Pipeline:
             idle = self._batcher.admitted == 1
             parsed = await self._parser.parse(sources, query.requirements, idle=idle)
         self._metrics.stage("parse", time.perf_counter() - started)
-        digest, tasks, routing = query.engine.info.digest, query.tasks, query.routing
+        digest, tasks = query.engine.info.digest, query.tasks
+        choice = query.routing, query.experts
         family = query.requirements.family
         readable = [molecule for molecule in parsed if isinstance(molecule, Parsed)]
         for molecule in readable:
             if (types := family.atom_types(molecule.graph)) is not None:
                 self._metrics.molecule_read(types.numpy())
-        found = [self._cache.get(digest, molecule.smiles, tasks, routing) for molecule in readable]
+        found = [self._cache.get(digest, molecule.smiles, tasks, *choice) for molecule in readable]
         missing = [molecule for molecule, hit in zip(readable, found, strict=True) if hit is None]
         self._metrics.cache(len(readable) - len(missing), len(missing))
         streams = query.num_streams
@@ -201,7 +202,7 @@ class Pipeline:
                 )
             for molecule, answer in zip(missing, computed, strict=True):
                 if not isinstance(answer, ItemFailure):
-                    self._cache.put(digest, molecule.smiles, answer, routing)
+                    self._cache.put(digest, molecule.smiles, answer, *choice)
         new = iter(computed)
         answers = iter([next(new) if hit is None else hit for hit in found])
         results: list[Result] = []
@@ -223,7 +224,7 @@ class Pipeline:
         """Run the engine. If a prediction is not finite because of large numbers in a graph, bisect
         the graphs until that graph fails alone; the others are answered."""
         try:
-            output = query.engine.run(graphs, query.tasks, query.routing)
+            output = query.engine.run(graphs, query.tasks, query.routing, query.experts)
         except FloatingPointError as error:
             if not query.requirements.family.inputs_overflow:
                 raise

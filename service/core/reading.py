@@ -53,6 +53,10 @@ _LIMIT_NAMES = {
     "too_many_bonds": " (4 * max_atoms)",
     "too_many_edges": " (200 * max_atoms)",
 }
+NO_FINGERPRINT = (
+    "got a graph for the expert 'forest', which needs a fingerprint, expected a molecule as text,"
+    " or experts ['own']"
+)
 _LONGEST_MESSAGE = 300
 # Maximal lengths of other formats, in units of `max_smiles_length`: an InChI has a number for every
 # atom and lists hydrogen atoms again, a CXSMILES can have coordinates of every atom.
@@ -82,11 +86,13 @@ class InputRequirements:
         shape: of the model's network.
         schema: input schema of the model, restricted to these tasks.
         of_nodes: True if one of the tasks is at level "node".
+        by_forest: True if the request names the expert `forest`, which needs a fingerprint.
     """
 
     shape: NetworkShape
     schema: InputSchema
     of_nodes: bool = False
+    by_forest: bool = False
 
     @cached_property
     def family(self) -> ModelFamily:
@@ -189,6 +195,8 @@ def precheck(
     the error that `read` would return, or None. Saves sending the source to another process."""
     try:
         if isinstance(source, GraphIn):
+            if requirements.by_forest:
+                return ItemFailure("unsupported_input", NO_FINGERPRINT)
             requirements.family.check(source.given(), limits)
         elif requirements.no_text:
             return ItemFailure(

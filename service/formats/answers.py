@@ -24,7 +24,11 @@ _CHUNK = 16  # about 3 ms, after which other requests run on the event loop
 
 
 async def render(
-    results: Sequence[Result], info: EngineInfo, tasks: Sequence[str], explain_routing: bool
+    results: Sequence[Result],
+    info: EngineInfo,
+    tasks: Sequence[str],
+    explain_routing: bool,
+    explain_experts: bool = False,
 ) -> bytes:
     """Return the body of a `PredictResponse`.
 
@@ -33,12 +37,14 @@ async def render(
         info: description of the model that answered.
         tasks: task names, in the order in which they are written.
         explain_routing: whether to add the routing weights.
+        explain_experts: whether to add what every expert answers.
     """
     items = []
     for k, result in enumerate(results):
         if k % _CHUNK == _CHUNK - 1:
             await asyncio.sleep(0)
-        items.append(orjson.dumps(item(k, result, info, tasks, explain_routing)))
+        shown = item(k, result, info, tasks, explain_routing, explain_experts)
+        items.append(orjson.dumps(shown))
     return b'{"model":%b,"predictions":[%b]}' % (orjson.dumps(model(info)), b",".join(items))
 
 
@@ -48,7 +54,12 @@ def model(info: EngineInfo) -> dict[str, str]:
 
 
 def item(
-    index: int, result: Result, info: EngineInfo, tasks: Sequence[str], explain_routing: bool
+    index: int,
+    result: Result,
+    info: EngineInfo,
+    tasks: Sequence[str],
+    explain_routing: bool,
+    explain_experts: bool = False,
 ) -> dict[str, Any]:
     """Return the `PredictionItem` of a molecule or graph as a dictionary.
 
@@ -58,6 +69,7 @@ def item(
         info: description of the model that answered.
         tasks: task names, in the order in which they are written.
         explain_routing: whether to add the routing weights.
+        explain_experts: whether to add what every expert answers.
     """
     if isinstance(result, ItemFailure):
         return {
@@ -72,7 +84,26 @@ def item(
         shown["units"] = units
     if explain_routing:
         shown["routing"] = {task: _sites(info, result.tasks[task].routing) for task in tasks}
+    if explain_experts:
+        shown["experts"] = {task: _experts(info, task, result.tasks[task]) for task in tasks}
+    if without := [task for task in tasks if result.tasks[task].no_fingerprint]:
+        shown["without_forest"] = without
     return shown
+
+
+def _experts(info: EngineInfo, task: str, answer: TaskAnswer) -> dict[str, Any]:
+    """Return the answer and weight of every expert that takes part, by its name."""
+    described = info.task_infos[task]
+    if not answer.experts:
+        return {"own": {"weight": 1.0, "values": _shown(described, answer)}}
+    weights = info.forests[task].weights("both" if len(answer.experts) > 1 else "forest")
+    return {
+        name: {
+            "weight": weights[name],
+            "values": dict(zip(described.labels, written(values, described.target), strict=True)),
+        }
+        for name, values in answer.experts.items()
+    }
 
 
 def _shown(task: TaskInfo, answer: TaskAnswer) -> dict[str, Any]:

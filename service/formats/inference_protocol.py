@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models.errors import InvalidInputError, did_you_mean
+from models.experts.combination import ExpertChoice, expert_choice
 from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.task import TaskInfo
 from service.core.engine import EngineInfo
@@ -77,6 +78,11 @@ class InferParameters(_ProtocolModel):
     """Parameters of the whole request."""
 
     routing: Routing = DEFAULT_ROUTING
+    experts: str | None = Field(
+        None,
+        max_length=64,
+        description="`own`, `forest` or `own,forest`; each task's default if left out",
+    )
     binary_data_output: bool = Field(
         False, description="all outputs as bytes behind the JSON, where `outputs` does not say"
     )
@@ -84,11 +90,24 @@ class InferParameters(_ProtocolModel):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, given: Any) -> Any:
-        """Refuse a parameter whose name is nearly `routing`; the protocol allows any other."""
+        """Refuse a parameter whose name is nearly one of ours; the protocol allows any other."""
+        ours = ("routing", "experts")
         for name in given if isinstance(given, dict) else ():
-            if name != "routing" and (hint := did_you_mean(name, ["routing"])):
+            if name not in ours and (hint := did_you_mean(name, ours)):
                 raise ValueError(f"got an unknown parameter {name[:64]!a}{hint}")
         return given
+
+    @field_validator("experts")
+    @classmethod
+    def _check_experts(cls, value: str | None) -> str | None:
+        if value is not None:
+            expert_choice(value.split(","))
+        return value
+
+    @property
+    def expert_choice(self) -> ExpertChoice | None:
+        """The experts that answer; None for the default ones."""
+        return None if self.experts is None else expert_choice(self.experts.split(","))
 
 
 class InferRequest(_ProtocolModel):

@@ -2,22 +2,28 @@
 port, a tiny artifact."""
 
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import numpy as np
 import torch
 from fastapi import FastAPI
 
-from models.artifact import save_artifact
+from models.artifact import load_components, save_artifact
+from models.data.fingerprint import BITS, DESCRIPTORS, FINGERPRINT_RULE
 from models.data.molecule import MolGraph
-from models.data.schema import AtomsInput, FeatureInput
+from models.data.schema import AtomsInput, FeatureInput, MoleculeInput
 from models.experts.adapter import Stream
+from models.experts.combination import ExpertChoice, ForestInfo
 from models.experts.expert import Expert, SharedExpert, TaskExpert
+from models.experts.forest import Forest
 from models.experts.router import RouterConfig
+from models.experts.symmetric_trees import SymmetricForest
 from models.experts.unified import Routing
 from models.manifest import StreamInfo, make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
@@ -29,6 +35,7 @@ from service.core.engine import Engine, EngineInfo, PassOutput, TaskAnswer
 from service.core.pipeline import PredictionQuery
 from service.schemas import Problem
 from service.settings import Settings
+from tests.forests import random_symmetric
 
 LABELS = {
     "bbbp": ("p_np",),
@@ -65,7 +72,14 @@ class DummyEngine:
         self.gate.set()
         self.entered = threading.Semaphore(0)
 
-    def run(self, graphs: Sequence[MolGraph], tasks: Sequence[str], routing: Routing) -> PassOutput:
+    def run(
+        self,
+        graphs: Sequence[MolGraph],
+        tasks: Sequence[str],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
+    ) -> PassOutput:
+        assert experts in (None, "own"), "it has no forests"
         self.passes.append((len(graphs), tuple(tasks), routing))
         self.entered.release()
         assert self.gate.wait(30)
@@ -149,6 +163,40 @@ def save_pico_artifact(folder: Path, labels_of: dict[str, tuple[str, ...]] = LAB
         folder, make_manifest("pico", "0.1.0", config, 2, router, tasks), Backbone(config), experts
     )
     return folder
+
+
+def save_pico_forests(
+    folder: Path, save_network: Callable[[Path], Path] = save_pico_artifact
+) -> Path:
+    """The tasks of `save_pico_artifact` or another network; `clintox` is answered by network and
+    forest, `tox21` by the forest, `bbbp` has none."""
+    with TemporaryDirectory() as plain:
+        components = load_components(save_network(Path(plain) / "plain"))
+    described: dict[str, ForestInfo] = {
+        "clintox": ForestInfo(default="both", inputs=("ecfp4",), library="by hand 1"),
+        "tox21": ForestInfo(default="forest", inputs=("ecfp4", "descriptors"), library="by hand 1"),
+    }
+    changes = {"input": MoleculeInput(reading_rule=2, fingerprint=FINGERPRINT_RULE)}
+    manifest = components.manifest.model_copy(update={**changes, "forests": described})
+    # Columns of aspirin and ethanol, so that the answers differ.
+    forests: dict[str, Forest] = {
+        "clintox": _asking(random_symmetric(2, seed=3)),
+        "tox21": _asking(random_symmetric(3, seed=4)),
+    }
+    save_artifact(folder, manifest, components.backbone, components.experts, forests=forests)
+    return folder
+
+
+def _asking(forest: SymmetricForest) -> SymmetricForest:
+    """The forest with questions about molecular weight, heavy atoms and logP."""
+    columns, borders = np.zeros_like(forest.columns), np.zeros_like(forest.borders)
+    asked = [
+        (BITS + DESCRIPTORS.index("MolWt"), 100),
+        (BITS + DESCRIPTORS.index("HeavyCrippen1"), 1),
+    ]
+    for level, (column, border) in enumerate(asked):
+        columns[:, level], borders[:, level] = column, border
+    return replace(forest, columns=columns, borders=borders)
 
 
 def save_pico_shared_artifact(folder: Path) -> Path:

@@ -24,6 +24,7 @@ from fastapi import (
 from fastapi.responses import FileResponse
 
 from models.errors import InvalidInputError, did_you_mean
+from models.experts.combination import expert_choice
 from models.experts.unified import DEFAULT_ROUTING, Routing
 from service.bulk.flow import Answerer, file_groups, in_order
 from service.bulk.jobs import Job, JobState, JobStore
@@ -63,19 +64,44 @@ _Model = Annotated[
     str | None, Query(max_length=128, description="name of a model; the default one if left out")
 ]
 _Routing = Annotated[Routing, Query(description="`own`, `moe` or `merged`, as of `/predict`")]
+_Experts = Annotated[
+    list[str] | None,
+    Query(
+        max_length=2,
+        description=(
+            "`own`, `forest` or both, also with a comma between them, as of `/predict`; each task's"
+            " default if left out"
+        ),
+    ),
+]
 _Explain = Annotated[bool, Query(description="add routing weights to each answer")]
+_ExplainExperts = Annotated[bool, Query(description="add what every expert answers")]
 _JobId = Annotated[str, Path(max_length=64)]
 
 
 def _query(
-    services: Services, model: str | None, tasks: list[str] | None, routing: Routing
+    services: Services,
+    model: str | None,
+    tasks: list[str] | None,
+    routing: Routing,
+    experts: list[str] | None,
 ) -> PredictionQuery:
-    if tasks is not None:
-        # No task's name has a comma.
-        tasks = [name.strip() for names in tasks for name in names.split(",")]
+    tasks = _names(tasks)
     if tasks is not None and len(set(tasks)) != len(tasks):
         raise ProblemError(422, "invalid_request", "got a task twice in tasks, expected each once")
-    return services.models.query(model, tasks, routing)
+    names = _names(experts)
+    try:
+        choice = None if names is None else expert_choice(names)
+    except InvalidInputError as error:
+        raise ProblemError(422, "invalid_request", str(error)) from None
+    return services.models.query(model, tasks, routing, choice)
+
+
+def _names(values: list[str] | None) -> list[str] | None:
+    """Split the values of a parameter at commas, which no name has."""
+    if values is None:
+        return None
+    return [name.strip() for value in values for name in value.split(",")]
 
 
 _TEXT = {"schema": {"type": "string"}}
@@ -123,7 +149,9 @@ async def predict_stream(
     model: _Model = None,
     tasks: _Tasks = None,
     routing: _Routing = DEFAULT_ROUTING,
+    experts: _Experts = None,
     explain_routing: _Explain = False,
+    explain_experts: _ExplainExperts = False,
 ) -> Response:
     """Predict for lines of NDJSON, and answer in NDJSON while lines still arrive.
 
@@ -133,7 +161,7 @@ async def predict_stream(
     there was one. A line that cannot be read gets an `error`. A stream that the service ends early
     ends with a line that has only an `error`, which says how many lines were answered.
     """
-    query = _query(services, model, tasks, routing)
+    query = _query(services, model, tasks, routing, experts)
     body = Body(request.receive)
     groups = ndjson_groups(body.chunks(), services.settings.max_body_bytes)
     lines = ndjson_answers(
@@ -141,6 +169,7 @@ async def predict_stream(
         Answerer(services.pipeline, query, services.keys, client),
         explain_routing,
         body.disconnected,
+        explain_experts,
     )
     return StreamedResponse(
         lines, "application/x-ndjson", model_headers(query), services.streams, body.close
@@ -166,6 +195,7 @@ _Output = Annotated[
 _Prefer = Annotated[str, Header(description="`respond-async` makes a job of a short file too")]
 _LONGEST_NAME = 256
 _AS_QUERY = "as the parameter of this name; not both"
+_LISTS = ("tasks", "experts")
 
 
 @dataclass(frozen=True)
@@ -179,6 +209,7 @@ class _FormFields:
     model: str | None
     tasks: list[str] | None
     routing: Routing | None
+    experts: list[str] | None
 
 
 async def _form_fields(
@@ -190,6 +221,7 @@ async def _form_fields(
     model: Annotated[str | None, Form(max_length=128, description=_AS_QUERY)] = None,
     tasks: Annotated[list[str] | None, Form(max_length=1000, description=_AS_QUERY)] = None,
     routing: Annotated[Routing | None, Form(description=_AS_QUERY)] = None,
+    experts: Annotated[list[str] | None, Form(max_length=2, description=_AS_QUERY)] = None,
 ) -> _FormFields:
     """Read the options in the form, as `curl -F` sends them, and refuse any other field."""
     known = {"file", *(field.name for field in fields(_FormFields))}
@@ -201,14 +233,14 @@ async def _form_fields(
             raise _bad_field(name, f"{detail}{did_you_mean(name, known)}")
         if name in request.query_params:
             raise _bad_field(name, "got it in the form and in the query, expected it once")
-        if (count := names.count(name)) > 1 and name != "tasks":
+        if (count := names.count(name)) > 1 and name not in _LISTS:
             got = f"got {count} files" if name == "file" else f"got it {count} times"
             raise _bad_field(name, f"{got}, expected one")
         if name == "file" and isinstance(value, str):
             raise _bad_field(name, "got a field of text, expected a file, with its name")
         if value == "":
             raise _bad_field(name, "got an empty field, expected a value")
-    return _FormFields(format, smiles_column, id_field, output, model, tasks, routing)
+    return _FormFields(format, smiles_column, id_field, output, model, tasks, routing, experts)
 
 
 def _bad_field(name: str, detail: str) -> ProblemError:
@@ -241,6 +273,7 @@ async def predict_file(
     model: _Model = None,
     tasks: _Tasks = None,
     routing: _Routing = DEFAULT_ROUTING,
+    experts: _Experts = None,
     prefer: _Prefer = "",
 ) -> Response:
     """Predict for every record of a file; a long file becomes a job, where jobs are kept.
@@ -257,7 +290,7 @@ async def predict_file(
     Options may be sent as fields of the form instead.
     """
     options = (form.model or model, form.tasks or tasks, form.routing or routing)
-    query = _query(services, *options)
+    query = _query(services, *options, form.experts or experts)
     query.engine.info.check_table(query.tasks)
     output = form.output or output
     limit = services.settings.max_file_bytes

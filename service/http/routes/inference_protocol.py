@@ -175,7 +175,9 @@ async def _infer(
         detail = f"got {len(smiles)} molecules, expected at most {limit}"
         raise ProblemError(422, "too_many_molecules", detail, limit={"max_molecules": limit})
     tasks = list(dict.fromkeys(output.name for output in body.outputs or ()))
-    query = services.models.query(name, tasks or None, body.parameters.routing)
+    parameters = body.parameters
+    choice = parameters.routing, parameters.expert_choice
+    query = services.models.query(name, tasks or None, *choice)
     _check_version(name, version, query.engine)  # replaced while the body was read
     query.engine.info.check_table(query.tasks)
     results = await predict_unless_disconnected(query, smiles, request, services, client, timeout)

@@ -15,6 +15,7 @@ from service.schemas import (
     AdminModelsResponse,
     ModelAction,
     ModelResponse,
+    TaskExperts,
     TaskOut,
     TasksResponse,
 )
@@ -46,9 +47,15 @@ def _task(info: EngineInfo, task: str) -> TaskOut:
         name=task,
         **described.model_dump(include={"description", "labels", "level", "target"}),
         units=described.unit_of or None,
+        experts=_experts(info, task),
         **info.input.of_task(task),
         stream=info.stream_of.get(task),
     )
+
+
+def _experts(info: EngineInfo, task: str) -> TaskExperts | None:
+    forest = info.forests.get(task)
+    return None if forest is None else TaskExperts(**forest.model_dump())
 
 
 @router.get(

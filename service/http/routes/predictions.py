@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from service.core.reading import InChI, ItemFailure, MolBlock, Source
+from service.core.reading import NO_FINGERPRINT, InChI, ItemFailure, MolBlock, Source
 from service.formats.answers import render
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
@@ -46,7 +46,9 @@ async def predict(
     else is asked at the same time.
     """
     sources = _sources(body, services.settings.max_molecules)
-    query = services.models.query(body.model, body.tasks, body.routing)
+    query = services.models.query(body.model, body.tasks, body.routing, body.expert_choice)
+    if body.graphs is not None and query.requirements.by_forest:
+        raise ProblemError(422, "unsupported_input", NO_FINGERPRINT)
     results = await predict_unless_disconnected(query, sources, request, services, client, timeout)
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -55,7 +57,8 @@ async def predict(
     started = time.perf_counter()
     info = query.engine.info
     tasks = info.tasks if body.tasks is None else body.tasks
-    content = await render(results, info, tasks, "routing" in body.explain)
+    explain = "routing" in body.explain, "experts" in body.explain
+    content = await render(results, info, tasks, *explain)
     services.metrics.stage("serialise", time.perf_counter() - started)
     return Response(content, media_type="application/json")
 

@@ -34,7 +34,7 @@ from tests.merging.families.test_force_fields import write_md17
 from tests.merging.graph_files import NETWORK, TRAINING, write_rule
 
 ROOT = Path(__file__).parents[3]
-CHAIN = ("release", "add-task", "remove-task", "screen", "inspect", "plan")
+CHAIN = ("release", "add-task", "add-forests", "remove-task", "screen", "inspect", "plan")
 TASKS = {"bbbp": "N", "bace": "O", "muv": "Cl"}
 NAMED = {"setting": "tiny", "description": "made in a test"}
 EXPERTS = ("bace", "bbbp", "clintox", "sider")
@@ -242,12 +242,14 @@ def run(words: list[str]) -> None:
 
 
 def test_the_chain_from_training_to_a_plan_runs_as_written(desk: Path) -> None:
+    pytest.importorskip("catboost", reason="add-forests needs CatBoost (g-merging[trees])")
     for words in [words for words in README if words[0] in CHAIN]:
         run(words)
     folders = ("models/releases/moleculenet-gcn", "extended", "smaller")
     released, extended, smaller = (load_artifact(desk / folder).manifest for folder in folders)
     assert (released.name, list(released.tasks)) == ("moleculenet-gcn", list(TASKS))
     assert list(extended.tasks) == [*TASKS, "solubility", "hERG", "ames"]
+    assert list(load_artifact(desk / "with-forests").forests) == ["bbbp", "bace"]
     assert list(smaller.tasks) == ["bbbp", "bace", "solubility", "hERG", "ames"]
     assert load_artifact(desk / "screened").manifest.router.candidates == 32
     assert (desk / "plan.json").is_file()

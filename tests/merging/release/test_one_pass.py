@@ -124,10 +124,11 @@ def test_tasks_may_have_teachers_of_their_own(released: Path, tmp_path: Path) ->
     assert f"Teachers: {expected}" in card
 
 
-def test_a_task_added_later_has_a_stream_of_its_own(released: Path, tmp_path: Path) -> None:
-    write_pico(tmp_path)
+def add_oxygen(released: Path, artifact: Path, folder: Path) -> int:
+    """Add the task `oxygen` to an artifact; the new one is in `folder / "artifact"`."""
+    write_pico(folder)
     write_csv(
-        tmp_path / "data/oxygen.csv",
+        folder / "data/oxygen.csv",
         "smiles",
         ("has_o",),
         list(zip(molecules(), tail_has("O"), strict=True)),
@@ -136,9 +137,13 @@ def test_a_task_added_later_has_a_stream_of_its_own(released: Path, tmp_path: Pa
     more = {"tasks": ["oxygen"], "datasets": datasets, "alignment_by_task": {}, "compare": {}}
     weights = yaml.safe_load((released / "pico.yaml").read_text())["pretrained"]
     release = {"name": "pico", "version": "1.3.0"}
-    edit(tmp_path, **more, pretrained=weights, release=release)
-    files = ["--artifact", str(released / "artifact"), "--output", str(tmp_path / "artifact")]
-    assert command(tmp_path, "add-task", *files) == 0
+    edit(folder, **more, pretrained=weights, release=release)
+    files = ["--artifact", str(artifact), "--output", str(folder / "artifact")]
+    return command(folder, "add-task", *files)
+
+
+def test_a_task_added_later_has_a_stream_of_its_own(released: Path, tmp_path: Path) -> None:
+    assert add_oxygen(released, released / "artifact", tmp_path) == 0
     artifact = load_artifact(tmp_path / "artifact")
     manifest = artifact.manifest
     assert (manifest.rank, manifest.streams["one-pass"].tasks) == (4, ("nitrogen", "other"))
@@ -157,6 +162,41 @@ def test_a_removed_task_leaves_the_stream(released: Path, tmp_path: Path) -> Non
     assert manifest.streams["one-pass"].tasks == ("nitrogen",)
     files = ["--artifact", str(tmp_path / "artifact"), "--output", str(tmp_path / "artifact")]
     assert main(["remove-task", "--tasks", "nitrogen", *files]) == 1
+
+
+def test_a_forest_beside_the_shared_stream(released: Path, tmp_path: Path) -> None:
+    """It changes no file of the network, and stays or goes with its task."""
+    settings = {"kinds": ["bagged"], "bagged": {"trees": 4, "min_leaf": 1}}
+    content = yaml.safe_load((released / "pico.yaml").read_text()) | {"forest": settings}
+    (tmp_path / "forests.yaml").write_text(yaml.safe_dump(content))
+    files = ["--artifact", str(released / "artifact"), "--output", str(tmp_path / "with")]
+    config = ["--config", str(tmp_path / "forests.yaml"), *run_options(released)]
+    assert main(["add-forests", *config, *files, "--tasks", "other"]) == 0
+    old, new = load_artifact(released / "artifact"), load_artifact(tmp_path / "with")
+    assert (new.manifest.format_version, new.manifest.streams) == (2, old.manifest.streams)
+    weights = {name: sha for name, sha in old.manifest.files.items() if name != "README.md"}
+    assert weights.items() <= new.manifest.files.items()
+    assert list(new.forests) == ["other"]
+    batch = run_in(released).dataset("other").graphs.select(torch.arange(10))
+    assert torch.equal(new.model(batch).logits["other"], old.model(batch).logits["other"])
+    measured = new.manifest.metrics["forests"]["other"]["test"]
+    assert measured["own"] == pytest.approx(old.manifest.metrics["test"]["other"]["roc_auc"])
+
+    more = tmp_path / "more"
+    more.mkdir()
+    assert add_oxygen(released, tmp_path / "with", more) == 0
+    added = load_artifact(more / "artifact")
+    assert (list(added.manifest.tasks), list(added.forests)) == (
+        ["nitrogen", "other", "oxygen"],
+        ["other"],
+    )
+    for task, stays in (("nitrogen", True), ("other", False)):
+        files = ["--artifact", str(tmp_path / "with"), "--output", str(tmp_path / task)]
+        assert main(["remove-task", "--tasks", task, *files]) == 0
+        less = load_artifact(tmp_path / task)
+        assert task not in less.manifest.streams["one-pass"].tasks
+        assert list(less.forests) == (["other"] if stays else [])
+        assert less.manifest.input.has_fingerprint == stays
 
 
 def test_a_merger_of_one_network_per_task_is_refused_before_the_alignment(

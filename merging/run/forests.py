@@ -1,0 +1,141 @@
+"""The forests of a run: their stage, their outputs together with the network's, and the choice of
+the experts that answer."""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from merging.data.split import Subset
+from merging.run.run import Run
+from merging.run.scores import unified_forward
+from merging.run.stage import Stage
+from merging.run.store import StageResult
+from merging.targets.bootstrap import paired_bootstrap
+from merging.targets.metrics import compute_score
+from merging.training.forest import KINDS, check_forest_target, fingerprint_rows, fit_forest
+from merging.training.supervised import label_scale, standardised
+from models.data.fingerprint import FINGERPRINT_RULE
+from models.experts.combination import ExpertChoice, mean_outputs
+from models.experts.forest import Forest
+from models.experts.layouts import LAYOUTS
+from models.experts.unified import UnifiedModel
+
+SUBSETS: tuple[Subset, ...] = ("valid", "test")
+WEIGHT = 0.5
+"""Weight of the forest in the mean with the network, fixed before any score was read."""
+Outputs = Mapping[ExpertChoice, Tensor]
+"""Outputs (G, L) of network, forest, and of their mean."""
+
+
+def forest(run: Run, task: str) -> Stage:
+    """Return the stage that trains a task's forest of every kind on every candidate of inputs and
+    keeps the one with the best validation score.
+
+    Its tensors are `forest/<array>` and `outputs/valid`, `outputs/test`; its record has the `kind`,
+    the `inputs`, the `library`, and `valid_scores` of all candidates.
+
+    Raises:
+        ConfigError: the task has no forests: its target is multiclass, or it is no set of
+            molecules; or CatBoost is not installed.
+    """
+    data = run.dataset(task)
+    check_forest_target(data.info.target)
+    config = run.config.forest_for(task)
+    libraries = (KINDS[kind].library() for kind in config.kinds)
+    settings = config, FINGERPRINT_RULE, *libraries, task
+    sources = *run.family.data_settings(run.config, task), *data.sources.values()
+    make = partial(_make_forest, run, task)
+    return Stage(f"forest/{task}", run.seed, (*settings, *sources), (), make, data.size)
+
+
+def _make_forest(run: Run, task: str, _: Path) -> StageResult:
+    data, settings, start = run.dataset(task), run.config.forest_for(task), time.perf_counter()
+    rows = fingerprint_rows(run.family.smiles(run.config, data, run.folders), task)
+    split, info, scores = data.split, data.info, dict[str, float]()
+    fitted_by = dict[str, tuple[Any, Any, Forest]]()
+    for kind, inputs in product(settings.kinds, settings.inputs):
+        subset = data.labels, split.train, info.target
+        fitted = fit_forest(rows, *subset, kind, inputs, settings, run.seed)
+        valid, labels = fitted.outputs(rows[split.valid.numpy()]), data.labels[split.valid]
+        name = f"{kind}, {'+'.join(inputs)}"
+        scores[name] = round(_score(torch.from_numpy(valid), labels, data), 5)
+        fitted_by[name] = kind, inputs, fitted
+    kind, inputs, fitted = fitted_by[max(scores, key=lambda name: scores[name])]
+    arrays = {name: torch.from_numpy(array) for name, array in vars(fitted).items()}
+    tensors = {f"forest/{name}": array for name, array in arrays.items()}
+    for subset_name in SUBSETS:
+        chosen = rows[getattr(split, subset_name).numpy()]
+        tensors[f"outputs/{subset_name}"] = torch.from_numpy(fitted.outputs(chosen))
+    record = {"kind": kind, "inputs": list(inputs), "library": KINDS[kind].library()}
+    record |= {"valid_scores": scores}
+    seconds = round(time.perf_counter() - start, 1)
+    return StageResult(tensors, {**record, "settings": settings.model_dump(), "seconds": seconds})
+
+
+def trained_forest(result: StageResult) -> Forest:
+    """Return the forest of a result of `forest`."""
+    arrays = {name: tensor.numpy() for name, tensor in result.under("forest/").items()}
+    return next(layout(**arrays) for layout in LAYOUTS if layout.dtypes.keys() == arrays.keys())
+
+
+def network_outputs(run: Run, model: UnifiedModel, task: str) -> dict[Subset, Tensor]:
+    """Return the outputs of a merged model for a task with routing `own`, by subset (G, L)."""
+    forward, data = unified_forward(run, model, task), run.dataset(task)
+    return {
+        subset: run.family.predict(
+            forward, data.steps(subset, run.family.evaluation_batch), run.device
+        )[0]
+        for subset in SUBSETS
+    }
+
+
+def expert_outputs(own: Tensor, trees: Tensor) -> Outputs:
+    """Return the outputs of network, forest, and of their mean."""
+    return {"own": own, "forest": trees, "both": mean_outputs(own, trees, WEIGHT)}
+
+
+def expert_scores(outputs: Outputs, labels: Tensor, data: Any) -> dict[str, float]:
+    """Return the score of every choice of experts (`compute_score`), in standard deviations of the
+    labels for a regression."""
+    return {name: round(_score(values, labels, data), 5) for name, values in outputs.items()}
+
+
+def _score(outputs: Tensor, labels: Tensor, data: Any) -> float:
+    return compute_score(_scaled(outputs, data), _scaled(labels, data), data.info)
+
+
+def _scaled(values: Tensor, data: Any) -> NDArray[Any]:
+    scaled: NDArray[Any] = standardised(label_scale(data), values).numpy()
+    return scaled
+
+
+def expert_gain(
+    pairs: Sequence[tuple[Tensor, Tensor]], labels: Tensor, data: Any
+) -> tuple[float, float]:
+    """Return the gain in score of the second outputs over the first, as the mean over pairs, and
+    its standard error (`paired_bootstrap`)."""
+    scaled = [(_scaled(first, data), _scaled(second, data)) for first, second in pairs]
+    return paired_bootstrap(scaled, _scaled(labels, data), data.info)
+
+
+def default_experts(outputs: Outputs, labels: Tensor, data: Any) -> ExpertChoice:
+    """Choose the experts that answer by default, on validation data.
+
+    `both`, unless one of them alone scores higher by more than a standard error of the difference
+    (paired bootstrap): validation sets are small, and the mean of two different models is seldom
+    worse than the better one.
+    """
+    choices: dict[ExpertChoice, float] = {}
+    names: tuple[ExpertChoice, ...] = ("own", "forest")
+    for name in names:
+        gain, error = expert_gain([(outputs["both"], outputs[name])], labels, data)
+        if gain > error:
+            choices[name] = gain
+    return max(choices, key=lambda name: choices[name], default="both")
