@@ -18,7 +18,8 @@ from models.validation import one_of
 
 DEFAULT_CONFIG = "gcn_supervised_contextpred.yaml"
 ONE_PASS_CONFIG = "gcn_supervised_contextpred_one_pass.yaml"
-NEIGHBOURS = Path("results/neighbours")
+RESULTS = Path("results")
+NEIGHBOURS = RESULTS / "neighbours"
 _RENAMED = {
     "graphs": "release",
     "release-graphs": "release",
@@ -160,8 +161,8 @@ def _commands() -> list[Row]:
 
 
 def _studies() -> list[Row]:
-    def file(name: str) -> Option:
-        path = NEIGHBOURS / f"{name}.json"
+    def file(name: str, folder: Path = NEIGHBOURS) -> Option:
+        path = folder / f"{name}.json"
         return option("--results", type=Path, default=path, help="the results file")
 
     seconds = option(
@@ -206,7 +207,7 @@ def _studies() -> list[Row]:
         metavar="FOLDER",
         help="folders of finished artifacts, such as those of several seeds",
     )
-    forests = planned, options.device, options.seeds, options.tasks, artifacts, file("forests")
+    forests = planned, options.device, options.seeds, options.tasks, artifacts, file("forests", RESULTS)
     gnnmerge = options.folder_options, seconds, file("gnnmerge")
     one_pass = config_options(ONE_PASS_CONFIG, BUNDLED), options.device, options.seeds
     teachers = option(
@@ -222,7 +223,7 @@ def _studies() -> list[Row]:
         metavar="VARIANT",
         help="only these variants of `compare.one_pass`; `base` is the configuration itself",
     )
-    shared = *one_pass, options.processes, teachers, variants, file("one-pass")
+    shared = *one_pass, options.processes, teachers, variants, file("one-pass", RESULTS / "one-pass")
     return [
         ("gnnmerge", commands.study_gnnmerge, gnnmerge),
         ("gffmerge", commands.study_gffmerge, (forces, options.seeds, file("gffmerge"))),
