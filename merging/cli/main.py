@@ -207,7 +207,14 @@ def _studies() -> list[Row]:
         metavar="FOLDER",
         help="folders of finished artifacts, such as those of several seeds",
     )
-    forests = planned, options.device, options.seeds, options.tasks, artifacts, file("forests", RESULTS)
+    forests = (
+        planned,
+        options.device,
+        options.seeds,
+        options.tasks,
+        artifacts,
+        file("forests", RESULTS),
+    )
     gnnmerge = options.folder_options, seconds, file("gnnmerge")
     one_pass = config_options(ONE_PASS_CONFIG, BUNDLED), options.device, options.seeds
     teachers = option(
@@ -223,7 +230,13 @@ def _studies() -> list[Row]:
         metavar="VARIANT",
         help="only these variants of `compare.one_pass`; `base` is the configuration itself",
     )
-    shared = *one_pass, options.processes, teachers, variants, file("one-pass", RESULTS / "one-pass")
+    shared = (
+        *one_pass,
+        options.processes,
+        teachers,
+        variants,
+        file("one-pass", RESULTS / "one-pass"),
+    )
     return [
         ("gnnmerge", commands.study_gnnmerge, gnnmerge),
         ("gffmerge", commands.study_gffmerge, (forces, options.seeds, file("gffmerge"))),
