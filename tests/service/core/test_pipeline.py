@@ -237,6 +237,15 @@ async def test_known_molecules_need_no_pass(engine: DummyEngine) -> None:
     assert metric(text, "gmerging_cache_bytes") > 0
 
 
+async def test_an_answer_that_never_waits_can_be_late(engine: DummyEngine) -> None:
+    """Read in this process and known: no timeout can fire."""
+    async with running(engine) as (pipeline, metrics):
+        await pipeline.predict(ask(engine), ["CC"])
+        with pytest.raises(DeadlineExceededError):
+            await pipeline.predict(ask(engine), ["CC"], 1e-9)
+        assert count(metrics, "expired") == 1
+
+
 async def test_cache_can_be_switched_off(engine: DummyEngine) -> None:
     async with running(engine, cache_bytes=0) as (pipeline, _):
         for _ in range(2):
