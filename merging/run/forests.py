@@ -24,7 +24,7 @@ from merging.training.supervised import label_scale, standardised
 from models.data.fingerprint import FINGERPRINT_RULE
 from models.experts.combination import ExpertChoice, mean_outputs
 from models.experts.forest import Forest
-from models.experts.layouts import LAYOUTS
+from models.experts.layouts import make_forest
 from models.experts.unified import UnifiedModel
 
 SUBSETS: tuple[Subset, ...] = ("valid", "test")
@@ -82,7 +82,7 @@ def _make_forest(run: Run, task: str, _: Path) -> StageResult:
 def trained_forest(result: StageResult) -> Forest:
     """Return the forest of a result of `forest`."""
     arrays = {name: tensor.numpy() for name, tensor in result.under("forest/").items()}
-    return next(layout(**arrays) for layout in LAYOUTS if layout.dtypes.keys() == arrays.keys())
+    return make_forest(arrays)
 
 
 def network_outputs(run: Run, model: UnifiedModel, task: str) -> dict[Subset, Tensor]:

@@ -5,7 +5,7 @@ from safetensors.numpy import load
 
 from models.errors import ArtifactError
 from models.experts.binary_trees import BinaryForest
-from models.experts.forest import Forest
+from models.experts.forest import Arrays, Forest
 from models.experts.symmetric_trees import SymmetricForest
 
 LAYOUTS: tuple[type[Forest], ...] = (SymmetricForest, BinaryForest)
@@ -26,10 +26,16 @@ def read_forest(data: bytes, width: int, labels: int) -> Forest:
         arrays = load(data)
     except SafetensorError as error:
         raise ArtifactError(str(error)) from error
+    forest = make_forest(arrays)
+    forest.check(width, labels)
+    return forest
+
+
+def make_forest(arrays: Arrays) -> Forest:
+    """Return the forest of some arrays, whose names select the layout; they are not checked. Raises
+    ArtifactError: the arrays are those of no layout."""
     for layout in LAYOUTS:
         if arrays.keys() == layout.dtypes.keys():
-            forest = layout(**arrays)
-            forest.check(width, labels)
-            return forest
+            return layout(**arrays)
     expected = " or ".join(", ".join(layout.dtypes) for layout in LAYOUTS)
     raise ArtifactError(f"got arrays {', '.join(sorted(arrays))}, expected {expected}")
