@@ -228,6 +228,10 @@ class OfflineFamily(ABC):
         """Set the constants of a head that follow from the training labels, in place."""
         return
 
+    def start_head(self, network: Any, head: Any, data: Any, settings: Any) -> None:
+        """Set the weights of a head that its training settings ask to start from, in place."""
+        return
+
     def tuned_parameters(self, head: Any) -> Iterable[nn.Parameter]:
         """Return the parameters of a head that are trained while the network is frozen."""
         parameters: Iterable[nn.Parameter] = head.parameters()

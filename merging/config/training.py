@@ -15,6 +15,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Schedule = Literal["constant", "cosine"]
 KeptEpoch = Literal["best", "last"]
 RegressionLoss = Literal["squared", "smooth_l1"]
+HeadStart = Literal["random", "probe"]
 ForestKind = Literal["boosted", "bagged"]
 
 
@@ -57,7 +58,7 @@ class TrainingConfig(Section):
         """Leave out defaults of the newer fields, so that older results keep their keys."""
         values: dict[str, Any] = handler(self)
         fields = type(self).model_fields
-        for name in ("schedule", "keep", "loss"):
+        for name in ("schedule", "keep", "loss", "head"):
             if name in values and values[name] == fields[name].default:
                 del values[name]
         return values
@@ -77,9 +78,15 @@ class MoleculeTrainingConfig(TrainingConfig):
 
 class FinetuneConfig(MoleculeTrainingConfig):
     """Settings of fine-tuning on one task (Hu et al. 2020: Adam, dropout 0.5, batch 32, 100
-    epochs)."""
+    epochs).
+
+    Attributes:
+        head: what the head starts from: random weights, or a linear probe of the pre-trained
+            network (`merging.training.probe`), after which few epochs at a small learning rate do.
+    """
 
     epochs: Count = 100
+    head: HeadStart = "random"
     shuffles_batches: ClassVar[bool] = False
 
 

@@ -104,6 +104,8 @@ class MoleculeDataset:
         most_per_epoch: the number of training molecules that an epoch draws; None takes all.
         seed_rows: by seed the validation rows, where they depend on it (`for_seed`).
         other_sources: SHA-256 by name of the tables whose test molecules were left out.
+        own_split: the split before they were left out, for models that no other task has a share
+            in; None if `split` is that.
     """
 
     task: str
@@ -118,6 +120,7 @@ class MoleculeDataset:
     most_per_epoch: int | None = None
     seed_rows: Mapping[int, Tensor] = field(default_factory=dict)
     other_sources: Mapping[str, str] = field(default_factory=dict)
+    own_split: Split | None = None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -201,7 +204,8 @@ class MoleculeDataset:
             for task, other in others.items()
             for file, digest in other.sources.items()
         }
-        found = self._with_split(split, self.record["split"], other_sources=sources)
+        changes = {"other_sources": sources, "own_split": self.split}
+        found = self._with_split(split, self.record["split"], **changes)
         return replace(found, record={**found.record, "left_out": counts})
 
     def _with_split(self, split: Split, description: str, **changes: Any) -> "MoleculeDataset":

@@ -4,16 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from merging.config.base import Setting
-from merging.config.training import MoleculeTrainingConfig, MultitaskConfig
+from merging.config.training import FinetuneConfig, MoleculeTrainingConfig, MultitaskConfig
 from merging.data.checkpoints import find_checkpoint, origin
 from merging.data.files import sha256
 from merging.data.molecule_dataset import MoleculeDataset, check_dataset, load_dataset, load_smiles
 from merging.families.molecule_config import MoleculeConfig
 from merging.family import Folders, OfflineFamily, StateDict
-from merging.targets.losses import compute_loss
+from merging.targets.losses import LabelScale, compute_loss
+from merging.targets.probe import fit_probe
 from models.data.smiles import READING_RULE
 from models.experts.expert import Expert
 from models.experts.unified import DEFAULT_ROUTING
@@ -74,6 +76,24 @@ class Molecules(OfflineFamily):
     def initial_fingerprint(self, config: MoleculeConfig, folders: Folders) -> str:
         """Return the checkpoint's SHA-256 and the version of the rule that reads molecules."""
         return f"{sha256(checkpoint(config, folders))}, reading rule {READING_RULE}"
+
+    def start_head(
+        self, network: Backbone, head: nn.Module, data: MoleculeDataset, settings: FinetuneConfig
+    ) -> None:
+        """Set the head to a linear probe of the network on the training molecules, where the
+        settings say so."""
+        if settings.head == "random":
+            return
+        identity, info = nn.Identity(), data.info
+        network.eval()
+        with torch.no_grad():
+            embeddings, labels = self.predict(
+                lambda batch: self.outputs(network, identity, batch, info, False),
+                data.steps("train", self.evaluation_batch),
+                torch.device("cpu"),
+            )
+        scale = LabelScale.fit(info, [labels]) if info.target == "regression" else None
+        head.load_state_dict(fit_probe(embeddings, labels, info.target, scale))
 
     def loss(
         self,

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from merging.config.training import ForestKind
 from merging.data.split import Subset
 from merging.run.run import Run
 from merging.run.scores import unified_forward
@@ -21,7 +22,7 @@ from merging.targets.bootstrap import paired_bootstrap
 from merging.targets.metrics import compute_score
 from merging.training.forest import KINDS, check_forest_target, fingerprint_rows, fit_forest
 from merging.training.supervised import label_scale, standardised
-from models.data.fingerprint import FINGERPRINT_RULE
+from models.data.fingerprint import FINGERPRINT_RULE, Block
 from models.experts.combination import ExpertChoice, mean_outputs
 from models.experts.forest import Forest
 from models.experts.layouts import make_forest
@@ -35,11 +36,14 @@ Outputs = Mapping[ExpertChoice, Tensor]
 
 
 def forest(run: Run, task: str) -> Stage:
-    """Return the stage that trains a task's forest of every kind on every candidate of inputs and
-    keeps the one with the best validation score.
+    """Return the stage that trains a task's forest of every kind on every candidate of inputs,
+    chooses the one with the best validation score, and trains it again on the training and the
+    validation molecules.
 
-    Its tensors are `forest/<array>` and `outputs/valid`, `outputs/test`; its record has the `kind`,
-    the `inputs`, the `library`, and `valid_scores` of all candidates.
+    No other task has a share in a forest, so that it also learns from the test molecules of related
+    tasks (`MoleculeDataset.own_split`). Its tensors are `forest/<array>`, `outputs/test` and, from
+    the forest that saw no validation molecules, `outputs/valid`; its record has the `kind`, the
+    `inputs`, the `library`, and `valid_scores` of all candidates.
 
     Raises:
         ConfigError: the task has no forests: its target is multiclass, or it is no set of
@@ -49,7 +53,7 @@ def forest(run: Run, task: str) -> Stage:
     check_forest_target(data.info.target)
     config = run.config.forest_for(task)
     libraries = (KINDS[kind].library() for kind in config.kinds)
-    settings = config, FINGERPRINT_RULE, *libraries, task
+    settings = config, FINGERPRINT_RULE, *libraries, "trained on train and valid", task
     sources = *run.family.data_settings(run.config, task), *data.sources.values()
     make = partial(_make_forest, run, task)
     return Stage(f"forest/{task}", run.seed, (*settings, *sources), (), make, data.size)
@@ -58,21 +62,25 @@ def forest(run: Run, task: str) -> Stage:
 def _make_forest(run: Run, task: str, _: Path) -> StageResult:
     data, settings, start = run.dataset(task), run.config.forest_for(task), time.perf_counter()
     rows = fingerprint_rows(run.family.smiles(run.config, data, run.folders), task)
-    split, info, scores = data.split, data.info, dict[str, float]()
-    fitted_by = dict[str, tuple[Any, Any, Forest]]()
+    own, scores = data.own_split or data.split, dict[str, float]()
+    tried = dict[str, tuple[Any, Any, Tensor]]()
+
+    def fit(train: Tensor, kind: ForestKind, inputs: Sequence[Block]) -> Forest:
+        target = data.info.target
+        return fit_forest(rows, data.labels, train, target, kind, inputs, settings, run.seed)
+
+    def outputs(fitted: Forest, subset: Subset) -> Tensor:
+        return torch.from_numpy(fitted.outputs(rows[getattr(data.split, subset).numpy()]))
+
     for kind, inputs in product(settings.kinds, settings.inputs):
-        subset = data.labels, split.train, info.target
-        fitted = fit_forest(rows, *subset, kind, inputs, settings, run.seed)
-        valid, labels = fitted.outputs(rows[split.valid.numpy()]), data.labels[split.valid]
-        name = f"{kind}, {'+'.join(inputs)}"
-        scores[name] = round(_score(torch.from_numpy(valid), labels, data), 5)
-        fitted_by[name] = kind, inputs, fitted
-    kind, inputs, fitted = fitted_by[max(scores, key=lambda name: scores[name])]
+        name, valid = f"{kind}, {'+'.join(inputs)}", outputs(fit(own.train, kind, inputs), "valid")
+        scores[name] = round(_score(valid, data.labels[data.split.valid], data), 5)
+        tried[name] = kind, inputs, valid
+    kind, inputs, valid = tried[max(scores, key=lambda name: scores[name])]
+    fitted = fit(torch.cat([own.train, own.valid]), kind, inputs)
     arrays = {name: torch.from_numpy(array) for name, array in vars(fitted).items()}
     tensors = {f"forest/{name}": array for name, array in arrays.items()}
-    for subset_name in SUBSETS:
-        chosen = rows[getattr(split, subset_name).numpy()]
-        tensors[f"outputs/{subset_name}"] = torch.from_numpy(fitted.outputs(chosen))
+    tensors |= {"outputs/valid": valid, "outputs/test": outputs(fitted, "test")}
     record = {"kind": kind, "inputs": list(inputs), "library": KINDS[kind].library()}
     record |= {"valid_scores": scores}
     seconds = round(time.perf_counter() - start, 1)

@@ -1,14 +1,14 @@
 """The stages of joint alignment (`one-pass`): a pool of unlabelled molecules, the teachers' outputs
 on it, and one network that answers all tasks; and functions that read their results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from merging.config.base import Setting
 from merging.config.joint_alignment import JointAlignmentConfig, PoolConfig, TeachersConfig
@@ -16,6 +16,7 @@ from merging.data.files import sha256
 from merging.data.molecule_dataset import load_smiles
 from merging.data.molecule_files import read_molecules
 from merging.data.pool import draw, make_pool
+from merging.families.molecule_config import SHARED_STREAM
 from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import (
@@ -36,14 +37,19 @@ from merging.training.joint_alignment import (
     check_activations,
     linear,
     shared_stream,
+    start_heads,
 )
-from merging.training.supervised import label_scale
 from merging.training.teachers import EnsembleTeacher, NetworkTeacher, Teacher
 from models.artifact import load_components, read_manifest
+from models.compiled.model import fastest
+from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
 from models.data.smiles import READING_RULE
 from models.errors import ConfigError, DataError
-from models.experts.adapter import trace
+from models.experts.adapter import stream_of_backbone, trace
+from models.experts.expert import SharedExpert, TaskExpert
+from models.experts.router import RouterConfig
+from models.experts.unified import UnifiedModel, UnifiedOutput
 from models.state_dict import load_tensors, read_tensors, sub_state
 
 
@@ -149,9 +155,8 @@ def _artifact_teacher(run: Run, task: str, folder: Path) -> NetworkTeacher:
     backbone, expert = components.molecular_backbone.to(run.device), components.experts[task]
     expert = expert.requires_grad_(False).eval().to(run.device)
     expert.stream.to(run.device)  # A shared one is no part of its expert.
-    return NetworkTeacher(
-        info.labels, expert.head, backbone.config, partial(expert.trace, backbone)
-    )
+    traced, answer = partial(expert.trace, backbone), _answering(backbone, task, expert)
+    return NetworkTeacher(info.labels, expert.head, backbone.config, traced, answer)
 
 
 def _finetuned_teacher(members: list[Run], task: str) -> Teacher:
@@ -163,8 +168,23 @@ def _finetuned_member(run: Run, task: str) -> NetworkTeacher:
     head = trained_model(run, teacher(run, task)).heads[task]
     network = finetuned_network(run, task).requires_grad_(False).to(run.device)
     layer = linear(head["weight"], head["bias"]).requires_grad_(False).to(run.device)
-    labels = run.dataset(task).info.labels
-    return NetworkTeacher(labels, layer, network.config, partial(trace, network))
+    info = run.dataset(task).info
+    stream = stream_of_backbone(network, SHARED_STREAM)
+    expert = SharedExpert(stream, 1, info.labels, info.level, info.output_kind).to(run.device)
+    load_tensors(expert.head, head, "head")
+    answer = _answering(network, task, expert.requires_grad_(False))
+    return NetworkTeacher(info.labels, layer, network.config, partial(trace, network), answer)
+
+
+def _answering(backbone: Any, task: str, expert: TaskExpert) -> Callable[[GraphBatch], Tensor]:
+    """Return the function that computes the outputs of a task's expert as the service does."""
+    model = fastest(UnifiedModel(backbone, {task: expert}, RouterConfig()).eval())
+
+    def answer(batch: GraphBatch) -> Tensor:
+        output: UnifiedOutput = model(batch, [task])
+        return output.logits[task]
+
+    return answer
 
 
 def one_pass_teacher(run: Run, task: str) -> Teacher:
@@ -247,33 +267,32 @@ def start_network(run: Run) -> Any:
     return network
 
 
+def start_stream(run: Run, tasks: Sequence[str]) -> SharedStream:
+    """Build the shared stream as training starts from it, for some of the tasks; see
+    `start_network` and `merging.training.joint_alignment.start_heads`."""
+    graphs, network = PackedGraphs(**run.result(pool(run)).tensors), start_network(run)
+    teachers = {task: one_pass_teacher(run, task) for task in tasks}
+    targets = {task: _targets(run, task) for task in tasks}
+    heads = start_heads(network.to(run.device), graphs, teachers, targets, run.device)
+    return SharedStream(network.cpu(), heads, settings_of(run).rank)
+
+
+def _targets(run: Run, task: str) -> Targets:
+    outputs = run.result(teacher_outputs(run, task)).tensors["outputs"]
+    return Targets.of(outputs, run.dataset(task).info, settings_of(run).least_logit)
+
+
 def _make_one_pass(run: Run, checkpoint: Path) -> StageResult:
     settings, drawn = settings_of(run), run.result(pool(run))
     teachers = {task: one_pass_teacher(run, task) for task in run.tasks}
     check_activations(teachers, settings.losses, run.config.shape)
-    targets = {}
-    for task in run.tasks:
-        outputs = run.result(teacher_outputs(run, task)).tensors["outputs"]
-        targets[task] = Targets.of(outputs, run.dataset(task).info, settings.least_logit)
+    targets = {task: _targets(run, task) for task in run.tasks}
     torch.manual_seed(run.seed)
-    heads = {task: start_head(run, task, answering) for task, answering in teachers.items()}
-    stream = SharedStream(start_network(run).requires_grad_(True), heads, settings.rank)
+    stream = start_stream(run, run.tasks).requires_grad_(True)
     graphs, place = PackedGraphs(**drawn.tensors), (run.seed, checkpoint, run.device)
     trained = align_jointly(stream, graphs, targets, teachers, settings, *place)
     record = {**trained.record, "pool": drawn.record, "settings": settings.model_dump(mode="json")}
     return StageResult(trained.stream.tensors(), record)
-
-
-def start_head(run: Run, task: str, answering: Teacher) -> nn.Linear:
-    """Build the head that training starts from: a copy of the teacher's where it has one of the
-    student's width, else random; of a regression around the mean of the training labels."""
-    width, head = run.config.shape.hidden_dim, answering.head
-    if head is not None and head.in_features == width:
-        return linear(head.weight.detach().cpu(), head.bias.detach().cpu())
-    random, scale = nn.Linear(width, len(answering.labels)), label_scale(run.dataset(task))
-    if scale:
-        random.load_state_dict(scale.fold(random.state_dict()))
-    return random
 
 
 def one_pass_stream(run: Run) -> SharedStream:

@@ -21,9 +21,8 @@ from merging.run.one_pass import (
     one_pass,
     one_pass_stream,
     one_pass_teacher,
-    start_head,
-    start_network,
     start_stages,
+    start_stream,
     teacher_outputs,
 )
 from merging.run.run import Run
@@ -163,8 +162,8 @@ def _one_pass(run: Run, task: str, kind: Statistics) -> Forward:
 
 
 def _one_pass_start(run: Run, task: str, kind: Statistics) -> Forward:
-    head = start_head(run, task, one_pass_teacher(run, task)).state_dict()
-    model = without_adapters(run, start_network(run), task, head)
+    stream = start_stream(run, [task])
+    model = without_adapters(run, stream.backbone, task, stream.heads[0].state_dict())
     return unified_forward(run, model, task, kind=kind)
 
 

@@ -45,6 +45,7 @@ def _make_teacher(run: Run, task: str, checkpoint: Path) -> StageResult:
     data, settings = run.dataset(task), run.config.training_for(task)
     start = run.initial_state(task), run.seed, settings.dropout
     model = initial_model(run.family, run.config.shape, {task: data}, *start)
+    run.family.start_head(model.network, model.head(task), data, settings)
     return _trained(run, model, settings, checkpoint, data=data.record)
 
 

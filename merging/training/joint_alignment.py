@@ -19,6 +19,7 @@ from merging.config.joint_alignment import JointAlignmentConfig, JointLossConfig
 from merging.config.training import AlignmentConfig
 from merging.targets.losses import LabelScale
 from merging.targets.metrics import batches, compute_outputs
+from merging.targets.probe import fit_probe
 from merging.training.alignment import alignment_loss
 from merging.training.loop import ResumableTraining
 from merging.training.teachers import NetworkTeacher, Teacher
@@ -32,6 +33,8 @@ from models.transport.problem import Support
 
 WATCHED_SHARE = 10
 """At most one in so many molecules of the pool is watched and not trained on."""
+FITTED = 8000
+"""At most so many molecules of the pool fit the heads that training starts from."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,49 @@ class JointAlignmentResult:
 
     stream: SharedStream
     record: dict[str, Any]
+
+
+def start_heads(
+    network: LayeredNetwork,
+    graphs: PackedGraphs,
+    teachers: Mapping[str, Teacher],
+    targets: Mapping[str, Targets],
+    device: torch.device,
+) -> dict[str, nn.Linear]:
+    """Build the heads that training starts from, by task: a copy of the teacher's if it is one
+    network of the student's shape, else a linear fit of the teacher's outputs.
+
+    Args:
+        network: the start of the student's backbone, on the device.
+        graphs: the pool in random order; the fit is on `FITTED` of those that are trained on.
+        teachers, targets: by task.
+        device: of the network.
+    """
+    heads: dict[str, nn.Linear] = {}
+    rows = torch.arange(len(graphs)).flip(0)[:FITTED]
+    embeddings: Tensor | None = None
+    for task, teacher in teachers.items():
+        if isinstance(teacher, NetworkTeacher) and teacher.shape == network.config:
+            fitted = {key: value.cpu() for key, value in teacher.head.state_dict().items()}
+        else:
+            if embeddings is None:
+                embeddings = _readouts(network, graphs, rows, device)
+            own = targets[task]
+            fitted = own.scale.fold(fit_probe(embeddings, own.outputs[rows], "regression", None))
+        heads[task] = linear(fitted["weight"], fitted["bias"])
+    return heads
+
+
+def _readouts(
+    network: LayeredNetwork, graphs: PackedGraphs, rows: Tensor, device: torch.device
+) -> Tensor:
+    """Compute the embeddings of graphs, (len(rows), d)."""
+
+    def forward(batch: GraphBatch) -> Tensor:
+        return trace(network, batch).graph_embedding
+
+    network.eval()
+    return compute_outputs(forward, graphs, rows, device)
 
 
 def align_jointly(

@@ -16,13 +16,13 @@ from merging.run.one_pass import (
     one_pass_stream,
     one_pass_teacher,
     pool,
-    start_head,
     start_network,
     teacher_outputs,
 )
 from merging.run.run import Run
 from merging.run.scores import evaluation
 from merging.run.stages import merged_network, teacher, trained_model
+from merging.training.teachers import NetworkTeacher
 from models.artifact import load_artifact
 from models.data.batch import GraphBatch
 from models.data.smiles import featurize
@@ -31,7 +31,6 @@ from models.networks.hu2020 import BackboneConfig
 from tests.conftest import pico_config, random_backbone
 from tests.merging.conftest import molecules, stereo_corpus
 from tests.merging.run.test_stages import released  # noqa: F401 - a fixture
-from tests.merging.training.test_teachers import Formula
 
 QUICK: dict[str, Any] = {"rank": 4, "epochs": 2, "batch_size": 16}
 
@@ -297,6 +296,18 @@ def test_references_are_the_teacher_and_the_start(pico_run: Run) -> None:
             assert found[subset] == pytest.approx(expected[subset], abs=1e-4)
 
 
+def test_teachers_answer_as_their_networks_do(pico_run: Run, released: Path) -> None:  # noqa: F811
+    """Outputs are computed by the kernels of the service, traces by the network."""
+    of_run = with_section(pico_run)
+    of_artifact = with_section(pico_run, teachers={"artifact": str(released / "artifact")})
+    for run in (of_run, of_artifact):
+        answering, batch = one_pass_teacher(run, "other"), batch_of(run, "other")
+        assert isinstance(answering, NetworkTeacher)
+        assert answering.answer is not None
+        expected = answering.head(answering.trace(batch).graph_embedding)
+        torch.testing.assert_close(answering.outputs(batch), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_regression_and_classes_are_aligned_too(pico_run: Run, tmp_path: Path) -> None:
     ones = [str(1000 + 10 * len(text)) for text in molecules()]
     words = [("small", "middle", "large")[len(text) % 3] for text in molecules()]
@@ -317,10 +328,6 @@ def test_a_regression_and_classes_are_aligned_too(pico_run: Run, tmp_path: Path)
     assert record["watched"]["size"][-1] < record["watched"]["size"][0]
     answers = one_pass_stream(run)(batch_of(run, "size")).outputs
     assert answers["word"].shape == (80, 3)
-    labels = run.dataset("size").labels
-    random = start_head(run, "size", Formula())
-    assert random.out_features == 2
-    assert bool(((random.bias - labels.mean()).abs() < 2 * labels.std()).all())
     expected = one_pass_teacher(run, "size").outputs(batch_of(run, "size"))
     assert float((answers["size"] - expected).abs().mean()) < 2 * float(expected.std())
     assert float(answers["size"].mean()) == pytest.approx(float(expected.mean()), rel=0.05)

@@ -56,6 +56,9 @@ def test_test_molecules_of_related_tasks_are_left_out_and_counted(tmp_path: Path
     assert not torch.isin(after.molecules[after.split.train, 1], tested).any()
     assert torch.isin(before.molecules[before.split.train, 1], tested).sum() == 17
     assert torch.equal(after.split.test, before.split.test)
+    assert before.own_split is None
+    assert after.own_split is not None
+    assert torch.equal(after.own_split.train, before.split.train)
     assert rest.dataset("other").record["left_out"] == {"nitrogen": {"train": 16, "valid": 0}}
     provenance = data_provenance(rest)
     assert provenance["data"]["nitrogen"]["left_out"]["other"]["train"] == 17

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from merging.config.joint_alignment import JointAlignmentConfig, JointLossConfig
+from merging.targets.probe import fit_probe
 from merging.training.joint_alignment import (
     JointAlignmentResult,
     SharedStream,
@@ -21,6 +22,7 @@ from merging.training.joint_alignment import (
     linear,
     output_loss,
     shared_stream,
+    start_heads,
 )
 from merging.training.teachers import EnsembleTeacher, NetworkTeacher, Teacher
 from models.data.batch import GraphBatch
@@ -113,6 +115,51 @@ def aligned(
     targets = targets_of(teachers()) if given is None else given
     place = config, 0, checkpoint, CPU
     return align_jointly(stream or student(), pool(), targets, teachers(), *place)
+
+
+# --- the start ---
+
+
+def test_heads_start_as_the_teachers_or_fit_their_outputs() -> None:
+    """A network of the student's shape lends its head; what any other teacher says is fitted on the
+    start's embeddings, in the units of the labels."""
+    given: dict[str, Teacher] = {
+        "alpha": network_teacher(1, INFO["alpha"].labels),
+        "beta": EnsembleTeacher([network_teacher(k, INFO["beta"].labels) for k in (2, 3)]),
+    }
+    network, graphs = random_backbone(pico_config(), seed=7), pool()
+    targets = targets_of(given)
+    heads = start_heads(network, graphs, given, targets, CPU)
+    assert isinstance(given["alpha"], NetworkTeacher)
+    assert torch.equal(heads["alpha"].weight, given["alpha"].head.weight)
+    batch = everything(graphs)
+    with torch.no_grad():
+        embeddings = trace(network.eval(), batch).graph_embedding
+        said = heads["beta"](embeddings)
+    fitted = fit_probe(embeddings, targets["beta"].outputs, "regression", None)
+    torch.testing.assert_close(
+        heads["beta"].weight.detach(), fitted["weight"], atol=1e-3, rtol=1e-3
+    )
+    errors = targets["beta"].error(said, torch.arange(len(graphs)))
+    assert bool((errors < 1).all())
+
+
+def test_a_fitted_head_answers_in_the_units_of_a_regression() -> None:
+    info = {"size": TaskInfo(labels=("atoms", "twice"), target="regression")}
+
+    class Sizes:
+        labels = info["size"].labels
+
+        def outputs(self, batch: GraphBatch) -> Tensor:
+            atoms = batch.batch.bincount(minlength=batch.num_graphs).float()
+            return torch.stack([1000 + atoms, 2 * atoms], 1)
+
+    given: dict[str, Teacher] = {"size": Sizes()}
+    network = random_backbone(pico_config(), seed=7)
+    heads = start_heads(network, pool(), given, targets_of(given, info), CPU)
+    with torch.no_grad():
+        said = heads["size"](trace(network.eval(), everything(pool())).graph_embedding)
+    assert float(said[:, 0].mean()) == pytest.approx(1000 + float(said[:, 1].mean()) / 2, rel=1e-3)
 
 
 # --- the loss ---
