@@ -10,7 +10,7 @@ from pathlib import Path
 from merging.cli import commands, options
 from merging.cli.options import Option, config_options, option
 from merging.run.config import BUNDLED
-from merging.run.scores import EVALUATIONS
+from merging.studies.boards import METHODS
 from merging.studies.experts.config import EXPERTS_CONFIG_FOLDER
 from merging.training.pretraining import PRETRAIN_CONFIG_FOLDER
 from models.errors import GMergingError
@@ -193,7 +193,7 @@ def _studies() -> list[Row]:
         nargs="+",
         default=["finetuned"],
         metavar="METHOD",
-        help=f"what is measured: {', '.join(EVALUATIONS)}",
+        help=f"what is measured: {', '.join(METHODS)}",
     )
     scores_file = option(
         "--results", type=Path, default=Path("results/admet/scores.json"), help="the file of scores"

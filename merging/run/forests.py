@@ -14,14 +14,16 @@ from torch import Tensor
 
 from merging.config.training import ForestKind
 from merging.data.split import Subset
+from merging.run.one_pass import one_pass, one_pass_stream
 from merging.run.run import Run
-from merging.run.scores import unified_forward
+from merging.run.scores import Forward, subset_metrics, unified_forward
 from merging.run.stage import Stage
 from merging.run.store import StageResult
 from merging.targets.bootstrap import paired_bootstrap
 from merging.targets.metrics import compute_score
 from merging.training.forest import KINDS, check_forest_target, fingerprint_rows, fit_forest
 from merging.training.supervised import label_scale, standardised
+from models.data.batch import GraphBatch
 from models.data.fingerprint import FINGERPRINT_RULE, Block
 from models.experts.combination import ExpertChoice, mean_outputs
 from models.experts.forest import Forest
@@ -33,6 +35,12 @@ WEIGHT = 0.5
 """Weight of the forest in the mean with the network, fixed before any score was read."""
 Outputs = Mapping[ExpertChoice, Tensor]
 """Outputs (G, L) of network, forest, and of their mean."""
+EXPERT_EVALUATIONS: dict[str, ExpertChoice | None] = {
+    "forest": "forest",
+    "one_pass_and_forest": "both",
+    "one_pass_default": None,
+}
+"""A task's forest; its mean with the shared stream; the experts that validation data choose."""
 
 
 def forest(run: Run, task: str) -> Stage:
@@ -95,13 +103,57 @@ def trained_forest(result: StageResult) -> Forest:
 
 def network_outputs(run: Run, model: UnifiedModel, task: str) -> dict[Subset, Tensor]:
     """Return the outputs of a merged model for a task with routing `own`, by subset (G, L)."""
-    forward, data = unified_forward(run, model, task), run.dataset(task)
+    return _outputs(run, unified_forward(run, model, task), run.dataset(task))
+
+
+def _outputs(run: Run, forward: Forward, data: Any) -> dict[Subset, Tensor]:
     return {
         subset: run.family.predict(
             forward, data.steps(subset, run.family.evaluation_batch), run.device
         )[0]
         for subset in SUBSETS
     }
+
+
+def expert_evaluation(name: str, run: Run, task: str) -> Stage:
+    """Return the stage that evaluates the forest of a task or its mean with the run's shared
+    stream; its record is as that of `merging.run.scores.evaluation`.
+
+    Args:
+        name: one of `EXPERT_EVALUATIONS`.
+        run: its configuration has joint alignment.
+        task: the task whose data are used.
+    """
+    inputs = (forest(run, task),) if name == "forest" else (forest(run, task), one_pass(run))
+    make = partial(_make_expert_evaluation, EXPERT_EVALUATIONS[name], run, task)
+    return Stage(f"evaluation/{name}/{task}", run.seed, (WEIGHT,), inputs, make)
+
+
+def _make_expert_evaluation(
+    choice: ExpertChoice | None, run: Run, task: str, _: Path
+) -> StageResult:
+    data, trees = run.dataset(task), run.result(forest(run, task))
+    labels = {subset: data.labels[getattr(data.split, subset)] for subset in SUBSETS}
+    answers = {subset: trees.tensors[f"outputs/{subset}"] for subset in SUBSETS}
+    if choice != "forest":
+        own = _stream_outputs(run, task)
+        outputs = {subset: expert_outputs(own[subset], answers[subset]) for subset in SUBSETS}
+        choice = choice or default_experts(outputs["valid"], labels["valid"], data)
+        answers = {subset: outputs[subset][choice] for subset in SUBSETS}
+    metrics = {
+        subset: subset_metrics(run, task, answers[subset], labels[subset]) for subset in SUBSETS
+    }
+    return StageResult(record={"stored": metrics, "experts": choice})
+
+
+def _stream_outputs(run: Run, task: str) -> dict[Subset, Tensor]:
+    stream, data = one_pass_stream(run), run.dataset(task)
+
+    def forward(batch: GraphBatch) -> Tensor:
+        outputs: Tensor = stream(batch).outputs[task]
+        return outputs
+
+    return _outputs(run, forward, data)
 
 
 def expert_outputs(own: Tensor, trees: Tensor) -> Outputs:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from merging.data.files import read_json, write_json
+from merging.run.forests import EXPERT_EVALUATIONS, expert_evaluation
 from merging.run.run import Run
 from merging.run.scores import EVALUATIONS, evaluation, main_metric
 from merging.run.stage import Stage
@@ -20,6 +21,8 @@ from models.errors import ConfigError, DataError
 from models.task import Metric
 from models.validation import one_of, problems_of
 
+METHODS = (*EVALUATIONS, *EXPERT_EVALUATIONS)
+"""Names of what can be measured."""
 BoardMetric = Literal["AUROC", "AUPRC", "Spearman", "MAE"]
 METRIC_OF: dict[BoardMetric, Metric] = {
     "AUROC": "roc_auc",
@@ -130,7 +133,7 @@ def collect_scores(
 
     Args:
         runs: one run per seed.
-        methods: keys of `merging.run.scores.EVALUATIONS`.
+        methods: names among `METHODS`.
         tasks: of the runs.
         path: of the file.
         build: runs the stages.
@@ -140,12 +143,10 @@ def collect_scores(
         DataError: the file holds something else than scores.
     """
     for method in methods:
-        if method not in EVALUATIONS:
-            raise ConfigError(
-                f"got method {method!r}, expected {one_of(method, tuple(EVALUATIONS))}"
-            )
+        if method not in METHODS:
+            raise ConfigError(f"got method {method!r}, expected {one_of(method, METHODS)}")
     stages: dict[tuple[str, str, int], tuple[Run, Stage]] = {
-        (method, task, run.seed): (run, evaluation(method, run, task))
+        (method, task, run.seed): (run, _evaluation(method, run, task))
         for method in methods
         for task in tasks
         for run in runs
@@ -160,6 +161,11 @@ def collect_scores(
     found = Scores.model_validate(scores)
     write_json(path, json.loads(found.model_dump_json()))
     return found
+
+
+def _evaluation(method: str, run: Run, task: str) -> Stage:
+    made = expert_evaluation if method in EXPERT_EVALUATIONS else evaluation
+    return made(method, run, task)
 
 
 def compare_with_boards(scores: Scores, boards: Boards) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from models.errors import ConfigError
 def test_bundled_configurations_are_valid_and_named_after_their_setting(path: Path) -> None:
     config = load_config(Path(path.name))
     assert config.setting == path.stem
-    assert len(config.tasks) == (31 if path.stem == "admet" else 8)
+    assert len(config.tasks) == (31 if path.stem.startswith("admet") else 8)
 
 
 def test_settings_by_task_inherit_the_common_ones(pico: MoleculeConfig) -> None:
@@ -349,5 +349,12 @@ def test_the_admet_tasks_are_judged_as_the_benchmark_says() -> None:
     assert all(spec.about and spec.max_dropped == 0.05 for spec in specs.values())
     assert len(config.related_to("cyp2d6_veith")) == 4
     assert config.related_to("toxcast") == ("tox21",)
-    assert config.training_for("muv").epochs == 5
-    assert config.training_for("herg").keep == "last"
+    herg, ames = config.training_for("herg"), config.training_for("ames")
+    assert (herg.keep, herg.head) == ("last", "probe")
+    assert herg.learning_rate < ames.learning_rate
+    assert config.one_pass is not None
+    assert len(config.one_pass.teachers_for("herg").seeds) == 5
+    one_seed = load_config(Path("admet_one_seed.yaml"))
+    assert isinstance(one_seed, MoleculeConfig)
+    assert one_seed.one_pass is not None
+    assert not any(one_seed.one_pass.teachers_for(task).seeds for task in by_seed)

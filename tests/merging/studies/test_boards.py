@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from merging.cli.main import main
+from merging.run.forests import EXPERT_EVALUATIONS, expert_evaluation, forest
+from merging.run.one_pass import one_pass_stream
 from merging.run.run import Run
 from merging.run.scores import evaluation
 from merging.studies.boards import (
@@ -18,8 +20,10 @@ from merging.studies.boards import (
     read_boards,
     read_scores,
 )
+from merging.targets.metrics import roc_auc
 from models.errors import ConfigError, DataError
 from tests.merging.conftest import run_options
+from tests.merging.run.test_one_pass import QUICK
 
 BOARDS = {
     "source": "made in a test",
@@ -154,6 +158,25 @@ def test_scores_of_runs_are_collected_and_added(pico_run: Run, tmp_path: Path) -
     assert read_scores(file) == again
     with pytest.raises(ConfigError, match=r"got method 'finetune', expected one of .*finetuned"):
         collect_scores([pico_run], ["finetune"], ["nitrogen"], file, build)
+
+
+def test_forests_and_their_mean_with_the_stream_are_measured(pico_run: Run, tmp_path: Path) -> None:
+    sections = {"forest": {"kinds": ["bagged"], "bagged": {"trees": 8}}, "one_pass": QUICK}
+    run = pico_run.with_changes(**sections)
+    methods = ["one_pass", *EXPERT_EVALUATIONS]
+    found = collect_scores(
+        [run], methods, ["other"], tmp_path / "scores.json", lambda stages, _: None
+    )
+    data, trees = run.dataset("other"), run.result(forest(run, "other")).tensors["outputs/test"]
+    batch = data.graphs.select(data.split.test)
+    own, labels = one_pass_stream(run)(batch).outputs["other"], data.labels[data.split.test]
+    expected = {"one_pass": own, "forest": trees, "one_pass_and_forest": (own + trees) / 2}
+    for method, outputs in expected.items():
+        score = roc_auc(labels, outputs).mean
+        assert found.methods[method]["other"][0] == pytest.approx(score, abs=1e-5)
+    chosen = run.result(expert_evaluation("one_pass_default", run, "other")).record["experts"]
+    name = {"own": "one_pass", "forest": "forest", "both": "one_pass_and_forest"}[chosen]
+    assert found.methods["one_pass_default"]["other"] == found.methods[name]["other"]
 
 
 def test_the_command_measures_a_run(pico_config_file: Path, tmp_path: Path) -> None:
