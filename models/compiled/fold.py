@@ -3,9 +3,12 @@ advance.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,10 +22,12 @@ class ExpertSelection:
     """The experts of the requested tasks, one per stream.
 
     Attributes:
-        experts: (S,) index of each stream's expert.
+        positions: index of each stream's expert.
+        experts: (S,) the same as a tensor.
     """
 
     def __init__(self, positions: Sequence[int]) -> None:
+        self.positions = tuple(positions)
         self.experts = torch.tensor(positions, dtype=torch.int64)
         first = positions[0] if positions else 0
         consecutive = range(first, first + len(positions))
@@ -42,6 +47,8 @@ class ExpertSelection:
 
     def split(self, size: int) -> list["ExpertSelection"]:
         """Split into selections of at most `size` experts, in order."""
+        if len(self) <= size:
+            return [self]
         return [ExpertSelection(chunk.tolist()) for chunk in self.experts.split(size)]
 
 
@@ -70,25 +77,55 @@ class FoldedLayer:
     self_gram: Tensor
     cross_gram: Tensor
 
-    @property
+    @cached_property
     def convolution(self) -> tuple[Tensor, Tensor]:
         """The columns of `linear` and of `bonds` for the convolution, (..., d) each."""
         width = len(self.linear)
         return self.linear[:, :width], self.bonds[:, :width]
 
-    @property
+    @cached_property
     def projection(self) -> tuple[Tensor, Tensor]:
         """The columns of `linear` and of `bonds` for the adapters, (..., K * r) each."""
         width = len(self.linear)
         return self.linear[:, width:], self.bonds[:, width:]
 
-    def for_experts(self, selection: ExpertSelection) -> tuple[Tensor, Tensor]:
-        """Select the `projection` of some experts: transposed (S, r, d), and (S, ..., r)."""
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all tensors, in bytes."""
+        tensors = (getattr(self, field.name) for field in fields(self))
+        return sum(value.numel() * value.element_size() for value in tensors)
+
+    def for_experts(self, selection: ExpertSelection) -> "SelectedLayer":
+        """Select the weights of some experts."""
         linear, bonds = (
             selection.select(columns.unflatten(1, self.up.shape[:2]).movedim(1, 0))
             for columns in self.projection
         )
-        return linear.transpose(1, 2).contiguous(), bonds
+        return SelectedLayer(
+            projection=linear.transpose(1, 2).contiguous().numpy(),
+            bonds=bonds.contiguous(),
+            up=selection.select(self.up).numpy(),
+            gain=selection.select(self.gain).numpy(),
+            offset=selection.select(self.offset).numpy(),
+        )
+
+
+@dataclass(frozen=True)
+class SelectedLayer:
+    """Weights of a layer for S streams with one adapter of rank r each.
+
+    Attributes:
+        projection: (S, r, d), see `FoldedLayer.projection`.
+        bonds: (S, types + directions + 1, r).
+        up: (S, r, d).
+        gain, offset: (S, d).
+    """
+
+    projection: NDArray[np.float32]
+    bonds: Tensor
+    up: NDArray[np.float32]
+    gain: NDArray[np.float32]
+    offset: NDArray[np.float32]
 
 
 def fold_layer(

@@ -1,8 +1,9 @@
 """The graph site and the heads of a compiled model. See `models.compiled.model`."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from models.compiled.fold import ExpertSelection
 from models.experts.router import routing_weights
 from models.experts.streams import StreamSelection
 from models.experts.unified import Routing, UnifiedModel
+
+_KEPT_SELECTIONS = 8
+"""Sets of tasks whose weights are kept side by side."""
 
 
 class GraphSite:
@@ -142,6 +146,7 @@ class SharedTasks:
             self._bias = torch.cat([head.bias for head in heads])
             folded = [head.weight @ bank.up[t].T for t, head in zip(tasks, heads, strict=True)]
             self._up = torch.cat(folded)  # (C, r)
+        self._selected = lru_cache(maxsize=_KEPT_SELECTIONS)(self._select)
 
     @property
     def num_bytes(self) -> int:
@@ -151,16 +156,22 @@ class SharedTasks:
 
     def logits(self, g: Tensor, tasks: Sequence[int]) -> list[Tensor]:
         """Compute the logits (G, C) of some tasks from the stream's readout g (G, d)."""
+        bias, head, down, up, starts = self._selected(tuple(tasks))
+        out = torch.addmm(bias, g, head)
+        projected = g @ down
+        kernels.subtract_adapters(out.numpy(), projected.numpy(), up, starts)
+        return [out[:, begin:end] for begin, end in pairwise(starts.tolist())]
+
+    def _select(self, tasks: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Any, Any]:
+        """Return bias, head, `down`, the product of `up` and head, and the first label of every
+        task, for some tasks."""
         positions = [self._position[task] for task in tasks]
         labels = [(self._starts[k], self._starts[k + 1]) for k in positions]
         ranks = [(k * self._rank, (k + 1) * self._rank) for k in positions]
         starts = np.array([0, *accumulate(end - begin for begin, end in labels)])
         bias = _columns(self._bias[None], labels)[0]
-        out = torch.addmm(bias, g, _columns(self._head, labels))
-        projected = g @ _columns(self._down, ranks)
-        up = _columns(self._up.T, labels).T
-        kernels.subtract_adapters(out.numpy(), projected.numpy(), up.contiguous().numpy(), starts)
-        return [out[:, begin:end] for begin, end in pairwise(starts.tolist())]
+        up = _columns(self._up.T, labels).T.contiguous().numpy()
+        return bias, _columns(self._head, labels), _columns(self._down, ranks), up, starts
 
 
 def _columns(values: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
@@ -170,6 +181,7 @@ def _columns(values: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
     return torch.cat([values[:, begin:end] for begin, end in ranges], 1)
 
 
+@lru_cache(maxsize=_KEPT_SELECTIONS)
 def _by_stream(chosen: StreamSelection) -> tuple[list[int], ExpertSelection, dict[int, list[int]]]:
     """Group the requested tasks, given by their positions in the request, by their streams.
 

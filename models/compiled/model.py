@@ -20,6 +20,7 @@ Source: G-Merging, as in `models.experts.unified`; the folding and the classes a
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import cast, get_args
 
 import numpy as np
@@ -37,6 +38,8 @@ from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedModel, Unifi
 from models.networks.hu2020 import SUM_DIVISOR, Backbone
 from models.task import select_tasks
 
+_KEPT_SELECTIONS = 8
+"""Sets of tasks whose streams are kept side by side."""
 _KINDS = "gcn", "gin_linear"
 _MIN_EPSILON = 0.05
 _MAX_TOLERANCE = 60.0  # in units of epsilon; beyond both limits exponentials leave float32
@@ -88,6 +91,8 @@ class CompiledModel:
             group = CompiledStreams(self._embeddings, layers, model.router)
             self._groups.append((members, group))
         self._graph_site = GraphSite(model)
+        # Requests for the same tasks follow each other.
+        self._selected = lru_cache(maxsize=_KEPT_SELECTIONS)(self._select)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -120,6 +125,10 @@ class CompiledModel:
             and model.graph_bank.up.is_cpu
         )
 
+    def _select(self, tasks: tuple[str, ...] | None) -> tuple[tuple[str, ...], StreamSelection]:
+        names, positions = select_tasks(self.tasks, tasks)
+        return names, self._table.select(positions)
+
     @torch.inference_mode()
     def __call__(
         self,
@@ -130,8 +139,7 @@ class CompiledModel:
         """Answer tasks for a batch: see `UnifiedModel.forward`, with stored statistics."""
         if routing not in get_args(Routing):
             raise InvalidInputError(f"got routing {routing!r}, expected one of {get_args(Routing)}")
-        names, positions = select_tasks(self.tasks, tasks)
-        chosen = self._table.select(positions)
+        names, chosen = self._selected(None if tasks is None else tuple(tasks))
         h, node_weights = self._readouts(batch, chosen, routing)
         logits, weights = self._answers(h, chosen, routing, node_weights)
         return UnifiedOutput(

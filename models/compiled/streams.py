@@ -4,6 +4,7 @@ node sites. See `models.compiled.model`.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ from torch.nn import functional
 
 from models.compiled import kernels
 from models.compiled.batch import Classes, CompiledBatch, WholeBatch, graph_sums, readout_weights
-from models.compiled.fold import ExpertSelection, FoldedLayer
+from models.compiled.fold import ExpertSelection, FoldedLayer, SelectedLayer
 from models.compiled.transport import transport_distances
 from models.experts.router import RouterConfig, routing_weights
 from models.experts.unified import Routing
 
 _BLOCK_ROWS = 512  # rows of a product at a time, so that its operands stay in the cache
 _CHUNK_ROWS = 4096  # rows of all streams together that are computed at a time
+
+_KEPT_SELECTIONS = 8
+"""Sets of streams whose weights are kept side by side."""
 
 
 class Workspace:
@@ -52,6 +56,8 @@ class CompiledStreams:
         """Build the streams from embeddings of atom types and chirality tags, (types, d) and
         (tags, d), and their L layers."""
         self._embeddings, self._layers, self._router = embeddings, list(layers), router
+        # Requests for the same tasks follow each other.
+        self._selected = lru_cache(maxsize=_KEPT_SELECTIONS)(self._select)
 
     @property
     def rank(self) -> int:
@@ -61,8 +67,11 @@ class CompiledStreams:
     @property
     def num_bytes(self) -> int:
         """Memory of all layers' tensors, in bytes."""
-        tensors = [value for layer in self._layers for value in vars(layer).values()]
-        return sum(value.numel() * value.element_size() for value in tensors)
+        return sum(layer.num_bytes for layer in self._layers)
+
+    def _select(self, experts: tuple[int, ...]) -> list[SelectedLayer]:
+        selection = ExpertSelection(experts)
+        return [layer.for_experts(selection) for layer in self._layers]
 
     def run(
         self,
@@ -81,7 +90,8 @@ class CompiledStreams:
             workspace: scratch memory.
 
         Returns:
-            (S, G, d) readouts after the last BatchNorm, and by layer (G, S, K) routing weights.
+            (S, G, d) readouts after the last BatchNorm, and by layer (G, S, K) routing weights,
+            none for "own".
         """
         if routing != "own" and self._router.mixes(len(self._layers) - 2, len(self._layers)):
             return self._mixed_pass(graphs, selection, routing, workspace)
@@ -119,6 +129,8 @@ class CompiledStreams:
             for chunk in selection.split(streams_per_chunk)
         ]
         means, projected = (torch.cat(tensors) for tensors in zip(*chunks, strict=True))
+        if routing == "own":
+            return self._normalise_last(means, projected, selection), []
         one_hot = self._one_hot(graphs, selection)
         weights = [one_hot] * (len(self._layers) - 1)
         correction, mixed = (
@@ -152,11 +164,11 @@ class CompiledStreams:
             .expand(len(selection), -1, -1)
             .contiguous()
         )
-        for level, layer in enumerate(self._layers[:-1]):
-            projection, projection_bonds = layer.for_experts(selection)
+        selected = self._selected(selection.positions)
+        for level, (layer, own) in enumerate(zip(self._layers[:-1], selected, strict=False)):
             values = workspace.take("values", *h.shape)
             _product(h, layer.convolution[0], values)
-            projected = kernels.project(h.numpy(), projection.numpy())
+            projected, projected_bonds = self._project(h, own, sums[level])
             h = workspace.take(
                 "h", len(selection), len(classes.representatives[level + 1]), h.shape[-1]
             )
@@ -165,10 +177,10 @@ class CompiledStreams:
                 values.numpy(),
                 projected,
                 bonds[level],
-                torch.matmul(sums[level], projection_bonds).numpy(),
-                selection.select(layer.up).numpy(),
-                selection.select(layer.gain).numpy(),
-                selection.select(layer.offset).numpy(),
+                projected_bonds,
+                own.up,
+                own.gain,
+                own.offset,
                 classes.representatives[level + 1],
                 classes.of_node[level],
                 *graphs.edges,
@@ -180,13 +192,27 @@ class CompiledStreams:
             all_projected = torch.empty(*h.shape[:2], layer.projection[0].shape[1])
             _product(h, layer.projection[0], all_projected)
             return means, all_projected
-        projection, projection_bonds = layer.for_experts(selection)
-        projected = kernels.project(h.numpy(), projection.numpy())
-        projected_bonds = torch.matmul(graphs.bonds_by_node, projection_bonds).numpy()
+        if not self.rank:
+            return means, torch.zeros(()).expand(means.shape)
+        own = selected[-1]
+        projected, projected_bonds = self._project(h, own, graphs.bonds_by_node)
         z = kernels.single_adapter_readout(
             projected, projected_bonds, of_node, *graphs.edges, graphs.scale, graphs.graph_starts
         )
-        return means, torch.from_numpy(z) @ selection.select(layer.up)
+        return means, torch.from_numpy(z) @ torch.from_numpy(own.up)
+
+    def _project(
+        self, h: Tensor, layer: SelectedLayer, bond_sums: Tensor
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Compute what the adapters see: h (S, C, d) -> (S, C, r), and of the bonds (S, C', r)."""
+        if not self.rank:
+            streams = len(h)
+            return (
+                np.empty((streams, h.shape[1], 0), np.float32),
+                np.empty((streams, len(bond_sums), 0), np.float32),
+            )
+        projected = kernels.project(h.numpy(), layer.projection)
+        return projected, torch.matmul(bond_sums, layer.bonds).numpy()
 
     def _mixed_pass(
         self,

@@ -126,13 +126,15 @@ def test_a_selection_takes_the_rows_of_its_experts(positions: list[int]) -> None
 def test_a_selection_is_split_in_order(size: int, expected: list[list[int]]) -> None:
     split = ExpertSelection([2, 0, 1]).split(size)
     assert [selection.experts.tolist() for selection in split] == expected
+    assert [list(selection.positions) for selection in split] == expected
 
 
 @pytest.mark.parametrize("positions", [[1], [2, 0], [0, 1, 2]])
 def test_weights_of_some_experts_are_their_columns(positions: list[int]) -> None:
     model = unified(3, 4)
     layer: FoldedLayer = folded(model, 1)
-    linear, bonds = layer.for_experts(ExpertSelection(positions))
+    selected = layer.for_experts(ExpertSelection(positions))
+    linear = torch.from_numpy(selected.projection)
     convolution = model.backbone.gnns[1]
     assert isinstance(convolution, GCNConvolution)
     assert isinstance(convolution.linear, nn.Linear)
@@ -142,4 +144,4 @@ def test_weights_of_some_experts_are_their_columns(positions: list[int]) -> None
         with torch.no_grad():
             adapter.down.copy_(model.node_banks[1].down[:, expert])
         assert_law(linear[k], (convolution.linear.weight.T @ adapter.down).T.detach())
-        assert_law(bonds[k], layer.bonds[:, :_WIDTH] @ adapter.down.detach())
+        assert_law(selected.bonds[k], layer.bonds[:, :_WIDTH] @ adapter.down.detach())
