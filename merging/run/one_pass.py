@@ -300,4 +300,5 @@ def one_pass_stream(run: Run) -> SharedStream:
     result = run.result(one_pass(run))
     network: Any = run.family.network(run.config.shape)
     load_tensors(network, result.under("backbone/"), "a shared stream")
-    return shared_stream(network, result.by_task("tasks/")).to(run.device)
+    by_task = result.by_task("tasks/")  # A file's tensors are sorted by name.
+    return shared_stream(network, {task: by_task[task] for task in run.tasks}).to(run.device)

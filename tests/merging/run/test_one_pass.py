@@ -11,6 +11,7 @@ from torch import Tensor
 
 from merging.data.pool import make_pool
 from merging.run import one_pass as stages
+from merging.run.models import shared_model
 from merging.run.one_pass import (
     one_pass,
     one_pass_stream,
@@ -294,6 +295,13 @@ def test_references_are_the_teacher_and_the_start(pico_run: Run) -> None:
         )
         for subset in ("valid", "test"):
             assert found[subset] == pytest.approx(expected[subset], abs=1e-4)
+
+
+def test_tasks_keep_the_order_of_the_configuration(pico_run: Run) -> None:
+    """Tensors of a file are sorted by name, which is another order here."""
+    config = pico_run.config.model_copy(update={"tasks": ("other", "nitrogen")})
+    run = with_section(replace(pico_run, config=config))
+    assert one_pass_stream(run).tasks == tuple(shared_model(run)[1]) == ("other", "nitrogen")
 
 
 def test_teachers_answer_as_their_networks_do(pico_run: Run, released: Path) -> None:  # noqa: F811
