@@ -160,11 +160,12 @@ def _commands() -> list[Row]:
     ]
 
 
-def _studies() -> list[Row]:
-    def file(name: str, folder: Path = NEIGHBOURS) -> Option:
-        path = folder / f"{name}.json"
-        return option("--results", type=Path, default=path, help="the results file")
+def _results_file(name: str, folder: Path = NEIGHBOURS) -> Option:
+    path = folder / f"{name}.json"
+    return option("--results", type=Path, default=path, help="the results file")
 
+
+def _studies() -> list[Row]:
     seconds = option(
         "--seconds", type=float, default=float("inf"), help="start nothing new after this time"
     )
@@ -177,46 +178,22 @@ def _studies() -> list[Row]:
         help="seeds for which pairs are merged by weight average too",
     )
     folder = option("--results", type=Path, default=NEIGHBOURS, help="folder of the results")
-    forces = config_options("md17.yaml", BUNDLED)
-    domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,))
-    planned = config_options(DEFAULT_CONFIG, BUNDLED)
-    admet = config_options("admet.yaml", BUNDLED), options.device
-    scores = option(
-        "--scores", type=Path, required=True, help="the file of scores (`study scores`)"
-    )
-    board = option("--boards", type=Path, required=True, help="the leaderboards, as JSON")
-    admet_folder = option(
-        "--results", type=Path, default=Path("results/admet"), help="folder of the results"
-    )
-    methods = option(
-        "--methods",
-        nargs="+",
-        default=["finetuned"],
-        metavar="METHOD",
-        help=f"what is measured: {', '.join(METHODS)}",
-    )
-    scores_file = option(
-        "--results", type=Path, default=Path("results/admet/scores.json"), help="the file of scores"
-    )
-    measured = options.seeds, options.processes, options.tasks, methods, scores_file
-    artifacts = option(
-        "--artifacts",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FOLDER",
-        help="folders of finished artifacts, such as those of several seeds",
-    )
-    forests = (
-        planned,
-        options.device,
-        options.seeds,
-        options.tasks,
-        artifacts,
-        file("forests", RESULTS),
-    )
-    gnnmerge = options.folder_options, seconds, file("gnnmerge")
-    one_pass = config_options(ONE_PASS_CONFIG, BUNDLED), options.device, options.seeds
+    forces = config_options("md17.yaml", BUNDLED), options.seeds, _results_file("gffmerge")
+    domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,)), options.seeds
+    planned = config_options(DEFAULT_CONFIG, BUNDLED), options.seeds, both, folder
+    gnnmerge = options.folder_options, seconds, _results_file("gnnmerge")
+    return [
+        ("gnnmerge", commands.study_gnnmerge, gnnmerge),
+        ("gffmerge", commands.study_gffmerge, forces),
+        ("gw-smm", commands.study_gw_smm, planned),
+        ("experts", commands.study_experts, (*domains, _results_file("expert-merging"))),
+        ("one-pass", commands.study_one_pass, _one_pass_options()),
+        ("forests", commands.study_forests, _forest_options()),
+        *_admet_studies(),
+    ]
+
+
+def _one_pass_options() -> tuple[Option, ...]:
     teachers = option(
         "--teachers",
         type=Path,
@@ -230,27 +207,49 @@ def _studies() -> list[Row]:
         metavar="VARIANT",
         help="only these variants of `compare.one_pass`; `base` is the configuration itself",
     )
-    shared = (
-        *one_pass,
-        options.processes,
-        teachers,
-        variants,
-        file("one-pass", RESULTS / "one-pass"),
+    config = config_options(ONE_PASS_CONFIG, BUNDLED), options.device, options.seeds
+    results = _results_file("one-pass", RESULTS / "one-pass")
+    return (*config, options.processes, teachers, variants, results)
+
+
+def _forest_options() -> tuple[Option, ...]:
+    artifacts = option(
+        "--artifacts",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="folders of finished artifacts, such as those of several seeds",
     )
+    config = config_options(DEFAULT_CONFIG, BUNDLED), options.device, options.seeds, options.tasks
+    return (*config, artifacts, _results_file("forests", RESULTS))
+
+
+def _admet_studies() -> list[Row]:
+    config = config_options("admet.yaml", BUNDLED), options.device
+    methods = option(
+        "--methods",
+        nargs="+",
+        default=["finetuned"],
+        metavar="METHOD",
+        help=f"what is measured: {', '.join(METHODS)}",
+    )
+    added = option(
+        "--results", type=Path, default=Path("results/admet/scores.json"), help="the file of scores"
+    )
+    measured = options.seeds, options.processes, options.tasks, methods, added
+    scores = option(
+        "--scores", type=Path, required=True, help="the file of scores (`study scores`)"
+    )
+    board = option("--boards", type=Path, required=True, help="the leaderboards, as JSON")
+    folder = option(
+        "--results", type=Path, default=Path("results/admet"), help="folder of the results"
+    )
+    boards = options.folder_options, scores, board, folder
     return [
-        ("gnnmerge", commands.study_gnnmerge, gnnmerge),
-        ("gffmerge", commands.study_gffmerge, (forces, options.seeds, file("gffmerge"))),
-        ("gw-smm", commands.study_gw_smm, (planned, options.seeds, both, folder)),
-        ("one-pass", commands.study_one_pass, shared),
-        ("scores", commands.study_scores, (*admet, *measured)),
-        (
-            "admet-boards",
-            commands.study_admet_boards,
-            (options.folder_options, scores, board, admet_folder),
-        ),
-        ("overlaps", commands.study_overlaps, (*admet, options.seed, options.results)),
-        ("experts", commands.study_experts, (domains, options.seeds, file("expert-merging"))),
-        ("forests", commands.study_forests, forests),
+        ("scores", commands.study_scores, (*config, *measured)),
+        ("admet-boards", commands.study_admet_boards, boards),
+        ("overlaps", commands.study_overlaps, (*config, options.seed, options.results)),
     ]
 
 
