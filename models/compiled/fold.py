@@ -17,6 +17,10 @@ from models.data.molecule import NUM_BOND_TYPES, SELF_LOOP
 from models.experts.bank import NodeAdapterBank
 from models.networks.hu2020 import Backbone, GINLinearConvolution
 
+KEPT_SELECTIONS = 8
+"""Sets of tasks or streams whose weights are kept side by side: requests for the same tasks follow
+each other."""
+
 
 class ExpertSelection:
     """The experts of the requested tasks, one per stream.

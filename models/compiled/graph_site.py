@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.compiled import kernels
-from models.compiled.fold import ExpertSelection
+from models.compiled.fold import KEPT_SELECTIONS, ExpertSelection
 from models.experts.router import routing_weights
 from models.experts.streams import StreamSelection
 from models.experts.unified import Routing, UnifiedModel
-
-_KEPT_SELECTIONS = 8
-"""Sets of tasks whose weights are kept side by side."""
 
 
 class GraphSite:
@@ -146,7 +144,7 @@ class SharedTasks:
             self._bias = torch.cat([head.bias for head in heads])
             folded = [head.weight @ bank.up[t].T for t, head in zip(tasks, heads, strict=True)]
             self._up = torch.cat(folded)  # (C, r)
-        self._selected = lru_cache(maxsize=_KEPT_SELECTIONS)(self._select)
+        self._selected = lru_cache(maxsize=KEPT_SELECTIONS)(self._select)
 
     @property
     def num_bytes(self) -> int:
@@ -162,16 +160,26 @@ class SharedTasks:
         kernels.subtract_adapters(out.numpy(), projected.numpy(), up, starts)
         return [out[:, begin:end] for begin, end in pairwise(starts.tolist())]
 
-    def _select(self, tasks: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Any, Any]:
-        """Return bias, head, `down`, the product of `up` and head, and the first label of every
-        task, for some tasks."""
+    def _select(self, tasks: tuple[int, ...]) -> "_SelectedTasks":
         positions = [self._position[task] for task in tasks]
         labels = [(self._starts[k], self._starts[k + 1]) for k in positions]
         ranks = [(k * self._rank, (k + 1) * self._rank) for k in positions]
         starts = np.array([0, *accumulate(end - begin for begin, end in labels)])
         bias = _columns(self._bias[None], labels)[0]
         up = _columns(self._up.T, labels).T.contiguous().numpy()
-        return bias, _columns(self._head, labels), _columns(self._down, ranks), up, starts
+        head, down = _columns(self._head, labels), _columns(self._down, ranks)
+        return _SelectedTasks(bias, head, down, up, starts)
+
+
+class _SelectedTasks(NamedTuple):
+    """Weights of T tasks with C labels: (C,), (d, C), (d, T * r), (C, r) product of heads and `up`
+    matrices, and (T + 1,) the first label of every task."""
+
+    bias: Tensor
+    head: Tensor
+    down: Tensor
+    up: NDArray[np.float32]
+    starts: NDArray[np.int64]
 
 
 def _columns(values: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
@@ -181,7 +189,7 @@ def _columns(values: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
     return torch.cat([values[:, begin:end] for begin, end in ranges], 1)
 
 
-@lru_cache(maxsize=_KEPT_SELECTIONS)
+@lru_cache(maxsize=KEPT_SELECTIONS)
 def _by_stream(chosen: StreamSelection) -> tuple[list[int], ExpertSelection, dict[int, list[int]]]:
     """Group the requested tasks, given by their positions in the request, by their streams.
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from models.compiled.batch import CompiledBatch, WholeBatch
-from models.compiled.fold import ExpertSelection, fold_layer
+from models.compiled.fold import KEPT_SELECTIONS, ExpertSelection, fold_layer
 from models.compiled.graph_site import GraphSite
 from models.compiled.streams import CompiledStreams, Workspace
 from models.data.batch import GraphBatch
@@ -38,8 +38,6 @@ from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedModel, Unifi
 from models.networks.hu2020 import SUM_DIVISOR, Backbone
 from models.task import select_tasks
 
-_KEPT_SELECTIONS = 8
-"""Sets of tasks whose streams are kept side by side."""
 _KINDS = "gcn", "gin_linear"
 _MIN_EPSILON = 0.05
 _MAX_TOLERANCE = 60.0  # in units of epsilon; beyond both limits exponentials leave float32
@@ -91,8 +89,7 @@ class CompiledModel:
             group = CompiledStreams(self._embeddings, layers, model.router)
             self._groups.append((members, group))
         self._graph_site = GraphSite(model)
-        # Requests for the same tasks follow each other.
-        self._selected = lru_cache(maxsize=_KEPT_SELECTIONS)(self._select)
+        self._selected = lru_cache(maxsize=KEPT_SELECTIONS)(self._select)
 
     @property
     def sizes(self) -> tuple[int, int]:

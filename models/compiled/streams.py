@@ -14,16 +14,13 @@ from torch.nn import functional
 
 from models.compiled import kernels
 from models.compiled.batch import Classes, CompiledBatch, WholeBatch, graph_sums, readout_weights
-from models.compiled.fold import ExpertSelection, FoldedLayer, SelectedLayer
+from models.compiled.fold import KEPT_SELECTIONS, ExpertSelection, FoldedLayer, SelectedLayer
 from models.compiled.transport import transport_distances
 from models.experts.router import RouterConfig, routing_weights
 from models.experts.unified import Routing
 
 _BLOCK_ROWS = 512  # rows of a product at a time, so that its operands stay in the cache
 _CHUNK_ROWS = 4096  # rows of all streams together that are computed at a time
-
-_KEPT_SELECTIONS = 8
-"""Sets of streams whose weights are kept side by side."""
 
 
 class Workspace:
@@ -56,8 +53,7 @@ class CompiledStreams:
         """Build the streams from embeddings of atom types and chirality tags, (types, d) and
         (tags, d), and their L layers."""
         self._embeddings, self._layers, self._router = embeddings, list(layers), router
-        # Requests for the same tasks follow each other.
-        self._selected = lru_cache(maxsize=_KEPT_SELECTIONS)(self._select)
+        self._selected = lru_cache(maxsize=KEPT_SELECTIONS)(self._select)
 
     @property
     def rank(self) -> int:
