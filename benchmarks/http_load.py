@@ -41,7 +41,7 @@ from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from models.experts.unified import Routing
 from service.core.engine import ArtifactEngine, load_engine
-from service.core.reading import MoleculeLimits, Parsed, read, read_all
+from service.core.reading import ItemFailure, MoleculeLimits, Parsed, read, read_all
 from service.settings import RELEASED_ARTIFACT, Settings
 
 SCRIPT = Path(__file__).with_suffix(".lua")
@@ -193,6 +193,10 @@ class Direct:
         self._smiles = smiles
         self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
         self._engine: ArtifactEngine = load_engine(RELEASED_ARTIFACT, settings)
+        self._requirements = self._engine.info.requirements_for(self._engine.info.tasks)
+
+    def _read(self, smiles: Sequence[str]) -> list[Parsed | ItemFailure]:
+        return read_all(smiles, self._limits, self._requirements)
 
     def batches(self, routing: Routing, size: int) -> dict[str, float]:
         """Answer all molecules in batches of a size."""
@@ -201,7 +205,7 @@ class Direct:
             now = time.perf_counter()
             graphs = [
                 result.graph
-                for result in read_all(self._smiles[begin : begin + size], self._limits)
+                for result in self._read(self._smiles[begin : begin + size])
                 if isinstance(result, Parsed)
             ]
             reading += time.perf_counter() - now
@@ -218,7 +222,7 @@ class Direct:
         whole, engine = [], []
         for smiles in self._smiles:
             started = time.perf_counter()
-            molecule = read(smiles, self._limits)
+            molecule = read(smiles, self._limits, self._requirements)
             assert isinstance(molecule, Parsed)
             now = time.perf_counter()
             self._engine.run([molecule.graph], self._engine.info.tasks, routing)

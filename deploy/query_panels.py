@@ -1,6 +1,6 @@
 """Query Prometheus for every expression of the dashboard, and fail if one has no number.
 
-    python3 deploy/query_panels.py 127.0.0.1:9090 bbbp
+    python3 deploy/query_panels.py 127.0.0.1:9090 bbb_martins
 
 It needs Python alone. A rate needs two scrapes with requests between them, so queries are repeated
 for a while.

@@ -78,7 +78,7 @@ for molecule in CCN CCCO CCCN; do
     predict '{"smiles": "not a molecule"}' 2>/dev/null && fail "what is not a molecule was answered"
     sleep 6
 done
-shown=$(python3 deploy/query_panels.py "127.0.0.1:$PROMETHEUS_PUBLISHED_PORT" bbbp)
+shown=$(python3 deploy/query_panels.py "127.0.0.1:$PROMETHEUS_PUBLISHED_PORT" bbb_martins)
 say "$shown"
 
 rules=$(curl --silent --fail "$PROMETHEUS/api/v1/rules")

@@ -310,15 +310,15 @@ PREDICT_EXAMPLES: dict[str, Any] = {
     "one": {"summary": "One molecule, every task", "value": {"smiles": ASPIRIN}},
     "several": {
         "summary": "Several molecules, two tasks",
-        "value": {"smiles": ["CCO", ASPIRIN, "not a molecule"], "tasks": ["bbbp", "tox21"]},
+        "value": {"smiles": ["CCO", ASPIRIN, "not a molecule"], "tasks": ["bbb_martins", "tox21"]},
     },
     "explained": {
         "summary": "With routing weights",
-        "value": {"smiles": [ASPIRIN], "tasks": ["bbbp"], "explain": ["routing"]},
+        "value": {"smiles": [ASPIRIN], "tasks": ["bbb_martins"], "explain": ["routing"]},
     },
     "graph": {
         "summary": "A graph: ethanol",
-        "value": {"graphs": [ETHANOL_GRAPH], "tasks": ["bbbp"]},
+        "value": {"graphs": [ETHANOL_GRAPH], "tasks": ["bbb_martins"]},
     },
     "features": {
         "summary": "For a model of graphs: three features a node",
@@ -331,7 +331,7 @@ PREDICT_EXAMPLES: dict[str, Any] = {
 class ModelName(BaseModel):
     """The artifact that gave an answer."""
 
-    name: str = Field(examples=["moleculenet-gcn"])
+    name: str = Field(examples=["admet"])
     version: str = Field(examples=["1.0.0"])
     digest: str = Field(description="sha256 of the artifact's manifest, and so of every weight")
 
@@ -395,7 +395,7 @@ class PredictionItem(BaseModel):
             " a task on nodes these for every node, of a force field energy and forces (`GET"
             " /tasks`, `level` and `target`)"
         ),
-        examples=[{"bbbp": {"p_np": 0.91}, "bace": {"Class": 0.27}}],
+        examples=[{"bbb_martins": {"penetrates": 0.91}, "bace": {"Class": 0.27}}],
     )
     units: dict[str, dict[str, str]] | None = Field(
         None,
@@ -439,7 +439,7 @@ class TaskExperts(ForestInfo):
 class TaskOut(BaseModel):
     """One task."""
 
-    name: str = Field(examples=["bbbp"])
+    name: str = Field(examples=["bbb_martins"])
     description: str
     labels: tuple[str, ...] = Field(examples=[["p_np"]])
     level: Level = Field(description="whether the graph has an answer, or each of its nodes")

@@ -13,7 +13,7 @@ from models.device import DeviceChoice
 from models.errors import ConfigError, did_you_mean
 
 PREFIX = "GMERGING_"
-RELEASED_ARTIFACT = Path(models.__file__).parent / "releases" / "moleculenet-gcn"
+RELEASED_ARTIFACT = Path(models.__file__).parent / "releases" / "admet"
 OTHER_VARIABLES = frozenset({"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT"})
 """Variables with the prefix that are no settings: the command `gmerging` reads the first two,
 docker-compose.yml the third."""

@@ -785,7 +785,12 @@ def test_every_released_artifact_would_be_written(released: str, tmp_path: Path)
     components = load_components(RELEASED.parent / released)
     card = (RELEASED.parent / released / "README.md").read_text()
     written = save_artifact(
-        tmp_path / "again", components.manifest, components.backbone, components.experts, card
+        tmp_path / "again",
+        components.manifest,
+        components.backbone,
+        components.experts,
+        card,
+        forests=components.forests,
     )
     assert written.files == components.manifest.files
 

@@ -25,7 +25,7 @@ WATER_LIKE = {
 
 
 async def test_molecules_graphs_and_atoms_from_one_service() -> None:
-    default = RELEASES / "moleculenet-gcn"
+    default = RELEASES / "admet"
     words = torch.zeros(3, 1433)
     words[0, :5] = words[1, 3:9] = words[2, 100:110] = 1
     graph = {"x": words.tolist(), "edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]]}
@@ -34,11 +34,9 @@ async def test_molecules_graphs_and_atoms_from_one_service() -> None:
         assert set((await client.get("/model")).json()["models"]) == {
             path.name for path in RELEASES.iterdir()
         }
-        aspirin = (
-            await client.post(
-                "/predict", json={"smiles": "CC(=O)Oc1ccccc1C(=O)O", "tasks": ["bbbp"]}
-            )
-        ).json()
+        body = {"smiles": "CC(=O)Oc1ccccc1C(=O)O", "tasks": ["bbbp"], "model": "moleculenet-gcn"}
+        aspirin = (await client.post("/predict", json=body)).json()
+        everything = (await client.post("/predict", json={"smiles": body["smiles"]})).json()
         topics = (
             await client.post("/predict", json={"model": "cora-label-split", "graphs": [graph]})
         ).json()
@@ -49,6 +47,8 @@ async def test_molecules_graphs_and_atoms_from_one_service() -> None:
             )
         ).json()
     assert aspirin["predictions"][0]["tasks"]["bbbp"]["p_np"] == pytest.approx(0.63001204, abs=1e-4)
+    assert everything["model"]["name"] == "admet"
+    assert len(everything["predictions"][0]["tasks"]) == 31
 
     plain = load_artifact(RELEASES / "cora-label-split").model
     assert isinstance(plain, UnifiedModel)

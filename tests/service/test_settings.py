@@ -22,7 +22,7 @@ def test_defaults_listen_on_loopback_and_answer_from_the_release() -> None:
         1,
     )
     assert settings.artifact == RELEASED_ARTIFACT
-    assert RELEASED_ARTIFACT.parts[-3:] == ("models", "releases", "moleculenet-gcn")
+    assert RELEASED_ARTIFACT.parts[-3:] == ("models", "releases", "admet")
 
 
 def test_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
