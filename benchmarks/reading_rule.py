@@ -23,7 +23,7 @@ from merging.data.files import read_json, write_json
 from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_tables import read_molecule_table
 from merging.data.split import Split, scaffold_split
-from merging.release.calibration import brier_score, expected_calibration_error
+from merging.targets.calibration import brier_score, expected_calibration_error
 from merging.targets.metrics import compute_outputs, roc_auc
 from models.artifact import load_artifact
 from models.compiled.model import CompiledModel

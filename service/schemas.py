@@ -310,15 +310,15 @@ PREDICT_EXAMPLES: dict[str, Any] = {
     "one": {"summary": "One molecule, every task", "value": {"smiles": ASPIRIN}},
     "several": {
         "summary": "Several molecules, two tasks",
-        "value": {"smiles": ["CCO", ASPIRIN, "not a molecule"], "tasks": ["bbb_martins", "tox21"]},
+        "value": {"smiles": ["CCO", ASPIRIN, "not a molecule"], "tasks": ["clintox", "tox21"]},
     },
     "explained": {
         "summary": "With routing weights",
-        "value": {"smiles": [ASPIRIN], "tasks": ["bbb_martins"], "explain": ["routing"]},
+        "value": {"smiles": [ASPIRIN], "tasks": ["clintox"], "explain": ["routing"]},
     },
     "graph": {
         "summary": "A graph: ethanol",
-        "value": {"graphs": [ETHANOL_GRAPH], "tasks": ["bbb_martins"]},
+        "value": {"graphs": [ETHANOL_GRAPH], "tasks": ["clintox"]},
     },
     "features": {
         "summary": "For a model of graphs: three features a node",

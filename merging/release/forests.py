@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from merging.data.split import Subset
-from merging.release.calibration import brier_score, expected_calibration_error, temperature_scale
 from merging.release.extension import card_of, save_changed
 from merging.run.forests import (
     SUBSETS,
@@ -25,7 +24,9 @@ from merging.run.forests import (
 )
 from merging.run.run import Run
 from merging.run.stage import Stage
+from merging.run.validation import unseen_outputs
 from merging.studies.markdown import markdown_table
+from merging.targets.calibration import brier_score, expected_calibration_error, temperature_scale
 from models.artifact import ArtifactComponents, assemble, check_output, load_components
 from models.data.fingerprint import FINGERPRINT_RULE
 from models.errors import ConfigError
@@ -135,6 +136,10 @@ def _added(run: Run, components: ArtifactComponents, task: str) -> AddedForest:
         for subset in SUBSETS
     }
     labels = {subset: data.labels[getattr(data.split, subset)] for subset in SUBSETS}
+    unseen = unseen_outputs(run, task, own["valid"])
+    if data.info.target == "multilabel":  # The artifact's network is calibrated already.
+        unseen = unseen * temperature_scale(unseen, labels["valid"])
+    outputs["valid"] = expert_outputs(unseen, result.tensors["outputs/valid"])
     default = default_experts(outputs["valid"], labels["valid"], data)
     trees, metrics = trained_forest(result), dict[str, Any]()
     for subset in SUBSETS:

@@ -10,7 +10,6 @@ from merging.config.base import ReleaseConfig
 from merging.data.split import Subset
 from merging.families.molecule_config import SHARED_STREAM
 from merging.mergers.registry import MergeConfig
-from merging.release.calibration import brier_score, expected_calibration_error, temperature_scale
 from merging.release.card import model_card
 from merging.run.models import expert, shared_model, single_task_model
 from merging.run.one_pass import settings_of, start_stages
@@ -29,6 +28,8 @@ from merging.run.scores import (
 )
 from merging.run.stage import Stage
 from merging.run.stages import check_single_backbone, heads, merged_network
+from merging.run.validation import unseen_outputs
+from merging.targets.calibration import brier_score, expected_calibration_error, temperature_scale
 from models.artifact import check_output, save_artifact
 from models.errors import ConfigError
 from models.manifest import Manifest, StreamInfo, make_manifest
@@ -162,7 +163,8 @@ def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> CalibrationEr
     for task, task_expert in experts.items():
         if run.dataset(task).info.target != "multilabel":
             continue
-        scale = temperature_scale(*_answers(run, backbone, task, task_expert, "valid"))
+        valid, known = _answers(run, backbone, task, task_expert, "valid")
+        scale = temperature_scale(unseen_outputs(run, task, valid), known)
         test, labels = _answers(run, backbone, task, task_expert, "test")
         task_expert.head.weight.data *= scale.to(run.device)[:, None]
         task_expert.head.bias.data *= scale.to(run.device)

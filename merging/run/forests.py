@@ -19,7 +19,9 @@ from merging.run.run import Run
 from merging.run.scores import Forward, subset_metrics, unified_forward
 from merging.run.stage import Stage
 from merging.run.store import StageResult
+from merging.run.validation import judged_by, unseen_outputs
 from merging.targets.bootstrap import paired_bootstrap
+from merging.targets.calibration import temperature_scale
 from merging.targets.metrics import compute_score
 from merging.training.forest import KINDS, check_forest_target, fingerprint_rows, fit_forest
 from merging.training.supervised import label_scale, standardised
@@ -124,9 +126,11 @@ def expert_evaluation(name: str, run: Run, task: str) -> Stage:
         run: its configuration has joint alignment.
         task: the task whose data are used.
     """
-    inputs = (forest(run, task),) if name == "forest" else (forest(run, task), one_pass(run))
+    inputs: tuple[Stage, ...] = (forest(run, task),)
+    if name != "forest":
+        inputs = *inputs, one_pass(run), *judged_by(run, task)
     make = partial(_make_expert_evaluation, EXPERT_EVALUATIONS[name], run, task)
-    return Stage(f"evaluation/{name}/{task}", run.seed, (WEIGHT,), inputs, make)
+    return Stage(f"evaluation/{name}/{task}", run.seed, (WEIGHT, "calibrated"), inputs, make)
 
 
 def _make_expert_evaluation(
@@ -137,8 +141,15 @@ def _make_expert_evaluation(
     answers = {subset: trees.tensors[f"outputs/{subset}"] for subset in SUBSETS}
     if choice != "forest":
         own = _stream_outputs(run, task)
+        unseen = unseen_outputs(run, task, own["valid"])
+        if data.info.target == "multilabel":  # As a release is calibrated.
+            scale = temperature_scale(unseen, labels["valid"])
+            own, unseen = {name: values * scale for name, values in own.items()}, unseen * scale
         outputs = {subset: expert_outputs(own[subset], answers[subset]) for subset in SUBSETS}
-        choice = choice or default_experts(outputs["valid"], labels["valid"], data)
+        if choice is None:
+            choice = default_experts(
+                expert_outputs(unseen, answers["valid"]), labels["valid"], data
+            )
         answers = {subset: outputs[subset][choice] for subset in SUBSETS}
     metrics = {
         subset: subset_metrics(run, task, answers[subset], labels[subset]) for subset in SUBSETS

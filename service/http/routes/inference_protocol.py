@@ -46,7 +46,7 @@ _INFER_BODY: dict[str, Any] = {
                     "inputs": [
                         {"name": "smiles", "datatype": "BYTES", "shape": [2], "data": ["CCO", "C"]}
                     ],
-                    "outputs": [{"name": "bbb_martins"}],
+                    "outputs": [{"name": "clintox"}],
                 },
             }
         },

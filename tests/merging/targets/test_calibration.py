@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from merging.release.calibration import brier_score, expected_calibration_error, temperature_scale
+from merging.targets.calibration import brier_score, expected_calibration_error, temperature_scale
 from models.errors import InvalidInputError
 
 
