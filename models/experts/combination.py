@@ -85,8 +85,8 @@ class Opinions:
         experts: the answer of every expert that takes part in it.
     """
 
-    values: Tensor
-    experts: Mapping[ExpertName, Tensor]
+    values: NDArray[np.float32]
+    experts: Mapping[ExpertName, NDArray[np.float32]]
 
 
 def mean_outputs(own: Tensor, trees: Tensor, weight: float) -> Tensor:
@@ -95,27 +95,73 @@ def mean_outputs(own: Tensor, trees: Tensor, weight: float) -> Tensor:
     return (1 - weight) * own + weight * trees
 
 
-def combine(
-    own: Tensor,
-    rows: NDArray[np.float32],
-    forest: Forest,
-    info: ForestInfo,
-    choice: ExpertChoice,
-    target: OutputKind,
-) -> Opinions:
-    """Answer a task by its forest, alone or together with the network.
+@dataclass(frozen=True)
+class ForestMember:
+    """The forest of a task in a pass.
 
-    Args:
-        own: (G, L), outputs of the network, on the CPU.
-        rows: (G, F), fingerprints.
+    Attributes:
         forest, info: of the task.
         choice: `forest` or `both`.
         target: what the outputs are, `TaskInfo.output_kind`.
     """
-    trees = torch.from_numpy(forest.outputs(rows))
-    alone = answers(torch.from_numpy(forest.scale).float() * trees, target)
-    if choice == "forest":
-        return Opinions(alone, {"forest": alone})
-    mean = mean_outputs(own.float(), trees, info.weight)
-    both = answers(torch.from_numpy(forest.both_scale).float() * mean, target)
-    return Opinions(both, {"own": answers(own, target), "forest": alone})
+
+    forest: Forest
+    info: ForestInfo
+    choice: ExpertChoice
+    target: OutputKind
+
+
+def combine(
+    own: Mapping[str, Tensor], rows: NDArray[np.float32], members: Mapping[str, ForestMember]
+) -> dict[str, Opinions]:
+    """Answer tasks by their forests, alone or together with the network.
+
+    Tasks with outputs of one kind are combined side by side: a task by itself would take longer
+    than its trees do.
+
+    Args:
+        own: by task, (G, L), outputs of the network, on the CPU.
+        rows: (G, F), fingerprints.
+        members: by task.
+    """
+    found: dict[str, Opinions] = {}
+    for target in dict.fromkeys(member.target for member in members.values()):
+        same = {task: member for task, member in members.items() if member.target == target}
+        found |= _combine_alike({task: own[task] for task in same}, rows, same, target)
+    return {task: found[task] for task in members}
+
+
+def _combine_alike(
+    own: Mapping[str, Tensor],
+    rows: NDArray[np.float32],
+    members: Mapping[str, ForestMember],
+    target: OutputKind,
+) -> dict[str, Opinions]:
+    """Do as `combine` for tasks whose outputs are of one kind."""
+    forests = [member.forest for member in members.values()]
+    trees = np.concatenate([forest.outputs(rows) for forest in forests], 1)
+    network = torch.cat(list(own.values()), 1).float().numpy()
+    both = [member.choice == "both" for member in members.values()]
+    widths = [forest.num_labels for forest in forests]
+    weights = [member.info.weight if member.choice == "both" else 1 for member in members.values()]
+    weight = np.repeat(np.array(weights, np.float32), widths)
+    alone = np.concatenate([forest.scale for forest in forests]).astype(np.float32)
+    together = np.concatenate([forest.both_scale for forest in forests]).astype(np.float32)
+    scale = np.where(np.repeat(both, widths), together, alone)
+    of_trees = _answers(alone * trees, target)
+    of_network = _answers(network, target)
+    values = _answers(scale * ((1 - weight) * network + weight * trees), target)
+    found, begin = {}, 0
+    for (task, member), width in zip(members.items(), widths, strict=True):
+        columns = slice(begin, begin + width)
+        said: dict[ExpertName, NDArray[np.float32]] = {"forest": of_trees[:, columns]}
+        if member.choice == "both":
+            said = {"own": of_network[:, columns], **said}
+        found[task] = Opinions(values[:, columns], said)
+        begin += width
+    return found
+
+
+def _answers(outputs: NDArray[np.float32], target: OutputKind) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = answers(torch.from_numpy(outputs), target).numpy()
+    return found

@@ -17,7 +17,7 @@ from models.data.fingerprint import fingerprints_of
 from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
 from models.errors import ArtifactError, ConfigError, GMergingError
-from models.experts.combination import ExpertChoice, ExpertName, ForestInfo, combine
+from models.experts.combination import ExpertChoice, ExpertName, ForestInfo, ForestMember, combine
 from models.experts.unified import Routing
 from models.families.base import TaskOutput
 from models.families.inputs import Graph
@@ -360,21 +360,32 @@ class ArtifactEngine:
             by_task: answers of the network, a list per task.
         """
         positions, rows = fingerprints_of(graphs)
+        all_have_one = len(positions) == len(graphs)
+        members = {
+            task: ForestMember(
+                self._forests[task], self.info.forests[task], choice, outputs[task].target
+            )
+            for task, choice in choices.items()
+            if choice != "own"
+        }
+        own = {task: outputs[task].logits for task in members}
+        if not all_have_one:
+            own = {task: logits[positions] for task, logits in own.items()}
+        own = {task: logits.cpu() for task, logits in own.items()}
+        opinions = combine(own, rows, members)
         combined = []
-        for answers, (task, choice) in zip(by_task, choices.items(), strict=True):
-            if choice == "own":
+        for answers, task in zip(by_task, choices, strict=True):
+            if task not in members:
                 combined.append(answers)
                 continue
-            changed = [replace(answer, no_fingerprint=True) for answer in answers]
-            own, target = outputs[task].logits[positions].cpu(), outputs[task].target
-            forest = self._forests[task], self.info.forests[task]
-            opinions = combine(own, rows, *forest, choice, target)
-            parts = {name: _rows(task, values) for name, values in opinions.experts.items()}
-            for row, (k, values) in enumerate(
-                zip(positions, _rows(task, opinions.values), strict=True)
-            ):
-                said = {name: values_of[row] for name, values_of in parts.items()}
-                changed[k] = replace(answers[k], values=values, experts=said)
+            found = opinions[task]
+            changed = list(answers)
+            if not all_have_one:
+                changed = [replace(answer, no_fingerprint=True) for answer in answers]
+            _check_finite(task, found.values)
+            for row, (k, values) in enumerate(zip(positions, found.values, strict=True)):
+                said = {name: values_of[row] for name, values_of in found.experts.items()}
+                changed[k] = TaskAnswer(values, answers[k].routing, experts=said)
             combined.append(changed)
         return combined
 
@@ -383,9 +394,13 @@ def _rows(task: str, values: Tensor, sizes: Sequence[int] | None = None) -> list
     """Split predictions by graph: (G, C) into rows, or with `sizes` (N, C) into blocks of these
     numbers of rows. Raises FloatingPointError if a number is not finite."""
     array = values.cpu().numpy()
+    _check_finite(task, array)
+    return list(array) if sizes is None else np.split(array, np.cumsum(sizes)[:-1])
+
+
+def _check_finite(task: str, array: NDArray[Any]) -> None:
     if not np.isfinite(array).all():
         raise FloatingPointError(f"got numbers that are not finite for {task}")
-    return list(array) if sizes is None else np.split(array, np.cumsum(sizes)[:-1])
 
 
 def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
