@@ -441,7 +441,7 @@ class TaskOut(BaseModel):
 
     name: str = Field(examples=["bbb_martins"])
     description: str
-    labels: tuple[str, ...] = Field(examples=[["p_np"]])
+    labels: tuple[str, ...] = Field(examples=[["penetrates"]])
     level: Level = Field(description="whether the graph has an answer, or each of its nodes")
     target: Target = Field(
         description=(

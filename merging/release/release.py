@@ -23,6 +23,7 @@ from merging.run.scores import (
     main_metric,
     merger_method,
     one_pass_methods,
+    predict_subset,
     recovery,
     unified_forward,
 )
@@ -198,9 +199,7 @@ def served_metrics(run: Run, backbone: Any, experts: dict[str, Any]) -> dict[str
 def _answers(run: Run, backbone: Any, task: str, expert: Any, subset: Subset) -> tuple[Any, Any]:
     """Return the outputs of an expert on a backbone for a subset, and the labels."""
     forward = unified_forward(run, single_task_model(run, backbone, task, expert), task)
-    steps = run.dataset(task).steps(subset, run.family.evaluation_batch)
-    outputs, labels = run.family.predict(forward, steps, run.device)
-    return outputs, labels
+    return predict_subset(run, forward, task, subset)
 
 
 def _rounded(metrics: dict[str, float]) -> dict[str, float | None]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from merging.config.training import ForestKind
 from merging.data.split import Subset
-from merging.run.one_pass import one_pass, one_pass_stream
+from merging.run.one_pass import one_pass
 from merging.run.run import Run
-from merging.run.scores import Forward, subset_metrics, unified_forward
+from merging.run.scores import EVALUATIONS, Forward, predict_subset, subset_metrics, unified_forward
 from merging.run.stage import Stage
 from merging.run.store import StageResult
 from merging.run.validation import judged_by, unseen_outputs
@@ -25,7 +25,6 @@ from merging.targets.calibration import temperature_scale
 from merging.targets.metrics import compute_score
 from merging.training.forest import KINDS, check_forest_target, fingerprint_rows, fit_forest
 from merging.training.supervised import label_scale, standardised
-from models.data.batch import GraphBatch
 from models.data.fingerprint import FINGERPRINT_RULE, Block
 from models.experts.combination import ExpertChoice, mean_outputs
 from models.experts.forest import Forest
@@ -105,16 +104,11 @@ def trained_forest(result: StageResult) -> Forest:
 
 def network_outputs(run: Run, model: UnifiedModel, task: str) -> dict[Subset, Tensor]:
     """Return the outputs of a merged model for a task with routing `own`, by subset (G, L)."""
-    return _outputs(run, unified_forward(run, model, task), run.dataset(task))
+    return _outputs(run, unified_forward(run, model, task), task)
 
 
-def _outputs(run: Run, forward: Forward, data: Any) -> dict[Subset, Tensor]:
-    return {
-        subset: run.family.predict(
-            forward, data.steps(subset, run.family.evaluation_batch), run.device
-        )[0]
-        for subset in SUBSETS
-    }
+def _outputs(run: Run, forward: Forward, task: str) -> dict[Subset, Tensor]:
+    return {subset: predict_subset(run, forward, task, subset)[0] for subset in SUBSETS}
 
 
 def expert_evaluation(name: str, run: Run, task: str) -> Stage:
@@ -140,7 +134,7 @@ def _make_expert_evaluation(
     labels = {subset: data.labels[getattr(data.split, subset)] for subset in SUBSETS}
     answers = {subset: trees.tensors[f"outputs/{subset}"] for subset in SUBSETS}
     if choice != "forest":
-        own = _stream_outputs(run, task)
+        own = _outputs(run, EVALUATIONS["one_pass"].forward(run, task, "stored"), task)
         unseen = unseen_outputs(run, task, own["valid"])
         if data.info.target == "multilabel":  # As a release is calibrated.
             scale = temperature_scale(unseen, labels["valid"])
@@ -155,16 +149,6 @@ def _make_expert_evaluation(
         subset: subset_metrics(run, task, answers[subset], labels[subset]) for subset in SUBSETS
     }
     return StageResult(record={"stored": metrics, "experts": choice})
-
-
-def _stream_outputs(run: Run, task: str) -> dict[Subset, Tensor]:
-    stream, data = one_pass_stream(run), run.dataset(task)
-
-    def forward(batch: GraphBatch) -> Tensor:
-        outputs: Tensor = stream(batch).outputs[task]
-        return outputs
-
-    return _outputs(run, forward, data)
 
 
 def expert_outputs(own: Tensor, trees: Tensor) -> Outputs:

@@ -1,7 +1,7 @@
 """The stages of joint alignment (`one-pass`): a pool of unlabelled molecules, the teachers' outputs
 on it, and one network that answers all tasks; and functions that read their results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -267,13 +267,18 @@ def start_network(run: Run) -> Any:
     return network
 
 
-def start_stream(run: Run, tasks: Sequence[str]) -> SharedStream:
-    """Build the shared stream as training starts from it, for some of the tasks; see
-    `start_network` and `merging.training.joint_alignment.start_heads`."""
-    graphs, network = PackedGraphs(**run.result(pool(run)).tensors), start_network(run)
-    teachers = {task: one_pass_teacher(run, task) for task in tasks}
-    targets = {task: _targets(run, task) for task in tasks}
-    heads = start_heads(network.to(run.device), graphs, teachers, targets, run.device)
+def start_stream(run: Run, task: str) -> SharedStream:
+    """Build the shared stream of one task as training starts from it; see `start_network` and
+    `merging.training.joint_alignment.start_heads`."""
+    graphs = PackedGraphs(**run.result(pool(run)).tensors)
+    return _start(run, graphs, {task: one_pass_teacher(run, task)}, {task: _targets(run, task)})
+
+
+def _start(
+    run: Run, graphs: PackedGraphs, teachers: Mapping[str, Teacher], targets: Mapping[str, Targets]
+) -> SharedStream:
+    network = start_network(run).to(run.device)
+    heads = start_heads(network, graphs, teachers, targets, run.device)
     return SharedStream(network.cpu(), heads, settings_of(run).rank)
 
 
@@ -287,9 +292,9 @@ def _make_one_pass(run: Run, checkpoint: Path) -> StageResult:
     teachers = {task: one_pass_teacher(run, task) for task in run.tasks}
     check_activations(teachers, settings.losses, run.config.shape)
     targets = {task: _targets(run, task) for task in run.tasks}
-    torch.manual_seed(run.seed)
-    stream = start_stream(run, run.tasks).requires_grad_(True)
     graphs, place = PackedGraphs(**drawn.tensors), (run.seed, checkpoint, run.device)
+    torch.manual_seed(run.seed)
+    stream = _start(run, graphs, teachers, targets).requires_grad_(True)
     trained = align_jointly(stream, graphs, targets, teachers, settings, *place)
     record = {**trained.record, "pool": drawn.record, "settings": settings.model_dump(mode="json")}
     return StageResult(trained.stream.tensors(), record)

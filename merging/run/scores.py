@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from merging.data.split import Subset
 from merging.family import StateDict
 from merging.mergers.registry import MERGERS, MergeConfig
 from merging.run.models import (
@@ -112,6 +113,14 @@ def subset_metrics(run: Run, task: str, outputs: Any, labels: Any) -> dict[str, 
     return {name: round(value, 5) for name, value in values.items()}
 
 
+def predict_subset(run: Run, forward: Forward, task: str, subset: Subset) -> tuple[Any, Any]:
+    """Compute the outputs of `forward` on the rows of a subset of a task; return them and the
+    labels, on the CPU."""
+    steps = run.dataset(task).steps(subset, run.family.evaluation_batch)
+    outputs, labels = run.family.predict(forward, steps, run.device)
+    return outputs, labels
+
+
 def main_metric(run: Run, task: str) -> str:
     """Return the name of the main metric of a task."""
     metric: str = run.dataset(task).info.main_metric
@@ -162,7 +171,7 @@ def _one_pass(run: Run, task: str, kind: Statistics) -> Forward:
 
 
 def _one_pass_start(run: Run, task: str, kind: Statistics) -> Forward:
-    stream = start_stream(run, [task])
+    stream = start_stream(run, task)
     model = without_adapters(run, stream.backbone, task, stream.heads[0].state_dict())
     return unified_forward(run, model, task, kind=kind)
 

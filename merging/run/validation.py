@@ -4,7 +4,7 @@ from torch import Tensor
 
 from merging.run.models import finetuned_model
 from merging.run.run import Run
-from merging.run.scores import unified_forward
+from merging.run.scores import predict_subset, unified_forward
 from merging.run.stage import Stage
 from merging.run.stages import teacher
 
@@ -24,9 +24,8 @@ def unseen_outputs(run: Run, task: str, own: Tensor) -> Tensor:
     """
     if not judged_by(run, task):
         return own
-    forward, data = unified_forward(run, finetuned_model(run, task), task), run.dataset(task)
-    steps = data.steps("valid", run.family.evaluation_batch)
-    outputs: Tensor = run.family.predict(forward, steps, run.device)[0]
+    forward = unified_forward(run, finetuned_model(run, task), task)
+    outputs: Tensor = predict_subset(run, forward, task, "valid")[0]
     return outputs
 
 

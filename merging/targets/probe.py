@@ -4,7 +4,6 @@ A network that is trained from a random head first turns its features to fit tha
 fitted head it does not (LP-FT; Kumar et al. 2022, arXiv:2202.10054, section 4).
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -65,13 +64,19 @@ def _fit_label(features: Floats, labels: Floats, target: Target) -> tuple[Floats
     known = ~np.isnan(labels)
     values = labels[known]
     if len(np.unique(values)) < 2:
-        ones, none = float(values.sum()), np.zeros(features.shape[1])
-        if target == "regression":
-            return none, float(values.mean()) if len(values) else 0.0
-        return none, math.log((ones + 0.5) / (len(values) - ones + 0.5))
+        return np.zeros(features.shape[1]), constant_output(values, target)
     if target == "regression":
         model: Any = Ridge(alpha=PENALTY)
     else:
         model = LogisticRegression(C=INVERSE_PENALTY, max_iter=500)
     model.fit(features[known], values)
     return np.ravel(model.coef_), float(np.ravel(model.intercept_)[0])
+
+
+def constant_output(labels: NDArray[Any], target: Target) -> float:
+    """Return the output of a label with one value only, or none: the logit of
+    (ones + 1/2) / (known + 1), or the value; 0 for a regression without values."""
+    if target == "regression":
+        return float(labels[0]) if len(labels) else 0.0
+    ones = float(labels.sum())
+    return float(np.log((ones + 0.5) / (len(labels) - ones + 0.5)))

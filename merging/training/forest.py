@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from merging.config.training import ForestConfig, ForestKind
+from merging.targets.probe import constant_output
 from merging.training.bagging import bagged_library, constant_bagged, fit_bagged, join_bagged
 from merging.training.boosting import boosted_library, constant_boosted, fit_boosted, join_boosted
 from models.data.fingerprint import COLUMNS, WIDTH, Block
@@ -113,15 +114,8 @@ def fit_forest(
     for column in tqdm(labels[train].numpy().T, desc=f"{kind} trees", unit="label", leave=False):
         known = ~np.isnan(column)
         if len(np.unique(column[known])) < 2:
-            by_label.append(KINDS[kind].constant(_constant_output(column[known], target)))
+            by_label.append(KINDS[kind].constant(constant_output(column[known], target)))
             continue
         data = features[known], column[known], chosen, target
         by_label.append(KINDS[kind].fit(*data, getattr(settings, kind), seed))
     return KINDS[kind].join(by_label, target)
-
-
-def _constant_output(labels: Floats, target: Target) -> float:
-    if target == "regression":
-        return float(labels[0]) if len(labels) else 0.0
-    ones = float(labels.sum())
-    return float(np.log((ones + 0.5) / (len(labels) - ones + 0.5)))

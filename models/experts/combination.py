@@ -89,9 +89,10 @@ class Opinions:
     experts: Mapping[ExpertName, NDArray[np.float32]]
 
 
-def mean_outputs(own: Tensor, trees: Tensor, weight: float) -> Tensor:
-    """Return the weighted mean of the outputs of network and trees, (G, L). Outputs are logits, or
-    values in the units of the labels: their mean is that of standardised values."""
+def mean_outputs(own: Tensor, trees: Tensor, weight: float | Tensor) -> Tensor:
+    """Return the weighted mean of the outputs of network and trees, (G, L), with one weight of the
+    trees or one per label. Outputs are logits, or values in the units of the labels: their mean is
+    that of standardised values."""
     return (1 - weight) * own + weight * trees
 
 
@@ -139,18 +140,18 @@ def _combine_alike(
 ) -> dict[str, Opinions]:
     """Do as `combine` for tasks whose outputs are of one kind."""
     forests = [member.forest for member in members.values()]
-    trees = np.concatenate([forest.outputs(rows) for forest in forests], 1)
-    network = torch.cat(list(own.values()), 1).float().numpy()
-    both = [member.choice == "both" for member in members.values()]
     widths = [forest.num_labels for forest in forests]
-    weights = [member.info.weight if member.choice == "both" else 1 for member in members.values()]
-    weight = np.repeat(np.array(weights, np.float32), widths)
-    alone = np.concatenate([forest.scale for forest in forests]).astype(np.float32)
-    together = np.concatenate([forest.both_scale for forest in forests]).astype(np.float32)
-    scale = np.where(np.repeat(both, widths), together, alone)
-    of_trees = _answers(alone * trees, target)
-    of_network = _answers(network, target)
-    values = _answers(scale * ((1 - weight) * network + weight * trees), target)
+    trees = torch.from_numpy(np.concatenate([forest.outputs(rows) for forest in forests], 1))
+    network = torch.cat(list(own.values()), 1).float()
+    both = np.array([member.choice == "both" for member in members.values()])
+    weights = np.where(both, [member.info.weight for member in members.values()], 1)
+    weight = torch.from_numpy(np.repeat(weights, widths)).float()
+    alone = np.concatenate([forest.scale for forest in forests])
+    together = np.concatenate([forest.both_scale for forest in forests])
+    scale = torch.from_numpy(np.where(np.repeat(both, widths), together, alone)).float()
+    of_trees = answers(torch.from_numpy(alone).float() * trees, target).numpy()
+    of_network = answers(network, target).numpy()
+    values = answers(scale * mean_outputs(network, trees, weight), target).numpy()
     found, begin = {}, 0
     for (task, member), width in zip(members.items(), widths, strict=True):
         columns = slice(begin, begin + width)
@@ -159,9 +160,4 @@ def _combine_alike(
             said = {"own": of_network[:, columns], **said}
         found[task] = Opinions(values[:, columns], said)
         begin += width
-    return found
-
-
-def _answers(outputs: NDArray[np.float32], target: OutputKind) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = answers(torch.from_numpy(outputs), target).numpy()
     return found
