@@ -15,6 +15,7 @@ from merging.run.models import (
     adapted_model,
     finetuned_model,
     merged_model,
+    shared_model,
     unified_model,
     without_adapters,
 )
@@ -170,6 +171,12 @@ def _one_pass(run: Run, task: str, kind: Statistics) -> Forward:
     return lambda batch: stream(batch).outputs[task]
 
 
+def _one_pass_routed(run: Run, task: str, kind: Statistics) -> Forward:
+    backbone, experts = shared_model(run)
+    model = UnifiedModel(backbone, experts, run.config.routing).to(run.device)
+    return unified_forward(run, model, task, "moe", kind)
+
+
 def _one_pass_start(run: Run, task: str, kind: Statistics) -> Forward:
     stream = start_stream(run, task)
     model = without_adapters(run, stream.backbone, task, stream.heads[0].state_dict())
@@ -196,6 +203,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         lambda run, task, kind: unified_forward(run, unified_model(run), task, "moe", kind),
     ),
     "one_pass": Evaluation(lambda run, task: (one_pass(run),), _one_pass),
+    "one_pass_routed": Evaluation(lambda run, task: (one_pass(run),), _one_pass_routed),
     # The outputs on the pool are not read; they identify the teacher.
     "one_pass_teachers": Evaluation(
         lambda run, task: (teacher_outputs(run, task),),
@@ -207,8 +215,9 @@ EVALUATIONS: dict[str, Evaluation] = {
 }
 """Every task's own model; one model trained on all tasks; the merged network with the task's head;
 the same with the task's adapters (G-Merging-s); with adapters mixed by the router (G-Merging); one
-network aligned with all teachers, which answers all tasks in one pass; its teachers; the backbone
-that it started from, with the heads that it started from."""
+network aligned with all teachers, which answers all tasks in one pass; the same with the graph
+adapters of its tasks mixed by the router; its teachers; the backbone that it started from, with the
+heads that it started from."""
 
 
 @dataclass(frozen=True)
