@@ -45,10 +45,20 @@ class BondBatch:
     batch: Tensor
     num_graphs: int
 
+    @property
+    def num_nodes(self) -> int:
+        """Number of atoms of all molecules together."""
+        return int(self.x.shape[0])
+
     def to(self, device: torch.device | str) -> "BondBatch":
         """Copy the batch to a device."""
-        tensors = (self.x, self.edge_index, self.edge_attr, self.batch)
-        return BondBatch(*(tensor.to(device) for tensor in tensors), self.num_graphs)
+        return BondBatch(
+            self.x.to(device),
+            self.edge_index.to(device),
+            self.edge_attr.to(device),
+            self.batch.to(device),
+            self.num_graphs,
+        )
 
 
 def collate_bonds(graphs: Sequence[BondGraph]) -> BondBatch:
