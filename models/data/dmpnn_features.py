@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict
 Mode = Literal["v1", "v2", "organic", "rigr"]
 """Chemprop's names of its atom featurisers."""
 Reading = Literal["as_written", "canonical"]
-"""Whether features are those of a text as it is written, as chemprop takes them, or of the canonical
-SMILES: tags of chirality depend on the order in which a molecule is written."""
+"""Whether features are those of a text as it is written, as chemprop takes them, or of its
+canonical SMILES: tags of chirality depend on the order in which a molecule is written."""
 WIDTHS: dict[Mode, tuple[int, int]] = {
     "v1": (133, 14),
     "v2": (72, 14),

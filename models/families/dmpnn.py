@@ -10,11 +10,12 @@ from models.data.bond_graph import BondBatch, BondGraph, collate_bonds
 from models.data.dmpnn_features import BondMolecule, featurize_bonds
 from models.data.schema import BondInput
 from models.errors import ArtifactError, InvalidInputError, MoleculeError
+from models.experts.dmpnn import DmpnnExpert, DmpnnModel
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
 from models.families.base import TaskOutput
 from models.families.inputs import GraphFields, SizeLimits, floats, longest
-from models.networks.dmpnn import DmpnnConfig, DmpnnExpert, DmpnnModel, MessagePassing
+from models.networks.dmpnn import DmpnnConfig, MessagePassing
 from models.task import Target, TaskInfo, select_tasks
 
 _ATOM = 3
@@ -65,9 +66,10 @@ class DmpnnFamily:
         for member in expert.networks:
             if member.norm is not None and bool((member.norm.get_buffer("running_var") < 0).any()):
                 raise ArtifactError("norm.running_var is negative, expected variances")
-        if expert.residual is not None and not expert.residual.is_active:
-            got = f"residual is zero in all its {len(expert.residual.tensors)} tensors"
-            raise ArtifactError(f"{got}, expected differences of rank {expert.residual.rank}")
+        if expert.correction is not None and not expert.correction.is_active:
+            count = len(expert.correction.state_dict())
+            got = f"correction is zero in its {count} tensors"
+            raise ArtifactError(f"{got}, expected one that does something")
 
     def model(
         self, network: nn.Module, experts: Mapping[str, DmpnnExpert], router: RouterConfig
