@@ -31,14 +31,14 @@ class Member(nn.Module):
         if head.own is not None:
             self.network = MessagePassing(head.own, shape.atom_dim, shape.bond_dim)
             width = head.own.hidden_dim
-        self.norm = nn.BatchNorm1d(width) if head.batch_norm else None
+        self.batch_norm = nn.BatchNorm1d(width) if head.batch_norm else None
         widths = [width, *head.hidden, outputs]
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.activation = ACTIVATIONS[head.activation]()
 
     def forward(self, molecules: Tensor) -> Tensor:
         """Compute outputs from the vectors of molecules: (G, d) -> (G, C)."""
-        h = molecules if self.norm is None else self.norm(molecules)
+        h = molecules if self.batch_norm is None else self.batch_norm(molecules)
         for k, layer in enumerate(self.layers):
             h = layer(self.activation(h) if k else h)
         return h

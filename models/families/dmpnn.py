@@ -64,8 +64,9 @@ class DmpnnFamily:
                 network is zero.
         """
         for member in expert.networks:
-            if member.norm is not None and bool((member.norm.get_buffer("running_var") < 0).any()):
-                raise ArtifactError("norm.running_var is negative, expected variances")
+            norm = member.batch_norm
+            if norm is not None and bool((norm.get_buffer("running_var") < 0).any()):
+                raise ArtifactError("batch_norm.running_var is negative, expected variances")
         if expert.correction is not None and not expert.correction.is_active:
             count = len(expert.correction.state_dict())
             got = f"correction is zero in its {count} tensors"
