@@ -458,6 +458,13 @@ class TaskOut(BaseModel):
     experts: TaskExperts | None = Field(
         None, description="where a forest answers beside the network: which experts answer"
     )
+    difference: float | None = Field(
+        None,
+        description=(
+            "of a model that was imported: how far predictions are from those of the model that"
+            " was brought, in standard deviations of the latter, on unlabelled molecules"
+        ),
+    )
     num_features: int | None = Field(
         None, description="where the model takes graphs: how long a row of `x` is"
     )

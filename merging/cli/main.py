@@ -7,7 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 from inspect import getdoc
 from pathlib import Path
 
-from merging.cli import commands, options
+from merging.cli import commands, options, own_models
 from merging.cli.options import Option, config_options, option
 from merging.run.config import BUNDLED
 from merging.studies.boards import METHODS
@@ -157,6 +157,7 @@ def _commands() -> list[Row]:
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
         ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact,)),
+        *own_models.rows(),
     ]
 
 

@@ -1,5 +1,5 @@
-"""D-MPNNs that somebody brought, as one model: side by side, or as the average network with low-rank
-residuals; and how far its predictions are from theirs. None of this needs a label."""
+"""D-MPNNs that somebody brought, as one model: side by side, or as the average network with
+low-rank residuals; and how far its predictions are from theirs. Needs no labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
