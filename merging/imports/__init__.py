@@ -1,0 +1,1 @@
+"""Models that people already have: reading their files, and merging them in weight space."""
