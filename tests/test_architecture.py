@@ -36,6 +36,7 @@ FLOORS = {
         ("config",),
         ("data", "targets"),
         ("mergers",),
+        ("imports",),
         ("family",),
         ("families", "training"),
         ("run",),
