@@ -36,10 +36,10 @@ FLOORS = {
         ("config",),
         ("data", "targets"),
         ("mergers",),
-        ("imports",),
         ("family",),
         ("families", "training"),
         ("run",),
+        ("imports",),
         ("planning",),
         ("drawing",),
         ("studies",),
@@ -64,15 +64,19 @@ from itself and from lower floors."""
 
 KINDS = {
     "MolGraph",
+    "BondGraph",
     "FeatureGraph",
     "Atoms",
     "Structure",
     "GraphBatch",
+    "BondBatch",
     "AtomsBatch",
     "MoleculeInput",
+    "BondInput",
     "FeatureInput",
     "AtomsInput",
     "BackboneConfig",
+    "DmpnnConfig",
     "GraphNetworkConfig",
     "ForceFieldConfig",
     "Backbone",
@@ -81,6 +85,7 @@ KINDS = {
     "MergedForceField",
     "UnifiedModel",
     "CompiledModel",
+    "DmpnnModel",
 }
 """Kinds of inputs, of networks and of models."""
 

@@ -14,7 +14,7 @@ from models.experts.dmpnn import DmpnnExpert, DmpnnModel
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
 from models.families.base import TaskOutput
-from models.families.inputs import GraphFields, SizeLimits, floats, longest
+from models.families.inputs import GraphFields, SizeLimits, longest
 from models.networks.dmpnn import DmpnnConfig, MessagePassing
 from models.task import Target, TaskInfo, select_tasks
 
@@ -111,12 +111,10 @@ class DmpnnFamily:
     ) -> BondGraph:
         """Build a molecule from `x`, `edge_index` and `edge_attr`: see `ModelFamily.read`, and for
         the valid values `BondGraph.validate`."""
-        for name, width in (("x", shape.atom_dim), ("edge_attr", shape.bond_dim)):
-            if other := [len(row) for row in fields[name] if len(row) != width][:1]:
-                got = f"{name}: got {other[0]} features in a row, expected {width}"
-                raise InvalidInputError(f"{got}, those of mode {schema.options.mode!r}")
-        rows = floats(fields["x"]), floats(fields["edge_attr"])
-        return BondGraph.from_lists(rows[0], fields["edge_index"], rows[1])
+        widths = shape.atom_dim, shape.bond_dim
+        return BondGraph.from_lists(
+            fields["x"], fields["edge_index"], fields["edge_attr"], widths
+        )
 
     def read_texts(
         self, texts: Sequence[str], shape: DmpnnConfig, schema: BondInput, limits: SizeLimits
