@@ -42,9 +42,6 @@ from models.errors import MoleculeError
 
 Mode = Literal["v1", "v2", "organic", "rigr"]
 """Chemprop's names of its atom featurisers."""
-Reading = Literal["as_written", "canonical"]
-"""Whether features are those of a text as it is written, as chemprop takes them, or of its
-canonical SMILES: tags of chirality depend on the order in which a molecule is written."""
 WIDTHS: dict[Mode, tuple[int, int]] = {
     "v1": (133, 14),
     "v2": (72, 14),
@@ -84,10 +81,13 @@ class BondMolecule:
         smiles: canonical SMILES (RDKit), without atom maps; with stereo also where the graph has
             none (`ignore_stereo`), and without the hydrogen atoms of `add_h`.
         graph: its graph.
+        key: the text that decides the graph: the SMILES as it was written, or with reading
+            "canonical" `smiles`.
     """
 
     smiles: str
     graph: BondGraph
+    key: str
 
 
 # Every step runs over a group of molecules before the next one, as in `models.data.smiles`.
@@ -126,7 +126,7 @@ def featurize_bonds(
             results += [
                 found
                 if isinstance(found, MoleculeError)
-                else BondMolecule(found.canonical, next(graphs))
+                else BondMolecule(found.canonical, next(graphs), found.parsed.text)
                 for found in drawings
             ]
     return results

@@ -71,6 +71,11 @@ class Molecule:
     smiles: str
     graph: MolGraph
 
+    @property
+    def key(self) -> str:
+        """`smiles`, which decides the graph."""
+        return self.smiles
+
 
 def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None) -> Molecule:
     """Read a molecule: its canonical SMILES and its graph.

@@ -112,9 +112,7 @@ class DmpnnFamily:
         """Build a molecule from `x`, `edge_index` and `edge_attr`: see `ModelFamily.read`, and for
         the valid values `BondGraph.validate`."""
         widths = shape.atom_dim, shape.bond_dim
-        return BondGraph.from_lists(
-            fields["x"], fields["edge_index"], fields["edge_attr"], widths
-        )
+        return BondGraph.from_lists(fields["x"], fields["edge_index"], fields["edge_attr"], widths)
 
     def read_texts(
         self, texts: Sequence[str], shape: DmpnnConfig, schema: BondInput, limits: SizeLimits

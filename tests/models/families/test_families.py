@@ -493,11 +493,15 @@ def test_candidates_are_for_models_that_mix(case: Case) -> None:
     )
     schema = case.schema if field is None else case.schema.model_copy(update={field: widths})
     case = replace(case, infos=infos, schema=schema)
+    if isinstance(case.shape, DmpnnConfig):
+        heads = {task: case.shape.heads[task[:-1]] for task in infos}
+        case = replace(case, shape=case.shape.model_copy(update={"heads": heads}))
     nearest = {task: tuple(other for other in infos if other != task)[:1] for task in infos}
     router = RouterConfig(candidates=1)
     manifest = case.manifest.model_copy(update={"nearest": nearest, "router": router})
     components = ArtifactComponents(manifest, case.network(), case.experts(), "")
-    if case.rank == 0:
+    sites = case.family.model(case.network(), case.experts(), RouterConfig()).site_names
+    if not sites:
         with pytest.raises(ArtifactError, match="expected it only where experts are mixed"):
             ScreenedModel(components)
         return
