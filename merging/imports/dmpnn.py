@@ -1,7 +1,7 @@
 """D-MPNNs that somebody brought, as one model: side by side, or as the average network with
 low-rank residuals; and how far its predictions are from theirs. Needs no labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -105,9 +105,17 @@ def residual(tasks: Tasks, rank: int) -> MergedDmpnn:
     """Give every task the average network and the best approximation of rank r of what averaging
     took away: see `merging.mergers.residual`. Raises ConfigError: see `average`."""
     network = average(tasks)
-    merged = assemble(tasks, rank, "residual", network)
     state = network.state_dict()
+    # A model that is the average, such as an only one, has no difference to add.
+    same = {
+        name
+        for name, task in tasks.items()
+        if all(torch.equal(task.model.network[key], value) for key, value in state.items())
+    }
+    merged = assemble(tasks, rank, "residual", network, without=same)
     for task, expert in merged.experts.items():
+        if task in same:
+            continue
         own = tasks[task].model.network
         added = cast(Residual, expert.correction)
         tensors: dict[str, Tensor] = {}
@@ -151,14 +159,28 @@ def common_shape(tasks: Tasks) -> DmpnnConfig:
 
 
 def assemble(
-    tasks: Tasks, rank: int, correction: Correction, network: nn.Module, own: bool = False
+    tasks: Tasks,
+    rank: int,
+    correction: Correction,
+    network: nn.Module,
+    own: bool = False,
+    without: Collection[str] = (),
 ) -> MergedDmpnn:
-    """Build a model with the tasks' own feed-forward networks."""
+    """Build a model with the tasks' own feed-forward networks.
+
+    Args:
+        tasks: the models.
+        rank, correction: of the shared network.
+        network: the shared message passing, or an empty module.
+        own: whether every task brings its own message passing.
+        without: tasks that correct nothing.
+    """
     heads = {}
     for name, task in tasks.items():
         model = task.members[0]
         brought = message_passing_shape(model.shape) if own else None
-        changes = {"members": len(task.members), "own": brought, "correction": correction}
+        corrected: Correction = "none" if name in without else correction
+        changes = {"members": len(task.members), "own": brought, "correction": corrected}
         heads[name] = DmpnnHead.model_validate(model.head.model_dump() | changes)
     first = next(iter(tasks.values())).members[0].shape
     shape = DmpnnConfig.model_validate(first.model_dump() | {"heads": heads})

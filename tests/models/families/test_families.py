@@ -122,6 +122,8 @@ def molecules(kind: str) -> Case:
         3,
         (
             ({"x": [[5.0, 0]] * 3}, "x: got 5.0, expected an integer"),
+            ({"edge_attr": [[0.5, 0]] * 4}, "edge_attr: got 0.5, expected an integer"),
+            ({"edge_attr": [[2**63, 0]] * 4}, "edge_attr: got 9223372036854775808, expected an"),
             ({"x": [[120, 0]] * 3}, "x: atom type: got values from 120"),
             ({"x": []}, "got no atom"),
             ({"edge_index": [[0] * 4, [0] * 4]}, "self-loop"),
