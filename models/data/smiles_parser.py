@@ -130,8 +130,9 @@ def parse_as_written(text: str, keep_hydrogens: bool = False) -> ParsedSmiles:
         MoleculeError: with code `empty_smiles`, `smiles_syntax` or `chemistry`.
     """
     text = text.strip()
-    mol = _parse_ordinary(text) or _parse_with_labels(text, True, keep_hydrogens)
-    return ParsedSmiles(mol, text, False, _ORDINARY.fullmatch(text) is not None)
+    ordinary = _parse_ordinary(text)
+    mol = ordinary or _parse_with_labels(text, True, keep_hydrogens)
+    return ParsedSmiles(mol, text, False, ordinary is not None)
 
 
 def _parse_ordinary(text: str) -> Chem.Mol | None:
