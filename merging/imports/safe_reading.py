@@ -73,6 +73,7 @@ _PLAIN = {
 """Names that torch resolves itself. It would accept more, some of which take memory at will."""
 _INDIRECT = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 """Instructions of pickle that name classes in other ways; torch.save writes none of them."""
+_CAUSE = "WeightsUnpickler error: "
 _LOADING = threading.Lock()  # torch's list of safe names belongs to the process
 
 
@@ -136,10 +137,8 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
         with _LOADING, torch.serialization.safe_globals([*classes, *dictionaries]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: got a file that cannot be read ({reason}), expected a model"
-        ) from error
+        got = f"a file that cannot be read ({reason_of(error)})"
+        raise CheckpointError(f"{path}: got {got}, expected a model") from error
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise CheckpointError(f"{path}: got a {kind}, expected a dictionary with a state_dict")
@@ -162,6 +161,14 @@ def shown(value: object) -> str:
     if isinstance(value, str):
         return repr(value if len(value) <= 60 else f"{value[:60]}...")
     return f"a {type(value).__name__}"
+
+
+def reason_of(error: Exception) -> str:
+    """Return the cause in an error of `torch.load`, in one line, without its advice to execute the
+    file."""
+    text = str(error).partition(_CAUSE)[2] or str(error)
+    lines = text.strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _first(names: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merging.imports.safe_reading import read_checkpoint, shown
+from merging.imports.safe_reading import read_checkpoint, reason_of, shown
 from merging.mergers.task_vector import State
 from models.errors import CheckpointError
 from models.state_dict import read_tensors
@@ -59,11 +59,8 @@ def _read_old(path: Path) -> dict[Any, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: got a file that cannot be read as tensors only ({reason}), expected a state"
-            " dict"
-        ) from error
+        got = f"a file that cannot be read as tensors only ({reason_of(error)})"
+        raise CheckpointError(f"{path}: got {got}, expected a state dict") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: got {shown(content)}, expected a state dict")
     return content
