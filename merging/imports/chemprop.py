@@ -30,9 +30,6 @@ from models.errors import CheckpointError
 from models.networks.dmpnn import DmpnnConfig, DmpnnHead
 from models.task import LabelTarget
 
-_ALIKE = "shape", "head", "target", "labels", "classes", "options"
-"""What the members of an ensemble have in common."""
-
 
 @dataclass(frozen=True, eq=False)
 class ChempropModel:
@@ -268,10 +265,18 @@ def _columns(file: Path, count: int, columns: Any) -> list[str]:
 
 def _check_alike(first: ChempropModel, other: ChempropModel) -> None:
     """Raise CheckpointError if two members of an ensemble differ in more than weights."""
-    for name in _ALIKE:
-        expected, got = getattr(first, name), getattr(other, name)
+    for name, expected in _common(first).items():
+        got = _common(other)[name]
         if got != expected:
             raise CheckpointError(
-                f"{other.path}: got {name} {got}, expected {expected} as in {first.path}: the"
+                f"{other.path}: {name}: got {got}, expected {expected} as in {first.path}: the"
                 " members of an ensemble differ in weights alone"
             )
+
+
+def _common(model: ChempropModel) -> dict[str, object]:
+    """Return what the members of an ensemble have in common."""
+    groups = {"shape": model.shape, "head": model.head, "options": model.options}
+    fields = {f"{group}.{name}": value for group, made in groups.items() for name, value in made}
+    others = {"target": model.target, "labels": model.labels, "classes": model.classes}
+    return {**fields, **others}

@@ -184,12 +184,12 @@ def _pickle(path: Path) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if packed := [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
-                got = f"a compressed entry, {shown(packed[0].filename)}"
-                raise CheckpointError(f"{path}: got {got}, {expected}, without compression")
             names = [entry.filename for entry in entries]
             if any(name.endswith("/constants.pkl") for name in names):
                 raise CheckpointError(f"{path}: got a TorchScript program, expected a state dict")
+            if packed := [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
+                got = f"a compressed entry, {shown(packed[0].filename)}"
+                raise CheckpointError(f"{path}: got {got}, {expected}, without compression")
             pickles = [name for name in names if name.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise CheckpointError(f"{path}: got {len(pickles)} entries data.pkl, expected one")

@@ -248,6 +248,20 @@ def test_unscaling_is_folded_in_float64(tmp_path: Path) -> None:
     assert torch.equal(member.head_state["layers.1.bias"], expected)
 
 
+def test_the_first_block_of_an_evidential_predictor_is_its_mean(tmp_path: Path) -> None:
+    weight = torch.arange(12.0).view(4, 3)
+    change = together(
+        hyper("predictor", cls=chemprop_class("predictors.EvidentialFFN")),
+        tensor("predictor.ffn.1.2.weight", weight),
+        tensor("predictor.ffn.1.2.bias", torch.arange(4.0)),
+    )
+    found = read(saved(tmp_path / "a.pt", change))
+    (member,) = found.members
+    assert torch.equal(member.head_state["layers.1.weight"], weight[:1] * 3)  # its scale
+    assert torch.equal(member.head_state["layers.1.bias"], torch.tensor([2.0]))  # its mean
+    assert found.notes[0].startswith("EvidentialFFN: the predicted mean is taken")
+
+
 MP, AGG = "message_passing", "agg"
 W_I, W_H, FFN = "message_passing.W_i.weight", "message_passing.W_h.weight", "predictor.ffn"
 MEAN, SCALE = "predictor.output_transform.mean", "predictor.output_transform.scale"
@@ -441,16 +455,19 @@ def test_equal_columns_are_refused_and_can_be_renamed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (hyper(MP, depth=4), "shape"),
-        (hyper(AGG, cls=chemprop_class("agg.SumAggregation")), "shape"),
-        (hyper("predictor", activation="tanh"), "head"),
+        (hyper(MP, depth=4), "shape.depth: got 4, expected 3"),
+        (
+            hyper(AGG, cls=chemprop_class("agg.SumAggregation")),
+            "shape.aggregation: got sum, expected mean",
+        ),
+        (hyper("predictor", activation="tanh"), "head.activation: got tanh, expected relu"),
         (
             together(
                 hyper("predictor", cls=BINARY, output_transform=None), without(MEAN), without(SCALE)
             ),
-            "target",
+            "target: got multilabel, expected regression",
         ),
-        (lambda content: content.update(output_columns=["z"]), "labels"),
+        (lambda content: content.update(output_columns=["z"]), "labels: got ('z',), "),
     ],
 )
 def test_members_that_differ_in_more_than_weights_are_refused(
@@ -461,7 +478,7 @@ def test_members_that_differ_in_more_than_weights_are_refused(
     saved(second, change)
     with pytest.raises(CheckpointError) as refused:
         read_chemprop(tmp_path)
-    assert str(refused.value).startswith(f"{second}: got {what} ")
+    assert str(refused.value).startswith(f"{second}: {what}")
     assert f"as in {first}: the members of an ensemble differ in weights" in str(refused.value)
 
 

@@ -48,7 +48,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pathlib": (lambda canary: Calls(Path.touch, canary), "__builtin__.getattr"),
     "pickle.loads": (
         lambda canary: Calls(pickle.loads, pickle.dumps(Calls(os.system, touch(canary)))),
-        "_pickle.loads",
+        "pickle.loads",
     ),
     "torch.load": (lambda canary: Calls(torch.load, "a.pt"), "torch.serialization.load"),
     "bytearray": (lambda canary: Calls(bytearray, 10**12), "__builtin__.bytearray"),
@@ -86,7 +86,7 @@ def test_what_a_hostile_file_calls_is_named_and_not_called(
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("case", ["os.system", "exec", "eval", "open", "pickle.loads"])
+@pytest.mark.parametrize("case", ["os.system", "pickle.loads"])
 def test_the_canary_sings_where_a_file_is_executed(case: str, canary: Path, tmp_path: Path) -> None:
     """So that its silence above means something."""
     path = save(tmp_path / "model.pt", HOSTILE[case][0](canary))
