@@ -149,6 +149,11 @@ class Peer:
         latencies: list[float] = self._ask("single", smiles)["latencies"]
         return latencies
 
+    def values(self, smiles: Sequence[str]) -> dict[str, list[float]]:
+        """Predict all molecules; return the numbers by the name of the output."""
+        values: dict[str, list[float]] = self._ask("values", smiles)
+        return values
+
     def _ask(self, what: str, smiles: Sequence[str]) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": what, "smiles": list(smiles)}) + "\n")
@@ -198,6 +203,7 @@ class Loaded:
         model_seconds: time to load the model, without imports.
         outputs: learned properties per molecule.
         batch_size: molecules in one pass of the network.
+        values: the numbers of an answer of `predict` by the name of the output.
     """
 
     predict: Callable[[list[str]], Any]
@@ -206,6 +212,7 @@ class Loaded:
     model_seconds: float
     outputs: int
     batch_size: int
+    values: Callable[[Any], dict[str, list[float]]] | None = None
 
 
 Load = Callable[[str, Path, int | None], Loaded]
@@ -246,21 +253,20 @@ def serve(load: Load, prepare: Callable[[Path], object] = lambda folder: None) -
         )
         for line in sys.stdin:
             request = json.loads(line)
-            _write(
-                out,
-                (
-                    asdict(_batch(loaded, request["smiles"]))
-                    if request["do"] == "batch"
-                    else _single(loaded, request["smiles"])
-                ),
-            )
+            _write(out, _DOES[request["do"]](loaded, request["smiles"]))
 
 
-def _batch(loaded: Loaded, smiles: list[str]) -> Timing:
+def _batch(loaded: Loaded, smiles: list[str]) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), _cpu_seconds()
     answer = loaded.predict(smiles)
     wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
-    return Timing(wall, cpu, loaded.answered(answer))
+    return asdict(Timing(wall, cpu, loaded.answered(answer)))
+
+
+def _values(loaded: Loaded, smiles: list[str]) -> dict[str, Any]:
+    if loaded.values is None:
+        raise ValueError("got a peer without values, expected one that names its outputs")
+    return loaded.values(loaded.predict(smiles))
 
 
 def _single(loaded: Loaded, smiles: list[str]) -> dict[str, Any]:
@@ -275,6 +281,9 @@ def _single(loaded: Loaded, smiles: list[str]) -> dict[str, Any]:
         "molecules": len(smiles),
         "latencies": latencies,
     }
+
+
+_DOES = {"batch": _batch, "single": _single, "values": _values}
 
 
 def _cpu_seconds() -> float:

@@ -187,6 +187,7 @@ class GraphIn(_Request):
     given in both directions, self-loops are not given.
 
     - Of kind `molecule`, in the vocabulary of Hu et al. 2020: x, edge_index and edge_attr.
+    - Of kind `dmpnn`: x, edge_index and edge_attr, with chemprop's features of atoms and bonds.
     - Of kind `graph`: x and edge_index.
     - Of kind `atoms`: numbers and positions, and in a crystal cell. Neighbours are found by the
       service.
@@ -203,11 +204,11 @@ class GraphIn(_Request):
     edge_index: _Table | None = Field(
         None, description="two rows: source node and target node of every edge"
     )
-    edge_attr: _Table | None = Field(
+    edge_attr: _Numbers | None = Field(
         None,
         description=(
             "one row per edge: [bond type (0 single, 1 double, 2 triple, 3 aromatic), direction (0"
-            " none, 1 up-right, 2 down-right)]"
+            " none, 1 up-right, 2 down-right)]; of kind `dmpnn`: the features of the bond"
         ),
     )
     numbers: _Row | None = Field(
@@ -457,6 +458,13 @@ class TaskOut(BaseModel):
     )
     experts: TaskExperts | None = Field(
         None, description="where a forest answers beside the network: which experts answer"
+    )
+    difference: float | None = Field(
+        None,
+        description=(
+            "of a model that was imported: how far predictions are from those of the model that"
+            " was brought, in standard deviations of the latter, on unlabelled molecules"
+        ),
     )
     num_features: int | None = Field(
         None, description="where the model takes graphs: how long a row of `x` is"

@@ -14,9 +14,11 @@ from models.errors import ConfigError, did_you_mean
 
 PREFIX = "GMERGING_"
 RELEASED_ARTIFACT = Path(models.__file__).parent / "releases" / "admet"
-OTHER_VARIABLES = frozenset({"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT"})
+OTHER_VARIABLES = frozenset(
+    {"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT", "GMERGING_CHEMPROP_PYTHON"}
+)
 """Variables with the prefix that are no settings: the command `gmerging` reads the first two,
-docker-compose.yml the third."""
+docker-compose.yml the third, and the tests the fourth."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 

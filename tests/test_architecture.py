@@ -39,6 +39,7 @@ FLOORS = {
         ("family",),
         ("families", "training"),
         ("run",),
+        ("imports",),
         ("planning",),
         ("drawing",),
         ("studies",),
@@ -63,15 +64,19 @@ from itself and from lower floors."""
 
 KINDS = {
     "MolGraph",
+    "BondGraph",
     "FeatureGraph",
     "Atoms",
     "Structure",
     "GraphBatch",
+    "BondBatch",
     "AtomsBatch",
     "MoleculeInput",
+    "BondInput",
     "FeatureInput",
     "AtomsInput",
     "BackboneConfig",
+    "DmpnnConfig",
     "GraphNetworkConfig",
     "ForceFieldConfig",
     "Backbone",
@@ -80,6 +85,7 @@ KINDS = {
     "MergedForceField",
     "UnifiedModel",
     "CompiledModel",
+    "DmpnnModel",
 }
 """Kinds of inputs, of networks and of models."""
 
@@ -226,7 +232,7 @@ def test_names_say_what_they_hold() -> None:
 def test_tests_mirror_rooms() -> None:
     """A folder of tests is named after the package or room that it tests, and so are most of its
     files: what tests several modules of a room is named after what they do together."""
-    for folder in (path for path in (ROOT / "tests").rglob("*") if path.is_dir()):
+    for folder in {path.parent for path in (ROOT / "tests").rglob("test_*.py")}:
         inside = folder.relative_to(ROOT / "tests")
-        if inside.name != "__pycache__" and inside.parts[0] in PACKAGES:
+        if inside.parts and inside.parts[0] in PACKAGES:
             assert (ROOT / inside).is_dir(), f"tests/{inside}: no room of this name"

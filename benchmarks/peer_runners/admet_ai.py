@@ -42,6 +42,9 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
     def answered(frame: Any) -> int:
         return int(np.isfinite(frame.to_numpy(float)).all(axis=1).sum())
 
+    def values(frame: Any) -> dict[str, list[float]]:
+        return {str(name): [float(v) for v in frame[name]] for name in frame.columns}
+
     return Loaded(
         model.predict,
         model.predict,
@@ -49,6 +52,7 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
         model_seconds,
         sum(map(len, model.task_lists)),
         batch_size or 64,
+        values,
     )
 
 

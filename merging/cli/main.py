@@ -7,8 +7,9 @@ from concurrent.futures.process import BrokenProcessPool
 from inspect import getdoc
 from pathlib import Path
 
-from merging.cli import commands, options
+from merging.cli import commands, import_commands, options, own_models
 from merging.cli.options import Option, config_options, option
+from merging.imports.weights import weight_mergers
 from merging.run.config import BUNDLED
 from merging.studies.boards import METHODS
 from merging.studies.experts.config import EXPERTS_CONFIG_FOLDER
@@ -157,7 +158,23 @@ def _commands() -> list[Row]:
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
         ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact,)),
+        *own_models.rows(),
+        ("merge-weights", import_commands.merge_state_dicts, _weight_options()),
     ]
+
+
+def _weight_options() -> tuple[Option, ...]:
+    about = "state dicts (.pt, .pth, .ckpt or .safetensors), also within training checkpoints"
+    models = option("models", type=Path, nargs="+", metavar="model", help=about)
+    about = "the state dict that they were fine-tuned from"
+    base = option("--base", type=Path, required=True, help=about)
+    about = f"the merger: {', '.join(weight_mergers())}"
+    method = option("--method", default="task_arithmetic", help=about)
+    about = "options of the merger, such as scaling=0.3; as published by default"
+    merger = option("--options", nargs="+", metavar="NAME=VALUE", help=about)
+    about = "the merged state dict (.safetensors); its metadata say what it was made of"
+    output = option("--output", type=Path, required=True, help=about)
+    return models, base, method, merger, options.seed, output
 
 
 def _results_file(name: str, folder: Path = NEIGHBOURS) -> Option:

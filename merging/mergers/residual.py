@@ -59,6 +59,12 @@ def low_rank(delta: Tensor, rank: int) -> Tensor:
     numbers (`numbers_of`)."""
     if numbers_of(delta.shape, rank) == delta.numel():
         return delta
+    left, right = low_rank_factors(delta, rank)
+    return (left @ right).to(delta.dtype)
+
+
+def low_rank_factors(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factors of the best approximation of rank r of a matrix (m, n), in float64: (m, r)
+    with the singular values, and (r, n)."""
     left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
-    approximated: Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
-    return approximated.to(delta.dtype)
+    return left[:, :rank] * values[:rank], right[:rank]

@@ -11,9 +11,9 @@ from models.experts.unified import DEFAULT_ROUTING
 from models.manifest import Manifest, StreamInfo
 from models.task import TaskInfo
 
-_ADAPTERS = ("adapters.sites.", "graph.", "sites.")
+_ADAPTERS = ("adapters.sites.", "graph.", "sites.", "correction.")
 """Starts of the names of adapters' tensors: of a task with a stream of its own, of one that shares
-its stream, and of such a stream."""
+its stream, of such a stream, and of corrections of a D-MPNN."""
 _COUNTED = {
     "multilabel": ("label", "labels"),
     "multiclass": ("class", "classes"),

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from models.data.batch import GraphBatch
-from models.data.molecule import PackedGraphs
 from models.errors import InvalidInputError, TrainingError
+from models.families.inputs import Batch
 from models.task import LabelTarget, Metric, TaskInfo, answers
 
 Array = NDArray[Any]
+BatchT = TypeVar("BatchT", bound=Batch)
+BatchT_co = TypeVar("BatchT_co", bound=Batch, covariant=True)
 ScoreName = Literal["roc_auc", "auprc", "accuracy", "scaled_mae", "spearman", "forces"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 """The names of scores in records. `scaled_mae` is the mean absolute error in standard deviations of
@@ -219,9 +220,21 @@ def mean_of_defined(values: Sequence[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
+class GraphStore(Protocol[BatchT_co]):
+    """Many graphs, from which batches are taken by number."""
+
+    def __len__(self) -> int:
+        """Number of graphs."""
+        ...
+
+    def select(self, indices: Tensor) -> BatchT_co:
+        """Join the graphs at `indices` to one batch, in that order."""
+        ...
+
+
 def batches(
-    graphs: PackedGraphs, rows: Tensor, batch_size: int
-) -> Iterator[tuple[Tensor, GraphBatch]]:
+    graphs: GraphStore[BatchT], rows: Tensor, batch_size: int
+) -> Iterator[tuple[Tensor, BatchT]]:
     """Yield the graphs with the numbers `rows` (n,), in that order and `batch_size` at a time, as
     (numbers, batch)."""
     for chosen in rows.split(batch_size):
@@ -230,8 +243,8 @@ def batches(
 
 @torch.no_grad()
 def compute_outputs(
-    forward: Callable[[GraphBatch], Tensor],
-    graphs: PackedGraphs,
+    forward: Callable[[BatchT], Tensor],
+    graphs: GraphStore[BatchT],
     rows: Tensor,
     device: torch.device,
     batch_size: int = 256,

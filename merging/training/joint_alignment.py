@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from merging.config.joint_alignment import JointAlignmentConfig, JointLossConfig
 from merging.config.training import AlignmentConfig
 from merging.targets.losses import LabelScale
-from merging.targets.metrics import batches, compute_outputs
+from merging.targets.metrics import GraphStore, batches, compute_outputs
 from merging.targets.probe import fit_probe
 from merging.training.alignment import alignment_loss
 from merging.training.loop import ResumableTraining
@@ -27,7 +27,7 @@ from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
 from models.errors import ConfigError
 from models.experts.adapter import Adapter, LayerOutputs, trace
-from models.networks.base import LayeredNetwork
+from models.networks.base import LayeredNetwork, LayeredShape
 from models.task import TaskInfo
 from models.transport.problem import Support
 
@@ -35,6 +35,7 @@ WATCHED_SHARE = 10
 """At most one in so many molecules of the pool is watched and not trained on."""
 FITTED = 8000
 """At most so many molecules of the pool fit the heads that training starts from."""
+StudentT = TypeVar("StudentT", bound="JointStudent")
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,36 @@ class SharedOutputs:
     outputs: dict[str, Tensor]
 
 
-class SharedStream(nn.Module):
+class JointStudent(nn.Module):
+    """Base of networks that answer several tasks in one pass.
+
+    Attributes:
+        tasks: names of the tasks.
+        heads: one linear layer per task, in the order of `tasks`, whose outputs are the task's.
+    """
+
+    tasks: tuple[str, ...]
+    heads: nn.ModuleList
+
+    @property
+    def shape(self) -> Any:
+        """Shape of the network that all tasks share."""
+        raise NotImplementedError
+
+    def outputs(self, batch: Any) -> dict[str, Tensor]:
+        """Compute the outputs of all tasks, (G, C) by task."""
+        raise NotImplementedError
+
+
+class SharedStream(JointStudent):
     """A network that answers all tasks in one pass: a backbone with its own BatchNorm statistics,
     and by task a graph adapter and a head.
 
     With g the mean of a graph's node embeddings, task k reads e_k = g - relu(g D_k) U_k.
 
     Attributes:
-        tasks: names of the tasks.
         backbone: the network.
-        adapters, heads: one per task, in the order of `tasks` (a ModuleDict refuses names with a
-            dot).
+        adapters: one per task, in the order of `tasks` (a ModuleDict refuses names with a dot).
     """
 
     def __init__(self, backbone: LayeredNetwork, heads: Mapping[str, nn.Linear], rank: int) -> None:
@@ -71,6 +91,16 @@ class SharedStream(nn.Module):
         self.backbone = backbone
         self.adapters = nn.ModuleList(Adapter(backbone.config.hidden_dim, rank) for _ in heads)
         self.heads = nn.ModuleList(heads.values())
+
+    @property
+    def shape(self) -> LayeredShape:
+        """Shape of the backbone."""
+        return self.backbone.config
+
+    def outputs(self, batch: GraphBatch) -> dict[str, Tensor]:
+        """See `JointStudent.outputs`."""
+        found: SharedOutputs = self(batch)
+        return found.outputs
 
     def forward(self, batch: GraphBatch) -> SharedOutputs:
         """Answer all tasks for a batch of G graphs."""
@@ -164,12 +194,12 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class JointAlignmentResult:
-    """A trained shared stream, in evaluation mode on the CPU, and a record of the training:
+class JointAlignmentResult(Generic[StudentT]):
+    """A trained student, in evaluation mode on the CPU, and a record of the training:
     epochs, loss by epoch; on watched molecules the loss on outputs by epoch and task, and by task
     and label the share of the teacher's variance that is explained; seconds."""
 
-    stream: SharedStream
+    stream: StudentT
     record: dict[str, Any]
 
 
@@ -217,16 +247,16 @@ def _readouts(
 
 
 def align_jointly(
-    stream: SharedStream,
-    graphs: PackedGraphs,
+    stream: StudentT,
+    graphs: GraphStore[Any],
     targets: Mapping[str, Targets],
     teachers: Mapping[str, Teacher],
     settings: JointAlignmentConfig,
     seed: int,
     checkpoint: Path,
     device: torch.device,
-) -> JointAlignmentResult:
-    """Train a shared stream to answer like the teachers of its tasks.
+) -> JointAlignmentResult[StudentT]:
+    """Train a network to answer like the teachers of its tasks.
 
     The loss is the mean over tasks, weighted by `task_weights`, of `output_loss`. For its terms on
     embeddings and layers, one task's teacher is drawn per batch with a probability proportional to
@@ -333,8 +363,8 @@ class _Training:
 
     def __init__(
         self,
-        stream: SharedStream,
-        graphs: PackedGraphs,
+        stream: JointStudent,
+        graphs: GraphStore[Any],
         targets: Mapping[str, Targets],
         teachers: Mapping[str, Teacher],
         settings: JointAlignmentConfig,
@@ -346,7 +376,7 @@ class _Training:
         if not any(self.weights.values()):
             raise ConfigError("one_pass.task_weights: got 0 for every task, expected one above 0")
         losses = settings.losses
-        check_activations(teachers, losses, stream.backbone.config)
+        check_activations(teachers, losses, stream.shape)
         self.teachers = cast(Mapping[str, NetworkTeacher], teachers)
         # The loss of adapter training has the same two terms.
         self.activations = AlignmentConfig(
@@ -375,20 +405,22 @@ class _Training:
             total += float(loss.detach())
         return total / steps
 
-    def _loss(self, rows: Tensor, batch: GraphBatch) -> Tensor:
-        losses, found = self.settings.losses, self.stream(batch)
+    def _loss(self, rows: Tensor, batch: Any) -> Tensor:
+        losses = self.settings.losses
+        if not (losses.embeddings or losses.layers):
+            outputs = output_loss(self.stream.outputs(batch), self.targets, rows, self.weights)
+            return losses.logits * outputs
+        stream = cast(SharedStream, self.stream)  # `check_activations`: its teachers are networks.
+        found: SharedOutputs = stream(batch)
         loss = torch.zeros((), device=self.device)
         if losses.logits:
-            outputs = output_loss(found.outputs, self.targets, rows, self.weights)
-            loss = losses.logits * outputs
-        if not (losses.embeddings or losses.layers):
-            return loss
+            loss = losses.logits * output_loss(found.outputs, self.targets, rows, self.weights)
         chosen = torch.multinomial(torch.tensor(list(self.weights.values())), 1)
-        task = self.stream.tasks[int(chosen)]
+        task = stream.tasks[int(chosen)]
         with torch.no_grad():
             expected = self.teachers[task].trace(batch)
         support = Support.from_graph(batch.edge_index, batch.batch, batch.num_graphs, 1)
-        own = self.stream.layers_for(found, task)
+        own = stream.layers_for(found, task)
         return loss + alignment_loss(own, expected, support, self.activations)
 
     def errors(self) -> dict[str, Tensor]:
@@ -396,8 +428,8 @@ class _Training:
         self.stream.eval()
         tasks = self.stream.tasks
 
-        def outputs(batch: GraphBatch) -> Tensor:
-            found = self.stream(batch).outputs
+        def outputs(batch: Any) -> Tensor:
+            found = self.stream.outputs(batch)
             return torch.cat([found[task] for task in tasks], dim=1)
 
         rows = self.watched if len(self.watched) else self.trained
@@ -425,7 +457,7 @@ class _Training:
 
 
 def _scale_heads(
-    stream: SharedStream,
+    stream: JointStudent,
     targets: Mapping[str, Targets],
     scaled: Callable[[LabelScale, Mapping[str, Tensor]], dict[str, Tensor]],
 ) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Teacher(Protocol):
     def labels(self) -> tuple[str, ...]:
         """Names of the C labels or classes, in the order of the outputs."""
 
-    def outputs(self, batch: GraphBatch) -> Tensor:
+    def outputs(self, batch: Any) -> Tensor:
         """Compute logits, or the values of a regression, on the batch's device: (G, C)."""
 
 
@@ -68,6 +68,6 @@ class EnsembleTeacher:
         """See `Teacher.labels`."""
         return self.members[0].labels
 
-    def outputs(self, batch: GraphBatch) -> Tensor:
+    def outputs(self, batch: Any) -> Tensor:
         """See `Teacher.outputs`."""
         return torch.stack([member.outputs(batch) for member in self.members]).mean(0)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.data.dmpnn_features import FeaturizerOptions, Reading
 from models.data.fingerprint import FingerprintRule
 from models.data.smiles import READING_RULE
 
@@ -83,6 +84,21 @@ class MoleculeInput(InputSchema):
             got = f"reading_rule: got {self.reading_rule}, expected at most {READING_RULE}"
             raise ValueError(f"{got}: a newer version of G-Merging reads it")
         return self
+
+
+class BondInput(InputSchema):
+    """Molecules, as text or as graphs with numeric features of atoms and bonds
+    (`models.data.bond_graph.BondGraph`).
+
+    Attributes:
+        options: how text is read and featurised.
+        reading: whether the features are those of the text as it is written, as chemprop takes
+            them, or those of the molecule's canonical SMILES.
+    """
+
+    kind: Literal["dmpnn"] = "dmpnn"
+    options: FeaturizerOptions = FeaturizerOptions()
+    reading: Reading = "as_written"
 
 
 class FeatureInput(InputSchema):

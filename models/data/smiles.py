@@ -31,6 +31,7 @@ Texts other than SMILES (`models.data.molecule_text`) are converted to SMILES fi
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -69,6 +70,11 @@ class Molecule:
 
     smiles: str
     graph: MolGraph
+
+    @property
+    def key(self) -> str:
+        """`smiles`, which decides the graph."""
+        return self.smiles
 
 
 def featurize(smiles: str, *, strict: bool = True, max_atoms: int | None = None) -> Molecule:
@@ -157,9 +163,9 @@ def _read_group(
     draw: Callable[[ParsedSmiles, bool], Drawing],
     fingerprints: bool = False,
 ) -> list[tuple[str, MolGraph] | MoleculeError]:
-    parsed = [_error_as_value(parse_text, text, strict, max_atoms) for text in texts]
+    parsed = [error_as_value(parse_text, text, strict, max_atoms) for text in texts]
     drawings = [
-        result if isinstance(result, MoleculeError) else _error_as_value(draw, result, strict)
+        result if isinstance(result, MoleculeError) else error_as_value(draw, result, strict)
         for result in parsed
     ]
     drawn = [drawing for drawing in drawings if not isinstance(drawing, MoleculeError)]
@@ -179,7 +185,7 @@ def _read_group(
     return results
 
 
-def _error_as_value(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | MoleculeError:
+def error_as_value(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | MoleculeError:
     """Call a step and return its MoleculeError in place of raising it."""
     try:
         return step(*args, **kwargs)
@@ -210,32 +216,36 @@ def _canonical(parsed: ParsedSmiles, strict: bool) -> Drawing:
     smiles = _write(parsed)
     if not any(mark in smiles for mark in _ORDER_MATTERS):
         return Drawing(parsed, smiles)
-    parsed = _fixed_point(parsed, smiles, _write, strict)
+    read = partial(parse_smiles, strict=strict)
+    parsed = fixed_point(parsed, smiles, read, _write)
     smiles = parsed.text
     if _ALL_VISIBLE.fullmatch(smiles):
         return Drawing(parsed, smiles)
     ordered = _write_in_visible_order(parsed)
-    return Drawing(_fixed_point(parsed, ordered, _write_in_visible_order, strict), smiles)
+    return Drawing(fixed_point(parsed, ordered, read, _write_in_visible_order), smiles)
 
 
 def _write(parsed: ParsedSmiles) -> str:
     return str(Chem.MolToSmiles(parsed.mol))
 
 
-def _fixed_point(
-    parsed: ParsedSmiles, smiles: str, write: Callable[[ParsedSmiles], str], strict: bool
+def fixed_point(
+    parsed: ParsedSmiles,
+    smiles: str,
+    read: Callable[[str], ParsedSmiles],
+    write: Callable[[ParsedSmiles], str],
 ) -> ParsedSmiles:
     """Read and write a SMILES until `write` returns it again; return its molecule.
 
     Args:
         parsed: the molecule to begin with.
         smiles: what `write` returns for it.
+        read: reads a SMILES.
         write: writes a molecule as SMILES.
-        strict: as for `featurize`.
     """
     seen = {parsed.text: parsed}
     while smiles not in seen and len(seen) <= _MOST_ROUNDS:
-        parsed = seen[smiles] = parse_smiles(smiles, strict)
+        parsed = seen[smiles] = read(smiles)
         smiles = write(parsed)
     if smiles in seen:
         texts = list(seen)

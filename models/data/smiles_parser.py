@@ -74,15 +74,19 @@ def parse_text(text: str, strict: bool, max_atoms: int | None) -> ParsedSmiles:
     parsed = _parse_plain(text.strip())
     if parsed is None:
         parsed = parse_smiles(plain_smiles(text, max_atoms), strict)
-    atoms = parsed.mol.GetNumAtoms()
-    if max_atoms is not None and atoms > max_atoms:
-        raise MoleculeError("too_many_atoms", f"got {atoms} atoms, expected at most {max_atoms}")
+    check_atoms(parsed.mol.GetNumAtoms(), max_atoms)
     if strict and "~" in parsed.text:  # RDKit reads ~ as a single bond where it closes a ring
         got = f"got an unspecified bond (~) in {shown(parsed.text)}"
         raise MoleculeError(
             "bond_type", f"{got}, expected single, double, triple, aromatic or dative"
         )
     return parsed
+
+
+def check_atoms(atoms: int, max_atoms: int | None) -> None:
+    """Raise MoleculeError `too_many_atoms` if there are more than `max_atoms`; None: no limit."""
+    if max_atoms is not None and atoms > max_atoms:
+        raise MoleculeError("too_many_atoms", f"got {atoms} atoms, expected at most {max_atoms}")
 
 
 def _parse_plain(text: str) -> ParsedSmiles | None:
@@ -108,25 +112,52 @@ def _sanitized(text: str, steps: Chem.SanitizeFlags) -> Chem.Mol | None:
 def parse_smiles(text: str, strict: bool) -> ParsedSmiles:
     """Parse any SMILES: see `models.data.smiles.featurize`."""
     text = text.strip()
-    mol = None
-    if in_order := _ORDINARY.fullmatch(text) is not None:
-        mol = _sanitized(text, _SANITIZE)
-        if mol is not None:
-            Chem.AssignStereochemistry(mol, cleanIt=True)
-    mol = mol or _parse_any(text, strict)
+    mol = _parse_ordinary(text) or _parse_any(text, strict)
     if _PROTON_STEREO.search(text):
         mol = _without_stereo_of_protons(mol)
-    return ParsedSmiles(mol, text, False, in_order)
+    return ParsedSmiles(mol, text, False, _ORDINARY.fullmatch(text) is not None)
+
+
+def parse_as_written(text: str, keep_hydrogens: bool = False) -> ParsedSmiles:
+    """Parse a SMILES as RDKit's reader does by default: isotopes, atom maps, dummy atoms, bonds of
+    any type, and the hydrogen atoms that the reader keeps, stay in the molecule.
+
+    Args:
+        text: a SMILES.
+        keep_hydrogens: whether all hydrogen atoms that are written stay.
+
+    Raises:
+        MoleculeError: with code `empty_smiles`, `smiles_syntax` or `chemistry`.
+    """
+    text = text.strip()
+    ordinary = _parse_ordinary(text)
+    mol = ordinary or _parse_with_labels(text, True, keep_hydrogens)
+    return ParsedSmiles(mol, text, False, ordinary is not None)
+
+
+def _parse_ordinary(text: str) -> Chem.Mol | None:
+    """Parse a SMILES without hydrogen atoms, isotopes and atom maps; return None for any other text
+    and for an invalid molecule."""
+    mol = _sanitized(text, _SANITIZE) if _ORDINARY.fullmatch(text) else None
+    if mol is not None:
+        Chem.AssignStereochemistry(mol, cleanIt=True)
+    return mol
 
 
 def _parse_any(text: str, strict: bool) -> Chem.Mol:
+    mol = _parse_with_labels(text, strict)
+    return _without_invisible(text, strict) if _INVISIBLE.search(text) else mol
+
+
+def _parse_with_labels(text: str, strict: bool, keep_hydrogens: bool = False) -> Chem.Mol:
+    """Parse any SMILES: see `parse_as_written`."""
     if not text:
         raise MoleculeError(
             "empty_smiles", "got an empty SMILES, expected a molecule such as 'CCO'"
         )
     if " " in text or not text.isprintable() or not text.isascii():
         raise _wrong_characters(text)
-    mol = Chem.MolFromSmiles(text)
+    mol = Chem.MolFromSmiles(text, _KEEP_HYDROGENS) if keep_hydrogens else Chem.MolFromSmiles(text)
     if mol is not None and TOO_LARGE.search(text):
         problem = "a charge, isotope or number of hydrogens is too large"
         message = f"got {shown(text)}, which is not a possible molecule: {problem}"
@@ -136,7 +167,11 @@ def _parse_any(text: str, strict: bool) -> Chem.Mol:
     if mol.GetNumAtoms() == 0:
         message = f"got {shown(text)}, which has no atoms, expected a molecule such as 'CCO'"
         raise MoleculeError("empty_smiles", message)
-    return _without_invisible(text, strict) if _INVISIBLE.search(text) else mol
+    return mol
+
+
+_KEEP_HYDROGENS = Chem.SmilesParserParams()
+_KEEP_HYDROGENS.removeHs = False  # type: ignore[assignment]  # the stubs have another class's type
 
 
 _PROTON_STEREO = re.compile(r"\[\d*N@@?H")

@@ -36,7 +36,7 @@ class Batch(Protocol):
 
 
 class ReadMolecule(Protocol):
-    """A molecule that was read from text: its canonical SMILES and its graph."""
+    """A molecule that was read from text."""
 
     @property
     def smiles(self) -> str:
@@ -46,6 +46,12 @@ class ReadMolecule(Protocol):
     @property
     def graph(self) -> Graph:
         """Graph of the molecule."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Molecules with one key have one graph: the canonical SMILES, or the text as written where
+        that decides."""
         ...
 
 

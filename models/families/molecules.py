@@ -56,8 +56,8 @@ class MoleculeInputs:
     ) -> MolGraph:
         """Build a molecule from `x`, `edge_index` and `edge_attr`: see `ModelFamily.read`, and for
         the valid values `MolGraph.validate`."""
-        x = _integers(fields["x"])
-        return MolGraph.from_lists(x, fields["edge_index"], fields["edge_attr"])
+        x, edge_attr = (_integers(fields[name], name) for name in ("x", "edge_attr"))
+        return MolGraph.from_lists(x, fields["edge_index"], edge_attr)
 
     def read_texts(
         self, texts: Sequence[str], shape: NetworkShape, schema: MoleculeInput, limits: SizeLimits
@@ -127,12 +127,12 @@ def molecular_backbone(network: nn.Module, kind: str) -> Backbone:
     return network
 
 
-def _integers(rows: Sequence[Sequence[float]]) -> list[list[int]]:
-    """Check that all numbers of a molecule's `x` are integers. The request schema allows any number
-    there, since `x` of other graphs holds features; but 6.0 is no atom type."""
+def _integers(rows: Sequence[Sequence[float]], name: str) -> list[list[int]]:
+    """Check that all numbers of a molecule's `x` or `edge_attr` are integers. The request schema
+    allows any number there, since those of other graphs are features; but 6.0 is no atom type."""
     values = (value for row in rows for value in row)
     wrong = [v for v in values if not isinstance(v, int) or abs(v) > _LARGEST_INTEGER][:1]
     if wrong:
-        got = f"x: got {wrong[0]!r}, expected an integer: the model takes molecules"
+        got = f"{name}: got {wrong[0]!r}, expected an integer: the model takes molecules"
         raise InvalidInputError(got)
     return [[int(value) for value in row] for row in rows]

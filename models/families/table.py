@@ -17,12 +17,18 @@ from models.data.schema import InputSchema
 from models.errors import InvalidInputError
 from models.families.atoms import AtomsFamily
 from models.families.base import ModelFamily
+from models.families.dmpnn import DmpnnFamily
 from models.families.graphs import FeatureGraphFamily
 from models.families.molecules import MoleculeFamily
 from models.networks.base import NetworkShape
 from models.task import Target
 
-ROWS: tuple[ModelFamily, ...] = (MoleculeFamily(), FeatureGraphFamily(), AtomsFamily())
+ROWS: tuple[ModelFamily, ...] = (
+    MoleculeFamily(),
+    FeatureGraphFamily(),
+    AtomsFamily(),
+    DmpnnFamily(),
+)
 """All families."""
 
 FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(

@@ -21,12 +21,12 @@ class CacheKey:
 
     Attributes:
         digest: digest of the artifact.
-        smiles: canonical SMILES of the molecule.
+        molecule: the text that decides the molecule's graph (`ReadMolecule.key`).
         task, routing, experts: as requested.
     """
 
     digest: str
-    smiles: str
+    molecule: str
     task: str
     routing: Routing
     experts: ExpertChoice | None = None
@@ -48,16 +48,16 @@ class AnswerCache:
     def get(
         self,
         digest: str,
-        smiles: str | None,
+        molecule: str | None,
         tasks: Sequence[str],
         routing: Routing,
         experts: ExpertChoice | None = None,
     ) -> dict[str, TaskAnswer] | None:
         """Return the answers of a molecule by task, or None if any is missing. Graphs, which have
-        no SMILES (None), are never cached."""
-        if smiles is None:
+        no key (None), are never cached."""
+        if molecule is None:
             return None
-        keys = {task: CacheKey(digest, smiles, task, routing, experts) for task in tasks}
+        keys = {task: CacheKey(digest, molecule, task, routing, experts) for task in tasks}
         found = {task: self._entries.get(key) for task, key in keys.items()}
         return (
             {task: answer for task, answer in found.items() if answer is not None}
@@ -68,19 +68,19 @@ class AnswerCache:
     def put(
         self,
         digest: str,
-        smiles: str | None,
+        molecule: str | None,
         answers: dict[str, TaskAnswer],
         routing: Routing,
         experts: ExpertChoice | None = None,
     ) -> None:
-        """Store the answers of a molecule by task; do nothing for graphs (`smiles` None)."""
-        if smiles is None:
+        """Store the answers of a molecule by task; do nothing for graphs (`molecule` None)."""
+        if molecule is None:
             return
         for task, answer in answers.items():
             if _size(answer) <= self._entries.maxsize:
                 # Copies: a view would keep the arrays of the whole batch alive.
                 said = {name: values.copy() for name, values in answer.experts.items()}
-                self._entries[CacheKey(digest, smiles, task, routing, experts)] = TaskAnswer(
+                self._entries[CacheKey(digest, molecule, task, routing, experts)] = TaskAnswer(
                     answer.values.copy(), answer.routing.copy(), experts=said
                 )
 

@@ -58,7 +58,7 @@ _NO_START = "the processes that read molecules do not work: got {} for C, expect
 _MOST_MEMORY_BYTES = 6 * 1024**3
 # Result that a process sends: canonical SMILES, class and arrays of the graph, or an error. Not
 # tensors, since torch would pass each by a file descriptor.
-_Wire = tuple[str | None, Callable[..., Graph], list[NDArray[Any]]] | ItemFailure
+_Wire = tuple[str | None, str | None, Callable[..., Graph], list[NDArray[Any]]] | ItemFailure
 
 
 class ProcessLostError(Exception):
@@ -349,12 +349,13 @@ def _sent(molecule: Parsed | ItemFailure) -> _Wire:
         return molecule
     return (
         molecule.smiles,
+        molecule.key,
         type(molecule.graph),
         [tensor.numpy() for tensor in tensors_of(molecule.graph)],
     )
 
 
 def _received(
-    smiles: str | None, kind: Callable[..., Graph], arrays: Sequence[NDArray[Any]]
+    smiles: str | None, key: str | None, kind: Callable[..., Graph], arrays: Sequence[NDArray[Any]]
 ) -> Parsed:
-    return Parsed(smiles, kind(*(torch.from_numpy(array) for array in arrays)))
+    return Parsed(smiles, kind(*(torch.from_numpy(array) for array in arrays)), key)

@@ -193,7 +193,7 @@ class Pipeline:
         for molecule in readable:
             if (types := family.atom_types(molecule.graph)) is not None:
                 self._metrics.molecule_read(types.numpy())
-        found = [self._cache.get(digest, molecule.smiles, tasks, *choice) for molecule in readable]
+        found = [self._cache.get(digest, molecule.key, tasks, *choice) for molecule in readable]
         missing = [molecule for molecule, hit in zip(readable, found, strict=True) if hit is None]
         self._metrics.cache(len(readable) - len(missing), len(missing))
         streams = query.num_streams
@@ -207,7 +207,7 @@ class Pipeline:
                 )
             for molecule, answer in zip(missing, computed, strict=True):
                 if not isinstance(answer, ItemFailure):
-                    self._cache.put(digest, molecule.smiles, answer, *choice)
+                    self._cache.put(digest, molecule.key, answer, *choice)
         new = iter(computed)
         answers = iter([next(new) if hit is None else hit for hit in found])
         results: list[Result] = []

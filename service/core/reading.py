@@ -137,10 +137,12 @@ class Parsed:
     Attributes:
         smiles: canonical SMILES; None if it was given as a graph.
         graph: tensors of the graph.
+        key: by which answers are cached, see `ReadMolecule.key`; None for a graph.
     """
 
     smiles: str | None
     graph: Graph
+    key: str | None
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def read(
         return error
     try:
         if isinstance(source, GraphIn):
-            return Parsed(None, requirements.read(source.given(), limits))
+            return Parsed(None, requirements.read(source.given(), limits), None)
         return _read_text(source, limits, requirements)
     except InvalidInputError as invalid:
         return _unreadable(invalid)
@@ -263,7 +265,7 @@ def _parsed(molecule: ReadMolecule | MoleculeError) -> Parsed | ItemFailure:
     return (
         _unreadable(molecule)
         if isinstance(molecule, MoleculeError)
-        else Parsed(molecule.smiles, molecule.graph)
+        else Parsed(molecule.smiles, molecule.graph, molecule.key)
     )
 
 

@@ -50,6 +50,7 @@ def _task(info: EngineInfo, task: str) -> TaskOut:
         experts=_experts(info, task),
         **info.input.of_task(task),
         stream=info.stream_of.get(task),
+        difference=info.details.get("metrics", {}).get("difference", {}).get(task),
     )
 
 

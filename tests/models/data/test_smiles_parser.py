@@ -1,7 +1,9 @@
-import pytest
-from rdkit import Chem
+from pathlib import Path
 
-from models.data.smiles_parser import ATOM, parse_smiles, parse_text
+import pytest
+from rdkit import Chem, rdBase
+
+from models.data.smiles_parser import ATOM, parse_as_written, parse_smiles, parse_text
 from models.errors import MoleculeError
 
 
@@ -117,3 +119,43 @@ def test_errors_have_the_code_of_the_long_way(text: str, code: str) -> None:
     with pytest.raises(MoleculeError) as raised:
         parse_smiles(text, True)
     assert raised.value.code == code
+
+
+ODD = (Path(__file__).parent / "odd_molecules.smi").read_text().split()
+
+
+@pytest.mark.parametrize("keep_hydrogens", [False, True])
+def test_as_written_is_what_rdkit_reads_by_default(keep_hydrogens: bool) -> None:
+    parameters = Chem.SmilesParserParams()
+    parameters.removeHs = not keep_hydrogens
+    refused = 0
+    for text in ODD:
+        with rdBase.BlockLogs():
+            expected = Chem.MolFromSmiles(text, parameters)
+        if expected is None:
+            refused += 1
+            with pytest.raises(MoleculeError, match="got"):
+                parse_as_written(text, keep_hydrogens)
+            continue
+        parsed = parse_as_written(text, keep_hydrogens)
+        assert state(parsed.mol) == state(expected), text
+        assert hybrids(parsed.mol) == hybrids(expected), text
+        assert not parsed.in_order or len(ATOM.findall(text)) == parsed.mol.GetNumAtoms()
+    assert refused < 20
+
+
+def hybrids(mol: Chem.Mol) -> list[object]:
+    """Return what only chemprop's features depend on, beside `state`."""
+    atoms = [(str(atom.GetHybridization()), atom.GetMass()) for atom in mol.GetAtoms()]
+    bonds = [(bond.GetIsConjugated(), bond.IsInRing()) for bond in mol.GetBonds()]
+    return [*atoms, *bonds]
+
+
+@pytest.mark.parametrize(("keep_hydrogens", "atoms"), [(False, 5), (True, 7)])
+def test_as_written_keeps_labels_and_the_hydrogens_it_is_told_to(
+    keep_hydrogens: bool, atoms: int
+) -> None:
+    mol = parse_as_written(" [13CH3:2]O[2H].*C([H])[H] ", keep_hydrogens).mol
+    assert mol.GetNumAtoms() == atoms
+    assert (mol.GetAtomWithIdx(0).GetIsotope(), mol.GetAtomWithIdx(0).GetAtomMapNum()) == (13, 2)
+    assert [atom.GetAtomicNum() for atom in mol.GetAtoms()][:4] == [6, 8, 1, 0]

@@ -14,7 +14,7 @@ from torch import nn
 
 from models.artifact import ArtifactComponents, load_artifact, load_components, save_artifact
 from models.compiled.model import CompiledModel
-from models.data.schema import AtomsInput, FeatureInput, InputSchema, MoleculeInput
+from models.data.schema import AtomsInput, BondInput, FeatureInput, InputSchema, MoleculeInput
 from models.errors import ArtifactError, InvalidInputError, MoleculeError
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
@@ -23,6 +23,7 @@ from models.families.inputs import Graph, SizeLimits, tensors_of
 from models.families.table import FAMILIES, ROWS, AnyInput, AnyShape
 from models.manifest import Manifest, make_manifest
 from models.networks.base import NetworkShape
+from models.networks.dmpnn import DmpnnConfig, DmpnnHead
 from models.networks.hu2020 import BackboneConfig
 from models.networks.pyg import GraphNetworkConfig
 from models.networks.schnet import ForceFieldConfig
@@ -121,12 +122,48 @@ def molecules(kind: str) -> Case:
         3,
         (
             ({"x": [[5.0, 0]] * 3}, "x: got 5.0, expected an integer"),
+            ({"edge_attr": [[0.5, 0]] * 4}, "edge_attr: got 0.5, expected an integer"),
+            ({"edge_attr": [[2**63, 0]] * 4}, "edge_attr: got 9223372036854775808, expected an"),
             ({"x": [[120, 0]] * 3}, "x: atom type: got values from 120"),
             ({"x": []}, "got no atom"),
             ({"edge_index": [[0] * 4, [0] * 4]}, "self-loop"),
             ({"edge_index": [[0, 1], [1, 2]], "edge_attr": [[0, 0]] * 2}, "one direction"),
             ({"edge_attr": None}, "got a graph with x, edge_index, but the model takes molecules"),
             ({"numbers": [6]}, "got a graph with x, edge_index, edge_attr, numbers, but"),
+            ({"x": [[5, 0]] * 7}, "got 7 atoms or nodes, expected at most 6"),
+            ({"edge_index": [[0] * 25, [1] * 25]}, "got 25 edges, expected at most 24"),
+        ),
+    )
+
+
+def bonds() -> Case:
+    rows = {"x": [[0, 1.5], [1, 0], [0.25, 0]], "edge_attr": [[1, 0, 2]] * 4}
+    heads = {
+        "toxic": DmpnnHead(hidden=(6,), batch_norm=True, correction="adapters"),
+        "weight": DmpnnHead(members=2, correction="residual"),
+    }
+    return Case(
+        DmpnnConfig(atom_dim=2, bond_dim=3, hidden_dim=8, depth=3, heads=heads),
+        2,
+        BondInput(),
+        {
+            "toxic": TaskInfo(labels=("liver", "heart")),
+            "weight": TaskInfo(labels=("grams",), target="regression"),
+        },
+        (
+            {**rows, "edge_index": ENDS},
+            {"x": [[1, 2]], "edge_index": [[], []], "edge_attr": []},
+            {"x": [[1, 2], [3, 4]], "edge_index": [[0, 1], [1, 0]], "edge_attr": [[5, 6, 7]] * 2},
+        ),
+        9,
+        (
+            ({"x": [[1]] * 3}, "x: got rows of \\[1\\] numbers, expected 2"),
+            ({"edge_attr": [[1, 2]] * 4}, "edge_attr: got rows of \\[2\\] numbers, expected 3"),
+            ({"x": [[1e39, 0]] * 3}, "x: got a number that is not finite"),
+            ({"x": [], "edge_index": [[], []], "edge_attr": []}, "got no atom"),
+            ({"edge_index": [[0] * 4, [0] * 4]}, "self-loop"),
+            ({"edge_index": [[0, 1], [1, 2]], "edge_attr": [[0] * 3] * 2}, "one direction"),
+            ({"edge_attr": None}, "got a graph with x, edge_index, but the model takes molecules"),
             ({"x": [[5, 0]] * 7}, "got 7 atoms or nodes, expected at most 6"),
             ({"edge_index": [[0] * 25, [1] * 25]}, "got 25 edges, expected at most 24"),
         ),
@@ -194,7 +231,12 @@ def atoms(kind: str) -> Case:
     )
 
 
-MAKERS = {BackboneConfig: molecules, GraphNetworkConfig: features, ForceFieldConfig: atoms}
+MAKERS = {
+    BackboneConfig: molecules,
+    GraphNetworkConfig: features,
+    ForceFieldConfig: atoms,
+    DmpnnConfig: lambda kind: bonds(),
+}
 CASES = {kind: MAKERS[family.shape](kind) for kind, family in FAMILIES.items()}
 every_kind = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 
@@ -392,7 +434,7 @@ def test_answers_that_are_not_finite_are_not_written(case: Case, tmp_path: Path)
     first, weights = next(iter(experts.items()))
     with torch.no_grad():
         for name, value in weights.named_parameters():
-            if name.startswith(("head.", "lin", "encoder")):
+            if name.startswith(("head.", "lin", "encoder", "members.")):
                 value.fill_(3e38)
     with pytest.raises(ArtifactError, match=f"answers of {first} that are not finite"):
         save_artifact(tmp_path / "pico", case.manifest, case.network(), experts)
@@ -404,11 +446,12 @@ def test_an_expert_that_contradicts_the_manifest_is_not_written(case: Case, tmp_
     experts = case.experts()
     first, expert = next(iter(experts.items()))
     for name, buffer in expert.named_buffers():
-        if name == "adapters.norm_var":
+        if name.endswith(("adapters.norm_var", "running_var")):
             buffer.neg_()
         elif name == "elements":
             buffer.logical_not_()
-    with pytest.raises(ArtifactError, match=rf"tasks/{first}\.safetensors: (adapters|got elem)"):
+    message = rf"tasks/{first}\.safetensors: (adapters|batch_norm|got elem)"
+    with pytest.raises(ArtifactError, match=message):
         save_artifact(tmp_path / "pico", case.manifest, case.network(), experts)
 
 
@@ -452,11 +495,15 @@ def test_candidates_are_for_models_that_mix(case: Case) -> None:
     )
     schema = case.schema if field is None else case.schema.model_copy(update={field: widths})
     case = replace(case, infos=infos, schema=schema)
+    if isinstance(case.shape, DmpnnConfig):
+        heads = {task: case.shape.heads[task[:-1]] for task in infos}
+        case = replace(case, shape=case.shape.model_copy(update={"heads": heads}))
     nearest = {task: tuple(other for other in infos if other != task)[:1] for task in infos}
     router = RouterConfig(candidates=1)
     manifest = case.manifest.model_copy(update={"nearest": nearest, "router": router})
     components = ArtifactComponents(manifest, case.network(), case.experts(), "")
-    if case.rank == 0:
+    sites = case.family.model(case.network(), case.experts(), RouterConfig()).site_names
+    if not sites:
         with pytest.raises(ArtifactError, match="expected it only where experts are mixed"):
             ScreenedModel(components)
         return

@@ -1,0 +1,1 @@
+"""Models that were trained elsewhere: reading, checking and merging them."""
