@@ -21,13 +21,14 @@ from merging.run.one_pass import (
     teacher_outputs,
 )
 from merging.run.run import Run
-from merging.run.scores import evaluation
+from merging.run.scores import EVALUATIONS, evaluation, predict_subset
 from merging.run.stages import merged_network, teacher, trained_model
 from merging.training.teachers import NetworkTeacher
 from models.artifact import load_artifact
 from models.data.batch import GraphBatch
 from models.data.smiles import featurize
 from models.errors import CheckpointError, ConfigError, DataError
+from models.experts.adapter import trace
 from models.networks.hu2020 import BackboneConfig
 from tests.conftest import pico_config, random_backbone
 from tests.merging.conftest import molecules, stereo_corpus
@@ -283,6 +284,28 @@ def test_result_holds_the_network_and_is_evaluated(pico_run: Run) -> None:
     expected = run.family.metrics(outputs, labels, data.info)["roc_auc"]
     scores = run.result(evaluation("one_pass", run, "other")).record["stored"]
     assert scores["test"]["roc_auc"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_router_may_mix_the_graph_adapters(pico_run: Run) -> None:
+    """At a temperature near 0 every task has its own adapter, and at a high one the mean of all."""
+    run = with_section(pico_run, rank=16, epochs=3, learning_rate=0.01)
+
+    def outputs(temperature: float) -> Tensor:
+        router = {"graph_temperature": temperature}
+        mixed = run.with_changes(one_pass=run.config.one_pass.model_dump(), router=router)
+        forward = EVALUATIONS["one_pass_routed"].forward(mixed, "other", "stored")
+        return predict_subset(mixed, forward, "other", "test")[0]
+
+    stream = one_pass_stream(run)
+    batch = batch_of(run, "other")
+    own = predict_subset(run, lambda b: stream(b).outputs["other"], "other", "test")[0]
+    torch.testing.assert_close(outputs(1e-9), own, rtol=1e-4, atol=1e-5)
+    readout = trace(stream.backbone, batch).graph_embedding
+    mean = torch.stack([adapter(readout) for adapter in stream.adapters]).mean(0)
+    expected = stream.heads[stream.tasks.index("other")](readout - mean)
+    rows = run.dataset("other").split.test
+    torch.testing.assert_close(outputs(1e9), expected[rows], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(outputs(1e9), own, rtol=1e-3)
 
 
 def test_references_are_the_teacher_and_the_start(pico_run: Run) -> None:
