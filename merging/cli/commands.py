@@ -13,7 +13,14 @@ import torch
 from merging.drawing.figures import draw_figures
 from merging.drawing.plan import draw_plan
 from merging.mergers.registry import MERGERS
-from merging.planning.plan import make_plan, plan_settings, planned_runs, read_plan, write_plan
+from merging.planning.plan import (
+    group_run,
+    make_plan,
+    plan_settings,
+    planned_runs,
+    read_plan,
+    write_plan,
+)
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe
@@ -360,6 +367,9 @@ def study_scores(arguments: argparse.Namespace) -> None:
     to a file of scores."""
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     tasks = _tasks(arguments, runs[0])
+    if arguments.group:
+        group = tuple(tasks), runs[0].config.merge, arguments.group
+        runs = [group_run(run, *group) for run in runs]
     for run in runs:
         _check_data(run, tasks)
     build = partial(_build, arguments, runs[0])

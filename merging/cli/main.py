@@ -254,7 +254,12 @@ def _admet_studies() -> list[Row]:
     added = option(
         "--results", type=Path, default=Path("results/admet/scores.json"), help="the file of scores"
     )
-    measured = options.seeds, options.processes, options.tasks, methods, added
+    group = option(
+        "--group",
+        metavar="NAME",
+        help="the tasks of --tasks are a run of their own: merged or trained with each other alone",
+    )
+    measured = options.seeds, options.processes, options.tasks, group, methods, added
     scores = option(
         "--scores", type=Path, required=True, help="the file of scores (`study scores`)"
     )

@@ -122,6 +122,9 @@ def _overridden(base: Any, value: Any) -> Any:
     return {**base, **value} if isinstance(base, dict) and isinstance(value, dict) else value
 
 
+_BY_TASK = ("finetune_by_task", "alignment_by_task", "forest_by_task")
+
+
 def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
     """Drop from a configuration what it says of other tasks than `tasks`.
 
@@ -132,7 +135,7 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
         return {task: value for task, value in by_task.items() if task in tasks}
 
     kept = dict(values)
-    for section in ("datasets", "finetune_by_task", "alignment_by_task"):
+    for section in ("datasets", *_BY_TASK):
         if isinstance(values.get(section), dict):
             kept[section] = only(values[section])
     if isinstance(values.get("one_pass"), dict):

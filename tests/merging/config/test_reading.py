@@ -133,6 +133,7 @@ VALUES: dict[str, Any] = {
     "datasets": {"a": 1, "b": 2},
     "finetune_by_task": {"b": {}},
     "alignment_by_task": "no mapping",
+    "forest_by_task": {"a": {"kinds": ["bagged"]}, "b": {}},
     "compare": {
         "ablation_tasks": ["b", "a"],
         "forest_trees_by_task": {"a": 5, "b": 6},
@@ -145,6 +146,7 @@ def test_only_tasks_keeps_what_is_said_of_these_tasks() -> None:
     kept = only_tasks(VALUES, ["a"])
     assert kept["datasets"] == {"a": 1}
     assert kept["finetune_by_task"] == {}
+    assert kept["forest_by_task"] == {"a": {"kinds": ["bagged"]}}
     assert kept["compare"] == {
         "ablation_tasks": ["a"],
         "forest_trees_by_task": {"a": 5},

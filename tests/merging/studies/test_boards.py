@@ -186,3 +186,19 @@ def test_the_command_measures_a_run(pico_config_file: Path, tmp_path: Path) -> N
     scores = read_scores(file)
     assert scores.metrics == {"other": "roc_auc"}
     assert 0 <= scores.methods["finetuned"]["other"][0] <= 1
+
+
+def test_a_group_of_tasks_is_merged_alone(
+    pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its models are those of the whole run, its merged network is not."""
+    arguments = ["--config", str(pico_config_file), "--methods", "merged", "finetuned"]
+    found = {}
+    for name, group in (("together", []), ("alone", ["--group", "alone"])):
+        file = tmp_path / f"{name}.json"
+        options = [*arguments, *group, "--tasks", "other", "--results", str(file)]
+        assert main(["study", "scores", *options, *run_options(tmp_path)]) == 0
+        found[name] = read_scores(file).methods
+    assert found["alone"]["merged"] != found["together"]["merged"]
+    assert found["alone"]["finetuned"] == found["together"]["finetuned"]
+    assert "merged" in capsys.readouterr().out
