@@ -11,6 +11,8 @@ from merging.run.forests import EXPERT_EVALUATIONS, expert_evaluation, forest
 from merging.run.one_pass import one_pass_stream
 from merging.run.run import Run
 from merging.run.scores import evaluation
+from merging.run.stages import merged, teacher
+from merging.studies import boards
 from merging.studies.boards import (
     Boards,
     Scores,
@@ -189,16 +191,23 @@ def test_the_command_measures_a_run(pico_config_file: Path, tmp_path: Path) -> N
 
 
 def test_a_group_of_tasks_is_merged_alone(
-    pico_config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pico_config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its models are those of the whole run, its merged network is not."""
-    arguments = ["--config", str(pico_config_file), "--methods", "merged", "finetuned"]
-    found = {}
-    for name, group in (("together", []), ("alone", ["--group", "alone"])):
-        file = tmp_path / f"{name}.json"
-        options = [*arguments, *group, "--tasks", "other", "--results", str(file)]
-        assert main(["study", "scores", *options, *run_options(tmp_path)]) == 0
-        found[name] = read_scores(file).methods
-    assert found["alone"]["merged"] != found["together"]["merged"]
-    assert found["alone"]["finetuned"] == found["together"]["finetuned"]
-    assert "merged" in capsys.readouterr().out
+    """Its fine-tuned models are those of the whole run."""
+    seen: list[Run] = []
+
+    def collect(runs: list[Run], *arguments: Any) -> Scores:
+        seen.extend(runs)
+        return collect_scores(runs, *arguments)
+
+    monkeypatch.setattr(boards, "collect_scores", collect)
+    file = tmp_path / "scores.json"
+    arguments = ["--config", str(pico_config_file), "--tasks", "other", "--results", str(file)]
+    for group in ([], ["--group", "alone"]):
+        assert main(["study", "scores", *arguments, *group, *run_options(tmp_path)]) == 0
+    whole, alone = seen
+    assert whole.tasks == ("nitrogen", "other")
+    assert alone.tasks == ("other",)
+    assert alone.config.setting == f"{whole.config.setting}-alone"
+    assert teacher(alone, "other").key == teacher(whole, "other").key
+    assert merged(alone).key != merged(whole).key
