@@ -15,7 +15,13 @@ from models.errors import ConfigError, did_you_mean
 PREFIX = "GMERGING_"
 RELEASED_ARTIFACT = Path(models.__file__).parent / "releases" / "admet"
 OTHER_VARIABLES = frozenset(
-    {"GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT", "GMERGING_CHEMPROP_PYTHON"}
+    {
+        "GMERGING_DATA",
+        "GMERGING_WORK",
+        "GMERGING_PUBLISHED_PORT",
+        "GMERGING_CHEMPROP_PYTHON",
+        "GMERGING_ADMET_AI_WHEEL",
+    }
 )
 """Variables with the prefix that are no settings: the command `gmerging` reads the first two,
 docker-compose.yml the third, and the tests the fourth."""
