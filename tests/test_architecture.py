@@ -69,7 +69,6 @@ KINDS = {
     "Atoms",
     "Structure",
     "GraphBatch",
-    "BondBatch",
     "AtomsBatch",
     "MoleculeInput",
     "BondInput",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from merging.imports.chemprop import ChempropModel, Ensemble
 from merging.mergers.residual import low_rank_factors
 from merging.targets.metrics import compute_outputs
-from models.data.bond_graph import BondBatch, BondGraph, collate_bonds
+from models.data.batch import GraphBatch
+from models.data.bond_graph import BondGraph, collate_bonds
 from models.errors import ConfigError
 from models.experts.dmpnn import DmpnnExpert, DmpnnModel, Residual
 from models.networks.dmpnn import (
@@ -88,7 +89,7 @@ class BondPool:
     def __len__(self) -> int:
         return len(self.graphs)
 
-    def select(self, indices: Tensor) -> BondBatch:
+    def select(self, indices: Tensor) -> GraphBatch:
         """Join the molecules at `indices` to one batch, in that order."""
         return collate_bonds([self.graphs[k] for k in indices.tolist()])
 
@@ -211,7 +212,7 @@ def predictions(model: DmpnnModel, pool: BondPool) -> dict[str, Tensor]:
     positions = range(len(model.tasks))
     widths: list[int] = []
 
-    def forward(batch: BondBatch) -> Tensor:
+    def forward(batch: GraphBatch) -> Tensor:
         outputs = model(batch, positions)
         widths[:] = [output.shape[1] for output in outputs]
         return torch.cat(

@@ -26,7 +26,7 @@ from merging.imports.dmpnn import (
 from merging.targets.metrics import batches, compute_outputs
 from merging.training.joint_alignment import JointStudent, Targets, align_jointly
 from merging.training.loop import ResumableTraining
-from models.data.bond_graph import BondBatch
+from models.data.batch import GraphBatch
 from models.experts.dmpnn import DmpnnModel, Member, SiteAdapters
 from models.networks.dmpnn import MessagePassing, MessagePassingShape
 from models.task import TaskInfo
@@ -118,7 +118,7 @@ def _align(
 
 
 def _alignment_loss(
-    trained: SiteAdapters, network: MessagePassing, own: MessagePassing, batch: BondBatch
+    trained: SiteAdapters, network: MessagePassing, own: MessagePassing, batch: GraphBatch
 ) -> Tensor:
     expected: list[Tensor] = []
 
@@ -171,7 +171,7 @@ class SharedDmpnn(JointStudent):
         """Shape of the message passing."""
         return self.network.shape
 
-    def outputs(self, batch: BondBatch) -> dict[str, Tensor]:
+    def outputs(self, batch: GraphBatch) -> dict[str, Tensor]:
         """See `JointStudent.outputs`."""
         vectors = self.network(batch)
         return {
@@ -194,7 +194,7 @@ class OwnModel:
         return self.info.labels
 
     @torch.no_grad()
-    def outputs(self, batch: BondBatch) -> Tensor:
+    def outputs(self, batch: GraphBatch) -> Tensor:
         """See `Teacher.outputs`."""
         found: list[Tensor] = self.model(batch, [self.position])
         return found[0]

@@ -13,9 +13,9 @@ class GraphBatch:
     """Several graphs as one, without edges between them.
 
     Attributes:
-        x: (N, 2) int64 atom features.
+        x: (N, 2) int64 atom features; (N, F) float32 where a network takes numbers.
         edge_index: (2, E) int64 into the N atoms, sources in the first row.
-        edge_attr: (E, 2) int64 bond features.
+        edge_attr: (E, 2) int64 bond features; (E, F) float32 where a network takes numbers.
         batch: (N,) int64, graph of each atom, ascending.
         num_graphs: number of graphs G.
     """

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.data.batch import GraphBatch
 from models.errors import InvalidInputError
 
 
@@ -122,40 +123,12 @@ def _table(rows: Sequence[Sequence[float]], name: str, width: int) -> Tensor:
         return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(-1, width))
 
 
-@dataclass(frozen=True)
-class BondBatch:
-    """Several molecules as one graph; fields as in `BondGraph`.
+def collate_bonds(graphs: Sequence[BondGraph]) -> GraphBatch:
+    """Join molecules into one batch, in their order; features are float32.
 
-    Attributes:
-        batch: (N,) int64, molecule of each atom, ascending.
-        num_graphs: number of molecules G.
+    Raises:
+        InvalidInputError: there are no molecules, or they differ in the number of features.
     """
-
-    x: Tensor
-    edge_index: Tensor
-    edge_attr: Tensor
-    batch: Tensor
-    num_graphs: int
-
-    @property
-    def num_nodes(self) -> int:
-        """Number of atoms of all molecules together."""
-        return int(self.x.shape[0])
-
-    def to(self, device: torch.device | str) -> "BondBatch":
-        """Copy the batch to a device."""
-        return BondBatch(
-            self.x.to(device),
-            self.edge_index.to(device),
-            self.edge_attr.to(device),
-            self.batch.to(device),
-            self.num_graphs,
-        )
-
-
-def collate_bonds(graphs: Sequence[BondGraph]) -> BondBatch:
-    """Join molecules into one batch, in their order. Raises InvalidInputError: there are none, or
-    they differ in the number of features."""
     widths = {(graph.x.shape[1], graph.edge_attr.shape[1]) for graph in graphs}
     if len(widths) != 1:
         got = f"graphs: got {sorted(widths)} features of an atom and a bond"
@@ -163,7 +136,7 @@ def collate_bonds(graphs: Sequence[BondGraph]) -> BondBatch:
     counts = torch.tensor([graph.num_nodes for graph in graphs])
     offsets = (counts.cumsum(0) - counts).tolist()
     shifted = [graph.edge_index + k for graph, k in zip(graphs, offsets, strict=True)]
-    return BondBatch(
+    return GraphBatch(
         torch.cat([graph.x for graph in graphs]),
         torch.cat(shifted, dim=1),
         torch.cat([graph.edge_attr for graph in graphs]),

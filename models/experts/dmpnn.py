@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.data.bond_graph import BondBatch
+from models.data.batch import GraphBatch
 from models.experts.adapter import Adapter
 from models.networks.base import SiteHook
 from models.networks.dmpnn import ACTIVATIONS, DmpnnConfig, DmpnnHead, MessagePassing
@@ -165,7 +165,7 @@ class DmpnnModel(nn.Module):
         )
         self.requires_grad_(False).eval()
 
-    def forward(self, batch: BondBatch, positions: Sequence[int]) -> list[Tensor]:
+    def forward(self, batch: GraphBatch, positions: Sequence[int]) -> list[Tensor]:
         """Compute the outputs of tasks, by their positions; a list of (G, C).
 
         The mean of an ensemble is that of its predictions, as chemprop averages them: its outputs
@@ -183,7 +183,7 @@ class DmpnnModel(nn.Module):
 class _Vectors:
     """The vectors of a batch's molecules; a pass of the shared network is computed once."""
 
-    def __init__(self, model: DmpnnModel, batch: BondBatch) -> None:
+    def __init__(self, model: DmpnnModel, batch: GraphBatch) -> None:
         self.model, self.batch = model, batch
         self.known: dict[str, Tensor] = {}
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.data.bond_graph import BondBatch, BondGraph, collate_bonds
+from models.data.batch import GraphBatch
+from models.data.bond_graph import BondGraph, collate_bonds
 from models.data.dmpnn_features import BondMolecule, featurize_bonds
 from models.data.schema import BondInput
 from models.errors import ArtifactError, InvalidInputError, MoleculeError
@@ -83,7 +84,7 @@ class DmpnnFamily:
         return model
 
     def answer(
-        self, model: DmpnnModel, batch: BondBatch, tasks: Sequence[str], routing: Routing
+        self, model: DmpnnModel, batch: GraphBatch, tasks: Sequence[str], routing: Routing
     ) -> dict[str, TaskOutput]:
         """Predict tasks for a batch: see `ModelFamily.answer`. Raises InvalidInputError also for a
         routing other than "own"."""
@@ -120,7 +121,7 @@ class DmpnnFamily:
         """Read molecules from text: see `models.data.dmpnn_features.featurize_bonds`."""
         return featurize_bonds(texts, schema.options, schema.reading, limits.max_atoms)
 
-    def collate(self, graphs: Sequence[BondGraph]) -> BondBatch:
+    def collate(self, graphs: Sequence[BondGraph]) -> GraphBatch:
         """Join molecules into one batch: see `models.data.bond_graph.collate_bonds`."""
         return collate_bonds(graphs)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.data.bond_graph import BondBatch
+from models.data.batch import GraphBatch
 from models.names import Name
 from models.networks.base import NetworkShape, SiteHook
 from models.ops.segment import segment_mean, segment_sum
@@ -148,7 +148,7 @@ class MessagePassing(nn.Module):
         """Number of places that adapters correct: every step, the atoms, and the molecule."""
         return self.shape.depth + 2
 
-    def forward(self, batch: BondBatch, correct: SiteHook | None = None) -> Tensor:
+    def forward(self, batch: GraphBatch, correct: SiteHook | None = None) -> Tensor:
         """Compute the vectors of molecules, (G, d).
 
         Args:
@@ -160,7 +160,7 @@ class MessagePassing(nn.Module):
         h = self.aggregate(self.atoms(batch, correct), batch)
         return correct(self.num_sites - 1, h)
 
-    def atoms(self, batch: BondBatch, correct: SiteHook) -> Tensor:
+    def atoms(self, batch: GraphBatch, correct: SiteHook) -> Tensor:
         """Compute the vectors of atoms, (N, d)."""
         over_bonds = self.shape.messages == "bonds"
         arrived = (self._pass_bonds if over_bonds else self._pass_atoms)(batch, correct)
@@ -169,14 +169,14 @@ class MessagePassing(nn.Module):
         h = h.addmm(arrived, weight[:, known:].t())
         return self._activate(correct(self.num_sites - 2, h))
 
-    def aggregate(self, atoms: Tensor, batch: BondBatch) -> Tensor:
+    def aggregate(self, atoms: Tensor, batch: GraphBatch) -> Tensor:
         """Combine the vectors of atoms by molecule: (N, d) -> (G, d)."""
         if self.shape.aggregation == "mean":
             return segment_mean(atoms, batch.batch, batch.num_graphs)
         total = segment_sum(atoms, batch.batch, batch.num_graphs)
         return total / self.shape.norm if self.shape.aggregation == "norm" else total
 
-    def _pass_bonds(self, batch: BondBatch, correct: SiteHook) -> Tensor:
+    def _pass_bonds(self, batch: GraphBatch, correct: SiteHook) -> Tensor:
         """Pass messages over directed bonds; return what arrives at atoms, (N, d)."""
         source, target = batch.edge_index
         atoms, known, weight = batch.num_nodes, self.atom_dim, self.W_i.weight
@@ -192,7 +192,7 @@ class MessagePassing(nn.Module):
             h = self._activate(correct(step, self.W_h(messages) + start))
         return segment_sum(h, target, atoms)
 
-    def _pass_atoms(self, batch: BondBatch, correct: SiteHook) -> Tensor:
+    def _pass_atoms(self, batch: GraphBatch, correct: SiteHook) -> Tensor:
         """Pass messages over atoms; return what arrives at atoms, (N, d)."""
         source, target = batch.edge_index
         start = correct(0, self.W_i(batch.x))

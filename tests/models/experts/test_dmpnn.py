@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.data.bond_graph import BondBatch
+from models.data.batch import GraphBatch
 from models.experts.dmpnn import DmpnnExpert, DmpnnModel, Residual, SiteAdapters
 from models.networks.dmpnn import DmpnnConfig, DmpnnHead, MessagePassing, MessagePassingShape
 from models.task import TaskInfo, answers
@@ -17,11 +17,11 @@ TOXIC = TaskInfo(labels=("liver", "heart"))
 CLASSES = TaskInfo(labels=("low", "mid", "high"), target="multiclass")
 
 
-def batch() -> BondBatch:
+def batch() -> GraphBatch:
     torch.manual_seed(0)
     ends = torch.tensor([[0, 1, 1, 2, 3, 4], [1, 0, 2, 1, 4, 3]])
     bonds = torch.rand(3, BOND).repeat_interleave(2, 0)
-    return BondBatch(torch.rand(6, ATOM), ends, bonds, torch.tensor([0, 0, 0, 1, 1, 2]), 3)
+    return GraphBatch(torch.rand(6, ATOM), ends, bonds, torch.tensor([0, 0, 0, 1, 1, 2]), 3)
 
 
 def config(**heads: DmpnnHead) -> DmpnnConfig:
@@ -47,7 +47,7 @@ class Counting(MessagePassing):
 
     passes = 0
 
-    def forward(self, batch: BondBatch, correct: Any = None) -> Tensor:
+    def forward(self, batch: GraphBatch, correct: Any = None) -> Tensor:
         self.passes += 1
         return super().forward(batch, correct)
 

@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from models.data.bond_graph import BondBatch, BondGraph, collate_bonds
+from models.data.batch import GraphBatch
+from models.data.bond_graph import BondGraph, collate_bonds
 from models.networks.dmpnn import ACTIVATIONS, DmpnnConfig, MessagePassing, MessagePassingShape
 
 ATOM, BOND, WIDTH = 5, 3, 7
@@ -45,9 +46,9 @@ def network_of(shape: MessagePassingShape) -> MessagePassing:
     return MessagePassing(shape, ATOM, BOND).requires_grad_(False).double()
 
 
-def double(batch: BondBatch) -> BondBatch:
+def double(batch: GraphBatch) -> GraphBatch:
     graph = batch.edge_index, batch.edge_attr.double(), batch.batch, batch.num_graphs
-    return BondBatch(batch.x.double(), *graph)
+    return GraphBatch(batch.x.double(), *graph)
 
 
 def by_hand(network: MessagePassing, graph: BondGraph) -> Tensor:
