@@ -166,7 +166,7 @@ class MessagePassing(nn.Module):
         arrived = (self._pass_bonds if over_bonds else self._pass_atoms)(batch, correct)
         known, weight = self.atom_dim, self.W_o.weight
         h = F.linear(batch.x, weight[:, :known], self.W_o.bias)
-        h = h.addmm(arrived, weight[:, known:].t())
+        h = h.addmm_(arrived, weight[:, known:].t())
         return self._activate(correct(self.num_sites - 2, h))
 
     def aggregate(self, atoms: Tensor, batch: GraphBatch) -> Tensor:
@@ -183,13 +183,15 @@ class MessagePassing(nn.Module):
         # A product per atom and one per bond: both directions of a bond have the same features.
         of_atoms = F.linear(batch.x, weight[:, :known], self.W_i.bias)
         of_bonds = batch.edge_attr[::2] @ weight[:, known:].t()
-        start = of_atoms.index_select(0, source) + of_bonds.repeat_interleave(2, 0)
+        # In place where nothing else holds a tensor: fresh memory costs more than the sums.
+        start = of_atoms.index_select(0, source)
+        start.view(-1, 2, start.shape[1]).add_(of_bonds.unsqueeze(1))
         start = correct(0, start)
         h = self._activate(start)
         for step in range(1, self.shape.depth):
             h = (h + _reversed(h)) / 2 if self.shape.undirected else h
-            messages = segment_sum(h, target, atoms).index_select(0, source) - _reversed(h)
-            h = self._activate(correct(step, self.W_h(messages) + start))
+            messages = segment_sum(h, target, atoms).index_select(0, source).sub_(_reversed(h))
+            h = self._activate(correct(step, self.W_h(messages).add_(start)))
         return segment_sum(h, target, atoms)
 
     def _pass_atoms(self, batch: GraphBatch, correct: SiteHook) -> Tensor:
@@ -204,7 +206,7 @@ class MessagePassing(nn.Module):
                 states = (states + h.index_select(0, target)) / 2
             messages = segment_sum(states, target, batch.num_nodes)
             messages = self.W_h(torch.cat((messages, arriving), 1))
-            h = self._activate(correct(step, messages + start))
+            h = self._activate(correct(step, messages.add_(start)))
         return segment_sum(h.index_select(0, source), target, batch.num_nodes)
 
     def _activate(self, h: Tensor) -> Tensor:
