@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.measuring import in_turns, machine, summary
 from benchmarks.peers import environment
-from merging.config.joint_alignment import JointAlignmentConfig
+from merging.config.base import fingerprint
 from merging.data.files import write_json
 from merging.imports.check import RELATED, flattened
 from merging.imports.chemprop import ChempropModel, Ensemble, read_chemprop, read_foundation
@@ -49,7 +49,7 @@ from merging.imports.dmpnn import (
     residual,
     separate,
 )
-from merging.imports.dmpnn_training import AdapterSettings, adapters, one_pass
+from merging.imports.dmpnn_training import JOINT, AdapterSettings, adapters, one_pass
 from models.data.dmpnn_features import featurize_bonds
 from models.errors import MoleculeError
 from models.task import TaskInfo
@@ -221,7 +221,6 @@ def _subset(path: Path, ensemble: Ensemble) -> tuple[BondPool, NDArray[Any]]:
 def ways(study: Study, work: Path) -> dict[str, Callable[[], MergedDmpnn]]:
     """The methods by name, the references first."""
     tasks, pool = study.tasks, study.trained
-    joint = JointAlignmentConfig()
     return {
         "separate": lambda: separate(tasks),
         "average": lambda: assemble(tasks, 0, "none", average(tasks)),
@@ -229,7 +228,7 @@ def ways(study: Study, work: Path) -> dict[str, Callable[[], MergedDmpnn]]:
         "residual, rank 30": lambda: residual(tasks, 30),
         "residual, rank 54": lambda: residual(tasks, 54),
         "adapters, rank 30": lambda: adapters(tasks, pool, 30, AdapterSettings(), 0, work),
-        "one-pass, rank 100": lambda: one_pass(tasks, pool, joint, 0, work),
+        "one-pass, rank 100": lambda: one_pass(tasks, pool, JOINT, 0, work),
     }
 
 
@@ -367,7 +366,8 @@ def main() -> None:
     }
     for seed in arguments.seeds:
         study, work = Study.read(arguments.folder, seed), arguments.folder / f"work{seed}"
-        work.mkdir(exist_ok=True)
+        work /= fingerprint(JOINT, repr(AdapterSettings()))
+        work.mkdir(parents=True, exist_ok=True)
 
         def keep(found: dict[str, Any], seed: int = seed) -> None:
             content["seeds"][str(seed)] = found

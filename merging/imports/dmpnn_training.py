@@ -34,6 +34,11 @@ from models.task import TaskInfo
 # --- adapters ---
 
 
+JOINT = JointAlignmentConfig(batch_size=64)
+"""Settings of `one_pass`. Four times as many steps as with batches of 256, which costs the same,
+halve the loss on molecules that were not trained on."""
+
+
 @dataclass(frozen=True)
 class AdapterSettings:
     """Settings of adapter training.

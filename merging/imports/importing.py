@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from merging.config.base import Count, ReleaseConfig, Section, Weight
-from merging.config.joint_alignment import JointAlignmentConfig
+from merging.config.base import Count, ReleaseConfig, Section, Weight, fingerprint
 from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
 from merging.data.pool import draw
@@ -27,7 +26,7 @@ from merging.imports.dmpnn import (
     separate,
     smallest_rank,
 )
-from merging.imports.dmpnn_training import AdapterSettings, adapters, one_pass
+from merging.imports.dmpnn_training import JOINT, AdapterSettings, adapters, one_pass
 from merging.run.scores import environment
 from models.artifact import check_output, save_artifact
 from models.data.dmpnn_features import FeaturizerOptions, Reading, featurize_bonds
@@ -179,7 +178,7 @@ def import_models(
     Args:
         config: the request; it is also written beside the folder, as `<folder>.yaml`.
         folder: of the artifact.
-        work: folder of the states from which a stopped training resumes.
+        work: folder of the states from which a stopped training resumes; one in it by request.
         replace_other: whether an artifact of another name or other tasks is replaced.
 
     Raises:
@@ -202,7 +201,7 @@ def import_models(
     elif base is not None:
         notes.append("base: not used, since separate models are not merged")
     pool = _pool(config, options)
-    merged, found = _merge(config, tasks, pool, work)
+    merged, found = _merge(config, tasks, pool, work / _identity(config, models))
     manifest = make_manifest(
         name=release.name,
         version=release.version,
@@ -287,9 +286,17 @@ def _merge(
         merged = adapters(tasks, rest, rank, settings, config.seed, work)
     else:
         changes = {"rank": rank} | ({"epochs": config.epochs} if config.epochs else {})
-        joint = JointAlignmentConfig().model_copy(update=changes)
+        joint = JOINT.model_copy(update=changes)
         merged = one_pass(tasks, rest, joint, config.seed, work)
     return merged, differences(predictions(merged.model, measured), expected)
+
+
+def _identity(config: ImportConfig, models: Mapping[str, Ensemble]) -> str:
+    """Name the training of a request: nothing resumes from a state of other models, molecules or
+    settings."""
+    files = [member.sha256 for ensemble in models.values() for member in ensemble.members]
+    molecules = "" if config.molecules is None else sha256(Path(config.molecules))
+    return fingerprint(config, *files, molecules)
 
 
 def _provenance(

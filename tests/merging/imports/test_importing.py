@@ -110,12 +110,14 @@ def test_training_brings_predictions_nearer_to_the_own_models(method: str, tmp_p
     models, data = related(tmp_path, "tox", "sol", size=0.4), molecules(tmp_path, 120)
     settings: dict[str, Any] = {"method": method, "molecules": data, "rank": 3}
     short = imported(tmp_path, models, epochs=1, **settings)
-    shutil.rmtree(tmp_path / "work")
-    longer = imported(tmp_path, models, epochs=60, **settings)
+    longer = imported(tmp_path, models, epochs=60, **settings)  # not resumed from the other
     assert sum(longer.difference.values()) < sum(short.difference.values())
     assert longer.manifest.provenance["training"]["loss"]
-    again = imported(tmp_path, models, epochs=60, **settings)  # every epoch is finished
+    states = sorted((tmp_path / "work").rglob("*.resume.pt"))
+    before = [path.stat().st_mtime_ns for path in states]
+    again = imported(tmp_path, models, epochs=60, **settings)
     assert again.difference == pytest.approx(longer.difference, rel=1e-3)
+    assert [path.stat().st_mtime_ns for path in states] == before  # every epoch was finished
 
 
 def test_an_ensemble_teaches_one_pass_and_refuses_a_residual(tmp_path: Path) -> None:
