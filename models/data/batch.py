@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.ops.segment import segment_mean
+from models.ops.segment import segment_count, segment_mean
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,30 @@ class GraphBatch:
 def mean_readout(h: Tensor, batch: GraphBatch) -> Tensor:
     """Average node embeddings over each graph: h (N, *S) -> (G, *S)."""
     return segment_mean(h, batch.batch, batch.num_graphs)
+
+
+def split_by_edges(batch: GraphBatch, most: int) -> list[GraphBatch]:
+    """Split a batch whose edges are in the order of its graphs into batches of consecutive graphs.
+
+    Every one has at most `most` edges, or is a single graph.
+    """
+    nodes = segment_count(batch.batch, batch.num_graphs).tolist()
+    edges = segment_count(batch.batch[batch.edge_index[0]], batch.num_graphs).tolist()
+    batches: list[GraphBatch] = []
+    first = node = edge = 0
+    while first < batch.num_graphs:
+        last, end_node, end_edge = first, node, edge
+        while last < batch.num_graphs and (last == first or end_edge + edges[last] - edge <= most):
+            end_node, end_edge = end_node + nodes[last], end_edge + edges[last]
+            last += 1
+        batches.append(
+            GraphBatch(
+                batch.x[node:end_node],
+                batch.edge_index[:, edge:end_edge] - node,
+                batch.edge_attr[edge:end_edge],
+                batch.batch[node:end_node] - first,
+                last - first,
+            )
+        )
+        first, node, edge = last, end_node, end_edge
+    return batches

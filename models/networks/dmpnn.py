@@ -167,7 +167,7 @@ class MessagePassing(nn.Module):
         known, weight = self.atom_dim, self.W_o.weight
         h = F.linear(batch.x, weight[:, :known], self.W_o.bias)
         h = h.addmm_(arrived, weight[:, known:].t())
-        return self._activate(correct(self.num_sites - 2, h))
+        return self._activate(correct(self.num_sites - 2, h), correct)
 
     def aggregate(self, atoms: Tensor, batch: GraphBatch) -> Tensor:
         """Combine the vectors of atoms by molecule: (N, d) -> (G, d)."""
@@ -191,7 +191,7 @@ class MessagePassing(nn.Module):
         for step in range(1, self.shape.depth):
             h = (h + _reversed(h)) / 2 if self.shape.undirected else h
             messages = segment_sum(h, target, atoms).index_select(0, source).sub_(_reversed(h))
-            h = self._activate(correct(step, self.W_h(messages).add_(start)))
+            h = self._activate(correct(step, self.W_h(messages).add_(start)), correct)
         return segment_sum(h, target, atoms)
 
     def _pass_atoms(self, batch: GraphBatch, correct: SiteHook) -> Tensor:
@@ -206,10 +206,13 @@ class MessagePassing(nn.Module):
                 states = (states + h.index_select(0, target)) / 2
             messages = segment_sum(states, target, batch.num_nodes)
             messages = self.W_h(torch.cat((messages, arriving), 1))
-            h = self._activate(correct(step, messages.add_(start)))
+            h = self._activate(correct(step, messages.add_(start)), correct)
         return segment_sum(h.index_select(0, source), target, batch.num_nodes)
 
-    def _activate(self, h: Tensor) -> Tensor:
+    def _activate(self, h: Tensor, correct: SiteHook | None = None) -> Tensor:
+        """Apply the activation, in place if `h` is a new tensor that no hook has seen."""
+        if correct is _unchanged and isinstance(self.activation, nn.ReLU):
+            return h.relu_()
         activated: Tensor = self.activation(h)
         return activated
 

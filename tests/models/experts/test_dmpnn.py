@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.data.batch import GraphBatch
+from models.data.batch import GraphBatch, split_by_edges
+from models.experts import dmpnn
 from models.experts.dmpnn import DmpnnExpert, DmpnnModel, Residual, SiteAdapters
 from models.networks.dmpnn import DmpnnConfig, DmpnnHead, MessagePassing, MessagePassingShape
 from models.task import TaskInfo, answers
@@ -158,3 +159,19 @@ def test_the_mean_of_certain_members_keeps_its_digits(shift: float) -> None:
     first, second = (member(network(batch())) for member in own.networks)
     low, high = torch.minimum(first, second), torch.maximum(first, second)
     assert bool(((found >= low - 1e-3) & (found <= high + 1e-3)).all())
+
+
+def test_large_batches_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers are those of the whole, in its order; a graph larger than a piece is one."""
+    heads = {"a": DmpnnHead(correction="residual"), "b": DmpnnHead(members=2)}
+    shape = config(**heads)
+    model = DmpnnModel(shared(shape), {name: expert(shape, name, TOXIC) for name in heads})
+    whole = model(batch(), [0, 1])
+    for most, pieces in ((5, 2), (4, 2), (2, 2), (1, 3)):
+        found = split_by_edges(batch(), most)
+        assert len(found) == pieces
+        assert sum(piece.num_graphs for piece in found) == 3
+        assert all(piece.edge_index.shape[1] <= max(most, 4) for piece in found)
+        monkeypatch.setattr(dmpnn, "CACHED_EDGES", most)
+        for one, other in zip(model(batch(), [0, 1]), whole, strict=True):
+            torch.testing.assert_close(one, other)
