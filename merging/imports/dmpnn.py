@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from merging.imports.check import shape_difference
 from merging.imports.chemprop import ChempropModel, Ensemble
 from merging.mergers.residual import low_rank_factors
 from merging.targets.metrics import compute_outputs
@@ -152,10 +153,8 @@ def common_shape(tasks: Tasks) -> DmpnnConfig:
     (first, task), *others = tasks.items()
     shape = task.members[0].shape
     for name, other in others:
-        found = other.members[0].shape
-        for key, value in shape.model_dump().items():
-            if (got := getattr(found, key)) != value:
-                raise ConfigError(f"{name}: got {key} {got}, expected that of {first}, {value}")
+        if difference := shape_difference(other.members[0].shape, shape):
+            raise ConfigError(f"{name}: got {difference}, that of {first}")
     return shape
 
 

@@ -25,7 +25,7 @@ from merging.imports.dmpnn import (
 )
 from merging.targets.metrics import batches, compute_outputs
 from merging.training.joint_alignment import JointStudent, Targets, align_jointly
-from merging.training.loop import ResumableTraining
+from merging.training.loop import ResumableTraining, set_cosine_rate
 from models.data.batch import GraphBatch
 from models.experts.dmpnn import DmpnnModel, Member, SiteAdapters
 from models.networks.dmpnn import MessagePassing, MessagePassingShape
@@ -45,13 +45,11 @@ class AdapterSettings:
 
     Attributes:
         epochs, batch_size, learning_rate: of Adam; the rate falls to 0 along half a cosine.
-        most: maximum number of molecules per epoch.
     """
 
     epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 3e-3
-    most: int | None = None
 
 
 def adapters(
@@ -105,13 +103,12 @@ def _align(
     optimizer = torch.optim.Adam(trained.parameters(), lr=settings.learning_rate)
     training = ResumableTraining(trained, optimizer, checkpoint, seed, CPU)
     for epoch in training.epochs(settings.epochs, f"{name}: adapter epochs"):
-        order = torch.randperm(len(pool))[: settings.most]
+        order = torch.randperm(len(pool))
         losses = []
         steps = math.ceil(len(order) / settings.batch_size)
         for step, (_, batch) in enumerate(batches(pool, order, settings.batch_size)):
             done = (epoch - 1 + step / steps) / settings.epochs
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+            set_cosine_rate(optimizer, settings.learning_rate, done)
             loss = _alignment_loss(trained, network, own, batch)
             optimizer.zero_grad()
             loss.backward()

@@ -268,16 +268,16 @@ def _merge(
     config: ImportConfig, tasks: Tasks, pool: BondPool | None, work: Path
 ) -> tuple[MergedDmpnn, dict[str, float]]:
     """Merge the models, and measure the difference from them where there are molecules."""
+    if config.method == "separate":
+        return separate(tasks), {}
     rank = config.rank or RANKS[config.method]
     if pool is None:
-        return (separate(tasks) if config.method == "separate" else residual(tasks, rank)), {}
+        return residual(tasks, rank), {}
     count = max(1, min(MEASURED, len(pool) // 5))
     measured, rest = BondPool(pool.graphs[:count]), BondPool(pool.graphs[count:])
     expected = predictions(separate(tasks).model, measured)
     if config.max_difference is not None:
         return smallest_rank(tasks, measured, config.max_difference, expected)
-    if config.method == "separate":
-        return separate(tasks), {}
     if config.method == "residual":
         merged = residual(tasks, rank)
     elif config.method == "adapters":

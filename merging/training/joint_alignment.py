@@ -21,7 +21,7 @@ from merging.targets.losses import LabelScale
 from merging.targets.metrics import GraphStore, batches, compute_outputs
 from merging.targets.probe import fit_probe
 from merging.training.alignment import alignment_loss
-from merging.training.loop import ResumableTraining
+from merging.training.loop import ResumableTraining, set_cosine_rate
 from merging.training.teachers import NetworkTeacher, Teacher
 from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
@@ -396,8 +396,7 @@ class _Training:
         self.stream.train()
         for step, (rows, batch) in enumerate(batches(self.graphs, order, size)):
             done = (epoch - 1 + step / steps) / settings.epochs
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * done)) / 2
+            set_cosine_rate(optimizer, settings.learning_rate, done)
             loss = self._loss(rows, batch.to(self.device))
             optimizer.zero_grad()
             loss.backward()

@@ -108,3 +108,10 @@ class ResumableTraining:
         content = io.BytesIO()  # written by us, so that a full disk is an OSError
         torch.save(state, content)
         write_atomically(self._checkpoint, lambda path: path.write_bytes(content.getbuffer()))
+
+
+def set_cosine_rate(optimizer: torch.optim.Optimizer, rate: float, done: float) -> None:
+    """Set the learning rate that falls from `rate` to 0 along half a cosine, after the share `done`
+    of all steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2

@@ -112,10 +112,11 @@ def _sanitized(text: str, steps: Chem.SanitizeFlags) -> Chem.Mol | None:
 def parse_smiles(text: str, strict: bool) -> ParsedSmiles:
     """Parse any SMILES: see `models.data.smiles.featurize`."""
     text = text.strip()
-    mol = _parse_ordinary(text) or _parse_any(text, strict)
+    in_order = _ORDINARY.fullmatch(text) is not None
+    mol = (_parse_ordinary(text) if in_order else None) or _parse_any(text, strict)
     if _PROTON_STEREO.search(text):
         mol = _without_stereo_of_protons(mol)
-    return ParsedSmiles(mol, text, False, _ORDINARY.fullmatch(text) is not None)
+    return ParsedSmiles(mol, text, False, in_order)
 
 
 def parse_as_written(text: str, keep_hydrogens: bool = False) -> ParsedSmiles:
@@ -130,15 +131,15 @@ def parse_as_written(text: str, keep_hydrogens: bool = False) -> ParsedSmiles:
         MoleculeError: with code `empty_smiles`, `smiles_syntax` or `chemistry`.
     """
     text = text.strip()
-    ordinary = _parse_ordinary(text)
+    ordinary = _parse_ordinary(text) if _ORDINARY.fullmatch(text) else None
     mol = ordinary or _parse_with_labels(text, True, keep_hydrogens)
     return ParsedSmiles(mol, text, False, ordinary is not None)
 
 
 def _parse_ordinary(text: str) -> Chem.Mol | None:
-    """Parse a SMILES without hydrogen atoms, isotopes and atom maps; return None for any other text
-    and for an invalid molecule."""
-    mol = _sanitized(text, _SANITIZE) if _ORDINARY.fullmatch(text) else None
+    """Parse a SMILES without hydrogen atoms, isotopes and atom maps (`_ORDINARY`); return None for
+    an invalid molecule."""
+    mol = _sanitized(text, _SANITIZE)
     if mol is not None:
         Chem.AssignStereochemistry(mol, cleanIt=True)
     return mol

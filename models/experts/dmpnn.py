@@ -130,12 +130,12 @@ class DmpnnExpert(nn.Module):
         self.kind: OutputKind = info.output_kind
         outputs = len(info.labels)
         self.members = nn.ModuleList(Member(shape, head, outputs) for _ in range(head.members))
-        network = MessagePassing(shape, shape.atom_dim, shape.bond_dim)
         self.correction = None
         if head.correction == "residual":
+            network = MessagePassing(shape, shape.atom_dim, shape.bond_dim)
             self.correction = Residual(network, rank)
         elif head.correction != "none":
-            count = network.num_sites if head.correction == "adapters" else 1
+            count = shape.num_sites if head.correction == "adapters" else 1
             self.correction = SiteAdapters(shape.hidden_dim, rank, count)
 
     @property

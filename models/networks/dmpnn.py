@@ -63,6 +63,11 @@ class MessagePassingShape(BaseModel):
     aggregation: Aggregation = "mean"
     norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 100.0
 
+    @property
+    def num_sites(self) -> int:
+        """Number of places that adapters correct: every step, the atoms, and the molecule."""
+        return self.depth + 2
+
 
 class DmpnnHead(BaseModel):
     """Shape of what a task has of its own.
@@ -145,8 +150,8 @@ class MessagePassing(nn.Module):
 
     @property
     def num_sites(self) -> int:
-        """Number of places that adapters correct: every step, the atoms, and the molecule."""
-        return self.shape.depth + 2
+        """See `MessagePassingShape.num_sites`."""
+        return self.shape.num_sites
 
     def forward(self, batch: GraphBatch, correct: SiteHook | None = None) -> Tensor:
         """Compute the vectors of molecules, (G, d).
