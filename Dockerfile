@@ -25,6 +25,7 @@ RUN pip install --constraint constraints.txt ".[service]" && pip uninstall --yes
 COPY models models
 COPY merging merging
 COPY service service
+COPY gmerging gmerging
 RUN pip install --no-deps .
 # What numba compiles, so that a container need not (but on a processor of another kind). Not in
 # /src, where the packages would be the sources.

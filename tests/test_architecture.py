@@ -14,8 +14,9 @@ PACKAGES = {
     "models": {"models"},
     "merging": {"models", "merging"},
     "service": {"models", "service"},
+    "gmerging": {"models", "merging", "service", "gmerging"},
 }
-CODE = ("models", "merging", "service", "benchmarks", "tests", "deploy")
+CODE = ("models", "merging", "service", "gmerging", "benchmarks", "tests", "deploy")
 MAX_COLUMNS = 100
 
 FLOORS = {
@@ -45,7 +46,6 @@ FLOORS = {
         ("studies",),
         ("release",),
         ("cli",),
-        ("__main__",),
     ),
     "service": (
         ("rates", "schemas", "settings", "supervisor"),
@@ -58,6 +58,7 @@ FLOORS = {
         ("app",),
         ("__main__",),
     ),
+    "gmerging": (("cli",), ("__main__",)),
 }
 """The rooms of a package (a folder, or a file of its own), the ground floor first. A room imports
 from itself and from lower floors."""

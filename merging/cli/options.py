@@ -2,21 +2,14 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
+from merging.cli.parser import Option, option
 from merging.planning.distances import Variant
 from merging.planning.plan import Metric
 from models.device import choose_device
-
-Option = Callable[[argparse.ArgumentParser], Any]
-"""A function that adds one or several options to a parser."""
-
-
-def option(*names: str, **settings: Any) -> Option:
-    """Return an option from the arguments of `ArgumentParser.add_argument`."""
-    return lambda parser: parser.add_argument(*names, **settings)
 
 
 def folder_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from merging.cli import options
-from merging.cli.options import Option, option
+from merging.cli.parser import Option, option
 from merging.imports.check import check_models, check_table
 from merging.imports.importing import (
     METHODS,
@@ -104,7 +104,7 @@ def _pair(text: str, form: str) -> tuple[str, str]:
 
 
 def rows() -> Sequence[tuple[str, Any, tuple[Option, ...]]]:
-    """The rows of these commands in the table of `merging.cli.main`."""
+    """The rows of these commands in the table of `merging.cli.table`."""
     models = option(
         "models",
         nargs="*",

@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from merging.cli.main import _parser, main
+from gmerging.cli.main import main, make_parser
 from merging.data.checkpoints import PUBLISHED
 from merging.data.molecule_dataset import MOLECULENET
 from merging.families.molecule_config import PretrainedConfig
@@ -71,7 +71,7 @@ def test_there_are_commands_to_run() -> None:
 
 @pytest.mark.parametrize("words", [line for page in PAGES for line in commands(page)], ids=" ".join)
 def test_every_command_is_one(words: list[str]) -> None:
-    _parser().parse_args(words)
+    make_parser().parse_args(words)
 
 
 def test_the_example_of_other_weights_is_a_configuration() -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.config.base import CONFIG_FOLDER
 from merging.data import checkpoints
 from merging.data.checkpoints import BUNDLED, PUBLISHED, find_checkpoint, origin, published_path

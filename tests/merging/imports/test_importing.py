@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.imports.importing import Imported, import_models, make_import_config
 from models.artifact import load_artifact
 from models.data.dmpnn_features import featurize_bonds

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from models.artifact import load_artifact
 from models.data.dmpnn_features import FeaturizerOptions, featurize_bonds
 from models.errors import MoleculeError

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.data.files import sha256
 from merging.imports.weights import merge_weights, weight_mergers, write_merged
 from merging.mergers.base import MergeInputs

@@ -11,7 +11,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.release.extension import readable_graphs, remove_tasks
 from merging.release.release import calibrate
 from merging.run.run import Run

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.run.config import load_config
 from merging.run.forests import default_experts, expert_outputs, forest, trained_forest
 from merging.run.run import Run

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.run.config import load_config
 from merging.run.one_pass import one_pass_stream, one_pass_teacher
 from merging.run.run import Run

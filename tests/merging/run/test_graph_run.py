@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.data.graph_file import read_graphs, write_molecules
 from merging.data.task_data import AnswerTask
 from merging.families.graphs import GRAPHS

@@ -9,7 +9,7 @@ import torch
 import yaml
 from sklearn.metrics import mean_absolute_error
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.families.molecules import MOLECULES
 from merging.run.config import load_config
 from merging.run.run import Run

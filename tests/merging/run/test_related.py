@@ -7,7 +7,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.config.reading import only_tasks
 from merging.families.molecule_config import MoleculeConfig
 from merging.release.release import data_provenance

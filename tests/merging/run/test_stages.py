@@ -12,7 +12,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from merging.cli.main import _parser, main
+from gmerging.cli.main import main, make_parser
 from merging.families.molecule_config import MoleculeConfig
 from merging.run.models import adapted_model, finetuned_model
 from merging.run.run import Run
@@ -306,7 +306,7 @@ def _die(smiles: str) -> None:
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GMERGING_DATA", "")
     monkeypatch.setenv("GMERGING_WORK", "")
-    arguments = _parser().parse_args(["finetune"])
+    arguments = make_parser().parse_args(["finetune"])
     assert (arguments.data, arguments.work) == (Path("../shared/data"), Path("work"))
 
 

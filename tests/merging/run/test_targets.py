@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.config.base import fingerprint
 from merging.data.molecule_tables import DatasetSpec
 from merging.families.molecule_config import MoleculeConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.run.forests import EXPERT_EVALUATIONS, expert_evaluation, forest
 from merging.run.one_pass import one_pass_stream
 from merging.run.run import Run

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.config.base import CONFIG_FOLDER
 from merging.families.molecule_config import MoleculeConfig
 from merging.run.config import load_config

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from merging.cli.main import main
+from gmerging.cli.main import main
 from merging.run.run import Run
 from merging.studies.markdown import percent
 from merging.studies.report import summarise_seeds

@@ -1,114 +1,24 @@
-"""The command line of `gmerging`: the table of commands, their options, and exit codes."""
+"""The tables of commands for training and merging, and of studies."""
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from inspect import getdoc
 from pathlib import Path
 
 from merging.cli import commands, import_commands, options, own_models
-from merging.cli.options import Option, config_options, option
+from merging.cli.options import config_options
+from merging.cli.parser import Option, Row, option
 from merging.imports.weights import weight_mergers
 from merging.run.config import BUNDLED
 from merging.studies.boards import METHODS
 from merging.studies.experts.config import EXPERTS_CONFIG_FOLDER
 from merging.training.pretraining import PRETRAIN_CONFIG_FOLDER
-from models.errors import GMergingError
-from models.validation import one_of
 
 DEFAULT_CONFIG = "gcn_supervised_contextpred.yaml"
 ONE_PASS_CONFIG = "gcn_supervised_contextpred_one_pass.yaml"
 RESULTS = Path("results")
 NEIGHBOURS = RESULTS / "neighbours"
-_RENAMED = {
-    "graphs": "release",
-    "release-graphs": "release",
-    "compare-graphs": "compare",
-    "force-field": "release",
-    "release-force-field": "release",
-    "compare-force-fields": "study gffmerge",
-    "gnnmerge": "study gnnmerge",
-    "gffmerge": "study gffmerge",
-    "gw-smm": "study gw-smm",
-    "experts": "study experts",
-}
-"""Commands as they were called before a configuration said which kind of model it is, and studies
-without their `study`."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 1 for an error of the project or of a file, 2 for
-    invalid arguments, 130 for an interrupt."""
-    try:
-        arguments = _parser().parse_args(argv)
-        arguments.command(arguments)
-    except (GMergingError, OSError) as error:
-        print(f"gmerging: {error}", file=sys.stderr)
-        return 1
-    except (BrokenProcessPool, MemoryError) as error:
-        problem = f"a process died or got no memory ({error})"
-        remedy = "try fewer --processes or --threads; the same command resumes where it stopped"
-        print(f"gmerging: {problem}; {remedy}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("gmerging: stopped; the same command resumes where it stopped", file=sys.stderr)
-        return 130
-    return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that suggests the command that may have been meant, and names the command whose
-    options are unknown."""
-
-    def _check_value(self, action: argparse.Action, value: object) -> None:
-        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            known = one_of(str(value), tuple(action.choices))
-            renamed = _RENAMED.get(str(value))
-            if renamed:
-                known = f"`gmerging {renamed}`, which does its work now"
-            raise argparse.ArgumentError(action, f"got {value!r}, expected {known}")
-        super()._check_value(action, value)
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as argparse does, and refuse what is unknown here: with this command's usage."""
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"got {' '.join(unknown)}, expected the options of `{self.prog}`")
-        return found, unknown
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the default of what has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.required or action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="gmerging", description="Merge fine-tuned graph neural networks into one network."
-    )
-    added = parser.add_subparsers(required=True, metavar="command")
-    for row in _commands():
-        _add(added, *row)
-    about = "Run a study; write its results file and print its table."
-    study = added.add_parser("study", help=about, description=about)
-    studies = study.add_subparsers(required=True, metavar="study")
-    for row in _studies():
-        _add(studies, *row)
-    return parser
-
-
-Row = tuple[str, Callable[[argparse.Namespace], None], tuple[Option, ...]]
-"""A command: its name, its function, whose docstring is the help text, and its options."""
-
-
-def _commands() -> list[Row]:
+def command_rows() -> list[Row]:
+    """The commands, in the order in which a model is made."""
     base = config_options(DEFAULT_CONFIG, BUNDLED), options.device
     one_seed = *base, options.seed
     pretraining = config_options("gin_contextpred.yaml", (PRETRAIN_CONFIG_FOLDER,))
@@ -182,7 +92,8 @@ def _results_file(name: str, folder: Path = NEIGHBOURS) -> Option:
     return option("--results", type=Path, default=path, help="the results file")
 
 
-def _studies() -> list[Row]:
+def study_rows() -> list[Row]:
+    """The studies, commands of `gmerging study`."""
     seconds = option(
         "--seconds", type=float, default=float("inf"), help="start nothing new after this time"
     )
@@ -273,16 +184,3 @@ def _admet_studies() -> list[Row]:
         ("admet-boards", commands.study_admet_boards, boards),
         ("overlaps", commands.study_overlaps, (*config, options.seed, options.results)),
     ]
-
-
-def _add(
-    subparsers: "argparse._SubParsersAction[_Parser]",
-    name: str,
-    function: Callable[[argparse.Namespace], None],
-    added_options: tuple[Option, ...],
-) -> None:
-    about = getdoc(function)
-    parser = subparsers.add_parser(name, help=about, description=about, formatter_class=_Formatter)
-    parser.set_defaults(command=function)
-    for add_option in added_options:
-        add_option(parser)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from merging.__main__ import EXTRA
-from merging.cli.main import _commands, _studies, main
+from gmerging.cli.main import EXTRA, main
+from merging.cli.table import command_rows, study_rows
 
 ROOT = Path(__file__).parents[3]
 BLOCKER = """
@@ -20,7 +20,7 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-from merging.__main__ import main
+from gmerging.cli.main import main
 sys.exit(main(["inspect", "--help"]))
 """
 
@@ -48,7 +48,7 @@ def test_other_missing_modules_are_not_explained_away() -> None:
 
 def test_the_command_is_this_one_and_the_packages_are_the_extras() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"]["gmerging"] == "merging.__main__:main"
+    assert project["scripts"]["gmerging"] == "gmerging.__main__:main"
     names = {
         requirement.partition(">")[0] for requirement in project["optional-dependencies"]["merging"]
     }
@@ -80,8 +80,8 @@ def test_a_wrong_command_or_option_is_answered_with_the_right_one(
 
 
 def test_help_says_no_default_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    studies = [["study", name] for name, *_ in _studies()]
-    for arguments in [*([name] for name, *_ in _commands()), *studies]:
+    studies = [["study", name] for name, *_ in study_rows()]
+    for arguments in [*([name] for name, *_ in command_rows()), *studies]:
         with pytest.raises(SystemExit):
             main([*arguments, "--help"])
         said = " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,26 @@
+"""G-Merging: one graph neural network that does the work of many.
+
+This package is the public face; `models`, `merging` and `service` are the rooms behind it. What it
+names is imported on first use, so that `import gmerging` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.errors import GMergingError as GMergingError
+
+_WHERE = {"GMergingError": "models.errors"}
+"""The module of each public name."""
+
+__all__ = ["GMergingError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
