@@ -15,14 +15,7 @@ from models.data.depiction import DepictionStyle
 from models.data.smiles import featurize
 from service.core import parsing
 from service.core.parsing import Loss, Parser, ParserStartError
-from service.core.reading import (
-    Depicted,
-    Drawing,
-    ItemFailure,
-    MoleculeLimits,
-    Parsed,
-    Source,
-)
+from service.core.reading import Depicted, Drawing, ItemFailure, MoleculeLimits, Parsed, Source
 
 SMILES = [
     "CCO",
