@@ -24,8 +24,8 @@ from merging.targets import label_scores, losses, metrics
 from models.data.batch import mean_readout
 from models.errors import ConfigError
 from models.experts.router import RouterConfig
-from models.meaning import Counted, TaskText
 from models.families.base import TaskOutput
+from models.meaning import Counted, TaskText
 from models.names import Name
 from models.state_dict import load_tensors
 from models.task import TaskInfo

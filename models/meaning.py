@@ -1,7 +1,8 @@
 """What the labels of a task mean: texts for people, how many molecules have them, and how well a
 model predicts them. Travels in the artifact's manifest (`TaskInfo.meaning`)."""
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -38,6 +39,11 @@ Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_chec
 """Text for people, in one line."""
 
 
+def _without() -> Any:
+    """Return a field that is None by default, and then not written: there are many labels."""
+    return Field(None, exclude_if=lambda value: value is None)
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +61,7 @@ class LabelText(_Frozen):
     name: Line
     measured: Line
     direction: Direction
-    one: Line | None = None
+    one: Line | None = _without()
 
 
 class TaskText(_Frozen):
@@ -113,7 +119,7 @@ class LabelScore(_Frozen):
     value: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
-    unit: str = ""
+    unit: str = Field("", exclude_if=lambda unit: not unit)
 
 
 class LabelMeaning(LabelText):
@@ -130,10 +136,10 @@ class LabelMeaning(LabelText):
     """
 
     counts: Counts
-    positives: Counts | None = None
-    distribution: Distribution | None = None
+    positives: Counts | None = _without()
+    distribution: Distribution | None = _without()
     scores: tuple[LabelScore, ...] = ()
-    calibration_error: FiniteFloat | None = None
+    calibration_error: FiniteFloat | None = _without()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -192,9 +198,13 @@ def data_text(label: LabelMeaning, counted: str, unit: str = "") -> str:
     if spread is None:
         shared = f"{100 * (label.base_rate or 0):.3g} % are 1"
     else:
-        low, middle, high = (f"{value:.4g}" for value in spread.quartiles)
-        mean = f"mean {spread.mean:.4g}, standard deviation {spread.deviation:.4g}"
-        shared = f"{mean}, quartiles {low}, {middle}, {high}" + f" {unit}".rstrip()
+        decimals = max(0, 2 - math.floor(math.log10(spread.deviation or 1)))
+        low, middle, high, mean = (
+            f"{value:.{decimals}f}" for value in (*spread.quartiles, spread.mean)
+        )
+        middle_half = f"quartiles {low}, {middle}, {high}"
+        shared = f"mean {mean}, standard deviation {spread.deviation:.3g}, {middle_half}"
+        shared += f" {unit}".rstrip()
     return f"{counts.total} {counted} ({subsets}); {shared}"
 
 

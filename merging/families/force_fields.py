@@ -205,11 +205,14 @@ class ForceFields(OfflineFamily):
         self, predictions: Labels, labels: Labels, info: TaskInfo
     ) -> list[LabelMeasures]:
         """Return the energies, and the mean errors of the force components by frame."""
-        energies = [values.energy.double().numpy() for values in (predictions, labels)]
-        frames = len(energies[1])
-        errors = (predictions.forces - labels.forces).abs().double().reshape(frames, -1).mean(1)
-        forces = Measure("forces_mae", errors.numpy(), np.zeros(frames), "eV/Angstrom")
-        return [LabelMeasures(*energies, (Measure("mae", *energies, "eV"), forces))]
+        energies, known = (values.energy.double().cpu().numpy() for values in (predictions, labels))
+        errors = (predictions.forces - labels.forces).abs().double()
+        of_frames = errors.reshape(len(known), -1).mean(1).cpu().numpy()
+        measures = (
+            Measure("mae", energies, known, "eV"),
+            Measure("forces_mae", of_frames, np.zeros(len(known)), "eV/Angstrom"),
+        )
+        return [LabelMeasures(energies, known, measures)]
 
     def served(self, output: TaskOutput) -> Labels:
         """Return the energies and forces."""

@@ -32,10 +32,7 @@ def task_text(collection: str | TaskText, task: str, info: TaskInfo) -> TaskText
             are about other labels, or `one` is missing for a class or given for a number.
     """
     labels, is_class = info.labels, info.target in ("multilabel", "multiclass")
-    if isinstance(collection, TaskText):
-        text = collection
-    else:
-        text = _bundled(collection, task, labels)
+    text = collection if isinstance(collection, TaskText) else _bundled(collection, task, labels)
     if missing := [label for label in labels if label not in text.labels]:
         raise ConfigError(f"meanings.{task}: got no text about label {missing[0]!r}")
     if strange := [label for label in text.labels if label not in labels]:

@@ -46,7 +46,7 @@ class _Pattern(BaseModel):
     Attributes:
         label: regular expression.
         name, measured: with `{group}`, `{group.name}` and `{group.cells}`.
-        direction: of all labels of this kind; the words may say `bad` for some.
+        direction: of all labels of this kind; None: by `bad` and by the words.
         bad: directions of the signal in which a hit warns of harm.
     """
 
@@ -55,7 +55,7 @@ class _Pattern(BaseModel):
     label: str
     name: str
     measured: str
-    direction: Direction = "neither"
+    direction: Direction | None = None
     bad: tuple[str, ...] = ()
 
 
@@ -103,7 +103,7 @@ def _described(
     return LabelText(
         name=pattern.name.format(**shown).strip(),
         measured=pattern.measured.format(**shown),
-        direction="bad" if warns else pattern.direction,
+        direction=pattern.direction or ("bad" if warns else "neither"),
         one=_ONE,
     )
 

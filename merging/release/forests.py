@@ -83,9 +83,7 @@ def add_forests(
     }
     forest_infos = {task: infos[task] for task in in_order}
     components = replace(components, forests={task: forests[task] for task in in_order})
-    described = replace(
-        components, manifest=manifest.model_copy(update={"forests": forest_infos})
-    )
+    described = replace(components, manifest=manifest.model_copy(update={"forests": forest_infos}))
     provenance = {"forests": [*manifest.provenance.get("forests", ()), record]}
     changes = {
         "name": identity.name,

@@ -1,9 +1,11 @@
-"""What the labels of a finished artifact mean. Its tensors stay bit-identical."""
+"""What the labels of a finished artifact mean. Its tensors stay bit-identical; the manifest keeps
+the digest of the artifact that they are of (`models.manifest.Manifest.weights_digest`)."""
 
 from pathlib import Path
 from typing import Any
 
-from merging.release.extension import card_of, save_changed
+from merging.config.base import ReleaseConfig
+from merging.release.extension import save_changed
 from merging.run.meanings import meaning_texts, with_meanings
 from merging.run.run import Run
 from merging.run.scores import environment
@@ -11,6 +13,15 @@ from merging.targets.label_scores import DRAWS, LEVEL
 from models.artifact import ArtifactComponents, check_output, load_components
 from models.errors import ConfigError
 from models.manifest import Manifest
+
+_LABELS_TITLE = "## Labels"
+_LABELS = f"""
+{_LABELS_TITLE}
+
+What each label means, where its data are from and under which terms, how many rows have it, and its
+own test score with a 95 % interval are in `manifest.json` (`tasks`, `meaning`) and in the answer of
+`GET /tasks`.
+"""
 
 
 def describe_labels(run: Run, artifact: Path, output: Path, replace: bool = False) -> Manifest:
@@ -31,8 +42,9 @@ def describe_labels(run: Run, artifact: Path, output: Path, replace: bool = Fals
     components = check_description(run, artifact, output, replace)
     identity, manifest = run.config.require_release(), components.manifest
     tasks = list(meaning_texts(run, manifest.tasks))
+    earlier = manifest.provenance.get("meanings", {})
     record = {
-        "to": components.digest,
+        "weights_of": earlier.get("weights_of", components.digest),
         "tasks": tasks,
         "data_sha256": {task: dict(run.dataset(task).sources) for task in tasks},
         "seed": run.seed,
@@ -45,7 +57,17 @@ def describe_labels(run: Run, artifact: Path, output: Path, replace: bool = Fals
         "tasks": with_meanings(run, components, manifest.tasks),
         "provenance": manifest.provenance | {"meanings": record},
     }
-    return save_changed(output, components, changes, card_of(artifact), replace)
+    card = _card(components, identity)
+    return save_changed(output, components, changes, card, replace)
+
+
+def _card(components: ArtifactComponents, identity: ReleaseConfig) -> str:
+    """Return the model card with its new name and version, and where the labels are described."""
+    old = f"# {components.manifest.name} {components.manifest.version}\n"
+    card = components.card.removeprefix(old)
+    if card != components.card:
+        card = f"# {identity.name} {identity.version}\n{card}"
+    return card if _LABELS_TITLE in card else f"{card}{_LABELS}"
 
 
 def check_description(

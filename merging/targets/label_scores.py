@@ -1,5 +1,6 @@
 """Test scores of single labels, with bootstrap intervals, and how labels are distributed."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,18 +114,24 @@ def distribution_of(columns: Sequence[Array]) -> Distribution:
     """Describe the known numbers of a label in all subsets together."""
     values = np.concatenate(columns)
     values = values[~np.isnan(values)]
-    low, middle, high = (_rounded(value) for value in np.quantile(values, [0.25, 0.5, 0.75]))
+    deviation = float(values.std())
+    # Energies differ by far less than their mean: digits are those of the deviation.
+    decimals = _DIGITS - 1 - math.floor(math.log10(deviation)) if deviation else _DIGITS
+    quartiles = np.quantile(values, [0.25, 0.5, 0.75])
+    low, middle, high = (round(float(value), decimals) for value in quartiles)
     return Distribution(
-        mean=_rounded(values.mean()),
-        deviation=_rounded(values.std()),
+        mean=round(float(values.mean()), decimals),
+        deviation=_rounded(deviation),
         quartiles=(low, middle, high),
     )
 
 
 def calibration_error(probabilities: Array, known: Array) -> float | None:
     """Compute the expected calibration error of one label, rounded; None if no row has it."""
-    columns = (torch.from_numpy(values.astype(np.float64)) for values in (probabilities, known))
-    error = expected_calibration_error(*(column[:, None] for column in columns))
+    values, labels = (
+        torch.from_numpy(v.astype(np.float64))[:, None] for v in (probabilities, known)
+    )
+    error = expected_calibration_error(values, labels)
     return None if np.isnan(error) else _rounded(error)
 
 
@@ -193,9 +200,9 @@ def _spearman(values: Array, known: Array, counts: Array) -> Array:
     found = np.full(len(counts), np.nan)
     for k, drawn in enumerate(counts[:, rows]):
         chosen = np.repeat(rows, drawn)
-        ranks = [rankdata(column[chosen]) for column in (values, known)]
-        if len(chosen) and all(np.ptp(column) > 0 for column in ranks):
-            found[k] = np.corrcoef(*ranks)[0, 1]
+        first, second = rankdata(values[chosen]), rankdata(known[chosen])
+        if len(chosen) and min(np.ptp(first), np.ptp(second)) > 0:
+            found[k] = np.corrcoef(first, second)[0, 1]
     return found
 
 
