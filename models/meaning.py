@@ -148,7 +148,7 @@ class LabelMeaning(LabelText):
         return self
 
     @property
-    def base_rate(self) -> float | None:
+    def share_of_ones(self) -> float | None:
         """Share of class 1 among the rows that have the label; None for a number."""
         return None if self.positives is None else self.positives.total / self.counts.total
 
@@ -196,7 +196,7 @@ def data_text(label: LabelMeaning, counted: str, unit: str = "") -> str:
     counts, spread = label.counts, label.distribution
     subsets = f"{counts.train} train, {counts.valid} validation, {counts.test} test"
     if spread is None:
-        shared = f"{100 * (label.base_rate or 0):.3g} % are 1"
+        shared = f"{100 * (label.share_of_ones or 0):.3g} % are 1"
     else:
         decimals = max(0, 2 - math.floor(math.log10(spread.deviation or 1)))
         low, middle, high, mean = (

@@ -122,13 +122,17 @@ class TaskInfo(BaseModel):
         """Units by label, for labels with a known unit."""
         return {label: unit for label, unit in zip(self.labels, self.units, strict=False) if unit}
 
+    def unit(self, label: str) -> str:
+        """Return the unit of a label's numbers; empty if there is none, or it is not known."""
+        return "eV" if self.target == "energy_and_forces" else self.unit_of.get(label, "")
+
     def label_text(self, label: str) -> str:
         """Describe a label in some lines of text; its name and unit alone where nobody said more.
         Raises InvalidInputError: the task does not have the label."""
         if label not in self.labels:
             expected = f"expected one of {', '.join(self.labels[:8])}"
             raise InvalidInputError(f"got label {label!a}, {expected}")
-        unit = "eV" if self.target == "energy_and_forces" else self.unit_of.get(label, "")
+        unit = self.unit(label)
         if self.meaning is None:
             return f"{label} [{unit}]" if unit else label
         return describe_label(label, self.labels.index(label), self.meaning, unit)

@@ -77,7 +77,7 @@ def _meaning(described: TaskInfo) -> MeaningOut | None:
         terms=meaning.terms,
         counted=meaning.counted,
         answered_by=meaning.answered_by,
-        labels={name: LabelOut(**vars(own), base_rate=own.base_rate) for name, own in labels},
+        labels={name: LabelOut(**vars(own), base_rate=own.share_of_ones) for name, own in labels},
     )
 
 
