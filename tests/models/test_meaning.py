@@ -43,7 +43,12 @@ def meaning(*labels: LabelMeaning) -> TaskMeaning:
 def test_a_meaning_comes_back_and_is_absent_by_default() -> None:
     info = TaskInfo(labels=("blocker",), meaning=meaning(CLASS))
     assert TaskInfo.model_validate_json(info.model_dump_json()) == info
-    assert list(TaskInfo(labels=("a",)).model_dump()) == ["labels", "description", "level", "target"]
+    assert list(TaskInfo(labels=("a",)).model_dump()) == [
+        "labels",
+        "description",
+        "level",
+        "target",
+    ]
     written = info.model_dump()["meaning"]["labels"][0]
     assert "distribution" not in written
     assert "unit" not in written["scores"][0]

@@ -3,8 +3,7 @@
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
-from fastapi.responses import PlainTextResponse
+from fastapi import APIRouter, Path, Query, Response
 
 from models.errors import GMergingError
 from models.task import TaskInfo
@@ -32,14 +31,6 @@ _ModelQuery = Annotated[
     str | None, Query(max_length=128, description="name of a model; the default one if left out")
 ]
 _ModelPath = Annotated[str, Path(max_length=128)]
-
-
-class MarkdownResponse(PlainTextResponse):
-    """Text in Markdown."""
-
-    media_type = "text/markdown"
-
-
 _LIMITS = {"max_molecules", "max_atoms", "max_smiles_length", "max_body_bytes", "max_file_bytes"}
 
 
@@ -97,15 +88,21 @@ async def model(services: AcceptingDep, model: _ModelQuery = None) -> ModelRespo
 @router.get(
     "/model/card",
     summary="The model card",
-    response_class=MarkdownResponse,
-    responses=problems(401, 404, 422, 503),
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"text/markdown": {"schema": {"type": "string"}}},
+            "description": "The card, in Markdown",
+        },
+        **problems(401, 404, 422, 503),
+    },
 )
-async def model_card(services: AcceptingDep, model: _ModelQuery = None) -> MarkdownResponse:
+async def model_card(services: AcceptingDep, model: _ModelQuery = None) -> Response:
     """Return a model's card, in Markdown: what it was made from, test scores, limits."""
     info = services.models.get(model).info
     if not info.card:
         raise ProblemError(404, "not_found", f"got model {info.name}, which has no model card")
-    return MarkdownResponse(info.card)
+    return Response(info.card, media_type="text/markdown")
 
 
 def _model_response(services: Services, info: EngineInfo) -> ModelResponse:

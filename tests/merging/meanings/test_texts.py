@@ -49,10 +49,10 @@ def test_own_texts_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("collection", "task", "info", "message"),
     [
-        ("nope", "herg", INFO, "got 'nope', expected one of cora, md17, moleculenet, tdc, or texts"),
+        ("nope", "herg", INFO, "got 'nope', expected one of cora, md17, moleculenet, tdc, or"),
         ("tdc", "mine", INFO, "meanings.mine: got no such task in 'tdc', expected one of hia_hou"),
         ("tdc", "herg", INFO, "meanings.herg: got no text about label 'herg'"),
-        (text_about("herg", "b"), "herg", INFO, "got a text about 'b', expected labels of the task"),
+        (text_about("herg", "b"), "herg", INFO, "got a text about 'b', expected labels of"),
         (text_about("herg", one=None), "herg", INFO, "got no `one`, expected what 1 means"),
         (
             text_about("herg"),

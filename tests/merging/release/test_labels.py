@@ -54,9 +54,7 @@ def configure(folder: Path, name: str = "described.yaml", **changes: Any) -> Non
 
 def describe(folder: Path, config: str, artifact: str, output: str) -> int:
     files = ["--artifact", str(folder / artifact), "--output", str(folder / output)]
-    return main(
-        ["describe-labels", "--config", str(folder / config), *files, *run_options(folder)]
-    )
+    return main(["describe-labels", "--config", str(folder / config), *files, *run_options(folder)])
 
 
 def meaning_of(folder: Path, task: str = "nitrogen") -> TaskMeaning:
@@ -84,11 +82,7 @@ def test_weights_stay_and_the_manifest_says_where_they_are_from(made: Path) -> N
 def test_described_labels_are_measured_on_the_answers(made: Path) -> None:
     meaning = meaning_of(made / "described")
     (label,) = meaning.labels
-    assert (meaning.counted, meaning.answered_by, label.name) == (
-        "molecules",
-        "own",
-        "nitrogen",
-    )
+    assert (meaning.counted, meaning.answered_by, label.name) == ("molecules", "own", "nitrogen")
     run = Run(load_config(made / "pico.yaml"), 0, made / "data", made / "work")
     data, model = run.dataset("nitrogen"), load_artifact(made / "described").model
     rows = data.split.test

@@ -10,8 +10,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import models
-from models.artifact import load_artifact, read_manifest
 from merging.training.forest import fingerprint_rows
+from models.artifact import load_artifact, read_manifest
 from models.data.molecule import collate
 from models.data.smiles import read_graphs
 from models.manifest import Manifest
@@ -85,7 +85,7 @@ def test_scores_of_labels_average_to_those_of_the_card(release: Path) -> None:
     if release.name == "md17-schnet":
         for task, errors in manifest.metrics.items():
             (own,) = manifest.tasks[task].meaning.labels  # type: ignore[union-attr]
-            meV = [1000 * score.value for score in own.scores]  # noqa: N806 - the unit
+            meV = [1000 * score.value for score in own.scores]
             assert meV == pytest.approx([errors["energy"], errors["forces"]], rel=1e-4)
 
 
@@ -104,7 +104,9 @@ def test_numbers_agree_with_a_slow_computation() -> None:
 
     test = table[table["split"] == "test"].reset_index()
     batch = collate(read_graphs(list(test["smiles"]), strict=False))
-    network = artifact.model(batch, ["skin_reaction"]).logits["skin_reaction"].detach()[:, 0].numpy()
+    network = (
+        artifact.model(batch, ["skin_reaction"]).logits["skin_reaction"].detach()[:, 0].numpy()
+    )
     forest = artifact.forests["skin_reaction"]
     rows = fingerprint_rows(list(test["smiles"]), "skin_reaction")
     together = forest.both_scale[0] * (network + forest.outputs(rows)[:, 0]) / 2

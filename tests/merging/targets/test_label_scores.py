@@ -58,7 +58,9 @@ def test_the_interval_of_a_mean_error_is_that_of_statistics() -> None:
     assert score is not None
     wide = 1.96 * errors.std() / np.sqrt(500)
     assert score.value == pytest.approx(errors.mean(), rel=1e-5)
-    assert (score.low, score.high) == pytest.approx((score.value - wide, score.value + wide), rel=0.02)
+    assert (score.low, score.high) == pytest.approx(
+        (score.value - wide, score.value + wide), rel=0.02
+    )
     assert score == label_score(Measure("mae", errors, np.zeros(500)), draw_counts(500))
 
 
