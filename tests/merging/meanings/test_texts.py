@@ -41,6 +41,18 @@ def test_every_bundled_text_is_that_of_a_released_task() -> None:
     assert found == bundled
 
 
+def test_the_example_of_the_documentation_is_a_configuration() -> None:
+    page = (Path(models.__file__).parents[1] / "docs/label-meanings.md").read_text()
+    block = page.split("```yaml\n")[1].split("```")[0]
+    texts = yaml.safe_load(block)["meanings"]
+    infos = {
+        "solubility": TaskInfo(labels=("logS",), target="regression"),
+        "herg": TaskInfo(labels=("blocker",)),
+    }
+    for task, section in texts.items():
+        assert task_text(TaskText.model_validate(section), task, infos[task]).labels
+
+
 def test_own_texts_are_taken_as_they_are() -> None:
     text = text_about("herg")
     assert task_text(text, "mine", INFO) == text
