@@ -212,7 +212,12 @@ def screen(
 
 
 def save_changed(
-    output: Path, components: ArtifactComponents, changes: dict[str, Any], card: str, replace: bool
+    output: Path,
+    components: ArtifactComponents,
+    changes: dict[str, Any],
+    card: str,
+    replace: bool,
+    same_weights: bool = False,
 ) -> Manifest:
     """Write an artifact that was derived from another one.
 
@@ -222,8 +227,15 @@ def save_changed(
         changes: fields of the manifest that differ.
         card: its model card.
         replace: see `models.artifact.check_output`.
+        same_weights: whether all tensors are those of the other one. Otherwise the manifest no
+            longer names an artifact that they are of (`Manifest.weights_digest`).
     """
     manifest = components.manifest.model_copy(update=changes)
+    described = manifest.provenance.get("meanings", {})
+    if not same_weights and "weights_of" in described:
+        rest = {name: value for name, value in described.items() if name != "weights_of"}
+        provenance = manifest.provenance | {"meanings": rest}
+        manifest = manifest.model_copy(update={"provenance": provenance})
     written = components.backbone, components.experts, card, replace, components.digest
     return save_artifact(output, manifest, *written, components.forests)
 

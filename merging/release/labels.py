@@ -58,7 +58,7 @@ def describe_labels(run: Run, artifact: Path, output: Path, replace: bool = Fals
         "provenance": manifest.provenance | {"meanings": record},
     }
     card = _card(components, identity)
-    return save_changed(output, components, changes, card, replace)
+    return save_changed(output, components, changes, card, replace, same_weights=True)
 
 
 def _card(components: ArtifactComponents, identity: ReleaseConfig) -> str:
@@ -101,7 +101,7 @@ def check_description(
 def _check_files(task: str, found: dict[str, str], manifest: Manifest) -> None:
     """Raise ConfigError if a task's data files are others than the manifest names."""
     named = manifest.provenance.get("data_sha256", {}).get(task)
-    if named is None:  # Older force fields do not say.
+    if named is None:  # Added tasks and older force fields do not say.
         return
     expected = {named} if isinstance(named, str) else set(named.values())
     if set(found.values()) != expected:

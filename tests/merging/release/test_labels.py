@@ -117,6 +117,15 @@ def test_results_that_a_described_artifact_taught_keep_their_keys(made: Path) ->
     assert keys[0] == keys[1] == (read_manifest(made / "plain")[1],)
 
 
+def test_an_artifact_with_other_weights_stands_for_itself(made: Path) -> None:
+    files = ["--artifact", str(made / "described"), "--output", str(made / "fewer")]
+    assert main(["remove-task", "--tasks", "other", *files]) == 0
+    manifest, digest = read_manifest(made / "fewer")
+    assert manifest.weights_digest(digest) == digest
+    assert manifest.provenance["meanings"]["tasks"] == ["nitrogen"]
+    assert meaning_of(made / "fewer") == meaning_of(made / "described")
+
+
 def test_a_release_describes_and_an_added_task_does_too(made: Path) -> None:
     configure(made, "pico-released.yaml", meanings=MEANINGS)
     options = ["--config", str(made / "pico-released.yaml"), *run_options(made)]
