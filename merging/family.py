@@ -299,6 +299,11 @@ class OfflineFamily(ABC):
         """Concatenate the outputs or labels of several batches."""
         return torch.cat(list(values))
 
+    def step_expert(self, expert: Any) -> Any:
+        """Return an artifact's expert as it answers batches of `TaskData.steps`; the expert itself
+        unless these differ from what the artifact takes."""
+        return expert
+
     def served(self, output: TaskOutput) -> Any:
         """Return the predictions of an artifact's model for a batch, in the form of `outputs`."""
         return output.values

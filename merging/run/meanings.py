@@ -91,7 +91,8 @@ def _predict(run: Run, components: ArtifactComponents, task: str) -> tuple[Any, 
     """Return the predictions of the labelled test rows, as the artifact answers by default, and
     their labels."""
     data, family, manifest = run.dataset(task), run.family, components.manifest
-    single = replace(components, experts={task: components.experts[task]}, forests={})
+    expert = family.step_expert(components.experts[task])
+    single = replace(components, experts={task: expert}, forests={})
     model = assemble(single, run.device).model
     info = manifest.forests.get(task)
     by_network = info is None or info.default == "own"
