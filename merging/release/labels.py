@@ -76,12 +76,16 @@ def check_description(
     """Check that the labels of an artifact can be described and measured; return the artifact.
 
     Raises:
-        ConfigError: the configuration lacks a task of the artifact, describes none of its labels or
-            other ones, has other data files than the artifact was made from, or has no `release`.
+        ConfigError: the configuration is of another family of networks, lacks a task of the
+            artifact, describes none of its labels or other ones, has other data files than the
+            artifact was made from, or has no `release`.
         ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
     identity, components = run.config.require_release(), load_components(artifact)
     manifest = components.manifest
+    if manifest.backbone.kind not in run.family.kinds:
+        got = f"got a configuration of networks of kind {run.config.shape.kind!r}"
+        raise ConfigError(f"{got}, expected one of the artifact's, {manifest.backbone.kind!r}")
     if missing := [task for task in manifest.tasks if task not in run.tasks]:
         got = f"tasks: got none of the name {missing[0]!r}"
         raise ConfigError(f"{got}, expected those of the artifact, {', '.join(manifest.tasks)}")

@@ -190,6 +190,13 @@ def test_what_does_not_fit_is_refused(
     assert not (made / "nowhere").exists()
 
 
+def test_another_kind_of_network_is_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--artifact", str(made / "plain"), "--output", str(made / "nowhere")]
+    config = ["--config", "cora_label_split.yaml", *run_options(made)]
+    assert main(["describe-labels", *config, *files]) != 0
+    assert "kind 'pyg_gcn', expected one of the artifact's, 'gcn'" in capsys.readouterr().err
+
+
 def test_other_data_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configure(made, "other.yaml", meanings=MEANINGS)
     shutil.copytree(made / "plain", made / "foreign")
