@@ -24,7 +24,7 @@ FAST := tests/test_architecture.py \
 	$(addprefix tests/service/,http/routes/test_predictions.py core/test_batcher.py test_settings.py \
 		test_readme.py)
 
-.PHONY: help serve test test-all check check-fast release audit smoke bench-smoke gpu-pack gpu-check clean
+.PHONY: help serve test test-all check check-fast release audit labels smoke bench-smoke gpu-pack gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -55,6 +55,9 @@ check-fast: $(VENV)/.dev ## style and the most telling tests, in less than a min
 
 test: check ## style, types, and all tests but the slow ones and those that need a browser
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -m "not slow and not browser" --cov
+
+labels: $(VENV)/.dev ## write docs/labels from the released models
+	$(BIN)/python -m merging.release.label_pages docs/labels models/releases/*
 
 $(CHEMPROP_VENV)/.made: Makefile
 	$(PYTHON) -m venv --clear $(CHEMPROP_VENV)

@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel
+from numpy.typing import NDArray
+from pydantic import BaseModel, model_validator
 from torch import Tensor, nn
 
 from merging.config.base import ReleaseConfig, Section, Setting
@@ -19,10 +20,12 @@ from merging.config.training import AlignmentConfig, Initialisation, TrainingCon
 from merging.data.task_data import Step
 from merging.mergers.base import MergeResult
 from merging.mergers.registry import MergeConfig
-from merging.targets import losses, metrics
+from merging.targets import label_scores, losses, metrics
 from models.data.batch import mean_readout
 from models.errors import ConfigError
 from models.experts.router import RouterConfig
+from models.families.base import TaskOutput
+from models.meaning import Counted, TaskText
 from models.names import Name
 from models.state_dict import load_tensors
 from models.task import TaskInfo
@@ -52,6 +55,8 @@ class RunConfig(Section):
         setting: name of the configuration and of its results.
         merge: the merger and its options.
         release: name and version of the artifact; needed only by commands that write one.
+        meanings: by task what its labels mean: texts, or the name of a set that comes with the
+            package (`merging.meanings`). A release measures the labels of these tasks.
         tasks: names of the tasks, or their descriptions by name.
     """
 
@@ -59,7 +64,18 @@ class RunConfig(Section):
     description: str = ""
     merge: MergeConfig = MergeConfig()
     release: ReleaseConfig | None = None
+    meanings: dict[Name, Name | TaskText] = {}
     tasks: Any
+
+    @model_validator(mode="after")
+    def _check_meanings(self) -> Self:
+        if unknown := [task for task in self.meanings if task not in self.tasks]:
+            raise ValueError(f"meanings: got {unknown[0]!r}, expected names among {[*self.tasks]}")
+        return self
+
+    def meaning_of(self, task: str) -> Name | TaskText | None:
+        """Return the entry of a task in `meanings`, or None."""
+        return self.meanings.get(task)
 
     @property
     def shape(self) -> Any:
@@ -259,9 +275,38 @@ class OfflineFamily(ABC):
         """Return the names of the metrics shown in tables, the main one first."""
         return (info.main_metric,)
 
+    def counted(self, info: TaskInfo) -> Counted:
+        """Return what has the labels of a task."""
+        return "nodes" if info.level == "node" else "graphs"
+
+    def label_columns(self, labels: Any, info: TaskInfo) -> list[NDArray[Any]]:
+        """Return the known values by label (`merging.targets.label_scores.label_columns`)."""
+        return label_scores.label_columns(labels.numpy(), info)
+
+    def label_measures(
+        self, predictions: Any, labels: Any, info: TaskInfo
+    ) -> list[label_scores.LabelMeasures]:
+        """Return by label what its scores are computed from.
+
+        Args:
+            predictions: of the labelled rows, as an artifact answers: probabilities, or numbers.
+            labels: of these rows, as the head learns them.
+            info: the task.
+        """
+        return label_scores.label_measures(predictions.numpy(), labels.numpy(), info)
+
     def concatenate(self, values: Sequence[Any]) -> Any:
         """Concatenate the outputs or labels of several batches."""
         return torch.cat(list(values))
+
+    def step_expert(self, expert: Any) -> Any:
+        """Return an artifact's expert as it answers batches of `TaskData.steps`; the expert itself
+        unless these differ from what the artifact takes."""
+        return expert
+
+    def served(self, output: TaskOutput) -> Any:
+        """Return the predictions of an artifact's model for a batch, in the form of `outputs`."""
+        return output.values
 
     @torch.no_grad()
     def predict(

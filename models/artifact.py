@@ -50,12 +50,14 @@ class Artifact:
         model: merged model of the loaded tasks, from `ModelFamily.model`.
         digest: sha256 of the manifest file, which identifies the contents of all files.
         forests: of the loaded tasks that have one, by task.
+        card: text of the model card; empty if there is none.
     """
 
     manifest: Manifest
     model: Any
     digest: str
     forests: Mapping[str, Forest] = field(default_factory=dict)
+    card: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class ArtifactComponents:
             experts hold it.
         digest: sha256 of the manifest file.
         forests: of the loaded tasks that have one, by task.
+        card: text of the model card; empty if there is none, or only some tasks are loaded.
     """
 
     manifest: Manifest
@@ -76,6 +79,7 @@ class ArtifactComponents:
     experts: dict[str, Any]
     digest: str
     forests: Mapping[str, Forest] = field(default_factory=dict)
+    card: str = ""
 
     @property
     def molecular_backbone(self) -> Backbone:
@@ -329,7 +333,8 @@ def assemble(components: ArtifactComponents, device: torch.device | str = "cpu")
     """Build the merged model on a device from the separate modules of an artifact."""
     manifest = components.manifest
     model = manifest.family.model(components.backbone, components.experts, manifest.router)
-    return Artifact(manifest, model.to(device), components.digest, components.forests)
+    forests, card = components.forests, components.card
+    return Artifact(manifest, model.to(device), components.digest, forests, card)
 
 
 def load_components(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactComponents:
@@ -366,7 +371,8 @@ def load_components(folder: Path, tasks: Sequence[str] | None = None) -> Artifac
         for task in names
         if task in manifest.forests
     }
-    return ArtifactComponents(manifest, backbone.eval(), experts, digest, forests)
+    card = contents.get(CARD, b"").decode(errors="replace")
+    return ArtifactComponents(manifest, backbone.eval(), experts, digest, forests, card)
 
 
 def _read_forest(manifest: Manifest, task: str, data: bytes, folder: Path) -> Forest:

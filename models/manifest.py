@@ -158,6 +158,16 @@ class Manifest(BaseModel):
         """Family of the model, selected by `backbone.kind`."""
         return FAMILIES[self.backbone.kind]
 
+    def weights_digest(self, digest: str) -> str:
+        """Return the digest of the artifact that the tensors are of: that of the one whose labels
+        were described (`gmerging describe-labels`), or else its own.
+
+        Args:
+            digest: of this artifact.
+        """
+        described: str = self.provenance.get("meanings", {}).get("weights_of", digest)
+        return described
+
     @property
     def stream_of(self) -> dict[str, str]:
         """Name of the shared stream by task, for tasks that read from one."""

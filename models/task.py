@@ -15,6 +15,7 @@ from pydantic import (
 from torch import Tensor
 
 from models.errors import InvalidInputError, UnknownTaskError
+from models.meaning import TaskMeaning, describe_label
 from models.names import check_labels
 
 Level = Literal["graph", "node"]
@@ -92,6 +93,7 @@ class TaskInfo(BaseModel):
         scale: for regression, `log10` if the head's outputs are logarithms of the numbers; answers
             are the numbers themselves.
         metric: the metric by which the task is judged; None for the default of the target.
+        meaning: what the labels mean and how well they are predicted; None if nobody said so.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +105,7 @@ class TaskInfo(BaseModel):
     units: tuple[Unit, ...] = ()
     scale: Scale = "linear"
     metric: Metric | None = None
+    meaning: TaskMeaning | None = None
 
     @property
     def output_kind(self) -> OutputKind:
@@ -119,12 +122,27 @@ class TaskInfo(BaseModel):
         """Units by label, for labels with a known unit."""
         return {label: unit for label, unit in zip(self.labels, self.units, strict=False) if unit}
 
+    def unit(self, label: str) -> str:
+        """Return the unit of a label's numbers; empty if there is none, or it is not known."""
+        return "eV" if self.target == "energy_and_forces" else self.unit_of.get(label, "")
+
+    def label_text(self, label: str) -> str:
+        """Describe a label in some lines of text; its name and unit alone where nobody said more.
+        Raises InvalidInputError: the task does not have the label."""
+        if label not in self.labels:
+            expected = f"expected one of {', '.join(self.labels[:8])}"
+            raise InvalidInputError(f"got label {label!a}, {expected}")
+        unit = self.unit(label)
+        if self.meaning is None:
+            return f"{label} [{unit}]" if unit else label
+        return describe_label(label, self.labels.index(label), self.meaning, unit)
+
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out defaults of newer fields, so that versions without them can read the
         manifest."""
         values: dict[str, Any] = handler(self)
-        for name in ("units", "scale", "metric"):
+        for name in ("units", "scale", "metric", "meaning"):
             if getattr(self, name) == type(self).model_fields[name].default:
                 values.pop(name, None)
         return values
@@ -135,6 +153,9 @@ class TaskInfo(BaseModel):
         check_units(self.units, self.labels, self.target)
         check_scale(self.scale, self.target)
         check_metric(self.metric, self.target)
+        if self.meaning is not None and len(self.meaning.labels) != len(self.labels):
+            counts = f"{len(self.meaning.labels)} labels for {len(self.labels)}"
+            raise ValueError(f"meaning: got {counts}, expected one for each")
         if self.target == "energy_and_forces" and (
             self.level != "graph" or self.labels != ("energy",)
         ):

@@ -30,6 +30,7 @@ from models.experts.combination import (
 )
 from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.families.table import AnyInput
+from models.meaning import Counted, LabelMeaning
 from models.task import Level, Target
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
@@ -490,6 +491,33 @@ class TaskExperts(ForestInfo):
     """Which experts answer a task where a request names none, and what its forest was made of."""
 
 
+class LabelOut(LabelMeaning):
+    """What a label means, how many molecules have it, and how well it is predicted."""
+
+    base_rate: float | None = Field(
+        None, description="of a class label, the share of 1 among the molecules that have it"
+    )
+
+
+class MeaningOut(BaseModel):
+    """What the labels of a task mean."""
+
+    source: str = Field(description="where the data are from")
+    terms: str = Field(description="the terms under which the data may be used")
+    counted: Counted = Field(description="what has the labels")
+    answered_by: ExpertChoice = Field(
+        description="the experts whose answers the scores are of: those that answer by default"
+    )
+    labels: dict[str, LabelOut] = Field(
+        description=(
+            "by label. `direction`: whether a high answer is good for a substance that is to be"
+            " used; `one`: of a class label, what 1 means; `scores`: on the test subset, with 95 %"
+            " intervals (percentile bootstrap over test molecules, 1,000 draws), empty where it"
+            " cannot be measured; `calibration_error`: expected calibration error, 15 bins"
+        )
+    )
+
+
 class TaskOut(BaseModel):
     """One task."""
 
@@ -531,6 +559,9 @@ class TaskOut(BaseModel):
             "the stream that the task shares with others: together they cost one pass; null where"
             " it has its own"
         ),
+    )
+    meaning: MeaningOut | None = Field(
+        None, description="what the labels mean; null where the artifact does not say"
     )
 
 

@@ -22,7 +22,7 @@ MAX_COLUMNS = 100
 FLOORS = {
     "models": (
         ("errors", "files", "ops"),
-        ("data", "device", "names", "state_dict", "transport", "validation"),
+        ("data", "device", "meaning", "names", "state_dict", "transport", "validation"),
         ("task",),
         ("networks",),
         ("experts",),
@@ -35,7 +35,7 @@ FLOORS = {
     ),
     "merging": (
         ("config",),
-        ("data", "targets"),
+        ("data", "meanings", "targets"),
         ("mergers",),
         ("family",),
         ("families", "training"),

@@ -24,6 +24,7 @@ from merging.planning.plan import (
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe
+from merging.release.labels import check_description, describe_labels
 from merging.release.release import check_release, needs_single_backbone, release, release_stages
 from merging.run.config import load_config
 from merging.run.forests import forest
@@ -45,6 +46,7 @@ from merging.studies.report import (
     summary_table,
 )
 from merging.training.pretraining import load_pretrain_config, pretrain
+from models.artifact import read_manifest
 from models.errors import ConfigError, DataError
 from models.manifest import Manifest
 
@@ -284,6 +286,16 @@ def add_forest(arguments: argparse.Namespace) -> None:
 
     _train(arguments, run, stages, "forests", summary)
     _print_artifact(add_forests(run, *files), arguments.output)
+
+
+def describe_labels_of(arguments: argparse.Namespace) -> None:
+    """Describe the labels of a finished artifact: what they mean, how many molecules have them, and
+    how well each is predicted on the test molecules. Its weights stay as they are."""
+    manifest, _ = read_manifest(arguments.artifact)
+    run = _run(arguments, manifest.provenance.get("seed", 0))
+    files = arguments.artifact, arguments.output, arguments.replace
+    check_description(run, *files)
+    _print_artifact(describe_labels(run, *files), arguments.output)
 
 
 def remove_task(arguments: argparse.Namespace) -> None:

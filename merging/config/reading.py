@@ -135,7 +135,7 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
         return {task: value for task, value in by_task.items() if task in tasks}
 
     kept = dict(values)
-    for section in ("datasets", *_BY_TASK):
+    for section in ("datasets", "meanings", *_BY_TASK):
         if isinstance(values.get(section), dict):
             kept[section] = only(values[section])
     if isinstance(values.get("one_pass"), dict):

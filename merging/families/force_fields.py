@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -15,8 +17,11 @@ from merging.family import Folders, OfflineFamily, ScratchRunConfig, StateDict, 
 from merging.mergers.base import MergeResult
 from merging.mergers.gffmerge import Teacher, match_mean_energies
 from merging.mergers.registry import MergeConfig
+from merging.targets.label_scores import LabelMeasures, Measure
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
 from models.data.schema import AtomsInput
+from models.families.base import TaskOutput
+from models.meaning import Counted
 from models.names import Name, check_distinct
 from models.networks.schnet import (
     ForceField,
@@ -187,6 +192,32 @@ class ForceFields(OfflineFamily):
     def table_metrics(self, info: TaskInfo) -> tuple[str, ...]:
         """Return both metrics."""
         return "energy", "forces"
+
+    def counted(self, info: TaskInfo) -> Counted:
+        """Return "structures"."""
+        return "structures"
+
+    def label_columns(self, labels: Labels, info: TaskInfo) -> list[NDArray[Any]]:
+        """Return the energies, in eV."""
+        return [labels.energy.double().numpy()]
+
+    def label_measures(
+        self, predictions: Labels, labels: Labels, info: TaskInfo
+    ) -> list[LabelMeasures]:
+        """Return the energies, and the mean errors of the force components by frame."""
+        energies, known = (values.energy.double().cpu().numpy() for values in (predictions, labels))
+        errors = (predictions.forces - labels.forces).abs().double()
+        of_frames = errors.reshape(len(known), -1).mean(1).cpu().numpy()
+        measures = (
+            Measure("mae", energies, known, "eV"),
+            Measure("forces_mae", of_frames, np.zeros(len(known)), "eV/Angstrom"),
+        )
+        return [LabelMeasures(energies, known, measures)]
+
+    def served(self, output: TaskOutput) -> Labels:
+        """Return the energies and forces."""
+        assert output.forces is not None, "a force field answers with forces"
+        return Labels(output.logits[:, 0], output.forces)
 
     def concatenate(self, values: Sequence[Labels]) -> Labels:
         """Concatenate the energies and forces of several batches."""

@@ -1,6 +1,7 @@
 """The family of graphs with numeric node features: PyG networks trained from random weights."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -116,6 +117,12 @@ class Graphs(OfflineFamily):
     ) -> FeatureInput:
         """Return the schema of graphs: the number of node features, by task."""
         return FeatureInput(num_features={name: task.num_features for name, task in data.items()})
+
+    def step_expert(self, expert: Expert) -> Expert:
+        """Return the expert without its encoder, which has been applied to the data already."""
+        plain = deepcopy(expert)
+        plain.encoder = None
+        return plain
 
     def card_introduction(self, manifest: Any) -> str:
         """Return what was merged, and the number of features that a node of every task has."""

@@ -14,6 +14,7 @@ from merging.family import RunConfig
 from merging.mergers.registry import merger_spec
 from models.errors import ConfigError
 from models.experts.router import RouterConfig
+from models.meaning import TaskText
 from models.names import Name, check_distinct
 from models.networks.hu2020 import BackboneConfig
 from models.task import LabelTarget
@@ -26,6 +27,8 @@ BASE_VARIANT = "full"
 ReleaseMethod = Literal["adapters", "one-pass"]
 """What a release answers with: the merged backbone with adapters by task, or one shared stream
 (joint alignment)."""
+MOLECULENET_MEANINGS = "moleculenet"
+"""Name of the texts about the sets of MoleculeNet (`merging.meanings`)."""
 SHARED_STREAM = "one-pass"
 """Name of the shared stream in an artifact."""
 
@@ -226,6 +229,11 @@ class MoleculeConfig(RunConfig):
         """Return the description of a task's molecules: the configuration's, or that of the
         MoleculeNet set of this name."""
         return self.datasets.get(task) or MOLECULENET[task]
+
+    def meaning_of(self, task: str) -> Name | TaskText | None:
+        """Return the entry of a task in `meanings`; the sets of MoleculeNet have texts."""
+        published = None if task in self.datasets else MOLECULENET_MEANINGS
+        return self.meanings.get(task, published)
 
     def related_to(self, task: str) -> tuple[str, ...]:
         """Return the other tasks of a task's groups in `related`."""

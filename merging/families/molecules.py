@@ -19,6 +19,7 @@ from merging.targets.probe import fit_probe
 from models.data.smiles import READING_RULE
 from models.experts.expert import Expert
 from models.experts.unified import DEFAULT_ROUTING
+from models.meaning import Counted
 from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind, load_backbone
 from models.state_dict import load_tensors
 from models.task import Target, TaskInfo
@@ -57,6 +58,10 @@ class Molecules(OfflineFamily):
         for name in config.related_to(task):
             settings += [name, config.dataset_for(name)]
         return tuple(settings)
+
+    def counted(self, info: TaskInfo) -> Counted:
+        """Return "molecules"."""
+        return "molecules"
 
     def smiles(self, config: MoleculeConfig, data: MoleculeDataset, folders: Folders) -> list[str]:
         """Return the SMILES of a task as written in its source, one per graph."""

@@ -12,6 +12,7 @@ from merging.data.files import sha256
 from merging.data.molecule_files import read_molecules
 from merging.release.card import calibration_section, data_table, metrics_tables
 from merging.release.release import CalibrationErrors, calibrate, data_provenance, served_metrics
+from merging.run.meanings import meaning_texts, with_meanings
 from merging.run.models import expert, finetuned_model, single_task_model, without_adapters
 from merging.run.run import Run
 from merging.run.scores import evaluate, unified_forward
@@ -72,19 +73,21 @@ def add_tasks(run: Run, artifact: Path, output: Path, replace: bool = False) -> 
         task: {**gains[task], "calibration": calibrated.get(task), "test": test[task]}
         for task in experts
     }
-    manifest = components.manifest
+    manifest, old_experts = components.manifest, components.experts
+    with_new = manifest.model_copy(update={"tasks": manifest.tasks | infos, "nearest": {}})
+    components = dataclasses.replace(components, experts=old_experts | experts)
+    described = dataclasses.replace(components, manifest=with_new)
     changes = {
         "name": identity.name,
         "version": identity.version,
         "rank": run.config.rank,
-        "tasks": manifest.tasks | infos,
+        "tasks": with_meanings(run, described, run.tasks),
         "nearest": {},  # must list all tasks or none
         "provenance": manifest.provenance | {"added": _provenance(run, components)},
         "metrics": manifest.metrics | {"added": manifest.metrics.get("added", {}) | metrics},
     }
     tables = f"\n{metrics_tables(test, infos)}\n\n{data_table(data_provenance(run)['data'])}\n"
     card = card_of(artifact) + _card_section(gains, calibrated) + tables
-    components = dataclasses.replace(components, experts=components.experts | experts)
     return save_changed(output, components, changes, card, replace)
 
 
@@ -105,6 +108,7 @@ def check_addition(
     _check_fit(run, components.manifest)
     tasks = [*components.manifest.tasks, *run.tasks]
     check_output(output, identity.name, identity.version, tasks, replace, components.digest)
+    meaning_texts(run, run.tasks)
     return components
 
 
@@ -208,7 +212,12 @@ def screen(
 
 
 def save_changed(
-    output: Path, components: ArtifactComponents, changes: dict[str, Any], card: str, replace: bool
+    output: Path,
+    components: ArtifactComponents,
+    changes: dict[str, Any],
+    card: str,
+    replace: bool,
+    same_weights: bool = False,
 ) -> Manifest:
     """Write an artifact that was derived from another one.
 
@@ -218,8 +227,15 @@ def save_changed(
         changes: fields of the manifest that differ.
         card: its model card.
         replace: see `models.artifact.check_output`.
+        same_weights: whether all tensors are those of the other one. Otherwise the manifest no
+            longer names an artifact that they are of (`Manifest.weights_digest`).
     """
     manifest = components.manifest.model_copy(update=changes)
+    described = manifest.provenance.get("meanings", {})
+    if not same_weights and "weights_of" in described:
+        rest = {name: value for name, value in described.items() if name != "weights_of"}
+        provenance = manifest.provenance | {"meanings": rest}
+        manifest = manifest.model_copy(update={"provenance": provenance})
     written = components.backbone, components.experts, card, replace, components.digest
     return save_artifact(output, manifest, *written, components.forests)
 

@@ -22,6 +22,7 @@ from merging.run.forests import (
     network_outputs,
     trained_forest,
 )
+from merging.run.meanings import with_meanings
 from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.validation import unseen_outputs
@@ -80,18 +81,21 @@ def add_forests(
         "to": components.digest,
         "tasks": list(tasks),
     }
+    forest_infos = {task: infos[task] for task in in_order}
+    components = replace(components, forests={task: forests[task] for task in in_order})
+    described = replace(components, manifest=manifest.model_copy(update={"forests": forest_infos}))
     provenance = {"forests": [*manifest.provenance.get("forests", ()), record]}
     changes = {
         "name": identity.name,
         "version": identity.version,
         "input": manifest.input.model_copy(update={"fingerprint": FINGERPRINT_RULE}),
-        "forests": {task: infos[task] for task in in_order},
+        "forests": forest_infos,
+        "tasks": with_meanings(run, described, tasks),
         "provenance": manifest.provenance | provenance,
         "metrics": manifest.metrics
         | {"forests": {**manifest.metrics.get("forests", {}), **measured}},
     }
     card = card_of(artifact) + _card_section(added)
-    components = replace(components, forests={task: forests[task] for task in in_order})
     return save_changed(output, components, changes, card, replace_other)
 
 

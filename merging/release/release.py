@@ -11,6 +11,7 @@ from merging.data.split import Subset
 from merging.families.molecule_config import SHARED_STREAM
 from merging.mergers.registry import MergeConfig
 from merging.release.card import model_card
+from merging.run.meanings import meaning_texts, with_meanings
 from merging.run.models import expert, shared_model, single_task_model
 from merging.run.one_pass import settings_of, start_stages
 from merging.run.run import Run
@@ -31,7 +32,7 @@ from merging.run.stage import Stage
 from merging.run.stages import check_single_backbone, heads, merged_network
 from merging.run.validation import unseen_outputs
 from merging.targets.calibration import brier_score, expected_calibration_error, temperature_scale
-from models.artifact import check_output, save_artifact
+from models.artifact import ArtifactComponents, check_output, save_artifact
 from models.errors import ConfigError
 from models.manifest import Manifest, StreamInfo, make_manifest
 
@@ -48,8 +49,8 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         replace: True also replaces an artifact with another name or other tasks.
 
     Raises:
-        ConfigError: the configuration has no `release`, a task cannot be served, or the merger
-            returns a network for every task.
+        ConfigError: the configuration has no `release`, a task cannot be served, its labels are
+            described by texts about others, or the merger returns a network for every task.
         ArtifactError: the artifact may not be written there (`models.artifact.check_output`).
         DataError: the data of a task are missing or invalid.
     """
@@ -75,6 +76,9 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
         metrics=measured,
         streams=model.streams,
     )
+    components = ArtifactComponents(manifest, network, experts, digest="")
+    infos = with_meanings(run, components, run.tasks)
+    manifest = manifest.model_copy(update={"tasks": infos})
     card = model_card(run.family, manifest, methods)
     return save_artifact(folder, manifest, network, experts, card, replace)
 
@@ -87,6 +91,7 @@ def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfi
         got = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}, which no artifact answers"
         raise ConfigError(f"tasks: {got}, expected tasks on nodes or graphs")
     identity: ReleaseConfig = run.config.require_release()
+    meaning_texts(run, run.tasks)
     check_output(folder, identity.name, identity.version, run.tasks, replace)
     return identity
 

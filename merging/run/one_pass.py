@@ -136,11 +136,19 @@ def teacher_source(run: Run, task: str) -> TeacherSource:
     chosen = settings_of(run).teachers_for(task)
     if chosen.artifact is not None:
         folder = Path(chosen.artifact)
-        _, digest = read_manifest(folder)
-        return TeacherSource((digest,), (), partial(_artifact_teacher, run, task, folder))
+        return TeacherSource(
+            (_weights_digest(folder),), (), partial(_artifact_teacher, run, task, folder)
+        )
     members = [replace(run, seed=seed) for seed in chosen.seeds or (run.seed,)]
     stages = tuple(teacher(member, task) for member in members)
     return TeacherSource((), stages, partial(_finetuned_teacher, members, task))
+
+
+def _weights_digest(folder: Path) -> str:
+    """Identify the weights of an artifact. Describing its labels changes its digest, but not this
+    one, so that results made with the weights keep their keys."""
+    manifest, digest = read_manifest(folder)
+    return manifest.weights_digest(digest)
 
 
 def _artifact_teacher(run: Run, task: str, folder: Path) -> NetworkTeacher:
@@ -234,7 +242,7 @@ def _start_fingerprint(run: Run) -> str:
     settings = settings_of(run)
     if settings.start == "merged":
         artifact = settings.teachers.artifact
-        return "" if artifact is None else read_manifest(Path(artifact))[1]
+        return "" if artifact is None else _weights_digest(Path(artifact))
     if settings.start == "pretrained":
         return run.initial_fingerprint
     read_tensors(Path(settings.start))  # Its errors name the file.

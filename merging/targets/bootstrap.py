@@ -1,4 +1,5 @@
-"""Paired bootstrap: the standard error of a difference between the scores of two models."""
+"""Bootstrap over molecules: scores of many draws, and the standard error of a difference between
+the scores of two models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -62,16 +63,16 @@ def drawn_scores(output: Array, labels: Array, info: TaskInfo, counts: Array) ->
     """
     if info.target == "multiclass":
         hits = np.where(labels >= 0, output.argmax(-1) == labels, np.nan)
-        return _weighted_mean(hits, counts)
-    of_label = _area if info.target == "multilabel" else _negative_error
+        return weighted_mean(hits, counts)
+    of_label = area if info.target == "multilabel" else _negative_error
     by_label = np.stack(
         [of_label(values, known, counts) for values, known in zip(output.T, labels.T, strict=True)]
     )
     defined = ~np.isnan(by_label)
-    return _ratio(np.where(defined, by_label, 0).sum(0), defined.sum(0))
+    return ratio(np.where(defined, by_label, 0).sum(0), defined.sum(0))
 
 
-def _area(output: Array, labels: Array, counts: Array) -> Array:
+def area(output: Array, labels: Array, counts: Array) -> Array:
     """Compute the ROC-AUC of one label in every draw: the share of pairs, one molecule of either
     class, in which that of class 1 has the greater output; equal outputs count half."""
     known = np.flatnonzero(~np.isnan(labels))
@@ -85,22 +86,22 @@ def _area(output: Array, labels: Array, counts: Array) -> Array:
     zeros = np.add.reduceat(drawn * ~is_one, groups, axis=1)
     below = zeros.cumsum(1) - zeros
     pairs = ones.sum(1) * zeros.sum(1)
-    return _ratio((ones * (2 * below + zeros)).sum(1), 2 * pairs)
+    return ratio((ones * (2 * below + zeros)).sum(1), 2 * pairs)
 
 
 def _negative_error(output: Array, labels: Array, counts: Array) -> Array:
     """Compute minus the mean absolute error of one label in every draw."""
-    return _weighted_mean(-np.abs(output.astype(np.float64) - labels), counts)
+    return weighted_mean(-np.abs(output.astype(np.float64) - labels), counts)
 
 
-def _weighted_mean(values: Array, counts: Array) -> Array:
+def weighted_mean(values: Array, counts: Array) -> Array:
     """Average values (G,), NaN where missing, over the molecules of every draw."""
     known = ~np.isnan(values)
-    return _ratio(counts[:, known] @ values[known], counts[:, known].sum(1))
+    return ratio(counts[:, known] @ values[known], counts[:, known].sum(1))
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
-    """Divide; NaN where the denominator is 0."""
-    ratio: Array = np.full(len(numerator), np.nan)
-    np.divide(numerator, denominator, out=ratio, where=denominator > 0)
-    return ratio
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """Divide, element by element; NaN where the denominator is 0."""
+    quotient: Array = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient

@@ -56,6 +56,7 @@ class EngineInfo:
         requirements: inputs that the tasks accept.
         forests: descriptions by task of the forests that answer beside the network.
         stream_of: name of the shared stream by task; other tasks have a stream of their own.
+        card: the artifact's model card, Markdown; empty if it has none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class EngineInfo:
     requirements: InputRequirements = MOLECULES
     forests: Mapping[str, ForestInfo] = field(default_factory=dict)
     stream_of: Mapping[str, str] = field(default_factory=dict)
+    card: str = ""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -287,6 +289,7 @@ class ArtifactEngine:
             requirements=InputRequirements(manifest.backbone, manifest.input),
             forests=manifest.forests,
             stream_of=manifest.stream_of,
+            card=artifact.card,
         )
 
     def run(
@@ -418,7 +421,9 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
     screened = is_screened(components.manifest)
     if screened:
         model = ScreenedModel(components, device)
-        loaded = Artifact(components.manifest, model, components.digest, components.forests)
+        loaded = Artifact(
+            components.manifest, model, components.digest, components.forests, components.card
+        )
     else:
         loaded = assemble(components, device)
     engine = ArtifactEngine(loaded, device)

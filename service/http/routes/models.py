@@ -3,9 +3,10 @@
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 
 from models.errors import GMergingError
+from models.task import TaskInfo
 from service.core.engine import EngineInfo
 from service.core.models import DefaultModelError, UnknownModelError
 from service.http.problems import ProblemError
@@ -13,6 +14,8 @@ from service.http.routes.common import AcceptingDep, ServicesDep, problems
 from service.schemas import (
     AdminModel,
     AdminModelsResponse,
+    LabelOut,
+    MeaningOut,
     ModelAction,
     ModelResponse,
     TaskExperts,
@@ -51,6 +54,21 @@ def _task(info: EngineInfo, task: str) -> TaskOut:
         **info.input.of_task(task),
         stream=info.stream_of.get(task),
         difference=info.details.get("metrics", {}).get("difference", {}).get(task),
+        meaning=_meaning(described),
+    )
+
+
+def _meaning(described: TaskInfo) -> MeaningOut | None:
+    meaning = described.meaning
+    if meaning is None:
+        return None
+    labels = zip(described.labels, meaning.labels, strict=True)
+    return MeaningOut(
+        source=meaning.source,
+        terms=meaning.terms,
+        counted=meaning.counted,
+        answered_by=meaning.answered_by,
+        labels={name: LabelOut(**vars(own), base_rate=own.share_of_ones) for name, own in labels},
     )
 
 
@@ -65,6 +83,26 @@ def _experts(info: EngineInfo, task: str) -> TaskExperts | None:
 async def model(services: AcceptingDep, model: _ModelQuery = None) -> ModelResponse:
     """Describe a model as its artifact does: shape, provenance, measured quality."""
     return _model_response(services, services.models.get(model).info)
+
+
+@router.get(
+    "/model/card",
+    summary="The model card",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"text/markdown": {"schema": {"type": "string"}}},
+            "description": "The card, in Markdown",
+        },
+        **problems(401, 404, 422, 503),
+    },
+)
+async def model_card(services: AcceptingDep, model: _ModelQuery = None) -> Response:
+    """Return a model's card, in Markdown: what it was made from, test scores, limits."""
+    info = services.models.get(model).info
+    if not info.card:
+        raise ProblemError(404, "not_found", f"got model {info.name}, which has no model card")
+    return Response(info.card, media_type="text/markdown")
 
 
 def _model_response(services: Services, info: EngineInfo) -> ModelResponse:

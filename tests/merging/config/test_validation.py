@@ -111,7 +111,7 @@ def test_an_unknown_key_is_refused_at_any_depth(
         ("merge: {method: tise}", "did you mean 'ties'?"),
         (
             "zzz: 1",
-            "zzz: got an unknown key, expected one of setting, description, merge, release, tasks",
+            "zzz: got an unknown key, expected one of setting, description, merge, release,",
         ),
         (
             "finetune: {epochs: 1, epochs: 2}",

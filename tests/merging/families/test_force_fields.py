@@ -590,6 +590,29 @@ def test_a_study_from_data_to_table(
         release(Run(CONFIG, 0, Path("nowhere"), tmp_path / "none"), tmp_path / "work")
 
 
+def test_energies_and_forces_of_an_artifact_are_measured(data: Path, tmp_path: Path) -> None:
+    label = {"name": "energy", "measured": "The energy.", "direction": "neither"}
+    text = {"source": "made in a test", "terms": "CC0", "labels": {"energy": label}}
+    values = CONFIG.model_dump() | {
+        "meanings": {CONFIG.tasks[0]: text},
+        "merge": {"method": "weight_average"},
+        "tuning": None,
+        "release": {"name": "forces"},
+    }
+    run = Run(ForceFieldRunConfig.model_validate(values), 0, data, tmp_path / "work")
+    manifest = release(run, tmp_path / "artifact")
+    first, second = run.tasks
+    meaning = manifest.tasks[first].meaning
+    assert meaning is not None
+    assert manifest.tasks[second].meaning is None
+    (own,), errors = meaning.labels, manifest.metrics["merged"][first]
+    assert [score.unit for score in own.scores] == ["eV", "eV/Angstrom"]
+    measured = [1000 * score.value for score in own.scores]
+    assert measured == pytest.approx([errors["energy"], errors["forces"]], rel=1e-3)
+    assert own.counts.test == len(run.dataset(first).split.test)
+    assert (meaning.counted, own.calibration_error) == ("structures", None)
+
+
 def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
     data: Path, tmp_path: Path
 ) -> None:

@@ -52,6 +52,41 @@ def measured(run: Run, way: str) -> dict[str, float]:
     return {task: next(iter(record["stored"]["test"].values())) for task, record in records.items()}
 
 
+def test_labels_of_graphs_and_nodes_are_measured_as_the_artifact_answers(
+    small: Run, tmp_path: Path
+) -> None:
+    """With an encoder of one task, which its data have gone through already."""
+    config, text = small.config, {"name": "a", "measured": "Something.", "direction": "neither"}
+    infos = {task: small.dataset(task).info for task in small.tasks}
+    meanings = {
+        task: {
+            "source": "made in a test",
+            "terms": "CC0",
+            "labels": {
+                label: text | ({} if info.target == "regression" else {"one": "it is"})
+                for label in info.labels
+            },
+        }
+        for task, info in infos.items()
+    }
+    config = type(config).model_validate(config.model_dump() | {"meanings": meanings})
+    manifest = release(replace(small, config=config), tmp_path / "artifact")
+    found = {task: info.meaning for task, info in manifest.tasks.items()}
+    for task, meaning in found.items():
+        assert meaning is not None
+        scores = [own.scores[0] for own in meaning.labels if own.scores]
+        expected = manifest.metrics["merged"][task]
+        if infos[task].target == "multiclass":
+            counts = [own.positives.test for own in meaning.labels if own.positives]
+            assert meaning.counted == "nodes"
+            right = sum(score.value * count for score, count in zip(scores, counts, strict=True))
+            assert right / sum(counts) == pytest.approx(expected, abs=1e-4)
+        else:
+            assert meaning.counted == "graphs"
+            average = sum(score.value for score in scores) / len(scores)
+            assert average == pytest.approx(expected, rel=1e-3)
+
+
 def test_released_artifact_answers_as_what_was_measured(small: Run, tmp_path: Path) -> None:
     manifest = release(small, tmp_path / "artifact")
     artifact = load_artifact(tmp_path / "artifact")

@@ -4,13 +4,17 @@ import asyncio
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from models.artifact import load_components, save_artifact
 from models.data.schema import MoleculeInput
+from models.meaning import Counts, LabelMeaning, TaskMeaning
+from models.task import TaskInfo
 from service.schemas import ModelResponse, TasksResponse
 from tests.service.doubles import (
     DETAILS,
@@ -227,3 +231,63 @@ async def test_request_under_way_ends_with_the_model_it_began_with(
             "dummy",
             "pico",
         ]
+
+
+def described_info() -> TaskInfo:
+    label = LabelMeaning(
+        name="penetration",
+        measured="Whether it penetrates.",
+        direction="neither",
+        one="penetrates",
+        counts=Counts(train=6, valid=1, test=1),
+        positives=Counts(train=2, valid=0, test=0),
+    )
+    meaning = TaskMeaning(source="a paper", terms="CC0", counted="molecules", labels=(label,))
+    return TaskInfo(labels=("p_np",), description="a task", meaning=meaning)
+
+
+async def test_tasks_say_what_their_labels_mean() -> None:
+    engine = DummyEngine()
+    infos = {**engine.info.task_infos, "bbbp": described_info()}
+    engine.info = replace(engine.info, task_infos=infos)
+    async with serving(engine) as client:
+        tasks = (await client.get("/tasks")).json()["tasks"]
+    assert [task["meaning"] is None for task in tasks] == [False, True, True]
+    assert tasks[0]["meaning"] == {
+        "source": "a paper",
+        "terms": "CC0",
+        "counted": "molecules",
+        "answered_by": "own",
+        "labels": {
+            "p_np": {
+                "name": "penetration",
+                "measured": "Whether it penetrates.",
+                "direction": "neither",
+                "one": "penetrates",
+                "counts": {"train": 6, "valid": 1, "test": 1},
+                "positives": {"train": 2, "valid": 0, "test": 0},
+                "scores": [],
+                "base_rate": 0.25,
+            }
+        },
+    }
+
+
+async def test_the_card_of_a_model_is_markdown(tmp_path: Path) -> None:
+    folder = save_pico_artifact(tmp_path / "models/pico")
+    components = load_components(folder)
+    experts = components.backbone, components.experts
+    save_artifact(folder, components.manifest, *experts, "# pico\n\nÜber.\n")
+    save_pico_artifact(tmp_path / "models/bare")
+    async with serving(models=tmp_path / "models", device="cpu") as client:
+        card = await client.get("/model/card?model=pico")
+        bare = await client.get("/model/card?model=bare")
+        default = await client.get("/model/card")
+        unknown = await client.get("/model/card?model=nope")
+    assert card.status_code == 200
+    assert card.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert card.text == "# pico\n\nÜber.\n"
+    problem = check_problem(bare, 404, "not_found")
+    assert "got model pico, which has no model card" in problem.detail
+    check_problem(default, 404, "not_found")
+    check_problem(unknown, 422, "unknown_model")
