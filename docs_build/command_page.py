@@ -1,17 +1,18 @@
 """The page of the command line, from its parsers."""
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 
 from docs_build.tables import code, table
 from gmerging.cli.main import make_parser
-from service.__main__ import make_parser as make_service_parser
 
 _INTRODUCTION = """# Command line
 
 `gmerging` exits with 0; with 1 for an error, which it names in a line on standard error; with 2 for
 arguments that it does not know; with 130 when it was interrupted. A command that exits otherwise
-says so. `gmerging <command> --help` shows what stands here.
+says so. `gmerging <command> --help` shows what stands here. `gmerging-serve`, or
+`python -m service`, runs the service with [settings](settings.md) from the environment alone.
 
 """
 _Parser = argparse.ArgumentParser
@@ -19,11 +20,7 @@ _Parser = argparse.ArgumentParser
 
 def command_page() -> str:
     """Return the page, in Markdown."""
-    return _INTRODUCTION + "".join(
-        _command(parser)
-        for root in (make_parser(), make_service_parser())
-        for parser in _leaves(root)
-    )
+    return _INTRODUCTION + "".join(map(_command, leaves_of(make_parser())))
 
 
 def commands_of(parser: _Parser) -> dict[str, _Parser]:
@@ -36,18 +33,20 @@ def commands_of(parser: _Parser) -> dict[str, _Parser]:
     }
 
 
-def _leaves(parser: _Parser) -> Iterator[_Parser]:
+def leaves_of(parser: _Parser) -> Iterator[_Parser]:
+    """Yield the parsers of all commands, and of the commands of groups such as `study`."""
     below = commands_of(parser)
-    if not below or parser.prog == "gmerging-serve":  # which serves where no command is named
+    if not below:
         yield parser
     for command in below.values():
-        yield from _leaves(command)
+        yield from leaves_of(command)
 
 
 def _command(parser: _Parser) -> str:
     text = f"## `{parser.prog}`\n\n{parser.description or ''}\n\n"
-    if parser.epilog:
-        text += f"{parser.epilog}\n\n"
+    heading, _, examples = (parser.epilog or "").partition("\n")
+    if examples:
+        text += f"{heading.capitalize()}\n\n```sh\n{textwrap.dedent(examples).strip()}\n```\n\n"
     rows = [_option(action) for action in parser._actions if not _is_frame(action)]
     return text + (table(("option", "default", "meaning"), rows) if rows else "")
 

@@ -19,9 +19,9 @@ from merging.training.pretraining import PretrainConfig
 
 _INTRODUCTION = """# Configuration
 
-Offline commands read a YAML file (`--config`), which may extend another one (`extends: other.yaml`).
-An unknown key, or one that is said twice, is an error that names the nearest known key. A key
-without a default must be given. [Merge your own](../own-tasks.md) has examples.
+Offline commands read a YAML file (`--config`), which may extend another (`extends: other.yaml`). An
+unknown key, or one that is given twice, is an error that names the nearest known key. A key without
+a default must be given. [Train and merge your own tasks](../own-tasks.md) has examples.
 
 """
 _USED_BY = {
@@ -83,7 +83,11 @@ def _section(section: type[BaseModel]) -> str:
     about, meanings = documented(section)
     rows = []
     for name, field in section.model_fields.items():
-        default = "" if field.is_required() else code(_shown(field.get_default(call_default_factory=True)))
+        default = (
+            ""
+            if field.is_required()
+            else code(_shown(field.get_default(call_default_factory=True)))
+        )
         values = words_for({k: v for k, v in properties[name].items() if k != "default"}, "#{}")
         rows.append((code(name), values, default, field.description or meanings.get(name, "")))
     heading = f"### {section.__name__}\n\n{about}\n\n"

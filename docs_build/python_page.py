@@ -22,7 +22,7 @@ BEHIND = (
     "models.experts.unified.UnifiedModel",
     "models.families.base.ModelFamily",
     "models.transport.twd.twd",
-    "models.transport.solve.solve",
+    "models.transport.solve.solve_transport",
     "merging.family.OfflineFamily",
     "merging.mergers.registry.MergerSpec",
     "merging.mergers.registry.merge",

@@ -9,8 +9,8 @@ from service.telemetry.metrics import Metrics
 _SETTINGS = """# Settings
 
 All settings of the service are environment variables. A wrong value stops the start with a line
-that names it, and so does a variable `{prefix}...` that is none of these, with the nearest name that
-is. Variables of other programs are let be: {others}. [Operate](../operate.md) has advice on them.
+that names it, and so does an unknown variable `{prefix}...`, with the nearest known name. Variables
+of other programs are accepted: {others}. [Operate](../operate.md) has advice on settings.
 
 """
 _METRICS = """# Metrics

@@ -40,7 +40,18 @@ def main(arguments: list[str] | None = None) -> None:
     Raises:
         SystemExit: a setting, the artifact or the port cannot be used; its code is the message.
     """
-    options = make_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        "gmerging-serve",
+        description=(
+            "Serve predictions over HTTP. Settings are variables GMERGING_*, see the README."
+        ),
+    )
+    commands = parser.add_subparsers(dest="command")
+    key = commands.add_parser(
+        "key", help="make an API key, and the entry for the list of keys that opens for it"
+    )
+    key.add_argument("name", help="who will hold it; shown in logs")
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         if options.command == "key":
             _print_key(options.name)
@@ -48,17 +59,6 @@ def main(arguments: list[str] | None = None) -> None:
             _serve(load_settings())
     except (GMergingError, ValueError) as error:
         raise SystemExit(f"gmerging-serve: {error}") from None
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    about = "Serve predictions over HTTP. Settings are variables GMERGING_*, see docs/operate.md."
-    parser = argparse.ArgumentParser("gmerging-serve", description=about)
-    commands = parser.add_subparsers(dest="command")
-    about = "make an API key, and the entry for the list of keys that opens for it"
-    key = commands.add_parser("key", help=about, description=about)
-    key.add_argument("name", help="who will hold it; shown in logs")
-    return parser
 
 
 def _print_key(name: str) -> None:
