@@ -21,8 +21,9 @@ from benchmarks.measuring import RESULTS, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
 from benchmarks.peers import Peer, environment
 from merging.data.files import write_json
+from merging.imports.config import make_import_config
 from merging.imports.dmpnn import BondPool, predictions
-from merging.imports.importing import import_models, make_import_config
+from merging.imports.importing import import_models
 from models.artifact import load_artifact
 from models.data.dmpnn_features import FeaturizerOptions, featurize_bonds
 from models.errors import MoleculeError

@@ -1,6 +1,6 @@
 """Four tasks, fine-tuned by `chemprop train --from-foundation` from one network, merged by every
-method of `gmerging import-models`: test scores, recovery and label-free differences; molecules per
-CPU second and sizes beside the separate models; cosines of related and unrelated models.
+method of `gmerging import-models`: test scores, recovery and label-free differences; cosines of
+related and unrelated models. What they cost: `benchmarks.own_models_cost`.
 
     python -m benchmarks.own_models --folder work/own-models [--seeds 0 1 2]
 
@@ -32,19 +32,25 @@ from rdkit import Chem
 from rdkit.Chem import Descriptors
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.measuring import in_turns, machine, summary
+from benchmarks.measuring import machine
 from benchmarks.peers import environment
 from merging.config.base import fingerprint
 from merging.data.files import write_json
-from merging.imports.check import RELATED, flattened
-from merging.imports.chemprop import ChempropModel, Ensemble, read_chemprop, read_foundation
+from merging.imports.check import RELATED
+from merging.imports.chemprop import (
+    ChempropModel,
+    Ensemble,
+    flattened,
+    read_chemprop,
+    read_foundation,
+)
+from merging.imports.difference import differences
 from merging.imports.dmpnn import (
     BondPool,
     ImportedTask,
     MergedDmpnn,
     assemble,
     average,
-    differences,
     predictions,
     residual,
     separate,
@@ -267,49 +273,7 @@ def mean_recovery(seeds: dict[str, Any], method: str) -> float:
     return float(np.mean([value for value in values if value is not None]))
 
 
-# --- cost, and cosines ---
-
-
-def measure_cost(study: Study, rounds: int) -> dict[str, Any]:
-    """Measure molecules per CPU second and sizes of 4 and 20 tasks: the separate models, one after
-    the other, and merged ones. The 20 are copies of the four; values do not change the cost."""
-    pool = BondPool(study.measured.graphs[:250])
-    costs: dict[str, Any] = {}
-    for count in (4, 20):
-        names = list(study.tasks)
-        tasks = {f"{names[k % 4]}{k}": study.tasks[names[k % 4]] for k in range(count)}
-        network = average(tasks)
-        merged = {
-            "separate": separate(tasks),
-            "residual, rank 30": residual(tasks, 30),
-            "adapters, rank 30": _random(assemble(tasks, 30, "adapters", network)),
-            "one-pass, rank 100": _random(assemble(tasks, 100, "graph_adapter", network)),
-        }
-        models = {name: found.model for name, found in merged.items()}
-        calls = {
-            name: lambda model=model: predictions(model, pool) for name, model in models.items()
-        }
-        seconds = in_turns(calls, rounds)
-        costs[str(count)] = {
-            name: {
-                "molecules_per_cpu_second": summary([len(pool) / s for s in seconds[name]], 1),
-                "megabytes": round(_bytes(found) / 1e6, 2),
-            }
-            for name, found in merged.items()
-        }
-    return costs
-
-
-def _random(merged: MergedDmpnn) -> MergedDmpnn:
-    for expert in merged.experts.values():
-        for value in expert.parameters():
-            torch.nn.init.normal_(value, std=0.01)
-    return merged
-
-
-def _bytes(merged: MergedDmpnn) -> int:
-    modules = [merged.network, *merged.experts.values()]
-    return sum(v.numel() * v.element_size() for m in modules for v in m.state_dict().values())
+# --- cosines ---
 
 
 def cosines(folder: Path, seeds: Sequence[int], strangers: Sequence[ChempropModel]) -> Any:
@@ -345,7 +309,6 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path("work/own-models"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--strangers", type=Path, nargs="*", default=[], help="models of the same shape"
     )
@@ -380,9 +343,6 @@ def main() -> None:
             print(seed, list(found)[-1], content["mean_recovery"], flush=True)
 
         measure_methods(study, work, keep)
-    content["cost"] = measure_cost(study, arguments.rounds)
-    write_json(arguments.output, content)
-    print(content["cost"])
 
 
 if __name__ == "__main__":

@@ -60,6 +60,22 @@ PEERS = {
         "cuik-molmaker and the network's forward, without Trainer and DataLoader",
     ),
 }
+OF_FILES = {
+    "chemprop-files": Variant(
+        "chemprop", "files", "Trainer.predict with model after model, as `chemprop predict` does"
+    ),
+    "chemprop-files-direct": Variant(
+        "chemprop",
+        "files-direct",
+        "cuik-molmaker once, and the forward of model after model, without Trainer",
+    ),
+    "gmerging": Variant("gmerging", "files", "the artifacts of `gmerging import-models`"),
+}
+"""Tools with model files that the caller names."""
+OWN = "gmerging"
+"""The environment of this process, in which our own artifacts are measured like a peer."""
+MODELS = "BENCHMARK_MODELS"
+"""Variable of a runner's process: its model files, separated as paths are."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +102,27 @@ class Peer:
     info: dict[str, Any]
 
     def __init__(
-        self, name: str, threads: int = 1, work: Path = ROOT / "work", batch_size: int | None = None
+        self,
+        name: str,
+        threads: int = 1,
+        work: Path = ROOT / "work",
+        batch_size: int | None = None,
+        models: Sequence[Path] = (),
     ) -> None:
         """Start the process and wait for its model.
 
         Args:
-            name: of `PEERS`.
+            name: of `PEERS`, or of `OF_FILES`.
             threads: of torch and the libraries below it.
             batch_size: None for the peer's best.
+            models: files or folders of models, for a peer of `OF_FILES`.
         """
         self._name, self._threads, self._batch_size = name, threads, batch_size
+        self._models = os.pathsep.join(str(path.resolve()) for path in models)
         self._work = work.resolve() / "peers"
 
     def __enter__(self) -> Self:
-        variant = PEERS[self._name]
+        variant = (PEERS | OF_FILES)[self._name]
         python = environment(variant.environment, self._work)
         threads = str(self._threads)
         command = [
@@ -113,6 +136,7 @@ class Peer:
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads
         )
         variables = os.environ | pools | {"TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        variables |= {MODELS: self._models}
         with (self._work / f"{self._name}.log").open("w") as log:
             self._process = subprocess.Popen(
                 command,
@@ -139,6 +163,11 @@ class Peer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory of the process now."""
+        return _rss_bytes(self._process.pid)
 
     def batch(self, smiles: Sequence[str]) -> Timing:
         """Predict all molecules in one call."""
@@ -173,6 +202,8 @@ def environment(name: str, folder: Path) -> Path:
     """Return the Python of a peer's environment, which is installed if it is missing or its pins
     differ.
     """
+    if name == OWN:
+        return Path(sys.executable)
     made, pins = folder / name / "pins.txt", "\n".join((TORCH, *REQUIREMENTS[name]))
     python = folder / name / "bin" / "python"
     if made.is_file() and made.read_text() == pins:
@@ -291,12 +322,14 @@ def _cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def _rss_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _rss_bytes(process: int | str = "self") -> int:
+    pages = Path(f"/proc/{process}/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 def _versions(name: str) -> dict[str, str]:
-    packages = [requirement.split("==")[0] for requirement in (TORCH, *REQUIREMENTS[name])]
+    requirements = (TORCH, *REQUIREMENTS.get(name, ()))
+    packages = [requirement.split("==")[0] for requirement in requirements]
     return {package: importlib.metadata.version(package) for package in packages}
 
 

@@ -8,12 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gmerging.own_models import merge as merge
+    from gmerging.own_models import read_model as read_model
     from models.errors import GMergingError as GMergingError
 
-_WHERE = {"GMergingError": "models.errors"}
-"""The module of each public name."""
+_WHERE = {
+    "GMergingError": "models.errors",
+    "merge": "gmerging.own_models",
+    "read_model": "gmerging.own_models",
+}
+"""The module of every public name."""
 
-__all__ = ["GMergingError"]
+__all__ = ["GMergingError", "merge", "read_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,16 +1,16 @@
 """chemprop in its own environment: one message-passing network as `chemprop train` makes it by
-default, with twelve binary outputs.
-
-Its weights are as initialised: what they are does not change what they cost.
+default, with twelve binary outputs, whose weights are as initialised: what they are does not change
+what they cost. Or models of the caller's files, one after the other.
 """
 
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import Loaded, serve
+from benchmarks.peers import MODELS, Loaded, serve
 
 MODEL = "chemprop.pt"
 OUTPUTS = 12
@@ -34,7 +34,8 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
     """Load the model.
 
     Mode `rdkit` or `cuik` (the library that computes atom and bond features; both with a Trainer),
-    or `direct` (cuik, and the network called directly).
+    or `direct` (cuik, and the network called directly). `files` is `rdkit` and `files-direct` is
+    `direct` for all models of the caller; molecules are read once for all of them.
     """
     import torch
     from chemprop.data import (
@@ -52,7 +53,8 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     size = batch_size or BATCH_SIZE
     began = time.perf_counter()
-    model = load_model(folder / MODEL).eval()
+    files = os.environ[MODELS].split(os.pathsep) if mode.startswith("files") else [folder / MODEL]
+    models = [load_model(path).eval() for path in files]
     model_seconds = time.perf_counter() - began
     quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
@@ -66,27 +68,23 @@ def load(mode: str, folder: Path, batch_size: int | None) -> Loaded:
         return MoleculeDataset([MoleculeDatapoint.from_smi(text) for text in smiles])
 
     def by_trainer(smiles: list[str]) -> Any:
-        return torch.cat(
-            trainer.predict(
-                model,
-                build_dataloader(
-                    dataset(smiles), size, num_workers=0, shuffle=False, drop_last=False
-                ),
-            )
+        loader = build_dataloader(
+            dataset(smiles), size, num_workers=0, shuffle=False, drop_last=False
         )
+        return torch.cat([torch.cat(trainer.predict(model, loader)) for model in models], 1)
 
     @torch.inference_mode()
     def by_itself(smiles: list[str]) -> Any:
-        return torch.cat(
-            [model(featurizer(smiles[k : k + size])) for k in range(0, len(smiles), size)]
-        )
+        batches = (featurizer(smiles[k : k + size]) for k in range(0, len(smiles), size))
+        return torch.cat([torch.cat([model(batch) for model in models], 1) for batch in batches])
 
-    predict = by_itself if mode == "direct" else by_trainer
+    predict = by_itself if mode.endswith("direct") else by_trainer
 
     def answered(probabilities: Any) -> int:
         return int(probabilities.isfinite().all(dim=1).sum())
 
-    return Loaded(predict, lambda text: predict([text]), answered, model_seconds, OUTPUTS, size)
+    outputs = len(files) if mode.startswith("files") else OUTPUTS
+    return Loaded(predict, lambda text: predict([text]), answered, model_seconds, outputs, size)
 
 
 if __name__ == "__main__":

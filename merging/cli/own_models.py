@@ -2,32 +2,28 @@
 texts."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from merging.cli import options
 from merging.cli.parser import Option, option
 from merging.imports.check import check_models, check_table
-from merging.imports.importing import (
-    METHODS,
-    ImportConfig,
-    import_models,
-    load_import_config,
-    make_import_config,
-    read_base,
-    read_models,
-)
+from merging.imports.config import METHODS, ImportConfig, load_import_config, make_import_config
+from merging.imports.formats import format_of
+from merging.imports.importing import import_models
 from models.errors import ConfigError
+from models.networks.hu2020 import BackboneKind
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Read chemprop models, and compare their weights with the network that they were fine-tuned
+    """Read models, and compare their weights with the network that they were fine-tuned
     from: which can be merged? Writes nothing."""
     config = _config(arguments)
-    models, base = read_models(config), read_base(config)
+    chosen = format_of(config)
+    models, base = chosen.models(config), chosen.base(config)
     rows = check_table(check_models(models, base))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -36,13 +32,13 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if base is None:
         print(f"no --base: cosines are with {next(iter(models))}")
-    for task, ensemble in models.items():
-        for note in ensemble.notes:
+    for task, model in models.items():
+        for note in model.notes:
             print(f"{task}: {note}")
 
 
 def bring(arguments: argparse.Namespace) -> None:
-    """Read chemprop models, merge them, and write the artifact that the service loads. No labels
+    """Read models, merge them, and write the artifact that the service loads. No labels
     are needed."""
     if arguments.threads < 1:
         raise ConfigError(f"--threads: got {arguments.threads}, expected at least 1")
@@ -61,12 +57,19 @@ def bring(arguments: argparse.Namespace) -> None:
     print(f"{made.manifest.name} {made.manifest.version}: {count} tasks{rank} in {folder}")
 
 
+_BY_TASK: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "labels": ("TASK=NAME,NAME,...", lambda names: names.split(",")),
+    "targets": ("TASK=TARGET", str),
+}
+"""Options with a value by task: the form of an entry, and how its value is read."""
+
+
 def _config(arguments: argparse.Namespace) -> ImportConfig:
     """Return the request, from the YAML file or from the options."""
     given = {
         key: value
         for key, value in vars(arguments).items()
-        if key in {*ImportConfig.model_fields, "name", "version", "labels"}
+        if key in {*ImportConfig.model_fields, "name", "version", *_BY_TASK}
         and value not in (None, [], {})
     }
     if arguments.config is not None:
@@ -82,13 +85,13 @@ def _config(arguments: argparse.Namespace) -> ImportConfig:
         if task in models:
             raise ConfigError(f"{text}: got task {task} twice, expected different names")
         models[task] = {"path": path}
-    for text in given.pop("labels", []):
-        task, names = _pair(text, "TASK=NAME,NAME,...")
-        if task not in models:
-            raise ConfigError(
-                f"--labels {text}: got task {task}, expected one of {', '.join(models)}"
-            )
-        models[task]["labels"] = names.split(",")
+    for key, (form, read) in _BY_TASK.items():
+        for text in given.pop(key, []):
+            task, value = _pair(text, form)
+            if task not in models:
+                known = ", ".join(models)
+                raise ConfigError(f"--{key} {text}: got task {task}, expected one of {known}")
+            models[task]["target" if key == "targets" else key] = read(value)
     release = {key: given.pop(key) for key in ("name", "version") if key in given}
     values: Mapping[str, Any] = {"models": models, **given}
     if release:
@@ -120,8 +123,25 @@ def rows() -> Sequence[tuple[str, Any, tuple[Option, ...]]]:
         metavar="TASK=NAMES",
         help="names of the outputs, with commas, for files that do not say them",
     )
+    targets = option(
+        "--targets",
+        nargs="+",
+        metavar="TASK=TARGET",
+        help="multilabel, multiclass or regression, for files that do not say it",
+    )
+    layers = option(
+        "--layers",
+        choices=get_args(BackboneKind),
+        help="kind of layers of networks in Hu et al.'s layout, where files do not show it",
+    )
+    about = models, config, base, labels, targets, layers
     merging = (
-        option("--method", choices=METHODS, help="how they are merged (default: residual)"),
+        option(
+            "--method",
+            choices=METHODS,
+            help="how they are merged (default: residual, which networks in Hu et al.'s layout do"
+            " not have)",
+        ),
         option("--rank", type=int, help="of the corrections (default: 30; one-pass 100)"),
         option(
             "--max-difference",
@@ -142,12 +162,8 @@ def rows() -> Sequence[tuple[str, Any, tuple[Option, ...]]]:
     )
     output = option("--output", type=Path, required=True, help="the artifact's folder")
     return [
-        ("check-models", check, (models, config, base, labels)),
-        (
-            "import-models",
-            bring,
-            (models, config, base, labels, *merging, output, options.replace, *_place()),
-        ),
+        ("check-models", check, about),
+        ("import-models", bring, (*about, *merging, output, options.replace, *_place())),
     ]
 
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from merging.imports.chemprop import Ensemble, Foundation
+from merging.imports.brought import Base, Brought
 from models.errors import ConfigError
-from models.networks.dmpnn import DmpnnConfig
 
 Verdict = Literal["related", "doubtful", "unrelated", "other shape"]
 RELATED = 0.9
@@ -24,61 +23,48 @@ class CheckedModel:
 
     Attributes:
         task: its name.
-        ensemble: the model.
+        model: the model.
         cosine: the least cosine of a member's weights with the base; None for another shape.
         verdict: see `Verdict`.
         difference: what differs from the shape of the base; empty if nothing does.
     """
 
     task: str
-    ensemble: Ensemble
+    model: Brought
     cosine: float | None
     verdict: Verdict
     difference: str = ""
 
 
-def check_models(
-    models: Mapping[str, Ensemble], base: Foundation | None = None
-) -> list[CheckedModel]:
+def check_models(models: Mapping[str, Brought], base: Base | None = None) -> list[CheckedModel]:
     """Compare models with the network that they were fine-tuned from.
 
     Args:
         models: by task.
         base: that network; None compares with the first model, which is then related to itself.
     """
-    first = next(iter(models.values())).members[0]
+    first = next(iter(models.values()))
     shape = first.shape if base is None else base.shape
-    reference = flattened(first.network if base is None else base.network)
-    return [_checked(task, ensemble, shape, reference) for task, ensemble in models.items()]
+    reference = first.vectors[0] if base is None else base.vector
+    return [_checked(task, model, shape, reference) for task, model in models.items()]
 
 
-def _checked(task: str, ensemble: Ensemble, shape: DmpnnConfig, reference: Tensor) -> CheckedModel:
-    if difference := shape_difference(ensemble.shape, shape):
-        return CheckedModel(task, ensemble, None, "other shape", difference)
-    cosines = (
-        float(torch.cosine_similarity(flattened(member.network), reference, dim=0))
-        for member in ensemble.members
-    )
-    cosine = min(cosines)
+def _checked(task: str, model: Brought, shape: Any, reference: Tensor) -> CheckedModel:
+    if difference := shape_difference(model.shape, shape):
+        return CheckedModel(task, model, None, "other shape", difference)
+    cosine = min(float(torch.cosine_similarity(own, reference, dim=0)) for own in model.vectors)
     verdict: Verdict = "related" if cosine >= RELATED else "unrelated"
     if DOUBTFUL <= cosine < RELATED:
         verdict = "doubtful"
-    return CheckedModel(task, ensemble, cosine, verdict)
+    return CheckedModel(task, model, cosine, verdict)
 
 
-def shape_difference(found: DmpnnConfig, expected: DmpnnConfig) -> str:
+def shape_difference(found: Any, expected: Any) -> str:
     """Say in what two shapes differ: "depth 5, expected 3, ..."; "" if they are one."""
     return ", ".join(
         f"{key} {getattr(found, key)}, expected {value}"
         for key, value in expected.model_dump(exclude={"heads"}).items()
         if getattr(found, key) != value
-    )
-
-
-def flattened(network: Mapping[str, Tensor]) -> Tensor:
-    """Join the weights W_i, W_h and W_o to one vector, in float64."""
-    return torch.cat(
-        [network[f"{name}.weight"].double().flatten() for name in ("W_i", "W_h", "W_o")]
     )
 
 
@@ -93,7 +79,7 @@ def require_related(checked: list[CheckedModel]) -> list[str]:
     """
     warnings = []
     for found in checked:
-        path = f"{found.task}: got {found.ensemble.path}"
+        path = f"{found.task}: got {found.model.path}"
         instead = "serve it beside the others with --method separate"
         if found.cosine is None:
             raise ConfigError(f"{path} with {found.difference}, that of the base; {instead}")
@@ -108,19 +94,18 @@ def require_related(checked: list[CheckedModel]) -> list[str]:
 
 def check_table(checked: list[CheckedModel]) -> list[list[str]]:
     """Tabulate the models: task, networks, shape, features, cosine, outputs, verdict."""
-    rows = [["task", "networks", "message passing", "features", "cosine", "outputs", "verdict"]]
+    rows = [["task", "networks", "network", "features", "cosine", "outputs", "verdict"]]
     for found in checked:
-        ensemble, shape = found.ensemble, found.ensemble.shape
-        size = f"{shape.messages}, depth {shape.depth} x {shape.hidden_dim}, {shape.aggregation}"
-        names = ", ".join(ensemble.labels[:3]) + (", ..." if len(ensemble.labels) > 3 else "")
+        model, (network, features) = found.model, found.model.about
+        names = ", ".join(model.labels[:3]) + (", ..." if len(model.labels) > 3 else "")
         rows.append(
             [
                 found.task,
-                str(len(ensemble.members)),
-                size,
-                f"{ensemble.options.mode} ({shape.atom_dim}, {shape.bond_dim})",
+                str(len(model.vectors)),
+                network,
+                features,
                 "-" if found.cosine is None else f"{found.cosine:.3f}",
-                f"{len(ensemble.labels)} {ensemble.target}: {names}",
+                f"{len(model.labels)} {model.target}: {names}",
                 found.verdict + (f" ({found.difference})" if found.difference else ""),
             ]
         )

@@ -5,10 +5,13 @@ Source: Heid et al. 2024, "Chemprop", doi:10.1021/acs.jcim.3c01250; the layout i
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from merging.data.files import sha256
 from merging.imports.chemprop_layout import Predictor, Section, network_shape, predictor_shape
@@ -107,6 +110,23 @@ class Ensemble:
         """The members' notes, each once."""
         return tuple(dict.fromkeys(note for member in self.members for note in member.notes))
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The SHA-256 of its files, by path."""
+        return {str(member.path): member.sha256 for member in self.members}
+
+    @property
+    def vectors(self) -> tuple[Tensor, ...]:
+        """The weights of every member, see `flattened`."""
+        return tuple(flattened(member.network) for member in self.members)
+
+    @property
+    def about(self) -> tuple[str, str]:
+        """Words for the message passing, and for the features."""
+        shape = self.shape
+        network = f"{shape.messages}, depth {shape.depth} x {shape.hidden_dim}, {shape.aggregation}"
+        return network, f"{self.options.mode} ({shape.atom_dim}, {shape.bond_dim})"
+
 
 @dataclass(frozen=True, eq=False)
 class Foundation:
@@ -118,6 +138,18 @@ class Foundation:
     options: FeaturizerOptions
     network: State
     notes: tuple[str, ...]
+
+    @property
+    def vector(self) -> Tensor:
+        """Its weights, see `flattened`."""
+        return flattened(self.network)
+
+
+def flattened(network: Mapping[str, Tensor]) -> Tensor:
+    """Join the weights W_i, W_h and W_o to one vector, in float64."""
+    return torch.cat(
+        [network[f"{name}.weight"].double().flatten() for name in ("W_i", "W_h", "W_o")]
+    )
 
 
 def read_chemprop(

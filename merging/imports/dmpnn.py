@@ -2,14 +2,16 @@
 low-rank residuals; and how far its predictions are from theirs. Needs no labels."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from merging.imports.brought import Merged
 from merging.imports.check import shape_difference
 from merging.imports.chemprop import ChempropModel, Ensemble
+from merging.imports.difference import differences
 from merging.mergers.residual import low_rank_factors
 from merging.targets.metrics import compute_outputs
 from models.data.batch import GraphBatch
@@ -59,21 +61,12 @@ Tasks = Mapping[str, ImportedTask]
 
 
 @dataclass(frozen=True)
-class MergedDmpnn:
-    """One model of all tasks.
-
-    Attributes:
-        shape, rank: of the manifest.
-        network: the shared message passing, or an empty module.
-        experts: by task.
-        record: of the training, for the manifest.
-    """
+class MergedDmpnn(Merged):
+    """One D-MPNN of all tasks, see `merging.imports.brought.Merged`; `network` is the shared
+    message passing."""
 
     shape: DmpnnConfig
-    rank: int
-    network: nn.Module
     experts: dict[str, DmpnnExpert]
-    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> DmpnnModel:
@@ -220,24 +213,6 @@ def predictions(model: DmpnnModel, pool: BondPool) -> dict[str, Tensor]:
 
     found = compute_outputs(forward, pool, torch.arange(len(pool)), CPU)
     return dict(zip(model.tasks, found.split(widths, 1), strict=True))
-
-
-def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, float]:
-    """Compute by task how far predictions are from those of the user's own models: the root mean
-    square of the difference over molecules, in standard deviations of the own model's predictions,
-    as mean over labels. It needs no labels of molecules.
-
-    Args:
-        found, expected: predictions (P, C) by task (`predictions`).
-    """
-    result = {}
-    for task, own in expected.items():
-        squared = (found[task].double() - own.double()).square().mean(0)
-        variance = own.double().var(0, correction=0)
-        # A label that the own model gives one value for: its difference counts in its own unit.
-        scaled = (squared / torch.where(variance > 0, variance, 1.0)).sqrt()
-        result[task] = float(scaled.mean())
-    return result
 
 
 def smallest_rank(

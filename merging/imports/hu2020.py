@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from merging.data.files import sha256
@@ -17,7 +18,9 @@ from models.errors import CheckpointError
 from models.networks.hu2020 import BackboneConfig, BackboneKind, make_backbone
 from models.state_dict import sub_state
 
-_FIRST, _HEAD = "x_embedding1.weight", "graph_pred_linear."
+FIRST = "x_embedding1.weight"
+"""The tensor that every file of this layout has, behind its prefix."""
+_HEAD = "graph_pred_linear."
 _PREFIXES = ("", "gnn.", "molecule_model.", "model.", "module.", "module.gnn.")
 _LINEAR: tuple[BackboneKind, ...] = ("gcn", "graphsage", "gin_linear")
 """Kinds of layers whose tensors have the same names and shapes."""
@@ -42,6 +45,22 @@ class HuModel:
     network: State
     head: State | None
     notes: tuple[str, ...]
+
+    @property
+    def vector(self) -> Tensor:
+        """Its weights, see `network_vector`."""
+        return network_vector(self.network)
+
+
+def network_vector(network: State) -> Tensor:
+    """Join the matrices of all layers to one vector, in float64, without embeddings of bonds."""
+    return torch.cat(
+        [
+            value.double().flatten()
+            for key, value in sorted(network.items())
+            if key.startswith("gnns.") and value.dim() == 2 and "edge_embedding" not in key
+        ]
+    )
 
 
 def read_hu2020(path: Path, kind: BackboneKind | None = None) -> HuModel:
@@ -77,9 +96,9 @@ def read_hu2020(path: Path, kind: BackboneKind | None = None) -> HuModel:
 
 
 def _prefix(path: Path, state: Iterable[str]) -> str:
-    found = [key.removesuffix(_FIRST) for key in state if key.endswith(_FIRST)]
+    found = [key.removesuffix(FIRST) for key in state if key.endswith(FIRST)]
     if len(found) != 1 or found[0] not in _PREFIXES:
-        got = ", ".join(f"{prefix}{_FIRST}" for prefix in found) or f"no {_FIRST}"
+        got = ", ".join(f"{prefix}{FIRST}" for prefix in found) or f"no {FIRST}"
         known = ", ".join(prefix or "none" for prefix in _PREFIXES)
         expected = f"expected it once, with one of the prefixes {known}"
         raise CheckpointError(f"{path}: got {got}, {expected} (the layout of Hu et al. 2020)")
@@ -88,7 +107,7 @@ def _prefix(path: Path, state: Iterable[str]) -> str:
 
 def _shape(path: Path, tensors: State, kind: BackboneKind | None) -> BackboneConfig:
     layers = {key.split(".")[1] for key in tensors if key.startswith("gnns.")}
-    width = tensors[_FIRST].shape[-1] if tensors[_FIRST].dim() else 0
+    width = tensors[FIRST].shape[-1] if tensors[FIRST].dim() else 0
     if not layers or not width:
         got = f"{len(layers)} layers of width {width}"
         raise CheckpointError(f"{path}: got {got}, expected at least one of each")

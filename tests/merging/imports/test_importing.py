@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from gmerging.cli.main import main
-from merging.imports.importing import Imported, import_models, make_import_config
+from merging.imports.config import make_import_config
+from merging.imports.importing import Imported, import_models
 from models.artifact import load_artifact
 from models.data.dmpnn_features import featurize_bonds
 from models.data.schema import BondInput
@@ -243,8 +244,7 @@ def test_check_models_prints_a_table_and_writes_nothing(
     assert (code, err) == (0, "")
     head, tox, sol, foreign, deeper, *notes = out.splitlines()
     assert head.split() == [
-        *("task", "networks", "message", "passing"),
-        *("features", "cosine", "outputs", "verdict"),
+        *("task", "networks", "network", "features", "cosine", "outputs", "verdict")
     ]
     assert sol.split()[-1] == "related"
     assert "1.000" in sol
