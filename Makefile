@@ -21,8 +21,8 @@ FAST := tests/test_architecture.py \
 		transport/test_twd.py test_artifact.py) \
 	$(addprefix tests/merging/,run/test_config.py mergers/test_mergers.py \
 		data/test_checkpoints.py) \
-	$(addprefix tests/service/,http/routes/test_predictions.py core/test_batcher.py test_settings.py \
-		test_readme.py)
+	$(addprefix tests/service/,http/routes/test_predictions.py core/test_batcher.py test_settings.py) \
+	$(addprefix tests/docs/,test_readme.py test_answers.py test_tables.py)
 
 .PHONY: help serve test test-all check check-fast docs release audit smoke bench-smoke gpu-pack gpu-check clean
 
@@ -40,7 +40,7 @@ $(VENV)/.dev: $(VENV)/.service
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service,tracing,merging,trees,dev,docs]"
 	touch $@
 
-serve: $(VENV)/.service ## start the service on the released artifact (settings: GMERGING_*, see README)
+serve: $(VENV)/.service ## start the service on the released artifact (settings: GMERGING_*, see docs/operate.md)
 	$(BIN)/python -m service
 
 check: $(VENV)/.dev docs ## style, types, and links of the documentation

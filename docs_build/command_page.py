@@ -56,7 +56,7 @@ def _is_frame(action: argparse.Action) -> bool:
 
 
 def _option(action: argparse.Action) -> tuple[str, str, str]:
-    names = ", ".join(map(code, action.option_strings or [action.metavar or action.dest]))
+    names = ", ".join(map(code, action.option_strings or [str(action.metavar or action.dest)]))
     shown = "" if action.default in (None, False, argparse.SUPPRESS, []) else code(action.default)
     default = "required" if action.required else shown
     about = action.help or ""

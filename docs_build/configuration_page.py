@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from docs_build.tables import code, table, words_for
 from merging.config.base import CONFIG_FOLDER
 from merging.families.table import FAMILIES
-from merging.imports.importing import ImportConfig
+from merging.imports.config import ImportConfig
 from merging.mergers.registry import MERGERS
 from merging.studies.experts.config import ExpertsConfig
 from merging.training.pretraining import PretrainConfig
@@ -24,7 +24,7 @@ unknown key, or one that is given twice, is an error that names the nearest know
 a default must be given. [Train and merge your own tasks](../own-tasks.md) has examples.
 
 """
-_USED_BY = {
+_USED_BY: Mapping[type[BaseModel], str] = {
     PretrainConfig: "`gmerging pretrain`",
     ExpertsConfig: "`gmerging study experts`",
     ImportConfig: "`gmerging import-models`",
@@ -33,9 +33,10 @@ _USED_BY = {
 
 def configuration_page() -> str:
     """Return the page, in Markdown."""
-    used_by = {
+    used_by: dict[type[BaseModel], str] = {
         family.config: f"a run of kind {', '.join(map(code, family.kinds))}" for family in FAMILIES
-    } | _USED_BY
+    }
+    used_by |= _USED_BY
     sections = list(dict.fromkeys(found for root in used_by for found in sections_of(root)))
     text = _INTRODUCTION + table(
         ("file of", "read as"), ((used, _link(root)) for root, used in used_by.items())
@@ -107,7 +108,7 @@ def _as_lists(value: object) -> object:
 
 def documented(section: type[BaseModel]) -> tuple[str, Mapping[str, str]]:
     """Return what a class' docstring says of it, and of its fields and those of its bases."""
-    about, meanings = "", {}
+    about, meanings = "", dict[str, str]()
     for base in reversed([base for base in section.__mro__ if issubclass(base, BaseModel)]):
         if base is BaseModel or not base.__doc__:
             continue

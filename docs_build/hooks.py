@@ -80,6 +80,8 @@ def uri_of(path: Path) -> str:
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
     inside = path.relative_to(ROOT).as_posix()
+    if path.suffix == ".py":
+        inside += ".txt"  # a browser shows it, and nobody takes it for code of ours
     return PLACES.get(inside, f"{COPIES}/{inside}")
 
 

@@ -69,3 +69,8 @@ def commands(path: Path, program: str = "gmerging") -> list[list[str]]:
     """Return the arguments of every command of a program in a page, without comments."""
     lines = [line for line in command_lines(path) if line.startswith(f"{program} ")]
     return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def shows(path: Path, text: str) -> bool:
+    """Return whether a page holds a text, wherever its lines are broken."""
+    return " ".join(text.split()) in " ".join(path.read_text().split())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gmerging
+from merging.mergers.registry import MERGERS
 from tests.pages import README, ROOT, blocks
 
 TEXT = README.read_text()
@@ -89,6 +90,15 @@ def test_speeds_are_those_of_the_results_files() -> None:
     ]
     for row, numbers in zip(rows("Speed"), expected, strict=True):
         assert tuple(re.findall(r"\d[\d,.]*\d", row[1])) == numbers
+
+
+def test_it_counts_the_mergers_and_the_tasks_of_the_releases() -> None:
+    assert f"{len(MERGERS)} mergers behind one interface" in TEXT
+    for name, words in (("admet", "31 tasks"), ("moleculenet-gcn", "eight MoleculeNet tasks")):
+        tasks = measured(f"models/releases/{name}/manifest.json")["tasks"]
+        assert len(tasks) == {"31 tasks": 31, "eight MoleculeNet tasks": 8}[words]
+        assert f"{sum(len(info['labels']) for info in tasks.values())} labels)" in TEXT
+        assert words in TEXT
 
 
 def test_tables_are_as_short_as_a_page_allows() -> None:

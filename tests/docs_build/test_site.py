@@ -90,12 +90,15 @@ def test_every_page_of_the_sources_is_in_the_navigation_once() -> None:
 
 def test_a_page_links_to_files_as_the_site_has_them() -> None:
     page = ROOT / "docs/admet.md"
-    text = "[a](one-pass.md#x) [b](../results/forests.json) [c](../README.md) [d](../nothing.md) [e](https://f/)"
-    expected = (
-        "[a](one-pass.md#x) [b](repository/results/forests.json) [c](index.md) [d](../nothing.md)"
-        " [e](https://f/)"
-    )
-    assert resolve_links(text, page, "admet.md") == expected
+    for link, expected in (
+        ("one-pass.md#x", "one-pass.md#x"),
+        ("../results/forests.json", "repository/results/forests.json"),
+        ("../merging/data/labels.py", "repository/merging/data/labels.py.txt"),
+        ("../README.md", "index.md"),
+        ("../nothing.md", "../nothing.md"),
+        ("https://example.org/", "https://example.org/"),
+    ):
+        assert resolve_links(f"a [b]({link}) c", page, "admet.md") == f"a [b]({expected}) c"
     benchmarks = ROOT / "benchmarks/README.md"
     assert uri_of(benchmarks) == "repository/benchmarks/README.md"
     assert resolve_links("[a](../docs/admet.md)", benchmarks, uri_of(benchmarks)) == (

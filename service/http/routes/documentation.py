@@ -44,7 +44,7 @@ async def root(request: Request) -> JSONResponse:
     }
     if not (SITE / _INDEX).is_file():
         del links["documentation"]
-    if not any(getattr(route, "path", "") == "/metrics" for route in request.app.routes):
+    if "/metrics" not in request.app.openapi()["paths"]:
         del links["metrics"]  # on a port of its own
     about = {"name": request.app.title, "description": request.app.description}
     return JSONResponse({**about, "version": version("g-merging"), "links": links})
@@ -85,7 +85,7 @@ async def guide_file(path: str) -> FileResponse:
     found = _site_files(SITE).get(path or _INDEX)
     if found is None:
         expected = "a page of the documentation" if _site_files(SITE) else "`make docs` to build it"
-        raise ProblemError(404, "not_found", f"got guide/{path!a}, expected {expected}")
+        raise ProblemError(404, "not_found", f"got {path!a}, expected {expected}")
     headers = {"Content-Security-Policy": _SITE_POLICY, "Cache-Control": "max-age=3600"}
     return FileResponse(found, headers=headers)
 
