@@ -42,6 +42,7 @@ from service.http.middleware import (
 )
 from service.http.problems import MEDIA_TYPE, install_handlers
 from service.http.routes import (
+    depictions,
     documentation,
     files,
     inference_protocol,
@@ -165,6 +166,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         open_routers.append(operation.metrics_router)
     keyed_routers = [
         predictions.router,
+        depictions.router,
         files.router,
         models.router,
         models.admin_router,

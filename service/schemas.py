@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from models.data.depiction import Theme
 from models.errors import did_you_mean
 from models.experts.combination import (
     ExpertChoice,
@@ -228,8 +229,8 @@ class GraphIn(_Request):
         return {name: value for name, value in values.items() if value is not None}
 
 
-class PredictRequest(_Request):
-    """Molecules as text, or graphs, with the tasks to predict."""
+class TextRequest(_Request):
+    """Molecules as text."""
 
     smiles: _Texts | None = Field(
         None, description="one or a list; CXSMILES, InChI and mol blocks are known by their look"
@@ -240,6 +241,11 @@ class PredictRequest(_Request):
     mol_block: _Texts | None = Field(
         None, description="one mol block (V2000 or V3000) or a list of them, in place of `smiles`"
     )
+
+
+class PredictRequest(TextRequest):
+    """Molecules as text, or graphs, with the tasks to predict."""
+
     graphs: Annotated[list[GraphIn], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="graphs, in place of `smiles`"
     )
@@ -283,6 +289,36 @@ class PredictRequest(_Request):
     def expert_choice(self) -> ExpertChoice | None:
         """The experts that answer; None for the default ones."""
         return None if self.experts is None else expert_choice(self.experts)
+
+
+_Pixels = Annotated[int, Field(strict=True, ge=20, le=2000)]
+_Weights = Annotated[list[_Number], Field(max_length=5000, fail_fast=True)]
+
+
+class DepictRequest(TextRequest):
+    """Molecules as text, to be drawn."""
+
+    width: _Pixels = Field(180, description="pixels")
+    height: _Pixels = Field(130, description="pixels")
+    theme: Theme = Field("light", description="`dark` draws for a dark page")
+    weights: Annotated[list[_Weights | None], Field(fail_fast=True)] | None = Field(
+        None,
+        description=(
+            "for every molecule null, or a number per heavy atom in the order of the answer's"
+            " `smiles`: positive atoms are drawn on vermilion, negative ones on blue"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = ("smiles", "inchi", "mol_block")
+        given = _exactly_one({name: getattr(self, name) for name in names})
+        count = len(getattr(self, given))
+        if self.weights is not None and len(self.weights) != count:
+            raise ValueError(
+                f"weights: got {len(self.weights)} for {count} molecules, expected one list each"
+            )
+        return self
 
 
 class StreamLine(_Request):
@@ -431,6 +467,23 @@ class PredictResponse(BaseModel):
 
     model: ModelName
     predictions: list[PredictionItem]
+
+
+class DepictedItem(BaseModel):
+    """The picture of one molecule: either `svg` or `error`."""
+
+    index: int = Field(ge=0, description="position in the request")
+    smiles: str | None = Field(
+        description="canonical SMILES, as in an answer of `/predict`; null if it was not read"
+    )
+    svg: str | None = Field(None, description="a document of type image/svg+xml, in colour")
+    error: ItemError | None = None
+
+
+class DepictResponse(BaseModel):
+    """Pictures in the order of the request."""
+
+    pictures: list[DepictedItem]
 
 
 class TaskExperts(ForestInfo):

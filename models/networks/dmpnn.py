@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from models.data.batch import GraphBatch
 from models.names import Name
 from models.networks.base import NetworkShape, SiteHook
+from models.ops.bonds import arriving_states, bond_messages, first_states, reverse_bonds
 from models.ops.segment import segment_mean, segment_sum
 
 Messages = Literal["bonds", "atoms"]
@@ -188,16 +189,13 @@ class MessagePassing(nn.Module):
         # A product per atom and one per bond: both directions of a bond have the same features.
         of_atoms = F.linear(batch.x, weight[:, :known], self.W_i.bias)
         of_bonds = batch.edge_attr[::2] @ weight[:, known:].t()
-        # In place where nothing else holds a tensor: fresh memory costs more than the sums.
-        start = of_atoms.index_select(0, source)
-        start.view(-1, 2, start.shape[1]).add_(of_bonds.unsqueeze(1))
-        start = correct(0, start)
+        start = correct(0, first_states(of_atoms, of_bonds, source))
         h = self._activate(start)
         for step in range(1, self.shape.depth):
-            h = (h + _reversed(h)) / 2 if self.shape.undirected else h
-            messages = segment_sum(h, target, atoms).index_select(0, source).sub_(_reversed(h))
+            h = (h + reverse_bonds(h)) / 2 if self.shape.undirected else h
+            messages = bond_messages(h, source, target, atoms)
             h = self._activate(correct(step, self.W_h(messages).add_(start)), correct)
-        return segment_sum(h, target, atoms)
+        return arriving_states(h, target, atoms)
 
     def _pass_atoms(self, batch: GraphBatch, correct: SiteHook) -> Tensor:
         """Pass messages over atoms; return what arrives at atoms, (N, d)."""
@@ -224,8 +222,3 @@ class MessagePassing(nn.Module):
 
 def _unchanged(_: int, h: Tensor) -> Tensor:
     return h
-
-
-def _reversed(h: Tensor) -> Tensor:
-    """Swap the two directions of every bond: (E, d) -> (E, d)."""
-    return h.view(-1, 2, h.shape[1]).flip(1).view_as(h)

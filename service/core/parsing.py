@@ -1,5 +1,5 @@
-"""Process pool that reads molecules and graphs. RDKit holds the GIL while it reads a molecule,
-which can take seconds for a hostile one.
+"""Process pool that reads and draws molecules, and reads graphs. RDKit holds the GIL while it reads
+or draws a molecule, which can take seconds for a hostile one.
 
 - Chunks of different requests are interleaved. A request never occupies all processes, unless there
   is only one.
@@ -19,11 +19,12 @@ import signal
 import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -34,11 +35,14 @@ from models.errors import GMergingError
 from models.families.inputs import Graph, tensors_of
 from service.core.reading import (
     MOLECULES,
+    Depicted,
+    Drawing,
     InputRequirements,
     ItemFailure,
     MoleculeLimits,
     Parsed,
     Source,
+    draw,
     precheck,
     read,
     read_all,
@@ -59,6 +63,8 @@ _MOST_MEMORY_BYTES = 6 * 1024**3
 # Result that a process sends: canonical SMILES, class and arrays of the graph, or an error. Not
 # tensors, since torch would pass each by a file descriptor.
 _Wire = tuple[str | None, str | None, Callable[..., Graph], list[NDArray[Any]]] | ItemFailure
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ProcessLostError(Exception):
@@ -72,10 +78,16 @@ class ParserStartError(GMergingError):
 
 
 @dataclass
-class _Request:
-    """State shared by the chunks of one request."""
+class _Request(Generic[Item, Result]):
+    """State shared by the chunks of one request.
 
-    requirements: InputRequirements
+    Attributes:
+        work: function of the process for a chunk, one result per item.
+        gate: bounds the chunks that are under way.
+        timeouts_left: molecules that may still time out before the rest is not tried.
+    """
+
+    work: Callable[[list[Item]], list[Result | ItemFailure]]
     gate: asyncio.Semaphore
     timeouts_left: int = _MOST_TIMEOUTS
 
@@ -84,8 +96,8 @@ class _Request:
 class _Task:
     """A task of the pool. Cancelling `answer` does not cancel the task."""
 
-    future: "ProcessFuture[list[_Wire]]"
-    answer: asyncio.Future[list[_Wire]]
+    future: "ProcessFuture[list[Any]]"
+    answer: asyncio.Future[list[Any]]
     started: float | None = None
 
     def is_late(self, seconds: float) -> bool:
@@ -196,17 +208,33 @@ class Parser:
         """
         if idle and len(sources) == 1 and isinstance(sources[0], str) and is_short(sources[0]):
             return read_all(sources, self._limits, requirements)
-        request = _Request(requirements, asyncio.Semaphore(self._window))
         errors = [precheck(source, self._limits, requirements) for source in sources]
         left = [source for source, error in zip(sources, errors, strict=True) if error is None]
-        chunks = [left[begin : begin + _CHUNK] for begin in range(0, len(left), _CHUNK)]
+        work = partial(_read_all, limits=self._limits, requirements=requirements)
+        wires = await self._in_chunks(left, work)
+        results = (wire if isinstance(wire, ItemFailure) else _received(*wire) for wire in wires)
+        return [next(results) if error is None else error for error in errors]
+
+    async def depict(self, drawings: Sequence[Drawing]) -> list[Depicted | ItemFailure]:
+        """Read molecules and draw them: see `service.core.reading.draw`.
+
+        Returns:
+            One result per drawing, in their order; errors are returned, not raised.
+        """
+        return await self._in_chunks(drawings, partial(_draw_all, limits=self._limits))
+
+    async def _in_chunks(
+        self, items: Sequence[Item], work: Callable[[list[Item]], list[Result | ItemFailure]]
+    ) -> list[Result | ItemFailure]:
+        """Run the work of a request in the processes, a few chunks at a time."""
+        gate = asyncio.Semaphore(self._window)
+        request: _Request[Item, Result] = _Request(work, gate)
+        chunks = [items[begin : begin + _CHUNK] for begin in range(0, len(items), _CHUNK)]
         if len(chunks) == 1:
             # Most requests; `gather` would create an asyncio task.
-            found = [await self._read_chunk(chunks[0], request)]
-        else:
-            found = await asyncio.gather(*(self._read_chunk(chunk, request) for chunk in chunks))
-        results = iter([molecule for chunk in found for molecule in chunk])
-        return [next(results) if error is None else error for error in errors]
+            return await self._run_chunk(chunks[0], request)
+        found = await asyncio.gather(*(self._run_chunk(chunk, request) for chunk in chunks))
+        return [result for chunk in found for result in chunk]
 
     def close(self) -> None:
         """Stop all processes without waiting for their tasks."""
@@ -219,18 +247,22 @@ class Parser:
             forkserver.ensure_running()
         return ProcessPool(self._processes, initializer=_prepare, context=self._context)
 
-    async def _read_chunk(
-        self, chunk: Sequence[Source], request: _Request
-    ) -> list[Parsed | ItemFailure]:
+    async def _run_chunk(
+        self, chunk: Sequence[Item], request: _Request[Item, Result]
+    ) -> list[Result | ItemFailure]:
         async with request.gate:
             if request.timeouts_left:
-                try:
-                    return await self._run(chunk, request.requirements)
-                except (TimeoutError, ProcessLostError):
-                    pass
-            return [await self._read_single(source, request) for source in chunk]
+                with suppress(TimeoutError, ProcessLostError):
+                    return await self._run(chunk, request)
+            found: list[Result | ItemFailure] = []
+            for item in chunk:
+                result = await self._run_single(item, request)
+                found.append(result)
+            return found
 
-    async def _read_single(self, source: Source, request: _Request) -> Parsed | ItemFailure:
+    async def _run_single(
+        self, item: Item, request: _Request[Item, Result]
+    ) -> Result | ItemFailure:
         if not request.timeouts_left:
             return ItemFailure(
                 "parse_timeout",
@@ -239,7 +271,7 @@ class Parser:
             )
         for _ in range(2):  # a process may die for another reason, but hardly twice
             try:
-                return (await self._run([source], request.requirements))[0]
+                return (await self._run([item], request))[0]
             except ProcessLostError:
                 continue
             except TimeoutError:
@@ -251,15 +283,13 @@ class Parser:
         return ItemFailure("unreadable", "the process that read this molecule died, twice")
 
     async def _run(
-        self, chunk: Sequence[Source], requirements: InputRequirements
-    ) -> list[Parsed | ItemFailure]:
+        self, chunk: Sequence[Item], request: _Request[Item, Result]
+    ) -> list[Result | ItemFailure]:
         """Run one task of the pool. If the request is cancelled, the task continues up to the
         timeout, since stopping it would kill the process."""
         pool = self._pool
         try:
-            wires = await self._watched(
-                pool.schedule(_read_all, args=[list(chunk), self._limits, requirements])
-            )
+            return await self._watched(pool.schedule(request.work, args=[list(chunk)]))
         except ProcessExpired:
             self._on_loss("died")
             raise ProcessLostError from None
@@ -272,9 +302,8 @@ class Parser:
                 self._pool = self._new_pool()
                 pool.stop()
             raise ProcessLostError from None
-        return [wire if isinstance(wire, ItemFailure) else _received(*wire) for wire in wires]
 
-    def _watched(self, future: "ProcessFuture[list[_Wire]]") -> asyncio.Future[list[_Wire]]:
+    def _watched(self, future: "ProcessFuture[list[Any]]") -> asyncio.Future[list[Any]]:
         """Return a future of a task's result; on timeout the process is killed and the future fails
         with TimeoutError."""
         loop = asyncio.get_running_loop()
@@ -342,6 +371,10 @@ def _read_all(
     sources: Sequence[Source], limits: MoleculeLimits, requirements: InputRequirements
 ) -> list[_Wire]:
     return [_sent(molecule) for molecule in read_all(sources, limits, requirements)]
+
+
+def _draw_all(drawings: Sequence[Drawing], limits: MoleculeLimits) -> list[Depicted | ItemFailure]:
+    return [draw(drawing, limits) for drawing in drawings]
 
 
 def _sent(molecule: Parsed | ItemFailure) -> _Wire:

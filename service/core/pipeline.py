@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cachetools import LRUCache
+
 from models.families.inputs import Graph
 from service.core.batcher import (
     Batcher,
@@ -18,7 +20,15 @@ from service.core.batcher import (
 from service.core.cache import AnswerCache
 from service.core.engine import PredictionQuery, TaskAnswer, gpu_memory_bytes
 from service.core.parsing import Parser
-from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source, cost
+from service.core.reading import (
+    Depicted,
+    Drawing,
+    ItemFailure,
+    MoleculeLimits,
+    Parsed,
+    Source,
+    cost,
+)
 from service.settings import Settings
 from service.telemetry.metrics import ANSWERED, CANCELLED, EXPIRED, FAILED, REFUSED, Metrics
 from service.telemetry.statistics import Gauges
@@ -39,6 +49,10 @@ class Answer:
 
 
 Result = Answer | ItemFailure
+_PICTURE_SHARE = 8
+"""Pictures are kept in a cache of one in so many bytes of that of answers."""
+_MOST_DRAWN = 2000
+"""Molecules that may wait to be drawn, for every process that reads: about 10 s of work."""
 _Answered = dict[str, TaskAnswer] | ItemFailure
 
 
@@ -62,6 +76,10 @@ class Pipeline:
             max_pending_cost=settings.max_pending_cost,
             on_pass=metrics.model_pass,
         )
+        self._pictures: LRUCache[Drawing, Depicted] = LRUCache(
+            settings.cache_bytes // _PICTURE_SHARE, getsizeof=lambda found: len(found.svg) + 500
+        )
+        self._most_drawn, self._drawing = _MOST_DRAWN * settings.parsers, 0
         self._accepts = self._ready = False
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -156,6 +174,42 @@ class Pipeline:
         for result in results:
             count(ANSWERED if isinstance(result, Answer) else result.code)
         return results
+
+    async def depict(
+        self, drawings: Sequence[Drawing], seconds: float = math.inf
+    ) -> list[Depicted | ItemFailure]:
+        """Read molecules and draw them, or take pictures from the cache.
+
+        Args:
+            drawings: at least one.
+            seconds: time until the deadline.
+
+        Returns:
+            One result per drawing, in their order.
+
+        Raises:
+            QueueFullError: too many molecules wait to be drawn; nothing was read.
+            DeadlineExceededError: the deadline passed.
+        """
+        found = {drawing: self._pictures.get(drawing) for drawing in drawings}
+        missing = [drawing for drawing, picture in found.items() if picture is None]
+        if self._drawing + len(missing) > self._most_drawn:
+            raise QueueFullError(1)
+        drawn: dict[Drawing, Depicted | ItemFailure] = {}
+        if missing:
+            self._drawing += len(missing)
+            try:
+                async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                    results = await self._parser.depict(missing)
+            except TimeoutError:
+                raise DeadlineExceededError from None
+            finally:
+                self._drawing -= len(missing)
+            drawn = dict(zip(missing, results, strict=True))
+        for drawing, result in drawn.items():
+            if isinstance(result, Depicted) and len(result.svg) < self._pictures.maxsize // 2:
+                self._pictures[drawing] = result
+        return [found[drawing] or drawn[drawing] for drawing in drawings]
 
     async def _answer_in_time(
         self, query: PredictionQuery, sources: Sequence[Source], seconds: float, bounded: bool

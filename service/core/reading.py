@@ -9,6 +9,7 @@ from typing import Any
 
 from rdkit import rdBase
 
+from models.data.depiction import DepictionStyle, depict
 from models.data.molecule_text import (
     TextKind,
     atoms_at_most,
@@ -42,6 +43,7 @@ ITEM_CODES = (
     "too_many_bonds",
     "too_many_edges",
     "invalid_graph",
+    "invalid_weights",
     "unsupported_input",
     "not_finite",
     "parse_timeout",
@@ -316,6 +318,52 @@ def _check_length(source: str | MolBlock | InChI, limits: MoleculeLimits) -> Non
     if len(text) > limit:
         code = "mol_block_syntax" if kind == "mol_block" else "smiles_too_long"
         raise MoleculeError(code, f"got {len(text)} characters, expected at most {limit} ({name})")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A molecule to be drawn.
+
+    Attributes:
+        source: the unread molecule.
+        style: size and theme.
+        weights: one per heavy atom in the order of the answer's `smiles`; None colours nothing.
+    """
+
+    source: Source
+    style: DepictionStyle
+    weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Depicted:
+    """A molecule that was drawn.
+
+    Attributes:
+        smiles: canonical SMILES, to whose atoms weights refer.
+        svg: the picture.
+    """
+
+    smiles: str
+    svg: str
+
+
+def draw(drawing: Drawing, limits: MoleculeLimits) -> Depicted | ItemFailure:
+    """Read a molecule as a request for predictions does, and draw its canonical SMILES. Errors are
+    returned, not raised."""
+    parsed = read(drawing.source, limits)
+    if isinstance(parsed, ItemFailure):
+        return parsed
+    assert parsed.smiles is not None  # `MOLECULES` reads text, and refuses graphs.
+    try:
+        return Depicted(parsed.smiles, depict(parsed.smiles, drawing.style, drawing.weights))
+    except InvalidInputError as error:
+        return ItemFailure("invalid_weights", _cut(str(error)))
+    except Exception:
+        log.exception("a molecule could not be drawn")
+        return ItemFailure(
+            "unreadable", "the molecule could not be drawn, for a reason that is not known"
+        )
 
 
 @dataclass

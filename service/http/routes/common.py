@@ -9,10 +9,10 @@ from fastapi import Depends, Header, Request
 from models.errors import did_you_mean
 from service.core.engine import PredictionQuery
 from service.core.pipeline import Result
-from service.core.reading import Source
+from service.core.reading import InChI, MolBlock, Source
 from service.http.problems import ProblemError, not_ready, printable
 from service.http.streaming import unless_disconnected
-from service.schemas import Problem
+from service.schemas import Problem, TextRequest
 from service.security import Client
 from service.services import Services
 
@@ -86,6 +86,21 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
 def _takes_many(annotation: Any) -> bool:
     return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
+
+
+def text_sources(body: TextRequest) -> list[Source]:
+    """Return the molecules that a request gives as text, in their order."""
+    sources: list[Source] = [*(body.smiles or ())]
+    sources += [InChI(text) if isinstance(text, str) else text for text in body.inchi or ()]
+    sources += [MolBlock(text) if isinstance(text, str) else text for text in body.mol_block or ()]
+    return sources
+
+
+def check_count(count: int, limit: int) -> None:
+    """Raise ProblemError if a request has more molecules than the limit `max_molecules`."""
+    if count > limit:
+        detail = f"got {count} molecules, expected at most {limit} (max_molecules)"
+        raise ProblemError(422, "too_many_molecules", detail, limit={"max_molecules": limit})
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

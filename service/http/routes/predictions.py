@@ -5,15 +5,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from service.core.reading import NO_FINGERPRINT, InChI, ItemFailure, MolBlock, Source
+from service.core.reading import NO_FINGERPRINT, ItemFailure, Source
 from service.formats.answers import render
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
     AcceptingDep,
     ClientDep,
     TimeoutHeader,
+    check_count,
     predict_unless_disconnected,
     problems,
+    text_sources,
 )
 from service.schemas import PREDICT_EXAMPLES, PredictRequest, PredictResponse
 
@@ -64,10 +66,6 @@ async def predict(
 
 
 def _sources(body: PredictRequest, limit: int) -> list[Source]:
-    sources: list[Source] = [*(body.smiles or ()), *(body.graphs or ())]
-    sources += [InChI(text) if isinstance(text, str) else text for text in body.inchi or ()]
-    sources += [MolBlock(text) if isinstance(text, str) else text for text in body.mol_block or ()]
-    if len(sources) > limit:
-        detail = f"got {len(sources)} molecules, expected at most {limit} (max_molecules)"
-        raise ProblemError(422, "too_many_molecules", detail, limit={"max_molecules": limit})
+    sources = [*text_sources(body), *(body.graphs or ())]
+    check_count(len(sources), limit)
     return sources

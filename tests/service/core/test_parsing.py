@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from models.data.depiction import DepictionStyle
 from models.data.smiles import featurize
 from service.core import parsing
 from service.core.parsing import Loss, Parser, ParserStartError
-from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source
+from service.core.reading import Depicted, Drawing, ItemFailure, MoleculeLimits, Parsed, Source
 
 SMILES = [
     "CCO",
@@ -242,3 +243,15 @@ def test_a_short_molecule_alone_is_read_without_a_process(monkeypatch: pytest.Mo
         assert handed == [*([text] for text in others), ["OCC"], ["OCC", "C"]]
     finally:
         parser.close()
+
+
+def test_a_molecule_that_takes_too_long_to_draw_costs_only_itself(
+    strict_parser: Parser, losses: Losses
+) -> None:
+    drawings = [Drawing(text, DepictionStyle()) for text in ("CCO", HOSTILE, "CCN")]
+    first, late, last = asyncio.run(strict_parser.depict(drawings))
+    assert isinstance(first, Depicted)
+    assert isinstance(last, Depicted)
+    assert isinstance(late, ItemFailure)
+    assert late.code == "parse_timeout"
+    assert set(losses) == {"timeout"}
