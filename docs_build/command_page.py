@@ -58,7 +58,8 @@ def _is_frame(action: argparse.Action) -> bool:
 def _option(action: argparse.Action) -> tuple[str, str, str]:
     names = ", ".join(map(code, action.option_strings or [str(action.metavar or action.dest)]))
     shown = "" if action.default in (None, False, argparse.SUPPRESS, []) else code(action.default)
-    default = "required" if action.required else shown
+    optional = not action.required or action.nargs in ("*", "?")  # argparse calls `*` required
+    default = shown if optional else "required"
     about = action.help or ""
     if action.choices is not None and "%(choices)" not in about:
         about += f" ({', '.join(map(code, action.choices))})"

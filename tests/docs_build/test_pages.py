@@ -1,16 +1,18 @@
 """The generated pages have everything that the code knows."""
 
 import argparse
+from importlib import import_module
 from typing import Annotated
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, Field
 
+import gmerging
 from docs_build.command_page import command_page, leaves_of
 from docs_build.configuration_page import configuration_page, documented, sections_of
 from docs_build.http_page import http_page
-from docs_build.python_page import python_page
+from docs_build.python_page import BEHIND, python_page
 from docs_build.service_pages import metrics_page, settings_page
 from docs_build.tables import table, words_for
 from gmerging.cli.main import make_parser
@@ -79,12 +81,14 @@ def test_examples_and_choices_of_a_command_are_shown(monkeypatch: pytest.MonkeyP
     added = parser.add_subparsers()
     predict = added.add_parser("predict", epilog="examples:\n  gmerging predict a.csv  # b\n")
     predict.add_argument("file", help="of %(type)s", type=str)
+    predict.add_argument("more", help="others", nargs="*")
     predict.add_argument("--format", choices=("csv", "json"), default="csv", help="of the answers")
     monkeypatch.setattr("docs_build.command_page.make_parser", lambda: parser)
     page = command_page()
     assert "Examples:\n\n```sh\ngmerging predict a.csv  # b\n```" in page
     assert "| `--format` | `csv` | of the answers (`csv`, `json`) |" in page
     assert "| `file` | required | of <class 'str'> |" in page
+    assert "| `more` |  | others |" in page
 
 
 def test_every_key_of_every_section_has_a_meaning_or_a_name_that_says_it() -> None:
@@ -130,7 +134,13 @@ def test_meanings_are_those_of_the_docstring_and_of_its_bases() -> None:
 
 
 def test_the_public_names_are_on_the_page_of_python() -> None:
-    assert "::: models.errors.GMergingError\n" in python_page()
+    page = python_page()
+    for name in gmerging.__all__:
+        found = getattr(gmerging, name)
+        assert f"::: {found.__module__}.{name}\n" in page
+    for path in BEHIND:
+        module, _, name = path.rpartition(".")
+        assert callable(getattr(import_module(module), name)), path
 
 
 def test_schemas_in_words() -> None:
