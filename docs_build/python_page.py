@@ -36,10 +36,15 @@ BEHIND = (
 
 def python_page() -> str:
     """Return the page, in Markdown with mkdocstrings' directives."""
-    public = [f"{gmerging._WHERE[name]}.{name}" for name in gmerging.__all__]
-    text = _INTRODUCTION + "".join(map(_directive, public))
-    return text + _ROOMS + "".join(map(_directive, BEHIND))
+    public = (
+        _directive(f"{gmerging._WHERE[name]}.{name}", f"gmerging.{name}", 2)
+        for name in gmerging.__all__
+    )
+    behind = (_directive(name, name, 3) for name in BEHIND)
+    return _INTRODUCTION + "".join(public) + _ROOMS + "".join(behind)
 
 
-def _directive(name: str) -> str:
-    return f"::: {name}\n    options:\n      heading_level: 3\n\n"
+def _directive(path: str, heading: str, level: int) -> str:
+    options = {"heading": heading, "toc_label": heading.rpartition(".")[2], "heading_level": level}
+    lines = "".join(f"      {name}: {value}\n" for name, value in options.items())
+    return f"::: {path}\n    options:\n{lines}\n"
