@@ -21,10 +21,10 @@ FAST := tests/test_architecture.py \
 		transport/test_twd.py test_artifact.py) \
 	$(addprefix tests/merging/,run/test_config.py mergers/test_mergers.py \
 		data/test_checkpoints.py) \
-	$(addprefix tests/service/,http/routes/test_predictions.py core/test_batcher.py test_settings.py \
-		test_readme.py)
+	$(addprefix tests/service/,http/routes/test_predictions.py core/test_batcher.py test_settings.py) \
+	$(addprefix tests/docs/,test_readme.py test_answers.py test_tables.py)
 
-.PHONY: help serve test test-all check check-fast release audit labels smoke bench-smoke gpu-pack gpu-check clean
+.PHONY: help serve test test-all check check-fast docs release audit labels smoke bench-smoke gpu-pack gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -37,16 +37,19 @@ $(VENV)/.service: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.service
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service,tracing,merging,trees,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service,tracing,merging,trees,dev,docs]"
 	touch $@
 
-serve: $(VENV)/.service ## start the service on the released artifact (settings: GMERGING_*, see README)
+serve: $(VENV)/.service ## start the service on the released artifact (settings: GMERGING_*, see docs/operate.md)
 	$(BIN)/python -m service
 
-check: $(VENV)/.dev ## style and types
+check: $(VENV)/.dev docs ## style, types, and links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev ## the documentation site, in service/site; no network, and every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 check-fast: $(VENV)/.dev ## style and the most telling tests, in less than a minute
 	$(BIN)/ruff check .

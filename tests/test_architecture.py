@@ -16,7 +16,7 @@ PACKAGES = {
     "service": {"models", "service"},
     "gmerging": {"models", "merging", "service", "gmerging"},
 }
-CODE = ("models", "merging", "service", "gmerging", "benchmarks", "tests", "deploy")
+CODE = ("models", "merging", "service", "gmerging", "benchmarks", "tests", "deploy", "docs_build")
 MAX_COLUMNS = 100
 
 FLOORS = {

@@ -23,7 +23,7 @@ from models.transport.problem import Support
 Routing = Literal["moe", "own", "merged"]
 Statistics = Literal["stored", "batch"]
 DEFAULT_ROUTING: Routing = "own"
-"""Default routing: mixing costs more time and does not improve the scores (README)."""
+"""Default routing: mixing costs more time and does not improve the scores (docs/results.md)."""
 
 
 @dataclass(frozen=True)

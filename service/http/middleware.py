@@ -146,6 +146,7 @@ class Authenticate:
         {
             "/",
             "/docs",
+            "/guide",
             "/openapi.json",
             "/healthz",
             "/readyz",
@@ -172,7 +173,7 @@ class Authenticate:
         await answer(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
-        return path in self._OPEN or path.startswith("/docs/")
+        return path in self._OPEN or path.startswith(("/docs/", "/guide/"))
 
     def _refusal(self, admin: bool, key: str | None, client: Client | None) -> Response | None:
         if self._keys.is_empty:

@@ -15,6 +15,7 @@ from models.experts.bank import AdapterBank
 from models.experts.router import RouterConfig
 from models.experts.unified import UnifiedModel
 from tests.conftest import pico_config, random_backbone, random_experts
+from tests.pages import page, shows
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,7 +70,4 @@ def test_units_that_are_shuffled_are_found_elsewhere() -> None:
 
 
 def test_the_page_shows_the_results() -> None:
-    assert (
-        merged_routing.table(read_json(ROOT / RESULT))
-        in (ROOT / "docs/merged-routing.md").read_text()
-    )
+    assert shows(page("merged-routing.md"), merged_routing.table(read_json(ROOT / RESULT)))

@@ -1,5 +1,8 @@
-"""The OpenAPI document and its Swagger UI page, served without the internet."""
+"""The OpenAPI document, its Swagger UI page and the documentation site, served without the
+internet."""
 
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path as FilePath
 from typing import Annotated
 
@@ -11,6 +14,9 @@ from service.http.problems import ProblemError
 
 router = APIRouter(include_in_schema=False)
 FOLDER = FilePath(service.__file__).parent / "documentation"
+SITE = FilePath(service.__file__).parent / "site"
+"""Where `make docs` builds the documentation site; it need not be there."""
+_INDEX = "index.html"
 _TYPES = {".css": "text/css", ".js": "text/javascript"}
 _FILES = {path.name: path for path in FOLDER.iterdir() if path.suffix in _TYPES}
 # data:, because Swagger UI has its images in its style sheet.
@@ -18,12 +24,30 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# The theme's pages have small scripts and styles of their own in them; all are ours and static.
+_SITE_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self'; connect-src 'self'; worker-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 
 
 @router.get("/")
-async def root() -> RedirectResponse:
-    """Redirect to the interactive documentation."""
-    return RedirectResponse("docs")  # relative, because a proxy may add a prefix to the path
+async def root(request: Request) -> JSONResponse:
+    """Say what this is and where to go on. Links are relative: a proxy may add a prefix."""
+    links = {
+        "interactive documentation": "docs",
+        "documentation": "guide/",
+        "tasks": "tasks",
+        "model": "model",
+        "metrics": "metrics",
+    }
+    if not (SITE / _INDEX).is_file():
+        del links["documentation"]
+    if "/metrics" not in request.app.openapi()["paths"]:
+        del links["metrics"]  # on a port of its own
+    about = {"name": request.app.title, "description": request.app.description}
+    return JSONResponse({**about, "version": version("g-merging"), "links": links})
 
 
 @router.get("/openapi.json")
@@ -47,3 +71,27 @@ async def docs_file(name: Annotated[str, Path(max_length=64)]) -> FileResponse:
         raise ProblemError(404, "not_found", f"got {name!a}, expected {expected}")
     path, headers = _FILES[name], {"Cache-Control": "max-age=3600"}
     return FileResponse(path, headers=headers, media_type=_TYPES[path.suffix])
+
+
+@router.get("/guide")
+async def guide() -> RedirectResponse:
+    """Redirect to the documentation site's first page."""
+    return RedirectResponse("guide/")
+
+
+@router.get("/guide/{path:path}")
+async def guide_file(path: str) -> FileResponse:
+    """Return a file of the documentation site."""
+    found = _site_files(SITE).get(path or _INDEX)
+    if found is None:
+        expected = "a page of the documentation" if _site_files(SITE) else "`make docs` to build it"
+        raise ProblemError(404, "not_found", f"got {path!a}, expected {expected}")
+    headers = {"Content-Security-Policy": _SITE_POLICY, "Cache-Control": "max-age=3600"}
+    return FileResponse(found, headers=headers)
+
+
+@cache
+def _site_files(folder: FilePath) -> dict[str, FilePath]:
+    """The files below a folder by their relative paths; only these are ever opened."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in files}

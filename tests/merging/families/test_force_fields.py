@@ -39,6 +39,7 @@ from models.networks.schnet import (
     potential,
 )
 from tests.conftest import collate_atoms
+from tests.pages import page
 
 ROOT = Path(__file__).parents[3]
 NETWORK = ForceFieldConfig(
@@ -641,4 +642,4 @@ def test_force_fields_are_merged_by_weights_too_and_keep_their_mean_energies(
 
 def test_the_page_shows_the_results() -> None:
     results = json.loads((ROOT / "results" / "neighbours" / "gffmerge.json").read_text())
-    assert table.gffmerge_tables(results) in (ROOT / "docs" / "gffmerge.md").read_text()
+    assert table.gffmerge_tables(results) in page("gffmerge.md").read_text()

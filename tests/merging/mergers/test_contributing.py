@@ -1,8 +1,6 @@
 """`docs/contributing.md`: the merger that it shows works as it stands there, by its row."""
 
-import re
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,10 +10,9 @@ from merging.mergers.base import MergeInputs
 from merging.mergers.registry import MERGERS, MergerSpec, merge
 from models.errors import ConfigError
 from tests.conftest import pico_config, random_backbone
+from tests.pages import blocks, page
 
-ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs/contributing.md").read_text()
-FILE, ROW = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+FILE, ROW = (found.text for found in blocks(page("contributing.md"), "python"))
 
 
 @pytest.fixture

@@ -316,19 +316,6 @@ def test_no_two_bundled_configurations_write_the_same_results_or_artifact() -> N
     assert len(set(names)) == len({config.setting for config in configs}) == len(configs)
 
 
-def test_the_example_of_the_readme_has_a_name_of_its_own(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    (tmp_path / "mine.yaml").write_text(readme.split("```yaml\n# mine.yaml\n")[1].split("```")[0])
-    config, parent = (
-        load_config(tmp_path / "mine.yaml"),
-        load_config(Path("gcn_supervised_contextpred_rank10.yaml")),
-    )
-    assert config.tasks == tuple(config.datasets) == ("solubility", "hERG", "ames")
-    assert config.require_release().name not in (parent.require_release().name, "moleculenet-gcn")
-    assert config.setting != parent.setting
-    assert config.alignment.rank == parent.alignment.rank  # the README adds these tasks to it
-
-
 def test_the_admet_tasks_are_judged_as_the_benchmark_says() -> None:
     """Huang et al. 2021, table of the ADMET benchmark group."""
     config = load_config(Path("admet.yaml"))

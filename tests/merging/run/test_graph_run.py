@@ -23,6 +23,7 @@ from models.artifact import load_artifact
 from models.data.batch import GraphBatch
 from models.errors import ConfigError
 from tests.merging.graph_files import make_config, write_rule
+from tests.pages import page
 
 ROOT = Path(__file__).parents[3]
 
@@ -263,4 +264,4 @@ def test_molecules_are_written_as_plain_graphs(pico_run: Run, tmp_path: Path) ->
 
 def test_page_shows_the_measured_table() -> None:
     content = json.loads((ROOT / "results/neighbours/generic-graphs.json").read_text())
-    assert comparison_table(content["settings"]) in (ROOT / "docs/generic-graphs.md").read_text()
+    assert comparison_table(content["settings"]) in page("generic-graphs.md").read_text()

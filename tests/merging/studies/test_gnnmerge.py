@@ -15,6 +15,7 @@ from merging.studies.gnnmerge import (
     write_results,
 )
 from merging.studies.gnnmerge_molecules import molecules_table
+from tests.pages import page
 
 ROOT = Path(__file__).parents[3]
 
@@ -62,10 +63,10 @@ class TestStudy:
         assert len(set(made)) == len(made) == 5 * 4 * 3
 
     def test_page_holds_the_measured_tables(self) -> None:
-        page, content = (ROOT / "docs/gnnmerge.md").read_text(), read_json(ROOT / RESULTS)
+        text, content = page("gnnmerge.md").read_text(), read_json(ROOT / RESULTS)
         measured = {row["setting"] for row in content["rows"]}
         assert {"in_domain_cora", "cross_domain", "tasks_cora"} <= measured <= SETTINGS.keys()
         for setting in measured:
-            assert scores_table(content, setting) in page, setting
-        assert speed_table(content) in page
-        assert molecules_table(content["molecules"]) in page
+            assert scores_table(content, setting) in text, setting
+        assert speed_table(content) in text
+        assert molecules_table(content["molecules"]) in text

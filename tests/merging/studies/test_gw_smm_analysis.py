@@ -22,6 +22,7 @@ from merging.studies.gw_smm_analysis import (
     without_task_effects,
 )
 from tests.merging.tables import symmetric
+from tests.pages import page
 
 
 class TestAnalysis:
@@ -123,6 +124,6 @@ def test_scores_are_kept_by_group_in_order_of_name() -> None:
 
 def test_page_shows_the_results() -> None:
     root = Path(__file__).parents[3]
-    page = (root / "docs/gw-smm.md").read_text()
+    text = page("gw-smm.md").read_text()
     for table in gw_smm_tables(read_json(root / "results/neighbours/gw-smm.json")).values():
-        assert table in page
+        assert table in text

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.pages import blocks, page
+
 ROOT = Path(__file__).parents[3]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-family.md").read_text(), re.S)
+BLOCKS = [found.text for found in blocks(page("adding-a-family.md"), "python")]
 SCRIPT = """
 import asyncio, json, sys, torch
 from pathlib import Path

@@ -36,6 +36,7 @@ from service.schemas import (
     TasksResponse,
 )
 from tests.conftest import collate_atoms
+from tests.pages import page
 from tests.service.doubles import (
     ELEMENTS,
     FEATURES,
@@ -684,7 +685,7 @@ def test_no_answer_is_better_than_one_that_is_not_finite(folder: Path) -> None:
 
 # --- the page
 
-PAGE = (Path(__file__).parents[3] / "docs" / "serving-graphs.md").read_text()
+PAGE = page("serving-graphs.md").read_text()
 
 
 def test_page_shows_what_is_answered_of_every_kind() -> None:

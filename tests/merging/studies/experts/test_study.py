@@ -10,6 +10,7 @@ from merging.studies.experts.study import run_study
 from merging.studies.experts.summary import expert_tables
 from models.errors import ConfigError
 from tests.merging.studies.experts.pico import config, domains
+from tests.pages import page
 
 ROOT = Path(__file__).parents[4]
 
@@ -46,4 +47,4 @@ def test_configurations_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_the_page_holds_the_measured_tables() -> None:
     content = json.loads((ROOT / "results/neighbours/expert-merging.json").read_text())
-    assert expert_tables(content) in (ROOT / "docs/expert-merging.md").read_text()
+    assert expert_tables(content) in page("expert-merging.md").read_text()

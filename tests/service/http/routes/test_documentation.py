@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.app import create_app
+from service.http.routes import documentation
 from service.http.routes.documentation import FOLDER
 from service.schemas import PREDICT_EXAMPLES, PredictResponse
 from tests.service.doubles import check_problem, serving, settings_of
@@ -47,6 +48,56 @@ async def test_every_address_in_the_page_is_ours_and_answers() -> None:
         assert (await client.get("/docs/SOURCE.md")).status_code == 404
         assert (await client.get("/docs/..%2f__init__.py")).status_code == 404
         assert (await client.get("/redoc")).status_code == 404
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A documentation site of two pages."""
+    folder = tmp_path / "site"
+    (folder / "reference").mkdir(parents=True)
+    (folder / "index.html").write_text("<h1>Home</h1>")
+    (folder / "reference/http.html").write_text("<h1>HTTP</h1>")
+    monkeypatch.setattr(documentation, "SITE", folder)
+    return folder
+
+
+@pytest.mark.anyio
+async def test_the_root_leads_on(site: Path) -> None:
+    async with serving() as client:
+        about = (await client.get("/")).json()
+        for link in about["links"].values():
+            response = await client.get(link)  # relative to the root
+            assert response.status_code == 200, link
+    assert about["name"] == "G-Merging"
+    assert set(about["links"].values()) == {"docs", "guide/", "tasks", "model", "metrics"}
+
+
+@pytest.mark.anyio
+async def test_the_root_names_nothing_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documentation, "SITE", tmp_path / "none")
+    async with serving(metrics_port=9) as client:
+        assert set((await client.get("/")).json()["links"].values()) == {"docs", "tasks", "model"}
+        problem = check_problem(await client.get("/guide/index.html"), 404, "not_found")
+    assert "make docs" in problem.detail
+
+
+@pytest.mark.anyio
+async def test_the_site_is_shown_and_nothing_beside_it(site: Path) -> None:
+    (site.parent / "secret.html").write_text("no")
+    async with serving() as client:
+        redirect = await client.get("/guide")
+        assert (redirect.status_code, redirect.headers["location"]) == (307, "guide/")
+        home = await client.get("/guide/")
+        assert (home.text, home.headers["content-type"]) == (
+            "<h1>Home</h1>",
+            "text/html; charset=utf-8",
+        )
+        assert "default-src 'none'" in home.headers["content-security-policy"]
+        assert (await client.get("/guide/reference/http.html")).text == "<h1>HTTP</h1>"
+        for path in ("..%2fsecret.html", "reference", "/etc/passwd", "reference/..%2findex.html"):
+            check_problem(await client.get(f"/guide/{path}"), 404, "not_found")
 
 
 @pytest.mark.anyio

@@ -1,0 +1,63 @@
+"""Tables and lists of the pages say what was measured, or what the code knows."""
+
+import ast
+import json
+import re
+import tomllib
+
+from service.core.reading import ITEM_CODES
+from service.settings import variable_names
+from tests.pages import PAGES, ROOT, page, shows
+
+
+def test_results_table_is_the_one_that_was_measured() -> None:
+    folder = ROOT / "results/gcn_supervised_contextpred"
+    assert (folder / "table.md").read_text().strip() in page("results.md").read_text()
+    methods = json.loads((folder / "summary.json").read_text())["methods"]
+    shown = {
+        "fine-tuned": "finetuned",
+        "`own`": "gmerging_own",
+        "`moe`": "gmerging_moe",
+        "weight average": "weight_average",
+    }
+    averages = ", ".join(
+        f"{title} {100 * methods[name]['batch']['average']:.1f}" for title, name in shown.items()
+    )
+    assert shows(page("results.md"), averages)
+
+
+def test_every_error_code_is_on_its_page() -> None:
+    text = page("errors.md").read_text()
+    codes = {*ITEM_CODES}
+    for path in (ROOT / "service").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ProblemError", "problem"):
+                codes |= {one.value for one in node.args[1:2] if isinstance(one, ast.Constant)}
+    assert {"queue_full", "unauthorized", "smiles_syntax"} <= codes
+    assert not [code for code in codes if f"`{code}`" not in text]
+
+
+def test_pages_name_settings_that_exist() -> None:
+    known = {*variable_names(), "GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT"}
+    known |= {"GMERGING_CHEMPROP_PYTHON", "GMERGING_ADMET_AI_WHEEL"}
+    named = {
+        name for path in PAGES for name in re.findall(r"GMERGING_[A-Z_]+[A-Z]", path.read_text())
+    }
+    assert named <= known
+
+
+def test_every_extra_is_on_the_page_of_installing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = page("install.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \| ", text, re.M)) == set(project["optional-dependencies"])
+
+
+def test_lines_of_the_pages_are_short() -> None:
+    """Tables, images, and requests and answers in JSON have the width that they need."""
+    for path in PAGES:
+        text = path.read_text()
+        if "do not edit" in text:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            exempt = line.lstrip().startswith(("|", "![", "{", '"graphs"', "-d "))
+            assert len(line) <= 120 or exempt, f"{path.relative_to(ROOT)}:{number}"
