@@ -25,8 +25,9 @@ from merging.run.run import Run
 from merging.run.stages import teacher, trained_model
 from merging.targets.metrics import compute_outputs, roc_auc
 from models.artifact import load_artifact
+from models.networks.hu2020 import BackboneKind
 
-KIND = "gcn"
+KIND: BackboneKind = "gcn"
 
 
 def write_models(run: Run, tasks: list[str], folder: Path) -> dict[str, dict[str, Any]]:
@@ -74,7 +75,7 @@ def main() -> None:
     run, folder = run_of(arguments), arguments.work / "hu2020-models"
     sources = write_models(run, arguments.tasks, folder)
     base = read_hu2020(arguments.base, KIND).vector
-    cosines = {}
+    cosines: dict[str, float] = {}
     content: dict[str, Any] = {
         "what": "fine-tuned networks in Hu et al.'s layout, imported",
         "seed": run.seed,
