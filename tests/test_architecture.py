@@ -23,7 +23,7 @@ FLOORS = {
     "models": (
         ("errors", "files", "ops"),
         ("data", "device", "names", "state_dict", "transport", "validation"),
-        ("task",),
+        ("released", "task"),
         ("networks",),
         ("experts",),
         ("compiled",),
@@ -58,7 +58,7 @@ FLOORS = {
         ("app",),
         ("__main__",),
     ),
-    "gmerging": (("cli",), ("__main__",)),
+    "gmerging": (("model",), ("cli",), ("__main__",)),
 }
 """The rooms of a package (a folder, or a file of its own), the ground floor first. A room imports
 from itself and from lower floors."""

@@ -12,7 +12,7 @@ from gzip import GzipFile
 from itertools import chain, islice
 from pathlib import PurePath
 from tempfile import SpooledTemporaryFile
-from typing import BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import orjson
@@ -139,6 +139,7 @@ class MoleculeFile:
         encoding: encoding of the text.
         smiles_column: name of the molecules' column, as `unique_names` writes it; None for SDF.
         id_column: index of the column of ids; None if `FileFormat.id_field` is None.
+        types: types of the columns as of Arrow; None if all are text.
     """
 
     columns: tuple[str, ...]
@@ -146,6 +147,7 @@ class MoleculeFile:
     encoding: Encoding
     smiles_column: str | None
     id_column: int | None
+    types: tuple[Any, ...] | None = None
 
 
 def open_file(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
@@ -172,7 +174,7 @@ def _open_table(table: Table, file_format: FileFormat) -> MoleculeFile:
         (_row_record(row, column) for row in chain(sample, table.rows)),
         table.encoding,
         unique_names(table.columns)[column],
-        _id_column(file_format, table.columns),
+        id_column(file_format, table.columns),
     )
 
 
@@ -204,8 +206,8 @@ def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
         raise InvalidInputError(f"{got}, expected it for tables only")
     lines = read_smiles_lines(stream, encoding)
     records = (Record(smiles, (smiles, name)) for _, smiles, name in lines)
-    id_column = _id_column(file_format, _LINE_COLUMNS)
-    return MoleculeFile(_LINE_COLUMNS, records, encoding, "smiles", id_column)
+    ids = id_column(file_format, _LINE_COLUMNS)
+    return MoleculeFile(_LINE_COLUMNS, records, encoding, "smiles", ids)
 
 
 def _open_sdf(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
@@ -216,17 +218,19 @@ def _open_sdf(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     names = field_names(TextLines(stream, encoding))
     columns = ("name", *names)
     records = (_sdf_record(record, names) for record in read_sdf(TextLines(stream, encoding)))
-    id_column = _id_column(file_format, columns)
+    ids = id_column(file_format, columns)
     if file_format.id_field in names:  # and not the title, which is called `name`
-        id_column = 1 + names.index(file_format.id_field)
-    return MoleculeFile(columns, records, encoding, None, id_column)
+        ids = 1 + names.index(file_format.id_field)
+    return MoleculeFile(columns, records, encoding, None, ids)
 
 
 def _sdf_record(record: SdfRecord, names: Sequence[str]) -> Record:
     return Record(record.source, (record.name, *map(record.fields.get, names)))
 
 
-def _id_column(file_format: FileFormat, columns: Sequence[str]) -> int | None:
+def id_column(file_format: FileFormat, columns: Sequence[str]) -> int | None:
+    """Return the index of the column of ids; None if none is asked for. Raises
+    InvalidInputError."""
     if file_format.id_field is None:
         return None
     try:
