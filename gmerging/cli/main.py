@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from gmerging.cli import predict
 from merging.cli.parser import Parser, Row, add_command
 from models.errors import GMergingError
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def front_rows() -> list[Row]:
     """The commands that need no training packages: those who only use models have these."""
-    return []
+    return [("predict", predict.predict, predict.OPTIONS)]
 
 
 def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:

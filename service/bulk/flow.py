@@ -177,9 +177,7 @@ class Answerer:
         ]
 
 
-async def file_groups(
-    file: MoleculeFile, size: int = GROUP_SIZE
-) -> AsyncIterator[list[Record]]:
+async def file_groups(file: MoleculeFile, size: int = GROUP_SIZE) -> AsyncIterator[list[Record]]:
     """Read the records of a file in groups of up to `size`, off the event loop."""
     while group := await asyncio.to_thread(_group, file.records, size):
         yield group

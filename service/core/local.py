@@ -1,7 +1,7 @@
 """Predictions for one caller in its own process: no queue, no cache, no deadline.
 
-The service answers many clients at a time, so that what shares a pass depends on who else asks. Here
-passes depend on the molecules alone: the same molecules in the same groups give the same bits.
+The service answers many clients at a time, so that what shares a pass depends on who else asks.
+Here passes depend on the molecules alone: the same molecules in the same groups give the same bits.
 """
 
 from collections.abc import Iterator, Sequence

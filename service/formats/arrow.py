@@ -16,7 +16,7 @@ from service.core.engine import EngineInfo
 from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure, Record
 from service.formats.answers import number_columns, number_table
-from service.formats.molecule_files import FileFormat, MoleculeFile, id_column
+from service.formats.molecule_files import MoleculeFile, id_column
 
 PARQUET_MAGIC = b"PAR1"
 _READ_ROWS = 1024
@@ -36,7 +36,9 @@ def arrow() -> Any:
     return pyarrow
 
 
-def open_parquet(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
+def open_parquet(
+    stream: BinaryIO, smiles_column: str | None = None, id_field: str | None = None
+) -> MoleculeFile:
     """Open a Parquet file of molecules. Its columns keep their types.
 
     Raises:
@@ -56,14 +58,14 @@ def open_parquet(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
         Row(k, k, tuple("" if cell is None else str(cell) for cell in cells), None)
         for k, cells in enumerate(sample, 1)
     ]
-    column = molecule_column(columns, shown, file_format.smiles_column)
+    column = molecule_column(columns, shown, smiles_column)
     kind = file.schema_arrow.types[column]
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise InvalidInputError(f"got column {columns[column]!a} of {kind}, expected text")
     records = (Record(cells[column] or "", cells) for cells in chain(sample, rows))
     names = unique_names(columns)
-    ids = id_column(file_format, columns)
+    ids = id_column(id_field, columns)
     types = tuple(file.schema_arrow.types)
     return MoleculeFile(columns, records, "utf-8", names[column], ids, types)
 
@@ -85,11 +87,13 @@ class ArrowWriter:
         file: the input file.
         info: description of the model.
         tasks: tasks to write, in order.
+        answered: number of records written so far.
     """
 
     file: MoleculeFile
     info: EngineInfo
     tasks: tuple[str, ...]
+    answered: int = 0
     _schema: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,6 +133,7 @@ class ArrowWriter:
             arrays += [pa.array(column).take(take) for column in table.T]
         else:
             arrays += [pa.nulls(len(answered), pa.float64())] * (len(kinds) - len(cells))
+        self.answered += len(answered)
         batch = pa.record_batch(arrays, schema=self._schema)
         return batch.serialize().to_pybytes()  # type: ignore[no-any-return]
 

@@ -174,7 +174,7 @@ def _open_table(table: Table, file_format: FileFormat) -> MoleculeFile:
         (_row_record(row, column) for row in chain(sample, table.rows)),
         table.encoding,
         unique_names(table.columns)[column],
-        id_column(file_format, table.columns),
+        id_column(file_format.id_field, table.columns),
     )
 
 
@@ -206,7 +206,7 @@ def _open_lines(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
         raise InvalidInputError(f"{got}, expected it for tables only")
     lines = read_smiles_lines(stream, encoding)
     records = (Record(smiles, (smiles, name)) for _, smiles, name in lines)
-    ids = id_column(file_format, _LINE_COLUMNS)
+    ids = id_column(file_format.id_field, _LINE_COLUMNS)
     return MoleculeFile(_LINE_COLUMNS, records, encoding, "smiles", ids)
 
 
@@ -218,7 +218,7 @@ def _open_sdf(stream: BinaryIO, file_format: FileFormat) -> MoleculeFile:
     names = field_names(TextLines(stream, encoding))
     columns = ("name", *names)
     records = (_sdf_record(record, names) for record in read_sdf(TextLines(stream, encoding)))
-    ids = id_column(file_format, columns)
+    ids = id_column(file_format.id_field, columns)
     if file_format.id_field in names:  # and not the title, which is called `name`
         ids = 1 + names.index(file_format.id_field)
     return MoleculeFile(columns, records, encoding, None, ids)
@@ -228,13 +228,13 @@ def _sdf_record(record: SdfRecord, names: Sequence[str]) -> Record:
     return Record(record.source, (record.name, *map(record.fields.get, names)))
 
 
-def id_column(file_format: FileFormat, columns: Sequence[str]) -> int | None:
+def id_column(id_field: str | None, columns: Sequence[str]) -> int | None:
     """Return the index of the column of ids; None if none is asked for. Raises
     InvalidInputError."""
-    if file_format.id_field is None:
+    if id_field is None:
         return None
     try:
-        return column_called(file_format.id_field, columns)
+        return column_called(id_field, columns)
     except InvalidInputError as error:
         raise InvalidInputError(f"id_field: {error}") from None
 
