@@ -8,12 +8,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gmerging.model import Model as Model
+    from gmerging.model import load as load
+    from gmerging.model import models as models
     from models.errors import GMergingError as GMergingError
 
-_WHERE = {"GMergingError": "models.errors"}
+_WHERE = {
+    "GMergingError": "models.errors",
+    "Model": "gmerging.model",
+    "load": "gmerging.model",
+    "models": "gmerging.model",
+}
 """The module of each public name."""
 
-__all__ = ["GMergingError"]
+__all__ = ["GMergingError", "Model", "load", "models"]
 
 
 def __getattr__(name: str) -> Any:

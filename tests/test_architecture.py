@@ -22,7 +22,7 @@ MAX_COLUMNS = 100
 FLOORS = {
     "models": (
         ("errors", "files", "ops"),
-        ("data", "device", "names", "state_dict", "transport", "validation"),
+        ("data", "device", "extras", "names", "state_dict", "transport", "validation"),
         ("released", "task"),
         ("networks",),
         ("experts",),

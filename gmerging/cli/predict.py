@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 3
 """Exit code: all rows were written, and some of them have an error in place of predictions."""
-BROKEN_PIPE = 141
-"""Exit code: who reads the output has stopped, as `head` does; 128 + SIGPIPE, as of other tools."""
 _ENDINGS = {
     ".csv": "csv",
     ".ndjson": "ndjson",
@@ -127,10 +124,6 @@ def predict(arguments: argparse.Namespace) -> int:
         return 2
     try:
         summary = _run(arguments, given, kind, artifact, settings)
-    except BrokenPipeError:
-        # Python flushes standard output at its end, and would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except KeyboardInterrupt:
         if arguments.output is not None:
             raise  # the command's own message says that it can be resumed

@@ -22,6 +22,7 @@ from service.bulk.local import WINDOW, Described, Group, LocalAnswering, LocalQu
 from service.core.memory import limit_malloc_arenas
 
 _LENGTH = struct.Struct("<Q")
+_CLOSE_SECONDS = 5.0
 
 
 class WorkerLostError(GMergingError):
@@ -104,9 +105,17 @@ class _Worker:
         return answer
 
     async def close(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
+        """End the process: it ends with its input, or is killed if it is busy for long."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _CLOSE_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from models.data.tables import SAMPLE, Row, molecule_column, unique_names
-from models.errors import ConfigError, InvalidInputError
+from models.errors import InvalidInputError
+from models.extras import optional_package
 from service.core.engine import EngineInfo
 from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure, Record
@@ -24,16 +25,10 @@ _ROW_GROUP_BYTES = 64 * 1024**2
 
 
 def arrow() -> Any:
-    """Import and return pyarrow. Raises ConfigError: it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        if error.name != "pyarrow":
-            raise
-        install = 'the extra `predict`: pip install "g-merging[predict]"'
-        raise ConfigError(f"got no package pyarrow for Parquet, expected {install}") from None
-    return pyarrow
+    """Import and return pyarrow. Raises MissingPackageError: it is not installed."""
+    package = optional_package("pyarrow", "Parquet", "predict")
+    optional_package("pyarrow.parquet", "Parquet", "predict")
+    return package
 
 
 def open_parquet(
@@ -44,7 +39,7 @@ def open_parquet(
     Raises:
         InvalidInputError: not a Parquet file, no column of molecules or not the named one, or that
             column does not hold text.
-        ConfigError: pyarrow is not installed.
+        MissingPackageError: pyarrow is not installed.
     """
     pa = arrow()
     try:
