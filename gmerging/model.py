@@ -131,8 +131,8 @@ class Model:
         Returns:
             A row for every molecule, in order, with the index of the Series, else 0, 1, ...; a
             column of float64 for every label, called `task.label` or `task.label [unit]`, in the
-            model's order; and the column `error`. A molecule that cannot be read has its error there (`code: reason`), and
-            NaN in the other columns; else `error` is None.
+            model's order; and the column `error`. A molecule that cannot be read has its error
+            there (`code: reason`), and NaN in the other columns; else `error` is None.
 
         Raises:
             GMergingError: a task, the routing or an expert is none of the model's, or the model

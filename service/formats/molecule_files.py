@@ -286,9 +286,10 @@ class ResultWriter:
         return text
 
     def _id(self, record: Record) -> list[object]:
-        return (
-            [] if self.file.id_column is None else [record.passthrough[self.file.id_column] or ""]
-        )
+        if self.file.id_column is None:
+            return []
+        value = record.passthrough[self.file.id_column]
+        return ["" if value is None else value]
 
     def _csv_rows(self, answered: Sequence[tuple[Record, Result]]) -> bytes:
         good = [result for _, result in answered if isinstance(result, Answer)]
