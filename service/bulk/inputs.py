@@ -87,15 +87,16 @@ def run_input(
     """
     with contextlib.ExitStack() as opened:
         if list(given) == [STANDARD_INPUT]:
-            held = SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115
-            stream = opened.enter_context(contextlib.closing(cast("BinaryIO", held)))
-            while block := sys.stdin.buffer.read(_BLOCK):
-                stream.write(block)
-            path, kind = None, kind or _kind_by_content(stream)
+            path, stream = None, opened.enter_context(_held(sys.stdin.buffer))
+            kind = kind or _kind_by_content(stream)
         elif len(given) == 1 and (kind or _is_file(given[0])):
             path = Path(given[0])
-            kind = kind or _kind_by_name(path)
             stream = opened.enter_context(path.open("rb"))
+            if stream.seekable():
+                kind = kind or _kind_by_name(path)
+            else:
+                stream = opened.enter_context(_held(stream))
+                kind = kind or _kind_by_content(stream)
         else:
             if any(map(_is_file, given)) or STANDARD_INPUT in given:
                 names = ", ".join(given)[:200]
@@ -114,6 +115,16 @@ def run_input(
         yield RunInput(path, digest, kind, stream, (), smiles_column, id_field)
 
 
+@contextmanager
+def _held(pipe: BinaryIO) -> Iterator[BinaryIO]:
+    """Hold what comes through a pipe, which can be read once only, in memory or a temporary
+    file."""
+    with SpooledTemporaryFile(_IN_MEMORY_BYTES) as held:
+        while block := pipe.read(_BLOCK):
+            held.write(block)
+        yield cast("BinaryIO", held)
+
+
 def _sha256(stream: BinaryIO) -> str:
     stream.seek(0)
     digest = hashlib.sha256()
@@ -125,8 +136,8 @@ def _sha256(stream: BinaryIO) -> str:
 def _is_file(text: str) -> bool:
     """Return whether an argument names a file: one that is there, or by its ending."""
     try:
-        if Path(text).exists():
-            return True
+        if text and Path(text).exists():
+            return not Path(text).is_dir()
     except (OSError, ValueError):  # too long for a name, or with a null character
         return False
     try:

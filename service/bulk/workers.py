@@ -1,7 +1,7 @@
 """Several processes that answer groups of records, each with a model of its own.
 
-A process is started as `python -m service.bulk.workers`, and not by `multiprocessing`, which would
-import the caller's script again. It reads pickled groups from its standard input and writes the
+A process is started as `python -c`, and not by `multiprocessing`, which would import the caller's
+script again. It reads pickled groups from its standard input and writes the
 pickled rows, each after its length, to its standard output. It ends with its input.
 """
 
@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +30,14 @@ class WorkerLostError(GMergingError):
     """A process that answered groups has ended."""
 
     code = "process_lost"
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Error of a process; exceptions with arguments of their own cannot be unpickled."""
+
+    code: str
+    message: str
 
 
 class Workers:
@@ -73,7 +82,7 @@ class _Worker:
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", __spec__.name),
+            *("-c", f"from {__name__} import main; main()"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
@@ -100,8 +109,10 @@ class _Worker:
             raise WorkerLostError(f"{got}, {remedy}") from None
         finally:
             self.waiting -= 1
-        if isinstance(answer, Exception):
-            raise answer
+        if isinstance(answer, _Refusal):
+            error = GMergingError(answer.message)
+            error.code = answer.code
+            raise error
         return answer
 
     async def close(self) -> None:
@@ -144,7 +155,7 @@ async def _serve(messages: BinaryIO, answers: BinaryIO) -> None:
     try:
         answering = LocalAnswering(pickle.load(messages))
     except GMergingError as error:
-        send(error)
+        send(_Refusal(error.code, str(error)))
         return
     send(answering.described)
     try:
@@ -155,7 +166,3 @@ async def _serve(messages: BinaryIO, answers: BinaryIO) -> None:
         pass  # nobody waits for the answers
     finally:
         await answering.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -59,12 +59,7 @@ def test_rows_keep_the_index_of_a_series_and_the_order_of_a_list(model: gmerging
     series = pd.Series(["CCO", None, float("nan"), 5, "C"], index=list("abcde"), dtype=object)
     frame = model.predict(series, ["bbbp", "clintox"])
     assert list(frame.index) == list("abcde")
-    assert list(frame.columns) == [
-        "bbbp.p_np",
-        "clintox.FDA_APPROVED",
-        "clintox.CT_TOX",
-        "error",
-    ]
+    assert list(frame.columns) == ["bbbp.p_np", "clintox.FDA_APPROVED", "clintox.CT_TOX", "error"]
     assert [error and error.split(":")[0] for error in frame["error"]] == [
         None,
         "empty_smiles",
@@ -180,7 +175,7 @@ def test_without_pandas_it_says_what_to_install(
 def test_a_module_that_a_package_lacks_is_not_explained_away() -> None:
     from models.extras import optional_package
 
-    with pytest.raises(ModuleNotFoundError, match="pandas.nothing"):
+    with pytest.raises(ModuleNotFoundError, match=r"pandas\.nothing"):
         optional_package("pandas.nothing", "a test", "predict")
 
 
