@@ -3,17 +3,20 @@
     python -m benchmarks.predict_command [--rows N] [--rounds N] [--data FOLDER] [--output FILE]
 
 Both answer the same molecules of the screening library, in turns, each in a process of its own with
-one thread. CPU seconds (user and system) are those of a process and of all that it starts; those of
-loading the model, which a run of one row takes, are subtracted. Writes
+one thread. CPU seconds (user and system) are those of a process and of all that it starts. What it
+takes to load the model, and to start the process that reads long molecules, is measured by a run of
+one such molecule, and subtracted. Writes
 `benchmarks/results/predict_command.json`.
 """
 
 import argparse
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ from service.core.local import predict
 from service.settings import Settings
 
 MODELS = ("admet", "moleculenet-gcn")
+LONG = "C[C@H](N)C(=O)O"
+"""A molecule with stereo, which the command reads in a process of its own."""
 AIM = 0.9
 """Rate of the command over that of its engine."""
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: processes that outlive their parent become ours
@@ -47,21 +52,36 @@ class Used:
 
 def measured(command: Sequence[str]) -> Used:
     """Run a command and wait for all of its processes."""
-    started, cpu, peak = time.monotonic(), 0.0, 0.0
+    started, cpu = time.monotonic(), 0.0
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
-    wall = 0.0
+    wall, peaks = 0.0, [0.0]
+    threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True).start()
     while True:
         try:
             pid, status, usage = os.wait4(-1, 0)
         except ChildProcessError:
-            return Used(cpu, wall, peak)
+            return Used(cpu, wall, max(peaks))
         cpu += usage.ru_utime + usage.ru_stime
         if pid == process.pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            wall, peak = time.monotonic() - started, usage.ru_maxrss / 1024
+            wall = time.monotonic() - started
             if process.returncode not in (0, 3):
                 raise SystemExit(f"got status {process.returncode} of {' '.join(command)}")
+
+
+def _watch(pid: int, peaks: list[float]) -> None:
+    """Note the peak memory of a process until it ends. `ru_maxrss` would begin with ours."""
+    while True:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        if found is None:  # it has ended, and nobody has waited for it
+            return
+        peaks.append(int(found[1]) / 1024)
+        time.sleep(0.1)
 
 
 def engine_alone(model: str, smiles: Path) -> None:
@@ -87,18 +107,19 @@ def measure(files: dict[int, Path], model: str, rounds: int, output: Path) -> di
         return measured(given)
 
     load = {name: run(words, one) for name, words in (("alone", alone), ("command", command))}
+    small = run(command, few)
     used: dict[str, list[Used]] = {"alone": [], "command": []}
     for _ in range(rounds):
         used["alone"].append(run(alone, many))
         used["command"].append(run(command, many))
-    small = run(command, few)
     cpu = {name: [u.cpu - load[name].cpu for u in runs] for name, runs in used.items()}
     wall = {name: [u.wall - load[name].wall for u in runs] for name, runs in used.items()}
-    rows = many - one
+    rows = many - 1
     return {
         "rows_per_cpu_second": {
             name: summary([rows / value for value in values], 1) for name, values in cpu.items()
         },
+        "start_cpu_seconds": {name: round(value.cpu, 1) for name, value in load.items()},
         "command_to_engine_by_cpu": ratio(cpu["alone"], cpu["command"]),
         "command_to_engine_by_clock": ratio(wall["alone"], wall["command"]),
         "output_mb": round(output.stat().st_size / 1e6, 1),
@@ -134,9 +155,11 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         files = {}
-        for count in (1, arguments.rows // 10, arguments.rows):
+        for count in (arguments.rows // 10, arguments.rows):
             files[count] = Path(folder) / f"{count}.smi"
             files[count].write_text("\n".join(molecules[:count]) + "\n")
+        files[1] = Path(folder) / "1.smi"
+        files[1].write_text(f"{LONG}\n")
         for model in MODELS:
             output = Path(folder) / f"{model}.csv"
             found[model] = measure(files, model, arguments.rounds, output)

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from gzip import GzipFile
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import PurePath
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Literal, cast
@@ -323,6 +323,8 @@ class ResultWriter:
 
 _SHOWN_ALIKE = 1e-4, 1e16
 """Between these, orjson and Python write a number with the same characters."""
+_MARK = 1e300
+_WRITTEN_MARK = orjson.dumps(_MARK).decode()  # the only number with an exponent that orjson writes
 
 
 def _number_cells(table: NDArray[np.float64]) -> list[str]:
@@ -333,16 +335,14 @@ def _number_cells(table: NDArray[np.float64]) -> list[str]:
     """
     if not table.size:
         return []
-    written = orjson.dumps(np.ascontiguousarray(table), option=orjson.OPT_SERIALIZE_NUMPY)
-    rows = written.decode()[2:-2].split("],[")
     size = np.abs(table)
-    differs = (table != 0) & ~((size >= _SHOWN_ALIKE[0]) & (size < _SHOWN_ALIKE[1]))
-    for k in np.flatnonzero(differs.any(1)).tolist():
-        cells = rows[k].split(",")
-        for column in np.flatnonzero(differs[k]).tolist():
-            cells[column] = repr(float(table[k, column]))
-        rows[k] = ",".join(cells)
-    return rows
+    alike = (table == 0) | ((size >= _SHOWN_ALIKE[0]) & (size < _SHOWN_ALIKE[1]))
+    marked = np.ascontiguousarray(np.where(alike, table, _MARK))
+    written = orjson.dumps(marked, option=orjson.OPT_SERIALIZE_NUMPY).decode()[2:-2]
+    pieces = written.split(_WRITTEN_MARK)
+    others = map(repr, table[~alike].tolist())
+    text = "".join(chain.from_iterable(zip_longest(pieces, others, fillvalue="")))
+    return text.split("],[")
 
 
 class _Line:
