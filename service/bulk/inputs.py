@@ -104,9 +104,11 @@ def run_input(
             if (kind, smiles_column, id_field) != (None, None, None):
                 options = "--input-format, --smiles-column or --id-field"
                 raise InvalidInputError(f"got {options} for SMILES, expected them for a file")
-            content = "\0".join(given).encode("utf-8", "surrogateescape")
-            digest = hashlib.sha256(content).hexdigest()
-            yield RunInput(None, digest, None, cast("BinaryIO", None), tuple(given))
+            # Bytes of an argument that are no UTF-8 become question marks, as in files.
+            texts = [text.encode("utf-8", "replace") for text in given]
+            digest = hashlib.sha256(b"\0".join(texts)).hexdigest()
+            smiles = tuple(text.decode() for text in texts)
+            yield RunInput(None, digest, None, cast("BinaryIO", None), smiles)
             return
         digest = _sha256(stream)
         if kind != "parquet":

@@ -54,14 +54,17 @@ def open_parquet(
         for k, cells in enumerate(sample, 1)
     ]
     column = molecule_column(columns, shown, smiles_column)
-    kind = file.schema_arrow.types[column]
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    # A stream would need the dictionary of every group beside its rows.
+    types = tuple(
+        kind.value_type if pa.types.is_dictionary(kind) else kind
+        for kind in file.schema_arrow.types
+    )
+    kind = types[column]
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise InvalidInputError(f"got column {columns[column]!a} of {kind}, expected text")
     records = (Record(cells[column] or "", cells) for cells in chain(sample, rows))
     names = unique_names(columns)
     ids = id_column(id_field, columns)
-    types = tuple(file.schema_arrow.types)
     return MoleculeFile(columns, records, "utf-8", names[column], ids, types)
 
 

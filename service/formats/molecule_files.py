@@ -318,7 +318,8 @@ class ResultWriter:
         row = {name: value for name, value in cells if value is not None}
         ids = dict(zip(("id",), self._id(record), strict=False))
         answer = item(index, result, self.info, self.tasks, False)
-        return orjson.dumps({"index": index, **ids, **answer, "row": row}) + b"\n"
+        line = {"index": index, **ids, **answer, "row": row}
+        return orjson.dumps(line, default=str) + b"\n"  # Parquet has values that JSON has not
 
 
 _SHOWN_ALIKE = 1e-4, 1e16

@@ -1,6 +1,7 @@
 """`gmerging predict`: the rows of `/predict/file`, without a service."""
 
 import csv
+import datetime
 import gzip
 import io
 import json
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,38 @@ def test_parquet_has_typed_columns(predict: Command, tmp_path: Path) -> None:
         )
 
 
+def test_parquet_of_odd_types_goes_through_all_formats(predict: Command, tmp_path: Path) -> None:
+    given = tmp_path / "m.pq"
+    day = datetime.date(2026, 1, 2)
+    table = pa.table(
+        {
+            "smiles": pa.array(["CCO", "C", "CCO"]).dictionary_encode(),
+            "price": pa.array([Decimal("1.50"), None, Decimal("2.25")]),
+            "raw": pa.array([b"\x00", b"a", None]),
+            "day": pa.array([day, None, day]),
+            "tags": pa.array([["x"], [], None]),
+        }
+    )
+    pq.write_table(table, given)
+    assert predict(given, "-o", tmp_path / "a.parquet", "--tasks", "bbbp") == 0
+    found = pq.read_table(tmp_path / "a.parquet")
+    assert str(found.schema.field("smiles").type) == "string"
+    for name in ("price", "raw", "day", "tags"):
+        assert found[name].to_pylist() == table[name].to_pylist()
+    assert predict(given, "-o", tmp_path / "a.jsonl", "--tasks", "bbbp") == 0
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert lines[0]["row"] == {
+        "smiles": "CCO",
+        "price": "1.50",
+        "raw": "b'\\x00'",
+        "day": "2026-01-02",
+        "tags": ["x"],
+    }
+    assert predict(given, "-o", tmp_path / "a.csv", "--tasks", "bbbp") == 0
+    rows = rows_of((tmp_path / "a.csv").read_text())
+    assert rows[1][:5] == ["CCO", "1.50", "b'\\x00'", "2026-01-02", "['x']"]
+
+
 def test_parquet_of_rows_that_all_fail_and_of_none(predict: Command, tmp_path: Path) -> None:
     for name, content, count, code in (("f", "smiles\nC1\n", 1, 3), ("n", "smiles\n", 0, 0)):
         path = tmp_path / f"{name}.csv"
@@ -263,6 +297,14 @@ def test_smiles_as_arguments(predict: Command, capfd: pytest.CaptureFixture[str]
     ]
     assert said.err.startswith("gmerging: 2 rows, 1 failed (smiles_syntax 1), ")
     assert re.search(r"\), \d+ rows/s, model pico 0\.1\.0 \([0-9a-f]{12}\)\n$", said.err)
+
+
+@pytest.mark.parametrize("kind", ["csv", "ndjson"])
+def test_argument_that_is_no_text(
+    kind: str, predict: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert predict("CCO\udcff", "C", "--tasks", "bbbp", "--format", kind) == 3
+    assert "CCO?" in capfd.readouterr().out
 
 
 def test_summary_for_programs(predict: Command, capfd: pytest.CaptureFixture[str]) -> None:
