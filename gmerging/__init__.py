@@ -8,18 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gmerging.model import Model as Model
+    from gmerging.model import load as load
+    from gmerging.model import models as models
     from gmerging.own_models import merge as merge
     from gmerging.own_models import read_model as read_model
     from models.errors import GMergingError as GMergingError
 
 _WHERE = {
     "GMergingError": "models.errors",
+    "Model": "gmerging.model",
+    "load": "gmerging.model",
     "merge": "gmerging.own_models",
+    "models": "gmerging.model",
     "read_model": "gmerging.own_models",
 }
 """The module of every public name."""
 
-__all__ = ["GMergingError", "merge", "read_model"]
+__all__ = ["GMergingError", "Model", "load", "merge", "models", "read_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,8 +22,8 @@ MAX_COLUMNS = 100
 FLOORS = {
     "models": (
         ("errors", "files", "ops"),
-        ("data", "device", "meaning", "names", "state_dict", "transport", "validation"),
-        ("task",),
+        ("data", "device", "extras", "meaning", "names", "state_dict", "transport", "validation"),
+        ("released", "task"),
         ("networks",),
         ("experts",),
         ("compiled",),
@@ -58,7 +58,7 @@ FLOORS = {
         ("app",),
         ("__main__",),
     ),
-    "gmerging": (("own_models",), ("cli",), ("__main__",)),
+    "gmerging": (("model", "own_models"), ("cli",), ("__main__",)),
 }
 """The rooms of a package (a folder, or a file of its own), the ground floor first. A room imports
 from itself and from lower floors."""

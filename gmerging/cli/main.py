@@ -1,10 +1,12 @@
 """The command line of `gmerging`: all tables of commands in one parser, and exit codes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from gmerging.cli import predict
 from merging.cli.parser import Parser, Row, add_command
 from models.errors import GMergingError
 
@@ -20,10 +22,14 @@ EXTRA = {
 }
 """Packages of the extra `merging`, by import name."""
 
+BROKEN_PIPE = 141
+"""Exit code: who reads the output has stopped, as `head` does; 128 + SIGPIPE, as of other tools."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 0, 1 for an error of the project or of a file, 2 for
-    invalid arguments, 130 for an interrupt; or the code that the command documents."""
+    invalid arguments, 130 for an interrupt, 141 if nobody reads the output any more; or the code
+    that the command documents."""
     try:
         arguments = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
         return arguments.command(arguments) or 0
@@ -37,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+    except BrokenPipeError:
+        # Python flushes standard output at its end, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
     except (GMergingError, OSError) as error:
         print(f"gmerging: {error}", file=sys.stderr)
         return 1
@@ -52,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def front_rows() -> list[Row]:
     """The commands that need no training packages: those who only use models have these."""
-    return []
+    return [("predict", predict.predict, predict.OPTIONS)]
 
 
 def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -177,19 +177,19 @@ class Answerer:
         ]
 
 
-async def file_groups(file: MoleculeFile) -> AsyncIterator[list[Record]]:
-    """Read the records of a file in groups, off the event loop."""
-    while group := await asyncio.to_thread(_group, file.records):
+async def file_groups(file: MoleculeFile, size: int = GROUP_SIZE) -> AsyncIterator[list[Record]]:
+    """Read the records of a file in groups of up to `size`, off the event loop."""
+    while group := await asyncio.to_thread(_group, file.records, size):
         yield group
 
 
-def _group(records: Iterator[Record]) -> list[Record]:
-    """Read up to `GROUP_SIZE` records, fewer if they are long, which bounds a group's memory."""
+def _group(records: Iterator[Record], size: int) -> list[Record]:
+    """Read up to `size` records, fewer if they are long, which bounds a group's memory."""
     group: list[Record] = []
     characters = 0
-    for record in islice(records, GROUP_SIZE):
+    for record in islice(records, size):
         group.append(record)
-        characters += sum(len(value or "") for value in record.passthrough)
+        characters += sum(len(str(value or "")) for value in record.passthrough)
         if characters > _GROUP_CHARACTERS:
             break
     return group

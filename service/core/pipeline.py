@@ -18,7 +18,7 @@ from service.core.batcher import (
     QueueFullError,
 )
 from service.core.cache import AnswerCache
-from service.core.engine import PredictionQuery, TaskAnswer, gpu_memory_bytes
+from service.core.engine import PassOutput, PredictionQuery, TaskAnswer, gpu_memory_bytes
 from service.core.parsing import Parser
 from service.core.reading import (
     Depicted,
@@ -49,11 +49,12 @@ class Answer:
 
 
 Result = Answer | ItemFailure
+Outcome = dict[str, TaskAnswer] | ItemFailure
+"""Predictions by task, or the reason why there are none, of one graph of a pass."""
 _PICTURE_SHARE = 8
 """Pictures are kept in a cache of one in so many bytes of that of answers."""
 _MOST_DRAWN = 2000
 """Molecules that may wait to be drawn, for every process that reads: about 10 s of work."""
-_Answered = dict[str, TaskAnswer] | ItemFailure
 
 
 class Pipeline:
@@ -70,7 +71,7 @@ class Pipeline:
             self._limits, settings.parsers, settings.parse_timeout_seconds, metrics.parser_lost
         )
         self._cache = AnswerCache(settings.cache_bytes)
-        self._batcher: Batcher[PredictionQuery, Graph, _Answered] = Batcher(
+        self._batcher: Batcher[PredictionQuery, Graph, Outcome] = Batcher(
             self._run_pass,
             max_batch_cost=settings.max_batch_cost,
             max_pending_cost=settings.max_pending_cost,
@@ -253,7 +254,7 @@ class Pipeline:
         streams = query.num_streams
         costs = [family.cost(molecule.graph) * streams for molecule in missing]
         permit.cost = sum(costs)
-        computed: list[_Answered] = []
+        computed: list[Outcome] = []
         if missing:
             with span("model", molecules=len(missing)):
                 computed = await self._batcher.submit(
@@ -263,41 +264,48 @@ class Pipeline:
                 if not isinstance(answer, ItemFailure):
                     self._cache.put(digest, molecule.key, answer, *choice)
         new = iter(computed)
-        answers = iter([next(new) if hit is None else hit for hit in found])
-        results: list[Result] = []
-        for item in parsed:
-            if isinstance(item, ItemFailure):
-                results.append(item)
-            elif isinstance(answer := next(answers), ItemFailure):
-                results.append(answer)
-            else:
-                results.append(Answer(item.smiles, answer))
-        return results
+        return with_errors(parsed, [next(new) if hit is None else hit for hit in found])
 
-    def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
+    def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[Outcome]:
         """Predict for the graphs of one pass, on the worker thread."""
         self._metrics.pass_atoms(sum(graph.num_nodes for graph in graphs))
-        return self._run_engine(query, graphs)
-
-    def _run_engine(self, query: PredictionQuery, graphs: list[Graph]) -> list[_Answered]:
-        """Run the engine. If a prediction is not finite because of large numbers in a graph, bisect
-        the graphs until that graph fails alone; the others are answered."""
-        try:
-            output = query.engine.run(graphs, query.tasks, query.routing, query.experts)
-        except FloatingPointError as error:
-            if not query.requirements.family.inputs_overflow:
-                raise
-            if len(graphs) == 1:
-                return [
-                    ItemFailure(
-                        "not_finite", f"{error}: those of the graph are too large for the model"
-                    )
-                ]
-            half = len(graphs) // 2
-            return self._run_engine(query, graphs[:half]) + self._run_engine(query, graphs[half:])
-        if query.routing != "own":  # with "own" every weight is 0 or 1 and would blur the mean
+        outcomes = run_pass(query, graphs)
+        good = [outcome for outcome in outcomes if not isinstance(outcome, ItemFailure)]
+        # with "own" every weight is 0 or 1 and would blur the mean
+        if query.routing != "own" and good:
+            output, experts = PassOutput(good), query.engine.info.tasks
             for task in query.tasks:
-                self._metrics.routing(
-                    query.model, task, query.engine.info.tasks, output.routing(task)
-                )
-        return [*output.answers]
+                self._metrics.routing(query.model, task, experts, output.routing(task))
+        return outcomes
+
+
+def run_pass(query: PredictionQuery, graphs: Sequence[Graph]) -> list[Outcome]:
+    """Run the engine on the graphs of one pass. If a prediction is not finite because of large
+    numbers in a graph, bisect the graphs until that graph fails alone; the others are answered."""
+    try:
+        return [*query.engine.run(graphs, query.tasks, query.routing, query.experts).answers]
+    except FloatingPointError as error:
+        if not query.requirements.family.inputs_overflow:
+            raise
+        if len(graphs) == 1:
+            message = f"{error}: those of the graph are too large for the model"
+            return [ItemFailure("not_finite", message)]
+        half = len(graphs) // 2
+        return run_pass(query, graphs[:half]) + run_pass(query, graphs[half:])
+
+
+def with_errors(
+    parsed: Sequence[Parsed | ItemFailure], outcomes: Sequence[Outcome]
+) -> list[Result]:
+    """Join the outcomes of the molecules that could be read, in order, with the errors of those
+    that could not."""
+    left = iter(outcomes)
+    results: list[Result] = []
+    for item in parsed:
+        if isinstance(item, ItemFailure):
+            results.append(item)
+        elif isinstance(outcome := next(left), ItemFailure):
+            results.append(outcome)
+        else:
+            results.append(Answer(item.smiles, outcome))
+    return results

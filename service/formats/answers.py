@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.task import Target, TaskInfo
 from service.core.engine import EngineInfo, TaskAnswer
-from service.core.pipeline import Result
+from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure
 
 # The precision of a float32 in [0, 1]. As a float64, 0.2 would be written 0.20000000298023224, and
@@ -131,16 +131,52 @@ def _sites(info: EngineInfo, weights: NDArray[np.float32]) -> Mapping[str, Mappi
 
 
 def written(values: NDArray[np.floating[Any]], target: Target) -> list[Any]:
-    """Convert predictions to nested lists of numbers as all responses and files write them.
+    """Convert predictions to nested lists of the numbers of `rounded`."""
+    return list(rounded(values, target).tolist())
 
-    Probabilities are rounded to 8 decimals. Other values are written with the fewest digits that
-    identify the float32 or float64, and -0.0 as 0.0.
+
+def rounded(values: NDArray[np.floating[Any]], target: Target) -> NDArray[np.float64]:
+    """Convert predictions to the numbers that all responses, files and tables show.
+
+    Probabilities are rounded to 8 decimals. Other values have the fewest digits that identify the
+    float32 or float64, and 0.0 in place of -0.0.
 
     Args:
         values: array of any shape.
         target: prediction target; classification targets have probabilities.
     """
     if target in ("multilabel", "multiclass"):
-        return list(values.astype(np.float64).round(_DECIMALS).tolist())
+        return values.astype(np.float64).round(_DECIMALS)
     # The text of a numpy number is the shortest that identifies it; adding 0.0 removes -0.0.
-    return list((values.astype(str).astype(np.float64) + 0.0).tolist())
+    return values.astype(str).astype(np.float64) + 0.0
+
+
+def number_table(
+    answers: Sequence[Answer], info: EngineInfo, tasks: Sequence[str]
+) -> NDArray[np.float64]:
+    """Return the numbers of several molecules as a table, (answers, labels of all tasks).
+
+    Args:
+        answers: at least one, of tasks with one row of numbers for a molecule.
+        info: description of the model.
+        tasks: task names; the columns are in their order.
+    """
+    blocks = [
+        rounded(
+            np.stack([answer.tasks[task].values for answer in answers]),
+            info.task_infos[task].target,
+        )
+        for task in tasks
+    ]
+    return np.concatenate(blocks, axis=1)
+
+
+def number_columns(info: EngineInfo, tasks: Sequence[str]) -> list[str]:
+    """Return the names of the columns of `number_table`: `task.label`, or `task.label [unit]`."""
+    names = []
+    for task in tasks:
+        units = info.task_infos[task].unit_of
+        for label in info.labels[task]:
+            unit = units.get(label)
+            names.append(f"{task}.{label}" + (f" [{unit}]" if unit else ""))
+    return names

@@ -63,7 +63,7 @@ def test_the_command_is_this_one_and_the_packages_are_the_extras() -> None:
         (["compare-graphs"], "got 'compare-graphs', expected `gmerging compare`, which does"),
         (["compare-force-fields"], "expected `gmerging study gffmerge`, which does its work now"),
         (["gw-smm"], "got 'gw-smm', expected `gmerging study gw-smm`, which does its work now"),
-        (["relase"], "got 'relase', expected one of pretrain, finetune"),
+        (["relase"], "got 'relase', expected one of predict, pretrain"),
         (["relase"], "did you mean 'release'?"),
         (["study", "experst"], "did you mean 'experts'?"),
         (["ablate", "--seeds", "1"], "usage: gmerging ablate [-h]"),

@@ -1,10 +1,12 @@
 import io
 
+import numpy as np
 import pytest
 from rdkit import Chem
 
 from models.errors import InvalidInputError
 from service.core.reading import ItemFailure, MolBlock, Record
+from service.formats import molecule_files as files
 from service.formats.molecule_files import FileFormat, FileKind, kind_of, open_file
 
 
@@ -165,3 +167,15 @@ def named(name: str, smiles: str = "CCO") -> str:
     mol = Chem.MolFromSmiles(smiles)
     mol.SetProp("_Name", name)
     return str(Chem.MolToMolBlock(mol))
+
+
+def test_numbers_of_a_csv_are_written_as_python_writes_them() -> None:
+    values = [0.5, 1e-8, 1.234e-5, 9.99e-5, 1e-4, 0.0, 1.0, 1e15, 1e16, 1e300, -2.5e-7, -3.0]
+    rng = np.random.default_rng(0)
+    drawn = rng.random((40, len(values))) * 10.0 ** rng.integers(-9, 20, (40, len(values)))
+    table = np.concatenate([np.array([values, values[::-1]]), drawn])
+    expected = [",".join(map(repr, row)) for row in table.tolist()]
+    assert files._number_cells(table) == expected
+    assert files._number_cells(table[:, ::2]) == [
+        ",".join(map(repr, row)) for row in table[:, ::2].tolist()
+    ]

@@ -1,0 +1,226 @@
+"""Files answered without HTTP, in this process or in several, group by group and in order.
+
+The rows of a group depend on its records alone, not on what is answered beside it, so that a run
+that was stopped goes on to the same bytes.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from models.data.smiles_parser import is_short
+from models.experts.combination import ExpertChoice
+from models.experts.unified import Routing
+from service.bulk.flow import file_groups, in_order
+from service.core.engine import PredictionQuery, load_engine
+from service.core.local import predict_parsed
+from service.core.parsing import Parser
+from service.core.pipeline import Result
+from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Record, Source, read_all
+from service.formats.arrow import ArrowWriter
+from service.formats.molecule_files import MoleculeFile, ResultWriter
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+GROUP_SIZE = 256
+"""Records of a group: the model is as fast as with more, and a stopped run loses few."""
+WINDOW = 2
+"""Groups under way in a process: one is read while the other is in the model."""
+RowKind = Literal["csv", "ndjson", "parquet"]
+
+
+@dataclass(frozen=True)
+class LocalQuery:
+    """Model, tasks and rows to write; can be sent to another process.
+
+    Attributes:
+        artifact: folder of the model.
+        settings: limits, device, threads.
+        tasks: names; None for all.
+        routing: "own", "moe" or "merged".
+        experts: None for the default ones of every task.
+        output: kind of the rows.
+        file: what is read, without its records.
+    """
+
+    artifact: Path
+    settings: Settings
+    tasks: tuple[str, ...] | None
+    routing: Routing
+    experts: ExpertChoice | None
+    output: RowKind
+    file: MoleculeFile
+
+
+@dataclass(frozen=True)
+class Described:
+    """The model that answers, and the tasks that it is asked for.
+
+    Attributes:
+        name, version, digest: of the artifact.
+        device: name of the torch device.
+        tasks: in the order of the columns.
+        header: what precedes the rows.
+    """
+
+    name: str
+    version: str
+    digest: str
+    device: str
+    tasks: tuple[str, ...]
+    header: bytes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a group.
+
+    Attributes:
+        data: the rows as they are written.
+        count: number of records.
+        codes: number of failed records by error code.
+    """
+
+    data: bytes
+    count: int
+    codes: Mapping[str, int]
+
+
+Group = tuple[int, list[Record]]
+"""Index of the first record in the file, and the records."""
+
+
+class Answering(Protocol):
+    """Answers groups of records; `window` of them may be under way at a time."""
+
+    described: Described
+    window: int
+
+    async def __call__(self, group: Group) -> Rows:
+        """Return the rows of a group."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the processes."""
+        ...
+
+
+class LocalAnswering:
+    """Answers groups in this process.
+
+    Short SMILES are read here. Other molecules, which may take RDKit seconds or end its process,
+    are read by a process of their own, which starts with the first of them.
+    """
+
+    window = WINDOW
+
+    def __init__(self, query: LocalQuery) -> None:
+        """Load the model. Raises GMergingError: it, or what it is asked for, cannot be used."""
+        settings, engine = query.settings, load_engine(query.artifact, query.settings)
+        info = engine.info
+        self._query = PredictionQuery.checked(
+            info.name, engine, query.tasks, query.routing, query.experts
+        )
+        info.check_table(self._query.tasks)
+        self._writer = row_writer(query.output, query.file, self._query)
+        self._settings = settings
+        self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
+        self._parser: Parser | None = None
+        self._model = asyncio.Lock()
+        self.described = Described(
+            info.name,
+            info.version,
+            info.digest,
+            info.device,
+            self._query.tasks,
+            self._writer.header(),
+        )
+
+    async def __call__(self, group: Group) -> Rows:
+        """Return the rows of a group; a model pass that fails is an error of all its records."""
+        index, records = group
+        sources = [r.source for r in records if not isinstance(r.source, ItemFailure)]
+        parsed = await self._read(sources)
+        async with self._model:
+            return await asyncio.to_thread(self._rows, index, records, parsed)
+
+    async def close(self) -> None:
+        """Stop the process that reads molecules."""
+        if self._parser is not None:
+            await asyncio.to_thread(self._parser.close)
+
+    async def _read(self, sources: Sequence[Source]) -> list[Parsed | ItemFailure]:
+        here = [isinstance(source, str) and is_short(source) for source in sources]
+        others = [source for source, short in zip(sources, here, strict=True) if not short]
+        waiting = None
+        if others:
+            if self._parser is None:
+                self._parser = Parser(self._limits, 1, self._settings.parse_timeout_seconds)
+            waiting = asyncio.ensure_future(self._parser.parse(others, self._query.requirements))
+            await asyncio.sleep(0)  # it begins now
+        short = [source for source, is_here in zip(sources, here, strict=True) if is_here]
+        found = iter(read_all(short, self._limits, self._query.requirements))
+        found_there = iter([] if waiting is None else await waiting)
+        return [next(found if is_here else found_there) for is_here in here]
+
+    def _rows(
+        self, index: int, records: Sequence[Record], parsed: Sequence[Parsed | ItemFailure]
+    ) -> Rows:
+        results: Sequence[Result]
+        try:
+            results = predict_parsed(self._query, parsed, self._settings.max_batch_cost)
+        except Exception:
+            log.exception("the model failed on %d molecules from record %d", len(parsed), index)
+            message = "the model failed; standard error says more"
+            results = [ItemFailure("internal", message)] * len(parsed)
+        left = iter(results)
+        answered = [
+            (record, record.source if isinstance(record.source, ItemFailure) else next(left))
+            for record in records
+        ]
+        codes = Counter(r.code for _, r in answered if isinstance(r, ItemFailure))
+        self._writer.answered = index
+        return Rows(self._writer.rows(answered), len(records), codes)
+
+
+def row_writer(
+    output: RowKind, file: MoleculeFile, query: PredictionQuery
+) -> ResultWriter | ArrowWriter:
+    """Return the writer of the rows of a kind."""
+    info = query.engine.info
+    if output == "parquet":
+        return ArrowWriter(file, info, query.tasks)
+    return ResultWriter(output, file, info, query.tasks)
+
+
+def without_records(file: MoleculeFile) -> MoleculeFile:
+    """Return the description of a file, which unlike its records can be sent to a process."""
+    return replace(file, records=iter(()))
+
+
+async def answer_file(
+    file: MoleculeFile, answering: Answering, answered: int, take: Callable[[Rows], Awaitable[None]]
+) -> None:
+    """Answer the records of a file that are left, and hand over their rows in order.
+
+    Args:
+        file: positioned at the first record that is not answered.
+        answering: answers a group.
+        answered: number of records before it.
+        take: called with the rows of every group.
+    """
+
+    async def indexed() -> AsyncIterator[Group]:
+        index = answered
+        async for records in file_groups(file, GROUP_SIZE):
+            yield index, records
+            index += len(records)
+
+    async with aclosing(in_order(indexed(), answering, window=answering.window)) as found:
+        async for rows in found:
+            await take(rows)
