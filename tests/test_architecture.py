@@ -23,7 +23,7 @@ FLOORS = {
     "models": (
         ("errors", "files", "ops"),
         ("data", "device", "names", "state_dict", "transport", "validation"),
-        ("task",),
+        ("released", "task"),
         ("networks",),
         ("experts",),
         ("compiled",),
