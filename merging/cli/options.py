@@ -89,3 +89,4 @@ artifact = option("--artifact", type=Path, required=True, help="folder of the fi
 new_artifact = option(
     "--output", type=Path, required=True, help="folder of the new artifact; may be the same"
 )
+as_json = option("--json", action="store_true", help="print JSON, for programs")

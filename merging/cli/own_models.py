@@ -2,6 +2,7 @@
 texts."""
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from merging.cli import options
 from merging.cli.parser import Option, option
-from merging.imports.check import check_models, check_table
+from merging.imports.check import check_models, check_record, check_table
 from merging.imports.importing import (
     METHODS,
     ImportConfig,
@@ -25,10 +26,18 @@ from models.errors import ConfigError
 
 def check(arguments: argparse.Namespace) -> None:
     """Read chemprop models, and compare their weights with the network that they were fine-tuned
-    from: which can be merged? Writes nothing."""
+    from: which can be merged? Writes nothing.
+
+    Examples:
+        gmerging check-models herg=herg/model.pt logp=logp/ --base chemeleon.pt --json
+    """
     config = _config(arguments)
     models, base = read_models(config), read_base(config)
-    rows = check_table(check_models(models, base))
+    checked = check_models(models, base)
+    if arguments.json:
+        print(json.dumps([check_record(found) for found in checked], indent=2))
+        return
+    rows = check_table(checked)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print(
@@ -42,8 +51,13 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def bring(arguments: argparse.Namespace) -> None:
-    """Read chemprop models, merge them, and write the artifact that the service loads. No labels
-    are needed."""
+    r"""Read chemprop models, merge them, and write the artifact that the service loads. No labels
+    are needed.
+
+    Examples:
+        gmerging import-models herg=herg/model.pt logp=logp/ --base chemeleon.pt \
+            --molecules library.smi --output my-models/mine
+    """
     if arguments.threads < 1:
         raise ConfigError(f"--threads: got {arguments.threads}, expected at least 1")
     torch.set_num_threads(arguments.threads)
@@ -142,7 +156,7 @@ def rows() -> Sequence[tuple[str, Any, tuple[Option, ...]]]:
     )
     output = option("--output", type=Path, required=True, help="the artifact's folder")
     return [
-        ("check-models", check, (models, config, base, labels)),
+        ("check-models", check, (models, config, base, labels, options.as_json)),
         (
             "import-models",
             bring,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -104,6 +104,23 @@ def require_related(checked: list[CheckedModel]) -> list[str]:
         if found.verdict == "doubtful":
             warnings.append(f"{path}, {weights}, fewer than {RELATED}: merging may cost much")
     return warnings
+
+
+def check_record(found: CheckedModel) -> dict[str, Any]:
+    """Return what was found about one model as JSON can hold it."""
+    ensemble, shape = found.ensemble, found.ensemble.shape
+    return {
+        "task": found.task,
+        "networks": len(ensemble.members),
+        "shape": shape.model_dump(mode="json"),
+        "features": ensemble.options.model_dump(mode="json"),
+        "cosine": found.cosine,
+        "target": ensemble.target,
+        "labels": list(ensemble.labels),
+        "verdict": found.verdict,
+        "difference": found.difference,
+        "notes": list(ensemble.notes),
+    }
 
 
 def check_table(checked: list[CheckedModel]) -> list[list[str]]:
