@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from models.released import DEFAULT_RELEASE, released
 DISTRIBUTION = "g-merging"
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR")
+_INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 _HIDDEN = "set (not shown)"
 
 
@@ -68,31 +69,38 @@ def system() -> Found:
 
 
 def packages() -> Found:
-    """Versions of the packages, against the ranges that the project needs; which extras are
-    complete."""
+    """Versions of the packages that every installation needs, and of those of extras that are out
+    of range; which extras are complete."""
     distribution = importlib.metadata.distribution(DISTRIBUTION)
     yield DISTRIBUTION, f"{distribution.version}, {Path(__file__).parents[1]}", ""
-    extras: dict[str, bool] = dict.fromkeys(distribution.metadata.get_all("Provides-Extra") or (), True)
-    for requirement in map(Requirement, distribution.requires or ()):
-        version = _version_of(requirement.name)
-        fits = version is not None and requirement.specifier.contains(version, prereleases=True)
-        of_extras = [
-            extra
-            for extra in extras
-            if requirement.marker is not None
-            and requirement.marker.evaluate({"extra": extra})
-            and not requirement.marker.evaluate({"extra": ""})
-        ]
-        for extra in of_extras:
-            extras[extra] &= fits
-        if of_extras and (version is None or fits):
-            continue  # an extra that is not installed is no problem
-        if not of_extras and requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue  # for another system
-        wanted = f"expected {requirement.name}{requirement.specifier}"
-        yield requirement.name, version or "not installed", "" if fits else wanted
-    complete = ", ".join(extra for extra, whole in extras.items() if whole)
-    yield "complete extras", complete or "none", ""
+    requirements = [Requirement(text) for text in distribution.requires or ()]
+    for requirement in requirements:
+        version, of_base = _version_of(requirement.name), _asks(requirement, "")
+        if of_base or (version is not None and not _is_met(requirement)):
+            wanted = f"expected {requirement.name}{requirement.specifier}"
+            problem = "" if _is_met(requirement) else wanted
+            yield requirement.name, version or "not installed", problem
+    extras = distribution.metadata.get_all("Provides-Extra") or []
+    complete = [extra for extra in extras if is_complete(requirements, extra)]
+    yield "complete extras", ", ".join(complete) or "none", ""
+
+
+def is_complete(requirements: Sequence[Requirement], extra: str) -> bool:
+    """Return whether everything that an extra asks for is installed, in the right versions."""
+    asked = [r for r in requirements if _asks(r, extra) and not _asks(r, "")]
+    return all(
+        _is_met(r) and all(is_complete(requirements, inner) for inner in r.extras) for r in asked
+    )
+
+
+def _asks(requirement: Requirement, extra: str) -> bool:
+    """Return whether a requirement holds on this machine, with an extra."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _is_met(requirement: Requirement) -> bool:
+    version = _version_of(requirement.name)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def threads() -> Found:
@@ -196,7 +204,6 @@ def releases() -> Found:
 
 def trial() -> Found:
     """A prediction of every task of the default release for one molecule, with its time."""
-    from models.data.molecule import MolGraph
     from service.core.engine import load_engine
     from service.core.reading import MoleculeLimits, Parsed, read
     from service.settings import Settings
@@ -247,7 +254,7 @@ def cgroup_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def _python_problem() -> str:
-    wanted = importlib.metadata.metadata(DISTRIBUTION).get("Requires-Python", "")
+    wanted = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
     fits = Requirement(f"python{wanted}").specifier.contains(platform.python_version(), True)
     return "" if fits else f"expected {wanted}"
 
@@ -268,8 +275,7 @@ def _processor_name() -> str:
 def _instructions() -> str:
     """Return the vector instructions that decide the speed of kernels and products."""
     flags = next((x.split() for x in _lines(Path("/proc/cpuinfo")) if x.startswith("flags")), [])
-    known = [name for name in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-    if known:
+    if known := [name for name in _INSTRUCTIONS if name in flags]:
         return " ".join(known)
     import torch
 

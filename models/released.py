@@ -28,5 +28,6 @@ def find_artifact(name: str | Path) -> Path:
     if str(name) in known:
         return known[str(name)]
     if not Path(name).is_dir():
-        raise ArtifactError(f"got {str(name)!a}, expected a folder, or {one_of(str(name), [*known])}")
+        names = one_of(str(name), tuple(known))
+        raise ArtifactError(f"got {str(name)!a}, expected a folder, or {names}")
     return Path(name)

@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "gmerging-serve",
         description=(
-            "Serve predictions over HTTP. Settings are variables GMERGING_*; `gmerging serve --help`"
-            " has options for the most used ones."
+            "Serve predictions over HTTP. Settings are variables GMERGING_*; `gmerging serve` has"
+            " options for the most used ones."
         ),
     )
     commands = parser.add_subparsers(dest="command")

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 
 from gmerging.cli import doctor, models, serve
-from merging.cli.parser import Formatter, Parser, Row, add_command, help_of, option, summary_of
+from merging.cli.parser import Formatter, Parser, Row, add_command, help_of, summary_of
 from models.errors import GMergingError
 
 EXTRAS: Mapping[str, Mapping[str, str]] = {
@@ -156,9 +156,7 @@ def _listed(title: str, rows: Iterable[Row], prefix: str = "") -> str:
 
 def _install(extra: str) -> str:
     """Return how an extra is installed."""
-    return (
-        f'{sys.executable} -m pip install "g-merging[{extra}]", in a checkout -e ".[{extra}]"'
-    )
+    return f'{sys.executable} -m pip install "g-merging[{extra}]", in a checkout -e ".[{extra}]"'
 
 
 def _front_words() -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def list_models(arguments: argparse.Namespace) -> None:
         gmerging models my-models --json
     """
     rows = [about(folder, RELEASED) for folder in released().values()]
-    rows += [about(folder, str(folder)) for given in arguments.folders for folder in found_in(given)]
+    others = (folder for given in arguments.folders for folder in found_in(given))
+    rows += [about(folder, str(folder)) for folder in others]
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return
@@ -89,7 +90,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def _cells(row: dict[str, Any]) -> Iterable[str]:
+def _cells(row: dict[str, Any]) -> Sequence[str]:
     labels = sum(map(len, row["tasks"].values()))
     size = f"{row['bytes'] / 1e6:.1f} MB"
     identity = row["name"], row["version"], row["digest"][:12], row["kind"], row["takes"]

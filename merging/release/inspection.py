@@ -76,8 +76,7 @@ def describe(folder: Path) -> str:
         f"backbone: {shape}, {sizes['backbone']:,} parameters",
         f"adapters: rank {found['rank']}, {experts} experts, {sizes['adapters']:,} parameters",
         *map(_stream_line, manifest.streams.items()),
-        "heads, statistics and other weights of single tasks "
-        f"{sizes['task_specific']:,}; {shares}",
+        f"heads, statistics and other weights of single tasks {sizes['task_specific']:,}; {shares}",
         "tasks:",
         *rows,
     ]

@@ -103,9 +103,7 @@ def test_doctor_finds_no_problem(clean: Path, tmp_path: Path) -> None:
     assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, True), done.stdout
 
 
-def test_it_serves_predictions_and_its_pages(
-    served: tuple[subprocess.Popen[str], str],
-) -> None:
+def test_it_serves_predictions_and_its_pages(served: tuple[subprocess.Popen[str], str]) -> None:
     process, url = served
     with httpx.Client(base_url=url, timeout=60) as client:
         answer = client.post("/predict", json={"smiles": "CCO"})
