@@ -2,7 +2,7 @@
 # installed packages.
 FROM python:3.11-slim-bookworm AS build
 
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # binutils: for `strip`.
 RUN apt-get update && apt-get install --yes --no-install-recommends binutils
 # Without pip, which installs from outside: nothing is installed where the service runs.
@@ -18,18 +18,18 @@ WORKDIR /src
 # without, so an extra index is enough.
 ARG TORCH_INDEX_URL=
 COPY constraints.txt ./
-RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint constraints.txt torch
+RUN pip install --no-compile ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint constraints.txt torch
 
 # Dependencies before the code, so that a change of the code rebuilds in seconds: without packages,
 # the project installs as its dependencies alone.
 COPY pyproject.toml README.md ./
-RUN pip install --constraint constraints.txt . && pip uninstall --yes g-merging
+RUN pip install --no-compile --constraint constraints.txt . && pip uninstall --yes g-merging
 
 COPY models models
 COPY merging merging
 COPY service service
 COPY gmerging gmerging
-RUN pip install --no-deps .
+RUN pip install --no-compile --no-deps .
 COPY deploy/slim.py /slim.py
 RUN python /slim.py /opt/venv/lib/python3.11/site-packages
 # A start in advance, for every released model: it writes the bytecode of what is imported, and what

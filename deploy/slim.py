@@ -1,5 +1,5 @@
-"""Remove from an environment what serving never reads: `python slim.py SITE_PACKAGES`, in the build of
-the image. What is left answers as before, which `benchmarks/image.py` tests in the image.
+"""Remove from an environment what serving never reads: `python slim.py SITE_PACKAGES`, in the build
+of the image. What is left answers as before, which `benchmarks/image.py` tests in the image.
 
 Compiled bytecode is not written here (`pip install --no-compile`): the warm-up after this writes it
 for the modules that serving imports, a quarter of all.
@@ -34,6 +34,8 @@ REMOVED = (
     "**/*.pyi",
     "**/*.pyx",
     "rdkit-stubs",
+    # contributed scripts, which nothing imports
+    "rdkit/Contrib",
 )
 """Patterns below the folder of packages."""
 
