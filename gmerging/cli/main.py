@@ -35,6 +35,7 @@ EXIT_CODES: Mapping[int, str] = {
     1: "an error in a file, a setting or the data, said in one line on standard error",
     2: "invalid arguments",
     130: "interrupted",
+    141: "whoever read the output has stopped, as `head` does",
 }
 """What the exit status of every command means; a command that has further ones says so."""
 
@@ -57,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         got = f"got no package {EXTRAS[extra][name]}, expected the extra `{extra}`"
         print(f"gmerging: {got}: {_install(extra)}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Python flushes standard output at its end, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     except (GMergingError, OSError) as error:
         print(f"gmerging: {error}", file=sys.stderr)
         return 1

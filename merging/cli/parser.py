@@ -91,9 +91,10 @@ def help_of(function: Callable[..., object]) -> tuple[str, str]:
 
 
 def examples_of(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the command lines of a command's examples, without comments."""
+    """Return the command lines of a command's examples, without what they are piped with."""
     lines = (parser.epilog or "").replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if line.strip().startswith("gmerging ")]
+    commands = [command.strip() for line in lines for command in re.split(r" [|<>] ", line)]
+    return [" ".join(words.split()) for words in commands if words.startswith("gmerging ")]
 
 
 def summary_of(text: str) -> str:

@@ -94,6 +94,21 @@ def test_the_command_is_this_one_and_the_packages_are_the_extras() -> None:
         assert {name.partition(">")[0] for name in listed} == set(packages.values())
 
 
+def test_who_stops_reading_ends_the_command_quietly() -> None:
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f"{sys.executable} -m gmerging models --json | true; echo ${{PIPESTATUS[0]}}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
 def parsers() -> Iterator[argparse.ArgumentParser]:
     """The parsers of all commands and studies."""
     waiting = [make_parser()]
@@ -118,7 +133,7 @@ def test_every_command_has_examples_that_parse(prog: str) -> None:
     assert examples
     for example in examples:
         assert example.startswith(f"{prog} ") or example == prog
-        words = shlex.split(example.partition(" > ")[0])[1:]
+        words = shlex.split(example)[1:]
         assert make_parser(words).parse_args(words).command is COMMANDS[prog].get_default("command")
 
 
