@@ -309,7 +309,7 @@ def add_task(arguments: argparse.Namespace) -> None:
             --output my-models/mine
     """
     run = _run(arguments)
-    files = arguments.artifact, arguments.output, arguments.replace
+    files = find_artifact(arguments.artifact), arguments.output, arguments.replace
     check_addition(run, *files)
     _check_data(run, run.tasks)
     _print_artifact(add_tasks(run, *files), arguments.output)
@@ -325,7 +325,7 @@ def add_forest(arguments: argparse.Namespace) -> None:
     """
     run = _run(arguments)
     tasks = tuple(_tasks(arguments, run))
-    files = arguments.artifact, tasks, arguments.output, arguments.replace
+    files = find_artifact(arguments.artifact), tasks, arguments.output, arguments.replace
     check_forests(run, *files)
     stages = {task: forest(run, task) for task in tasks}
 
@@ -340,11 +340,10 @@ def remove_task(arguments: argparse.Namespace) -> None:
     """Write an artifact without some of its tasks.
 
     Examples:
-        gmerging remove-task --tasks bace --artifact my-models/mine --output smaller
+        gmerging remove-task --tasks bace --artifact moleculenet-gcn --output smaller
     """
-    manifest = remove_tasks(
-        arguments.artifact, arguments.tasks, arguments.output, arguments.replace
-    )
+    artifact, output = find_artifact(arguments.artifact), arguments.output
+    manifest = remove_tasks(artifact, arguments.tasks, output, arguments.replace)
     _print_artifact(manifest, arguments.output)
 
 
@@ -355,7 +354,7 @@ def screen_artifact(arguments: argparse.Namespace) -> None:
         gmerging screen --molecules library.smi --artifact my-models/mine --output screened
     """
     settings = arguments.candidates, arguments.output, arguments.replace
-    manifest = screen(arguments.artifact, arguments.molecules, *settings)
+    manifest = screen(find_artifact(arguments.artifact), arguments.molecules, *settings)
     counts = manifest.provenance["screened"]
     unreadable = f"{counts['unreadable']} could not be read"
     print(f"screened with {counts['molecules']} molecules, {unreadable}")
