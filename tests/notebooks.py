@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
 def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
-    """Execute a notebook in a folder, with this checkout's `gmerging`. Raises CellExecutionError."""
+    """Execute a notebook in a folder, with this checkout. Raises CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
     programs = folder / "bin"
     programs.mkdir()
@@ -32,7 +32,7 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drop what differs from run to run: progress bars, times of execution, the kernel's version."""
+    """Drop what differs from run to run: progress bars, times, the kernel's version."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
