@@ -1,5 +1,4 @@
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,15 @@ from tests.service.doubles import save_pico_artifact
 
 
 @pytest.fixture(autouse=True)
-def _environment() -> Iterator[None]:
-    """No setting of the machine reaches a test, and none of a test the next one."""
-    before = dict(os.environ)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test."""
     for name in [name for name in os.environ if name.startswith("GMERGING_")]:
-        del os.environ[name]
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")

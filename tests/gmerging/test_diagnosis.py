@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,6 +24,12 @@ from gmerging.diagnosis import (
 from merging.data import checkpoints
 from models import released as releases
 from models.released import DEFAULT_RELEASE, released
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_before() -> Iterator[None]:
+    with patch.dict(os.environ):
+        yield
 
 
 def values(found: Found) -> dict[str, str]:
