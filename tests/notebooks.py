@@ -27,7 +27,8 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     paths |= {"IPYTHONDIR": str(folder / "ipython"), "OMP_NUM_THREADS": "1"}
     with patch.dict(os.environ, paths):
         resources = {"metadata": {"path": str(folder / "work")}}
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+        settings = {"kernel_name": "python3", "timeout": 300, "coalesce_streams": True}
+        NotebookClient(notebook, resources=resources, **settings).execute()
     return notebook
 
 

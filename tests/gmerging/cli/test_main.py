@@ -228,7 +228,7 @@ def test_the_shell_completes(line: str, expected: set[str], tmp_path: Path) -> N
         (["compare-graphs"], "got 'compare-graphs', expected `gmerging compare`, which does"),
         (["compare-force-fields"], "expected `gmerging study gffmerge`, which does its work now"),
         (["gw-smm"], "got 'gw-smm', expected `gmerging study gw-smm`, which does its work now"),
-        (["relase"], "got 'relase', expected one of serve, key, models, doctor, pretrain"),
+        (["relase"], "models, doctor, pretrain, finetune, "),
         (["relase"], "did you mean 'release'?"),
         (["study", "experst"], "did you mean 'experts'?"),
         (["ablate", "--seeds", "1"], "usage: gmerging ablate [-h]"),
