@@ -1,12 +1,12 @@
 """The container image: what is in it, how soon it answers, and whether it answers as we do here.
 
-    python -m benchmarks.image g-merging:0.1.0              # needs Docker, and pip for pytest
-    python -m benchmarks.image g-merging:0.1.0 old:latest   # beside an older image, in turns
+    python -m benchmarks.image --after g-merging:0.1.0
+    python -m benchmarks.image --after g-merging:0.1.0 --before old  # beside an older one, in turns
 
 The base image counts by itself: it is the registry's, and a machine without a registry builds
 another one. A start is timed from `docker run`, with a read-only file system as Compose has it, to
-the first 200 of `/readyz`. The first image's answers are compared with this environment's, and the
-tests of the golden artifacts run in it. Writes
+the first 200 of `/readyz`. Its answers are compared with this environment's, and the
+tests of the golden artifacts run in it. Needs Docker, and pip for pytest. Writes
 `benchmarks/results/image.json`.
 """
 
@@ -50,30 +50,43 @@ import json, pathlib, sysconfig
 root = pathlib.Path(sysconfig.get_path("purelib"))
 size = lambda path: sum(f.lstat().st_size for f in [path, *path.rglob("*")] if not f.is_dir())
 rows = {path.name: size(path) for path in root.iterdir()}
-rows["(bytecode, of all)"] = sum(f.stat().st_size for f in root.rglob("*.pyc"))
+rows["*.pyc of all"] = sum(f.stat().st_size for f in root.rglob("*.pyc"))
 print(json.dumps(rows))
 """
 
 
 def main() -> None:
-    """Measure the images in turns, print a summary and write the results."""
+    """Measure the images in turns, and write and print the results."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    options.add_argument("images", nargs="+", metavar="IMAGE")
+    options.add_argument("--after", required=True, help="the image")
+    options.add_argument("--before", help="an older image, whose sizes and starts are measured too")
     options.add_argument("--rounds", type=int, default=5, help="starts of each image")
     arguments = options.parse_args()
     content: dict[str, Any] = {"machine": machine(1)}
-    starts: dict[str, list[float]] = {image: [] for image in arguments.images}
+    given = {"before": arguments.before, "after": arguments.after}
+    images = {name: image for name, image in given.items() if image is not None}
+    starts: dict[str, list[float]] = {name: [] for name in images}
     for _ in range(arguments.rounds):
-        for image, seconds in starts.items():
+        for name, image in images.items():
             with started(image) as (_, duration):
-                seconds.append(round(duration, 2))
-    for image, seconds in starts.items():
-        times = {"median": median(seconds), "all": seconds}
-        content[image] = {**sizes(image), "start_seconds": times}
-        if image == arguments.images[0]:
-            content[image] |= {**compared(image), "golden_tests": golden_tests(image)}
-        print(image, json.dumps(content[image], indent=2))
+                starts[name].append(round(duration, 2))
+    for name, image in images.items():
+        times = {"median": median(starts[name]), "all": starts[name]}
+        content[name] = {**sizes(image), "start_seconds": times}
+    content["after"] |= compared(arguments.after)
+    content["after"]["golden_tests"] = golden_tests(arguments.after)
     write_json(RESULTS / "image.json", content)
+    print(json.dumps(content, indent=2), table(content["after"]), sep="\n")
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the sizes of an image as the table of `docs/image.md`."""
+    rows = [
+        ("the image without its base", found["megabytes_above_base"]),
+        *((f"`{name}`", size) for name, size in found["packages_megabytes"].items() if size > 10),
+    ]
+    lines = [f"| {name} | {size:,.0f} |" for name, size in rows]
+    return "\n".join(["| | MB |", "|---|---|", *lines])
 
 
 def docker(*words: str) -> str:
