@@ -27,21 +27,19 @@ REMOVED = (
     "**/*.a",
     "**/*.c",
     "**/*.cpp",
-    "**/*.cu",
     "**/*.h",
     "**/*.hpp",
     "**/*.pxd",
     "**/*.pyi",
     "**/*.pyx",
-    "rdkit-stubs",
     # contributed scripts, which nothing imports
     "rdkit/Contrib",
 )
 """Patterns below the folder of packages."""
 
 STRIPPED = ("torch/lib/libtorch_cpu.so", "torch/lib/libtorch_python.so", "llvmlite/**/lib*.so")
-"""Libraries whose symbols for debuggers are removed. Not all of them: wheels whose libraries were
-renamed by auditwheel, such as NumPy's, do not load any more when they are stripped."""
+"""Libraries whose symbols for debuggers are removed. Not all of them: those that auditwheel rewrote,
+such as NumPy's OpenBLAS, do not load any more when they are stripped ("not page-aligned")."""
 
 
 def main(packages: Path) -> None:
