@@ -38,8 +38,8 @@ REMOVED = (
 """Patterns below the folder of packages."""
 
 STRIPPED = ("torch/lib/libtorch_cpu.so", "torch/lib/libtorch_python.so", "llvmlite/**/lib*.so")
-"""Libraries whose symbols for debuggers are removed. Not all of them: those that auditwheel rewrote,
-such as NumPy's OpenBLAS, do not load any more when they are stripped ("not page-aligned")."""
+"""Libraries whose symbols for debuggers are removed. Not all of them: those that auditwheel rewrote
+do not load any more when they are stripped ("not page-aligned"), such as NumPy's OpenBLAS."""
 
 
 def main(packages: Path) -> None:
