@@ -3,8 +3,11 @@
 FROM python:3.11-slim-bookworm AS build
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH
+# binutils: for `strip`.
+RUN apt-get update && apt-get install --yes --no-install-recommends binutils
+# Without pip, which installs from outside: nothing is installed where the service runs.
+RUN python -m venv --without-pip /opt/venv
+ENV PIP_PYTHON=/opt/venv/bin/python
 WORKDIR /src
 
 # Which build of torch. Empty takes the one of pip's own index: it runs on a CPU and, on x86-64
@@ -15,21 +18,25 @@ WORKDIR /src
 # without, so an extra index is enough.
 ARG TORCH_INDEX_URL=
 COPY constraints.txt ./
-RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint constraints.txt torch
+RUN pip install --no-compile ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --constraint constraints.txt torch
 
 # Dependencies before the code, so that a change of the code rebuilds in seconds: without packages,
 # the project installs as its dependencies alone.
 COPY pyproject.toml README.md ./
-RUN pip install --constraint constraints.txt ".[service]" && pip uninstall --yes g-merging
+RUN pip install --no-compile --constraint constraints.txt . && pip uninstall --yes g-merging
 
 COPY models models
 COPY merging merging
 COPY service service
 COPY gmerging gmerging
-RUN pip install --no-deps .
-# What numba compiles, so that a container need not (but on a processor of another kind). Not in
-# /src, where the packages would be the sources.
-RUN cd / && NUMBA_CACHE_DIR=/opt/numba python -c "from service.core.engine import load_engine; from service.settings import Settings; s = Settings(); load_engine(s.artifact, s)"
+RUN pip install --no-compile --no-deps .
+COPY deploy/slim.py /slim.py
+RUN python /slim.py /opt/venv/lib/python3.11/site-packages
+# A start in advance, for every released model: it writes the bytecode of what is imported, and what
+# numba compiles, so that a container need not (but on a processor of another kind). Not in /src,
+# where the packages would be the sources.
+COPY deploy/warm_up.py /warm_up.py
+RUN cd / && NUMBA_CACHE_DIR=/opt/numba /opt/venv/bin/python /warm_up.py
 
 
 FROM python:3.11-slim-bookworm
@@ -57,4 +64,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['GMERGING_PORT']), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 
-CMD ["sh", "-c", "cp -r /opt/numba /tmp/ && exec python -m service"]
+CMD ["sh", "-c", "cp -r /opt/numba /tmp/ && exec gmerging serve"]

@@ -24,7 +24,7 @@ FAST := tests/test_architecture.py \
 	$(addprefix tests/service/,http/routes/test_predictions.py core/test_batcher.py test_settings.py) \
 	$(addprefix tests/docs/,test_readme.py test_answers.py test_tables.py)
 
-.PHONY: help serve test test-all check check-fast docs release audit labels smoke bench-smoke gpu-pack gpu-check clean
+.PHONY: help serve test test-all check check-fast docs release dist audit labels smoke bench-smoke gpu-pack gpu-check clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,15 +33,15 @@ help: ## this list
 $(VENV)/.service: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH_PIP) $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.service
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[service,tracing,merging,trees,dev,docs]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev,docs]"
 	touch $@
 
 serve: $(VENV)/.service ## start the service on the released artifact (settings: GMERGING_*, see docs/operate.md)
-	$(BIN)/python -m service
+	$(BIN)/gmerging serve
 
 check: $(VENV)/.dev docs ## style, types, and links of the documentation
 	$(BIN)/ruff check .
@@ -73,6 +73,9 @@ test-all: check $(CHEMPROP_VENV)/.made ## style, types and every test, those bes
 
 release: $(VENV)/.dev ## the offline chain with real data: fine-tune, merge, train adapters, evaluate, write the artifact (about two hours)
 	$(BIN)/gmerging release --config gcn_supervised_contextpred_rank10.yaml --seed 1 --processes 2 --threads $(THREADS)
+
+dist: $(VENV)/.dev ## the wheel and the source distribution, in dist/
+	$(BIN)/python -m build --quiet
 
 audit: $(VENV)/.dev ## known vulnerabilities of the pinned packages (asks a public database)
 	$(BIN)/python -m pip install --quiet pip-audit

@@ -1,4 +1,5 @@
 """The command `gmerging`, also `python -m gmerging`."""
+# PYTHON_ARGCOMPLETE_OK
 
 from gmerging.cli.main import main
 

@@ -1,15 +1,16 @@
 """Choice of the device to compute on, made once at start."""
 
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from models.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
-def choose_device(choice: str) -> torch.device:
+def choose_device(choice: str) -> "torch.device":
     """Choose the device to compute on.
 
     Args:
@@ -22,6 +23,8 @@ def choose_device(choice: str) -> torch.device:
         raise ConfigError(
             f"got device {choice!r}, expected one of {', '.join(get_args(DeviceChoice))}"
         )
+    import torch  # here, because settings are read and help is printed without it
+
     if choice == "cuda" and not torch.cuda.is_available():
         raise ConfigError("got device 'cuda', but torch sees no GPU here; expected 'cpu' or 'auto'")
     return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")

@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "gmerging-serve",
         description=(
-            "Serve predictions over HTTP. Settings are variables GMERGING_*, see the README."
+            "Serve predictions over HTTP. Settings are variables GMERGING_*; `gmerging serve` has"
+            " options for the most used ones."
         ),
     )
     commands = parser.add_subparsers(dest="command")
@@ -54,14 +55,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     try:
         if options.command == "key":
-            _print_key(options.name)
+            print_key(options.name)
         else:
-            _serve(load_settings())
+            serve(load_settings())
     except (GMergingError, ValueError) as error:
         raise SystemExit(f"gmerging-serve: {error}") from None
 
 
-def _print_key(name: str) -> None:
+def print_key(name: str) -> None:
+    """Print a new API key, and its entry for the list of keys.
+
+    Raises:
+        ConfigError: the name has other characters than it may, or too many.
+    """
     from service.security import new_key
 
     key, client = new_key(name)
@@ -70,7 +76,15 @@ def _print_key(name: str) -> None:
     )
 
 
-def _serve(settings: Settings) -> None:
+def serve(settings: Settings) -> None:
+    """Run the service until SIGINT or SIGTERM.
+
+    Changes the process: its signal handlers, its logging and its current folder.
+
+    Raises:
+        ConfigError: a setting or a port cannot be used.
+        ArtifactError: the artifact cannot be used.
+    """
     configure_logging(settings)
     # uvicorn raises the signal that stopped it once more when it is done. The default handler would
     # turn a clean stop into a death by signal.

@@ -8,12 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-import models
 from models.device import DeviceChoice
 from models.errors import ConfigError, did_you_mean
+from models.released import DEFAULT_RELEASE, RELEASES
 
 PREFIX = "GMERGING_"
-RELEASED_ARTIFACT = Path(models.__file__).parent / "releases" / "admet"
+RELEASED_ARTIFACT = RELEASES / DEFAULT_RELEASE
 OTHER_VARIABLES = frozenset(
     {
         "GMERGING_DATA",

@@ -2,51 +2,66 @@
 
 import argparse
 import os
+import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
 
-from gmerging.cli import predict
-from merging.cli.parser import Parser, Row, add_command
+from gmerging.cli import doctor, models, predict, serve
+from merging.cli.parser import Formatter, Parser, Row, add_command, help_of, summary_of
 from models.errors import GMergingError
 
-EXTRA = {
-    "filelock": "filelock",
-    "matplotlib": "matplotlib",
-    "ot": "pot",
-    "pooch": "pooch",
-    "requests": "requests",
-    "sklearn": "scikit-learn",
-    "tqdm": "tqdm",
-    "yaml": "pyyaml",
+EXTRAS: Mapping[str, Mapping[str, str]] = {
+    "predict": {"pandas": "pandas", "pyarrow": "pyarrow", "tqdm": "tqdm"},
+    "merging": {
+        "filelock": "filelock",
+        "matplotlib": "matplotlib",
+        "ot": "pot",
+        "pooch": "pooch",
+        "requests": "requests",
+        "sklearn": "scikit-learn",
+        "tqdm": "tqdm",
+        "yaml": "pyyaml",
+    },
 }
-"""Packages of the extra `merging`, by import name."""
+"""Packages of the extras that commands need, by import name: `predict` for the commands of
+`front_rows`, `merging` for all others."""
 
-BROKEN_PIPE = 141
-"""Exit code: who reads the output has stopped, as `head` does; 128 + SIGPIPE, as of other tools."""
+EXIT_CODES: Mapping[int, str] = {
+    0: "done",
+    1: "an error in a file, a setting or the data, said in one line on standard error",
+    2: "invalid arguments",
+    130: "interrupted",
+    141: "whoever read the output has stopped, as `head` does",
+}
+"""What the exit status of every command means; a command that has further ones says so."""
+
+_DESCRIPTION = "Merge fine-tuned graph neural networks into one network, and predict with it."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, 1 for an error of the project or of a file, 2 for
-    invalid arguments, 130 for an interrupt, 141 if nobody reads the output any more; or the code
-    that the command documents."""
+    """Run a command and return its exit status: one of `EXIT_CODES`, or what it documents."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     try:
-        arguments = make_parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+        arguments = make_parser(words).parse_args(words)
         return arguments.command(arguments) or 0
     except ModuleNotFoundError as error:
+        extra = "predict" if words[:1] in _front_words() else "merging"
         name = (error.name or "").partition(".")[0]
-        if name not in EXTRA:
+        if name not in EXTRAS[extra]:
             raise
-        print(
-            f"gmerging: got no package {EXTRA[name]}, expected the extra `merging`: "
-            f'{sys.executable} -m pip install "g-merging[merging]", in a checkout -e ".[merging]"',
-            file=sys.stderr,
-        )
+        got = f"got no package {EXTRAS[extra][name]}, expected the extra `{extra}`"
+        print(f"gmerging: {got}: {_install(extra)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Python flushes standard output at its end, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return BROKEN_PIPE
+        return 141
     except (GMergingError, OSError) as error:
         print(f"gmerging: {error}", file=sys.stderr)
         return 1
@@ -62,28 +77,101 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def front_rows() -> list[Row]:
     """The commands that need no training packages: those who only use models have these."""
-    return [("predict", predict.predict, predict.OPTIONS)]
+    return [
+        ("predict", predict.predict, predict.OPTIONS),
+        ("serve", serve.serve, serve.options()),
+        ("key", serve.make_key, serve.KEY_OPTIONS),
+        ("models", models.list_models, models.OPTIONS),
+        ("doctor", doctor.diagnose, doctor.OPTIONS),
+    ]
 
 
 def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser of the command line. Where the first argument is a command of
-    `front_rows`, commands for training are left out: their packages take seconds to import."""
+    `front_rows`, commands for training are left out: their packages take seconds to import. Where
+    it is an option, such as `--help`, they may be missing."""
     parser = Parser(
-        prog="gmerging", description="Merge fine-tuned graph neural networks into one network."
+        prog="gmerging",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
+        description=_DESCRIPTION,
+        formatter_class=Formatter,
     )
-    added = parser.add_subparsers(required=True, metavar="command")
+    parser.add_argument("--version", action="version", version=f"gmerging {version('g-merging')}")
+    # The epilog lists the commands in groups, which argparse does not know.
+    added = parser.add_subparsers(
+        required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="gmerging"
+    )
     front = front_rows()
     for row in front:
         add_command(added, *row)
     if argv and argv[0] in {name for name, *_ in front}:
         return parser
+    try:
+        training, studies = _add_training(added)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS["merging"] or (argv and not argv[0].startswith("-")):
+            raise
+        training, studies = [], []
+    parser.epilog = _epilog(front, training, studies)
+    return parser
+
+
+def _add_training(added: "argparse._SubParsersAction[Parser]") -> tuple[list[Row], list[Row]]:
+    """Add the commands for training and the studies, and return their rows."""
     from merging.cli.table import command_rows, study_rows
 
-    for row in command_rows():
+    commands, studies = command_rows(), study_rows()
+    for row in commands:
         add_command(added, *row)
     about = "Run a study; write its results file and print its table."
-    study = added.add_parser("study", help=about, description=about)
-    studies = study.add_subparsers(required=True, metavar="study")
-    for row in study_rows():
-        add_command(studies, *row)
-    return parser
+    study = added.add_parser("study", help=about, description=about, formatter_class=Formatter)
+    of_study = study.add_subparsers(required=True, metavar="STUDY")
+    for row in studies:
+        add_command(of_study, *row)
+    return commands, studies
+
+
+def _epilog(front: Iterable[Row], training: Iterable[Row], studies: Iterable[Row]) -> str:
+    """Return the commands in groups, and the exit codes."""
+    groups = [_listed("use models", front)]
+    if training:
+        groups += [_listed("make models", training), _listed("studies", studies, "study ")]
+    else:
+        about = "The extra `merging` adds commands that train, merge, import and release models,"
+        groups.append(f"make models:\n  {about}\n  and the studies: {_install('merging')}")
+    codes = "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())
+    hint = "`gmerging COMMAND --help` has the options of a command, and examples."
+    return "\n\n".join([*groups, f"exit status:\n{codes}", hint])
+
+
+def _listed(title: str, rows: Iterable[Row], prefix: str = "") -> str:
+    """Return the names of commands with the summaries of their help texts."""
+    width = shutil.get_terminal_size().columns - 2
+    lines = [
+        textwrap.fill(
+            summary_of(help_of(function)[0]),
+            max(width, 40),
+            initial_indent=f"  {prefix + name:<20}",
+            subsequent_indent=" " * 22,
+        )
+        for name, function, _ in rows
+    ]
+    return "\n".join([f"{title}:", *lines])
+
+
+def _install(extra: str) -> str:
+    """Return how an extra is installed."""
+    return f'{sys.executable} -m pip install "g-merging[{extra}]", in a checkout -e ".[{extra}]"'
+
+
+def _front_words() -> list[list[str]]:
+    return [[name] for name, *_ in front_rows()]
+
+
+def _complete() -> None:
+    """Answer the shell's question for completions, and exit (`register-python-argcomplete`)."""
+    import argcomplete
+
+    words = shlex.split(os.environ.get("COMP_LINE", ""))[1:]
+    argcomplete.autocomplete(make_parser(words), print_suppressed=True)

@@ -2,6 +2,7 @@
 docstrings are the help texts."""
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from merging.planning.plan import (
 )
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.forests import add_forests, check_forests
-from merging.release.inspection import describe
+from merging.release.inspection import describe, inspect
 from merging.release.labels import check_description, describe_labels
 from merging.release.release import check_release, needs_single_backbone, release, release_stages
 from merging.run.config import load_config
@@ -49,6 +50,7 @@ from merging.training.pretraining import load_pretrain_config, pretrain
 from models.artifact import read_manifest
 from models.errors import ConfigError, DataError
 from models.manifest import Manifest
+from models.released import find_artifact
 
 PLAIN_RESULTS = Path("neighbours/generic-graphs.json")
 """Results file of models without adapters, below the folder of results."""
@@ -128,7 +130,11 @@ def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
 
 
 def pretrain_backbone(arguments: argparse.Namespace) -> None:
-    """Pre-train a backbone without labels: context or edge prediction, or descriptors."""
+    """Pre-train a backbone without labels: context or edge prediction, or descriptors.
+
+    Examples:
+        gmerging pretrain --config gin_contextpred.yaml
+    """
     device, config = _set_up(arguments), load_pretrain_config(arguments.config)
     folders, threads = (arguments.data, arguments.work), arguments.threads
     path = pretrain(config, *folders, arguments.seed, device, threads)
@@ -136,7 +142,11 @@ def pretrain_backbone(arguments: argparse.Namespace) -> None:
 
 
 def finetune(arguments: argparse.Namespace) -> None:
-    """Train one model per task."""
+    """Train one model per task.
+
+    Examples:
+        gmerging finetune --config mine.yaml --tasks bace bbbp --processes 2
+    """
     run = _run(arguments)
     tasks = _tasks(arguments, run)
     _check_data(run, tasks)
@@ -151,7 +161,11 @@ def finetune(arguments: argparse.Namespace) -> None:
 
 def plan_groups(arguments: argparse.Namespace) -> None:
     """Choose which models to merge with each other, by distances between them (no labels); write
-    the plan file and figures."""
+    the plan file and figures.
+
+    Examples:
+        gmerging plan --config mine.yaml --group-size 3 --output plan.json
+    """
     names = ("metric", "variant", "restarts", "group_size")
     settings = plan_settings(**{name: getattr(arguments, name) for name in names})
     run = _run(arguments)
@@ -166,7 +180,12 @@ def plan_groups(arguments: argparse.Namespace) -> None:
 
 
 def merge_models(arguments: argparse.Namespace) -> None:
-    """Merge the tasks' models."""
+    """Merge the tasks' models.
+
+    Examples:
+        gmerging merge --config mine.yaml
+        gmerging merge --config mine.yaml --plan plan.json
+    """
     for run in _runs(arguments).values():
         _check_data(run, run.tasks)
         record = run.result(merged(run)).record
@@ -176,7 +195,11 @@ def merge_models(arguments: argparse.Namespace) -> None:
 
 
 def train_adapters(arguments: argparse.Namespace) -> None:
-    """Train each task's adapters on the merged backbone (no labels)."""
+    """Train each task's adapters on the merged backbone (no labels).
+
+    Examples:
+        gmerging train-adapters --config mine.yaml --processes 2
+    """
     tasks, runs = _tasks(arguments, _run(arguments)), _runs(arguments)
     for run in runs.values():
         check_adapters(run)
@@ -192,7 +215,12 @@ def train_adapters(arguments: argparse.Namespace) -> None:
 
 
 def release_models(arguments: argparse.Namespace) -> None:
-    """Train, merge and write the artifact that the service loads."""
+    """Train, merge and write the artifact that the service loads.
+
+    Examples:
+        gmerging release --config mine.yaml --output my-models/mine
+        gmerging release --config mine.yaml --plan plan.json --output my-models
+    """
     runs = _runs(arguments)
     first, folders = next(iter(runs.values())), {}
     for group, run in runs.items():
@@ -217,7 +245,11 @@ def _release_folder(arguments: argparse.Namespace, group: str, run: Run) -> Path
 
 def compare_methods(arguments: argparse.Namespace) -> None:
     """Evaluate every method of the configuration on several seeds; write results files, a table
-    and figures."""
+    and figures.
+
+    Examples:
+        gmerging compare --config mine.yaml --seeds 0 1 2 --processes 2
+    """
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     _check_data(runs[0], runs[0].tasks)
     build = partial(_build, arguments, runs[0])
@@ -233,7 +265,11 @@ def compare_methods(arguments: argparse.Namespace) -> None:
 
 def ablate_settings(arguments: argparse.Namespace) -> None:
     """Evaluate the configuration's ablations and sweeps on one seed; write the results file and
-    figures."""
+    figures.
+
+    Examples:
+        gmerging ablate --config mine.yaml --seed 1
+    """
     run = _run(arguments)
     check_adapters(run)
     _check_data(run, run.tasks)
@@ -248,7 +284,11 @@ def ablate_settings(arguments: argparse.Namespace) -> None:
 
 
 def redraw(arguments: argparse.Namespace) -> None:
-    """Draw every figure again from the results files."""
+    """Draw every figure again from the results files.
+
+    Examples:
+        gmerging figures --results results
+    """
     folders = sorted(path.parent for path in arguments.results.glob("*/summary.json"))
     if not folders:
         problem = f"got no */summary.json in {arguments.results}"
@@ -263,21 +303,31 @@ def _draw(folder: Path) -> None:
 
 
 def add_task(arguments: argparse.Namespace) -> None:
-    """Add the tasks of a configuration to a finished artifact; its backbone and other adapters
-    stay as they are."""
+    r"""Add the tasks of a configuration to a finished artifact; its backbone and other adapters
+    stay as they are.
+
+    Examples:
+        gmerging add-task --config solubility.yaml --artifact my-models/mine \
+            --output my-models/mine
+    """
     run = _run(arguments)
-    files = arguments.artifact, arguments.output, arguments.replace
+    files = find_artifact(arguments.artifact), arguments.output, arguments.replace
     check_addition(run, *files)
     _check_data(run, run.tasks)
     _print_artifact(add_tasks(run, *files), arguments.output)
 
 
 def add_forest(arguments: argparse.Namespace) -> None:
-    """Add trees on fingerprints to the tasks of a finished artifact, which answer beside the
-    network where validation data say so."""
+    r"""Add trees on fingerprints to the tasks of a finished artifact, which answer beside the
+    network where validation data say so.
+
+    Examples:
+        gmerging add-forests --config mine.yaml --tasks bace --artifact my-models/mine \
+            --output with-forests
+    """
     run = _run(arguments)
     tasks = tuple(_tasks(arguments, run))
-    files = arguments.artifact, tasks, arguments.output, arguments.replace
+    files = find_artifact(arguments.artifact), tasks, arguments.output, arguments.replace
     check_forests(run, *files)
     stages = {task: forest(run, task) for task in tasks}
 
@@ -299,17 +349,24 @@ def describe_labels_of(arguments: argparse.Namespace) -> None:
 
 
 def remove_task(arguments: argparse.Namespace) -> None:
-    """Write an artifact without some of its tasks."""
-    manifest = remove_tasks(
-        arguments.artifact, arguments.tasks, arguments.output, arguments.replace
-    )
+    """Write an artifact without some of its tasks.
+
+    Examples:
+        gmerging remove-task --tasks bace --artifact moleculenet-gcn --output smaller
+    """
+    artifact, output = find_artifact(arguments.artifact), arguments.output
+    manifest = remove_tasks(artifact, arguments.tasks, output, arguments.replace)
     _print_artifact(manifest, arguments.output)
 
 
 def screen_artifact(arguments: argparse.Namespace) -> None:
-    """Limit the experts that each task's mixture considers, for artifacts of many tasks."""
+    """Limit the experts that each task's mixture considers, for artifacts of many tasks.
+
+    Examples:
+        gmerging screen --molecules library.smi --artifact my-models/mine --output screened
+    """
     settings = arguments.candidates, arguments.output, arguments.replace
-    manifest = screen(arguments.artifact, arguments.molecules, *settings)
+    manifest = screen(find_artifact(arguments.artifact), arguments.molecules, *settings)
     counts = manifest.provenance["screened"]
     unreadable = f"{counts['unreadable']} could not be read"
     print(f"screened with {counts['molecules']} molecules, {unreadable}")
@@ -317,12 +374,22 @@ def screen_artifact(arguments: argparse.Namespace) -> None:
 
 
 def inspect_artifact(arguments: argparse.Namespace) -> None:
-    """Verify an artifact and print what it contains."""
-    print(describe(arguments.artifact))
+    """Verify an artifact and print what it contains.
+
+    Examples:
+        gmerging inspect my-models/mine
+        gmerging inspect moleculenet-gcn --json
+    """
+    folder = find_artifact(arguments.artifact)
+    print(json.dumps(inspect(folder), indent=2) if arguments.json else describe(folder))
 
 
 def study_gnnmerge(arguments: argparse.Namespace) -> None:
-    """Compare GNNMerge with other mergers on Cora, Citeseer and MoleculeNet."""
+    """Compare GNNMerge with other mergers on Cora, Citeseer and MoleculeNet.
+
+    Examples:
+        gmerging study gnnmerge --seconds 3600
+    """
     _set_up(arguments)
     folders = arguments.data, arguments.work
     content = gnnmerge.run_study(*folders, arguments.seconds, arguments.results)
@@ -330,7 +397,11 @@ def study_gnnmerge(arguments: argparse.Namespace) -> None:
 
 
 def study_gffmerge(arguments: argparse.Namespace) -> None:
-    """Compare the ways to merge force fields."""
+    """Compare the ways to merge force fields.
+
+    Examples:
+        gmerging study gffmerge --config md17.yaml --seeds 0 1 2
+    """
     _set_up(arguments)
     config, work = load_config(arguments.config), arguments.work / "gffmerge"
     entry = gffmerge.run_study(config, arguments.data, work, _seeds(arguments), arguments.results)
@@ -338,14 +409,22 @@ def study_gffmerge(arguments: argparse.Namespace) -> None:
 
 
 def study_gw_smm(arguments: argparse.Namespace) -> None:
-    """Test whether distances between models predict which merges hurt."""
+    """Test whether distances between models predict which merges hurt.
+
+    Examples:
+        gmerging study gw-smm --config gcn_supervised_contextpred.yaml --seeds 0 1 2 --both 0
+    """
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     content = gw_smm.run_study(runs, arguments.both, arguments.results)
     print(gw_smm_tables(content)["groups"])
 
 
 def study_forests(arguments: argparse.Namespace) -> None:
-    """Measure trees on fingerprints beside the networks of finished artifacts."""
+    """Measure trees on fingerprints beside the networks of finished artifacts.
+
+    Examples:
+        gmerging study forests --artifacts my-models/mine --seeds 0
+    """
     seeds = _seeds(arguments)
     run = _run(arguments, seeds[0])
     tasks = _tasks(arguments, run)
@@ -354,7 +433,11 @@ def study_forests(arguments: argparse.Namespace) -> None:
 
 
 def study_experts(arguments: argparse.Namespace) -> None:
-    """Compare routing, ensemble and merged expert in a mixture of graph experts (KDEM, PPEM)."""
+    """Compare routing, ensemble and merged expert in a mixture of graph experts (KDEM, PPEM).
+
+    Examples:
+        gmerging study experts --config six_domains.yaml --seeds 0 1 2
+    """
     _set_up(arguments)
     config, folders = load_experts_config(arguments.config), (arguments.data, arguments.work)
     content = run_experts(config, *folders, _seeds(arguments), arguments.results)
@@ -362,7 +445,11 @@ def study_experts(arguments: argparse.Namespace) -> None:
 
 
 def study_one_pass(arguments: argparse.Namespace) -> None:
-    """Compare variants of joint alignment: one network that answers all tasks in one pass."""
+    """Compare variants of joint alignment: one network that answers all tasks in one pass.
+
+    Examples:
+        gmerging study one-pass --seeds 0 1 --variants base
+    """
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     if arguments.teachers:
         config = one_pass.taught_by(runs[0].config, arguments.teachers)
@@ -376,7 +463,11 @@ def study_one_pass(arguments: argparse.Namespace) -> None:
 
 def study_scores(arguments: argparse.Namespace) -> None:
     """Measure methods by the main metrics of their tasks, in the units of the labels, and add them
-    to a file of scores."""
+    to a file of scores.
+
+    Examples:
+        gmerging study scores --config admet.yaml --methods finetuned --seeds 0 1
+    """
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     tasks = _tasks(arguments, runs[0])
     if arguments.group:
@@ -393,14 +484,22 @@ def study_scores(arguments: argparse.Namespace) -> None:
 
 
 def study_admet_boards(arguments: argparse.Namespace) -> None:
-    """Compare a file of scores with the leaderboards of TDC's ADMET benchmark group."""
+    """Compare a file of scores with the leaderboards of TDC's ADMET benchmark group.
+
+    Examples:
+        gmerging study admet-boards --scores results/admet/scores.json --boards boards.json
+    """
     _set_up(arguments)
     content = boards.run_study(arguments.scores, arguments.boards, arguments.results)
     print(boards.boards_tables(content))
 
 
 def study_overlaps(arguments: argparse.Namespace) -> None:
-    """Count the molecules that a task trains on and another is tested on, for all pairs."""
+    """Count the molecules that a task trains on and another is tested on, for all pairs.
+
+    Examples:
+        gmerging study overlaps --config admet.yaml
+    """
     run = _run(arguments)
     overlaps.run_study(run, arguments.results)
     print(f"wrote {arguments.results / run.config.setting}/overlaps.json and overlaps.md")

@@ -13,8 +13,13 @@ from models.errors import ConfigError
 
 
 def merge_state_dicts(arguments: argparse.Namespace) -> None:
-    """Merge the weights of any networks that were fine-tuned from one base, without data; write
-    one state dict."""
+    r"""Merge the weights of any networks that were fine-tuned from one base, without data; write
+    one state dict.
+
+    Examples:
+        gmerging merge-weights a.pt b.pt --base base.pt --method ties --options density=0.2 \
+            --output merged.safetensors
+    """
     inputs = [*arguments.models, arguments.base]
     check_output(arguments.output, inputs)
     options = parse_options(arguments.options or ())

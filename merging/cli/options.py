@@ -85,7 +85,13 @@ replace = option(
     action="store_true",
     help="replace an artifact of another name or of other tasks too; nothing else is replaced",
 )
-artifact = option("--artifact", type=Path, required=True, help="folder of the finished artifact")
+artifact = option(
+    "--artifact",
+    type=Path,
+    required=True,
+    help="folder of the finished artifact, or the name of a released model",
+)
 new_artifact = option(
     "--output", type=Path, required=True, help="folder of the new artifact; may be the same"
 )
+as_json = option("--json", action="store_true", help="print JSON, for programs")

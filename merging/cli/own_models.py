@@ -2,6 +2,7 @@
 texts."""
 
 import argparse
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,7 +11,7 @@ import torch
 
 from merging.cli import options
 from merging.cli.parser import Option, option
-from merging.imports.check import check_models, check_table
+from merging.imports.check import check_models, check_record, check_table
 from merging.imports.config import METHODS, ImportConfig, load_import_config, make_import_config
 from merging.imports.formats import format_of
 from merging.imports.importing import import_models
@@ -19,12 +20,20 @@ from models.networks.hu2020 import BackboneKind
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Read models, and compare their weights with the network that they were fine-tuned
-    from: which can be merged? Writes nothing."""
+    """Read models that were trained elsewhere, and compare their weights with the network that they
+    were fine-tuned from: which can be merged? Writes nothing.
+
+    Examples:
+        gmerging check-models herg=herg/model.pt logp=logp/ --base chemeleon.pt --json
+    """
     config = _config(arguments)
     chosen = format_of(config)
     models, base = chosen.models(config), chosen.base(config)
-    rows = check_table(check_models(models, base))
+    checked = check_models(models, base)
+    if arguments.json:
+        print(json.dumps([check_record(found) for found in checked], indent=2))
+        return
+    rows = check_table(checked)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print(
@@ -38,8 +47,13 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def bring(arguments: argparse.Namespace) -> None:
-    """Read models, merge them, and write the artifact that the service loads. No labels
-    are needed."""
+    r"""Read models that were trained elsewhere, merge them, and write the artifact that the service
+    loads. No labels are needed.
+
+    Examples:
+        gmerging import-models herg=herg/model.pt logp=logp/ --base chemeleon.pt \
+            --molecules library.smi --output my-models/mine
+    """
     if arguments.threads < 1:
         raise ConfigError(f"--threads: got {arguments.threads}, expected at least 1")
     torch.set_num_threads(arguments.threads)
@@ -162,7 +176,7 @@ def rows() -> Sequence[tuple[str, Any, tuple[Option, ...]]]:
     )
     output = option("--output", type=Path, required=True, help="the artifact's folder")
     return [
-        ("check-models", check, about),
+        ("check-models", check, (*about, options.as_json)),
         ("import-models", bring, (*about, *merging, output, options.replace, *_place())),
     ]
 

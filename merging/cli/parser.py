@@ -2,6 +2,7 @@
 commands, and options."""
 
 import argparse
+import re
 from collections.abc import Callable, Iterable, Sequence
 from inspect import getdoc
 from typing import Any
@@ -61,12 +62,44 @@ class Parser(argparse.ArgumentParser):
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the default of what has one."""
+    """Help with the default of what has one; its paragraphs are filled, indented lines stay."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.required or action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = _BLOCKS.findall(text + "\n")
+        return "\n".join(
+            block.rstrip("\n")
+            if block.startswith((" ", "\n"))
+            else super(Formatter, self)._fill_text(block, width, indent)
+            for block in blocks
+        )
+
+
+_BLOCKS = re.compile(r"(?:^ .*\n)+|(?:^[^ \n].*\n)+|^\n", re.MULTILINE)
+"""Indented lines, other lines, or an empty one."""
+_EXAMPLES = "\n\nExamples:\n"
+
+
+def help_of(function: Callable[..., object]) -> tuple[str, str]:
+    """Return the help text of a command, and the examples that its docstring ends with."""
+    about, _, examples = (getdoc(function) or "").partition(_EXAMPLES)
+    return about, examples
+
+
+def examples_of(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the command lines of a command's examples, without what they are piped with."""
+    lines = (parser.epilog or "").replace("\\\n", " ").splitlines()
+    commands = [command.strip() for line in lines for command in re.split(r" [|<>] ", line)]
+    return [" ".join(words.split()) for words in commands if words.startswith("gmerging ")]
+
+
+def summary_of(text: str) -> str:
+    """Return the first paragraph of a help text, on one line."""
+    return " ".join(text.partition("\n\n")[0].split())
 
 
 def add_command(
@@ -75,9 +108,16 @@ def add_command(
     function: Callable[[argparse.Namespace], int | None],
     added_options: Iterable[Option],
 ) -> None:
-    """Add a command, whose help text is the docstring of its function."""
-    about = getdoc(function)
-    parser = subparsers.add_parser(name, help=about, description=about, formatter_class=Formatter)
+    """Add a command. Its help text is the docstring of its function, which may end with a section
+    `Examples:` of indented command lines."""
+    about, examples = help_of(function)
+    parser = subparsers.add_parser(
+        name,
+        help=summary_of(about),
+        description=about,
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=Formatter,
+    )
     parser.set_defaults(command=function)
     for add_option in added_options:
         add_option(parser)

@@ -49,7 +49,9 @@ def command_rows() -> list[Row]:
     removed = option(
         "--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to remove"
     )
-    artifact = option("artifact", type=Path, help="an artifact's folder")
+    artifact = option(
+        "artifact", type=Path, help="an artifact's folder, or the name of a released model"
+    )
     processes, replace = options.processes, options.replace
     new_artifact = options.artifact, options.new_artifact, replace
     per_task = processes, options.tasks
@@ -68,7 +70,7 @@ def command_rows() -> list[Row]:
         ("describe-labels", commands.describe_labels_of, (*base, *new_artifact)),
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
         ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
-        ("inspect", commands.inspect_artifact, (artifact,)),
+        ("inspect", commands.inspect_artifact, (artifact, options.as_json)),
         *own_models.rows(),
         ("merge-weights", import_commands.merge_state_dicts, _weight_options()),
     ]

@@ -97,14 +97,28 @@ def find_checkpoint(weights: str, work: Path, data: Path) -> Path:
     if weights not in PUBLISHED:
         raise CheckpointError(_unknown(weights, candidates))
     digest = PUBLISHED[weights]
-    beside = data.parent / "weights/hu2020" / f"{weights}.pth"
+    beside, cached = _places(weights, data)
     if beside.is_file():
         _check(beside, digest, str(beside))
         return beside
-    cached = Path(pooch.os_cache("gmerging")) / "hu2020" / f"{weights}.pth"
     if not cached.is_file() or not _matches(cached, digest):
         _download(f"{SOURCE}/{published_path(weights)}", cached, digest)
     return cached
+
+
+def published_files(data: Path) -> dict[Path, bool]:
+    """Return the files of published checkpoints that are on disk, beside the data folder or in the
+    user's cache, and whether each has the published digest."""
+    places = {path: name for name in PUBLISHED for path in _places(name, data)}
+    return {
+        path: _matches(path, PUBLISHED[name]) for path, name in places.items() if path.is_file()
+    }
+
+
+def _places(name: str, data: Path) -> tuple[Path, Path]:
+    """Return where the file of a published checkpoint may be: beside the data, in the cache."""
+    file = Path("hu2020") / f"{name}.pth"
+    return data.parent / "weights" / file, Path(pooch.os_cache("gmerging")) / file
 
 
 def origin(weights: str, file: Path) -> str:

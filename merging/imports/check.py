@@ -92,6 +92,24 @@ def require_related(checked: list[CheckedModel]) -> list[str]:
     return warnings
 
 
+def check_record(found: CheckedModel) -> dict[str, Any]:
+    """Return what was found about one model as JSON can hold it."""
+    model, (network, features) = found.model, found.model.about
+    return {
+        "task": found.task,
+        "networks": len(model.vectors),
+        "network": network,
+        "shape": model.shape.model_dump(mode="json"),
+        "features": features,
+        "cosine": found.cosine,
+        "target": model.target,
+        "labels": list(model.labels),
+        "verdict": found.verdict,
+        "difference": found.difference,
+        "notes": list(model.notes),
+    }
+
+
 def check_table(checked: list[CheckedModel]) -> list[list[str]]:
     """Tabulate the models: task, networks, shape, features, cosine, outputs, verdict."""
     rows = [["task", "networks", "network", "features", "cosine", "outputs", "verdict"]]

@@ -35,6 +35,7 @@ from models.experts.unified import Routing, UnifiedModel
 from models.manifest import FORMAT_VERSION, STREAMS_VERSION, Manifest, StreamInfo, make_manifest
 from models.names import check_name, nearest_name
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
+from models.released import RELEASES
 from models.task import TaskInfo
 from tests.conftest import (
     SHARING,
@@ -46,7 +47,7 @@ from tests.conftest import (
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-RELEASED = Path(__file__).parents[2] / "models" / "releases" / "moleculenet-gcn"
+RELEASED = RELEASES / "moleculenet-gcn"
 FILES = json.loads((GOLDEN / "artifact/manifest.json").read_text())["files"]
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy import query_panels
+from deploy import query_panels, slim
 from service.app import create_app
 from service.core.parsing import LOSSES
 from service.core.reading import ITEM_CODES
@@ -435,3 +436,50 @@ def test_kubernetes_mounts_the_keys_as_a_folder() -> None:
     keys = mounts[str(Path(kubernetes_environment()["GMERGING_API_KEYS_FILE"]).parent)]
     assert "secret" in volumes[keys["name"]]
     assert "subPath" not in keys  # or changes would not arrive
+
+
+def test_what_the_image_copies_is_not_ignored() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE)
+    sources = {source for sources in copied for source in sources.split()}
+    assert {"models", "merging", "service", "gmerging", "pyproject.toml"} <= sources
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    assert all(f"!{source}" in allowed for source in sources)
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_slimming_removes_what_serving_never_reads_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = (
+        "torch/test/test_nn.py",
+        "torch/include/ATen/ATen.h",
+        "torch/bin/test_api",
+        "torch/lib/libjitbackend_test.so",
+        "scipy/stats/tests/test_stats.py",
+        "numpy/core.pyi",
+        "rdkit/Contrib/README",
+    )
+    kept = ("torch/nn.py", "torch/bin/torch_shm_manager", "torch/testing/a.py", "numpy/core.py")
+    for name in (*gone, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * 10**6)
+    slim.main(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(kept)
+    lines = capsys.readouterr().out.splitlines()
+    assert "     1.0 MB  torch/test" in lines
+    assert sum(float(line.split()[0]) for line in lines) == len(gone)
+
+
+@pytest.mark.skipif(shutil.which("strip") is None, reason="needs binutils")
+def test_libraries_load_without_their_symbols(tmp_path: Path) -> None:
+    import llvmlite.binding
+
+    (library,) = Path(llvmlite.binding.__file__).parent.glob("libllvmlite.so")
+    copy = Path(shutil.copy(library, tmp_path))
+    freed = slim.stripped(copy)
+    assert freed > 10**6
+    assert copy.stat().st_size == library.stat().st_size - freed
+    code = f"import ctypes; ctypes.CDLL({str(copy)!r}).LLVMPY_GetVersionInfo"
+    subprocess.run([sys.executable, "-c", code], check=True)

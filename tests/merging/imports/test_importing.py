@@ -252,6 +252,18 @@ def test_check_models_prints_a_table_and_writes_nothing(
     assert foreign.endswith("unrelated")
     assert deeper.endswith("other shape (depth 4, expected 3)")
     assert any("No config.toml" in note for note in notes)
+    code, out, err = run(capsys, "check-models", *pairs, "--base", models["sol"], "--json")
+    assert (code, err) == (0, "")
+    records = {record["task"]: record for record in json.loads(out)}
+    assert {task: record["verdict"] for task, record in records.items()} == {
+        "tox": "related",
+        "sol": "related",
+        "foreign": "unrelated",
+        "deeper": "other shape",
+    }
+    assert records["sol"]["cosine"] == pytest.approx(1)
+    assert records["deeper"]["shape"]["depth"] == 4
+    assert any("No config.toml" in note for note in records["tox"]["notes"])
     assert sorted(tmp_path.rglob("*")) == before
 
 
