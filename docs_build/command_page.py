@@ -5,14 +5,14 @@ import textwrap
 from collections.abc import Iterator
 
 from docs_build.tables import code, table
-from gmerging.cli.main import make_parser
+from gmerging.cli.main import EXIT_CODES, make_parser
 
 _INTRODUCTION = """# Command line
 
-`gmerging` exits with 0; with 1 for an error, which it names in a line on standard error; with 2 for
-arguments that it does not know; with 130 when it was interrupted. A command that exits otherwise
-says so. `gmerging <command> --help` shows what stands here. `gmerging-serve`, or
-`python -m service`, runs the service with [settings](settings.md) from the environment alone.
+`gmerging <command> --help` shows what stands here. `gmerging-serve`, or `python -m service`, runs
+the service with [settings](settings.md) from the environment alone.
+
+A command that has further exit statuses says so.
 
 """
 _Parser = argparse.ArgumentParser
@@ -20,7 +20,8 @@ _Parser = argparse.ArgumentParser
 
 def command_page() -> str:
     """Return the page, in Markdown."""
-    return _INTRODUCTION + "".join(map(_command, leaves_of(make_parser())))
+    statuses = table(("exit status", "meaning"), [(str(k), v) for k, v in EXIT_CODES.items()])
+    return _INTRODUCTION + statuses + "".join(map(_command, leaves_of(make_parser())))
 
 
 def commands_of(parser: _Parser) -> dict[str, _Parser]:

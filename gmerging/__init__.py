@@ -31,7 +31,17 @@ __all__ = ["GMergingError", "Model", "load", "merge", "models", "read_model"]
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    try:
+        return getattr(import_module(_WHERE[name]), name)
+    except ModuleNotFoundError as error:
+        from models.extras import EXTRAS, MissingPackageError, how_to_install
+
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS["merging"]:
+            raise
+        got = f"gmerging.{name}: got no package {EXTRAS['merging'][package]}"
+        expected = f"expected the extra `merging`: {how_to_install('merging')}"
+        raise MissingPackageError(f"{got}, {expected}") from error
 
 
 def __dir__() -> list[str]:

@@ -1,9 +1,27 @@
 """Packages that only some functions need, imported when they are needed."""
 
+import sys
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 
 from models.errors import GMergingError
+
+EXTRAS: Mapping[str, Mapping[str, str]] = {
+    "predict": {"pandas": "pandas", "pyarrow": "pyarrow", "tqdm": "tqdm"},
+    "merging": {
+        "filelock": "filelock",
+        "matplotlib": "matplotlib",
+        "ot": "pot",
+        "pooch": "pooch",
+        "requests": "requests",
+        "sklearn": "scikit-learn",
+        "tqdm": "tqdm",
+        "yaml": "pyyaml",
+    },
+}
+"""Packages of the extras that commands need, by import name: `predict` for those
+who use models, `merging` for those who make them."""
 
 
 class MissingPackageError(GMergingError, ImportError):
@@ -30,4 +48,9 @@ def optional_package(name: str, purpose: str, extra: str) -> ModuleType:
         if error.name != package:
             raise
     got = f"got no package {package} for {purpose}, expected the extra `{extra}`"
-    raise MissingPackageError(f'{got}: pip install "g-merging[{extra}]"')
+    raise MissingPackageError(f"{got}: {how_to_install(extra)}")
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that installs an extra."""
+    return f'{sys.executable} -m pip install "g-merging[{extra}]", in a checkout -e ".[{extra}]"'

@@ -5,6 +5,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -66,9 +67,18 @@ def command_lines(path: Path) -> list[str]:
 
 
 def commands(path: Path, program: str = "gmerging") -> list[list[str]]:
-    """Return the arguments of every command of a program in a page, without comments."""
-    lines = [line for line in command_lines(path) if line.startswith(f"{program} ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+    """Return the arguments of every command of a program in a page, without comments, also of
+    those in a pipeline."""
+    # Others have texts over several lines, such as a request's body.
+    named = [line for line in command_lines(path) if f"{program} " in line]
+    lines = [shlex.split(line, comments=True) for line in named]
+    stages = [
+        list(stage)
+        for words in lines
+        for is_pipe, stage in groupby(words, "|".__eq__)
+        if not is_pipe
+    ]
+    return [words[1:] for words in stages if words[0] == program]
 
 
 def shows(path: Path, text: str) -> bool:

@@ -5,7 +5,6 @@ from pathlib import Path
 import nbformat
 import pytest
 
-import gmerging
 from tests.notebooks import NOTEBOOKS, execute
 
 MOST_BYTES = 40_000
@@ -29,7 +28,6 @@ def test_it_is_kept_with_outputs_and_small(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(gmerging, "load"), reason="needs `gmerging.load`")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path) -> None:
     kept = nbformat.read(path, as_version=4)

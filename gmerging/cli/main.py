@@ -13,22 +13,7 @@ from importlib.metadata import version
 from gmerging.cli import doctor, models, predict, serve
 from merging.cli.parser import Formatter, Parser, Row, add_command, help_of, summary_of
 from models.errors import GMergingError
-
-EXTRAS: Mapping[str, Mapping[str, str]] = {
-    "predict": {"pandas": "pandas", "pyarrow": "pyarrow", "tqdm": "tqdm"},
-    "merging": {
-        "filelock": "filelock",
-        "matplotlib": "matplotlib",
-        "ot": "pot",
-        "pooch": "pooch",
-        "requests": "requests",
-        "sklearn": "scikit-learn",
-        "tqdm": "tqdm",
-        "yaml": "pyyaml",
-    },
-}
-"""Packages of the extras that commands need, by import name: `predict` for the commands of
-`front_rows`, `merging` for all others."""
+from models.extras import EXTRAS, how_to_install
 
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
@@ -56,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in EXTRAS[extra]:
             raise
         got = f"got no package {EXTRAS[extra][name]}, expected the extra `{extra}`"
-        print(f"gmerging: {got}: {_install(extra)}", file=sys.stderr)
+        print(f"gmerging: {got}: {how_to_install(extra)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Python flushes standard output at its end, and would fail again.
@@ -139,7 +124,7 @@ def _epilog(front: Iterable[Row], training: Iterable[Row], studies: Iterable[Row
         groups += [_listed("make models", training), _listed("studies", studies, "study ")]
     else:
         about = "The extra `merging` adds commands that train, merge, import and release models,"
-        groups.append(f"make models:\n  {about}\n  and the studies: {_install('merging')}")
+        groups.append(f"make models:\n  {about}\n  and the studies: {how_to_install('merging')}")
     codes = "\n".join(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())
     hint = "`gmerging COMMAND --help` has the options of a command, and examples."
     return "\n\n".join([*groups, f"exit status:\n{codes}", hint])
@@ -158,11 +143,6 @@ def _listed(title: str, rows: Iterable[Row], prefix: str = "") -> str:
         for name, function, _ in rows
     ]
     return "\n".join([f"{title}:", *lines])
-
-
-def _install(extra: str) -> str:
-    """Return how an extra is installed."""
-    return f'{sys.executable} -m pip install "g-merging[{extra}]", in a checkout -e ".[{extra}]"'
 
 
 def _front_words() -> list[list[str]]:

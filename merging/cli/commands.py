@@ -340,7 +340,11 @@ def add_forest(arguments: argparse.Namespace) -> None:
 
 def describe_labels_of(arguments: argparse.Namespace) -> None:
     """Describe the labels of a finished artifact: what they mean, how many molecules have them, and
-    how well each is predicted on the test molecules. Its weights stay as they are."""
+    how well each is predicted on the test molecules. Its weights stay as they are.
+
+    Examples:
+        gmerging describe-labels --config admet.yaml --artifact my/admet --output described
+    """
     manifest, _ = read_manifest(arguments.artifact)
     run = _run(arguments, manifest.provenance.get("seed", 0))
     files = arguments.artifact, arguments.output, arguments.replace

@@ -5,9 +5,7 @@ import re
 from typing import Any
 
 import numpy as np
-import pytest
 
-import gmerging
 from merging.mergers.registry import MERGERS
 from tests.pages import README, ROOT, blocks
 
@@ -34,8 +32,6 @@ def test_it_is_one_page() -> None:
 
 
 def test_python_example_runs() -> None:
-    if "load" not in gmerging.__all__:
-        pytest.skip("gmerging has no `load` yet")
     (example,) = blocks(README, "python")
     assert len(example.text.splitlines()) <= 10
     names: dict[str, Any] = {}

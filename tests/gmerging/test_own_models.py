@@ -1,5 +1,7 @@
 """`gmerging.read_model` and `gmerging.merge`."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from models.artifact import load_artifact
 from models.errors import CheckpointError, ConfigError
 from tests.merging.imports.chemprop_files import FILES
 from tests.merging.imports.test_hu2020_format import files
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_model_of_chemprop_says_what_it_is() -> None:
@@ -43,6 +47,22 @@ def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
         gmerging.merge({"sol": FILES / "regression.pt"}, tmp_path / "made", methd="separate")
     with pytest.raises(ConfigError, match=r"read_model: .*labls"):
         gmerging.read_model(FILES / "regression.pt", labls=["a"])
+
+
+def test_without_the_packages_of_training_it_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["yaml"] = None  # as if it were not installed
+import gmerging
+from models.extras import MissingPackageError
+try:
+    gmerging.merge
+except MissingPackageError as error:
+    print(error)
+"""
+    run = [sys.executable, "-c", code]
+    said = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("gmerging.merge: got no package pyyaml, expected the extra `merging`: ")
 
 
 def test_public_names_are_found_and_others_are_not() -> None:

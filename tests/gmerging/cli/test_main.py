@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from gmerging.cli import main as command_line
-from gmerging.cli.main import EXIT_CODES, EXTRAS, front_rows, main, make_parser
+from gmerging.cli.main import EXIT_CODES, front_rows, main, make_parser
 from merging.cli.parser import examples_of, option
 from merging.cli.table import command_rows, study_rows
 from models.errors import ArtifactError
+from models.extras import EXTRAS
 
 ROOT = Path(__file__).parents[3]
 BLOCKER = """
