@@ -3,10 +3,9 @@
     python -m benchmarks.predict_command [--rows N] [--rounds N] [--data FOLDER] [--output FILE]
 
 Both answer the same molecules of the screening library, in turns, each in a process of its own with
-one thread. CPU seconds (user and system) are those of a process and of all that it starts. What it
-takes to load the model, and to start the process that reads long molecules, is measured by a run of
-one such molecule, and subtracted. Writes
-`benchmarks/results/predict_command.json`.
+one thread. CPU seconds (user and system) are those of a process and of all that it starts. Rates
+are of the rows beyond a tenth of them: what starts a run, and what loads the model, does not count.
+Writes `benchmarks/results/predict_command.json`.
 """
 
 import argparse
@@ -33,8 +32,6 @@ from service.core.local import predict
 from service.settings import Settings
 
 MODELS = ("admet", "moleculenet-gcn")
-LONG = "C[C@H](N)C(=O)O"
-"""A molecule with stereo, which the command reads in a process of its own."""
 AIM = 0.9
 """Rate of the command over that of its engine."""
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: processes that outlive their parent become ours
@@ -95,37 +92,36 @@ def engine_alone(model: str, smiles: Path) -> None:
 
 
 def measure(files: dict[int, Path], model: str, rounds: int, output: Path) -> dict[str, Any]:
-    """Measure one model on files of a row, of some rows and of all."""
-    one, few, many = sorted(files)
+    """Measure one model on files of some rows and of all."""
+    few, many = sorted(files)
     alone = [sys.executable, "-m", "benchmarks.predict_command", "--alone", model, "--smiles"]
     command = [sys.executable, "-m", "gmerging", "predict", "--model", model, "--device", "cpu"]
+    words = {"alone": alone, "command": [*command, "--replace", "-o", str(output)]}
+    used: dict[tuple[str, int], list[Used]] = {}
+    for turn in range(rounds + 1):
+        for name, run in words.items():
+            for rows in (few, many) if turn else (few,):  # the first turn warms the disk's cache
+                found = measured([*run, str(files[rows])])
+                used.setdefault((name, rows), []).extend([found] if turn else [])
+    added = many - few
 
-    def run(words: Sequence[str], rows: int) -> Used:
-        given = [*words, str(files[rows])]
-        if words is not alone:
-            given += ["--replace", "-o", str(output)]
-        return measured(given)
+    def slopes(name: str, unit: str) -> list[float]:
+        pairs = zip(used[name, few], used[name, many], strict=True)
+        return [(getattr(large, unit) - getattr(small, unit)) / added for small, large in pairs]
 
-    load = {name: run(words, one) for name, words in (("alone", alone), ("command", command))}
-    small = run(command, few)
-    used: dict[str, list[Used]] = {"alone": [], "command": []}
-    for _ in range(rounds):
-        used["alone"].append(run(alone, many))
-        used["command"].append(run(command, many))
-    cpu = {name: [u.cpu - load[name].cpu for u in runs] for name, runs in used.items()}
-    wall = {name: [u.wall - load[name].wall for u in runs] for name, runs in used.items()}
-    rows = many - 1
+    cpu = {name: slopes(name, "cpu") for name in words}
+    wall = {name: slopes(name, "wall") for name in words}
     return {
         "rows_per_cpu_second": {
-            name: summary([rows / value for value in values], 1) for name, values in cpu.items()
+            name: summary([1 / value for value in values], 1) for name, values in cpu.items()
         },
-        "start_cpu_seconds": {name: round(value.cpu, 1) for name, value in load.items()},
         "command_to_engine_by_cpu": ratio(cpu["alone"], cpu["command"]),
         "command_to_engine_by_clock": ratio(wall["alone"], wall["command"]),
+        "seconds_of_all_rows": summary([found.wall for found in used["command", many]], 1),
         "output_mb": round(output.stat().st_size / 1e6, 1),
         "peak_mib": {
-            str(few): round(small.peak_mib),
-            str(many): round(max(u.peak_mib for u in used["command"])),
+            str(rows): round(max(found.peak_mib for found in used["command", rows]))
+            for rows in (few, many)
         },
     }
 
@@ -158,8 +154,6 @@ def main() -> None:
         for count in (arguments.rows // 10, arguments.rows):
             files[count] = Path(folder) / f"{count}.smi"
             files[count].write_text("\n".join(molecules[:count]) + "\n")
-        files[1] = Path(folder) / "1.smi"
-        files[1].write_text(f"{LONG}\n")
         for model in MODELS:
             output = Path(folder) / f"{model}.csv"
             found[model] = measure(files, model, arguments.rounds, output)

@@ -5,7 +5,8 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,11 @@ OPTIONS = (
     ),
     option("--replace", action="store_true", help="replace an output that is there"),
     option("--json", action="store_true", help="write the summary as JSON, and no progress"),
-    option("--help-labels", action="store_true", help="print the model's tasks and labels"),
+    option(
+        "--help-labels",
+        action="store_true",
+        help="print the tasks, or those of --tasks, and what their labels mean",
+    ),
 )
 
 
@@ -114,7 +119,7 @@ def predict(arguments: argparse.Namespace) -> int:
     )
     artifact = _artifact(arguments.model, settings)
     if arguments.help_labels:
-        _print_labels(artifact, as_json=arguments.json)
+        _print_labels(artifact, arguments.tasks, as_json=arguments.json)
         return 0
     try:
         kind = _output_kind(arguments)
@@ -265,16 +270,20 @@ def _print_summary(summary: "Summary", *, as_json: bool) -> None:
     print(f"gmerging: {', '.join(parts)}", file=sys.stderr)
 
 
-def _print_labels(artifact: Path, *, as_json: bool) -> None:
+def _print_labels(artifact: Path, tasks: Sequence[str] | None, *, as_json: bool) -> None:
     from models.artifact import read_manifest
+    from models.task import select_tasks
 
     manifest, _ = read_manifest(artifact)
+    names, _ = select_tasks(tuple(manifest.tasks), tasks)
+    found = {name: manifest.tasks[name] for name in names}
     if as_json:
-        tasks = {task: info.model_dump(mode="json") for task, info in manifest.tasks.items()}
-        print(json.dumps(tasks, indent=2))
+        shown = {name: info.model_dump(mode="json") for name, info in found.items()}
+        print(json.dumps(shown, indent=2))
         return
-    for task, info in manifest.tasks.items():
-        print(f"{task}: {info.description or info.target}")
+    for name, info in found.items():
+        print(f"{name}: {info.description or info.target}")
+        if info.meaning is not None:
+            print(f"  source: {info.meaning.source}\n  terms: {info.meaning.terms}")
         for label in info.labels:
-            unit = info.unit_of.get(label)
-            print(f"    {label}" + (f" [{unit}]" if unit else ""))
+            print(textwrap.indent(info.label_text(label), "    "))

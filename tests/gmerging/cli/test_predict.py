@@ -324,6 +324,17 @@ def test_help_labels(predict: Command, capsys: pytest.CaptureFixture[str]) -> No
     assert tasks["bbbp"]["labels"] == ["p_np"]
 
 
+def test_help_labels_says_what_labels_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--help-labels", "--model", "admet", "--tasks", "herg"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("herg: ")
+    assert "    blocker: blockade of the hERG potassium channel\n" in out
+    assert "      direction: high is bad" in out
+    assert "CC BY 4.0" in out
+    assert "bbb_martins" not in out
+    assert main(["predict", "--help-labels", "--model", "admet", "--tasks", "hreg"]) == 1
+
+
 @pytest.mark.parametrize(
     ("sent", "options", "code", "rows"),
     [
