@@ -49,7 +49,7 @@ check: $(VENV)/.dev docs ## style, types, and links of the documentation
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev ## the documentation site, in service/site; no network, and every warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 check-fast: $(VENV)/.dev ## style and the most telling tests, in less than a minute
 	$(BIN)/ruff check .

@@ -36,9 +36,10 @@ _EXPERT_COLUMNS = ("molecule", "task", "expert", "weight", "label", "value")
 def models() -> tuple[str, ...]:
     """Return the names of the models that come with the package, for `load`.
 
-    >>> import gmerging
-    >>> "moleculenet-gcn" in gmerging.models()
-    True
+    Examples:
+        >>> import gmerging
+        >>> "moleculenet-gcn" in gmerging.models()
+        True
     """
     return tuple(released())
 
@@ -59,10 +60,11 @@ def load(
         ConfigError: `cuda` without a GPU, or an environment variable `GMERGING_...` is wrong.
         InvalidInputError: `threads` is less than 1.
 
-    >>> import gmerging
-    >>> model = gmerging.load("moleculenet-gcn", device="cpu")
-    >>> model.name, len(model.tasks)
-    ('moleculenet-gcn', 8)
+    Examples:
+        >>> import gmerging
+        >>> model = gmerging.load("moleculenet-gcn", device="cpu")
+        >>> model.name, len(model.tasks)
+        ('moleculenet-gcn', 8)
     """
     if threads < 1:
         raise InvalidInputError(f"got {threads} threads, expected at least 1")
@@ -103,10 +105,11 @@ class Model:
     def tasks(self) -> Mapping[str, TaskInfo]:
         """Descriptions of the tasks by name: labels, units, description.
 
-        >>> import gmerging
-        >>> model = gmerging.load("moleculenet-gcn", device="cpu")
-        >>> model.tasks["clintox"].labels
-        ('FDA_APPROVED', 'CT_TOX')
+        Examples:
+            >>> import gmerging
+            >>> model = gmerging.load("moleculenet-gcn", device="cpu")
+            >>> model.tasks["clintox"].labels
+            ('FDA_APPROVED', 'CT_TOX')
         """
         return dict(self._info.task_infos)
 
@@ -139,15 +142,16 @@ class Model:
                 takes no molecules as text.
             MissingPackageError: pandas is not installed.
 
-        >>> import gmerging
-        >>> model = gmerging.load("moleculenet-gcn", device="cpu")
-        >>> found = model.predict(["CCO", "C1"], tasks=["bbbp", "clintox"])
-        >>> list(found.columns)
-        ['clintox.FDA_APPROVED', 'clintox.CT_TOX', 'bbbp.p_np', 'error']
-        >>> bool(0 < found["bbbp.p_np"][0] < 1)
-        True
-        >>> found["error"][1].split(":")[0]
-        'smiles_syntax'
+        Examples:
+            >>> import gmerging
+            >>> model = gmerging.load("moleculenet-gcn", device="cpu")
+            >>> found = model.predict(["CCO", "C1"], tasks=["bbbp", "clintox"])
+            >>> list(found.columns)
+            ['clintox.FDA_APPROVED', 'clintox.CT_TOX', 'bbbp.p_np', 'error']
+            >>> bool(0 < found["bbbp.p_np"][0] < 1)
+            True
+            >>> found["error"][1].split(":")[0]
+            'smiles_syntax'
         """
         pandas = _pandas()
         query = self._query(tasks, routing, experts)
@@ -188,13 +192,14 @@ class Model:
         Raises:
             GMergingError, MissingPackageError: see `predict`.
 
-        >>> import gmerging
-        >>> model = gmerging.load("moleculenet-gcn", device="cpu")
-        >>> weights = model.explain("CCO", "bbbp", routing="moe")["routing"]
-        >>> list(weights.index.names), len(weights.columns)
-        (['molecule', 'task', 'site'], 8)
-        >>> bool((weights.sum(axis=1).round(4) == 1).all())
-        True
+        Examples:
+            >>> import gmerging
+            >>> model = gmerging.load("moleculenet-gcn", device="cpu")
+            >>> weights = model.explain("CCO", "bbbp", routing="moe")["routing"]
+            >>> list(weights.index.names), len(weights.columns)
+            (['molecule', 'task', 'site'], 8)
+            >>> bool((weights.sum(axis=1).round(4) == 1).all())
+            True
         """
         pandas = _pandas()
         query = self._query(tasks, routing, experts)
