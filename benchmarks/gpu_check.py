@@ -288,6 +288,7 @@ def service(bench: Bench) -> dict[str, Any]:
     tasks, smiles, theirs = ["bbbp", "bace", "tox21"], bench.smiles[:200], bench.engine("cpu")
     expected = theirs.run(bench.graphs[:200], tasks, "own")
     environment = {
+        "GMERGING_ARTIFACT": str(RELEASED.resolve()),
         "GMERGING_MAX_BATCH_COST": "262144",
         "GMERGING_MAX_PENDING_COST": "4000000",
         "GMERGING_PARSERS": "8",
