@@ -41,6 +41,10 @@ RUN cd / && NUMBA_CACHE_DIR=/opt/numba /opt/venv/bin/python /warm_up.py
 
 FROM python:3.11-slim-bookworm
 
+# What RDKit draws with (`POST /depict`), and its wheel does not bring.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libxrender1 libxext6 \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/numba /opt/numba
 # For jobs, where GMERGING_JOBS says so. A new volume takes its owner from the folder that it is

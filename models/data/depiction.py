@@ -4,16 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rdkit.Chem.Draw import rdMolDraw2D
-
 from models.data.smiles import read_smiles
-from models.errors import InvalidInputError
+from models.errors import GMergingError, InvalidInputError
 
+LIBRARIES = "libxrender1 and libxext6"
+"""Packages of Debian that RDKit's drawing needs and its wheel does not bring."""
 Theme = Literal["light", "dark"]
 UP, DOWN = (0.90, 0.38, 0.0), (0.0, 0.45, 0.70)
 """Vermilion and blue (Okabe and Ito 2008), which colour-blind people tell apart."""
 _STRONGEST = 0.75
 """Opacity of the atom with the largest weight; letters stay legible on white and on black."""
+
+
+class DrawingError(GMergingError):
+    """The machine lacks libraries that RDKit draws with."""
+
+    code = "drawing_unavailable"
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,14 @@ def depict(
     Raises:
         InvalidInputError: there are not as many weights as atoms.
         MoleculeError: the molecule cannot be read.
+        DrawingError: RDKit cannot draw on this machine.
     """
+    try:
+        # Here, since a machine without these libraries can do all but draw.
+        from rdkit.Chem.Draw import rdMolDraw2D
+    except ImportError as error:
+        expected = f"expected the system's libraries that RDKit draws with ({LIBRARIES} on Debian)"
+        raise DrawingError(f"got no way to draw ({error}), {expected}") from error
     style = style or DepictionStyle()
     mol = read_smiles(smiles, strict=False)
     if weights is not None and len(weights) != mol.GetNumAtoms():

@@ -9,7 +9,7 @@ from typing import Any
 
 from rdkit import rdBase
 
-from models.data.depiction import DepictionStyle, depict
+from models.data.depiction import DepictionStyle, DrawingError, depict
 from models.data.molecule_text import (
     TextKind,
     atoms_at_most,
@@ -44,6 +44,7 @@ ITEM_CODES = (
     "too_many_edges",
     "invalid_graph",
     "invalid_weights",
+    "drawing_unavailable",
     "unsupported_input",
     "not_finite",
     "parse_timeout",
@@ -359,6 +360,8 @@ def draw(drawing: Drawing, limits: MoleculeLimits) -> Depicted | ItemFailure:
         return Depicted(parsed.smiles, depict(parsed.smiles, drawing.style, drawing.weights))
     except InvalidInputError as error:
         return ItemFailure("invalid_weights", _cut(str(error)))
+    except DrawingError as error:
+        return ItemFailure(error.code, _cut(str(error)))
     except Exception:
         log.exception("a molecule could not be drawn")
         return ItemFailure(

@@ -1,13 +1,18 @@
 """Pictures of molecules."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from models.data.depiction import DOWN, UP, DepictionStyle, depict
+from models.data.depiction import DOWN, UP, DepictionStyle, DrawingError, depict
 from models.errors import InvalidInputError, MoleculeError
+from service.core.reading import Drawing, ItemFailure, MoleculeLimits, draw
 
+ROOT = Path(__file__).parents[3]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -61,3 +66,23 @@ def test_odd_molecules_are_drawn(smiles: str) -> None:
 def test_what_is_no_molecule_is_refused() -> None:
     with pytest.raises(MoleculeError):
         depict("C1CC")
+
+
+def test_a_machine_without_the_libraries_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "rdkit.Chem.Draw", None)
+    with pytest.raises(DrawingError, match=r"got no way to draw .*libxrender1 and libxext6"):
+        depict("CCO")
+    drawn = draw(Drawing("CCO", DepictionStyle()), MoleculeLimits(500, 2000))
+    assert isinstance(drawn, ItemFailure)
+    assert drawn.code == "drawing_unavailable"
+
+
+def test_reading_molecules_needs_none_of_them() -> None:
+    code = """
+import sys
+sys.modules["rdkit.Chem.Draw"] = None
+import gmerging.model, service.__main__, service.app
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
