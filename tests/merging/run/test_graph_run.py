@@ -228,7 +228,10 @@ def test_comparison_summarises_seeds(small: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("add-task", "--artifact", "a", "--output", "b"), "which have no adapters, expected one"),
+        (
+            ("add-task", "--artifact", "moleculenet-gcn", "--output", "b"),
+            "which have no adapters, expected one",
+        ),
         (("train-adapters",), "which have no adapters, expected one of molecules"),
         (("plan",), "which have no adapters"),
         (("ablate",), "which have no adapters"),
