@@ -78,11 +78,7 @@ def _messages(
     h: Floats, source: Integers, target: Integers, sums: Floats, messages: Floats
 ) -> None:
     width = h.shape[1]
-    sums[:] = 0
-    for edge in range(len(target)):
-        atom = target[edge]
-        for k in range(width):
-            sums[atom, k] += h[edge, k]
+    _arriving(h, target, sums)
     for edge in range(len(source)):
         atom, back = source[edge], edge ^ 1
         for k in range(width):
