@@ -173,7 +173,8 @@ class HuFormat:
             merged = _one_pass(network, models, infos, rest, joint, config.seed, work)
         measured = graphs, rows[:count]
         expected = {
-            name: _answered(infos[name], _teacher(task), *measured) for name, task in models.items()
+            name: _answered(infos[name], _teacher(task).outputs, *measured)
+            for name, task in models.items()
         }
         found = {
             name: _answered(infos[name], partial(expert, merged.network), *measured)
@@ -286,12 +287,7 @@ def _one_pass(
     (`merging.training.joint_alignment`)."""
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    teachers = {
-        name: NetworkTeacher(
-            infos[name].labels, task.head(), task.shape, partial(trace, task.network())
-        )
-        for name, task in models.items()
-    }
+    teachers = {name: _teacher(task) for name, task in models.items()}
     every = torch.arange(len(pool))
     targets = {
         name: Targets.of(compute_outputs(teacher.outputs, pool, every, CPU), infos[name])
@@ -314,14 +310,9 @@ def _one_pass(
     return Merged(network.config, settings.rank, backbone, experts, aligned.record, described)
 
 
-def _teacher(task: HuTask) -> Callable[[GraphBatch], Tensor]:
-    network, head = task.network(), task.head()
-
-    def forward(batch: GraphBatch) -> Tensor:
-        outputs: Tensor = head(trace(network, batch).graph_embedding)
-        return outputs
-
-    return forward
+def _teacher(task: HuTask) -> NetworkTeacher:
+    network = task.network()
+    return NetworkTeacher(task.labels, task.head(), task.shape, partial(trace, network))
 
 
 def _answered(
