@@ -18,9 +18,10 @@ from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.extras import optional_package
 from models.released import find_artifact, released
 from models.task import TaskInfo
+from service.core.answer import Answer, Result
 from service.core.engine import Engine, PredictionQuery, load_engine
+from service.core.explaining import SHOWN
 from service.core.local import predict
-from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure, Source
 from service.formats.answers import item, number_columns, number_table
 from service.schemas import no_text
@@ -206,7 +207,7 @@ class Model:
         molecules, index = _listed(smiles, pandas)
         shown: list[dict[str, Any]] = []
         for results in self._results(query, molecules):
-            shown += [item(0, result, self._info, query.tasks, True, True) for result in results]
+            shown += [item(0, result, self._info, query.tasks, SHOWN) for result in results]
         answered = [
             (name, said) for name, said in zip(index, shown, strict=True) if "tasks" in said
         ]

@@ -72,6 +72,9 @@ _NumberRow = Annotated[list[_Number], Field(fail_fast=True)]
 _Numbers = Annotated[list[_NumberRow], Field(fail_fast=True), WrapValidator(_as_it_came)]
 _ModelName = Annotated[str, StringConstraints(max_length=128)]
 _TaskName = Annotated[str, StringConstraints(max_length=64)]
+_LabelName = Annotated[str, StringConstraints(max_length=300)]
+ExplanationName = Literal["routing", "experts"]
+"""Explanations that a request can ask for."""
 _MOST_UNKNOWN_FIELDS = 10
 
 
@@ -270,11 +273,18 @@ class PredictRequest(TextRequest):
             " whose mean is answered; each task's default (see `GET /tasks`) if left out"
         ),
     )
-    explain: Annotated[list[Literal["routing", "experts"]], Field(fail_fast=True)] = Field(
+    explain: Annotated[list[ExplanationName], Field(fail_fast=True)] = Field(
         [],
         description=(
             "`routing` adds the weight of every adapter expert at every site; `experts` what"
             " network and forest answer, and their weights"
+        ),
+    )
+    explain_labels: Annotated[list[_LabelName], Field(min_length=1, fail_fast=True)] | None = Field(
+        None,
+        description=(
+            "labels that explanations by label are about, as `task.label`; all labels of the asked"
+            " tasks if left out"
         ),
     )
 

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
+from service.core.answer import Result
 from service.core.batcher import QueueClosedError
 from service.core.engine import PredictionQuery
-from service.core.pipeline import Pipeline, Result
+from service.core.pipeline import Pipeline
 from service.core.reading import ItemFailure, Record
 from service.formats.molecule_files import MoleculeFile
 from service.security import Client, KeyRing

@@ -17,10 +17,10 @@ from models.data.smiles_parser import is_short
 from models.experts.combination import ExpertChoice
 from models.experts.unified import Routing
 from service.bulk.flow import file_groups, in_order
+from service.core.answer import Result
 from service.core.engine import PredictionQuery, load_engine
 from service.core.local import predict_parsed
 from service.core.parsing import Parser
-from service.core.pipeline import Result
 from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Record, Source, read_all
 from service.formats.arrow import ArrowWriter
 from service.formats.molecule_files import MoleculeFile, ResultWriter

@@ -2,7 +2,7 @@
 
 import asyncio
 import codecs
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
 from typing import Any
 
@@ -116,9 +116,8 @@ def _valid_id(value: str | dict[str, Any]) -> str | int | None:
 async def ndjson_answers(
     groups: AsyncIterator[list[Record]],
     answerer: Answerer,
-    explain_routing: bool,
+    explain: Collection[str] = (),
     disconnected: asyncio.Future[None] | None = None,
-    explain_experts: bool = False,
 ) -> AsyncGenerator[bytes, None]:
     """Yield one line of answer per record, in order.
 
@@ -128,9 +127,8 @@ async def ndjson_answers(
     Args:
         groups: groups of records.
         answerer: answers a group.
-        explain_routing: whether to add the routing weights.
+        explain: names of explanations to add.
         disconnected: done once the client has disconnected.
-        explain_experts: whether to add what every expert answers.
     """
     info, tasks, index = answerer.query.engine.info, answerer.query.tasks, 0
     try:
@@ -141,7 +139,7 @@ async def ndjson_answers(
             async for answered in answers:
                 lines = []
                 for record, result in answered:
-                    line = item(index, result, info, tasks, explain_routing, explain_experts)
+                    line = item(index, result, info, tasks, explain)
                     if record.passthrough is not None:
                         line = {"index": index, "id": record.passthrough, **line}
                     lines.append(orjson.dumps(line))

@@ -7,8 +7,9 @@ Here passes depend on the molecules alone: the same molecules in the same groups
 from collections.abc import Iterator, Sequence
 
 from models.families.inputs import Graph
+from service.core.answer import Outcome, Result
 from service.core.engine import PredictionQuery
-from service.core.pipeline import Outcome, Result, run_pass, with_errors
+from service.core.pipeline import run_pass, with_errors
 from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source, read_all
 from service.settings import Settings
 

@@ -4,12 +4,13 @@ batcher, engines and metrics; independent of HTTP."""
 import asyncio
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from cachetools import LRUCache
 
 from models.families.inputs import Graph
+from service.core.answer import Answer, Outcome, Result
 from service.core.batcher import (
     Batcher,
     DeadlineExceededError,
@@ -18,7 +19,8 @@ from service.core.batcher import (
     QueueFullError,
 )
 from service.core.cache import AnswerCache
-from service.core.engine import PassOutput, PredictionQuery, TaskAnswer, gpu_memory_bytes
+from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
+from service.core.explaining import NOTHING, Explained, Explainer
 from service.core.parsing import Parser
 from service.core.reading import (
     Depicted,
@@ -29,28 +31,12 @@ from service.core.reading import (
     Source,
     cost,
 )
+from service.schemas import ExplanationName
 from service.settings import Settings
 from service.telemetry.metrics import ANSWERED, CANCELLED, EXPIRED, FAILED, REFUSED, Metrics
 from service.telemetry.statistics import Gauges
 from service.telemetry.tracing import span
 
-
-@dataclass(frozen=True)
-class Answer:
-    """Predictions for one molecule or graph.
-
-    Attributes:
-        smiles: canonical SMILES; None for a graph.
-        tasks: predictions by task.
-    """
-
-    smiles: str | None
-    tasks: dict[str, TaskAnswer]
-
-
-Result = Answer | ItemFailure
-Outcome = dict[str, TaskAnswer] | ItemFailure
-"""Predictions by task, or the reason why there are none, of one graph of a pass."""
 _PICTURE_SHARE = 8
 """Pictures are kept in a cache of one in so many bytes of that of answers."""
 _MOST_DRAWN = 2000
@@ -81,6 +67,7 @@ class Pipeline:
             settings.cache_bytes // _PICTURE_SHARE, getsizeof=lambda found: len(found.svg) + 500
         )
         self._most_drawn, self._drawing = _MOST_DRAWN * settings.parsers, 0
+        self._explainers: Mapping[ExplanationName, Explainer] = {}
         self._accepts = self._ready = False
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -137,6 +124,7 @@ class Pipeline:
         seconds: float = math.inf,
         *,
         bounded: bool = True,
+        explained: Explained = NOTHING,
     ) -> list[Result]:
         """Read molecules or graphs and predict for them.
 
@@ -146,6 +134,7 @@ class Pipeline:
             seconds: time until the deadline.
             bounded: False for streams and jobs, which are admitted even if the queue is full: there
                 are few of them, with few molecules in the queue at a time.
+            explained: explanations to compute.
 
         Returns:
             One result per source, in their order: an `Answer`, or an `ItemFailure` for sources that
@@ -155,11 +144,12 @@ class Pipeline:
             QueueFullError: the queue is full; nothing was read.
             QueueClosedError: the service is stopping.
             DeadlineExceededError: the deadline passed.
+            UnsupportedQueryError: the model cannot be explained in this way.
             Exception: the model failed on a pass with one of the molecules.
         """
         count = self._metrics.molecules
         try:
-            results = await self._answer_in_time(query, sources, seconds, bounded)
+            results = await self._answer_in_time(query, sources, seconds, bounded, explained)
         except (QueueFullError, QueueClosedError):
             count(REFUSED, len(sources))
             raise
@@ -213,7 +203,12 @@ class Pipeline:
         return [found[drawing] or drawn[drawing] for drawing in drawings]
 
     async def _answer_in_time(
-        self, query: PredictionQuery, sources: Sequence[Source], seconds: float, bounded: bool
+        self,
+        query: PredictionQuery,
+        sources: Sequence[Source],
+        seconds: float,
+        bounded: bool,
+        explained: Explained,
     ) -> list[Result]:
         estimate = query.num_streams * sum(
             cost(source, self._limits, query.requirements) for source in sources
@@ -224,6 +219,8 @@ class Pipeline:
             async with timeout:
                 with self._batcher.admit(estimate, seconds, bounded=bounded) as permit:
                     results = await self._answer(query, sources, permit, deadline)
+                    if explained.computed:
+                        results = await self._explain(query, results, explained, deadline)
         except TimeoutError:
             if timeout.expired():
                 raise DeadlineExceededError from None
@@ -266,6 +263,30 @@ class Pipeline:
         new = iter(computed)
         return with_errors(parsed, [next(new) if hit is None else hit for hit in found])
 
+    async def _explain(
+        self,
+        query: PredictionQuery,
+        results: Sequence[Result],
+        explained: Explained,
+        deadline: float,
+    ) -> list[Result]:
+        """Add explanations to the answers among the results."""
+        answers = [result for result in results if isinstance(result, Answer)]
+        if not answers:
+            return [*results]
+        found: list[dict[str, object]] = [{} for _ in answers]
+        for name in explained.computed:
+            with span("explain", explanation=name, molecules=len(answers)):
+                values = await self._explainers[name](query, answers, explained, deadline)
+            for own, value in zip(found, values, strict=True):
+                if value is not None:
+                    own[name] = value
+        new = iter(found)
+        return [
+            replace(result, explanations=next(new)) if isinstance(result, Answer) else result
+            for result in results
+        ]
+
     def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[Outcome]:
         """Predict for the graphs of one pass, on the worker thread."""
         self._metrics.pass_atoms(sum(graph.num_nodes for graph in graphs))
@@ -307,5 +328,5 @@ def with_errors(
         elif isinstance(outcome := next(left), ItemFailure):
             results.append(outcome)
         else:
-            results.append(Answer(item.smiles, outcome))
+            results.append(Answer(item.smiles, outcome, item.graph))
     return results

@@ -5,7 +5,7 @@ the web framework.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import orjson
 from numpy.typing import NDArray
 
 from models.task import Target, TaskInfo
+from service.core.answer import Answer, Result
 from service.core.engine import EngineInfo, TaskAnswer
-from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure
 
 # The precision of a float32 in [0, 1]. As a float64, 0.2 would be written 0.20000000298023224, and
@@ -24,11 +24,7 @@ _CHUNK = 16  # about 3 ms, after which other requests run on the event loop
 
 
 async def render(
-    results: Sequence[Result],
-    info: EngineInfo,
-    tasks: Sequence[str],
-    explain_routing: bool,
-    explain_experts: bool = False,
+    results: Sequence[Result], info: EngineInfo, tasks: Sequence[str], explain: Collection[str] = ()
 ) -> bytes:
     """Return the body of a `PredictResponse`.
 
@@ -36,14 +32,13 @@ async def render(
         results: results in the order of the request.
         info: description of the model that answered.
         tasks: task names, in the order in which they are written.
-        explain_routing: whether to add the routing weights.
-        explain_experts: whether to add what every expert answers.
+        explain: names of explanations to add; of those that are computed, what the results hold.
     """
     items = []
     for k, result in enumerate(results):
         if k % _CHUNK == _CHUNK - 1:
             await asyncio.sleep(0)
-        shown = item(k, result, info, tasks, explain_routing, explain_experts)
+        shown = item(k, result, info, tasks, explain)
         items.append(orjson.dumps(shown))
     return b'{"model":%b,"predictions":[%b]}' % (orjson.dumps(model(info)), b",".join(items))
 
@@ -58,8 +53,7 @@ def item(
     result: Result,
     info: EngineInfo,
     tasks: Sequence[str],
-    explain_routing: bool,
-    explain_experts: bool = False,
+    explain: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the `PredictionItem` of a molecule or graph as a dictionary.
 
@@ -68,8 +62,7 @@ def item(
         result: the answer, or the reason why there is none.
         info: description of the model that answered.
         tasks: task names, in the order in which they are written.
-        explain_routing: whether to add the routing weights.
-        explain_experts: whether to add what every expert answers.
+        explain: names of explanations to add; of those that are computed, what the results hold.
     """
     if isinstance(result, ItemFailure):
         return {
@@ -82,13 +75,13 @@ def item(
     units = {task: info.task_infos[task].unit_of for task in tasks if info.task_infos[task].units}
     if units:
         shown["units"] = units
-    if explain_routing:
+    if "routing" in explain:
         shown["routing"] = {task: _sites(info, result.tasks[task].routing) for task in tasks}
-    if explain_experts:
+    if "experts" in explain:
         shown["experts"] = {task: _experts(info, task, result.tasks[task]) for task in tasks}
     if without := [task for task in tasks if result.tasks[task].no_fingerprint]:
         shown["without_forest"] = without
-    return shown
+    return {**shown, **result.explanations}
 
 
 def _experts(info: EngineInfo, task: str, answer: TaskAnswer) -> dict[str, Any]:

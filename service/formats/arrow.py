@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 from models.data.tables import SAMPLE, Row, molecule_column, unique_names
 from models.errors import InvalidInputError
 from models.extras import optional_package
+from service.core.answer import Answer, Result
 from service.core.engine import EngineInfo
-from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure, Record
 from service.formats.answers import number_columns, number_table
 from service.formats.molecule_files import MoleculeFile, id_column

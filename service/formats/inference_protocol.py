@@ -20,8 +20,8 @@ from models.errors import InvalidInputError, did_you_mean
 from models.experts.combination import ExpertChoice, expert_choice
 from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.task import TaskInfo
+from service.core.answer import Answer
 from service.core.engine import EngineInfo
-from service.core.pipeline import Answer
 from service.formats.answers import written
 
 INPUT = "smiles"

@@ -36,8 +36,8 @@ from models.data.tables import (
     unique_names,
 )
 from models.errors import InvalidInputError
+from service.core.answer import Answer, Result
 from service.core.engine import EngineInfo
-from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure, Record
 from service.formats.answers import item, number_columns, number_table
 from service.formats.sdf import HEADER_LINES, SdfRecord, field_names, is_counts, read_sdf
@@ -317,7 +317,7 @@ class ResultWriter:
         cells = zip(self._names, record.passthrough, strict=True)
         row = {name: value for name, value in cells if value is not None}
         ids = dict(zip(("id",), self._id(record), strict=False))
-        answer = item(index, result, self.info, self.tasks, False)
+        answer = item(index, result, self.info, self.tasks)
         line = {"index": index, **ids, **answer, "row": row}
         return orjson.dumps(line, default=str) + b"\n"  # Parquet has values that JSON has not
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any, get_args, get_origin
 from fastapi import Depends, Header, Request
 
 from models.errors import did_you_mean
+from service.core.answer import Result
 from service.core.engine import PredictionQuery
-from service.core.pipeline import Result
+from service.core.explaining import NOTHING, Explained
 from service.core.reading import InChI, MolBlock, Source
 from service.http.problems import ProblemError, not_ready, printable
 from service.http.streaming import unless_disconnected
@@ -138,6 +139,7 @@ async def predict_unless_disconnected(
     services: Services,
     client: Client | None,
     timeout: float | None,
+    explained: Explained = NOTHING,
 ) -> list[Result] | None:
     """Predict within the time that the request has left, or stop when the client disconnects.
 
@@ -148,11 +150,12 @@ async def predict_unless_disconnected(
         services: the application's services.
         client: holder of the key; None without keys.
         timeout: seconds that the client allows; None for the limit of the service.
+        explained: explanations to compute.
 
     Returns:
         One result per source; None if the client has disconnected.
     """
     seconds = seconds_left(request, services, timeout)
     services.keys.spend(client, len(sources))
-    prediction = services.pipeline.predict(query, sources, seconds)
+    prediction = services.pipeline.predict(query, sources, seconds, explained=explained)
     return await unless_disconnected(request.receive, prediction)

@@ -164,12 +164,12 @@ async def predict_stream(
     query = _query(services, model, tasks, routing, experts)
     body = Body(request.receive)
     groups = ndjson_groups(body.chunks(), services.settings.max_body_bytes)
+    explain = {"routing": explain_routing, "experts": explain_experts}
     lines = ndjson_answers(
         groups,
         Answerer(services.pipeline, query, services.keys, client),
-        explain_routing,
+        [name for name, wanted in explain.items() if wanted],
         body.disconnected,
-        explain_experts,
     )
     return StreamedResponse(
         lines, "application/x-ndjson", model_headers(query), services.streams, body.close

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 
 from models.errors import InvalidInputError
+from service.core.answer import Answer
 from service.core.engine import Engine
 from service.core.models import UnknownModelError
-from service.core.pipeline import Answer
 from service.formats.inference_protocol import (
     EXTENSIONS,
     HEADER_LENGTH,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
+from service.core.explaining import Explained
 from service.core.reading import NO_FINGERPRINT, ItemFailure, Source
 from service.formats.answers import render
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
@@ -49,9 +50,12 @@ async def predict(
     """
     sources = _sources(body, services.settings.max_molecules)
     query = services.models.query(body.model, body.tasks, body.routing, body.expert_choice)
+    explained = Explained.checked(body.explain, query.engine.info, query.tasks, body.explain_labels)
     if body.graphs is not None and query.requirements.by_forest:
         raise ProblemError(422, "unsupported_input", NO_FINGERPRINT)
-    results = await predict_unless_disconnected(query, sources, request, services, client, timeout)
+    results = await predict_unless_disconnected(
+        query, sources, request, services, client, timeout, explained
+    )
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     if len(results) == 1 and isinstance(results[0], ItemFailure):
@@ -59,8 +63,7 @@ async def predict(
     started = time.perf_counter()
     info = query.engine.info
     tasks = info.tasks if body.tasks is None else body.tasks
-    explain = "routing" in body.explain, "experts" in body.explain
-    content = await render(results, info, tasks, *explain)
+    content = await render(results, info, tasks, body.explain)
     services.metrics.stage("serialise", time.perf_counter() - started)
     return Response(content, media_type="application/json")
 

@@ -17,8 +17,8 @@ from service.bulk.flow import (
     until_stopping,
 )
 from service.bulk.ndjson import StalledError
+from service.core.answer import Answer, Result
 from service.core.batcher import QueueClosedError
-from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure, Record
 from service.formats.molecule_files import FileFormat, open_file
 from service.security import Client, KeyRing

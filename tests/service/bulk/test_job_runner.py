@@ -12,8 +12,8 @@ from models.data.smiles import featurize
 from service.bulk import job_runner
 from service.bulk.job_runner import JobRunner
 from service.bulk.jobs import Job, JobStore
+from service.core.answer import Answer, Result
 from service.core.models import UnknownModelError
-from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure
 from service.formats.molecule_files import FileFormat
 from service.security import KeyRing

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from service.bulk.ndjson import StalledError, ndjson_answers, ndjson_groups
+from service.core.answer import Answer, Result
 from service.core.batcher import QueueClosedError
 from service.core.engine import TaskAnswer
-from service.core.pipeline import Answer, Result
 from service.core.reading import InChI, ItemFailure, MolBlock, Record
 from service.formats.inflating import BrokenEncodingError
 from service.schemas import ETHANOL_GRAPH
@@ -191,10 +191,10 @@ async def groups_of(
 
 
 async def answers_of(
-    groups: AsyncIterator[list[Record]], *, explain_routing: bool = False
+    groups: AsyncIterator[list[Record]], *, explain: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     answerer = FakeAnswerer()
-    chunks = ndjson_answers(groups, answerer, explain_routing)  # type: ignore[arg-type]
+    chunks = ndjson_answers(groups, answerer, explain)  # type: ignore[arg-type]
     text = b"".join([chunk async for chunk in chunks])
     assert text.endswith(b"\n") or not text
     return [json.loads(line) for line in text.splitlines()]
@@ -212,7 +212,7 @@ async def test_a_line_for_every_record_with_its_id_and_a_running_index() -> None
 
 
 async def test_routing_weights_are_added_if_they_are_asked_for() -> None:
-    (line,) = await answers_of(groups_of([Record("CCO")]), explain_routing=True)
+    (line,) = await answers_of(groups_of([Record("CCO")]), explain=["routing"])
     experts = dict.fromkeys(LABELS, 0.33333334)
     assert line["routing"] == {"bbbp": {"layer_0": experts, "graph": experts}}
 

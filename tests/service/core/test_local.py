@@ -2,8 +2,8 @@
 
 import pytest
 
+from service.core.answer import Answer
 from service.core.local import predict
-from service.core.pipeline import Answer
 from service.core.reading import ItemFailure, MolBlock
 from tests.service.doubles import DummyEngine, query_of, settings_of
 

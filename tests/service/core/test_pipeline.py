@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from models.experts.unified import Routing
+from service.core.answer import Answer
 from service.core.batcher import DeadlineExceededError, QueueClosedError, QueueFullError
 from service.core.engine import PredictionQuery
-from service.core.pipeline import Answer, Pipeline
+from service.core.pipeline import Pipeline
 from service.core.reading import ITEM_CODES, ItemFailure, Parsed
 from service.telemetry.metrics import Metrics
 from tests.service.doubles import DummyEngine, metric, settings_of

@@ -1,10 +1,11 @@
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import orjson
 
+from service.core.answer import Answer, Result
 from service.core.engine import TaskAnswer
-from service.core.pipeline import Answer, Result
 from service.core.reading import ItemFailure
 from service.formats.answers import render
 from service.schemas import PredictResponse
@@ -25,7 +26,7 @@ def answer(value: float) -> Answer:
 
 
 def rendered(
-    results: list[Result], *, tasks: tuple[str, ...] = tuple(LABELS), explain: bool = False
+    results: list[Result], *, tasks: tuple[str, ...] = tuple(LABELS), explain: Sequence[str] = ()
 ) -> PredictResponse:
     body = asyncio.run(render(results, INFO, tasks, explain))
     return PredictResponse.model_validate(orjson.loads(body))
@@ -52,7 +53,7 @@ def test_tasks_are_shown_in_the_asked_order() -> None:
 
 
 def test_routing_weights_have_names() -> None:
-    (item,) = rendered([answer(0.5)], tasks=("bbbp",), explain=True).predictions
+    (item,) = rendered([answer(0.5)], tasks=("bbbp",), explain=["routing"]).predictions
     assert item.routing == {
         "bbbp": {
             "layer_0": {"bbbp": 0.5, "clintox": 0.25, "tox21": 0.25},
@@ -72,7 +73,7 @@ def test_many_answers_let_the_event_loop_breathe() -> None:
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(other())
-        await render([answer(0.5)] * 100, INFO, ("bbbp",), False)
+        await render([answer(0.5)] * 100, INFO, ("bbbp",))
         task.cancel()
         return others
 

@@ -1,0 +1,103 @@
+"""What a request asks to be explained, beside the predictions themselves.
+
+An explanation has a name, by which a request asks for it (`explain`) and under which the answer of
+a molecule holds it. `routing` and `experts` are parts of every prediction and are only shown. The
+others are computed on demand, by an `Explainer` each.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from models.errors import did_you_mean
+from service.core.answer import Answer
+from service.core.engine import EngineInfo, PredictionQuery, UnsupportedQueryError
+from service.schemas import ExplanationName
+
+SHOWN: tuple[ExplanationName, ...] = ("routing", "experts")
+"""Explanations that every prediction carries."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What is to be explained.
+
+    Attributes:
+        names: of the explanations, in the order of the request.
+        labels: by task the labels that explanations by label are about; all labels of the asked
+            tasks if the request names none.
+        named: True if the request named the labels.
+    """
+
+    names: tuple[ExplanationName, ...] = ()
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    named: bool = False
+
+    @property
+    def computed(self) -> tuple[ExplanationName, ...]:
+        """Explanations that predictions do not carry."""
+        return tuple(name for name in self.names if name not in SHOWN)
+
+    @classmethod
+    def checked(
+        cls,
+        names: Sequence[ExplanationName],
+        info: EngineInfo,
+        tasks: Sequence[str],
+        labels: Sequence[str] | None,
+    ) -> "Explained":
+        """Return what a client asks for.
+
+        Args:
+            names: explanations.
+            info: of the model.
+            tasks: that are answered.
+            labels: `task.label` each; None for all labels of the tasks.
+
+        Raises:
+            UnsupportedQueryError: a label is none of the tasks'.
+        """
+        known = {f"{task}.{label}": (task, label) for task in tasks for label in info.labels[task]}
+        if labels is None:
+            return cls(tuple(names), {task: info.labels[task] for task in tasks})
+        for name in labels:
+            if name not in known:
+                got = f"explain_labels: got unknown label {name[:100]!a}"
+                expected = f"expected `task.label` of an asked task{did_you_mean(name, known)}"
+                raise UnsupportedQueryError("invalid_request", f"{got}, {expected}")
+        chosen: dict[str, tuple[str, ...]] = {}
+        for name in dict.fromkeys(labels):
+            task, label = known[name]
+            chosen[task] = (*chosen.get(task, ()), label)
+        return cls(tuple(names), chosen, named=True)
+
+
+NOTHING = Explained()
+"""No explanation."""
+
+
+class Explainer(Protocol):
+    """Computes one explanation."""
+
+    async def __call__(
+        self,
+        query: PredictionQuery,
+        answers: Sequence[Answer],
+        explained: Explained,
+        deadline: float,
+    ) -> list[Any]:
+        """Explain answers.
+
+        Args:
+            query: model, tasks, routing and experts that answered.
+            answers: of molecules or graphs, at least one.
+            explained: what was asked.
+            deadline: on the clock of the batcher; work still waiting then is given up.
+
+        Returns:
+            One value per answer, which JSON can hold; None leaves the explanation out.
+
+        Raises:
+            UnsupportedQueryError: the model cannot be explained in this way.
+        """
+        ...
