@@ -48,6 +48,7 @@ from service.http.routes import (
     inference_protocol,
     models,
     operation,
+    page,
     predictions,
 )
 from service.http.routes.common import refuse_unknown_parameters
@@ -174,11 +175,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     ]
     for router in open_routers:
         app.include_router(router)
-    app.include_router(documentation.router, dependencies=[Depends(refuse_unknown_parameters)])
+    for router in (page.router, documentation.router):
+        app.include_router(router, dependencies=[Depends(refuse_unknown_parameters)])
     for router in keyed_routers:
         app.include_router(router, dependencies=[Depends(refuse_unknown_parameters), *_KEYS])
     install_handlers(app)
-    routers = [*open_routers, documentation.router, *keyed_routers]
+    routers = [*open_routers, page.router, documentation.router, *keyed_routers]
     routes = [route for router in routers for route in router.routes]
     _add_middleware(app, settings, metrics, keys, routes)
     return app

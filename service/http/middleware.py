@@ -173,7 +173,7 @@ class Authenticate:
         await answer(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
-        return path in self._OPEN or path.startswith(("/docs/", "/guide/"))
+        return path in self._OPEN or path.startswith(("/docs/", "/guide/", "/page/"))
 
     def _refusal(self, admin: bool, key: str | None, client: Client | None) -> Response | None:
         if self._keys.is_empty:

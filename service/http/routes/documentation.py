@@ -2,7 +2,6 @@
 internet."""
 
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path as FilePath
 from typing import Annotated
 
@@ -30,24 +29,6 @@ _SITE_POLICY = (
     "img-src 'self' data:; font-src 'self'; connect-src 'self'; worker-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-
-
-@router.get("/")
-async def root(request: Request) -> JSONResponse:
-    """Say what this is and where to go on. Links are relative: a proxy may add a prefix."""
-    links = {
-        "interactive documentation": "docs",
-        "documentation": "guide/",
-        "tasks": "tasks",
-        "model": "model",
-        "metrics": "metrics",
-    }
-    if not (SITE / _INDEX).is_file():
-        del links["documentation"]
-    if "/metrics" not in request.app.openapi()["paths"]:
-        del links["metrics"]  # on a port of its own
-    about = {"name": request.app.title, "description": request.app.description}
-    return JSONResponse({**about, "version": version("g-merging"), "links": links})
 
 
 @router.get("/openapi.json")
@@ -88,6 +69,11 @@ async def guide_file(path: str) -> FileResponse:
         raise ProblemError(404, "not_found", f"got {path!a}, expected {expected}")
     headers = {"Content-Security-Policy": _SITE_POLICY, "Cache-Control": "max-age=3600"}
     return FileResponse(found, headers=headers)
+
+
+def has_site() -> bool:
+    """Return True if `make docs` has built the documentation site."""
+    return (SITE / _INDEX).is_file()
 
 
 @cache
