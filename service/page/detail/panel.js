@@ -1,5 +1,17 @@
 // The panel of one molecule.
-import { byId } from "../elements.js";
+import { byId, element } from "../elements.js";
+import { reportAddress } from "./addresses.js";
+import { explainAlerts } from "./alerts.js";
+import { Inquiry, tasksOf } from "./answers.js";
+import { explainAtoms } from "./atoms.js";
+import { drawing } from "./drawing.js";
+import { explainExperts } from "./experts.js";
+import { failure, note, section } from "./section.js";
+import { explainTrust } from "./trust.js";
+import { labelCard, valueTable } from "./values.js";
+
+const SHEET = matchMedia("(max-width: 69.99rem)"); // where it covers the page
+let current = null;
 
 /**
  * Show the panel of a molecule.
@@ -11,12 +23,145 @@ import { byId } from "../elements.js";
  *   catalogue: the `Catalogue`.
  */
 export function openMolecule(molecule, labels, catalogue) {
-  byId("panel").hidden = false;
-  byId("panel").parentElement.classList.add("with-panel");
+  const from = current?.from ?? document.activeElement;
+  current?.inquiry.close();
+  current = new Panel(molecule, labels, catalogue, from);
+  current.show();
 }
 
 /** Hide the panel, and give the focus back to where it was opened from. */
 export function closeMolecule() {
-  byId("panel").hidden = true;
-  byId("panel").parentElement.classList.remove("with-panel");
+  if (!current) return;
+  const { inquiry, from } = current;
+  current = null;
+  inquiry.close();
+  const panel = byId("panel");
+  panel.hidden = true;
+  panel.replaceChildren();
+  panel.parentElement.classList.remove("with-panel");
+  coverRest();
+  if (from?.isConnected) from.focus();
+}
+
+/** Where the panel covers the page, nothing behind it can be reached. */
+function coverRest() {
+  const covered = current !== null && SHEET.matches;
+  const panel = byId("panel");
+  for (const one of [...panel.parentElement.children, byId("status"), document.querySelector(".top")]) {
+    if (one !== panel) one.inert = covered;
+  }
+}
+
+SHEET.addEventListener("change", coverRest);
+byId("panel").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  event.stopPropagation();
+  closeMolecule();
+});
+
+class Panel {
+  constructor(molecule, labels, catalogue, from) {
+    Object.assign(this, { molecule, labels, catalogue, from });
+    this.inquiry = new Inquiry(molecule.smiles);
+    this.chosen = labels[0];
+    this.answers = element("div", { className: "answers", aria: { busy: "true" } });
+    this.card = element("div");
+  }
+
+  show() {
+    const panel = byId("panel");
+    panel.hidden = false;
+    panel.parentElement.classList.add("with-panel");
+    coverRest();
+    this.sections = this.#sections();
+    panel.replaceChildren(
+      this.#head(),
+      element("figure", { className: "picture" }, this.#picture()),
+      element("p", { className: "smiles mono" }, this.molecule.smiles),
+      this.#columns(),
+      this.answers,
+      this.card,
+      ...this.sections,
+    );
+    panel.scrollTop = 0;
+    panel.focus({ preventScroll: !SHEET.matches });
+    this.#answer();
+  }
+
+  get title() {
+    return this.molecule.name || this.molecule.text || this.molecule.smiles;
+  }
+
+  #picture() {
+    return drawing(this.molecule.smiles, { width: 460, height: 300, alt: `Structure of ${this.title}` });
+  }
+
+  #head() {
+    const close = element(
+      "button",
+      { type: "button", className: "quiet", aria: { label: "Close the panel" }, on: { click: closeMolecule } },
+      "✕",
+    );
+    const report = element("a", { className: "button", href: reportAddress(this.molecule, this.labels) }, "Report");
+    return element("header", { className: "panel-head" }, element("h2", {}, this.title), report, close);
+  }
+
+  /** The columns of the upload. */
+  #columns() {
+    const cells = Object.entries(this.molecule.cells ?? {});
+    if (!cells.length) return "";
+    const facts = cells.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+    return element(
+      "details",
+      { className: "section" },
+      element("summary", {}, element("h3", {}, "Columns of the file")),
+      element("dl", { className: "facts section-body" }, facts),
+    );
+  }
+
+  async #answer() {
+    if (!this.labels.length) {
+      this.answers.replaceChildren(note("Choose tasks or labels to see what the model answers."));
+      return;
+    }
+    const made = this.answers;
+    made.renew = () => this.#answer();
+    try {
+      const item = await askWithDrugs(this.inquiry, tasksOf(this.labels));
+      const choose = (label) => this.#choose(label);
+      made.replaceChildren(valueTable(item, this.labels, this.chosen, choose));
+      this.card.replaceChildren(labelCard(this.chosen));
+    } catch (error) {
+      const parts = failure(error, made);
+      if (parts) made.replaceChildren(...parts);
+    }
+    made.removeAttribute("aria-busy");
+  }
+
+  #choose(label) {
+    this.chosen = label;
+    this.card.replaceChildren(labelCard(label));
+    for (const one of this.sections) one.renew();
+  }
+
+  #sections() {
+    if (!this.labels.length) return [];
+    const { inquiry, labels, catalogue } = this;
+    return [
+      section("Which atoms", "atoms", () => explainAtoms(inquiry, this.chosen)),
+      section("How far to trust it", "trust", () => explainTrust(inquiry, this.chosen)),
+      section("Structural alerts", "alerts", () => explainAlerts(inquiry, this.chosen.task.name)),
+      section("Who answers", "experts", () => explainExperts(inquiry, this.chosen, labels, catalogue)),
+    ];
+  }
+}
+
+/** Return the item of a molecule, with percentiles among drugs where the model has them. */
+export async function askWithDrugs(inquiry, tasks) {
+  try {
+    return (await inquiry.askOne({ tasks, explain: ["drugs"] })).item;
+  } catch (error) {
+    if (error.status !== 422) throw error;
+    return (await inquiry.askOne({ tasks })).item;
+  }
 }

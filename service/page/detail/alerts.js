@@ -1,0 +1,40 @@
+// Structural alerts: substructures that catalogues warn of.
+import { element } from "../elements.js";
+import { drawing, redraw } from "./drawing.js";
+import { note } from "./section.js";
+import { placesOf, readStructure, weightsOn } from "./structure.js";
+
+const SIZE = { width: 460, height: 260 };
+const CATALOGS = {
+  PAINS: "patterns that often disturb assays (Baell and Holloway 2010)",
+  BRENK: "groups that are unwanted in screening, such as reactive ones (Brenk et al. 2008)",
+};
+
+/** Return the alerts of a molecule; their atoms are coloured on hover and focus. */
+export async function explainAlerts(inquiry, task) {
+  const { item } = await inquiry.askOne({ tasks: [task], explain: ["alerts"] });
+  const sources = Object.entries(CATALOGS).map(([name, means]) => `${name}: ${means}`);
+  const about = note(`${sources.join("; ")}. An alert is a reason to look, not a finding.`);
+  if (!item.alerts.length) return [element("p", {}, "None of the patterns is in it."), about];
+  const structure = readStructure(item.smiles);
+  const all = [...new Set(item.alerts.flatMap((alert) => alert.atoms))];
+  const show = (atoms) => ({ ...SIZE, weights: weightsOn(structure, atoms) });
+  const alt = "The molecule; atoms of the alerts are coloured";
+  const picture = drawing(item.smiles, { ...show(all), alt });
+  const entries = item.alerts.map((alert) => {
+    const text = `${titleOf(alert)}, atoms ${placesOf([...alert.atoms].sort((a, b) => a - b))}`;
+    const light = (atoms) => () => redraw(picture, item.smiles, show(atoms));
+    const on = { mouseenter: light(alert.atoms), mouseleave: light(all), focus: light(alert.atoms), blur: light(all) };
+    return element("li", {}, element("button", { type: "button", className: "row", on }, text));
+  });
+  return [
+    element("figure", { className: "picture" }, picture),
+    element("ul", { className: "alerts" }, entries),
+    about,
+  ];
+}
+
+/** Return the name of an alert as people write it, and its catalogue. */
+export function titleOf({ catalog, name }) {
+  return `${name.replaceAll("_", " ")} (${catalog})`;
+}

@@ -1,0 +1,273 @@
+// Which atoms: the contributions of atoms to one answer, and how they add up.
+import { element } from "../elements.js";
+import { valueOf } from "./answers.js";
+import { bar } from "./charts.js";
+import { drawing, redraw } from "./drawing.js";
+import { answer, fixed, percent, probability, signed } from "./numbers.js";
+import { note } from "./section.js";
+import { groupsOf, placesOf, readStructure } from "./structure.js";
+
+const MOST_ROWS = 8;
+const SIZE = { width: 460, height: 300 };
+const EXPERTS = { own: "network", forest: "trees" };
+const EVIDENCE =
+  "Where the model's evidence lies after five rounds of exchange with neighbours, not which atom " +
+  "causes it: an atom carries what the model read in its surroundings, too.";
+
+/** Return the elements that explain a label of a molecule by its atoms. */
+export async function explainAtoms(inquiry, label) {
+  const { item } = await inquiry.askOne({
+    tasks: [label.task.name],
+    explain: ["atoms"],
+    explain_labels: [label.column],
+  });
+  const explained = item.atoms[label.task.name][label.name];
+  return new AtomView(inquiry, label, item, explained).elements();
+}
+
+class AtomView {
+  constructor(inquiry, label, item, explained) {
+    Object.assign(this, { inquiry, label, item, explained });
+    this.structure = readStructure(item.smiles);
+    this.groups = groupsOf(this.structure);
+    this.names = Object.keys(explained.experts);
+    this.shown = this.names;
+    this.byGroup = true;
+  }
+
+  /** The contributions of the atoms, of the experts that are shown. */
+  get weights() {
+    return sums(this.shown.map((name) => this.explained.experts[name].atoms));
+  }
+
+  elements() {
+    this.picture = drawing(this.item.smiles, { ...SIZE, weights: this.weights, alt: this.#alt() });
+    this.rows = element("tbody");
+    this.caption = element("span");
+    const table = element(
+      "table",
+      { className: "bars" },
+      element("caption", {}, this.caption),
+      element("thead", {}, heads("Where", "Atoms", "Contribution", "")),
+      this.rows,
+    );
+    this.#list();
+    return [
+      element("p", { className: "lead" }, this.#sentence()),
+      element("div", { className: "switches" }, this.#expertSwitch(), this.#groupSwitch()),
+      element("figure", { className: "picture" }, this.picture, element("figcaption", {}, legend())),
+      table,
+      note(EVIDENCE),
+      element("h4", {}, "How it adds up"),
+      sumTable(this.label, this.explained),
+      ...this.#bits(),
+    ].filter(Boolean);
+  }
+
+  #sentence() {
+    const { label, explained } = this;
+    const value = answer(label, valueOf(this.item, label));
+    const best = this.#parts()[0];
+    const way = best.value < 0 ? "lowers" : "raises";
+    const unit = unitOf(label, explained);
+    return `The answer is ${value}. What ${way === "raises" ? "raises" : "lowers"} it most is ` +
+      `${best.name}, atoms ${placesOf(best.atoms)}: ${signed(best.value, 2)} ${unit}.`;
+  }
+
+  /** Contributions by group or by atom, the largest first. */
+  #parts() {
+    const weights = this.weights;
+    const parts = this.byGroup
+      ? this.groups
+      : this.structure.atoms.map((atom, a) => ({ name: atom.element, atoms: [a] }));
+    return parts
+      .map((one) => ({ ...one, value: one.atoms.reduce((sum, a) => sum + weights[a], 0) }))
+      .sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
+  }
+
+  #list() {
+    const parts = this.#parts();
+    const top = parts.slice(0, MOST_ROWS);
+    const rest = parts.slice(MOST_ROWS);
+    const largest = Math.abs(top[0].value);
+    const unit = unitOf(this.label, this.explained);
+    const what = this.byGroup ? "groups" : "atoms";
+    this.caption.textContent = `Contributions of ${what}, in ${unit}, of ${this.#who()}`;
+    this.rows.replaceChildren(...top.map((one) => this.#row(one, largest)));
+    if (rest.length) {
+      const sum = rest.reduce((total, one) => total + one.value, 0);
+      const name = `${rest.length} further ${what}`;
+      this.rows.append(element("tr", {}, ...cells(name, "", sum, largest), element("td")));
+    }
+  }
+
+  #row(one, largest) {
+    const name = `${one.name}, atoms ${placesOf(one.atoms)}`;
+    const remove = element(
+      "button",
+      { type: "button", className: "quiet", aria: { label: `Predict without ${name}` } },
+      "Without it",
+    );
+    const row = element(
+      "tr",
+      {
+        on: {
+          mouseenter: () => this.#light(one),
+          mouseleave: () => this.#light(null),
+          focusin: () => this.#light(one),
+          focusout: () => this.#light(null),
+        },
+      },
+      ...cells(one.name, placesOf(one.atoms), one.value, largest),
+      element("td", {}, remove),
+    );
+    remove.addEventListener("click", () => this.#without(one, row, remove));
+    if (one.atoms.length === this.structure.atoms.length) remove.disabled = true;
+    return row;
+  }
+
+  /** Colour these atoms alone; null colours all by their contribution. */
+  #light(one) {
+    const sign = one?.value < 0 ? -1 : 1;
+    const weights = one
+      ? this.structure.atoms.map((_, a) => (one.atoms.includes(a) ? sign : 0))
+      : this.weights;
+    redraw(this.picture, this.item.smiles, { ...SIZE, weights });
+  }
+
+  #alt() {
+    const parts = this.#parts().slice(0, 3);
+    const said = parts.map((one) => `${one.name} ${signed(one.value, 2)}`).join(", ");
+    return `The molecule, its atoms coloured by their contributions; the largest: ${said}`;
+  }
+
+  #show() {
+    this.#list();
+    this.picture.alt = this.#alt();
+    this.#light(null);
+  }
+
+  #who() {
+    return this.shown.map((name) => EXPERTS[name]).join(" and ");
+  }
+
+  #expertSwitch() {
+    if (this.names.length < 2) return null;
+    const choices = [["network and trees", this.names], ["network", ["own"]], ["trees", ["forest"]]];
+    return choice("Part of", choices, (names) => {
+      this.shown = names;
+      this.#show();
+    });
+  }
+
+  #groupSwitch() {
+    return choice("By", [["group", true], ["atom", false]], (byGroup) => {
+      this.byGroup = byGroup;
+      this.#show();
+    });
+  }
+
+  #bits() {
+    const bits = this.explained.experts.forest?.bits ?? [];
+    if (!bits.length) return [];
+    const largest = Math.max(...bits.map((bit) => Math.abs(bit.contribution)));
+    const rows = bits.map((bit) => {
+      const one = { atoms: bit.atoms, value: bit.contribution };
+      const where = bit.atoms.length ? placesOf([...bit.atoms].sort((a, b) => a - b)) : "none";
+      const row = element("tr", {}, ...cells(bit.name, where, bit.contribution, largest));
+      if (bit.atoms.length) {
+        row.tabIndex = 0;
+        row.addEventListener("mouseenter", () => this.#light(one));
+        row.addEventListener("mouseleave", () => this.#light(null));
+        row.addEventListener("focus", () => this.#light(one));
+        row.addEventListener("blur", () => this.#light(null));
+      }
+      return row;
+    });
+    const table = element(
+      "table",
+      { className: "bars" },
+      element("thead", {}, heads("Bit or descriptor", "Atoms", "Contribution")),
+      element("tbody", {}, rows),
+    );
+    return [element("h4", {}, "What the trees asked for"), table];
+  }
+}
+
+/** Return the sum of lists of equal length, element by element. */
+function sums(lists) {
+  return lists[0].map((_, k) => lists.reduce((sum, list) => sum + list[k], 0));
+}
+
+function total(list) {
+  return list.reduce((sum, one) => sum + one, 0);
+}
+
+function heads(...names) {
+  return element(
+    "tr",
+    {},
+    names.map((name) => element(name ? "th" : "td", name ? { scope: "col" } : {}, name)),
+  );
+}
+
+function cells(name, where, value, largest) {
+  return [
+    element("th", { scope: "row" }, name),
+    element("td", { className: "places" }, where),
+    element("td", { className: "amount" }, bar(value, largest), element("span", {}, signed(value))),
+  ];
+}
+
+/** What the contributions are counted in. */
+function unitOf(label, explained) {
+  return explained.scale === "log_odds" ? "log-odds" : (label.unit ?? "units of the value");
+}
+
+/** The colours in words. */
+function legend() {
+  return [
+    element("span", { className: "swatch up" }), "vermilion raises the answer, ",
+    element("span", { className: "swatch down" }), "blue lowers it",
+  ];
+}
+
+/** A table whose last lines are the sum of those above, and the answer. */
+function sumTable(label, explained) {
+  const lines = [["Baseline", explained.baseline]];
+  for (const [name, expert] of Object.entries(explained.experts)) {
+    const weight = expert.weight < 1 ? `, weight ${percent(expert.weight)}` : "";
+    lines.push([`Atoms, ${EXPERTS[name]}${weight}`, total(expert.atoms)]);
+    if (name === "forest") lines.push(["Bits and descriptors without atoms, trees", expert.other]);
+  }
+  const row = ([name, value], kind = "") =>
+    element(
+      "tr",
+      { className: kind },
+      element("th", { scope: "row" }, name),
+      element("td", {}, kind === "sum" ? fixed(value) : signed(value)),
+    );
+  const sum = lines.reduce((all, line) => all + line[1], 0);
+  const rows = lines.map((line) => row(line));
+  if (explained.scale === "log_odds") {
+    rows.push(row(["Sum: log-odds", sum], "sum"));
+    rows.push(row(["Probability: 1 / (1 + exp(−sum))", probability(sum)], "sum"));
+  } else {
+    rows.push(row([label.unit ? `Sum: the answer, ${label.unit}` : "Sum: the answer", sum], "sum"));
+  }
+  return element("table", { className: "sums" }, element("tbody", {}, rows));
+}
+
+/** A group of radio buttons; `choose` gets the value of the chosen one. */
+function choice(title, options, choose) {
+  const name = `choice-${title}`;
+  const made = options.map(([text, value], k) =>
+    element(
+      "label",
+      {},
+      element("input", { type: "radio", name, checked: k === 0, on: { change: () => choose(value) } }),
+      element("span", {}, text),
+    ),
+  );
+  return element("fieldset", { className: "choice" }, element("legend", {}, title), made);
+}
