@@ -46,6 +46,7 @@ from service.http.routes import (
     documentation,
     files,
     inference_protocol,
+    matching,
     models,
     operation,
     predictions,
@@ -167,6 +168,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     keyed_routers = [
         predictions.router,
         depictions.router,
+        matching.router,
         files.router,
         models.router,
         models.admin_router,
