@@ -1,6 +1,6 @@
 """Artifacts: merged models on disk, as folders with `manifest.json`, `backbone.safetensors`,
 `tasks/<task>.safetensors`; for streams that tasks share, `streams/<stream>.safetensors`; and for
-tasks with a forest, `forests/<task>.safetensors`.
+tasks with a forest, `forests/<task>.safetensors`; for comparisons with drugs, `drugs.safetensors`.
 
 The manifest holds the sha256 of every other file; an artifact with altered files is refused. No
 file is a pickle.
@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from models.data.fingerprint import WIDTH
+from models.drugs import DrugTable
 from models.errors import ArtifactError, CheckpointError, InvalidInputError
 from models.experts.forest import Forest
 from models.experts.layouts import read_forest
@@ -38,6 +39,7 @@ from models.validation import problems_of
 
 MANIFEST = "manifest.json"
 BACKBONE = "backbone.safetensors"
+DRUGS = "drugs.safetensors"
 CARD = "README.md"
 
 
@@ -51,6 +53,7 @@ class Artifact:
         digest: sha256 of the manifest file, which identifies the contents of all files.
         forests: of the loaded tasks that have one, by task.
         card: text of the model card; empty if there is none.
+        drugs: answers of the loaded tasks for drugs; None if there is no table of them.
     """
 
     manifest: Manifest
@@ -58,6 +61,7 @@ class Artifact:
     digest: str
     forests: Mapping[str, Forest] = field(default_factory=dict)
     card: str = ""
+    drugs: DrugTable | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class ArtifactComponents:
         digest: sha256 of the manifest file.
         forests: of the loaded tasks that have one, by task.
         card: text of the model card; empty if there is none, or only some tasks are loaded.
+        drugs: answers of the loaded tasks for drugs; None if there is no table of them.
     """
 
     manifest: Manifest
@@ -80,6 +85,7 @@ class ArtifactComponents:
     digest: str
     forests: Mapping[str, Forest] = field(default_factory=dict)
     card: str = ""
+    drugs: DrugTable | None = None
 
     @property
     def molecular_backbone(self) -> Backbone:
@@ -196,6 +202,7 @@ def save_artifact(
     replace: bool = False,
     made_from: str | None = None,
     forests: Mapping[str, Forest] | None = None,
+    drugs: DrugTable | None = None,
 ) -> Manifest:
     """Write an artifact atomically: readers see the old folder or the new one.
 
@@ -210,6 +217,7 @@ def save_artifact(
         card: text of the model card, `README.md`; empty for none.
         replace, made_from: see `check_output`.
         forests: by task, those of the manifest; None if it has none.
+        drugs: of the tasks that the manifest names; None if it has no drugs.
 
     Returns:
         The manifest as written, with checksums.
@@ -225,8 +233,13 @@ def save_artifact(
     if forests.keys() != manifest.forests.keys():
         expected = f"expected those of the manifest, {list(manifest.forests)}"
         raise ArtifactError(f"got forests {list(forests)}, {expected}")
+    of_drugs = manifest.drugs.experts if manifest.drugs else {}
+    if of_drugs.keys() != (drugs.quantiles if drugs else {}).keys():
+        got = f"got answers for drugs of {list(drugs.quantiles if drugs else {})}"
+        raise ArtifactError(f"{got}, expected those of the manifest, {list(of_drugs)}")
     manifest = _validated(manifest, folder)
     contents = _contents(manifest, backbone, experts, forests, card)
+    contents |= {DRUGS: drugs.to_bytes()} if drugs else {}
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = manifest.model_copy(update={"files": checksums})
     contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode()
@@ -333,8 +346,8 @@ def assemble(components: ArtifactComponents, device: torch.device | str = "cpu")
     """Build the merged model on a device from the separate modules of an artifact."""
     manifest = components.manifest
     model = manifest.family.model(components.backbone, components.experts, manifest.router)
-    forests, card = components.forests, components.card
-    return Artifact(manifest, model.to(device), components.digest, forests, card)
+    described = components.digest, components.forests, components.card, components.drugs
+    return Artifact(manifest, model.to(device), *described)
 
 
 def load_components(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactComponents:
@@ -372,7 +385,18 @@ def load_components(folder: Path, tasks: Sequence[str] | None = None) -> Artifac
         if task in manifest.forests
     }
     card = contents.get(CARD, b"").decode(errors="replace")
-    return ArtifactComponents(manifest, backbone.eval(), experts, digest, forests, card)
+    drugs = _read_drugs(manifest, contents[DRUGS], folder) if DRUGS in contents else None
+    drugs = drugs.for_tasks(names) if drugs else None
+    return ArtifactComponents(manifest, backbone.eval(), experts, digest, forests, card, drugs)
+
+
+def _read_drugs(manifest: Manifest, data: bytes, folder: Path) -> DrugTable:
+    assert manifest.drugs is not None, "only a manifest with drugs has their file"
+    tasks = {task: manifest.tasks[task] for task in manifest.drugs.experts}
+    try:
+        return DrugTable.read(data, tasks)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / DRUGS}: {error}") from error
 
 
 def _read_forest(manifest: Manifest, task: str, data: bytes, folder: Path) -> Forest:
@@ -390,7 +414,7 @@ def _files(manifest: Manifest, tasks: Iterable[str]) -> list[str]:
     )
     forests = [task for task in names if task in manifest.forests]
     files = *map(_stream_file, streams), *map(_task_file, names), *map(_forest_file, forests)
-    return [BACKBONE, *files]
+    return [BACKBONE, *files, *([DRUGS] if manifest.drugs else [])]
 
 
 def _checked(path: Path, check: Callable[..., None], *arguments: object) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.data.schema import InputSchema, MoleculeInput
 from models.data.smiles import READING_RULE
+from models.drugs import DrugInfo
 from models.experts.combination import FOREST_TARGETS, ForestInfo
 from models.experts.router import RouterConfig
 from models.families.base import ModelFamily
@@ -55,12 +56,13 @@ class Manifest(BaseModel):
         nearest: by task, the other tasks with the nearest experts, nearest first
             (`models.screening.nearest_experts`). Empty if they were not computed.
         forests: by task, the forest that answers beside the network.
+        drugs: the drugs with whose answers other ones can be compared, where there is a table.
         provenance: configuration, seed, library versions, checksums of the training data.
         metrics: scores measured when the artifact was made.
         files: sha256 of every other file, by path in the folder.
 
-    Empty `streams` and `forests` are left out of the file, so that versions without these fields
-    can read it.
+    Empty `streams`, `forests` and `drugs` are left out of the file, so that versions without these
+    fields can read it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +79,7 @@ class Manifest(BaseModel):
     streams: dict[Name, StreamInfo] = Field({}, exclude_if=lambda streams: not streams)
     nearest: dict[str, tuple[str, ...]] = {}
     forests: dict[str, ForestInfo] = Field({}, exclude_if=lambda forests: not forests)
+    drugs: DrugInfo | None = Field(None, exclude_if=lambda drugs: drugs is None)
     provenance: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -151,6 +154,19 @@ class Manifest(BaseModel):
                 got = f"forests.{task}: got a task of target {info.target!r}, level {info.level!r}"
                 expected = f"expected {' or '.join(FOREST_TARGETS)} at level 'graph'"
                 raise ValueError(f"{got}, {expected}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_drugs(self) -> Self:
+        for task, experts in (self.drugs.experts if self.drugs else {}).items():
+            if task not in self.tasks:
+                raise ValueError(f"drugs: got {task!a}, expected tasks of the manifest")
+            if self.tasks[task].level != "graph" or self.family.read_texts is None:
+                raise ValueError(f"drugs: got {task!a}, expected tasks on molecules")
+            default = self.forests[task].default if task in self.forests else "own"
+            if experts != default:
+                got = f"drugs.{task}: got answers of {experts!r}"
+                raise ValueError(f"{got}, expected those of the default experts, {default!r}")
         return self
 
     @property

@@ -46,6 +46,7 @@ from service.http.routes import (
     documentation,
     files,
     inference_protocol,
+    matching,
     models,
     operation,
     page,
@@ -168,6 +169,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     keyed_routers = [
         predictions.router,
         depictions.router,
+        matching.router,
         files.router,
         models.router,
         models.admin_router,

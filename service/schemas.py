@@ -20,6 +20,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models.data.depiction import Theme
+from models.data.substructure import MOST_LISTED
+from models.drugs import DrugInfo
 from models.errors import did_you_mean
 from models.experts.combination import (
     ExpertChoice,
@@ -32,6 +34,7 @@ from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.families.table import AnyInput
 from models.meaning import Counted, LabelMeaning
 from models.task import Level, Target
+from service.explanation_schemas import AlertOut, Percentile
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ETHANOL_GRAPH = {
@@ -73,8 +76,10 @@ _Numbers = Annotated[list[_NumberRow], Field(fail_fast=True), WrapValidator(_as_
 _ModelName = Annotated[str, StringConstraints(max_length=128)]
 _TaskName = Annotated[str, StringConstraints(max_length=64)]
 _LabelName = Annotated[str, StringConstraints(max_length=300)]
-ExplanationName = Literal["routing", "experts"]
+ExplanationName = Literal["routing", "experts", "drugs", "alerts"]
 """Explanations that a request can ask for."""
+RowExplanation = Literal["drugs", "alerts"]
+"""Explanations that rows of files and lines of streams can have."""
 _MOST_UNKNOWN_FIELDS = 10
 
 
@@ -277,7 +282,8 @@ class PredictRequest(TextRequest):
         [],
         description=(
             "`routing` adds the weight of every adapter expert at every site; `experts` what"
-            " network and forest answer, and their weights"
+            " network and forest answer, and their weights; `drugs` what percentage of approved"
+            " drugs has a lower answer; `alerts` the substructures that catalogues warn of"
         ),
     )
     explain_labels: Annotated[list[_LabelName], Field(min_length=1, fail_fast=True)] | None = Field(
@@ -329,6 +335,20 @@ class DepictRequest(TextRequest):
             raise ValueError(
                 f"weights: got {len(self.weights)} for {count} molecules, expected one list each"
             )
+        return self
+
+
+class MatchRequest(TextRequest):
+    """Molecules as text, to be searched for a substructure."""
+
+    smarts: Annotated[str, StringConstraints(min_length=1, max_length=1000)] = Field(
+        description="the substructure", examples=["c1ccccc1"]
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = ("smiles", "inchi", "mol_block")
+        _exactly_one({name: getattr(self, name) for name in names})
         return self
 
 
@@ -461,6 +481,21 @@ class PredictionItem(BaseModel):
     experts: dict[str, dict[ExpertName, ExpertOut]] | None = Field(
         None, description="if asked: per task, what every expert answers that takes part"
     )
+    drugs: dict[str, dict[str, Percentile]] | None = Field(
+        None,
+        description=(
+            "if asked: per task and label, what percentage of approved drugs has a lower answer,"
+            " half of equal ones counted (`GET /model`, `drugs`). Many of them are among the"
+            " training molecules"
+        ),
+        examples=[{"bbb_martins": {"penetrates": 62.5}}],
+    )
+    alerts: list[AlertOut] | None = Field(
+        None, description="if asked: substructures that catalogues warn of, none if empty"
+    )
+    explanation_errors: dict[ExplanationName, ItemError] | None = Field(
+        None, description="if asked: why an explanation is absent, by its name"
+    )
     without_forest: list[str] | None = Field(
         None,
         description=(
@@ -495,6 +530,30 @@ class DepictResponse(BaseModel):
     """Pictures in the order of the request."""
 
     pictures: list[DepictedItem]
+
+
+class MatchedItem(BaseModel):
+    """Whether one molecule has the substructure, or `error`."""
+
+    index: int = Field(ge=0, description="position in the request")
+    smiles: str | None = Field(
+        description="canonical SMILES, as in an answer of `/predict`; null if it was not read"
+    )
+    matches: bool | None = None
+    atoms: list[list[int]] | None = Field(
+        None,
+        description=(
+            f"the first {MOST_LISTED} occurrences: atoms from 0 in the order of `smiles`, listed in"
+            " the order of the SMARTS"
+        ),
+    )
+    error: ItemError | None = None
+
+
+class MatchResponse(BaseModel):
+    """Results in the order of the request."""
+
+    matches: list[MatchedItem]
 
 
 class TaskExperts(ForestInfo):
@@ -593,6 +652,9 @@ class ModelResponse(ModelName):
     backbone: dict[str, Any]
     rank: int = Field(description="width of an adapter")
     router: dict[str, Any]
+    drugs: DrugInfo | None = Field(
+        None, description="the drugs of `explain: drugs`; null where the artifact has none"
+    )
     provenance: dict[str, Any]
     metrics: dict[str, Any]
     limits: dict[str, int]

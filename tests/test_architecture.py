@@ -26,7 +26,7 @@ FLOORS = {
         ("released", "task"),
         ("networks",),
         ("experts",),
-        ("compiled",),
+        ("compiled", "drugs"),
         ("families",),
         ("manifest",),
         ("trial",),
@@ -48,6 +48,7 @@ FLOORS = {
         ("cli",),
     ),
     "service": (
+        ("explanation_schemas",),
         ("rates", "schemas", "settings", "supervisor"),
         ("security", "sockets", "telemetry"),
         ("core",),

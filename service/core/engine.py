@@ -16,6 +16,7 @@ from models.artifact import Artifact, assemble, load_components
 from models.data.fingerprint import fingerprints_of
 from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
+from models.drugs import DrugTable
 from models.errors import ArtifactError, ConfigError, GMergingError
 from models.experts.combination import ExpertChoice, ExpertName, ForestInfo, ForestMember, combine
 from models.experts.unified import Routing
@@ -57,6 +58,7 @@ class EngineInfo:
         forests: descriptions by task of the forests that answer beside the network.
         stream_of: name of the shared stream by task; other tasks have a stream of their own.
         card: the artifact's model card, Markdown; empty if it has none.
+        drugs: answers for drugs, with which others can be compared; None if there is no table.
     """
 
     name: str
@@ -70,6 +72,7 @@ class EngineInfo:
     forests: Mapping[str, ForestInfo] = field(default_factory=dict)
     stream_of: Mapping[str, str] = field(default_factory=dict)
     card: str = ""
+    drugs: DrugTable | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -282,6 +285,7 @@ class ArtifactEngine:
                     "backbone",
                     "rank",
                     "router",
+                    "drugs",
                     "provenance",
                     "metrics",
                 },
@@ -290,6 +294,7 @@ class ArtifactEngine:
             forests=manifest.forests,
             stream_of=manifest.stream_of,
             card=artifact.card,
+            drugs=artifact.drugs,
         )
 
     def run(
@@ -421,9 +426,8 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
     screened = is_screened(components.manifest)
     if screened:
         model = ScreenedModel(components, device)
-        loaded = Artifact(
-            components.manifest, model, components.digest, components.forests, components.card
-        )
+        described = components.digest, components.forests, components.card, components.drugs
+        loaded = Artifact(components.manifest, model, *described)
     else:
         loaded = assemble(components, device)
     engine = ArtifactEngine(loaded, device)

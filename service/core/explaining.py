@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from models.errors import did_you_mean
 from service.core.answer import Answer
 from service.core.engine import EngineInfo, PredictionQuery, UnsupportedQueryError
+from service.core.reading import ItemFailure
 from service.schemas import ExplanationName
 
 SHOWN: tuple[ExplanationName, ...] = ("routing", "experts")
@@ -72,6 +73,16 @@ class Explained:
         return cls(tuple(names), chosen, named=True)
 
 
+def add_explanation(shown: dict[str, Any], name: ExplanationName, value: Any) -> None:
+    """Add an explanation to those of an answer; an error goes to `explanation_errors`, None
+    nowhere."""
+    if isinstance(value, ItemFailure):
+        error = {"code": value.code, "message": value.message}
+        shown.setdefault("explanation_errors", {})[name] = error
+    elif value is not None:
+        shown[name] = value
+
+
 NOTHING = Explained()
 """No explanation."""
 
@@ -95,7 +106,8 @@ class Explainer(Protocol):
             deadline: on the clock of the batcher; work still waiting then is given up.
 
         Returns:
-            One value per answer, which JSON can hold; None leaves the explanation out.
+            One value per answer, which JSON can hold; None leaves the explanation out, an
+            `ItemFailure` says why there is none.
 
         Raises:
             UnsupportedQueryError: the model cannot be explained in this way.

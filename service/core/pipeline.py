@@ -6,8 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-
-from cachetools import LRUCache
+from functools import partial
 
 from models.families.inputs import Graph
 from service.core.answer import Answer, Outcome, Result
@@ -19,34 +18,36 @@ from service.core.batcher import (
     QueueFullError,
 )
 from service.core.cache import AnswerCache
+from service.core.drawing import Depicted, Drawing, draw
 from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
-from service.core.explaining import NOTHING, Explained, Explainer
+from service.core.explaining import NOTHING, Explained, Explainer, add_explanation
+from service.core.explanations.alerts import AlertExplainer, Alerts, alerts_of
+from service.core.explanations.drugs import explain_drugs
+from service.core.matching import Found, Search, search, smarts_failure
 from service.core.parsing import Parser
-from service.core.reading import (
-    Depicted,
-    Drawing,
-    ItemFailure,
-    MoleculeLimits,
-    Parsed,
-    Source,
-    cost,
-)
+from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source, cost
+from service.core.side_work import Bound, SideWork
 from service.schemas import ExplanationName
 from service.settings import Settings
 from service.telemetry.metrics import ANSWERED, CANCELLED, EXPIRED, FAILED, REFUSED, Metrics
 from service.telemetry.statistics import Gauges
 from service.telemetry.tracing import span
 
-_PICTURE_SHARE = 8
-"""Pictures are kept in a cache of one in so many bytes of that of answers."""
-_MOST_DRAWN = 2000
-"""Molecules that may wait to be drawn, for every process that reads: about 10 s of work."""
+_SHARE_BESIDE = 8
+"""The results of every kind of work beside predictions are kept in a cache of one in so many bytes
+of that of answers."""
+_MOST_BESIDE = 2000
+"""Molecules that may wait to be drawn or searched, for every process that reads: 10 s of drawing,
+less than 2 s of a search for a usual substructure."""
 
 
 class Pipeline:
     """Reads molecules and graphs and predicts for them.
 
     Attributes:
+        depict: draws molecules.
+        match: searches in molecules for a substructure that `check_smarts` has accepted.
+        check_smarts: returns SMARTS that can be read, and the errors of others.
         stopping: set when the service starts to drain; endless streams end then.
     """
 
@@ -63,14 +64,47 @@ class Pipeline:
             max_pending_cost=settings.max_pending_cost,
             on_pass=metrics.model_pass,
         )
-        self._pictures: LRUCache[Drawing, Depicted] = LRUCache(
-            settings.cache_bytes // _PICTURE_SHARE, getsizeof=lambda found: len(found.svg) + 500
-        )
-        self._most_drawn, self._drawing = _MOST_DRAWN * settings.parsers, 0
-        self._explainers: Mapping[ExplanationName, Explainer] = {}
+        self._add_side_work(settings)
         self._accepts = self._ready = False
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _add_side_work(self, settings: Settings) -> None:
+        parser, limits = self._parser, self._limits
+        share = settings.cache_bytes // _SHARE_BESIDE
+        bound = Bound(_MOST_BESIDE * settings.parsers)
+        self.depict: SideWork[Drawing, Depicted] = SideWork(
+            parser,
+            partial(draw, limits=limits),
+            "draw",
+            bound,
+            share,
+            lambda picture: len(picture.svg),
+        )
+        self.match: SideWork[Search, Found] = SideWork(
+            parser,
+            partial(search, limits=limits),
+            "search",
+            bound,
+            share,
+            lambda found: len(found.smiles) + 32 * sum(map(len, found.occurrences)),
+        )
+        self.check_smarts: SideWork[str, str] = SideWork(
+            parser, smarts_failure, "read", bound, share, len
+        )
+        # Without a bound of their own: only molecules that were admitted are explained.
+        alerts: SideWork[str, Alerts] = SideWork(
+            parser,
+            alerts_of,
+            "search for alerts",
+            Bound(math.inf),
+            share,
+            lambda found: 32 * sum(len(alert["atoms"]) + 10 for alert in found),
+        )
+        self._explainers: Mapping[ExplanationName, Explainer] = {
+            "drugs": explain_drugs,
+            "alerts": AlertExplainer(alerts),
+        }
 
     @property
     def accepts(self) -> bool:
@@ -166,42 +200,6 @@ class Pipeline:
             count(ANSWERED if isinstance(result, Answer) else result.code)
         return results
 
-    async def depict(
-        self, drawings: Sequence[Drawing], seconds: float = math.inf
-    ) -> list[Depicted | ItemFailure]:
-        """Read molecules and draw them, or take pictures from the cache.
-
-        Args:
-            drawings: at least one.
-            seconds: time until the deadline.
-
-        Returns:
-            One result per drawing, in their order.
-
-        Raises:
-            QueueFullError: too many molecules wait to be drawn; nothing was read.
-            DeadlineExceededError: the deadline passed.
-        """
-        found = {drawing: self._pictures.get(drawing) for drawing in drawings}
-        missing = [drawing for drawing, picture in found.items() if picture is None]
-        if self._drawing + len(missing) > self._most_drawn:
-            raise QueueFullError(1)
-        drawn: dict[Drawing, Depicted | ItemFailure] = {}
-        if missing:
-            self._drawing += len(missing)
-            try:
-                async with asyncio.timeout(None if math.isinf(seconds) else seconds):
-                    results = await self._parser.depict(missing)
-            except TimeoutError:
-                raise DeadlineExceededError from None
-            finally:
-                self._drawing -= len(missing)
-            drawn = dict(zip(missing, results, strict=True))
-        for drawing, result in drawn.items():
-            if isinstance(result, Depicted) and len(result.svg) < self._pictures.maxsize // 2:
-                self._pictures[drawing] = result
-        return [found[drawing] or drawn[drawing] for drawing in drawings]
-
     async def _answer_in_time(
         self,
         query: PredictionQuery,
@@ -279,8 +277,7 @@ class Pipeline:
             with span("explain", explanation=name, molecules=len(answers)):
                 values = await self._explainers[name](query, answers, explained, deadline)
             for own, value in zip(found, values, strict=True):
-                if value is not None:
-                    own[name] = value
+                add_explanation(own, name, value)
         new = iter(found)
         return [
             replace(result, explanations=next(new)) if isinstance(result, Answer) else result

@@ -2,6 +2,7 @@
 pool."""
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,6 @@ from typing import Any
 
 from rdkit import rdBase
 
-from models.data.depiction import DepictionStyle, DrawingError, depict
 from models.data.molecule_text import (
     TextKind,
     atoms_at_most,
@@ -45,6 +45,7 @@ ITEM_CODES = (
     "invalid_graph",
     "invalid_weights",
     "drawing_unavailable",
+    "unsupported_explanation",
     "unsupported_input",
     "not_finite",
     "parse_timeout",
@@ -232,11 +233,27 @@ def read(
     except InvalidInputError as invalid:
         return _unreadable(invalid)
     # RDKit raises bare RuntimeErrors on some inputs, which must not fail the other molecules.
-    except Exception:
-        log.exception("a molecule could not be read")
-        return ItemFailure(
-            "unreadable", "the molecule could not be read, for a reason that is not known"
-        )
+    except Exception as unknown:
+        return unexpected(unknown)
+
+
+def read_canonical(source: Source, limits: MoleculeLimits) -> str | ItemFailure:
+    """Read one molecule as text, and return its canonical SMILES, or an error."""
+    parsed = read(source, limits)
+    if isinstance(parsed, ItemFailure):
+        return parsed
+    assert parsed.smiles is not None  # `MOLECULES` reads text, and refuses graphs.
+    return parsed.smiles
+
+
+def unexpected(error: Exception) -> ItemFailure:
+    """Log an error of a kind that no code expects, without its message, which may show the
+    structure; return that of the molecule."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    log.error("a molecule could not be read: %s\n%s", type(error).__name__, frames)
+    return ItemFailure(
+        "unreadable", "the molecule could not be read, for a reason that is not known"
+    )
 
 
 def read_all(
@@ -274,10 +291,10 @@ def _parsed(molecule: ReadMolecule | MoleculeError) -> Parsed | ItemFailure:
 
 def _unreadable(error: InvalidInputError) -> ItemFailure:
     code = error.code if isinstance(error, MoleculeError) else "invalid_graph"
-    return ItemFailure(code, _cut(str(error)) + _LIMIT_NAMES.get(code, ""))
+    return ItemFailure(code, cut(str(error)) + _LIMIT_NAMES.get(code, ""))
 
 
-def _cut(message: str) -> str:
+def cut(message: str) -> str:
     """Truncate a message to 300 characters: RDKit may list a problem of every atom."""
     return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 3] + "..."
 
@@ -319,54 +336,6 @@ def _check_length(source: str | MolBlock | InChI, limits: MoleculeLimits) -> Non
     if len(text) > limit:
         code = "mol_block_syntax" if kind == "mol_block" else "smiles_too_long"
         raise MoleculeError(code, f"got {len(text)} characters, expected at most {limit} ({name})")
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A molecule to be drawn.
-
-    Attributes:
-        source: the unread molecule.
-        style: size and theme.
-        weights: one per heavy atom in the order of the answer's `smiles`; None colours nothing.
-    """
-
-    source: Source
-    style: DepictionStyle
-    weights: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Depicted:
-    """A molecule that was drawn.
-
-    Attributes:
-        smiles: canonical SMILES, to whose atoms weights refer.
-        svg: the picture.
-    """
-
-    smiles: str
-    svg: str
-
-
-def draw(drawing: Drawing, limits: MoleculeLimits) -> Depicted | ItemFailure:
-    """Read a molecule as a request for predictions does, and draw its canonical SMILES. Errors are
-    returned, not raised."""
-    parsed = read(drawing.source, limits)
-    if isinstance(parsed, ItemFailure):
-        return parsed
-    assert parsed.smiles is not None  # `MOLECULES` reads text, and refuses graphs.
-    try:
-        return Depicted(parsed.smiles, depict(parsed.smiles, drawing.style, drawing.weights))
-    except InvalidInputError as error:
-        return ItemFailure("invalid_weights", _cut(str(error)))
-    except DrawingError as error:
-        return ItemFailure(error.code, _cut(str(error)))
-    except Exception:
-        log.exception("a molecule could not be drawn")
-        return ItemFailure(
-            "unreadable", "the molecule could not be drawn, for a reason that is not known"
-        )
 
 
 @dataclass

@@ -6,7 +6,8 @@ import orjson
 from fastapi import APIRouter, Body, Request, Response
 
 from models.data.depiction import DepictionStyle
-from service.core.reading import Depicted, Drawing, ItemFailure
+from service.core.drawing import Depicted, Drawing
+from service.core.reading import ItemFailure
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
     AcceptingDep,

@@ -10,7 +10,8 @@ import pytest
 
 from models.data.depiction import DOWN, UP, DepictionStyle, DrawingError, depict
 from models.errors import InvalidInputError, MoleculeError
-from service.core.reading import Drawing, ItemFailure, MoleculeLimits, draw
+from service.core.drawing import Drawing, draw
+from service.core.reading import ItemFailure, MoleculeLimits
 
 ROOT = Path(__file__).parents[3]
 SVG = "{http://www.w3.org/2000/svg}"

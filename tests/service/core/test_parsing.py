@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import pytest
 from models.data.depiction import DepictionStyle
 from models.data.smiles import featurize
 from service.core import parsing
+from service.core.drawing import Depicted, Drawing, draw
 from service.core.parsing import Loss, Parser, ParserStartError
-from service.core.reading import Depicted, Drawing, ItemFailure, MoleculeLimits, Parsed, Source
+from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source
 
 SMILES = [
     "CCO",
@@ -249,9 +251,12 @@ def test_a_molecule_that_takes_too_long_to_draw_costs_only_itself(
     strict_parser: Parser, losses: Losses
 ) -> None:
     drawings = [Drawing(text, DepictionStyle()) for text in ("CCO", HOSTILE, "CCN")]
-    first, late, last = asyncio.run(strict_parser.depict(drawings))
+    first, late, last = asyncio.run(
+        strict_parser.apply(drawings, partial(draw, limits=LIMITS), "draw")
+    )
     assert isinstance(first, Depicted)
     assert isinstance(last, Depicted)
     assert isinstance(late, ItemFailure)
     assert late.code == "parse_timeout"
+    assert "to draw" in late.message
     assert set(losses) == {"timeout"}

@@ -78,13 +78,13 @@ async def test_pictures_are_cached_and_the_same_again(monkeypatch: pytest.Monkey
         async def never(*_: object) -> None:
             raise AssertionError("drawn again")
 
-        monkeypatch.setattr(pipeline.Parser, "depict", never)
+        monkeypatch.setattr(pipeline.Parser, "apply", never)
         again = await client.post("/depict", json=body)
     assert again.json() == first.json()
 
 
 async def test_too_many_waiting_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_MOST_DRAWN", 1)
+    monkeypatch.setattr(pipeline, "_MOST_BESIDE", 1)
     smiles = ["C" * k for k in range(1, 6)]
     check_problem(await asked({"smiles": smiles}), 429, "queue_full")
 
