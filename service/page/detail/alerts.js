@@ -1,5 +1,6 @@
 // Structural alerts: substructures that catalogues warn of.
 import { element } from "../elements.js";
+import { explanationOf } from "./answers.js";
 import { drawing, redraw } from "./drawing.js";
 import { note } from "./section.js";
 import { placesOf, readStructure, weightsOn } from "./structure.js";
@@ -15,13 +16,14 @@ export async function explainAlerts(inquiry, task) {
   const { item } = await inquiry.askOne({ tasks: [task], explain: ["alerts"] });
   const sources = Object.entries(CATALOGS).map(([name, means]) => `${name}: ${means}`);
   const about = note(`${sources.join("; ")}. An alert is a reason to look, not a finding.`);
-  if (!item.alerts.length) return [element("p", {}, "None of the patterns is in it."), about];
+  const alerts = explanationOf(item, "alerts");
+  if (!alerts.length) return [element("p", {}, "None of the patterns is in it."), about];
   const structure = readStructure(item.smiles);
-  const all = [...new Set(item.alerts.flatMap((alert) => alert.atoms))];
+  const all = [...new Set(alerts.flatMap((alert) => alert.atoms))];
   const show = (atoms) => ({ ...SIZE, weights: weightsOn(structure, atoms) });
   const alt = "The molecule; atoms of the alerts are coloured";
   const picture = drawing(item.smiles, { ...show(all), alt });
-  const entries = item.alerts.map((alert) => {
+  const entries = alerts.map((alert) => {
     const text = `${titleOf(alert)}, atoms ${placesOf([...alert.atoms].sort((a, b) => a - b))}`;
     const light = (atoms) => () => redraw(picture, item.smiles, show(atoms));
     const on = { mouseenter: light(alert.atoms), mouseleave: light(all), focus: light(alert.atoms), blur: light(all) };

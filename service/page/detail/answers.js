@@ -34,8 +34,9 @@ export class Inquiry {
   /** Return `{ model, item }` of the one molecule. */
   async askOne(question) {
     const { model, items } = await this.ask(question);
-    if (items[0].error) throw new Error(items[0].error.message);
-    return { model, item: items[0] };
+    const [item] = items;
+    if (item.error) throw new Error(item.error.message);
+    return { model, item };
   }
 
   async #send(question) {
@@ -51,6 +52,12 @@ export class Inquiry {
   }
 }
 
+/** Return an explanation of an item. Raises: Error with the reason where there is none. */
+export function explanationOf(item, name) {
+  if (item[name] !== undefined) return item[name];
+  throw new Error(item.explanation_errors?.[name]?.message ?? "the service has no answer to this");
+}
+
 /** Return the names of the labels' tasks, each once. */
 export function tasksOf(labels) {
   return [...new Set(labels.map((label) => label.task.name))];
@@ -59,4 +66,9 @@ export function tasksOf(labels) {
 /** Return the answer of a label in an item. */
 export function valueOf(item, label) {
   return item.tasks[label.task.name][label.name];
+}
+
+/** Return those explanations of `names` that the model offers for one of the labels' tasks. */
+export function offered(names, labels) {
+  return names.filter((name) => labels.some(({ task }) => task.explanations.includes(name)));
 }

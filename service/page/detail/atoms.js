@@ -1,6 +1,6 @@
 // Which atoms: the contributions of atoms to one answer, and how they add up.
 import { element } from "../elements.js";
-import { valueOf } from "./answers.js";
+import { explanationOf, valueOf } from "./answers.js";
 import { bar } from "./charts.js";
 import { drawing, redraw } from "./drawing.js";
 import { answer, fixed, percent, probability, signed } from "./numbers.js";
@@ -21,7 +21,7 @@ export async function explainAtoms(inquiry, label) {
     explain: ["atoms"],
     explain_labels: [label.column],
   });
-  const explained = item.atoms[label.task.name][label.name];
+  const explained = explanationOf(item, "atoms")[label.task.name][label.name];
   return new AtomView(inquiry, label, item, explained).elements();
 }
 
@@ -69,9 +69,8 @@ class AtomView {
     const value = answer(label, valueOf(this.item, label));
     const best = this.#parts()[0];
     const way = best.value < 0 ? "lowers" : "raises";
-    const unit = unitOf(label, explained);
-    return `The answer is ${value}. What ${way === "raises" ? "raises" : "lowers"} it most is ` +
-      `${best.name}, atoms ${placesOf(best.atoms)}: ${signed(best.value, 2)} ${unit}.`;
+    const share = `${signed(best.value, 2)} ${unitOf(label, explained)}`;
+    return `The answer is ${value}. What ${way} it most: ${best.name}, atoms ${placesOf(best.atoms)}, by ${share}.`;
   }
 
   /** Contributions by group or by atom, the largest first. */
@@ -121,9 +120,12 @@ class AtomView {
       ...cells(one.name, placesOf(one.atoms), one.value, largest),
       element("td", {}, remove),
     );
-    remove.addEventListener("click", () => this.#without(one, row, remove));
+    remove.addEventListener("click", () => this.#remove(one, row, remove));
     if (one.atoms.length === this.structure.atoms.length) remove.disabled = true;
     return row;
+  }
+
+  async #remove(one, row, button) {
   }
 
   /** Colour these atoms alone; null colours all by their contribution. */
@@ -220,8 +222,10 @@ function cells(name, where, value, largest) {
 }
 
 /** What the contributions are counted in. */
-function unitOf(label, explained) {
-  return explained.scale === "log_odds" ? "log-odds" : (label.unit ?? "units of the value");
+function unitOf(label, { scale }) {
+  if (scale === "log_odds" || scale === "logit") return scale.replace("_", "-");
+  const unit = label.unit ?? "units of the answer";
+  return scale === "log10_value" ? `log10 of ${unit}` : unit;
 }
 
 /** The colours in words. */
@@ -249,11 +253,11 @@ function sumTable(label, explained) {
     );
   const sum = lines.reduce((all, line) => all + line[1], 0);
   const rows = lines.map((line) => row(line));
+  rows.push(row([`Sum: ${unitOf(label, explained)}`, sum], "sum"));
   if (explained.scale === "log_odds") {
-    rows.push(row(["Sum: log-odds", sum], "sum"));
     rows.push(row(["Probability: 1 / (1 + exp(−sum))", probability(sum)], "sum"));
-  } else {
-    rows.push(row([label.unit ? `Sum: the answer, ${label.unit}` : "Sum: the answer", sum], "sum"));
+  } else if (explained.scale === "log10_value") {
+    rows.push(row([`Answer: 10 to the sum, ${label.unit ?? ""}`, 10 ** sum], "sum"));
   }
   return element("table", { className: "sums" }, element("tbody", {}, rows));
 }

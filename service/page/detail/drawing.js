@@ -1,4 +1,5 @@
 // Pictures of molecules that follow the theme.
+import { post } from "../api.js";
 import { element } from "../elements.js";
 import { picture } from "../pictures.js";
 
@@ -30,4 +31,24 @@ export function redraw(image, smiles, style) {
   };
   redraws.set(image, show);
   show();
+}
+
+/** Return a picture that is drawn for white paper when the page is printed. */
+export function printable(smiles, options) {
+  const paper = element("img", { className: "drawing print-only", alt: "", width: options.width, height: options.height });
+  drawnLight(smiles, options).then((address) => {
+    if (address) paper.src = address;
+  });
+  return element("span", { className: "printable" }, drawing(smiles, options), paper);
+}
+
+/** Return the address of a picture in the light theme. */
+async function drawnLight(smiles, { width, height }) {
+  try {
+    const { pictures } = await post("depict", { smiles: [smiles], width, height, theme: "light" });
+    const [{ svg }] = pictures;
+    return svg ? URL.createObjectURL(new Blob([svg], { type: "image/svg+xml" })) : null;
+  } catch {
+    return null; // the paper then has no picture, but the SMILES
+  }
 }

@@ -7,7 +7,6 @@ import { note } from "./section.js";
 
 const NAMES = { own: "network", forest: "trees on fingerprints" };
 const LEAST = 0.005; // what is written as 0.00
-const SHADES = 10;
 
 /** Return the elements on the experts that answer a label, and on routing `moe`. */
 export async function explainExperts(inquiry, label, labels, catalogue) {
@@ -98,6 +97,5 @@ function heatmap(routing, tasks, site) {
 }
 
 function cell(weight) {
-  const shade = Math.min(SHADES - 1, Math.floor(weight * SHADES));
-  return element("td", { className: `heat-${shade}` }, fixed(weight, 2));
+  return element("td", { className: "heat", style: { "--weight": weight } }, fixed(weight, 2));
 }

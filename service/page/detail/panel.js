@@ -2,7 +2,7 @@
 import { byId, element } from "../elements.js";
 import { reportAddress } from "./addresses.js";
 import { explainAlerts } from "./alerts.js";
-import { Inquiry, tasksOf } from "./answers.js";
+import { Inquiry, offered, tasksOf } from "./answers.js";
 import { explainAtoms } from "./atoms.js";
 import { drawing } from "./drawing.js";
 import { explainExperts } from "./experts.js";
@@ -127,7 +127,8 @@ class Panel {
     const made = this.answers;
     made.renew = () => this.#answer();
     try {
-      const item = await askWithDrugs(this.inquiry, tasksOf(this.labels));
+      const explain = offered(["drugs"], this.labels);
+      const { item } = await this.inquiry.askOne({ tasks: tasksOf(this.labels), explain });
       const choose = (label) => this.#choose(label);
       made.replaceChildren(valueTable(item, this.labels, this.chosen, choose));
       this.card.replaceChildren(labelCard(this.chosen));
@@ -153,15 +154,5 @@ class Panel {
       section("Structural alerts", "alerts", () => explainAlerts(inquiry, this.chosen.task.name)),
       section("Who answers", "experts", () => explainExperts(inquiry, this.chosen, labels, catalogue)),
     ];
-  }
-}
-
-/** Return the item of a molecule, with percentiles among drugs where the model has them. */
-export async function askWithDrugs(inquiry, tasks) {
-  try {
-    return (await inquiry.askOne({ tasks, explain: ["drugs"] })).item;
-  } catch (error) {
-    if (error.status !== 422) throw error;
-    return (await inquiry.askOne({ tasks })).item;
   }
 }

@@ -1,6 +1,6 @@
 // How far to trust: the nearest training molecules, and what was measured on molecules like them.
 import { element } from "../elements.js";
-import { valueOf } from "./answers.js";
+import { explanationOf, valueOf } from "./answers.js";
 import { level } from "./charts.js";
 import { drawing } from "./drawing.js";
 import { answer, count, fixed, percent, written } from "./numbers.js";
@@ -15,7 +15,7 @@ export async function explainTrust(inquiry, label) {
     explain: ["domain"],
     explain_labels: [label.column],
   });
-  const domain = item.domain[label.task.name];
+  const domain = explanationOf(item, "domain")[label.task.name];
   const measured = domain.labels[label.name] ?? {};
   return [
     element("h4", {}, "Nearest training molecules"),
