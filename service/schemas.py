@@ -629,6 +629,9 @@ class TaskOut(BaseModel):
             " it has its own"
         ),
     )
+    explanations: tuple[ExplanationName, ...] = Field(
+        description="what `explain` can ask of the task's answers", examples=[["experts", "drugs"]]
+    )
     meaning: MeaningOut | None = Field(
         None, description="what the labels mean; null where the artifact does not say"
     )

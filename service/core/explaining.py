@@ -73,6 +73,17 @@ class Explained:
         return cls(tuple(names), chosen, named=True)
 
 
+def explanations_of(info: EngineInfo, task: str) -> tuple[ExplanationName, ...]:
+    """Return the names of the explanations that answers of a task can have."""
+    offered: dict[ExplanationName, bool] = {
+        "routing": bool(info.sites),
+        "experts": True,
+        "drugs": info.drugs is not None and task in info.drugs.quantiles,
+        "alerts": info.requirements.family.read_texts is not None,
+    }
+    return tuple(name for name, is_offered in offered.items() if is_offered)
+
+
 def add_explanation(shown: dict[str, Any], name: ExplanationName, value: Any) -> None:
     """Add an explanation to those of an answer; an error goes to `explanation_errors`, None
     nowhere."""

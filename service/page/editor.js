@@ -61,6 +61,9 @@ class Editor {
     }
     if (!this.dialog.open) return;
     this.#canvas = new this.#library.CanvasEditor(this.sheet);
+    const area = this.sheet.firstElementChild?.shadowRoot?.querySelector("canvas[tabindex]");
+    area?.setAttribute("role", "application");
+    area?.setAttribute("aria-label", "Drawing area; the text box below does the same by keyboard");
     this.#canvas.setOnChangeListener((event) => {
       if (event.type === "molecule" && event.isUserEvent) this.#drew();
     });

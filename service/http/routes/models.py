@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 from models.errors import GMergingError
 from models.task import TaskInfo
 from service.core.engine import EngineInfo
+from service.core.explaining import explanations_of
 from service.core.models import DefaultModelError, UnknownModelError
 from service.http.problems import ProblemError
 from service.http.routes.common import AcceptingDep, ServicesDep, problems
@@ -54,6 +55,7 @@ def _task(info: EngineInfo, task: str) -> TaskOut:
         **info.input.of_task(task),
         stream=info.stream_of.get(task),
         difference=info.details.get("metrics", {}).get("difference", {}).get(task),
+        explanations=explanations_of(info, task),
         meaning=_meaning(described),
     )
 

@@ -12,8 +12,8 @@ const CATALOGS = {
 };
 
 /** Return the alerts of a molecule; their atoms are coloured on hover and focus. */
-export async function explainAlerts(inquiry, task) {
-  const { item } = await inquiry.askOne({ tasks: [task], explain: ["alerts"] });
+export async function explainAlerts({ inquiry, label }) {
+  const { item } = await inquiry.askOne({ tasks: [label.task.name], explain: ["alerts"] });
   const sources = Object.entries(CATALOGS).map(([name, means]) => `${name}: ${means}`);
   const about = note(`${sources.join("; ")}. An alert is a reason to look, not a finding.`);
   const alerts = explanationOf(item, "alerts");

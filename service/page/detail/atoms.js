@@ -15,7 +15,7 @@ const EVIDENCE =
   "causes it: an atom carries what the model read in its surroundings, too.";
 
 /** Return the elements that explain a label of a molecule by its atoms. */
-export async function explainAtoms(inquiry, label) {
+export async function explainAtoms({ inquiry, label }) {
   const { item } = await inquiry.askOne({
     tasks: [label.task.name],
     explain: ["atoms"],

@@ -3,9 +3,9 @@ import { element } from "../elements.js";
 import { compareAddress, labelAddress } from "./addresses.js";
 import { Inquiry, offered, tasksOf, valueOf } from "./answers.js";
 import { printable } from "./drawing.js";
-import { answer, percent } from "./numbers.js";
+import { answer } from "./numbers.js";
 import { failure, note } from "./section.js";
-import { percentileOf } from "./values.js";
+import { amongDrugs, percentileOf } from "./values.js";
 
 export const MOST_COMPARED = 6;
 
@@ -100,10 +100,10 @@ function rowOf(items, label) {
     return element(
       "td",
       { className: kind },
-      mark && element("span", { aria: { hidden: "true" } }, mark[0]),
+      mark ? element("span", { aria: { hidden: "true" } }, mark[0]) : null,
       answer(label, value),
-      mark && element("span", { className: "hidden" }, ` ${mark[1]}`),
-      percentile !== undefined && element("small", { className: "under" }, `above ${percent(percentile / 100)} of drugs`),
+      mark ? element("span", { className: "hidden" }, ` ${mark[1]}`) : null,
+      amongDrugs(percentile),
     );
   });
   const unit = label.unit ? `, ${label.unit}` : "";

@@ -9,7 +9,7 @@ const NAMES = { own: "network", forest: "trees on fingerprints" };
 const LEAST = 0.005; // what is written as 0.00
 
 /** Return the elements on the experts that answer a label, and on routing `moe`. */
-export async function explainExperts(inquiry, label, labels, catalogue) {
+export async function explainExperts({ inquiry, label, labels, catalogue }) {
   const { item } = await inquiry.askOne({ tasks: [label.task.name], explain: ["experts"] });
   const shares = sharesOf(item.experts[label.task.name], label);
   if (!catalogue.model.sites.length || catalogue.tasks.length < 2) {
@@ -78,24 +78,25 @@ function heatmap(routing, tasks, site) {
   const heads = used.map((name) =>
     element("th", { scope: "col" }, element("span", { className: "upright" }, name)),
   );
+  const largest = Math.max(...tasks.flatMap((task) => Object.values(routing[task][site])));
   const rows = tasks.map((task) =>
     element(
       "tr",
       {},
       element("th", { scope: "row" }, task),
-      used.map((name) => cell(routing[task][site][name])),
+      used.map((name) => cell(routing[task][site][name], largest)),
     ),
   );
   const rest = left ? `; ${left} experts below ${fixed(LEAST)} everywhere are left out` : "";
   return element(
     "table",
     { className: "heatmap" },
-    element("caption", {}, `Weight of every expert (columns) in the answer of a task (rows)${rest}`),
+    element("caption", {}, `Weight of every expert (columns) in the answer of a task (rows); the darker, the nearer to the largest${rest}`),
     element("thead", {}, element("tr", {}, element("td"), heads)),
     element("tbody", {}, rows),
   );
 }
 
-function cell(weight) {
-  return element("td", { className: "heat", style: { "--weight": weight } }, fixed(weight, 2));
+function cell(weight, largest) {
+  return element("td", { className: "heat", style: { "--weight": weight / largest } }, fixed(weight, 2));
 }

@@ -2,7 +2,7 @@
 import { element } from "../elements.js";
 import { labelAddress } from "./addresses.js";
 import { interval } from "./charts.js";
-import { count, fixed, percent, written } from "./numbers.js";
+import { count, fixed, percent, sentence, written } from "./numbers.js";
 import { note } from "./section.js";
 import { directionText, metricTitle } from "./values.js";
 
@@ -28,7 +28,7 @@ export function labelPage(fields, catalogue) {
     parts.push(element("h2", {}, "Origin"), element("dl", { className: "facts" }, origin.flatMap(fact)));
   }
   parts.push(...siblings(label, catalogue));
-  return { title: label.title, parts };
+  return { title: sentence(label.title), parts };
 }
 
 function fact([name, value]) {

@@ -35,6 +35,11 @@ export function percent(share, decimals = 0) {
   return `${fixed(100 * share, decimals)} %`;
 }
 
+/** Begin a text with a capital letter, but leave names such as `hERG`. */
+export function sentence(text) {
+  return /^[a-z][A-Z]/.test(text) ? text : text.slice(0, 1).toUpperCase() + text.slice(1);
+}
+
 /** Write how many there are of something. */
 export function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;

@@ -142,17 +142,28 @@ class Panel {
   #choose(label) {
     this.chosen = label;
     this.card.replaceChildren(labelCard(label));
-    for (const one of this.sections) one.renew();
+    for (const one of this.sections) one.renew?.();
   }
 
+  /** The sections that the model offers for a task of the labels, and a line on the others. */
   #sections() {
-    if (!this.labels.length) return [];
-    const { inquiry, labels, catalogue } = this;
-    return [
-      section("Which atoms", "atoms", () => explainAtoms(inquiry, this.chosen)),
-      section("How far to trust it", "trust", () => explainTrust(inquiry, this.chosen)),
-      section("Structural alerts", "alerts", () => explainAlerts(inquiry, this.chosen.task.name)),
-      section("Who answers", "experts", () => explainExperts(inquiry, this.chosen, labels, catalogue)),
-    ];
+    const offers = SECTIONS.filter(({ name }) => offered([name], this.labels).length);
+    const missing = SECTIONS.filter((one) => !offers.includes(one)).map(({ title }) => `“${title}”`);
+    const made = offers.map(({ title, name, make }) => section(title, name, () => this.#explain(name, make)));
+    if (missing.length) made.push(note(`This model does not offer ${missing.join(" and ")} for these labels.`));
+    return made;
+  }
+
+  async #explain(name, make) {
+    const { inquiry, chosen, labels, catalogue } = this;
+    if (!offered([name], [chosen]).length) return [note(`The model has nothing on this for ${chosen.task.name}.`)];
+    return make({ inquiry, label: chosen, labels, catalogue });
   }
 }
+
+const SECTIONS = [
+  { title: "Which atoms", name: "atoms", make: explainAtoms },
+  { title: "How far to trust it", name: "domain", make: explainTrust },
+  { title: "Structural alerts", name: "alerts", make: explainAlerts },
+  { title: "Who answers", name: "experts", make: explainExperts },
+];

@@ -4,11 +4,11 @@ import { titleOf } from "./alerts.js";
 import { Inquiry, offered, tasksOf, valueOf } from "./answers.js";
 import { printButton } from "./compare.js";
 import { printable } from "./drawing.js";
-import { answer, fixed, percent } from "./numbers.js";
+import { answer, fixed, percent, sentence } from "./numbers.js";
 import { failure, note } from "./section.js";
 import { placesOf } from "./structure.js";
 import { bandWords, setWords } from "./trust.js";
-import { directionText, percentileOf, scoreText } from "./values.js";
+import { amongDrugs, directionText, percentileOf, scoreText } from "./values.js";
 
 /** Return the title and the elements of a report. */
 export function reportPage(fields, catalogue) {
@@ -76,19 +76,13 @@ function line(item, label) {
   const domain = item.domain?.[label.task.name]?.labels[label.name];
   if (domain?.band) means.push(bandWords(domain.band, label).text);
   if (domain?.conformal) means.push(`At ${percent(domain.conformal.confidence)} confidence: ${setWords(domain.conformal, label)}.`);
-  const percentile = percentileOf(item, label);
-  const among = percentile === undefined ? null : element("small", { className: "under" }, `above ${percent(percentile / 100)} of drugs`);
   return element(
     "tr",
     {},
-    element("th", { scope: "row" }, label.title),
-    element("td", { className: "value" }, `${answer(label, valueOf(item, label))}${unit}`, among),
+    element("th", { scope: "row" }, sentence(label.title)),
+    element("td", { className: "value" }, `${answer(label, valueOf(item, label))}${unit}`, amongDrugs(percentileOf(item, label))),
     element("td", {}, means.filter(Boolean).join(" ")),
   );
-}
-
-function sentence(text) {
-  return text[0].toUpperCase() + text.slice(1);
 }
 
 function alerts(found) {

@@ -9,7 +9,7 @@ import { note } from "./section.js";
 const METRICS = { roc_auc: "ROC-AUC", mae: "mean absolute error" };
 
 /** Return the elements that say how far an answer can be trusted. */
-export async function explainTrust(inquiry, label) {
+export async function explainTrust({ inquiry, label }) {
   const { item } = await inquiry.askOne({
     tasks: [label.task.name],
     explain: ["domain"],
@@ -40,7 +40,7 @@ function nearest(molecules, label) {
       {},
       what,
       element("span", {}, `similarity ${fixed(one.similarity, 2)}`, level(one.similarity)),
-      measured && element("span", {}, measured),
+      measured === null ? null : element("span", {}, measured),
       element("span", { className: "soft" }, `row ${one.row} of the data`),
     );
   });

@@ -2,7 +2,7 @@
 import { element } from "../elements.js";
 import { valueOf } from "./answers.js";
 import { strip } from "./charts.js";
-import { answer, percent } from "./numbers.js";
+import { answer, percent, sentence } from "./numbers.js";
 import { labelAddress } from "./addresses.js";
 
 const DIRECTIONS = {
@@ -27,7 +27,7 @@ export function valueTable(item, labels, chosen, choose) {
     const pick = element("input", {
       type: "radio", name: "explained", checked: label === chosen, on: { change: () => choose(label) },
     });
-    const name = element("label", {}, pick, element("span", {}, label.title, taskOf(label)));
+    const name = element("label", {}, pick, element("span", {}, sentence(label.title), taskOf(label)));
     return element(
       "tr",
       {},
@@ -51,6 +51,12 @@ function taskOf(label) {
 
 function unitOf(label) {
   return label.unit ? element("small", {}, ` ${label.unit}`) : null;
+}
+
+/** Return a small line on a percentile; null where it is not known. */
+export function amongDrugs(percentile) {
+  if (percentile === undefined) return null;
+  return element("small", { className: "under" }, `above ${percent(percentile / 100)} of drugs`);
 }
 
 function among(percentile) {
