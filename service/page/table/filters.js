@@ -1,0 +1,162 @@
+// Search, substructure and ranges of numbers: which rows of the table are shown.
+import { post } from "../api.js";
+import { element } from "../elements.js";
+import { patiently } from "../run/chunks.js";
+
+const ROWS_AT_ONCE = 500;
+const TYPING = 250;
+
+/** The bar of filters above the table. */
+export class Filters {
+  /** Args: `bar` is the element to fill; `view` has the filters; `onChange` is called after a change. */
+  constructor(bar, { view, onChange }) {
+    Object.assign(this, { bar, view, onChange });
+    this.matched = null; // the rows that have the substructure
+    this.results = null;
+    this.labels = [];
+    this.#build();
+  }
+
+  #build() {
+    this.text = element("input", {
+      type: "search", id: "search", placeholder: "Search", value: this.view.text, autocomplete: "off",
+      on: { input: soon(() => this.#searched()) },
+    });
+    this.smarts = element("input", {
+      type: "search", id: "smarts", placeholder: "Substructure (SMARTS)", value: this.view.smarts,
+      spellcheck: false, autocapitalize: "off", autocomplete: "off", className: "mono",
+      aria: { describedby: "smarts-error" },
+      on: { input: soon(() => this.match()) },
+    });
+    this.problem = element("span", { className: "bad", id: "smarts-error", role: "alert" });
+    this.substructures = element(
+      "span",
+      { className: "labelled", hidden: true },
+      element("label", { for: "smarts", className: "hidden" }, "Substructure, as SMARTS"),
+      this.smarts,
+      this.problem,
+    );
+    this.ranges = element("div", { className: "ranges" });
+    const add = element("button", { type: "button", id: "add-filter", on: { click: () => this.#add() } }, "Filter numbers");
+    this.bar.replaceChildren(
+      element("span", { className: "labelled" }, element("label", { for: "search", className: "hidden" }, "Search names, SMILES and cells"), this.text),
+      this.substructures,
+      add,
+      this.ranges,
+    );
+  }
+
+  /** Show or hide the field of substructures. */
+  offerSubstructures(isOffered) {
+    this.substructures.hidden = !isOffered;
+    if (isOffered && this.view.smarts) this.match();
+  }
+
+  /** Choose among these labels, and the columns of these results. */
+  show(results, labels) {
+    Object.assign(this, { results, labels });
+    this.#drawRanges();
+  }
+
+  /** Other molecules: what matched before says nothing of them. */
+  forgetMatches() {
+    this.matched = null;
+    if (this.view.smarts && !this.substructures.hidden) this.match();
+  }
+
+  #searched() {
+    this.view.text = this.text.value;
+    this.onChange();
+  }
+
+  /** Find the rows that have the substructure. */
+  async match() {
+    this.matching?.abort();
+    const smarts = (this.view.smarts = this.smarts.value.trim());
+    this.#complain("");
+    if (!smarts || !this.results) {
+      this.matched = null;
+      this.onChange();
+      return;
+    }
+    const { signal } = (this.matching = new AbortController());
+    try {
+      const { results } = this;
+      const found = await matching(results, smarts, signal);
+      this.matched = found;
+      this.onChange();
+    } catch (error) {
+      if (error.name !== "AbortError") this.#complain(error.message);
+    }
+  }
+
+  #complain(message) {
+    this.problem.textContent = message;
+    this.smarts.setAttribute("aria-invalid", String(message !== ""));
+  }
+
+  #add() {
+    const [first] = this.labels;
+    if (!first) return;
+    this.view.filters.push({ column: first.column, min: null, max: null });
+    this.#drawRanges();
+    this.ranges.lastElementChild.querySelector("select").focus();
+  }
+
+  #drawRanges() {
+    const ranges = this.view.filters.map((filter) => this.#range(filter));
+    this.ranges.replaceChildren(...ranges);
+  }
+
+  #range(filter) {
+    const uploaded = this.results?.columns.filter((_, k) => k !== this.results.molecule) ?? [];
+    const choice = element(
+      "select",
+      { aria: { label: "Property" }, on: { change: () => this.#set(filter, { column: choice.value }) } },
+      ...this.labels.map((label) => element("option", { value: label.column }, label.unit ? `${label.title} [${label.unit}]` : label.title)),
+      ...uploaded.map((name) => element("option", { value: `upload:${name}` }, name)),
+    );
+    choice.value = filter.column;
+    const end = (name, words) => {
+      const field = element("input", {
+        type: "number", step: "any", value: filter[name] ?? "", placeholder: words, aria: { label: words },
+        on: { input: soon(() => this.#set(filter, { [name]: field.value === "" ? null : Number(field.value) })) },
+      });
+      return field;
+    };
+    const remove = () => {
+      this.view.filters.splice(this.view.filters.indexOf(filter), 1);
+      this.#drawRanges();
+      this.onChange();
+    };
+    const button = element("button", { type: "button", className: "quiet", aria: { label: "Remove this filter" }, on: { click: remove } }, "✕");
+    return element("span", { className: "range" }, choice, end("min", "from"), end("max", "to"), button);
+  }
+
+  #set(filter, values) {
+    Object.assign(filter, values);
+    this.onChange();
+  }
+}
+
+/** Return a listener that acts once nobody has typed for a while. */
+function soon(act) {
+  let typing;
+  return () => {
+    clearTimeout(typing);
+    typing = setTimeout(act, TYPING);
+  };
+}
+
+async function matching(results, smarts, signal) {
+  const rows = [];
+  for (let row = 0; row < results.count; row += 1) if (results.isAnswered(row)) rows.push(row);
+  const found = new Set();
+  for (let begin = 0; begin < rows.length; begin += ROWS_AT_ONCE) {
+    const chunk = rows.slice(begin, begin + ROWS_AT_ONCE);
+    const body = { smiles: chunk.map((row) => results.smiles[row]), smarts };
+    const { matches } = await patiently(() => post("match", body, { signal }), { signal });
+    for (const { index, matches: has } of matches) if (has) found.add(chunk[index]);
+  }
+  return found;
+}
