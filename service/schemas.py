@@ -32,6 +32,7 @@ from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.families.table import AnyInput
 from models.meaning import Counted, LabelMeaning
 from models.task import Level, Target
+from service.explanation_schemas import AtomsOut
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ETHANOL_GRAPH = {
@@ -73,7 +74,7 @@ _Numbers = Annotated[list[_NumberRow], Field(fail_fast=True), WrapValidator(_as_
 _ModelName = Annotated[str, StringConstraints(max_length=128)]
 _TaskName = Annotated[str, StringConstraints(max_length=64)]
 _LabelName = Annotated[str, StringConstraints(max_length=300)]
-ExplanationName = Literal["routing", "experts"]
+ExplanationName = Literal["routing", "experts", "atoms"]
 """Explanations that a request can ask for."""
 _MOST_UNKNOWN_FIELDS = 10
 
@@ -277,7 +278,8 @@ class PredictRequest(TextRequest):
         [],
         description=(
             "`routing` adds the weight of every adapter expert at every site; `experts` what"
-            " network and forest answer, and their weights"
+            " network and forest answer, and their weights; `atoms` what every atom contributes to"
+            " at most 20 labels, which `explain_labels` names"
         ),
     )
     explain_labels: Annotated[list[_LabelName], Field(min_length=1, fail_fast=True)] | None = Field(
@@ -363,6 +365,15 @@ PREDICT_EXAMPLES: dict[str, Any] = {
     "explained": {
         "summary": "With routing weights",
         "value": {"smiles": [ASPIRIN], "tasks": ["clintox"], "explain": ["routing"]},
+    },
+    "atoms_of_label": {
+        "summary": "With what every atom contributes to a label",
+        "value": {
+            "smiles": [ASPIRIN],
+            "tasks": ["clintox"],
+            "explain": ["atoms"],
+            "explain_labels": ["clintox.CT_TOX"],
+        },
     },
     "graph": {
         "summary": "A graph: ethanol",
@@ -460,6 +471,12 @@ class PredictionItem(BaseModel):
     )
     experts: dict[str, dict[ExpertName, ExpertOut]] | None = Field(
         None, description="if asked: per task, what every expert answers that takes part"
+    )
+    atoms: dict[str, dict[str, AtomsOut]] | None = Field(
+        None, description="if asked: per task and label, what every atom contributes"
+    )
+    explanation_errors: dict[ExplanationName, ItemError] | None = Field(
+        None, description="if asked: why an explanation is absent, by its name"
     )
     without_forest: list[str] | None = Field(
         None,

@@ -48,6 +48,7 @@ FLOORS = {
         ("cli",),
     ),
     "service": (
+        ("explanation_schemas",),
         ("rates", "schemas", "settings", "supervisor"),
         ("security", "sockets", "telemetry"),
         ("core",),

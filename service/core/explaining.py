@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from models.errors import did_you_mean
 from service.core.answer import Answer
 from service.core.engine import EngineInfo, PredictionQuery, UnsupportedQueryError
+from service.core.reading import ItemFailure
 from service.schemas import ExplanationName
 
 SHOWN: tuple[ExplanationName, ...] = ("routing", "experts")
@@ -55,11 +56,21 @@ class Explained:
             labels: `task.label` each; None for all labels of the tasks.
 
         Raises:
-            UnsupportedQueryError: a label is none of the tasks'.
+            UnsupportedQueryError: a label is none of the tasks', or the model cannot be explained
+                in this way.
         """
+        chosen = cls._chosen(info, tasks, labels)
+        if "atoms" in names:
+            info.check_atoms(chosen)
+        return cls(tuple(names), chosen, named=labels is not None)
+
+    @staticmethod
+    def _chosen(
+        info: EngineInfo, tasks: Sequence[str], labels: Sequence[str] | None
+    ) -> dict[str, tuple[str, ...]]:
         known = {f"{task}.{label}": (task, label) for task in tasks for label in info.labels[task]}
         if labels is None:
-            return cls(tuple(names), {task: info.labels[task] for task in tasks})
+            return {task: info.labels[task] for task in tasks}
         for name in labels:
             if name not in known:
                 got = f"explain_labels: got unknown label {name[:100]!a}"
@@ -69,7 +80,22 @@ class Explained:
         for name in dict.fromkeys(labels):
             task, label = known[name]
             chosen[task] = (*chosen.get(task, ()), label)
-        return cls(tuple(names), chosen, named=True)
+        return chosen
+
+    def num_streams(self, info: EngineInfo) -> int:
+        """Return the number of streams that the model computes for explanations, beside those of
+        the predictions."""
+        return info.count_streams([*self.labels]) if "atoms" in self.names else 0
+
+
+def add_explanation(shown: dict[str, Any], name: ExplanationName, value: Any) -> None:
+    """Add an explanation to those of an answer; an error goes to `explanation_errors`, None
+    nowhere."""
+    if isinstance(value, ItemFailure):
+        error = {"code": value.code, "message": value.message}
+        shown.setdefault("explanation_errors", {})[name] = error
+    elif value is not None:
+        shown[name] = value
 
 
 NOTHING = Explained()
@@ -95,7 +121,8 @@ class Explainer(Protocol):
             deadline: on the clock of the batcher; work still waiting then is given up.
 
         Returns:
-            One value per answer, which JSON can hold; None leaves the explanation out.
+            One value per answer, which JSON can hold; None leaves the explanation out, an
+            `ItemFailure` says why there is none.
 
         Raises:
             UnsupportedQueryError: the model cannot be explained in this way.

@@ -46,6 +46,7 @@ from service.core.reading import (
     precheck,
     read,
     read_all,
+    unexpected,
 )
 
 Loss = Literal["timeout", "died"]
@@ -83,11 +84,13 @@ class _Request(Generic[Item, Result]):
 
     Attributes:
         work: function of the process for a chunk, one result per item.
+        verb: what it does, for error messages.
         gate: bounds the chunks that are under way.
         timeouts_left: molecules that may still time out before the rest is not tried.
     """
 
     work: Callable[[list[Item]], list[Result | ItemFailure]]
+    verb: str
     gate: asyncio.Semaphore
     timeouts_left: int = _MOST_TIMEOUTS
 
@@ -211,7 +214,7 @@ class Parser:
         errors = [precheck(source, self._limits, requirements) for source in sources]
         left = [source for source, error in zip(sources, errors, strict=True) if error is None]
         work = partial(_read_all, limits=self._limits, requirements=requirements)
-        wires = await self._in_chunks(left, work)
+        wires = await self._in_chunks(left, work, "read")
         results = (wire if isinstance(wire, ItemFailure) else _received(*wire) for wire in wires)
         return [next(results) if error is None else error for error in errors]
 
@@ -221,14 +224,32 @@ class Parser:
         Returns:
             One result per drawing, in their order; errors are returned, not raised.
         """
-        return await self._in_chunks(drawings, partial(_draw_all, limits=self._limits))
+        return await self._in_chunks(drawings, partial(_draw_all, limits=self._limits), "draw")
+
+    async def apply(
+        self, items: Sequence[Item], work: Callable[[Item], Result | ItemFailure], verb: str
+    ) -> list[Result | ItemFailure]:
+        """Apply a function to molecules.
+
+        Args:
+            items: what it takes, one by one.
+            work: can be sent to a process.
+            verb: what it does, for error messages.
+
+        Returns:
+            One result per item, in their order; errors are returned, not raised.
+        """
+        return await self._in_chunks(items, partial(_apply, work=work), verb)
 
     async def _in_chunks(
-        self, items: Sequence[Item], work: Callable[[list[Item]], list[Result | ItemFailure]]
+        self,
+        items: Sequence[Item],
+        work: Callable[[list[Item]], list[Result | ItemFailure]],
+        verb: str,
     ) -> list[Result | ItemFailure]:
         """Run the work of a request in the processes, a few chunks at a time."""
         gate = asyncio.Semaphore(self._window)
-        request: _Request[Item, Result] = _Request(work, gate)
+        request: _Request[Item, Result] = _Request(work, verb, gate)
         chunks = [items[begin : begin + _CHUNK] for begin in range(0, len(items), _CHUNK)]
         if len(chunks) == 1:
             # Most requests; `gather` would create an asyncio task.
@@ -267,7 +288,7 @@ class Parser:
             return ItemFailure(
                 "parse_timeout",
                 f"not tried: {_MOST_TIMEOUTS} molecules of this request took more than"
-                f" {self._timeout_seconds:g} s to read",
+                f" {self._timeout_seconds:g} s to {request.verb}",
             )
         for _ in range(2):  # a process may die for another reason, but hardly twice
             try:
@@ -278,7 +299,8 @@ class Parser:
                 request.timeouts_left -= 1
                 return ItemFailure(
                     "parse_timeout",
-                    f"took more than {self._timeout_seconds:g} s to read (parse_timeout_seconds)",
+                    f"took more than {self._timeout_seconds:g} s to {request.verb}"
+                    " (parse_timeout_seconds)",
                 )
         return ItemFailure("unreadable", "the process that read this molecule died, twice")
 
@@ -375,6 +397,19 @@ def _read_all(
 
 def _draw_all(drawings: Sequence[Drawing], limits: MoleculeLimits) -> list[Depicted | ItemFailure]:
     return [draw(drawing, limits) for drawing in drawings]
+
+
+def _apply(
+    items: Sequence[Item], work: Callable[[Item], Result | ItemFailure]
+) -> list[Result | ItemFailure]:
+    """Apply a function to every item; what it raises fails this item alone."""
+    results: list[Result | ItemFailure] = []
+    for item in items:
+        try:
+            results.append(work(item))
+        except Exception as error:  # as of `read`: RDKit raises bare RuntimeErrors
+            results.append(unexpected(error))
+    return results
 
 
 def _sent(molecule: Parsed | ItemFailure) -> _Wire:

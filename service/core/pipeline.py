@@ -4,8 +4,10 @@ batcher, engines and metrics; independent of HTTP."""
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -20,7 +22,9 @@ from service.core.batcher import (
 )
 from service.core.cache import AnswerCache
 from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
-from service.core.explaining import NOTHING, Explained, Explainer
+from service.core.explaining import NOTHING, Explained, Explainer, add_explanation
+from service.core.explanations.atoms import AtomsExplainer, AtomsQuery
+from service.core.explanations.locating import Located
 from service.core.parsing import Parser
 from service.core.reading import (
     Depicted,
@@ -43,6 +47,19 @@ _MOST_DRAWN = 2000
 """Molecules that may wait to be drawn, for every process that reads: about 10 s of work."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """A kind of work of the model's thread. Items of equal work share passes.
+
+    Attributes:
+        query: what is asked; decides whether two are equal.
+        run: function (items) that does it, one result per item.
+    """
+
+    query: Hashable
+    run: Callable[[list[Any]], Sequence[Any]] = field(compare=False)
+
+
 class Pipeline:
     """Reads molecules and graphs and predicts for them.
 
@@ -57,8 +74,8 @@ class Pipeline:
             self._limits, settings.parsers, settings.parse_timeout_seconds, metrics.parser_lost
         )
         self._cache = AnswerCache(settings.cache_bytes)
-        self._batcher: Batcher[PredictionQuery, Graph, Outcome] = Batcher(
-            self._run_pass,
+        self._batcher: Batcher[Work, Any, Any] = Batcher(
+            lambda work, items: work.run(items),
             max_batch_cost=settings.max_batch_cost,
             max_pending_cost=settings.max_pending_cost,
             on_pass=metrics.model_pass,
@@ -67,7 +84,9 @@ class Pipeline:
             settings.cache_bytes // _PICTURE_SHARE, getsizeof=lambda found: len(found.svg) + 500
         )
         self._most_drawn, self._drawing = _MOST_DRAWN * settings.parsers, 0
-        self._explainers: Mapping[ExplanationName, Explainer] = {}
+        self._explainers: Mapping[ExplanationName, Explainer] = {
+            "atoms": AtomsExplainer(self._parser, self._submit_atoms)
+        }
         self._accepts = self._ready = False
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -210,7 +229,8 @@ class Pipeline:
         bounded: bool,
         explained: Explained,
     ) -> list[Result]:
-        estimate = query.num_streams * sum(
+        streams = explained.num_streams(query.engine.info)
+        estimate = (query.num_streams + streams) * sum(
             cost(source, self._limits, query.requirements) for source in sources
         )
         timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
@@ -220,7 +240,7 @@ class Pipeline:
                 with self._batcher.admit(estimate, seconds, bounded=bounded) as permit:
                     results = await self._answer(query, sources, permit, deadline)
                     if explained.computed:
-                        results = await self._explain(query, results, explained, deadline)
+                        results = await self._explain(query, results, explained, permit, deadline)
         except TimeoutError:
             if timeout.expired():
                 raise DeadlineExceededError from None
@@ -254,9 +274,9 @@ class Pipeline:
         computed: list[Outcome] = []
         if missing:
             with span("model", molecules=len(missing)):
-                computed = await self._batcher.submit(
-                    query, [molecule.graph for molecule in missing], costs, deadline
-                )
+                work = Work(query, partial(self._run_pass, query))
+                graphs = [molecule.graph for molecule in missing]
+                computed = await self._batcher.submit(work, graphs, costs, deadline)
             for molecule, answer in zip(missing, computed, strict=True):
                 if not isinstance(answer, ItemFailure):
                     self._cache.put(digest, molecule.key, answer, *choice)
@@ -268,24 +288,32 @@ class Pipeline:
         query: PredictionQuery,
         results: Sequence[Result],
         explained: Explained,
+        permit: Permit,
         deadline: float,
     ) -> list[Result]:
         """Add explanations to the answers among the results."""
         answers = [result for result in results if isinstance(result, Answer)]
         if not answers:
             return [*results]
+        costs = [query.requirements.family.cost(answer.graph) for answer in answers]
+        permit.cost = sum(costs) * explained.num_streams(query.engine.info)
         found: list[dict[str, object]] = [{} for _ in answers]
         for name in explained.computed:
             with span("explain", explanation=name, molecules=len(answers)):
                 values = await self._explainers[name](query, answers, explained, deadline)
             for own, value in zip(found, values, strict=True):
-                if value is not None:
-                    own[name] = value
+                add_explanation(own, name, value)
         new = iter(found)
         return [
             replace(result, explanations=next(new)) if isinstance(result, Answer) else result
             for result in results
         ]
+
+    async def _submit_atoms(
+        self, query: AtomsQuery, molecules: Sequence[Located], costs: Sequence[int], deadline: float
+    ) -> list[dict[str, Any]]:
+        work = Work(query, partial(query.run))
+        return await self._batcher.submit(work, molecules, costs, deadline)
 
     def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[Outcome]:
         """Predict for the graphs of one pass, on the worker thread."""

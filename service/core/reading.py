@@ -2,6 +2,7 @@
 pool."""
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,7 @@ ITEM_CODES = (
     "invalid_graph",
     "invalid_weights",
     "drawing_unavailable",
+    "unsupported_explanation",
     "unsupported_input",
     "not_finite",
     "parse_timeout",
@@ -232,11 +234,18 @@ def read(
     except InvalidInputError as invalid:
         return _unreadable(invalid)
     # RDKit raises bare RuntimeErrors on some inputs, which must not fail the other molecules.
-    except Exception:
-        log.exception("a molecule could not be read")
-        return ItemFailure(
-            "unreadable", "the molecule could not be read, for a reason that is not known"
-        )
+    except Exception as unknown:
+        return unexpected(unknown)
+
+
+def unexpected(error: Exception) -> ItemFailure:
+    """Log an error of a kind that no code expects, without its message, which may show the
+    structure; return that of the molecule."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    log.error("a molecule could not be read: %s\n%s", type(error).__name__, frames)
+    return ItemFailure(
+        "unreadable", "the molecule could not be read, for a reason that is not known"
+    )
 
 
 def read_all(
