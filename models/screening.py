@@ -20,6 +20,7 @@ from models.errors import ArtifactError, InvalidInputError
 from models.experts.adapter import Adapter, Stream, trace
 from models.experts.bank import AdapterBank
 from models.experts.expert import TaskExpert
+from models.experts.node_sums import NodeSum
 from models.experts.router import RouterConfig, cosine_cost_of_products, graph_distances
 from models.experts.unified import DEFAULT_ROUTING, Routing, UnifiedOutput
 from models.manifest import Manifest
@@ -29,6 +30,7 @@ from models.task import select_tasks
 _SEED = 0
 _BLOCK = 32  # rows at a time, so that the outputs of all experts fit into memory
 _CACHED_MODELS = 64
+_EXPLAINED_MODELS = 8
 
 
 def nearest_experts(
@@ -219,7 +221,8 @@ class ScreenedModel:
         self._position = {task: k for k, task in enumerate(self.tasks)}
         self._own_group = _own_groups(manifest)
         # Not a cached method: the cache would keep a reference to this object and its memory.
-        self._small = lru_cache(_CACHED_MODELS)(partial(_small_model, components, device))
+        self._small = lru_cache(_CACHED_MODELS)(partial(_served_model, components, device))
+        self._explained = lru_cache(_EXPLAINED_MODELS)(partial(_small_model, components, device))
         self.site_names = self._small(self.tasks[:1]).site_names
         if not self.site_names:
             got = f"got `nearest` for a backbone of kind {manifest.backbone.kind!r}"
@@ -250,6 +253,17 @@ class ScreenedModel:
             embeddings,
         )
 
+    def node_sums(
+        self, batch: GraphBatch, labels: Mapping[str, Sequence[int]], routing: Routing
+    ) -> dict[str, NodeSum]:
+        """Split outputs into contributions of the nodes: see `UnifiedModel.node_sums`."""
+        names, _ = select_tasks(self.tasks, tuple(labels))
+        sums: dict[str, NodeSum] = {}
+        for experts, requested in self._groups(names, routing).items():
+            chosen = {task: labels[task] for task in requested}
+            sums |= self._explained(experts).node_sums(batch, chosen, routing)
+        return {task: sums[task] for task in names}
+
     def _groups(self, names: Sequence[str], routing: Routing) -> dict[tuple[str, ...], list[str]]:
         """Group the requested tasks by the experts of the small model that predicts them."""
         if routing != "own":
@@ -276,5 +290,12 @@ def _small_model(
 ) -> Any:
     family, experts = components.manifest.family, {task: components.experts[task] for task in tasks}
     with torch.inference_mode(False):  # it outlives the request that it is made in
-        model = family.model(components.backbone, experts, components.manifest.router)
-        return family.served(model.to(device))
+        return family.model(components.backbone, experts, components.manifest.router).to(device)
+
+
+def _served_model(
+    components: ArtifactComponents, device: torch.device | str, tasks: tuple[str, ...]
+) -> Any:
+    family = components.manifest.family
+    with torch.inference_mode(False):
+        return family.served(_small_model(components, device, tasks))

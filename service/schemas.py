@@ -34,7 +34,7 @@ from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.families.table import AnyInput
 from models.meaning import Counted, LabelMeaning
 from models.task import Level, Target
-from service.explanation_schemas import AlertOut, Percentile
+from service.explanation_schemas import AlertOut, AtomsOut, Percentile
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ETHANOL_GRAPH = {
@@ -76,7 +76,7 @@ _Numbers = Annotated[list[_NumberRow], Field(fail_fast=True), WrapValidator(_as_
 _ModelName = Annotated[str, StringConstraints(max_length=128)]
 _TaskName = Annotated[str, StringConstraints(max_length=64)]
 _LabelName = Annotated[str, StringConstraints(max_length=300)]
-ExplanationName = Literal["routing", "experts", "drugs", "alerts"]
+ExplanationName = Literal["routing", "experts", "atoms", "drugs", "alerts"]
 """Explanations that a request can ask for."""
 RowExplanation = Literal["drugs", "alerts"]
 """Explanations that rows of files and lines of streams can have."""
@@ -282,7 +282,8 @@ class PredictRequest(TextRequest):
         [],
         description=(
             "`routing` adds the weight of every adapter expert at every site; `experts` what"
-            " network and forest answer, and their weights; `drugs` what percentage of approved"
+            " network and forest answer, and their weights; `atoms` what every atom contributes to"
+            " at most 20 labels, which `explain_labels` names; `drugs` what percentage of approved"
             " drugs has a lower answer; `alerts` the substructures that catalogues warn of"
         ),
     )
@@ -384,6 +385,15 @@ PREDICT_EXAMPLES: dict[str, Any] = {
         "summary": "With routing weights",
         "value": {"smiles": [ASPIRIN], "tasks": ["clintox"], "explain": ["routing"]},
     },
+    "atoms_of_label": {
+        "summary": "With what every atom contributes to a label",
+        "value": {
+            "smiles": [ASPIRIN],
+            "tasks": ["clintox"],
+            "explain": ["atoms"],
+            "explain_labels": ["clintox.CT_TOX"],
+        },
+    },
     "graph": {
         "summary": "A graph: ethanol",
         "value": {"graphs": [ETHANOL_GRAPH], "tasks": ["clintox"]},
@@ -480,6 +490,9 @@ class PredictionItem(BaseModel):
     )
     experts: dict[str, dict[ExpertName, ExpertOut]] | None = Field(
         None, description="if asked: per task, what every expert answers that takes part"
+    )
+    atoms: dict[str, dict[str, AtomsOut]] | None = Field(
+        None, description="if asked: per task and label, what every atom contributes"
     )
     drugs: dict[str, dict[str, Percentile]] | None = Field(
         None,

@@ -31,6 +31,8 @@ FINGERPRINT_RULE: FingerprintRule = get_args(FingerprintRule)[-1]
 """The rule of new artifacts."""
 Block = Literal["ecfp4", "descriptors"]
 """Names of groups of columns, from which the inputs of a forest are chosen."""
+Environment = tuple[int, int]
+"""Centre and radius of a circular substructure."""
 BITS = 2048
 _DECIMALS = 6
 _CHARGE = re.compile(r"[+-]\d*\]")
@@ -122,6 +124,22 @@ def fingerprint(mol: Chem.Mol, smiles: str | None = None) -> NDArray[np.float32]
         values += compute(mol)
     row[BITS:] = np.round(values, _DECIMALS)
     return row
+
+
+def environments(mol: Chem.Mol, smiles: str) -> tuple[Chem.Mol, dict[int, tuple[Environment, ...]]]:
+    """Find the circular substructures that a molecule's fingerprint counts; arguments as for
+    `fingerprint`.
+
+    Returns:
+        The neutralised molecule, whose atoms have the order of `mol`, and by column the
+        substructures that are counted there.
+    """
+    if _CHARGE.search(smiles):
+        mol = neutralise(mol)
+    output = rdFingerprintGenerator.AdditionalOutput()
+    output.AllocateBitInfoMap()
+    _MORGAN.GetCountFingerprint(mol, additionalOutput=output)
+    return mol, output.GetBitInfoMap()
 
 
 def with_fingerprint(graph: MolGraph, mol: Chem.Mol, smiles: str) -> FingerprintedMolGraph:

@@ -105,7 +105,7 @@ def featurize_all(
     `fingerprints`, graphs are `models.data.fingerprint.FingerprintedMolGraph`."""
     return [
         read if isinstance(read, MoleculeError) else Molecule(*read)
-        for read in _read_all(smiles, strict, max_atoms, _canonical, fingerprints)
+        for read in _read_all(smiles, strict, max_atoms, canonical_drawing, fingerprints)
     ]
 
 
@@ -202,11 +202,11 @@ its atoms follow from bonds and elements."""
 
 
 def _canonical_if_needed(parsed: ParsedSmiles, strict: bool) -> Drawing:
-    """Do as `_canonical`, but leave out the canonical SMILES of a plain molecule."""
-    return Drawing(parsed, "") if parsed.is_plain else _canonical(parsed, strict)
+    """Do as `canonical_drawing`, but leave out the canonical SMILES of a plain molecule."""
+    return Drawing(parsed, "") if parsed.is_plain else canonical_drawing(parsed, strict)
 
 
-def _canonical(parsed: ParsedSmiles, strict: bool) -> Drawing:
+def canonical_drawing(parsed: ParsedSmiles, strict: bool) -> Drawing:
     """Choose the molecule to take features from, and write its canonical SMILES.
 
     RDKit's canonical SMILES is not always that of the molecule read from it. Reading and writing is

@@ -63,6 +63,38 @@ class AdapterBank(nn.Module):
         ]
         return torch.cat(corrections, 1).transpose(0, 1)
 
+    def tangent(self, at: Tensor, h: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        """Compute the derivative of the experts' weighted mean, sum_i w_i f_i, in given directions.
+
+        An adapter is linear in h as long as the same units are active, so that the derivative at
+        `at` in the direction `at` is the output itself. The weights are held fixed.
+
+        Args:
+            at: (G, d), where the derivative is taken.
+            h: (N, d), directions.
+            rows: (N,), row of `at` for each direction.
+            weights: (G, K).
+
+        Returns:
+            (N, d), of the type of `h`.
+        """
+        used = weights.any(0).nonzero().squeeze(1)
+        down, up = self.down[:, used].to(h.dtype), self.up[used].to(h.dtype)
+        active = torch.einsum("gd,dkr->gkr", at, down) > 0
+        scale = active * weights[:, used, None].to(h.dtype)
+        z = torch.einsum("nd,dkr->nkr", h, down)
+        return torch.einsum("nkr,krd->nd", z * scale[rows], up)
+
+    def fused_tangent(self, at: Tensor, h: Tensor, sizes: Sequence[int], weights: Tensor) -> Tensor:
+        """Do as `tangent` for adapters of averaged parameters (`fuse`); h is sorted by graph,
+        `sizes` are the numbers of rows of the graphs."""
+        down, up = self.down.movedim(1, 0).to(h.dtype), self.up.to(h.dtype)
+        found = []
+        for g, x, w in zip(at, h.split(list(sizes)), weights.to(h.dtype), strict=True):
+            d, u = torch.einsum("k,kdr->dr", w, down), torch.einsum("k,krd->rd", w, up)
+            found.append(((x @ d) * (g @ d > 0)) @ u)
+        return torch.cat(found)
+
     def target_outputs(self, h: Tensor, experts: Tensor) -> Tensor:
         """Compute the output f_k(h) of each stream's target expert k: h (N, T or 1, d), experts
         (T,) -> (N, T, d)."""

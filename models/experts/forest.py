@@ -1,7 +1,7 @@
 """Forests: trees on fingerprints, as plain arrays."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,21 @@ from models.errors import ArtifactError
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnSum:
+    """Outputs of C labels for one fingerprint as sums over its columns. The output is that of the
+    reference, a fingerprint of zeros, plus the sum of the columns' contributions.
+
+    Attributes:
+        reference: (C,).
+        contributions: (C, F), Shapley values of the game in which a set of columns has the
+            numbers of the fingerprint and the others are zero. Columns that are zero have 0.
+    """
+
+    reference: Doubles
+    contributions: Doubles
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +73,20 @@ class Forest(ABC):
 
         Returns:
             (G, L) float32: logits without temperature, or values in the units of the labels.
+        """
+
+    @abstractmethod
+    def column_sums(self, row: Floats, labels: Sequence[int]) -> ColumnSum:
+        """Split the outputs for a fingerprint into contributions of its columns, exactly.
+
+        The contributions are baseline Shapley values (Sundararajan and Najmi 2020), computed tree
+        by tree (Lundberg et al. 2020, the independent TreeSHAP with one reference). The reference
+        is the fingerprint of zeros, a molecule without atoms: it needs no training data, and a
+        substructure that a molecule lacks contributes nothing.
+
+        Args:
+            row: (F,) float32, a fingerprint.
+            labels: positions of C labels.
         """
 
     @abstractmethod

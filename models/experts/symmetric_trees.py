@@ -4,14 +4,16 @@ All nodes of a level ask the same question, "is column f greater than border b?"
 depth D is D questions and a table of 2^D leaves, whose index has the answers as its bits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ArtifactError
-from models.experts.forest import Doubles, Floats, Forest, check_columns
+from models.experts.forest import ColumnSum, Doubles, Floats, Forest, check_columns
 from models.ops.jit import kernel
 
 NEVER = float(np.finfo(np.float32).max)
@@ -92,6 +94,31 @@ class SymmetricForest(Forest):
                 sum_leaves(block, *trees, sums[:, begin : begin + _BLOCK])
         return (sums.T * self.step + self.base).astype(np.float32)
 
+    def column_sums(self, row: Floats, labels: Sequence[int]) -> ColumnSum:
+        """See `Forest.column_sums`."""
+        found = np.zeros((len(labels), len(row)))
+        reference = np.empty(len(labels))
+        trees = self.columns, self.borders, self.leaves
+        for k, label in enumerate(labels):
+            first, last = self.starts[label], self.starts[label + 1]
+            total = split_leaves(row, *trees, first, last, _WEIGHTS, found[k])
+            reference[k] = total * self.step[label] + self.base[label]
+            found[k] *= self.step[label]
+        return ColumnSum(reference, found)
+
+
+def _shapley_weights(most: int) -> Doubles:
+    """Return (most + 1, most): for m columns and a set of s others, the share s! (m - s - 1)! / m!
+    of the orders in which a column comes right after the set."""
+    weights = np.zeros((most + 1, most))
+    for m in range(1, most + 1):
+        for s in range(m):
+            weights[m, s] = factorial(s) * factorial(m - s - 1) / factorial(m)
+    return weights
+
+
+_WEIGHTS = _shapley_weights(MAX_DEPTH)
+
 
 @kernel
 def sum_leaves(
@@ -143,3 +170,66 @@ def sum_leaves_of_one(
                 leaf |= np.int64(row[columns[tree, level]] > borders[tree, level]) << level
             total += leaves[tree, leaf]
         sums[label] = total
+
+
+@kernel
+def split_leaves(
+    row: Floats,
+    columns: NDArray[np.int16],
+    borders: Floats,
+    leaves: NDArray[np.int16],
+    first: int,
+    last: int,
+    weights: Doubles,
+    found: Doubles,
+) -> int:
+    """Add the Shapley values of a molecule's columns in some trees, in steps: see
+    `Forest.column_sums`.
+
+    Questions that the molecule answers as the reference does have no effect. The columns of the
+    others, at most D, are a game whose 2^m values are leaves of the tree.
+
+    Args:
+        row: (F,) float32.
+        columns, borders, leaves: of the forest.
+        first, last: the trees.
+        weights: from `_shapley_weights`.
+        found: (F,), added to.
+
+    Returns:
+        The sum of the leaves that the reference reaches, in steps.
+    """
+    depth = columns.shape[1]
+    players = np.empty(depth, dtype=np.int64)
+    masks = np.empty(depth, dtype=np.int64)
+    leaf_of = np.zeros(1 << depth, dtype=np.int64)
+    size_of = np.zeros(1 << depth, dtype=np.int64)
+    total = 0
+    for tree in range(first, last):
+        start, count = np.int64(0), 0
+        for level in range(depth):
+            column, border = columns[tree, level], borders[tree, level]
+            in_reference = np.float32(0) > border
+            start |= np.int64(in_reference) << level
+            if (row[column] > border) == in_reference:
+                continue
+            k = 0
+            while k < count and players[k] != column:
+                k += 1
+            if k == count:
+                players[k], masks[k] = column, 0
+                count += 1
+            masks[k] |= np.int64(1) << level
+        total += leaves[tree, start]
+        leaf_of[0] = start
+        for k in range(count):
+            for chosen in range(1 << k):
+                leaf_of[chosen | 1 << k] = leaf_of[chosen] ^ masks[k]
+                size_of[chosen | 1 << k] = size_of[chosen] + 1
+        for k in range(count):
+            for chosen in range(1 << count):
+                if chosen >> k & 1:
+                    continue
+                gain = leaves[tree, leaf_of[chosen | 1 << k]] - leaves[tree, leaf_of[chosen]]
+                found[players[k]] += weights[count, size_of[chosen]] * gain
+    return total

@@ -13,6 +13,7 @@ from models.errors import InvalidInputError
 from models.experts.adapter import Stream, apply_norm, batch_statistics
 from models.experts.bank import AdapterBank, NodeAdapterBank
 from models.experts.expert import TaskExpert
+from models.experts.node_sums import NodeSum
 from models.experts.router import RouterConfig, graph_distances, node_distances, routing_weights
 from models.experts.streams import StreamSelection, StreamTable
 from models.networks.base import LayeredNetwork
@@ -137,6 +138,64 @@ class UnifiedModel(nn.Module):
                 f" {get_args(Routing)} and of {get_args(Statistics)}"
             )
         names, positions = select_tasks(self.tasks, tasks)
+        found = self._run(batch, positions, routing, statistics)
+        chosen, nodes = found.adapters.chosen, found.nodes
+        logits = {}
+        for t, (task, position) in enumerate(zip(names, positions, strict=True)):
+            of_nodes = self.levels[task] == "node"
+            h = nodes[:, chosen.of_task[t]] if of_nodes else found.corrected[:, t]
+            logits[task] = self.heads[position](h)
+        weights = torch.stack(found.adapters.weights, dim=1)
+        stream_names = [self.streams.names[k] for k in chosen.streams]
+        return UnifiedOutput(
+            logits,
+            {task: weights[:, :, t] for t, task in enumerate(names)},
+            self.targets,
+            dict(zip(stream_names, found.readout.unbind(1), strict=True)),
+        )
+
+    def node_sums(
+        self, batch: GraphBatch, labels: Mapping[str, Sequence[int]], routing: Routing
+    ) -> dict[str, NodeSum]:
+        """Split the outputs of labels into contributions of the nodes, exactly.
+
+        The readout is a mean and the graph adapter relu(g D) U has no bias. With the units
+        a = 1[g D > 0] that are active for a graph, its output is
+        b + (1/N) sum_i h_i . w_eff, w_eff = w - D diag(a) U w for the head's weights w and bias b.
+        With routing "moe" and "merged" the same holds with the graph's routing weights held fixed.
+
+        Args:
+            batch: G graphs.
+            labels: by task at level "graph", positions of labels among the head's outputs.
+            routing: as of `forward`.
+
+        Returns:
+            By task, the sums of these labels.
+
+        Raises:
+            UnknownTaskError: the model does not have a task.
+            InvalidInputError: a task is at level "node".
+        """
+        names, positions = select_tasks(self.tasks, tuple(labels))
+        if of_nodes := [task for task in names if self.levels[task] == "node"]:
+            raise InvalidInputError(f"got task {of_nodes[0]!a} at level 'node', expected 'graph'")
+        found = self._run(batch, positions, routing, "stored")
+        sizes = segment_count(batch.batch, batch.num_graphs)
+        # Sums over atoms in float64: a float32 loses up to 1e-5 of an output.
+        nodes, readout = found.nodes.double(), found.readout.double()
+        sums = {}
+        for t, (task, position) in enumerate(zip(names, positions, strict=True)):
+            head, rows = cast(nn.Linear, self.heads[position]), list(labels[task])
+            h = found.adapters.subtract_tangent(t, readout, nodes)
+            contributions = h @ head.weight[rows].double().T / sizes[batch.batch].unsqueeze(1)
+            outputs = head(found.corrected[:, t])[:, rows]
+            sums[task] = NodeSum(outputs, head.bias[rows], contributions, sizes.tolist())
+        return sums
+
+    def _run(
+        self, batch: GraphBatch, positions: Sequence[int], routing: Routing, statistics: Statistics
+    ) -> "_UnifiedPass":
+        """Compute all that comes before the heads."""
         chosen = self.streams.select(positions)
         streams = torch.tensor(chosen.streams, device=batch.x.device)
         adapters = _AdapterPass(self, batch, chosen, routing)
@@ -150,23 +209,10 @@ class UnifiedModel(nn.Module):
                 *(stored if statistics == "stored" else batch_statistics(h)),
             )
 
-        stream_names = [self.streams.names[k] for k in chosen.streams]
-        encoded = self._encoded(batch, stream_names)
+        encoded = self._encoded(batch, [self.streams.names[k] for k in chosen.streams])
         nodes = self.backbone(encoded, adapters.correct_nodes, normalise)
         readout = mean_readout(nodes, batch)
-        corrected = adapters.correct_graphs(readout)
-        logits = {}
-        for t, (task, position) in enumerate(zip(names, positions, strict=True)):
-            of_nodes = self.levels[task] == "node"
-            h = nodes[:, chosen.of_task[t]] if of_nodes else corrected[:, t]
-            logits[task] = self.heads[position](h)
-        weights = torch.stack(adapters.weights, dim=1)
-        return UnifiedOutput(
-            logits,
-            {task: weights[:, :, t] for t, task in enumerate(names)},
-            self.targets,
-            dict(zip(stream_names, readout.unbind(1), strict=True)),
-        )
+        return _UnifiedPass(adapters, nodes, readout, adapters.correct_graphs(readout))
 
     def _encoded(self, batch: GraphBatch, streams: Sequence[str]) -> GraphBatch:
         """Return the batch with the encoded node features of every stream, (N, S, in_dim); the
@@ -177,6 +223,23 @@ class UnifiedModel(nn.Module):
         numbers = [self._encoder_of.get(name) for name in streams]
         encoded = [batch.x if k is None else self.encoders[k](batch.x) for k in numbers]
         return replace(batch, x=torch.stack(encoded, dim=1))
+
+
+@dataclass(frozen=True)
+class _UnifiedPass:
+    """What a pass computes before the heads.
+
+    Attributes:
+        adapters: which streams it has, and the routing weights.
+        nodes: (N, S, d), node embeddings.
+        readout: (G, S, d).
+        corrected: (G, T, d), the readout after the graph adapters of the requested tasks.
+    """
+
+    adapters: "_AdapterPass"
+    nodes: Tensor
+    readout: Tensor
+    corrected: Tensor
 
 
 def _node_banks(streams: Sequence[Stream]) -> Sequence[NodeAdapterBank]:
@@ -275,6 +338,25 @@ class _AdapterPass:
         weights = self._merged_weights(z)
         self.weights.append(weights)
         return self._fuse(len(self.node_banks), by_task, weights)
+
+    def subtract_tangent(self, task: int, readout: Tensor, nodes: Tensor) -> Tensor:
+        """Subtract from every node what the graph adapters would subtract if they were linear, as
+        they are near the graph's readout.
+
+        Args:
+            task: number of the requested task, 0 to T - 1.
+            readout: (G, S, d).
+            nodes: (N, S, d).
+
+        Returns:
+            (N, d); the mean over a graph's nodes is the result of `correct_graphs` for the task.
+        """
+        stream, weights = self.chosen.of_task[task], self.weights[-1][:, task]
+        h, at = nodes[:, stream], readout[:, stream]
+        if self.routing == "merged":
+            sizes = segment_count(self.batch.batch, self.batch.num_graphs).tolist()
+            return h - self.graph_bank.fused_tangent(at, h, sizes, weights)
+        return h - self.graph_bank.tangent(at, h, self.batch.batch, weights)
 
     def _merged_weights(self, z: Tensor) -> Tensor:
         """Return the weights (G, T, K) of routing "merged" at the graph site: those of the first

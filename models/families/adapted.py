@@ -7,9 +7,10 @@ from models.data.batch import GraphBatch
 from models.errors import ArtifactError
 from models.experts.adapter import Stream
 from models.experts.expert import SharedExpert, TaskExpert, shared_streams
+from models.experts.node_sums import NodeSum
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel, UnifiedOutput
-from models.families.base import ServedModel, StreamModules, TaskOutput
+from models.families.base import Locator, NodeSums, ServedModel, StreamModules, TaskOutput
 from models.networks.base import LayeredNetwork, LayeredShape
 from models.task import Target, TaskInfo
 
@@ -45,6 +46,23 @@ class SharedStreams:
         return shared_streams(experts)
 
 
+class AdaptedNodeSums:
+    """Sums over nodes of models whose readout is a mean and whose graph adapters have no bias: see
+    `UnifiedModel.node_sums`."""
+
+    locate: Locator | None = None
+
+    def split(
+        self,
+        model: UnifiedModel,
+        batch: GraphBatch,
+        labels: Mapping[str, Sequence[int]],
+        routing: Routing,
+    ) -> dict[str, NodeSum]:
+        """Split outputs into contributions of the nodes."""
+        return model.node_sums(batch, labels, routing)
+
+
 class AdaptedFamily:
     """Base of families whose network is a `LayeredNetwork` and whose task modules are experts with
     adapters.
@@ -52,10 +70,12 @@ class AdaptedFamily:
     Attributes:
         targets: prediction targets of a linear head.
         streams: tasks may share streams.
+        node_sums: outputs of graphs are sums over their nodes.
     """
 
     targets: tuple[Target, ...] = ("multilabel", "multiclass", "regression")
     streams: StreamModules | None = SharedStreams()
+    node_sums: NodeSums | None = AdaptedNodeSums()
 
     def check_expert(self, expert: TaskExpert, schema: object, task: str) -> None:
         """Check the loaded weights of an expert.

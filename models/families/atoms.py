@@ -75,6 +75,7 @@ class AtomsFamily:
     schema = AtomsInput
     targets: tuple[Target, ...] = ("energy_and_forces",)
     streams = None
+    node_sums = None
     fields = GraphFields(
         "atoms with positions: `graphs` with numbers and positions, in a crystal also cell",
         frozenset({"numbers", "positions"}),

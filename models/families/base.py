@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from models.data.located import LocatedMolecule
 from models.data.schema import InputSchema
+from models.experts.node_sums import NodeSum
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing
 from models.families.inputs import Batch, Graph, GraphFields, SizeLimits, TextReader
@@ -95,6 +97,41 @@ class StreamModules(Protocol):
         ...
 
 
+class NodeSums(Protocol):
+    """Writes outputs of a model as sums over nodes. Parameters typed `Any` are as in
+    `ModelFamily`."""
+
+    def split(
+        self, model: Any, batch: Any, labels: Mapping[str, Sequence[int]], routing: Routing
+    ) -> dict[str, NodeSum]:
+        """Split outputs into contributions of the nodes.
+
+        Args:
+            model: from `ModelFamily.model`.
+            batch: from `ModelFamily.collate`, on the model's device.
+            labels: by task at level "graph", positions of labels.
+            routing: how experts are mixed.
+
+        Returns:
+            By task, the sums of these labels.
+        """
+        ...
+
+    @property
+    def locate(self) -> "Locator | None":
+        """Reads the canonical SMILES of an answer with its atoms in order; None if inputs are
+        graphs only."""
+        ...
+
+
+class Locator(Protocol):
+    """See `models.data.located.locate`."""
+
+    def __call__(self, smiles: str, *, fingerprint: bool = False) -> LocatedMolecule:
+        """Read a molecule."""
+        ...
+
+
 class ModelFamily(Protocol):
     """Builds, loads and runs the models of some kinds, and reads their inputs.
 
@@ -125,6 +162,12 @@ class ModelFamily(Protocol):
     @property
     def streams(self) -> "StreamModules | None":
         """Builds streams that tasks share; None if tasks of the family cannot share one."""
+        ...
+
+    @property
+    def node_sums(self) -> "NodeSums | None":
+        """Writes outputs of tasks at level "graph" as sums over nodes; None where they are no such
+        sums."""
         ...
 
     @property

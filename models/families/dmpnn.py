@@ -33,6 +33,7 @@ class DmpnnFamily:
     schema = BondInput
     targets: tuple[Target, ...] = ("multilabel", "multiclass", "regression")
     streams = None
+    node_sums = None
     fields = GraphFields(
         "molecules: `smiles`, `inchi` or `mol_block`, or `graphs` with x, edge_index and edge_attr",
         frozenset({"x", "edge_index", "edge_attr"}),

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from models.compiled.model import fastest
 from models.data.batch import GraphBatch
 from models.data.fingerprint import with_fingerprint
+from models.data.located import locate
 from models.data.molecule import MolGraph, collate
 from models.data.schema import MoleculeInput
 from models.data.smiles import Molecule, featurize_all, read_smiles
 from models.errors import ArtifactError, InvalidInputError, MoleculeError
 from models.experts.expert import Expert
 from models.experts.unified import UnifiedModel
-from models.families.adapted import AdaptedFamily
-from models.families.base import ServedModel
+from models.families.adapted import AdaptedFamily, AdaptedNodeSums
+from models.families.base import Locator, NodeSums, ServedModel
 from models.families.inputs import GraphFields, SizeLimits, longest
 from models.networks.base import NetworkShape
 from models.networks.hu2020 import Backbone, BackboneConfig
@@ -90,9 +91,16 @@ class MoleculeInputs:
         return graph.x[:, 0]
 
 
+class MoleculeNodeSums(AdaptedNodeSums):
+    """Sums over the atoms of molecules."""
+
+    locate: Locator | None = staticmethod(locate)
+
+
 class MoleculeFamily(MoleculeInputs, AdaptedFamily):
     """The four networks of Hu et al. 2020."""
 
+    node_sums: NodeSums | None = MoleculeNodeSums()
     kinds = ("gin", "gcn", "graphsage", "gat", "gin_linear")
     shape = BackboneConfig
 

@@ -2,10 +2,10 @@
 runs models."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, get_args
+from typing import Any, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from models.device import DeviceChoice, choose_device
 from models.drugs import DrugTable
 from models.errors import ArtifactError, ConfigError, GMergingError
 from models.experts.combination import ExpertChoice, ExpertName, ForestInfo, ForestMember, combine
+from models.experts.contributions import AnswerSum, NetworkSum, answer_sum
 from models.experts.unified import Routing
 from models.families.base import TaskOutput
 from models.families.inputs import Graph
@@ -28,6 +29,9 @@ from service.core.reading import MOLECULES, InputRequirements
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
+MOST_EXPLAINED_LABELS = 20
+"""Labels of a request that may be explained by label."""
+Result = TypeVar("Result")
 
 
 class UnsupportedQueryError(GMergingError):
@@ -131,6 +135,24 @@ class EngineInfo:
         """Return the number of streams that a pass for these tasks computes."""
         return len({self.stream_of.get(task, task) for task in tasks})
 
+    def check_atoms(self, labels: Mapping[str, Sequence[str]]) -> None:
+        """Raise UnsupportedQueryError if the outputs of these labels, by task, cannot be split into
+        contributions of the atoms, or the labels are too many."""
+        kind = self.requirements.shape.kind
+        if self.requirements.family.node_sums is None:
+            got = f"got explain ['atoms'] for model {self.name}, a {kind}"
+            expected = "expected a model whose outputs are sums over atoms: its head is linear"
+            raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
+        if of_nodes := [task for task in labels if self.task_infos[task].level == "node"]:
+            got = f"got explain ['atoms'] for {of_nodes[0]}, which answers for every node"
+            expected = "expected tasks that answer for the graph"
+            raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
+        if (count := sum(map(len, labels.values()))) > MOST_EXPLAINED_LABELS:
+            got = f"got explain ['atoms'] for {count} labels"
+            expected = f"expected at most {MOST_EXPLAINED_LABELS}, named by explain_labels"
+            limit = {"explained_labels": MOST_EXPLAINED_LABELS}
+            raise UnsupportedQueryError("too_many_labels", f"{got}, {expected}", limit=limit)
+
     def check_table(self, tasks: Sequence[str]) -> None:
         """Raise UnsupportedQueryError if the predictions of these tasks are not one row of numbers
         per molecule read from text, as tables and tensors require."""
@@ -197,6 +219,17 @@ class Engine(Protocol):
     ) -> PassOutput:
         """Predict tasks for graphs, one answer per graph in their order. Blocks; called from one
         thread at a time. With `experts` None the default ones of every task answer."""
+        ...
+
+    def split(
+        self,
+        graphs: Sequence[Graph],
+        labels: Mapping[str, Sequence[int]],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
+    ) -> list[dict[str, AnswerSum]]:
+        """Split the answers of `run` into contributions, by task and for the labels at some
+        positions, after `EngineInfo.check_atoms`. Blocks, as `run` does."""
         ...
 
 
@@ -268,6 +301,7 @@ class ArtifactEngine:
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         manifest = artifact.manifest
         self._device, self._family = device, manifest.family
+        self._whole = artifact.model
         self._model = self._family.served(artifact.model)
         self._forests = artifact.forests
         self.info = EngineInfo(
@@ -311,8 +345,26 @@ class ArtifactEngine:
             FloatingPointError: a prediction is not finite.
             torch.OutOfMemoryError: a single graph does not fit.
         """
+        return PassOutput(
+            self._in_halves(graphs, lambda some: self._pass(some, tasks, routing, experts).answers)
+        )
+
+    def split(
+        self,
+        graphs: Sequence[Graph],
+        labels: Mapping[str, Sequence[int]],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
+    ) -> list[dict[str, AnswerSum]]:
+        """Split answers into contributions: see `Engine.split`. Memory is used as by `run`."""
+        return self._in_halves(graphs, lambda some: self._split(some, labels, routing, experts))
+
+    def _in_halves(
+        self, graphs: Sequence[Graph], work: Callable[[Sequence[Graph]], list[Result]]
+    ) -> list[Result]:
+        """Do some work on graphs; if it does not fit into GPU memory, on halves of them."""
         try:
-            return self._pass(graphs, tasks, routing, experts)
+            return work(graphs)
         except torch.OutOfMemoryError:
             if len(graphs) == 1:
                 raise
@@ -320,8 +372,62 @@ class ArtifactEngine:
         log.warning("out of memory with %d graphs, trying half of them at a time", len(graphs))
         torch.cuda.empty_cache()
         half = len(graphs) // 2
-        query = tasks, routing, experts
-        return self.run(graphs[:half], *query) + self.run(graphs[half:], *query)
+        return self._in_halves(graphs[:half], work) + self._in_halves(graphs[half:], work)
+
+    def _split(
+        self,
+        graphs: Sequence[Graph],
+        labels: Mapping[str, Sequence[int]],
+        routing: Routing,
+        experts: ExpertChoice | None,
+    ) -> list[dict[str, AnswerSum]]:
+        positions, rows = fingerprints_of(graphs)
+        row_of = dict(zip(positions, rows, strict=True))
+        members = {
+            task: ForestMember(
+                self._forests[task], self.info.forests[task], choice, described.output_kind
+            )
+            for task, described in self.info.task_infos.items()
+            if task in labels and (choice := self.info.experts_for(task, experts)) != "own"
+        }
+        # Without a fingerprint the network answers, whatever expert is asked.
+        needed = {
+            task: chosen
+            for task, chosen in labels.items()
+            if len(row_of) < len(graphs) or task not in members or members[task].choice == "both"
+        }
+        networks = self._network_sums(graphs, needed, routing) if needed else {}
+        return [
+            {
+                task: answer_sum(
+                    networks[task][k] if task in networks else None,
+                    row_of.get(k),
+                    members.get(task),
+                    chosen,
+                )
+                for task, chosen in labels.items()
+            }
+            for k in range(len(graphs))
+        ]
+
+    def _network_sums(
+        self, graphs: Sequence[Graph], labels: Mapping[str, Sequence[int]], routing: Routing
+    ) -> dict[str, list[NetworkSum]]:
+        """Split outputs of the network, by task for every graph."""
+        sums = self._family.node_sums
+        assert sums is not None  # `EngineInfo.check_atoms`
+        with torch.inference_mode():
+            batch = self._family.collate(graphs).to(self._device)
+            found = sums.split(self._whole, batch, labels, routing)
+        networks = {}
+        for task, split in found.items():
+            outputs, bias = split.outputs.double().cpu().numpy(), split.bias.double().cpu().numpy()
+            by_graph = split.contributions.cpu().split(list(split.sizes))
+            networks[task] = [
+                NetworkSum(of_graph, bias, nodes.numpy())
+                for of_graph, nodes in zip(outputs, by_graph, strict=True)
+            ]
+        return networks
 
     def _pass(
         self,

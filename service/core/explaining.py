@@ -56,11 +56,21 @@ class Explained:
             labels: `task.label` each; None for all labels of the tasks.
 
         Raises:
-            UnsupportedQueryError: a label is none of the tasks'.
+            UnsupportedQueryError: a label is none of the tasks', or the model cannot be explained
+                in this way.
         """
+        chosen = cls._chosen(info, tasks, labels)
+        if "atoms" in names:
+            info.check_atoms(chosen)
+        return cls(tuple(names), chosen, named=labels is not None)
+
+    @staticmethod
+    def _chosen(
+        info: EngineInfo, tasks: Sequence[str], labels: Sequence[str] | None
+    ) -> dict[str, tuple[str, ...]]:
         known = {f"{task}.{label}": (task, label) for task in tasks for label in info.labels[task]}
         if labels is None:
-            return cls(tuple(names), {task: info.labels[task] for task in tasks})
+            return {task: info.labels[task] for task in tasks}
         for name in labels:
             if name not in known:
                 got = f"explain_labels: got unknown label {name[:100]!a}"
@@ -70,18 +80,12 @@ class Explained:
         for name in dict.fromkeys(labels):
             task, label = known[name]
             chosen[task] = (*chosen.get(task, ()), label)
-        return cls(tuple(names), chosen, named=True)
+        return chosen
 
-
-def explanations_of(info: EngineInfo, task: str) -> tuple[ExplanationName, ...]:
-    """Return the names of the explanations that answers of a task can have."""
-    offered: dict[ExplanationName, bool] = {
-        "routing": bool(info.sites),
-        "experts": True,
-        "drugs": info.drugs is not None and task in info.drugs.quantiles,
-        "alerts": info.requirements.family.read_texts is not None,
-    }
-    return tuple(name for name, is_offered in offered.items() if is_offered)
+    def num_streams(self, info: EngineInfo) -> int:
+        """Return the number of streams that the model computes for explanations, beside those of
+        the predictions."""
+        return info.count_streams([*self.labels]) if "atoms" in self.names else 0
 
 
 def add_explanation(shown: dict[str, Any], name: ExplanationName, value: Any) -> None:

@@ -4,9 +4,10 @@ batcher, engines and metrics; independent of HTTP."""
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from models.families.inputs import Graph
 from service.core.answer import Answer, Outcome, Result
@@ -22,7 +23,9 @@ from service.core.drawing import Depicted, Drawing, draw
 from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
 from service.core.explaining import NOTHING, Explained, Explainer, add_explanation
 from service.core.explanations.alerts import AlertExplainer, Alerts, alerts_of
+from service.core.explanations.atoms import AtomsExplainer, AtomsQuery
 from service.core.explanations.drugs import explain_drugs
+from service.core.explanations.locating import Located
 from service.core.matching import Found, Search, search, smarts_failure
 from service.core.parsing import Parser
 from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source, cost
@@ -39,6 +42,19 @@ of that of answers."""
 _MOST_BESIDE = 2000
 """Molecules that may wait to be drawn or searched, for every process that reads: 10 s of drawing,
 less than 2 s of a search for a usual substructure."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A kind of work of the model's thread. Items of equal work share passes.
+
+    Attributes:
+        query: what is asked; decides whether two are equal.
+        run: function (items) that does it, one result per item.
+    """
+
+    query: Hashable
+    run: Callable[[list[Any]], Sequence[Any]] = field(compare=False)
 
 
 class Pipeline:
@@ -58,8 +74,8 @@ class Pipeline:
             self._limits, settings.parsers, settings.parse_timeout_seconds, metrics.parser_lost
         )
         self._cache = AnswerCache(settings.cache_bytes)
-        self._batcher: Batcher[PredictionQuery, Graph, Outcome] = Batcher(
-            self._run_pass,
+        self._batcher: Batcher[Work, Any, Any] = Batcher(
+            lambda work, items: work.run(items),
             max_batch_cost=settings.max_batch_cost,
             max_pending_cost=settings.max_pending_cost,
             on_pass=metrics.model_pass,
@@ -102,6 +118,7 @@ class Pipeline:
             lambda found: 32 * sum(len(alert["atoms"]) + 10 for alert in found),
         )
         self._explainers: Mapping[ExplanationName, Explainer] = {
+            "atoms": AtomsExplainer(self._parser, self._submit_atoms),
             "drugs": explain_drugs,
             "alerts": AlertExplainer(alerts),
         }
@@ -208,7 +225,8 @@ class Pipeline:
         bounded: bool,
         explained: Explained,
     ) -> list[Result]:
-        estimate = query.num_streams * sum(
+        streams = explained.num_streams(query.engine.info)
+        estimate = (query.num_streams + streams) * sum(
             cost(source, self._limits, query.requirements) for source in sources
         )
         timeout = asyncio.timeout(None if math.isinf(seconds) else seconds)
@@ -218,7 +236,7 @@ class Pipeline:
                 with self._batcher.admit(estimate, seconds, bounded=bounded) as permit:
                     results = await self._answer(query, sources, permit, deadline)
                     if explained.computed:
-                        results = await self._explain(query, results, explained, deadline)
+                        results = await self._explain(query, results, explained, permit, deadline)
         except TimeoutError:
             if timeout.expired():
                 raise DeadlineExceededError from None
@@ -252,9 +270,9 @@ class Pipeline:
         computed: list[Outcome] = []
         if missing:
             with span("model", molecules=len(missing)):
-                computed = await self._batcher.submit(
-                    query, [molecule.graph for molecule in missing], costs, deadline
-                )
+                work = Work(query, partial(self._run_pass, query))
+                graphs = [molecule.graph for molecule in missing]
+                computed = await self._batcher.submit(work, graphs, costs, deadline)
             for molecule, answer in zip(missing, computed, strict=True):
                 if not isinstance(answer, ItemFailure):
                     self._cache.put(digest, molecule.key, answer, *choice)
@@ -266,12 +284,15 @@ class Pipeline:
         query: PredictionQuery,
         results: Sequence[Result],
         explained: Explained,
+        permit: Permit,
         deadline: float,
     ) -> list[Result]:
         """Add explanations to the answers among the results."""
         answers = [result for result in results if isinstance(result, Answer)]
         if not answers:
             return [*results]
+        costs = [query.requirements.family.cost(answer.graph) for answer in answers]
+        permit.cost = sum(costs) * explained.num_streams(query.engine.info)
         found: list[dict[str, object]] = [{} for _ in answers]
         for name in explained.computed:
             with span("explain", explanation=name, molecules=len(answers)):
@@ -283,6 +304,12 @@ class Pipeline:
             replace(result, explanations=next(new)) if isinstance(result, Answer) else result
             for result in results
         ]
+
+    async def _submit_atoms(
+        self, query: AtomsQuery, molecules: Sequence[Located], costs: Sequence[int], deadline: float
+    ) -> list[dict[str, Any]]:
+        work = Work(query, partial(query.run))
+        return await self._batcher.submit(work, molecules, costs, deadline)
 
     def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[Outcome]:
         """Predict for the graphs of one pass, on the worker thread."""

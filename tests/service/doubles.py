@@ -2,7 +2,7 @@
 port, a tiny artifact."""
 
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from http import HTTPStatus
@@ -20,6 +20,7 @@ from models.data.molecule import MolGraph
 from models.data.schema import AtomsInput, FeatureInput, MoleculeInput
 from models.experts.adapter import Stream
 from models.experts.combination import ExpertChoice, ForestInfo
+from models.experts.contributions import AnswerSum, ExpertSum
 from models.experts.expert import Expert, SharedExpert, TaskExpert
 from models.experts.forest import Forest
 from models.experts.router import RouterConfig
@@ -93,6 +94,28 @@ class DummyEngine:
                 for graph in graphs
             ]
         )
+
+    def split(
+        self,
+        graphs: Sequence[MolGraph],
+        labels: Mapping[str, Sequence[int]],
+        routing: Routing,
+        experts: ExpertChoice | None = None,
+    ) -> list[dict[str, AnswerSum]]:
+        """All atoms contribute alike, to a baseline of 0."""
+        assert self.gate.wait(30)
+        return [
+            {
+                task: self._sum(graph, self._values(graph, task)[list(chosen)])
+                for task, chosen in labels.items()
+            }
+            for graph in graphs
+        ]
+
+    def _sum(self, graph: MolGraph, values: np.ndarray) -> AnswerSum:
+        outputs = np.log(values / (1 - values)).astype(np.float64)
+        atoms = np.tile(outputs / graph.num_nodes, (graph.num_nodes, 1))
+        return AnswerSum(outputs, np.zeros(len(outputs)), {"own": ExpertSum(1.0, nodes=atoms)})
 
     def _values(self, graph: MolGraph, task: str) -> np.ndarray:
         return 1 / (
