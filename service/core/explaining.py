@@ -88,6 +88,19 @@ class Explained:
         return info.count_streams([*self.labels]) if "atoms" in self.names else 0
 
 
+def explanations_of(info: EngineInfo, task: str) -> tuple[ExplanationName, ...]:
+    """Return the names of the explanations that answers of a task can have."""
+    family = info.requirements.family
+    offered: dict[ExplanationName, bool] = {
+        "routing": bool(info.sites),
+        "experts": True,
+        "atoms": family.node_sums is not None and info.task_infos[task].level == "graph",
+        "drugs": info.drugs is not None and task in info.drugs.quantiles,
+        "alerts": family.read_texts is not None,
+    }
+    return tuple(name for name, is_offered in offered.items() if is_offered)
+
+
 def add_explanation(shown: dict[str, Any], name: ExplanationName, value: Any) -> None:
     """Add an explanation to those of an answer; an error goes to `explanation_errors`, None
     nowhere."""
