@@ -4,6 +4,7 @@ import { loadCatalogue } from "./catalogue.js";
 import { chooseLabels, usualLabels } from "./choice.js";
 import { Composer } from "./composer.js";
 import { closeMolecule, openMolecule } from "./detail/panel.js";
+import { startViews } from "./detail/views.js";
 import { byId, element, say } from "./elements.js";
 import { features } from "./features.js";
 import { hashOf, isOtherPage, readView, writeView } from "./hash.js";
@@ -196,6 +197,7 @@ async function start() {
   const page = new Page(catalogue);
   startKey(() => say("The key is in use."));
   page.connectKeys();
+  startViews(catalogue);
   addEventListener("hashchange", () => {
     // Another view, typed or followed: what is there belongs to the old one.
     if (!isOtherPage() && location.hash !== hashOf(page.view)) location.reload();

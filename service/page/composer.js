@@ -212,7 +212,8 @@ export class Composer {
       const drawn = await openEditor({ smiles: only.split(/\s/, 1)[0] });
       if (!drawn) return;
       // The service reads the mol block: an editor's SMILES may have another stereochemistry.
-      const { pictures } = await post("depict", { mol_block: [drawn.molBlock], width: 20, height: 20 });
+      const read = drawn.molBlock ? { mol_block: [drawn.molBlock] } : { smiles: [drawn.smiles] };
+      const { pictures } = await post("depict", { ...read, width: 20, height: 20 });
       const smiles = pictures[0].smiles;
       const name = only.split(/\s+(.*)/s)[1] ?? "";
       this.setText(only ? `${smiles} ${name}`.trim() : [...lines, smiles].join("\n"));

@@ -1,7 +1,10 @@
 // The editor: a canvas to draw in, and beside it a text box for those who do not draw.
 import { element } from "./elements.js";
 
-const LIBRARY = "./vendor/openchemlib-9.25.0.js"; // 1.1 MB: loaded when somebody draws
+/** Load the library that draws, 1.1 MB, when it is needed. */
+export function loadLibrary() {
+  return import("./vendor/openchemlib-9.25.0.js");
+}
 
 /**
  * Let a person draw a molecule, or edit one.
@@ -54,7 +57,7 @@ class Editor {
     this.dialog.showModal();
     this.text.focus();
     try {
-      this.#library = await import(LIBRARY);
+      this.#library = await loadLibrary();
     } catch {
       this.message.textContent = "The editor could not be loaded; SMILES can be typed.";
       return;

@@ -1,13 +1,12 @@
 // The part of the address after "#": the view of the table, or one of the other pages.
 //
-// It is never sent to the service, so a link may carry molecules. `#label=...`, `#model` and
-// `#report` are pages of their own (`detail/`); everything else is a view.
-
-const PAGES = /^#(label|model|report)(=|$)/;
+// It is never sent to the service, so a link may carry molecules. `#label=...`, `#model`,
+// `#report=...` and `#compare=...` are pages of their own (`detail/`); everything else is a view.
+import { readAddress } from "./detail/addresses.js";
 
 /** True if the address is that of another page than the table. */
 export function isOtherPage() {
-  return PAGES.test(location.hash);
+  return readAddress(location.hash) !== null;
 }
 
 /**

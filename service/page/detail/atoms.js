@@ -5,24 +5,40 @@ import { bar } from "./charts.js";
 import { drawing, redraw } from "./drawing.js";
 import { answer, fixed, percent, probability, signed } from "./numbers.js";
 import { note } from "./section.js";
+import { withoutAtoms } from "./removal.js";
 import { groupsOf, placesOf, readStructure } from "./structure.js";
 
 const MOST_ROWS = 8;
 const SIZE = { width: 460, height: 300 };
+// From an answer to what its contributions are counted in.
+const LEAST = 1e-8; // as answers are rounded
+const logOdds = (p) => Math.log(Math.max(p, LEAST) / Math.max(1 - p, LEAST));
+const SCALES = {
+  log_odds: logOdds,
+  logit: logOdds,
+  value: (value) => value,
+  log10_value: Math.log10,
+};
 const EXPERTS = { own: "network", forest: "trees" };
-const EVIDENCE =
-  "Where the model's evidence lies after five rounds of exchange with neighbours, not which atom " +
-  "causes it: an atom carries what the model read in its surroundings, too.";
 
 /** Return the elements that explain a label of a molecule by its atoms. */
-export async function explainAtoms({ inquiry, label }) {
+export async function explainAtoms({ inquiry, label, catalogue }) {
   const { item } = await inquiry.askOne({
     tasks: [label.task.name],
     explain: ["atoms"],
     explain_labels: [label.column],
   });
   const explained = explanationOf(item, "atoms")[label.task.name][label.name];
-  return new AtomView(inquiry, label, item, explained).elements();
+  const rounds = catalogue.model.backbone.num_layers;
+  return new AtomView(inquiry, label, item, explained).elements(evidence(rounds));
+}
+
+function evidence(rounds) {
+  return (
+    `Contributions say where the model's evidence lies after ${rounds} rounds of exchange with neighbours, ` +
+    "not which atom causes it: an atom carries what the network read around it. “Without it” is the " +
+    "check: a second prediction, of the molecule without these atoms."
+  );
 }
 
 class AtomView {
@@ -40,7 +56,8 @@ class AtomView {
     return sums(this.shown.map((name) => this.explained.experts[name].atoms));
   }
 
-  elements() {
+  /** What is shown; `words` say how to read it. */
+  elements(words) {
     this.picture = drawing(this.item.smiles, { ...SIZE, weights: this.weights, alt: this.#alt() });
     this.rows = element("tbody");
     this.caption = element("span");
@@ -57,7 +74,7 @@ class AtomView {
       element("div", { className: "switches" }, this.#expertSwitch(), this.#groupSwitch()),
       element("figure", { className: "picture" }, this.picture, element("figcaption", {}, legend())),
       table,
-      note(EVIDENCE),
+      note(words),
       element("h4", {}, "How it adds up"),
       sumTable(this.label, this.explained),
       ...this.#bits(),
@@ -104,7 +121,7 @@ class AtomView {
     const name = `${one.name}, atoms ${placesOf(one.atoms)}`;
     const remove = element(
       "button",
-      { type: "button", className: "quiet", aria: { label: `Predict without ${name}` } },
+      { type: "button", className: "quiet", aria: { label: `Predict without ${name}`, expanded: "false" } },
       "Without it",
     );
     const row = element(
@@ -125,7 +142,42 @@ class AtomView {
     return row;
   }
 
+  /** Predict the molecule without these atoms, and show below their row what changes. */
   async #remove(one, row, button) {
+    const isOpen = button.getAttribute("aria-expanded") === "true";
+    button.setAttribute("aria-expanded", String(!isOpen));
+    if (isOpen) {
+      row.nextElementSibling.remove();
+      return;
+    }
+    const shown = element("td", { colSpan: 4, role: "status" }, "Asking the service …");
+    row.after(element("tr", { className: "removed" }, shown));
+    try {
+      const block = await withoutAtoms(this.item.smiles, one.atoms, this.structure);
+      const question = { smiles: undefined, mol_block: [block], tasks: [this.label.task.name] };
+      const { item } = await this.inquiry.askOne(question);
+      shown.replaceChildren(...this.#comparison(one, item));
+    } catch (error) {
+      if (error.name !== "AbortError") shown.replaceChildren(note(`That did not work: ${error.message}.`, "bad"));
+    }
+  }
+
+  #comparison(one, without) {
+    const { label, item, explained } = this;
+    const [before, after] = [valueOf(item, label), valueOf(without, label)];
+    const scale = SCALES[explained.scale];
+    const change = scale(after) - scale(before);
+    const whole = one.atoms.reduce((sum, a) => sum + this.#total[a], 0);
+    const text =
+      `Without it: ${answer(label, after)} in place of ${answer(label, before)}, ` +
+      `${signed(change, 2)} ${unitOf(label, explained)}. Evidence on these atoms: ${signed(whole, 2)}.`;
+    const alt = `The molecule without it, ${without.smiles}`;
+    return [drawing(without.smiles, { width: 150, height: 100, alt }), element("p", {}, text)];
+  }
+
+  /** The contributions of the atoms, of all experts. */
+  get #total() {
+    return sums(this.names.map((name) => this.explained.experts[name].atoms));
   }
 
   /** Colour these atoms alone; null colours all by their contribution. */

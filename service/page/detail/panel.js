@@ -114,7 +114,7 @@ class Panel {
     return element(
       "details",
       { className: "section" },
-      element("summary", {}, element("h3", {}, "Columns of the file")),
+      element("summary", {}, element("h3", {}, "What came with it")),
       element("dl", { className: "facts section-body" }, facts),
     );
   }

@@ -130,7 +130,7 @@ function components(size, bonds) {
 
 // By composition and the highest bond order inside the group.
 const NAMES = {
-  "CO 2": "carbonyl", "CO2 2": "ester or acid", "CNO 2": "amide", "CN 3": "nitrile",
+  "CO 2": "carbonyl", "CNO 2": "amide", "CN 3": "nitrile",
   "CN2O 2": "urea", "CNO2 2": "carbamate", "NO2 2": "nitro", "N 1": "amine nitrogen",
   "S 1": "sulfide", "O2S 2": "sulfonyl", "NO2S 2": "sulfonamide", "O3S 2": "sulfonic acid",
   "N2 2": "azo", "C2 2": "double bond", "C2 3": "triple bond", "CF3 1": "trifluoromethyl",
@@ -150,6 +150,12 @@ function nameOf({ atoms, bonds }, kind, members) {
     return members.length === 1 ? "carbon" : `chain of ${members.length} carbons`;
   }
   const order = Math.max(1, ...inside.map((bond) => bond.order));
+  if (formula === "CO2" && order === 2) {
+    // an acid has an oxygen with a single bond and no other neighbour
+    const ends = bonds.filter((bond) => bond.order === 1 && inside.includes(bond));
+    const alone = (a) => bonds.filter((bond) => bond.ends.includes(a)).length === 1;
+    return ends.some((bond) => bond.ends.some(alone)) ? "carboxylic acid" : "ester";
+  }
   if (formula === "O") {
     const bondsOf = bonds.filter(({ ends }) => ends.includes(members[0])).length;
     return bondsOf === 1 ? "hydroxyl" : bondsOf === 2 ? "ether oxygen" : "oxygen";

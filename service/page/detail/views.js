@@ -13,16 +13,11 @@ let behind = null; // what had the focus, and how far the page was scrolled, bef
 let close = () => {};
 let home = ""; // the hash of the table's state, to which a view leads back
 
-/** True if an address of the page is that of a view, and not of the table's state. */
-export function isView(hash) {
-  return readAddress(hash) !== null;
-}
-
 /** Show the view that the hash names, now and whenever it changes. */
 export function startViews(catalogue) {
   document.querySelector("main").append(view);
   const show = (from) => {
-    if (!isView(from)) home = from;
+    if (!readAddress(from)) home = from;
     const found = readAddress(location.hash);
     if (found) openView(found, catalogue);
     else if (!view.hidden) closeView();
