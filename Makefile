@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 TORCH_PIP ?=
 TORCH := torch==2.13.0
 THREADS ?= 1
+# Processes that run the tests; a file's tests stay in one of them, with what they share.
+PROCESSES ?= 2
 # Chemprop has an environment of its own: tests compare with it, nothing of ours imports it.
 CHEMPROP_VENV ?= work/chemprop
 CHEMPROP := chemprop==2.3.1 rdkit==2026.9.1
@@ -57,7 +59,7 @@ check-fast: $(VENV)/.dev ## style and the most telling tests, in less than a min
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest $(FAST)
 
 test: check ## style, types, and all tests but the slow ones and those that need a browser
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -m "not slow and not browser" --cov
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(PROCESSES) --dist loadfile -m "not slow and not browser" --cov
 
 labels: $(VENV)/.dev ## write docs/labels from the released models
 	$(BIN)/python -m merging.release.label_pages docs/labels models/releases/*
