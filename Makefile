@@ -7,9 +7,14 @@ BIN := $(VENV)/bin
 TORCH_PIP ?=
 TORCH := torch==2.13.0
 THREADS ?= 1
+# Processes that run the tests; a file's tests stay in one of them, with what they share.
+PROCESSES ?= 2
 # Chemprop has an environment of its own: tests compare with it, nothing of ours imports it.
 CHEMPROP_VENV ?= work/chemprop
 CHEMPROP := chemprop==2.3.1 rdkit==2026.9.1
+# KServe's client has one too: its packages and ours do not agree on versions.
+KSERVE_VENV ?= work/kserve
+KSERVE := kserve==0.21.0 kubernetes-validate==1.37.0
 # gpu-check runs under the machine's own Python; arguments of benchmarks/gpu_check.py go into
 # GPU_CHECK.
 GPU_PYTHON ?= python3
@@ -57,7 +62,7 @@ check-fast: $(VENV)/.dev ## style and the most telling tests, in less than a min
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest $(FAST)
 
 test: check ## style, types, and all tests but the slow ones and those that need a browser
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -m "not slow and not browser" --cov
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(PROCESSES) --dist loadfile -m "not slow and not browser" --cov
 
 labels: $(VENV)/.dev ## write docs/labels from the released models
 	$(BIN)/python -m merging.release.label_pages docs/labels models/releases/*
@@ -68,8 +73,14 @@ $(CHEMPROP_VENV)/.made: Makefile
 	$(CHEMPROP_VENV)/bin/python -m pip install --quiet $(TORCH) $(CHEMPROP)
 	touch $@
 
-test-all: check $(CHEMPROP_VENV)/.made ## style, types and every test, those beside chemprop too
-	OMP_NUM_THREADS=$(THREADS) GMERGING_CHEMPROP_PYTHON=$(abspath $(CHEMPROP_VENV)/bin/python) $(BIN)/pytest --cov
+$(KSERVE_VENV)/.made: Makefile
+	$(PYTHON) -m venv --clear $(KSERVE_VENV)
+	$(KSERVE_VENV)/bin/python -m pip install --quiet $(KSERVE)
+	touch $@
+
+test-all: check $(CHEMPROP_VENV)/.made $(KSERVE_VENV)/.made ## style, types and every test, those beside chemprop and KServe too
+	OMP_NUM_THREADS=$(THREADS) GMERGING_CHEMPROP_PYTHON=$(abspath $(CHEMPROP_VENV)/bin/python) \
+		GMERGING_KSERVE_PYTHON=$(abspath $(KSERVE_VENV)/bin/python) $(BIN)/pytest --cov
 
 release: $(VENV)/.dev ## the offline chain with real data: fine-tune, merge, train adapters, evaluate, write the artifact (about two hours)
 	$(BIN)/gmerging release --config gcn_supervised_contextpred_rank10.yaml --seed 1 --processes 2 --threads $(THREADS)

@@ -232,6 +232,7 @@ async def _running(
         settings.models,
         settings.watch_seconds,
         shared_folder / "orders.json" if shared_folder else None,
+        settings.model_name,
     )
     pipeline = Pipeline(settings, metrics)
     jobs = None

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.device import DeviceChoice
 from models.errors import ConfigError, did_you_mean
+from models.names import Name
 from models.released import DEFAULT_RELEASE, RELEASES
 
 PREFIX = "GMERGING_"
@@ -21,10 +22,11 @@ OTHER_VARIABLES = frozenset(
         "GMERGING_PUBLISHED_PORT",
         "GMERGING_CHEMPROP_PYTHON",
         "GMERGING_ADMET_AI_WHEEL",
+        "GMERGING_KSERVE_PYTHON",
     }
 )
 """Variables with the prefix that are no settings: the command `gmerging` reads the first two,
-docker-compose.yml the third, and the tests the fourth."""
+docker-compose.yml the third, and the tests the others."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -67,6 +69,12 @@ class Settings(BaseSettings):
     artifact: _Path = Field(
         RELEASED_ARTIFACT,
         description="folder of the artifact that answers requests which name no model",
+    )
+    model_name: Name | None = Field(
+        None,
+        description=(
+            "name of that model in requests, addresses and metrics; its artifact's if left out"
+        ),
     )
     models: _Path | None = Field(
         None,

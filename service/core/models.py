@@ -5,7 +5,8 @@ reload. A new model replaces the old one only after its warm-up; if it cannot be
 stays.
 
 Models have the names of their folders in `GMERGING_MODELS`; the default model has its artifact's
-name. Names from clients are only compared with these and never used as paths.
+name, or `GMERGING_MODEL_NAME`. Names from clients are only compared with these and never used as
+paths.
 """
 
 import asyncio
@@ -59,6 +60,7 @@ class ModelRegistry:
         folder: Path | None = None,
         watch_seconds: float = 0,
         orders: Path | None = None,
+        name: str | None = None,
     ) -> None:
         """Create an empty registry; `start` loads the models.
 
@@ -70,6 +72,7 @@ class ModelRegistry:
             watch_seconds: interval in which artifacts are checked for changes; 0 for never.
             orders: file shared by all worker processes of a service, through which an admin's order
                 to one of them reaches all.
+            name: of the default model; None for its artifact's.
         """
         self._load, self._metrics = load, metrics
         self._artifact, self._folder, self._watch_seconds, self._orders = (
@@ -79,7 +82,7 @@ class ModelRegistry:
             orders,
         )
         self._engines: dict[str, Engine] = {}
-        self._default = ""
+        self._default, self._name = "", name
         self._followed: dict[str, int] = {}
         self._seen: dict[str, str] = {}
         self._changing = asyncio.Lock()
@@ -143,7 +146,7 @@ class ModelRegistry:
         default = (
             engine if engine is not None else await asyncio.to_thread(self._load, self._artifact)
         )
-        self._default = default.info.name
+        self._default = self._name or default.info.name
         sources = self._children()
         if self._default in sources:
             raise ConfigError(

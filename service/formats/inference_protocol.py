@@ -130,6 +130,12 @@ class TensorMetadata(BaseModel):
     parameters: dict[str, str] | None = Field(None, description=_PARAMETERS)
 
 
+class ModelNames(BaseModel):
+    """Names of the loaded models."""
+
+    models: list[str] = Field(examples=[["admet"]])
+
+
 class ServerMetadata(BaseModel):
     """Name, version and extensions of the server."""
 

@@ -285,7 +285,9 @@ def test_jobs_of_compose_lie_in_a_volume_that_the_service_may_write() -> None:
 
 def kubernetes() -> tuple[Any, Any, Any]:
     """Pod, its container, and the Service."""
-    deployment, service = yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text())
+    deployment, service = yaml.safe_load_all(
+        (ROOT / "deploy/kubernetes/base/service.yaml").read_text()
+    )
     pod = deployment["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     assert (

@@ -15,6 +15,7 @@ from service.formats.inference_protocol import (
     InferRequest,
     InferResponse,
     ModelMetadata,
+    ModelNames,
     ServerMetadata,
     model_metadata,
     read_request,
@@ -82,6 +83,12 @@ async def server() -> ServerMetadata:
     return ServerMetadata(
         name="g-merging", version=version("g-merging"), extensions=list(EXTENSIONS)
     )
+
+
+@router.get("/models", summary="Which models answer?", responses=problems(401, 503))
+async def models(services: AcceptingDep) -> ModelNames:
+    """List the names of the loaded models, the default one first."""
+    return ModelNames(models=services.models.names)
 
 
 @router.get(

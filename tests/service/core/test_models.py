@@ -62,6 +62,19 @@ async def test_all_are_loaded_at_the_start(folder: Path) -> None:
                 registry.get(name)
 
 
+async def test_the_default_model_may_have_another_name(folder: Path) -> None:
+    async with registry_of(folder, name="mine") as registry:
+        assert (registry.default, registry.names) == ("mine", ["mine", "a"])
+        assert registry.get("mine").info.name == "main"
+        with pytest.raises(UnknownModelError, match="expected one of mine, a"):
+            registry.get("main")
+        write(folder / "main", "2")
+        assert (await registry.load("mine")).info.version == "2"
+    with pytest.raises(ConfigError, match="got a model 'a'"):
+        async with registry_of(folder, name="a"):
+            pytest.fail("started")
+
+
 async def test_start_fails_loudly(folder: Path) -> None:
     write(folder / "more" / "b", "bad")
     with pytest.raises(ArtifactError):

@@ -13,7 +13,15 @@ from rdkit import Chem
 from models.data.smiles import featurize
 from service.app import create_app
 from service.core.engine import ArtifactEngine, load_engine
-from tests.service.doubles import LABELS, DummyEngine, client_of, serving, settings_of, stacked
+from tests.service.doubles import (
+    LABELS,
+    DummyEngine,
+    check_problem,
+    client_of,
+    serving,
+    settings_of,
+    stacked,
+)
 from tests.service.formats.test_inference_protocol import body
 from tests.service.test_server import SMILES, process
 
@@ -64,6 +72,17 @@ async def test_infer() -> None:
             {"name": "bbbp", "datatype": "FP32", "shape": [2, 1], "data": [0.25, 0.5]},
         ],
     }
+
+
+@pytest.mark.anyio
+async def test_models_are_listed_by_the_names_of_their_addresses() -> None:
+    async with serving(model_name="mine") as client:
+        (name,) = (await client.get("/v2/models")).json()["models"]
+        assert name == "mine"
+        assert (await client.get(f"/v2/models/{name}/ready")).status_code == 200
+        answer = (await client.post(f"/v2/models/{name}/infer", json=body("CCO"))).json()
+        assert answer["model_name"] == "mine"
+        check_problem(await client.get("/v2/models/dummy"), 404, "unknown_model")
 
 
 @pytest.mark.anyio
