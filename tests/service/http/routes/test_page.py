@@ -24,6 +24,16 @@ async def test_a_browser_gets_the_page_and_others_a_description() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_page_that_the_browser_has_keeps_its_policy() -> None:
+    async with serving() as client:
+        first = await client.get("/", headers=BROWSER)
+        again = await client.get("/", headers={**BROWSER, "If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+    for name in ("content-security-policy", "cache-control", "etag"):
+        assert again.headers[name] == first.headers[name]
+
+
+@pytest.mark.anyio
 async def test_the_page_may_load_nothing_from_elsewhere() -> None:
     async with serving() as client:
         page = await client.get("/", headers=BROWSER)
