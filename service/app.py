@@ -32,6 +32,7 @@ from service.core.parsing import LOSSES
 from service.core.pipeline import Pipeline
 from service.core.reading import ITEM_CODES
 from service.formats.inference_protocol import InferRequest
+from service.http.compression import CompressDescriptions
 from service.http.middleware import (
     Authenticate,
     BodyLimit,
@@ -192,6 +193,7 @@ def _add_middleware(
     app: FastAPI, settings: Settings, metrics: Metrics, keys: KeyRing, routes: Sequence[BaseRoute]
 ) -> None:
     """Add the middleware from the innermost to the outermost."""
+    app.add_middleware(CompressDescriptions)
     app.add_middleware(HeadAsGet)
     app.add_middleware(LimitBody, limits=partial(_body_limit, settings))
     app.add_middleware(InflateBody)

@@ -161,7 +161,7 @@ export class Composer {
     const number = sheet.rows.length;
     const least = this.file && !this.file.isWhole ? "more than " : "";
     const shown = [element("span", {}, `${least}${count(number)} ${number === 1 ? "molecule" : "molecules"}`)];
-    if (sheet.kind !== "sdf" && sheet.columns.length > 1) {
+    if (sheet.kind !== "sdf" && sheet.kind !== "smi") {
       shown.push(this.#columnChoice(sheet, "molecule", "in"), this.#columnChoice(sheet, "name", "called by"));
     }
     const doubtful = sheet.rows.slice(0, 50).filter((row) => !isMolecule(row[sheet.molecule] ?? "")).length;

@@ -1,10 +1,12 @@
 """Dependencies, checks and documentation that the routes share."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, get_args, get_origin
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel
 
 from models.errors import did_you_mean
 from service.core.answer import Result
@@ -102,6 +104,21 @@ def check_count(count: int, limit: int) -> None:
     if count > limit:
         detail = f"got {count} molecules, expected at most {limit} (max_molecules)"
         raise ProblemError(422, "too_many_molecules", detail, limit={"max_molecules": limit})
+
+
+def revalidated(request: Request, content: BaseModel) -> Response:
+    """Return a description as JSON, or 304 where the client has it.
+
+    The client asks every time, and nobody else keeps it: it may take a key to see it.
+    """
+    body = content.model_dump_json().encode()
+    # Weak: the same content may be compressed or not.
+    tag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    known = request.headers.get("if-none-match", "")
+    if tag in (value.strip() for value in known.split(",")):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

@@ -3,7 +3,7 @@
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from models.errors import GMergingError
 from models.task import TaskInfo
@@ -11,7 +11,7 @@ from service.core.engine import EngineInfo
 from service.core.explaining import explanations_of
 from service.core.models import DefaultModelError, UnknownModelError
 from service.http.problems import ProblemError
-from service.http.routes.common import AcceptingDep, ServicesDep, problems
+from service.http.routes.common import AcceptingDep, ServicesDep, problems, revalidated
 from service.schemas import (
     AdminModel,
     AdminModelsResponse,
@@ -32,17 +32,23 @@ _ModelQuery = Annotated[
     str | None, Query(max_length=128, description="name of a model; the default one if left out")
 ]
 _ModelPath = Annotated[str, Path(max_length=128)]
+_UNCHANGED = "What the client has, whose `ETag` is in `If-None-Match`, is still right"
 _LIMITS = {"max_molecules", "max_atoms", "max_smiles_length", "max_body_bytes", "max_file_bytes"}
 
 
-@router.get("/tasks", summary="Tasks and their labels", responses=problems(401, 422, 503))
-async def tasks(services: AcceptingDep, model: _ModelQuery = None) -> TasksResponse:
+@router.get(
+    "/tasks",
+    summary="Tasks and their labels",
+    response_model=TasksResponse,
+    responses={304: {"description": _UNCHANGED}, **problems(401, 422, 503)},
+)
+async def tasks(request: Request, services: AcceptingDep, model: _ModelQuery = None) -> Response:
     """List the tasks of a model, with their labels and inputs.
 
     A task is a data set; its labels are what is predicted.
     """
     info = services.models.get(model).info
-    return TasksResponse(tasks=[_task(info, task) for task in info.tasks])
+    return revalidated(request, TasksResponse(tasks=[_task(info, task) for task in info.tasks]))
 
 
 def _task(info: EngineInfo, task: str) -> TaskOut:
@@ -80,11 +86,14 @@ def _experts(info: EngineInfo, task: str) -> TaskExperts | None:
 
 
 @router.get(
-    "/model", summary="The model and the limits of the service", responses=problems(401, 422, 503)
+    "/model",
+    summary="The model and the limits of the service",
+    response_model=ModelResponse,
+    responses={304: {"description": _UNCHANGED}, **problems(401, 422, 503)},
 )
-async def model(services: AcceptingDep, model: _ModelQuery = None) -> ModelResponse:
+async def model(request: Request, services: AcceptingDep, model: _ModelQuery = None) -> Response:
     """Describe a model as its artifact does: shape, provenance, measured quality."""
-    return _model_response(services, services.models.get(model).info)
+    return revalidated(request, _model_response(services, services.models.get(model).info))
 
 
 @router.get(

@@ -72,5 +72,9 @@ def _sent(request: Request, path: str, headers: dict[str, str]) -> Response:
     )
     files = StaticFiles(directory=FOLDER)
     if files.is_not_modified(response.headers, request.headers):
-        return NotModifiedResponse(response.headers)
+        unchanged = NotModifiedResponse(response.headers)
+        # A browser takes the headers of a 304 for what it has; without the policy of the page the
+        # strictest one would be added, and a reloaded page could load nothing.
+        unchanged.headers.update(headers)
+        return unchanged
     return response

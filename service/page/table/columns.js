@@ -126,13 +126,12 @@ function alertsColumn(results) {
 
 function labelColumn(results, label, explained, isNarrow) {
   const { mark, text } = directionOf(label);
-  const kind = label.meaning.direction ?? "neither";
   return {
     id: label.column,
     sort: true,
     isAnswer: true,
-    width: isNarrow ? 104 : 122,
-    className: `label ${kind}`,
+    width: isNarrow ? 104 : 128,
+    className: `label high-is-${label.meaning.direction ?? "neither"}`,
     head: (cell, state) => {
       const title = element("span", { className: "title" }, label.title);
       const sort = sortButton(label.column, state, title);

@@ -8,9 +8,12 @@ const TYPING = 250;
 
 /** The bar of filters above the table. */
 export class Filters {
-  /** Args: `bar` is the element to fill; `view` has the filters; `onChange` is called after a change. */
-  constructor(bar, { view, onChange }) {
-    Object.assign(this, { bar, view, onChange });
+  /**
+   * Args: `bar` and `ranges` are the elements to fill; `view` has the filters; `onChange` is called
+   * after a change.
+   */
+  constructor(bar, ranges, { view, onChange }) {
+    Object.assign(this, { bar, ranges, view, onChange });
     this.matched = null; // the rows that have the substructure
     this.results = null;
     this.labels = [];
@@ -36,13 +39,11 @@ export class Filters {
       this.smarts,
       this.problem,
     );
-    this.ranges = element("div", { className: "ranges" });
     const add = element("button", { type: "button", id: "add-filter", on: { click: () => this.#add() } }, "Filter numbers");
     this.bar.replaceChildren(
       element("span", { className: "labelled" }, element("label", { for: "search", className: "hidden" }, "Search names, SMILES and cells"), this.text),
       this.substructures,
       add,
-      this.ranges,
     );
   }
 

@@ -32,7 +32,7 @@ export class Table {
     this.results = null;
     this.labels = [];
     this.#build(menus);
-    this.filters = new Filters(this.filterBar, { view, onChange: () => this.#viewChanged() });
+    this.filters = new Filters(this.filterBar, this.ranges, { view, onChange: () => this.#viewChanged() });
     narrow.addEventListener("change", () => this.#drawColumns());
     document.addEventListener("themechange", () => this.#drawColumns());
   }
@@ -47,13 +47,14 @@ export class Table {
     this.drugs.hidden = this.alerts.hidden = true;
     this.compare = element("button", { type: "button", id: "compare", hidden: true, on: { click: () => this.onCompare([...this.selected]) } });
     this.filterBar = element("div", { className: "filters" });
+    this.ranges = element("div", { className: "ranges" });
     this.summary = element("span", { className: "summary", id: "summary" });
     this.pages = element("span", { className: "pages", hidden: true });
     this.scroller = element("div", { className: "scroller", tabIndex: -1, role: "region", aria: { label: "Table of predictions" } });
     this.section.replaceChildren(
       element("h2", { className: "hidden" }, "Predictions"),
-      this.filterBar,
-      element("div", { className: "row tools" }, this.summary, this.pages, element("span", { className: "grow" }), this.pictures, this.uploadToggle, this.drugs, this.alerts, this.compare, ...menus),
+      element("div", { className: "row tools" }, this.filterBar, element("span", { className: "grow" }), this.compare, this.pictures, this.uploadToggle, this.drugs, this.alerts, ...menus),
+      element("div", { className: "facts-line" }, this.summary, this.pages, this.ranges),
       this.scroller,
     );
     this.grid = new Grid(this.scroller, {
