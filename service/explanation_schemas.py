@@ -22,7 +22,9 @@ class BitOut(BaseModel):
         ),
         examples=["CC(=O)O"],
     )
-    atoms: list[int] = Field(description="where it lies; empty for a descriptor")
+    atoms: list[int] = Field(
+        description="where it lies; empty for a descriptor that is no sum over atoms"
+    )
     contribution: float
 
 
@@ -35,7 +37,7 @@ class AtomsOfExpert(BaseModel):
     atoms: list[float] = Field(
         description="for every heavy atom in the order of `smiles`, or for every node of a graph"
     )
-    other: float = Field(description="of descriptors, which lie on no atom; 0 of the network")
+    other: float = Field(description="of descriptors that are no sums over atoms; 0 of the network")
     bits: list[BitOut] | None = Field(
         None, description="of trees, the ten columns that contribute most, up or down"
     )

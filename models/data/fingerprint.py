@@ -115,8 +115,7 @@ def fingerprint(mol: Chem.Mol, smiles: str | None = None) -> NDArray[np.float32]
     Returns:
         (WIDTH,) float32, columns as in `COLUMNS`.
     """
-    if smiles is None or _CHARGE.search(smiles):
-        mol = neutralise(mol)
+    mol = neutral_form(mol, smiles)
     row = np.empty(WIDTH, dtype=np.float32)
     row[:BITS] = _MORGAN.GetCountFingerprintAsNumPy(mol)
     values = [float(compute(mol)) for compute in _SCALARS.values()]
@@ -126,20 +125,20 @@ def fingerprint(mol: Chem.Mol, smiles: str | None = None) -> NDArray[np.float32]
     return row
 
 
-def environments(mol: Chem.Mol, smiles: str) -> tuple[Chem.Mol, dict[int, tuple[Environment, ...]]]:
-    """Find the circular substructures that a molecule's fingerprint counts; arguments as for
-    `fingerprint`.
+def neutral_form(mol: Chem.Mol, smiles: str | None = None) -> Chem.Mol:
+    """Return the molecule that a fingerprint is taken from, with the atoms in the same order;
+    arguments as for `fingerprint`."""
+    return neutralise(mol) if smiles is None or _CHARGE.search(smiles) else mol
 
-    Returns:
-        The neutralised molecule, whose atoms have the order of `mol`, and by column the
-        substructures that are counted there.
-    """
-    if _CHARGE.search(smiles):
-        mol = neutralise(mol)
+
+def environments(mol: Chem.Mol) -> dict[int, tuple[Environment, ...]]:
+    """Find the circular substructures that a fingerprint counts, by column; `mol` is from
+    `neutral_form`."""
     output = rdFingerprintGenerator.AdditionalOutput()
     output.AllocateBitInfoMap()
     _MORGAN.GetCountFingerprint(mol, additionalOutput=output)
-    return mol, output.GetBitInfoMap()
+    found: dict[int, tuple[Environment, ...]] = output.GetBitInfoMap()
+    return found
 
 
 def with_fingerprint(graph: MolGraph, mol: Chem.Mol, smiles: str) -> FingerprintedMolGraph:

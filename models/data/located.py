@@ -1,4 +1,4 @@
-"""Molecules whose atoms have the order of their canonical SMILES, and where the bits of their
+"""Molecules whose atoms have the order of their canonical SMILES, and where the columns of their
 fingerprints lie."""
 
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from rdkit import Chem, rdBase
 
-from models.data.fingerprint import environments, with_fingerprint
+from models.data.descriptor_atoms import atom_terms
+from models.data.fingerprint import BITS, DESCRIPTORS, environments, neutral_form, with_fingerprint
 from models.data.molecule import MolGraph
 from models.data.molecule_features import build_graphs
 from models.data.smiles import canonical_drawing
@@ -19,12 +20,13 @@ from models.errors import MoleculeError
 
 
 @dataclass(frozen=True)
-class LocatedBit:
-    """A bit of a molecule's fingerprint.
+class LocatedColumn:
+    """A column of a molecule's fingerprint.
 
     Attributes:
-        name: the substructures that set it, as SMILES of their atoms.
-        shares: by atom, the share that it has of the bit; they sum to 1. Every substructure has
+        name: the circular substructures that are counted, as SMILES of their atoms; or the
+            descriptor.
+        shares: by atom, the share that it has of the number; they sum to 1. Every substructure has
             the same share, and in it every atom.
     """
 
@@ -37,12 +39,12 @@ class LocatedMolecule:
     """A molecule whose atoms have the order of a SMILES.
 
     Attributes:
-        graph: with the fingerprint if there are bits.
-        bits: by column of the fingerprint.
+        graph: with the fingerprint if it was asked.
+        columns: columns of the fingerprint that lie on atoms; empty if it was not asked.
     """
 
     graph: MolGraph
-    bits: Mapping[int, LocatedBit]
+    columns: Mapping[int, LocatedColumn]
 
 
 def locate(smiles: str, *, fingerprint: bool = False) -> LocatedMolecule:
@@ -53,7 +55,7 @@ def locate(smiles: str, *, fingerprint: bool = False) -> LocatedMolecule:
 
     Args:
         smiles: canonical.
-        fingerprint: whether to add the fingerprint and locate its bits.
+        fingerprint: whether to add the fingerprint and locate its columns.
 
     Raises:
         MoleculeError: see `featurize`.
@@ -68,7 +70,9 @@ def locate(smiles: str, *, fingerprint: bool = False) -> LocatedMolecule:
         graph = _renumbered(graph, position)
         if not fingerprint:
             return LocatedMolecule(graph, {})
-        return LocatedMolecule(with_fingerprint(graph, mol, smiles), _bits(mol, smiles, position))
+        neutral = neutral_form(mol, smiles)
+        columns = _substructures(neutral, position) | _descriptors(neutral, position)
+        return LocatedMolecule(with_fingerprint(graph, mol, smiles), columns)
 
 
 def _written_positions(mol: Chem.Mol, smiles: str) -> NDArray[np.int64]:
@@ -90,11 +94,11 @@ def _renumbered(graph: MolGraph, position: NDArray[np.int64]) -> MolGraph:
     return MolGraph(graph.x[to.argsort()], edges[:, rows], graph.edge_attr[rows])
 
 
-def _bits(mol: Chem.Mol, smiles: str, position: NDArray[np.int64]) -> dict[int, LocatedBit]:
-    mol, found = environments(mol, smiles)
+def _substructures(mol: Chem.Mol, position: NDArray[np.int64]) -> dict[int, LocatedColumn]:
+    """Locate the counts of circular substructures."""
     distances: NDArray[np.float64] = Chem.GetDistanceMatrix(mol)
-    bits = {}
-    for column, places in found.items():
+    columns = {}
+    for column, places in environments(mol).items():
         shares: dict[int, float] = {}
         names: dict[str, None] = {}
         for centre, radius in places:
@@ -102,5 +106,20 @@ def _bits(mol: Chem.Mol, smiles: str, position: NDArray[np.int64]) -> dict[int, 
             names[str(Chem.MolFragmentToSmiles(mol, atoms))] = None
             for atom in position[atoms].tolist():
                 shares[atom] = shares.get(atom, 0.0) + 1 / (len(places) * len(atoms))
-        bits[column] = LocatedBit(" | ".join(names), dict(sorted(shares.items())))
-    return bits
+        columns[column] = LocatedColumn(" | ".join(names), dict(sorted(shares.items())))
+    return columns
+
+
+def _descriptors(mol: Chem.Mol, position: NDArray[np.int64]) -> dict[int, LocatedColumn]:
+    """Locate the descriptors that are sums over atoms."""
+    columns = {}
+    for name, terms in atom_terms(mol).items():
+        atoms = terms.nonzero()[0]
+        shares = dict(
+            zip(position[atoms].tolist(), (terms[atoms] / terms.sum()).tolist(), strict=True)
+        )
+        if shares:
+            columns[BITS + DESCRIPTORS.index(name)] = LocatedColumn(
+                name, dict(sorted(shares.items()))
+            )
+    return columns

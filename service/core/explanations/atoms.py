@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.fingerprint import BITS, DESCRIPTORS
-from models.data.located import LocatedBit
+from models.data.located import LocatedColumn
 from models.experts.contributions import AnswerSum, ExpertSum
 from models.task import OutputKind
 from service.core.answer import Answer
@@ -105,30 +105,31 @@ def _of_expert(expert: ExpertSum, label: int, molecule: Located) -> dict[str, An
         assert expert.nodes is not None
         atoms = expert.nodes[:, label]
         return {"weight": expert.weight, "atoms": _list(atoms), "other": 0.0}
-    columns = expert.columns[label]
+    contributions, located = expert.columns[label], molecule.columns
     atoms = np.zeros(molecule.graph.num_nodes)
-    for column, bit in molecule.bits.items():
-        atoms[list(bit.shares)] += columns[column] * np.array([*bit.shares.values()])
-    other = columns.sum() - columns[list(molecule.bits)].sum()
+    for column, where in located.items():
+        atoms[list(where.shares)] += contributions[column] * np.array([*where.shares.values()])
     return {
         "weight": expert.weight,
         "atoms": _list(atoms),
-        "other": _rounded(other),
-        "bits": _largest(columns, molecule.bits),
+        "other": _rounded(np.delete(contributions, list(located)).sum()),
+        "bits": _largest(contributions, located),
     }
 
 
-def _largest(columns: NDArray[np.float64], bits: Mapping[int, LocatedBit]) -> list[dict[str, Any]]:
+def _largest(
+    contributions: NDArray[np.float64], located: Mapping[int, LocatedColumn]
+) -> list[dict[str, Any]]:
     """Return the columns that contribute most, up or down."""
-    order = np.argsort(-np.abs(columns), kind="stable")[:_LISTED_BITS]
+    order = np.argsort(-np.abs(contributions), kind="stable")[:_LISTED_BITS]
     return [
         {
-            "name": bits[column].name if column in bits else DESCRIPTORS[column - BITS],
-            "atoms": [*bits[column].shares] if column in bits else [],
-            "contribution": _rounded(columns[column]),
+            "name": located[k].name if k in located else DESCRIPTORS[k - BITS],
+            "atoms": [*located[k].shares] if k in located else [],
+            "contribution": _rounded(contributions[k]),
         }
-        for column in order.tolist()
-        if columns[column]
+        for k in order.tolist()
+        if contributions[k]
     ]
 
 

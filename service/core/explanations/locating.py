@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from models.data.located import LocatedBit
+from models.data.located import LocatedColumn
 from models.families.inputs import Graph, tensors_of
 from service.core.reading import InputRequirements
 
@@ -18,14 +18,14 @@ class Located:
 
     Attributes:
         graph: whose nodes have the order of the answer.
-        bits: by column of the fingerprint, where its bits lie; empty without a fingerprint.
+        columns: columns of the fingerprint that lie on atoms; empty without a fingerprint.
     """
 
     graph: Graph
-    bits: Mapping[int, LocatedBit] = field(default_factory=dict)
+    columns: Mapping[int, LocatedColumn] = field(default_factory=dict)
 
 
-Wire = tuple[Callable[..., Graph], list[NDArray[Any]], Mapping[int, LocatedBit]]
+Wire = tuple[Callable[..., Graph], list[NDArray[Any]], Mapping[int, LocatedColumn]]
 """What a process sends of a molecule: class and arrays of the graph, and its bits."""
 
 
@@ -35,14 +35,14 @@ def locate(smiles: str, requirements: InputRequirements) -> Located:
     assert sums is not None  # `EngineInfo.check_atoms`
     assert sums.locate is not None  # else there is no SMILES
     found = sums.locate(smiles, fingerprint=requirements.schema.has_fingerprint)
-    return Located(found.graph, found.bits)
+    return Located(found.graph, found.columns)
 
 
 def send(smiles: str, requirements: InputRequirements) -> Wire:
     """Do as `locate` in another process; `received` turns the result into a molecule."""
     found = locate(smiles, requirements)
     arrays = [tensor.numpy() for tensor in tensors_of(found.graph)]
-    return type(found.graph), arrays, found.bits
+    return type(found.graph), arrays, found.columns
 
 
 def received(wire: Wire) -> Located:
