@@ -22,6 +22,7 @@ from merging.planning.plan import (
     read_plan,
     write_plan,
 )
+from merging.release.drugs import DrugList, add_drugs, check_drugs
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe, inspect
@@ -350,6 +351,28 @@ def describe_labels_of(arguments: argparse.Namespace) -> None:
     files = arguments.artifact, arguments.output, arguments.replace
     check_description(run, *files)
     _print_artifact(describe_labels(run, *files), arguments.output)
+
+
+def add_drugs_of(arguments: argparse.Namespace) -> None:
+    r"""Predict for a list of approved drugs, and add the quantiles of the answers to a finished
+    artifact: with them the service says where an answer lies among drugs. Its weights stay as they
+    are, and no structure of the list goes into the artifact.
+
+    Examples:
+        gmerging add-drugs --config admet.yaml --artifact my/admet --output my/admet \
+            --molecules drugs.csv --source "ChEMBL 33" --date 2023-10-18 --terms "CC BY-SA 3.0"
+    """
+    artifact = find_artifact(arguments.artifact)
+    manifest, _ = read_manifest(artifact)
+    run = _run(arguments, manifest.provenance.get("seed", 0))
+    files = arguments.output, arguments.replace
+    check_drugs(run, artifact, *files)
+    described = arguments.source, arguments.date, arguments.terms
+    manifest = add_drugs(run, artifact, DrugList(arguments.molecules, *described), *files)
+    assert manifest.drugs is not None
+    counts = f"{manifest.drugs.molecules} drugs, {manifest.drugs.in_training} of them in training"
+    print(f"{counts}; {manifest.drugs.unreadable} could not be read")
+    _print_artifact(manifest, arguments.output)
 
 
 def remove_task(arguments: argparse.Namespace) -> None:

@@ -46,6 +46,17 @@ def command_rows() -> list[Row]:
         default=32,
         help="number of other experts that each task's mixture considers",
     )
+    drugs = option(
+        "--molecules",
+        type=Path,
+        required=True,
+        help="the list of drugs: lines of SMILES, a table, or a Parquet file",
+    )
+    list_of = {"source": "where it is from, with its version", "date": "of the list"}
+    list_of["terms"] = "under which it may be used"
+    about_drugs = tuple(
+        option(f"--{name}", required=True, help=about) for name, about in list_of.items()
+    )
     removed = option(
         "--tasks", nargs="+", metavar="TASK", required=True, help="the tasks to remove"
     )
@@ -68,6 +79,7 @@ def command_rows() -> list[Row]:
         ("add-task", commands.add_task, (*one_seed, *new_artifact)),
         ("add-forests", commands.add_forest, (*one_seed, *per_task, *new_artifact)),
         ("describe-labels", commands.describe_labels_of, (*base, *new_artifact)),
+        ("add-drugs", commands.add_drugs_of, (*base, drugs, *about_drugs, *new_artifact)),
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
         ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact, options.as_json)),

@@ -150,12 +150,14 @@ def remove_tasks(
         "streams": _remaining_streams(manifest, remaining),
         "nearest": nearest,
         "forests": {task: manifest.forests[task] for task in forests},
+        "drugs": manifest.drugs and manifest.drugs.for_tasks([*remaining]),
         "provenance": manifest.provenance | {"removed": removed},
     }
     note = f"{', '.join(tasks)}. The tables above are of the artifact with them."
     card = f"{card_of(artifact)}\n## Removed later\n\n{note}\n"
     experts = {task: components.experts[task] for task in remaining}
-    components = dataclasses.replace(components, experts=experts, forests=forests)
+    drugs = components.drugs and components.drugs.for_tasks([*remaining])
+    components = dataclasses.replace(components, experts=experts, forests=forests, drugs=drugs)
     return save_changed(output, components, changes, card, replace)
 
 
@@ -223,7 +225,8 @@ def save_changed(
 
     Args:
         output: its folder; may be that of the other one.
-        components: with changed experts and forests, and the manifest and digest of the other one.
+        components: with changed experts, forests and drugs, and the manifest and digest of the
+            other one.
         changes: fields of the manifest that differ.
         card: its model card.
         replace: see `models.artifact.check_output`.
@@ -237,7 +240,7 @@ def save_changed(
         provenance = manifest.provenance | {"meanings": rest}
         manifest = manifest.model_copy(update={"provenance": provenance})
     written = components.backbone, components.experts, card, replace, components.digest
-    return save_artifact(output, manifest, *written, components.forests)
+    return save_artifact(output, manifest, *written, components.forests, components.drugs)
 
 
 def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:

@@ -82,7 +82,12 @@ def add_forests(
         "tasks": list(tasks),
     }
     forest_infos = {task: infos[task] for task in in_order}
-    components = replace(components, forests={task: forests[task] for task in in_order})
+    # The answers for drugs were those without the new forests.
+    compared = [task for task in manifest.tasks if task not in tasks]
+    drugs = components.drugs and components.drugs.for_tasks(compared)
+    components = replace(
+        components, forests={task: forests[task] for task in in_order}, drugs=drugs
+    )
     described = replace(components, manifest=manifest.model_copy(update={"forests": forest_infos}))
     provenance = {"forests": [*manifest.provenance.get("forests", ()), record]}
     changes = {
@@ -90,6 +95,7 @@ def add_forests(
         "version": identity.version,
         "input": manifest.input.model_copy(update={"fingerprint": FINGERPRINT_RULE}),
         "forests": forest_infos,
+        "drugs": manifest.drugs and manifest.drugs.for_tasks(compared),
         "tasks": with_meanings(run, described, tasks),
         "provenance": manifest.provenance | provenance,
         "metrics": manifest.metrics
