@@ -27,10 +27,10 @@ export async function explainAlerts({ inquiry, label }) {
     const text = `${titleOf(alert)}, atoms ${placesOf([...alert.atoms].sort((a, b) => a - b))}`;
     const light = (atoms) => () => redraw(picture, item.smiles, show(atoms));
     const on = { mouseenter: light(alert.atoms), mouseleave: light(all), focus: light(alert.atoms), blur: light(all) };
-    return element("li", {}, element("button", { type: "button", className: "row", on }, text));
+    return element("li", {}, element("button", { type: "button", className: "line", on }, text));
   });
   return [
-    element("figure", { className: "picture" }, picture),
+    element("figure", { className: "figure" }, picture),
     element("ul", { className: "alerts" }, entries),
     about,
   ];

@@ -72,7 +72,7 @@ class AtomView {
     return [
       element("p", { className: "lead" }, this.#sentence()),
       element("div", { className: "switches" }, this.#expertSwitch(), this.#groupSwitch()),
-      element("figure", { className: "picture" }, this.picture, element("figcaption", {}, legend())),
+      element("figure", { className: "figure" }, this.picture, element("figcaption", {}, legend())),
       table,
       note(words),
       element("h4", {}, "How it adds up"),
@@ -325,5 +325,5 @@ function choice(title, options, choose) {
       element("span", {}, text),
     ),
   );
-  return element("fieldset", { className: "choice" }, element("legend", {}, title), made);
+  return element("fieldset", { className: "switch" }, element("legend", {}, title), made);
 }

@@ -5,10 +5,10 @@ import { element } from "../elements.js";
 export function bar(value, largest) {
   const share = largest ? Math.min(1, Math.abs(value) / largest) : 0;
   const fill = element("span", {
-    className: value < 0 ? "bar-fill down" : "bar-fill up",
+    className: value < 0 ? "diverging-fill down" : "diverging-fill up",
     style: { "--share": share },
   });
-  return element("span", { className: "bar", aria: { hidden: "true" } }, fill);
+  return element("span", { className: "diverging", aria: { hidden: "true" } }, fill);
 }
 
 /** A mark on a line from 0 to 1. */

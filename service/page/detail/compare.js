@@ -80,7 +80,7 @@ function compared(items, molecules, labels) {
     tbody,
   );
   return [
-    element("div", { className: "field no-print" }, sort, element("label", { for: "compare-sort" }, "Largest differences first")),
+    element("div", { className: "line-field no-print" }, sort, element("label", { for: "compare-sort" }, "Largest differences first")),
     note("▲ marks the highest answer of a row and ▼ the lowest, where they differ as written."),
     element("div", { className: "scroll", tabIndex: 0, role: "region", aria: { label: "Comparison" } }, table),
   ];

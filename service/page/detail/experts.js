@@ -61,7 +61,7 @@ function routingOf(routing, tasks, catalogue) {
   return [
     element("h4", {}, "Mixture of experts"),
     note(about),
-    element("div", { className: "field" }, element("label", { for: "routing-site" }, "Where"), select),
+    element("div", { className: "line-field" }, element("label", { for: "routing-site" }, "Where"), select),
     holder,
   ];
 }

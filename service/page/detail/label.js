@@ -18,14 +18,14 @@ export function labelPage(fields, catalogue) {
   const { task, meaning } = label;
   const parts = [
     element("p", { className: "lead" }, meaning.measured ?? task.description),
-    element("dl", { className: "facts" }, facts(label).flatMap(fact)),
+    element("dl", { className: "fact-list" }, facts(label).flatMap(fact)),
   ];
   if (meaning.counts) parts.push(element("h2", {}, "Data"), counts(meaning), ...distribution(label));
   if (meaning.scores?.length) parts.push(element("h2", {}, "How well it is predicted"), scores(meaning), ...calibration(meaning));
   else if (meaning.counts) parts.push(note("The test molecules do not allow a score: they are too few, or all of one kind."));
   if (task.meaning) {
     const origin = [["Source", task.meaning.source], ["Terms", task.meaning.terms]];
-    parts.push(element("h2", {}, "Origin"), element("dl", { className: "facts" }, origin.flatMap(fact)));
+    parts.push(element("h2", {}, "Origin"), element("dl", { className: "fact-list" }, origin.flatMap(fact)));
   }
   parts.push(...siblings(label, catalogue));
   return { title: sentence(label.title), parts };

@@ -10,11 +10,11 @@ import { metricTitle } from "./values.js";
 /** Return the title and the elements of the page of the model. */
 export function modelPage(_fields, catalogue) {
   const { model } = catalogue;
-  const card = element("section", { className: "card", aria: { busy: "true" } }, note("Asking the service …"));
+  const card = element("section", { className: "model-card", aria: { busy: "true" } }, note("Asking the service …"));
   card.renew = () => showCard(card);
   card.renew();
   const parts = [
-    element("dl", { className: "facts" }, facts(catalogue).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+    element("dl", { className: "fact-list" }, facts(catalogue).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
     element("h2", {}, "Tasks"),
     taskTable(catalogue),
     element("h2", {}, "Card"),

@@ -76,7 +76,7 @@ class Panel {
     this.sections = this.#sections();
     panel.replaceChildren(
       this.#head(),
-      element("figure", { className: "picture" }, this.#picture()),
+      element("figure", { className: "figure" }, this.#picture()),
       element("p", { className: "smiles mono" }, this.molecule.smiles),
       this.#columns(),
       this.answers,
@@ -115,7 +115,7 @@ class Panel {
       "details",
       { className: "section" },
       element("summary", {}, element("h3", {}, "What came with it")),
-      element("dl", { className: "facts section-body" }, facts),
+      element("dl", { className: "fact-list section-body" }, facts),
     );
   }
 

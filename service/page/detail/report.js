@@ -47,7 +47,7 @@ function report(model, item, labels) {
       "div",
       { className: "report-head" },
       printable(item.smiles, { width: 360, height: 240, alt: `Structure of ${item.smiles}` }),
-      element("dl", { className: "facts" }, facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+      element("dl", { className: "fact-list" }, facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
     ),
     element("h2", {}, "Answers"),
     ...tasksOf(labels).flatMap((task) => answers(item, labels.filter((label) => label.task.name === task))),
@@ -80,7 +80,7 @@ function line(item, label) {
     "tr",
     {},
     element("th", { scope: "row" }, sentence(label.title)),
-    element("td", { className: "value" }, `${answer(label, valueOf(item, label))}${unit}`, amongDrugs(percentileOf(item, label))),
+    element("td", { className: "answer" }, `${answer(label, valueOf(item, label))}${unit}`, amongDrugs(percentileOf(item, label))),
     element("td", {}, means.filter(Boolean).join(" ")),
   );
 }

@@ -32,8 +32,8 @@ export function valueTable(item, labels, chosen, choose) {
       "tr",
       {},
       element("th", { scope: "row" }, name),
-      element("td", { className: "value" }, answer(label, valueOf(item, label)), unitOf(label)),
-      drugs ? element("td", { className: "among" }, ...among(percentileOf(item, label))) : null,
+      element("td", { className: "answer" }, answer(label, valueOf(item, label)), unitOf(label)),
+      drugs ? element("td", { className: "percentile" }, ...among(percentileOf(item, label))) : null,
     );
   });
   const heads = ["Explain", "Answer", ...(drugs ? ["Among drugs"] : [])];
