@@ -40,15 +40,17 @@ export function closeMolecule() {
   panel.replaceChildren();
   panel.parentElement.classList.remove("with-panel");
   coverRest();
-  if (from?.isConnected) from.focus();
+  // the table may have drawn its rows anew; then its current cell
+  const cell = from?.isConnected ? from : byId("molecules").querySelector("tbody [tabindex='0']");
+  (cell ?? byId("molecules")).focus();
 }
 
 /** Where the panel covers the page, nothing behind it can be reached. */
 function coverRest() {
   const covered = current !== null && SHEET.matches;
   const panel = byId("panel");
-  for (const one of [...panel.parentElement.children, byId("status"), document.querySelector(".top")]) {
-    if (one !== panel) one.inert = covered;
+  for (const one of [...document.body.children, ...panel.parentElement.children]) {
+    if (!one.contains(panel)) one.inert = covered;
   }
 }
 

@@ -48,7 +48,10 @@ function nearest(molecules, label) {
   const hidden = molecules.some((one) => !one.smiles);
   const why =
     "Structures are shown where the terms of the data allow it and the operator has the data.";
-  return element("div", {}, list, hidden ? note(why) : null);
+  const known =
+    "A training molecule has the same fingerprint, and may be this one: its measured value says " +
+    "more than the answer.";
+  return element("div", {}, list, molecules[0]?.similarity === 1 ? note(known, "warn") : null, hidden ? note(why) : null);
 }
 
 /** Return sentences on the error at this similarity, and in short form its verdict. */
