@@ -98,7 +98,7 @@ export class Runner {
       if (error instanceof ServiceError && error.status === 401) throw error;
       return;
     }
-    this.say("Cancelled; what was answered stays.");
+    this.say(job ? "Cancelled; the job is forgotten." : "Cancelled; what was answered stays.");
     if (job) await deleteJob(job).catch((problem) => this.say(problem.message));
   }
 
