@@ -38,6 +38,7 @@ class Page {
       menus: this.downloads.menus,
     });
     this.runner = new Runner({
+      limits: catalogue.model.limits,
       progress: new Progress(byId("run"), () => this.runner.cancel()),
       onResults: (results, labels) => this.#show(results, labels),
       onRefresh: () => this.table.refresh(),

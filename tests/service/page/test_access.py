@@ -24,7 +24,7 @@ def keyed(
     """A page of a service that asks for a key, not yet open; and a key."""
     key, entry = new_key("chemist")
     keys = tmp_path / "keys.json"
-    keys.write_bytes(orjson.dumps([entry]))
+    keys.write_bytes(orjson.dumps([entry.model_dump()]))
     with process(port=0, artifact=pico_artifact, device="cpu", api_keys_file=keys) as (_, url):
         context = browser.new_context()
         yield Watched(context.new_page(), url), key
