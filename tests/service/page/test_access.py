@@ -38,7 +38,7 @@ def test_a_service_with_keys_is_asked_with_the_key(keyed: tuple[Watched, str]) -
     page.get_by_text("This service asks for a key.").wait_for()
     page.locator("#key-field").fill("wrong")
     page.keyboard.press("Enter")
-    page.get_by_text("key is unknown").wait_for()
+    page.get_by_text("the key is not known").wait_for()
     page.locator("#key-field").fill(key)
     page.keyboard.press("Enter")
     page.locator("#model").wait_for()
