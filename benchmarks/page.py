@@ -3,7 +3,7 @@ rows of 40 columns.
 
     python -m benchmarks.page
 
-Writes `results/page.json`. Times are wall times on a machine that others use too: bounds from above.
+Writes `results/page.json`. Times are wall times: upper bounds, where others use the machine too.
 """
 
 import importlib.metadata
@@ -29,7 +29,7 @@ _TABLE = """async ([count, width, rounds]) => {
     index: k, smiles: "C".repeat(1 + (k % 20)), row: { id: `m${k}` },
     tasks: Object.groupBy(labels, ({ task }) => task.name),
   }, (key, value) => Array.isArray(value)
-    ? Object.fromEntries(value.map(({ name }, n) => [name, ((k * 7919 + n * 104729) % 10007) / 10007]))
+    ? Object.fromEntries(value.map(({ name }, n) => [name, ((k * 7919 + n * 104729) % 1e4) / 1e4]))
     : value));
   const section = document.createElement("section");
   section.className = "results";
@@ -46,7 +46,9 @@ _TABLE = """async ([count, width, rounds]) => {
       results.put(results.addNamedRow(item.row, item.smiles), item, labels);
     }
     step();
-    const table = new Table(section, { catalogue, view, onView() {}, onOpen() {}, onCompare() {}, menus: [] });
+    const nothing = () => {};
+    const actions = { onView: nothing, onOpen: nothing, onCompare: nothing, menus: [] };
+    const table = new Table(section, { catalogue, view, ...actions });
     table.show(results, labels);
     step();
     section.querySelector(`[data-sort="${labels[round % width].column}"]`).click();

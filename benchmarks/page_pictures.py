@@ -1,6 +1,6 @@
 """Pictures of the page for the documentation: `docs/images/page-*.webp`.
 
-    python -m benchmarks.page_pictures
+python -m benchmarks.page_pictures
 """
 
 import io
@@ -51,8 +51,8 @@ def main() -> None:
         for scheme in ("light", "dark"):
             page = opened(browser, address, 1280, 800, scheme)
             with_examples(page)
-            page.locator("[data-sort='herg.blocker']").click()
-            page.locator(".scroller").evaluate("scroller => { scroller.scrollLeft = 0 }")
+            for _ in ("up", "down"):
+                page.locator("[data-sort='bbb_martins.penetrates']").click()
             save(page, f"table-{scheme}")
         page = opened(browser, address, 1280, 800, "light")
         page.locator("#properties").click()

@@ -1,5 +1,5 @@
 // The page: connects its parts.
-import { hasKey } from "./api.js";
+import { get, hasKey } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
 import { chooseLabels, usualLabels } from "./choice.js";
 import { Composer } from "./composer.js";
@@ -71,6 +71,7 @@ class Page {
     this.view.job = null;
     this.#remember();
     say("");
+    this.composer.text.scrollTop = 0;
     await this.#guarded(() => this.runner.start({ sheet, file: this.composer.file }, this.labels));
   }
 
@@ -188,6 +189,12 @@ async function catalogueWithKey() {
   }
 }
 
+/** Show the link to the documentation where the service has it. */
+async function showGuide() {
+  const { links } = await get("./", { headers: { Accept: "application/json" } });
+  byId("guide").hidden = !("documentation" in links);
+}
+
 async function start() {
   startTheme();
   const catalogue = await catalogueWithKey();
@@ -197,6 +204,7 @@ async function start() {
   const page = new Page(catalogue);
   startKey(() => say("The key is in use."));
   page.connectKeys();
+  showGuide().catch((error) => say(error.message));
   addEventListener("hashchange", () => {
     // Another view, typed or followed: what is there belongs to the old one.
     if (!isOtherPage() && location.hash !== hashOf(page.view)) location.reload();

@@ -18,9 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture
-def keyed(
-    browser: "Browser", pico_artifact: Path, tmp_path: Path
-) -> Iterator[tuple[Watched, str]]:
+def keyed(browser: "Browser", pico_artifact: Path, tmp_path: Path) -> Iterator[tuple[Watched, str]]:
     """A page of a service that asks for a key, not yet open; and a key."""
     key, entry = new_key("chemist")
     keys = tmp_path / "keys.json"
@@ -54,7 +52,8 @@ def test_a_service_with_keys_is_asked_with_the_key(keyed: tuple[Watched, str]) -
 
 
 def test_a_busy_service_is_asked_again_when_it_says(watched: Watched) -> None:
-    page, refused = watched.page, []
+    page = watched.page
+    refused: list[str] = []
 
     def busy(route: "Route") -> None:
         if refused:

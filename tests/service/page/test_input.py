@@ -3,14 +3,14 @@
 import gzip
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.service.page.conftest import Watched, cells_of, done, predict
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import FilePayload, Page, Route
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 DRUGS = "CC(=O)Oc1ccccc1C(=O)O aspirin\nCn1cnc2c1c(=O)n(C)c(=O)n2C caffeine\nCCO"
@@ -28,14 +28,14 @@ M  END
 """
 
 
-def _read(page: "Page", text: str) -> dict[str, object]:
+def _read(page: "Page", text: str) -> dict[str, Any]:
     """What `readText` makes of a pasted text."""
     code = """async (text) => {
       const { readText } = await import(new URL("page/input/reading.js", document.baseURI));
       const { columns, rows, molecule, name, kind, problems } = readText(text);
       return { columns, rows, molecule, name, kind, problems: [...problems] };
     }"""
-    result: dict[str, object] = page.evaluate(code, text)
+    result: dict[str, Any] = page.evaluate(code, text)
     return result
 
 
@@ -78,12 +78,12 @@ def test_what_is_pasted_is_recognised(watched: Watched) -> None:
     assert inchi["rows"] == [["InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3"]]
     sdf = _read(page, f"{ETHANOL}> <dose>\n5 mg\n\n$$$$\n{ETHANOL}$$$$\n")
     assert sdf["columns"] == ["molecule", "name", "dose"]
-    assert [row[1:] for row in sdf["rows"]] == [["ethanol", "5 mg"], ["ethanol", None]]  # type: ignore[index]
+    assert [row[1:] for row in sdf["rows"]] == [["ethanol", "5 mg"], ["ethanol", None]]
     block = _read(page, ETHANOL)
-    assert (block["kind"], len(block["rows"])) == ("sdf", 1)  # type: ignore[arg-type]
+    assert (block["kind"], len(block["rows"])) == ("sdf", 1)
     quoted = _read(page, 'smiles,note\nCCO,"a ""b"", c\nd"\nCCN,"open\nCCC,last\n')
     assert quoted["rows"] == [["CCO", 'a "b", c\nd'], ["CCN", '"open'], ["CCC", "last"]]
-    assert [row for row, _ in quoted["problems"]] == [1]  # type: ignore[attr-defined]
+    assert [row for row, _ in quoted["problems"]] == [1]
 
 
 def test_a_pasted_mol_block_is_predicted(watched: Watched) -> None:
@@ -109,8 +109,8 @@ def test_a_file_is_opened_as_it_is(watched: Watched, packed: bool) -> None:
     content = "name,smiles,µ\nä,CCO,1\n".encode("utf-16")
     content = gzip.compress(content) if packed else content
     name = "molecules.csv.gz" if packed else "molecules.csv"
-    file = {"name": name, "mimeType": "text/csv", "buffer": content}
-    watched.page.locator("input[type=file]").set_input_files(file)  # type: ignore[arg-type]
+    file: FilePayload = {"name": name, "mimeType": "text/csv", "buffer": content}
+    watched.page.locator("input[type=file]").set_input_files(file)
     watched.page.locator("#predict:enabled").click()
     done(watched.page)
     assert cells_of(watched.page, 1) == ["ä\nCCO"]
@@ -169,8 +169,8 @@ def test_a_long_file_becomes_a_job_that_outlives_the_page(watched: Watched, tmp_
 def test_a_job_can_be_cancelled(watched: Watched) -> None:
     page = watched.page
     lines = "\n".join(f"{'C' * (1 + k % 90)}N{'C' * (k // 90)}" for k in range(8000))
-    file = {"name": "long.smi", "mimeType": "text/plain", "buffer": lines.encode()}
-    page.locator("input[type=file]").set_input_files(file)  # type: ignore[arg-type]
+    file: FilePayload = {"name": "long.smi", "mimeType": "text/plain", "buffer": lines.encode()}
+    page.locator("input[type=file]").set_input_files(file)
     page.locator("#predict:enabled").click()
     page.wait_for_url("**#job=*")
     page.locator("#cancel").click()
@@ -181,12 +181,12 @@ def test_a_job_can_be_cancelled(watched: Watched) -> None:
 
 def test_a_run_in_chunks_can_be_cancelled_and_what_was_answered_stays(watched: Watched) -> None:
     page = watched.page
-    waiting = []
+    waiting: list[Route] = []
 
-    def hold(route: object) -> None:
+    def hold(route: "Route") -> None:
         waiting.append(route)
         if len(waiting) <= 2:
-            route.continue_()  # type: ignore[attr-defined]
+            route.continue_()
 
     page.route("**/predict", hold)
     page.locator("#molecules-text").fill("\n".join("C" * (1 + k) for k in range(400)))

@@ -14,7 +14,7 @@ import pytest
 from tests.service.page.conftest import Watched, cells_of, done, predict
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -57,7 +57,7 @@ def test_downloads_have_every_column_and_row_and_no_formula(watched: Watched) ->
     assert header[6:] == ["bbbp.p_np", "clintox.FDA_APPROVED", "clintox.CT_TOX"] + [
         f"tox21.{label}" for label in ("NR-AR", "NR-ER", "SR-p53")
     ]
-    assert [row[3] for row in rows] == ["'=cmd()", "'+1+1", "-3.5", "'@a, \"b\" c"]
+    assert [row[3] for row in rows] == ["'=cmd()", "'+1+1", "-3.5", '\'@a, "b" c']
     assert [row[4] for row in rows] == ["CCO", "CCN", "", "CCC"]
     assert rows[2][5].startswith("smiles_syntax: ")
     assert rows[2][6:] == [""] * 6
@@ -103,7 +103,7 @@ def test_rows_are_searched_and_filtered(watched: Watched) -> None:
     page.locator(".range input").last.fill("50")
     page.get_by_text("1 shown").wait_for()
     assert _names(page) == ["ethanol"]
-    header, *rows = csv.reader(io.StringIO(_downloaded(page, "download-shown")))
+    _, *rows = csv.reader(io.StringIO(_downloaded(page, "download-shown")))
     assert [row[0] for row in rows] == ["ethanol"]
     page.locator(".range button").click()
     page.get_by_text("1 shown").wait_for(state="detached")
@@ -112,15 +112,13 @@ def test_rows_are_searched_and_filtered(watched: Watched) -> None:
 
 def test_properties_are_chosen_and_only_what_is_missing_is_asked_for(watched: Watched) -> None:
     page = watched.page
-    asked = []
-    page.on(
-        "request",
-        lambda request: (
-            asked.append(request.post_data_json["tasks"])
-            if request.url.endswith("/predict")
-            else None
-        ),
-    )
+    asked: list[list[str]] = []
+
+    def note(request: "Request") -> None:
+        if request.url.endswith("/predict"):
+            asked.append(json.loads(request.post_data or "")["tasks"])
+
+    page.on("request", note)
     page.locator("#properties").click()
     page.get_by_role("button", name="None").click()
     assert page.get_by_role("button", name="Use these").is_disabled()
