@@ -201,10 +201,10 @@ async function start() {
   const chip = byId("model");
   chip.textContent = `${catalogue.model.name} ${catalogue.model.version}`;
   chip.hidden = false;
+  showGuide().catch((error) => say(error.message));
   const page = new Page(catalogue);
   startKey(() => say("The key is in use."));
   page.connectKeys();
-  showGuide().catch((error) => say(error.message));
   addEventListener("hashchange", () => {
     // Another view, typed or followed: what is there belongs to the old one.
     if (!isOtherPage() && location.hash !== hashOf(page.view)) location.reload();
