@@ -1,5 +1,5 @@
 // The page: connects its parts.
-import { hasKey } from "./api.js";
+import { get, hasKey } from "./api.js";
 import { loadCatalogue } from "./catalogue.js";
 import { chooseLabels, usualLabels } from "./choice.js";
 import { Composer } from "./composer.js";
@@ -39,6 +39,7 @@ class Page {
       menus: this.downloads.menus,
     });
     this.runner = new Runner({
+      limits: catalogue.model.limits,
       progress: new Progress(byId("run"), () => this.runner.cancel()),
       onResults: (results, labels) => this.#show(results, labels),
       onRefresh: () => this.table.refresh(),
@@ -71,6 +72,7 @@ class Page {
     this.view.job = null;
     this.#remember();
     say("");
+    this.composer.text.scrollTop = 0;
     await this.#guarded(() => this.runner.start({ sheet, file: this.composer.file }, this.labels));
   }
 
@@ -188,12 +190,19 @@ async function catalogueWithKey() {
   }
 }
 
+/** Show the link to the documentation where the service has it. */
+async function showGuide() {
+  const { links } = await get("./", { headers: { Accept: "application/json" } });
+  byId("guide").hidden = !("documentation" in links);
+}
+
 async function start() {
   startTheme();
   const catalogue = await catalogueWithKey();
   const chip = byId("model");
   chip.textContent = `${catalogue.model.name} ${catalogue.model.version}`;
   chip.hidden = false;
+  showGuide().catch((error) => say(error.message));
   const page = new Page(catalogue);
   startKey(() => say("The key is in use."));
   page.connectKeys();

@@ -2,8 +2,8 @@
 import { hasKey } from "./api.js";
 import { say } from "./elements.js";
 import { menuOf } from "./menus.js";
+import { resultOf } from "./run/jobs.js";
 import { csvOf, curlOf, curlOfFile, ndjsonOf, save, sdfOf } from "./out.js";
-import { explainRows } from "./table/beside.js";
 
 const LONGEST_COMMAND = 1000; // molecules; more go as a file
 
@@ -41,14 +41,14 @@ export class Downloads {
     const rows = this.#rows(onlyShown);
     const name = `predictions.${kind}`;
     try {
-      if (kind === "ndjson") save(ndjsonOf(results, rows, labels), name);
+      if (kind === "ndjson") save(await this.#ndjson(rows), name);
       else if (kind === "sdf") {
         say("The service writes the SDF");
         save(await (await sdfOf(results, rows, labels)).blob(), name);
       } else {
         if (table.explained.size) {
           say("Asking for percentiles and alerts");
-          await explainRows(results, rows, labels, table.explained);
+          await table.explain(rows);
         }
         save(csvOf(results, rows, labels, table.explained), name);
       }
@@ -56,6 +56,12 @@ export class Downloads {
     } catch (error) {
       say(error.message);
     }
+  }
+
+  async #ndjson(rows) {
+    const { results, labels, view } = this.page();
+    if (!results.isWhole && view.job) return (await resultOf(view.job)).blob();
+    return ndjsonOf(results, rows, labels);
   }
 
   #copyCurl() {

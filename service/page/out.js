@@ -2,7 +2,8 @@
 import { send } from "./api.js";
 import { requestOf, tasksOf } from "./run/chunks.js";
 
-const FORMULA = /^[=+\-@\t\r]/;
+const FORMULA = /^[=+\-@\t\r\n]/;
+const NUMBER = /^[+-][\d.,]+(?:[eE][+-]?\d+)?$/;
 const TYPES = { csv: "text/csv", ndjson: "application/x-ndjson", sdf: "chemical/x-mdl-sdfile" };
 
 /**
@@ -14,8 +15,8 @@ const TYPES = { csv: "text/csv", ndjson: "application/x-ndjson", sdf: "chemical/
 export function csvOf(results, rows, labels, beside = new Set()) {
   const names = labels.map(({ column, unit }) => (unit ? `${column} [${unit}]` : column));
   const header = [...results.columns, "gmerging_smiles", "gmerging_error", ...names];
-  if (beside.has("drugs")) header.push(...labels.map(({ column }) => `${column} [percentile among drugs]`));
-  if (beside.has("alerts")) header.push("alerts");
+  if (beside.has("drugs")) header.push(...labels.map(({ column }) => `${column} percentile among drugs`));
+  if (beside.has("alerts")) header.push("gmerging_alerts");
   const lines = [header.map(cell).join(",")];
   for (const row of rows) {
     const error = results.errors[row];
@@ -29,14 +30,15 @@ export function csvOf(results, rows, labels, beside = new Set()) {
       const known = results.percentiles.get(row) ?? {};
       cells.push(...labels.map(({ column }) => number(known[column] ?? NaN)));
     }
-    if (beside.has("alerts")) cells.push(cell((results.alerts.get(row) ?? []).map(alertName).join("; ")));
+    if (beside.has("alerts")) cells.push(cell(alertsText(results.alerts.get(row) ?? [])));
     lines.push(cells.join(","));
   }
   return `${lines.join("\n")}\n`;
 }
 
-function alertName({ catalog, name }) {
-  return `${catalog}: ${name}`;
+// A text is why they could not be searched for.
+function alertsText(alerts) {
+  return typeof alerts === "string" ? alerts : [...new Set(alerts.map(({ name }) => name))].join("; ");
 }
 
 function number(value) {
@@ -46,7 +48,7 @@ function number(value) {
 /** Return a text as a cell of CSV. A formula gets an apostrophe, so that a spreadsheet shows it. */
 export function cell(text) {
   if (text === null || text === undefined) return "";
-  const shown = FORMULA.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
+  const shown = FORMULA.test(text) && !NUMBER.test(text) ? `'${text}` : text;
   return /[",\n\r]/.test(shown) ? `"${shown.replaceAll('"', '""')}"` : shown;
 }
 

@@ -112,6 +112,11 @@ def test_it_serves_predictions_and_its_pages(served: tuple[subprocess.Popen[str]
         files = re.findall(r'(?:src|href)="([^":]+\.(?:js|css))"', page.text)
         assert len(files) >= 2
         assert all(client.get(page.url.join(file)).status_code == 200 for file in files)
+        assert client.get("/", headers={"Accept": "text/html"}).text.startswith("<!DOCTYPE html>")
+        for path in (ROOT / "service" / "page").rglob("*.*"):
+            name = path.relative_to(ROOT / "service").as_posix()
+            if path.suffix in (".js", ".css", ".svg"):
+                assert client.get(f"/{name}").content == path.read_bytes(), name
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
 

@@ -85,7 +85,7 @@ function fit(head, delimiter) {
   const width = records[0]?.length ?? 0;
   if (width < 2) return 0;
   const [header, ...rows] = records;
-  const isNamed = header.some((name) => MOLECULE_NAMES.test(plain(name)));
+  const isNamed = !header.some(isMolecule) && header.some((name) => MOLECULE_NAMES.test(plain(name)));
   // A comma of an InChI, and a name after a SMILES with a comma in it, make no table.
   const molecules = [0, 1].filter((row) => records[row]?.some(isMolecule));
   if (!isNamed && !molecules.length) return 0;

@@ -1,8 +1,8 @@
 // Predicts rows in chunks of `POST /predict`.
 import { ServiceError, post } from "../api.js";
 
-const ROWS_OF_CHUNK = 100;
-const CHARACTERS_OF_CHUNK = 1_000_000;
+const MOST_ROWS = 100;
+const MOST_CHARACTERS = 1_000_000;
 const IN_FLIGHT = 2;
 const MOST_TRIES = 6;
 const BUSY = new Set([429, 503]);
@@ -26,12 +26,12 @@ export function requestOf(texts, labels) {
  * Args:
  *   results, rows: the `Results`, and indices of the rows to predict.
  *   labels: whose numbers are kept; their tasks are asked for.
- *   options: `signal` stops it; `onAnswered(count)` is called after each chunk; `onWait(seconds)`
+ *   options: `limits` of the service; `signal` stops it; `onAnswered(count)` is called after each chunk; `onWait(seconds)`
  *     when the service asks to come back later.
  * Raises: ServiceError, or AbortError.
  */
-export async function predictRows(results, rows, labels, { signal, onAnswered, onWait }) {
-  const chunks = chunksOf(results, rows);
+export async function predictRows(results, rows, labels, { limits, signal, onAnswered, onWait }) {
+  const chunks = chunksOf(results, rows, limits);
   const stop = new AbortController();
   const both = AbortSignal.any([signal, stop.signal]);
   const work = async () => {
@@ -49,12 +49,14 @@ export async function predictRows(results, rows, labels, { signal, onAnswered, o
   }
 }
 
-function* chunksOf(results, rows) {
+function* chunksOf(results, rows, limits) {
+  const mostRows = Math.min(MOST_ROWS, limits.max_molecules);
+  const mostCharacters = Math.min(MOST_CHARACTERS, limits.max_body_bytes / 2);
   let chunk = [];
   let characters = 0;
   for (const row of rows) {
     const length = results.texts[row].length;
-    if (chunk.length && (chunk.length === ROWS_OF_CHUNK || characters + length > CHARACTERS_OF_CHUNK)) {
+    if (chunk.length && (chunk.length === mostRows || characters + length > mostCharacters)) {
       yield chunk;
       [chunk, characters] = [[], 0];
     }

@@ -4,7 +4,7 @@ import { nameColumn } from "../input/reading.js";
 import { patiently, pause, tasksOf } from "./chunks.js";
 import { Results } from "./results.js";
 
-/** Most rows that are shown; downloads have all. */
+/** Most rows that are loaded. */
 export const MOST_ROWS = 200_000;
 const SHORTEST_POLL = 0.25;
 const LONGEST_POLL = 2;
@@ -52,45 +52,46 @@ export function resultOf(id, { signal } = {}) {
   return send(`jobs/${encodeURIComponent(id)}/result`, { signal });
 }
 
-/**
- * Read the lines of an answer into `Results`.
- *
- * Args:
- *   response: of `sendFile` or `resultOf`.
- *   options: `column`, of the molecules, null for an SDF; `labels`, whose numbers are kept;
- *     `onRows(results)`, called now and then.
- *
- * Returns `{ results, isWhole }`: no more than `MOST_ROWS` are kept.
- */
-export async function readAnswers(response, { column, labels, onRows }) {
-  let results = null;
-  let isWhole = true;
-  for await (const lines of linesOf(response.body)) {
-    for (const line of lines) {
-      const item = JSON.parse(line);
-      if (item.index === undefined) throw new Error(item.error?.message ?? "the answer broke off");
-      if (results?.count >= MOST_ROWS) {
-        isWhole = false;
-        break;
-      }
-      results ??= new Results(Object.keys(item.row ?? {}), { molecule: -1 });
-      const text = (column === null ? item.smiles : item.row?.[column]) ?? "";
-      results.put(results.addNamedRow(item.row ?? {}, text), item, labels);
-    }
-    if (results) onRows(results);
-    if (!isWhole) break;
+/** Reads the lines of an answer into `Results`, no more than `MOST_ROWS` of them. */
+export class Answers {
+  /** Args: `column`, of the molecules, null for an SDF; `labels`, whose numbers are kept. */
+  constructor({ column, labels }) {
+    Object.assign(this, { column, labels });
+    this.results = new Results([], { molecule: -1 });
   }
-  results ??= new Results([], { molecule: -1 });
-  results.molecule = column === null ? -1 : results.columns.indexOf(column);
-  results.nameColumn = guessedName(results);
-  return { results, isWhole };
-}
 
-function guessedName(results) {
-  const sample = Array.from({ length: Math.min(results.count, 50) }, (_, row) =>
-    results.cells.map((cells) => cells[row]),
-  );
-  return nameColumn(results.columns, sample, results.molecule);
+  /** Read a response of `sendFile` or `resultOf`; `onRows` is called now and then. */
+  async read(response, onRows) {
+    try {
+      for await (const lines of linesOf(response.body)) {
+        this.results.isWhole = lines.every((line) => this.#add(JSON.parse(line)));
+        onRows();
+        if (!this.results.isWhole) break;
+      }
+    } finally {
+      this.#nameColumns();
+    }
+  }
+
+  /** Add an item, and return true; false if there are enough. */
+  #add(item) {
+    const { results } = this;
+    if (item.index === undefined) throw new Error(item.error?.message ?? "the answer broke off");
+    if (results.count === MOST_ROWS) return false;
+    const cells = item.row ?? {};
+    const text = (this.column === null ? item.smiles : cells[this.column]) ?? "";
+    results.put(results.addNamedRow(cells, text), item, this.labels);
+    return true;
+  }
+
+  #nameColumns() {
+    const { results } = this;
+    const sample = Array.from({ length: Math.min(results.count, 50) }, (_, row) =>
+      results.cells.map((cells) => cells[row]),
+    );
+    results.molecule = results.columns.indexOf(this.column);
+    results.nameColumn = nameColumn(results.columns, sample, results.molecule);
+  }
 }
 
 async function* linesOf(body) {

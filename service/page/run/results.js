@@ -18,6 +18,7 @@ export class Results {
     this.nameColumn = name;
     this.cells = this.columns.map(() => []);
     this.count = 0;
+    this.isWhole = true; // false if there are more than were loaded
     this.texts = [];
     this.smiles = [];
     this.errors = [];
@@ -25,7 +26,7 @@ export class Results {
     this.values = new Map(); // from a label's column to its numbers
     this.searched = []; // lower-case text of a row, made when it is first searched
     this.percentiles = new Map(); // from a row to the percentiles among drugs, by label's column
-    this.alerts = new Map(); // from a row to its structural alerts
+    this.alerts = new Map(); // from a row to its structural alerts, or why they are not known
   }
 
   /** Return the results of a sheet, none of them answered. */

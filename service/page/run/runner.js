@@ -2,7 +2,8 @@
 import { ServiceError } from "../api.js";
 import { fileOf } from "../out.js";
 import { predictRows } from "./chunks.js";
-import { deleteJob, follow, readAnswers, resultOf, sendFile } from "./jobs.js";
+import { count } from "../table/values.js";
+import { Answers, MOST_ROWS, deleteJob, follow, resultOf, sendFile } from "./jobs.js";
 import { Results } from "./results.js";
 
 const MOST_IN_CHUNKS = 1000; // rows; more are a job, which outlives the page
@@ -11,12 +12,12 @@ const REFRESH = 200;
 /** One run at a time, whose state the page shows. */
 export class Runner {
   /**
-   * Args: `progress`, a `Progress`; `onResults(results, labels)`, called when there are other
-   * results; `onRefresh()`, when more of them are answered; `onJob(id)`, when the run became a job,
+   * Args: `limits` of the service; `progress`, a `Progress`; `onResults(results, labels)`, called
+   * when there are other results; `onRefresh()`, when more of them are answered; `onJob(id)`, when the run became a job,
    * null when it is over; `say(text)`.
    */
-  constructor({ progress, onResults, onRefresh, onJob, say }) {
-    Object.assign(this, { progress, onResults, onRefresh, onJob, say });
+  constructor({ limits, progress, onResults, onRefresh, onJob, say }) {
+    Object.assign(this, { limits, progress, onResults, onRefresh, onJob, say });
     this.stop = null;
     this.job = null;
   }
@@ -62,7 +63,8 @@ export class Runner {
       };
       const onWait = (seconds) => this.#waiting(seconds);
       const wanted = labels.filter((label) => rows.some((row) => Number.isNaN(results.valueOf(row, label.column))));
-      await predictRows(results, rows, wanted, { signal, onAnswered, onWait });
+      const { limits } = this;
+      await predictRows(results, rows, wanted, { limits, signal, onAnswered, onWait });
     });
   }
 
@@ -92,13 +94,16 @@ export class Runner {
 
   async #ended(error) {
     const { job } = this;
-    if (job) this.#setJob(null);
-    if (error.name !== "AbortError") {
+    const isCancelled = error.name === "AbortError";
+    // A job that cannot be asked for just now goes on, and a reloaded page finds it again.
+    const isOver = isCancelled || error.status === 404 || !(error instanceof ServiceError);
+    if (job && isOver) this.#setJob(null);
+    if (!isCancelled) {
       this.say(error.message);
-      if (error instanceof ServiceError && error.status === 401) throw error;
+      if (error.status === 401) throw error;
       return;
     }
-    this.say("Cancelled; what was answered stays.");
+    this.say(job ? "Cancelled; the job is forgotten." : "Cancelled; what was answered stays.");
     if (job) await deleteJob(job).catch((problem) => this.say(problem.message));
   }
 
@@ -139,15 +144,17 @@ export class Runner {
   }
 
   async #readResult(response, { column, labels, total }) {
-    let shown = null;
-    const onRows = (results) => {
-      this.progress.update(results.count, total);
-      if (shown !== null || total !== null) return;
-      shown = results;
-    };
-    const { results, isWhole } = await readAnswers(response, { column, labels, onRows });
-    this.onResults(results, labels);
-    if (!isWhole) this.say(`The table shows the first ${results.count} rows; the download has all.`);
+    const answers = new Answers({ column, labels });
+    try {
+      await answers.read(response, () => this.progress.update(answers.results.count, total));
+    } finally {
+      // also what came before it was cancelled or broke off
+      if (answers.results.count) this.onResults(answers.results, labels);
+    }
+    if (!answers.results.isWhole) {
+      const others = this.job ? "; the download as NDJSON has all" : "";
+      this.say(`The table has the first ${count(MOST_ROWS)} rows${others}.`);
+    }
   }
 
   #refreshSoon() {

@@ -3,7 +3,7 @@
 import { post } from "../api.js";
 import { patiently, requestOf } from "../run/chunks.js";
 
-const ROWS_AT_ONCE = 50;
+const MOST_AT_ONCE = 50;
 
 /**
  * Ask for percentiles and alerts of some rows, and put them into the results.
@@ -12,14 +12,15 @@ const ROWS_AT_ONCE = 50;
  *   results, rows: the `Results`, and rows of them; those that have them already are not asked for.
  *   labels: of the percentiles.
  *   names: a Set of "drugs" and "alerts".
- *   options: `signal`.
+ *   options: `limits` of the service; `signal`.
  *
  * Returns true if anything new is known.
  */
-export async function explainRows(results, rows, labels, names, { signal } = {}) {
+export async function explainRows(results, rows, labels, names, { limits, signal }) {
   const asked = rows.filter((row) => results.isAnswered(row) && lacks(results, row, labels, names));
-  for (let begin = 0; begin < asked.length; begin += ROWS_AT_ONCE) {
-    const chunk = asked.slice(begin, begin + ROWS_AT_ONCE);
+  const step = Math.min(MOST_AT_ONCE, limits.max_molecules);
+  for (let begin = 0; begin < asked.length; begin += step) {
+    const chunk = asked.slice(begin, begin + step);
     const body = {
       ...requestOf(chunk.map((row) => results.smiles[row]), labels),
       explain: [...names],
@@ -38,7 +39,7 @@ function lacks(results, row, labels, names) {
 }
 
 function put(results, row, item, labels, names) {
-  if (names.has("alerts")) results.alerts.set(row, item.alerts ?? []);
+  if (names.has("alerts")) results.alerts.set(row, item.alerts ?? item.explanation_errors?.alerts?.message ?? []);
   if (!names.has("drugs")) return;
   const known = { ...results.percentiles.get(row) };
   for (const label of labels) {

@@ -117,7 +117,9 @@ function alertsColumn(results) {
     body: (cell, row) => {
       const alerts = results.alerts.get(row);
       if (!alerts) return;
-      const names = alerts.map(({ catalog, name }) => `${catalog}: ${name.replaceAll("_", " ")}`);
+      const names = typeof alerts === "string"
+        ? [alerts]
+        : [...new Set(alerts.map(({ catalog, name }) => `${catalog}: ${name.replaceAll("_", " ")}`))];
       const text = names.length ? names.join("; ") : "none";
       cell.append(element("span", { className: names.length ? "text alert" : "text soft", title: names.join("\n") }, text));
     },

@@ -3,17 +3,17 @@ import { post } from "../api.js";
 import { element } from "../elements.js";
 import { patiently } from "../run/chunks.js";
 
-const ROWS_AT_ONCE = 500;
+const MOST_AT_ONCE = 500;
 const TYPING = 250;
 
 /** The bar of filters above the table. */
 export class Filters {
   /**
-   * Args: `bar` and `ranges` are the elements to fill; `view` has the filters; `onChange` is called
-   * after a change.
+   * Args: `bar` and `ranges` are the elements to fill; `view` has the filters; `limits` are those
+   * of the service; `onChange` is called after a change.
    */
-  constructor(bar, ranges, { view, onChange }) {
-    Object.assign(this, { bar, ranges, view, onChange });
+  constructor(bar, ranges, { view, limits, onChange }) {
+    Object.assign(this, { bar, ranges, view, limits, onChange });
     this.matched = null; // the rows that have the substructure
     this.results = null;
     this.labels = [];
@@ -83,7 +83,7 @@ export class Filters {
     const { signal } = (this.matching = new AbortController());
     try {
       const { results } = this;
-      const found = await matching(results, smarts, signal);
+      const found = await matching(results, smarts, { limits: this.limits, signal });
       this.matched = found;
       this.onChange();
     } catch (error) {
@@ -149,12 +149,13 @@ function soon(act) {
   };
 }
 
-async function matching(results, smarts, signal) {
+async function matching(results, smarts, { limits, signal }) {
   const rows = [];
   for (let row = 0; row < results.count; row += 1) if (results.isAnswered(row)) rows.push(row);
   const found = new Set();
-  for (let begin = 0; begin < rows.length; begin += ROWS_AT_ONCE) {
-    const chunk = rows.slice(begin, begin + ROWS_AT_ONCE);
+  const step = Math.min(MOST_AT_ONCE, limits.max_molecules);
+  for (let begin = 0; begin < rows.length; begin += step) {
+    const chunk = rows.slice(begin, begin + step);
     const body = { smiles: chunk.map((row) => results.smiles[row]), smarts };
     const { matches } = await patiently(() => post("match", body, { signal }), { signal });
     for (const { index, matches: has } of matches) if (has) found.add(chunk[index]);

@@ -32,7 +32,7 @@ export class Table {
     this.results = null;
     this.labels = [];
     this.#build(menus);
-    this.filters = new Filters(this.filterBar, this.ranges, { view, onChange: () => this.#viewChanged() });
+    this.filters = new Filters(this.filterBar, this.ranges, { view, limits: catalogue.model.limits, onChange: () => this.#viewChanged() });
     narrow.addEventListener("change", () => this.#drawColumns());
     document.addEventListener("themechange", () => this.#drawColumns());
   }
@@ -44,7 +44,9 @@ export class Table {
     this.uploadToggle = toggle("upload-columns", "", () => this.#toggleUpload());
     this.drugs = toggle("among-drugs", "Among drugs", () => this.#toggleExplained("drugs"));
     this.alerts = toggle("alerts", "Alerts", () => this.#toggleExplained("alerts"));
-    this.drugs.hidden = this.alerts.hidden = true;
+    const explains = new Set(this.catalogue.tasks.flatMap((task) => task.explanations ?? []));
+    this.drugs.hidden = !explains.has("drugs");
+    this.alerts.hidden = !explains.has("alerts");
     this.compare = element("button", { type: "button", id: "compare", hidden: true, on: { click: () => this.onCompare([...this.selected]) } });
     this.filterBar = element("div", { className: "filters" });
     this.ranges = element("div", { className: "ranges" });
@@ -68,9 +70,7 @@ export class Table {
   }
 
   /** Say what the service offers, as `features` returns it. */
-  offer({ explains, matches }) {
-    this.drugs.hidden = !explains.has("drugs");
-    this.alerts.hidden = !explains.has("alerts");
+  offer({ matches }) {
     this.filters.offerSubstructures(matches);
   }
 
@@ -181,10 +181,16 @@ export class Table {
     this.explaining = setTimeout(() => this.#explain(), 150);
   }
 
+  /** Ask for what is shown beside the numbers of some rows, and return true if any of it is new. */
+  explain(rows) {
+    const { limits } = this.catalogue.model;
+    return explainRows(this.results, rows, this.labels, this.explained, { limits });
+  }
+
   async #explain() {
     const rows = [...this.grid.drawn.keys()].map((place) => this.grid.rows[place]);
     try {
-      if (await explainRows(this.results, rows, this.labels, this.explained)) this.grid.redraw();
+      if (await this.explain(rows)) this.grid.redraw();
     } catch (error) {
       say(error.message);
     }

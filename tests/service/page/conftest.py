@@ -29,9 +29,10 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture(scope="package")
-def address(pico_artifact: Path) -> Iterator[str]:
-    """A service of the small model that the tests train."""
-    with process(port=0, artifact=pico_artifact, device="cpu") as (_, url):
+def address(pico_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A service of the small model that the tests train, with jobs."""
+    jobs = tmp_path_factory.mktemp("jobs")
+    with process(port=0, artifact=pico_artifact, device="cpu", jobs=jobs) as (_, url):
         yield url
 
 
@@ -59,6 +60,25 @@ class Watched:
     def _asked(self, request: "Request") -> None:
         if not request.url.startswith((self.url, "blob:", "data:")):
             self.foreign.append(request.url)
+
+
+def cells_of(page: "Page", column: int) -> list[str]:
+    """The texts of a column of the table, of the rows that are drawn; 1 is the first column."""
+    cells = page.locator(f".grid tbody [aria-colindex='{column}']")
+    return [text.strip() for text in cells.all_inner_texts()]
+
+
+def predict(page: "Page", text: str) -> None:
+    """Write molecules into the field, and wait until all of them are predicted."""
+    page.locator("#molecules-text").fill(text)
+    page.locator("#predict").click()
+    done(page)
+
+
+def done(page: "Page") -> None:
+    """Wait until a run is over."""
+    page.locator("#molecules").wait_for()
+    page.locator("body:not(.running)").wait_for()
 
 
 @pytest.fixture
