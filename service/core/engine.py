@@ -28,8 +28,6 @@ from service.core.reading import MOLECULES, InputRequirements
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
-MOST_EXPLAINED_LABELS = 20
-"""Labels of a request that may be explained by label."""
 Result = TypeVar("Result")
 
 
@@ -134,7 +132,7 @@ class EngineInfo:
 
     def check_atoms(self, labels: Mapping[str, Sequence[str]]) -> None:
         """Raise UnsupportedQueryError if the outputs of these labels, by task, cannot be split into
-        contributions of the atoms, or the labels are too many."""
+        contributions of the atoms."""
         kind = self.requirements.shape.kind
         if self.requirements.family.node_sums is None:
             got = f"got explain ['atoms'] for model {self.name}, a {kind}"
@@ -144,11 +142,6 @@ class EngineInfo:
             got = f"got explain ['atoms'] for {of_nodes[0]}, which answers for every node"
             expected = "expected tasks that answer for the graph"
             raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
-        if (count := sum(map(len, labels.values()))) > MOST_EXPLAINED_LABELS:
-            got = f"got explain ['atoms'] for {count} labels"
-            expected = f"expected at most {MOST_EXPLAINED_LABELS}, named by explain_labels"
-            limit = {"explained_labels": MOST_EXPLAINED_LABELS}
-            raise UnsupportedQueryError("too_many_labels", f"{got}, {expected}", limit=limit)
 
     def check_table(self, tasks: Sequence[str]) -> None:
         """Raise UnsupportedQueryError if the predictions of these tasks are not one row of numbers
