@@ -182,7 +182,7 @@ def split_leaves(
     last: int,
     weights: Doubles,
     found: Doubles,
-) -> int:
+) -> np.int64:
     """Add the Shapley values of a molecule's columns in some trees, in steps: see
     `Forest.column_sums`.
 
