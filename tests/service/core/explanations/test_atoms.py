@@ -19,6 +19,7 @@ from service.core.engine import ArtifactEngine, PredictionQuery, load_engine
 from service.core.explaining import Explained
 from service.core.pipeline import Pipeline
 from service.core.reading import ITEM_CODES
+from service.core.splitting import AnswerSplitter
 from service.explanation_schemas import AtomsOut
 from service.schemas import ETHANOL_GRAPH, PredictResponse
 from service.telemetry.metrics import Metrics
@@ -314,15 +315,15 @@ def test_a_pass_that_does_not_fit_into_memory_is_halved(
     engine = engine_of(save_pico_artifact, tmp_path)
     graphs = [engine.info.requirements.smallest("bbbp")] * 5
     expected = engine.split(graphs, {"bbbp": (0,)}, "own")
-    whole, sizes = ArtifactEngine._split, []
+    whole, sizes = AnswerSplitter.split, []
 
-    def small(self: ArtifactEngine, graphs: Any, *rest: Any) -> Any:
+    def small(self: AnswerSplitter, graphs: Any, *rest: Any) -> Any:
         sizes.append(len(graphs))
         if len(graphs) > 2:
             raise torch.OutOfMemoryError
         return whole(self, graphs, *rest)
 
-    monkeypatch.setattr(ArtifactEngine, "_split", small)
+    monkeypatch.setattr(AnswerSplitter, "split", small)
     found = engine.split(graphs, {"bbbp": (0,)}, "own")
     assert sizes == [5, 2, 3, 1, 2]
     for one, other in zip(found, expected, strict=True):
