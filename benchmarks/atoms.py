@@ -46,10 +46,10 @@ from models.networks.hu2020 import BackboneConfig, load_backbone
 from models.released import find_artifact
 from models.state_dict import load_tensors
 from models.task import TaskInfo
-from service.core.answer import Answer
+from service.core.answer import Result
 from service.core.engine import ArtifactEngine, PredictionQuery, load_engine
 from service.core.explaining import Explained
-from service.core.explanations.atoms import explain
+from service.core.explanations.atoms import explain_atoms
 from service.core.local import predict
 from service.settings import Settings
 
@@ -263,13 +263,13 @@ def cost(
     explained = Explained.checked(["atoms"], engine.info, query.tasks, labels)
     settings = Settings()
 
-    def predicted() -> list[Answer]:
-        found = [predict(query, settings, [text])[0] for text in texts]
-        return [answer for answer in found if isinstance(answer, Answer)]
+    def predicted() -> list[Result]:
+        return [predict(query, settings, [text])[0] for text in texts]
 
-    def with_atoms() -> None:
-        for answer in predicted():
-            explain(query, [answer], explained)
+    def with_atoms() -> list[Result]:
+        return [
+            explain_atoms(query, predict(query, settings, [text]), explained)[0] for text in texts
+        ]
 
     seconds = in_turns({"predict": predicted, "explain": with_atoms}, rounds)
     scale = 1e3 / len(texts)

@@ -20,7 +20,8 @@ from models.released import find_artifact, released
 from models.task import TaskInfo
 from service.core.answer import Answer, Result
 from service.core.engine import Engine, PredictionQuery, load_engine
-from service.core.explaining import SHOWN
+from service.core.explaining import NOTHING, SHOWN, Explained
+from service.core.explanations.atoms import explain_atoms
 from service.core.local import predict
 from service.core.reading import ItemFailure, Source
 from service.formats.answers import item, number_columns, number_table
@@ -31,6 +32,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _GROUP_SIZE = 256
+_ATOM_COLUMNS = ("molecule", "task", "label", "expert", "atom", "contribution")
+_SUM_COLUMNS = (
+    "molecule",
+    "smiles",
+    "task",
+    "label",
+    "scale",
+    "output",
+    "baseline",
+    "atoms",
+    "other",
+)
 _EXPERT_COLUMNS = ("molecule", "task", "expert", "weight", "label", "value")
 
 
@@ -177,11 +190,15 @@ class Model:
         *,
         routing: Routing = DEFAULT_ROUTING,
         experts: Sequence[str] | None = None,
+        atoms: bool | str | Sequence[str] = False,
     ) -> "dict[str, pd.DataFrame]":
-        """Say which experts made each prediction: what `explain` of `/predict` adds.
+        """Say which experts made each prediction, and which atoms: what `explain` of `/predict`
+        adds.
 
         Args:
             smiles, tasks, routing, experts: see `predict`.
+            atoms: labels whose predictions are split into contributions of the atoms, as
+                `task.label`, or one; True for all labels of the tasks.
 
         Returns:
             `routing`: the weight of each task's adapters at each site where experts are mixed; rows
@@ -190,8 +207,15 @@ class Model:
             columns molecule, task, expert, weight, label, value. Molecules that cannot be read have
             no rows.
 
+            With `atoms` also `atoms`, a row for every molecule, label, expert and atom (numbered
+            from 0 in the order of the canonical SMILES), and `sums`, a row for every molecule and
+            label, with the canonical SMILES: `output`, on the `scale` that is summed (log-odds of a
+            probability), is `baseline` plus `atoms`, the sum of the atoms' contributions, plus
+            `other`, what lies on no atom.
+
         Raises:
-            GMergingError, MissingPackageError: see `predict`.
+            GMergingError: see `predict`; or the model's predictions are no sums over atoms.
+            MissingPackageError: see `predict`.
 
         Examples:
             >>> import gmerging
@@ -201,12 +225,19 @@ class Model:
             (['molecule', 'task', 'site'], 8)
             >>> bool((weights.sum(axis=1).round(4) == 1).all())
             True
+            >>> found = model.explain("CC(=O)N", "bbbp", atoms=True)
+            >>> list(found["atoms"].atom)
+            [0, 1, 2, 3]
+            >>> (sums,) = found["sums"].itertuples()
+            >>> bool(abs(sums.baseline + sums.atoms + sums.other - sums.output) < 1e-5)
+            True
         """
         pandas = _pandas()
         query = self._query(tasks, routing, experts)
+        explained = self._explained(query, atoms)
         molecules, index = _listed(smiles, pandas)
         shown: list[dict[str, Any]] = []
-        for results in self._results(query, molecules):
+        for results in self._results(query, molecules, explained):
             shown += [item(0, result, self._info, query.tasks, SHOWN) for result in results]
         answered = [
             (name, said) for name, said in zip(index, shown, strict=True) if "tasks" in said
@@ -226,7 +257,8 @@ class Model:
         ]
         names = pandas.MultiIndex.from_tuples([*weights], names=["molecule", "task", "site"])
         frame = pandas.DataFrame([*weights.values()], names, list(self._info.tasks), dtype=float)
-        return {"routing": frame, "experts": pandas.DataFrame(rows, columns=_EXPERT_COLUMNS)}
+        found = {"routing": frame, "experts": pandas.DataFrame(rows, columns=_EXPERT_COLUMNS)}
+        return found | _atom_frames(answered, pandas) if explained.computed else found
 
     def _query(
         self, tasks: str | Sequence[str] | None, routing: Routing, experts: Sequence[str] | None
@@ -239,12 +271,46 @@ class Model:
         self._info.check_table(query.tasks)
         return query
 
-    def _results(self, query: PredictionQuery, molecules: list[Source]) -> Iterator[list[Result]]:
+    def _explained(self, query: PredictionQuery, atoms: bool | str | Sequence[str]) -> Explained:
+        if atoms is False:
+            return NOTHING
+        labels = None if atoms is True else [atoms] if isinstance(atoms, str) else atoms
+        return Explained.checked(["atoms"], self._info, query.tasks, labels)
+
+    def _results(
+        self, query: PredictionQuery, molecules: list[Source], explained: Explained = NOTHING
+    ) -> Iterator[list[Result]]:
         for begin in range(0, len(molecules), _GROUP_SIZE):
             group = molecules[begin : begin + _GROUP_SIZE]
             with self._alone:
                 results = predict(query, self._settings, group)
+                if explained.computed:
+                    results = explain_atoms(query, results, explained)
             yield results
+
+
+def _atom_frames(
+    answered: Sequence[tuple[Any, dict[str, Any]]], pandas: Any
+) -> "dict[str, pd.DataFrame]":
+    """Return the frames `atoms` and `sums` of molecules, given by index and `PredictionItem`."""
+    rows, sums = [], []
+    for name, said in answered:
+        for task, labels in said["atoms"].items():
+            for label, split in labels.items():
+                experts = split["experts"]
+                rows += [
+                    (name, task, label, expert, atom, contribution)
+                    for expert, of_expert in experts.items()
+                    for atom, contribution in enumerate(of_expert["atoms"])
+                ]
+                output = split["scale"], split["output"], split["baseline"]
+                of_atoms = sum(sum(of_expert["atoms"]) for of_expert in experts.values())
+                other = sum(of_expert["other"] for of_expert in experts.values())
+                sums.append((name, said["smiles"], task, label, *output, of_atoms, other))
+    return {
+        "atoms": pandas.DataFrame(rows, columns=_ATOM_COLUMNS),
+        "sums": pandas.DataFrame(sums, columns=_SUM_COLUMNS),
+    }
 
 
 def _error(result: Result) -> str | None:

@@ -252,11 +252,25 @@ class TextRequest(_Request):
     )
 
 
+_AtomNumbers = Annotated[
+    list[Annotated[int, Field(strict=True, ge=0, lt=2**31)]], Field(max_length=5000, fail_fast=True)
+]
+
+
 class PredictRequest(TextRequest):
     """Molecules as text, or graphs, with the tasks to predict."""
 
     graphs: Annotated[list[GraphIn], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="graphs, in place of `smiles`"
+    )
+    without_atoms: Annotated[list[_AtomNumbers], Field(fail_fast=True)] | None = Field(
+        None,
+        description=(
+            "for every molecule given as text the atoms that are left out, from 0 in the order of"
+            " the answer's `smiles` for the whole molecule. Hydrogen atoms take their bonds; the"
+            " answer, and its `smiles`, are of what is left"
+        ),
+        examples=[[[10, 11, 12]]],
     )
     tasks: Annotated[list[_TaskName], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="tasks to answer, by name (see `GET /tasks`); all of them if left out"
@@ -298,7 +312,14 @@ class PredictRequest(TextRequest):
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = ("smiles", "inchi", "mol_block", "graphs")
-        _exactly_one({name: getattr(self, name) for name in names})
+        given = _exactly_one({name: getattr(self, name) for name in names})
+        if self.without_atoms is not None:
+            count = len(getattr(self, given))
+            if given == "graphs":
+                raise ValueError("without_atoms: got graphs, expected molecules as text")
+            if len(self.without_atoms) != count:
+                got = f"without_atoms: got {len(self.without_atoms)} for {count} molecules"
+                raise ValueError(f"{got}, expected one list each")
         if self.tasks is not None and len(set(self.tasks)) != len(self.tasks):
             raise ValueError("got a task twice in tasks, expected each once")
         return self
@@ -393,6 +414,10 @@ PREDICT_EXAMPLES: dict[str, Any] = {
             "explain": ["atoms"],
             "explain_labels": ["clintox.CT_TOX"],
         },
+    },
+    "without_a_group": {
+        "summary": "Without its carboxylic acid: what is left, with hydrogen in its place",
+        "value": {"smiles": [ASPIRIN], "tasks": ["clintox"], "without_atoms": [[10, 11, 12]]},
     },
     "graph": {
         "summary": "A graph: ethanol",

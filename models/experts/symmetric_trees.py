@@ -182,7 +182,7 @@ def split_leaves(
     last: int,
     weights: Doubles,
     found: Doubles,
-) -> int:
+) -> np.int64:
     """Add the Shapley values of a molecule's columns in some trees, in steps: see
     `Forest.column_sums`.
 
@@ -204,7 +204,7 @@ def split_leaves(
     masks = np.empty(depth, dtype=np.int64)
     leaf_of = np.zeros(1 << depth, dtype=np.int64)
     size_of = np.zeros(1 << depth, dtype=np.int64)
-    total = 0
+    total = np.int64(0)
     for tree in range(first, last):
         start, count = np.int64(0), 0
         for level in range(depth):
@@ -230,6 +230,7 @@ def split_leaves(
             for chosen in range(1 << count):
                 if chosen >> k & 1:
                     continue
-                gain = leaves[tree, leaf_of[chosen | 1 << k]] - leaves[tree, leaf_of[chosen]]
+                before = np.int64(leaves[tree, leaf_of[chosen]])
+                gain = np.int64(leaves[tree, leaf_of[chosen | 1 << k]]) - before
                 found[players[k]] += weights[count, size_of[chosen]] * gain
     return total

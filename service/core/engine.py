@@ -1,5 +1,5 @@
 """Engines: artifacts on a device that predict for batches of graphs. No other file of the service
-runs models."""
+runs models, but `service.core.splitting`, which splits their answers."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -19,18 +19,17 @@ from models.device import DeviceChoice, choose_device
 from models.drugs import DrugTable
 from models.errors import ArtifactError, ConfigError, GMergingError
 from models.experts.combination import ExpertChoice, ExpertName, ForestInfo, ForestMember, combine
-from models.experts.contributions import AnswerSum, NetworkSum, answer_sum
+from models.experts.contributions import AnswerSum
 from models.experts.unified import Routing
 from models.families.base import TaskOutput
 from models.families.inputs import Graph
 from models.screening import ScreenedModel, is_screened
 from models.task import TaskInfo
 from service.core.reading import MOLECULES, InputRequirements
+from service.core.splitting import AnswerSplitter
 from service.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
-MOST_EXPLAINED_LABELS = 20
-"""Labels of a request that may be explained by label."""
 Result = TypeVar("Result")
 
 
@@ -137,7 +136,7 @@ class EngineInfo:
 
     def check_atoms(self, labels: Mapping[str, Sequence[str]]) -> None:
         """Raise UnsupportedQueryError if the outputs of these labels, by task, cannot be split into
-        contributions of the atoms, or the labels are too many."""
+        contributions of the atoms."""
         kind = self.requirements.shape.kind
         if self.requirements.family.node_sums is None:
             got = f"got explain ['atoms'] for model {self.name}, a {kind}"
@@ -147,11 +146,6 @@ class EngineInfo:
             got = f"got explain ['atoms'] for {of_nodes[0]}, which answers for every node"
             expected = "expected tasks that answer for the graph"
             raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
-        if (count := sum(map(len, labels.values()))) > MOST_EXPLAINED_LABELS:
-            got = f"got explain ['atoms'] for {count} labels"
-            expected = f"expected at most {MOST_EXPLAINED_LABELS}, named by explain_labels"
-            limit = {"explained_labels": MOST_EXPLAINED_LABELS}
-            raise UnsupportedQueryError("too_many_labels", f"{got}, {expected}", limit=limit)
 
     def check_table(self, tasks: Sequence[str]) -> None:
         """Raise UnsupportedQueryError if the predictions of these tasks are not one row of numbers
@@ -301,8 +295,9 @@ class ArtifactEngine:
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         manifest = artifact.manifest
         self._device, self._family = device, manifest.family
-        self._whole = artifact.model
         self._model = self._family.served(artifact.model)
+        # The model itself: the served one need not compute what a node contributes.
+        self._splitter = AnswerSplitter(artifact.model, self._family, device)
         self._forests = artifact.forests
         self.info = EngineInfo(
             name=manifest.name,
@@ -357,7 +352,19 @@ class ArtifactEngine:
         experts: ExpertChoice | None = None,
     ) -> list[dict[str, AnswerSum]]:
         """Split answers into contributions: see `Engine.split`. Memory is used as by `run`."""
-        return self._in_halves(graphs, lambda some: self._split(some, labels, routing, experts))
+        members = {
+            task: ForestMember(
+                self._forests[task],
+                self.info.forests[task],
+                choice,
+                self.info.task_infos[task].output_kind,
+            )
+            for task in labels
+            if (choice := self.info.experts_for(task, experts)) != "own"
+        }
+        return self._in_halves(
+            graphs, lambda some: self._splitter.split(some, labels, routing, members)
+        )
 
     def _in_halves(
         self, graphs: Sequence[Graph], work: Callable[[Sequence[Graph]], list[Result]]
@@ -373,61 +380,6 @@ class ArtifactEngine:
         torch.cuda.empty_cache()
         half = len(graphs) // 2
         return self._in_halves(graphs[:half], work) + self._in_halves(graphs[half:], work)
-
-    def _split(
-        self,
-        graphs: Sequence[Graph],
-        labels: Mapping[str, Sequence[int]],
-        routing: Routing,
-        experts: ExpertChoice | None,
-    ) -> list[dict[str, AnswerSum]]:
-        positions, rows = fingerprints_of(graphs)
-        row_of = dict(zip(positions, rows, strict=True))
-        members = {
-            task: ForestMember(
-                self._forests[task], self.info.forests[task], choice, described.output_kind
-            )
-            for task, described in self.info.task_infos.items()
-            if task in labels and (choice := self.info.experts_for(task, experts)) != "own"
-        }
-        # Without a fingerprint the network answers, whatever expert is asked.
-        needed = {
-            task: chosen
-            for task, chosen in labels.items()
-            if len(row_of) < len(graphs) or task not in members or members[task].choice == "both"
-        }
-        networks = self._network_sums(graphs, needed, routing) if needed else {}
-        return [
-            {
-                task: answer_sum(
-                    networks[task][k] if task in networks else None,
-                    row_of.get(k),
-                    members.get(task),
-                    chosen,
-                )
-                for task, chosen in labels.items()
-            }
-            for k in range(len(graphs))
-        ]
-
-    def _network_sums(
-        self, graphs: Sequence[Graph], labels: Mapping[str, Sequence[int]], routing: Routing
-    ) -> dict[str, list[NetworkSum]]:
-        """Split outputs of the network, by task for every graph."""
-        sums = self._family.node_sums
-        assert sums is not None  # `EngineInfo.check_atoms`
-        with torch.inference_mode():
-            batch = self._family.collate(graphs).to(self._device)
-            found = sums.split(self._whole, batch, labels, routing)
-        networks = {}
-        for task, split in found.items():
-            outputs, bias = split.outputs.double().cpu().numpy(), split.bias.double().cpu().numpy()
-            by_graph = split.contributions.cpu().split(list(split.sizes))
-            networks[task] = [
-                NetworkSum(of_graph, bias, nodes.numpy())
-                for of_graph, nodes in zip(outputs, by_graph, strict=True)
-            ]
-        return networks
 
     def _pass(
         self,

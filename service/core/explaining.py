@@ -15,6 +15,8 @@ from service.core.engine import EngineInfo, PredictionQuery, UnsupportedQueryErr
 from service.core.reading import ItemFailure
 from service.schemas import ExplanationName
 
+MOST_LABELS = 20
+"""Labels of a request whose atoms may be explained: an answer has a number per atom and label."""
 SHOWN: tuple[ExplanationName, ...] = ("routing", "experts")
 """Explanations that every prediction carries."""
 
@@ -46,6 +48,7 @@ class Explained:
         info: EngineInfo,
         tasks: Sequence[str],
         labels: Sequence[str] | None,
+        most_labels: int | None = None,
     ) -> "Explained":
         """Return what a client asks for.
 
@@ -54,14 +57,23 @@ class Explained:
             info: of the model.
             tasks: that are answered.
             labels: `task.label` each; None for all labels of the tasks.
+            most_labels: limit of labels whose atoms are explained; None for no limit.
 
         Raises:
-            UnsupportedQueryError: a label is none of the tasks', or the model cannot be explained
-                in this way.
+            UnsupportedQueryError: a label is none of the tasks', the model cannot be explained in
+                this way, or there are too many labels.
         """
         chosen = cls._chosen(info, tasks, labels)
         if "atoms" in names:
             info.check_atoms(chosen)
+            count = sum(map(len, chosen.values()))
+            if most_labels is not None and count > most_labels:
+                got = f"got explain ['atoms'] for {count} labels, expected at most {most_labels}"
+                raise UnsupportedQueryError(
+                    "too_many_labels",
+                    f"{got}, named by explain_labels",
+                    limit={"explained_labels": most_labels},
+                )
         return cls(tuple(names), chosen, named=labels is not None)
 
     @staticmethod

@@ -18,6 +18,7 @@ from models.data.molecule_text import (
     smiles_of_mol_block,
     text_kind,
 )
+from models.data.remainder import smiles_without
 from models.data.schema import InputSchema, MoleculeInput
 from models.errors import InvalidInputError, MoleculeError
 from models.families.base import ModelFamily
@@ -44,6 +45,7 @@ ITEM_CODES = (
     "too_many_edges",
     "invalid_graph",
     "invalid_weights",
+    "invalid_atoms",
     "drawing_unavailable",
     "unsupported_explanation",
     "unsupported_input",
@@ -176,7 +178,20 @@ class InChI:
     text: str
 
 
-Source = str | GraphIn | MolBlock | InChI | NoText
+@dataclass(frozen=True)
+class Remainder:
+    """A molecule without some of its atoms, whose bonds hydrogen atoms take.
+
+    Attributes:
+        whole: the unread molecule.
+        without: numbers of atoms, in the order of its canonical SMILES.
+    """
+
+    whole: str | MolBlock | InChI
+    without: tuple[int, ...]
+
+
+Source = str | GraphIn | MolBlock | InChI | NoText | Remainder
 """An unread molecule or graph; a `str` may be in any format of `models.data.molecule_text`."""
 
 
@@ -299,16 +314,26 @@ def cut(message: str) -> str:
     return message if len(message) <= _LONGEST_MESSAGE else message[: _LONGEST_MESSAGE - 3] + "..."
 
 
-def _text(source: str | MolBlock | InChI | NoText) -> str:
+def _text(source: str | MolBlock | InChI | NoText | Remainder) -> str:
     assert not isinstance(source, NoText)  # refused before reading
+    if isinstance(source, Remainder):
+        source = source.whole
     return source if isinstance(source, str) else source.text
 
 
 def _read_text(
-    source: str | MolBlock | InChI | NoText, limits: MoleculeLimits, requirements: InputRequirements
+    source: str | MolBlock | InChI | NoText | Remainder,
+    limits: MoleculeLimits,
+    requirements: InputRequirements,
 ) -> Parsed | ItemFailure:
     """Read a molecule from text; a `MolBlock` or `InChI` only in that format."""
     text = _text(source)
+    if isinstance(source, Remainder):
+        whole = _read_text(source.whole, limits, requirements)
+        if isinstance(whole, ItemFailure):
+            return whole
+        assert whole.smiles is not None  # it was read from text
+        text = smiles_without(whole.smiles, source.without)
     with rdBase.BlockLogs():
         if isinstance(source, MolBlock):
             text = smiles_of_mol_block(text, limits.max_atoms)
@@ -321,9 +346,11 @@ def _read_text(
 _FIELDS: dict[type[MolBlock | InChI], TextKind] = {MolBlock: "mol_block", InChI: "inchi"}
 
 
-def _check_length(source: str | MolBlock | InChI, limits: MoleculeLimits) -> None:
+def _check_length(source: str | MolBlock | InChI | Remainder, limits: MoleculeLimits) -> None:
     """Raise MoleculeError if a text is longer than its format's limit."""
     text = _text(source)
+    if isinstance(source, Remainder):
+        source = source.whole
     kind = text_kind(text) if isinstance(source, str) else _FIELDS[type(source)]
     limit = limits.max_smiles_length * (_INCHI_LENGTH if kind == "inchi" else 1)
     name = f"{_INCHI_LENGTH} * max_smiles_length" if kind == "inchi" else "max_smiles_length"

@@ -198,3 +198,40 @@ def test_the_examples_of_the_docstrings() -> None:
     failed, tried = doctest.testmod(model_module)
     assert tried >= 15
     assert failed == 0
+
+
+def test_contributions_of_atoms_are_those_of_predict(tmp_path: Path) -> None:
+    """With trees and without, for all labels or some; the index is that of the molecules."""
+    model = gmerging.load(save_pico_forests(tmp_path / "forests"), device="cpu")
+    smiles = pd.Series(SMILES, index=list("abcdef"))
+    plain = model.explain(smiles, ["bbbp", "clintox"])
+    found = model.explain(smiles, ["bbbp", "clintox"], atoms=True)
+    assert set(plain) == {"routing", "experts"}
+    assert set(found) == {*plain, "atoms", "sums"}
+    for name, frame in plain.items():
+        pd.testing.assert_frame_equal(found[name], frame)
+    atoms, sums = found["atoms"], found["sums"]
+    assert list(dict.fromkeys(sums["molecule"])) == ["a", "b", "d", "f"]
+    whole = sums["baseline"] + sums["atoms"] + sums["other"]
+    np.testing.assert_allclose(whole, sums["output"], atol=1e-5)
+    answers = model.predict(smiles, ["bbbp", "clintox"])
+    for row in sums.to_dict("records"):
+        probability = answers.loc[row["molecule"], f"{row['task']}.{row['label']}"]
+        assert row["scale"] == "log_odds"
+        assert 1 / (1 + math.exp(-row["output"])) == pytest.approx(probability, abs=1e-6)
+    aspirin = atoms[(atoms["molecule"] == "d") & (atoms["label"] == "CT_TOX")]
+    assert sums.set_index("molecule").loc["d", "smiles"].unique() == SMILES[3]
+    for _, of_expert in aspirin.groupby("expert"):
+        assert list(of_expert["atom"]) == list(range(13))
+    assert set(aspirin["expert"]) == {"own", "forest"}
+    total = aspirin["contribution"].sum()
+    expected = sums[(sums["molecule"] == "d") & (sums["label"] == "CT_TOX")]["atoms"]
+    assert total == pytest.approx(expected.item())
+
+    some = model.explain(smiles, ["bbbp", "clintox"], atoms=["clintox.CT_TOX"])
+    assert set(some["sums"]["label"]) == {"CT_TOX"}
+    one = model.explain("C1", "clintox", atoms="clintox.CT_TOX")
+    assert list(one["atoms"].columns) == list(atoms.columns)
+    assert one["atoms"].empty
+    with pytest.raises(UnsupportedQueryError, match=r"got unknown label 'bbbp\.p'"):
+        model.explain("C", "bbbp", atoms="bbbp.p")

@@ -167,6 +167,20 @@ def test_too_few_candidates_still_sum_to_one_and_leave_the_others_zero(
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize("routing", get_args(Routing))
+def test_contributions_of_nodes_sum_to_the_answers(
+    tmp_path: Path, molecules: GraphBatch, routing: Routing
+) -> None:
+    components = components_of(tmp_path / "a", families(), RouterConfig(candidates=2), 4)
+    model = ScreenedModel(components)
+    labels = {"beta1": (2, 0), "alpha3": (0,)}
+    logits = model(molecules, list(labels), routing).logits
+    for task, split in model.node_sums(molecules, labels, routing).items():
+        sums = [nodes.sum(0) for nodes in split.contributions.split(list(split.sizes))]
+        found = (torch.stack(sums) + split.bias).float()
+        torch.testing.assert_close(found, logits[task][:, list(labels[task])], rtol=1e-4, atol=1e-4)
+
+
 def test_small_models_that_were_dropped_are_made_again(
     tmp_path: Path, molecules: GraphBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

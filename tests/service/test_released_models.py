@@ -1,6 +1,8 @@
 """All released artifacts in one service, as `GMERGING_MODELS=models/releases` starts it."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,3 +72,44 @@ async def test_molecules_graphs_and_atoms_from_one_service() -> None:
     answer = forces["predictions"][0]["tasks"]["ethanol"]
     assert answer["energy"] == pytest.approx(float(output.energy), abs=1e-4)
     torch.testing.assert_close(torch.tensor(answer["forces"]), output.forces, rtol=0, atol=1e-4)
+
+
+MOLECULES = ["OC(=O)c1ccccc1OC(C)=O", "C", "[O-][N+](=O)c1ccccc1", "C[NH+](C)CCO.[Cl-]"]
+
+
+@pytest.mark.parametrize("name", ["admet", "moleculenet-gcn"])
+async def test_contributions_of_atoms_sum_to_the_answers(name: str) -> None:
+    """Of a label of every task, with every way of combining experts and every routing."""
+    engine = load_engine(RELEASES / name, settings_of(device="cpu"))
+    labels = [f"{task}.{labels[-1]}" for task, labels in engine.info.labels.items()]
+    async with serving(engine, parsers=1) as client:
+        for begin in range(0, len(labels), 20):
+            for routing in ("own", "moe", "merged"):
+                names = labels[begin : begin + 20]
+                body = {
+                    "smiles": MOLECULES,
+                    "tasks": [label.split(".", 1)[0] for label in names],
+                    "routing": routing,
+                    "explain": ["atoms"],
+                    "explain_labels": names,
+                }
+                answered = await client.post("/predict", json=body)
+                for item in answered.json()["predictions"]:
+                    _check_sums(item, names)
+
+
+def _check_sums(item: dict[str, Any], labels: list[str]) -> None:
+    for name in labels:
+        task, label = name.split(".", 1)
+        split = item["atoms"][task][label]
+        whole = split["baseline"] + sum(
+            sum(expert["atoms"]) + expert["other"] for expert in split["experts"].values()
+        )
+        assert whole == pytest.approx(split["output"], rel=1e-5, abs=1e-5)
+        output, answer = split["output"], item["tasks"][task][label]
+        answers = {
+            "log_odds": lambda output=output: 1 / (1 + math.exp(-output)),
+            "value": lambda output=output: output,
+            "log10_value": lambda output=output: 10**output,
+        }
+        assert answers[split["scale"]]() == pytest.approx(answer, rel=1e-4, abs=1e-5)

@@ -7,7 +7,7 @@ to it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from models.data.fingerprint import BITS, DESCRIPTORS
 from models.data.located import LocatedColumn
 from models.experts.contributions import AnswerSum, ExpertSum
 from models.task import OutputKind
-from service.core.answer import Answer
+from service.core.answer import Answer, Result
 from service.core.engine import EngineInfo, PredictionQuery
 from service.core.explaining import Explained
 from service.core.explanations.locating import Located, Wire, locate, received, send
@@ -188,11 +188,17 @@ class AtomsExplainer:
         return [result if isinstance(result, ItemFailure) else next(found) for result in results]
 
 
-def explain(
-    query: PredictionQuery, answers: Sequence[Answer], explained: Explained
-) -> list[dict[str, Any]]:
-    """Explain answers of molecules in this process and thread, one after the other. Returns one
-    explanation per answer."""
+def explain_atoms(
+    query: PredictionQuery, results: Sequence[Result], explained: Explained
+) -> list[Result]:
+    """Add explanations to answers for molecules, in this process and thread; errors stay as they
+    are."""
     asked = AtomsQuery.of(query, explained.labels)
-    texts = [answer.smiles for answer in answers if answer.smiles is not None]
-    return [asked.run([locate(text, asked.requirements)])[0] for text in texts]
+    explained_results: list[Result] = []
+    for result in results:
+        if isinstance(result, Answer):
+            assert result.smiles is not None  # graphs are not read in this way
+            (atoms,) = asked.run([locate(result.smiles, asked.requirements)])
+            result = replace(result, explanations={**result.explanations, "atoms": atoms})
+        explained_results.append(result)
+    return explained_results

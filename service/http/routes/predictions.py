@@ -5,8 +5,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from service.core.explaining import Explained
-from service.core.reading import NO_FINGERPRINT, ItemFailure, Source
+from service.core.explaining import MOST_LABELS, Explained
+from service.core.reading import NO_FINGERPRINT, InChI, ItemFailure, MolBlock, Remainder, Source
 from service.formats.answers import render
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
@@ -50,7 +50,10 @@ async def predict(
     """
     sources = _sources(body, services.settings.max_molecules)
     query = services.models.query(body.model, body.tasks, body.routing, body.expert_choice)
-    explained = Explained.checked(body.explain, query.engine.info, query.tasks, body.explain_labels)
+    info = query.engine.info
+    explained = Explained.checked(
+        body.explain, info, query.tasks, body.explain_labels, most_labels=MOST_LABELS
+    )
     if body.graphs is not None and query.requirements.by_forest:
         raise ProblemError(422, "unsupported_input", NO_FINGERPRINT)
     results = await predict_unless_disconnected(
@@ -61,7 +64,6 @@ async def predict(
     if len(results) == 1 and isinstance(results[0], ItemFailure):
         raise ProblemError(422, results[0].code, results[0].message)
     started = time.perf_counter()
-    info = query.engine.info
     tasks = info.tasks if body.tasks is None else body.tasks
     content = await render(results, info, tasks, body.explain)
     services.metrics.stage("serialise", time.perf_counter() - started)
@@ -71,4 +73,11 @@ async def predict(
 def _sources(body: PredictRequest, limit: int) -> list[Source]:
     sources = [*text_sources(body), *(body.graphs or ())]
     check_count(len(sources), limit)
-    return sources
+    if body.without_atoms is None:
+        return sources
+    return [
+        Remainder(source, tuple(atoms))
+        if atoms and isinstance(source, str | MolBlock | InChI)
+        else source
+        for source, atoms in zip(sources, body.without_atoms, strict=True)
+    ]

@@ -95,3 +95,21 @@ def test_torch_is_not_needed_to_train() -> None:
     tensors = {name: torch.from_numpy(array) for name, array in vars(forest).items()}
     pointers = [tensor.data_ptr() for tensor in tensors.values() if tensor.numel()]
     assert len(set(pointers)) == len(pointers)
+
+
+def test_contributions_are_those_of_the_library() -> None:
+    """CatBoost's Shapley values with one reference, a molecule of zeros."""
+    catboost = pytest.importorskip("catboost", reason=REASON)
+    model = catboost.CatBoostRegressor(
+        iterations=40, depth=4, random_seed=5, thread_count=1, verbose=False,
+        allow_writing_files=False,
+    ).fit(ROWS, VALUES)  # fmt: skip
+    forest = join_boosted([symmetric_trees(model, CHOSEN)])
+    reference = catboost.Pool(np.zeros((1, ROWS.shape[1])), [0.0])
+    expected = model.get_feature_importance(
+        catboost.Pool(ROWS[:5], VALUES[:5]), reference_data=reference, type="ShapValues"
+    )
+    for row, values in zip(wide(ROWS[:5]), expected, strict=True):
+        split = forest.column_sums(row, [0])
+        np.testing.assert_allclose(split.contributions[0, CHOSEN], values[:-1], atol=2e-3)
+        np.testing.assert_allclose(split.reference[0], values[-1], atol=2e-3)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from models.errors import ArtifactError
-from models.experts.binary_trees import BinaryForest, average_leaves
-from tests.forests import binary_forest
+from models.experts.binary_trees import BinaryForest, average_leaves, split_average
+from tests.forests import binary_forest, brute_force_shapley, random_binary, random_rows
 from tests.models.conftest import AsRun
 
 WIDTH = 4
@@ -70,3 +70,38 @@ def test_a_forest_without_trees() -> None:
     nodes = replace(binary_forest(), roots=np.empty(0, np.int32), starts=np.zeros(2, np.int32))
     with pytest.raises(ArtifactError, match="roots: got none"):
         nodes.check(WIDTH, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_contributions_are_shapley_values(seed: int, as_run: AsRun) -> None:
+    forest = random_binary(7, seed=seed)
+    row = random_rows(1, 7, seed)[0]
+    found = np.zeros((2, 7))
+    trees = forest.columns, forest.numbers, forest.right
+    for label in range(2):
+        roots = forest.roots[4 * label : 4 * label + 4]
+        as_run(split_average)(row, *trees, roots, len(forest.columns), found[label])
+    np.testing.assert_allclose(found / 4, brute_force_shapley(forest, row), atol=1e-6)
+    split = forest.column_sums(row, [1])
+    np.testing.assert_allclose(split.contributions[0], found[1] / 4, atol=1e-7)
+    assert not split.contributions[0, row == 0].any()
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3, 0.4])
+def test_contributions_sum_to_the_outputs(clip: float) -> None:
+    """Of a label without trees and of clipped shares too."""
+    forest = binary_forest(3, clip=clip)
+    for row in ROWS:
+        split = forest.column_sums(row, [2, 0])
+        expected = forest.outputs(row[None])[0, [2, 0]]
+        np.testing.assert_allclose(
+            split.reference + split.contributions.sum(1), expected, rtol=1e-6
+        )
+
+
+def test_logits_are_split_as_their_shares_are() -> None:
+    shares = binary_forest(1, clip=0.0).column_sums(ROWS[1], [0]).contributions[0]
+    logits = binary_forest(1).column_sums(ROWS[1], [0]).contributions[0]
+    slope = logits[0] / shares[0]
+    assert slope > 0
+    np.testing.assert_allclose(logits, slope * shares)

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 
 from models.errors import ArtifactError
-from models.experts.symmetric_trees import NEVER, sum_leaves, sum_leaves_of_one
-from tests.forests import random_rows, random_symmetric
+from models.experts.symmetric_trees import (
+    _WEIGHTS,
+    MAX_DEPTH,
+    NEVER,
+    SymmetricForest,
+    split_leaves,
+    sum_leaves,
+    sum_leaves_of_one,
+)
+from tests.forests import brute_force_shapley, random_rows, random_symmetric
 from tests.models.conftest import AsRun
 
 WIDTH = 9
@@ -81,3 +89,39 @@ def test_too_many_trees_would_overflow_their_sum() -> None:
 
 
 SIZES = {"columns": 2, "borders": 2, "leaves": 4}
+
+
+def deep(seed: int, depth: int = 5) -> SymmetricForest:
+    """Four trees with more questions than columns, some of which zeros answer with yes."""
+    random, forest = np.random.default_rng(seed), random_symmetric(1, WIDTH)
+    return replace(
+        forest,
+        starts=np.array([0, 4], np.int32),
+        columns=random.integers(0, WIDTH - 2, (4, depth)).astype(np.int16),
+        borders=random.choice([-0.5, 0.5, 1.5], (4, depth)).astype(np.float32),
+        leaves=random.integers(-30000, 30000, (4, 2**depth)).astype(np.int16),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_contributions_are_shapley_values(seed: int, as_run: AsRun) -> None:
+    forest, row, found = deep(seed), random_rows(1, WIDTH, seed)[0], np.zeros(WIDTH)
+    trees = forest.columns, forest.borders, forest.leaves
+    total = as_run(split_leaves)(row, *trees, 0, 4, _WEIGHTS, found)
+    np.testing.assert_allclose(
+        found * forest.step[0], brute_force_shapley(forest, row)[0], atol=1e-5
+    )
+    split = forest.column_sums(row, [0])
+    np.testing.assert_allclose(split.contributions[0], found * forest.step[0], atol=1e-12)
+    np.testing.assert_allclose(split.reference, total * forest.step + forest.base)
+    assert not split.contributions[0, row == 0].any()
+
+
+def test_contributions_sum_to_the_outputs() -> None:
+    """Of the deepest trees, and of a label without trees too."""
+    row = random_rows(1, WIDTH)
+    for forest in (deep(1, MAX_DEPTH), random_symmetric(3, WIDTH)):
+        labels = range(forest.num_labels)[::-1]
+        split = forest.column_sums(row[0], labels)
+        whole = split.reference + split.contributions.sum(1)
+        np.testing.assert_allclose(whole, forest.outputs(row)[0, [*labels]], rtol=1e-5)

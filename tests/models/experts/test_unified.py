@@ -4,22 +4,26 @@ import pytest
 import torch
 
 from models.data.batch import GraphBatch
+from models.data.located import locate
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.errors import InvalidInputError, UnknownTaskError
 from models.experts.adapter import apply_norm, trace
 from models.experts.expert import Expert
+from models.experts.node_sums import NodeSum
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
-from models.networks.hu2020 import Backbone
+from models.networks.hu2020 import Backbone, BackboneConfig
 from tests.conftest import (
     KINDS,
+    SHARING,
     SMILES,
     BackboneKind,
     assert_law,
     pico_config,
     random_backbone,
     random_experts,
+    sharing_experts,
 )
 
 
@@ -216,3 +220,83 @@ def test_only_the_last_layers_mix(mixed_layers: int, molecules: GraphBatch) -> N
         before = 3 - mixed_layers
         assert torch.equal(weights[:, :before], expected[task][:, :before])
         assert (weights[:, before:] != expected[task][:, before:]).flatten(2).any(2).all()
+
+
+def whole(split: NodeSum) -> torch.Tensor:
+    """The outputs that the contributions sum to, (G, C)."""
+    sums = [nodes.sum(0) for nodes in split.contributions.split(list(split.sizes))]
+    return torch.stack(sums) + split.bias
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("routing", get_args(Routing))
+def test_outputs_are_sums_over_nodes(
+    kind: BackboneKind, routing: Routing, molecules: GraphBatch
+) -> None:
+    """Exactly, although relu decides which units of the graph adapters are active."""
+    model = pico_model(kind)
+    logits = model(molecules, routing=routing).logits
+    labels = {"beta": (2, 0), "alpha": (0,)}
+    sums = model.node_sums(molecules, labels, routing)
+    assert list(sums) == ["beta", "alpha"]
+    for task, split in sums.items():
+        assert_law(split.outputs, logits[task][:, list(labels[task])])
+        assert_law(whole(split), split.outputs)
+
+
+@pytest.mark.parametrize("case", SHARING)
+@pytest.mark.parametrize("routing", get_args(Routing))
+def test_outputs_of_shared_streams_are_sums_over_nodes(
+    case: str, routing: Routing, molecules: GraphBatch
+) -> None:
+    experts = sharing_experts(case, pico_config())
+    for expert in experts.values():
+        expert.double().stream.double()
+    backbone = random_backbone(pico_config()).double()
+    model = UnifiedModel(backbone, experts, RouterConfig(temperature=0.3, graph_temperature=0.3))
+    logits = model(molecules, routing=routing).logits
+    labels = {task: range(len(names)) for task, names in model.label_names.items()}
+    for task, split in model.node_sums(molecules, labels, routing).items():
+        assert_law(whole(split), logits[task])
+
+
+def test_outputs_of_a_sum_readout_are_sums_over_nodes(molecules: GraphBatch) -> None:
+    config = BackboneConfig(kind="gin_linear", num_layers=3, hidden_dim=16, readout="sum")
+    experts = {task: expert.double() for task, expert in random_experts(config).items()}
+    model = UnifiedModel(random_backbone(config).double(), experts, RouterConfig())
+    (split,) = model.node_sums(molecules, {"gamma": (1,)}, "own").values()
+    assert_law(whole(split), model(molecules, ["gamma"]).logits["gamma"][:, 1:])
+
+
+def test_an_adapter_changes_what_atoms_contribute(molecules: GraphBatch) -> None:
+    """The head's weights alone, as of a class activation map, sum to something else."""
+    model = pico_model()
+    (split,) = model.node_sums(molecules, {"alpha": (0,)}, "own").values()
+    with torch.no_grad():
+        model.graph_bank.up.zero_()
+    (bare,) = model.node_sums(molecules, {"alpha": (0,)}, "own").values()
+    assert not torch.allclose(split.contributions, bare.contributions, rtol=0.1)
+
+
+def test_what_atoms_contribute_depends_on_their_molecule_alone(molecules: GraphBatch) -> None:
+    """Neither on the batch nor on the order of its atoms; symmetric atoms contribute alike."""
+    model, labels = pico_model(), {"beta": range(3)}
+    together = model.node_sums(molecules, labels, "moe")["beta"]
+    parts = together.contributions.split(list(together.sizes))
+    for smiles, expected in zip(SMILES, parts, strict=True):
+        graph = featurize(smiles).graph
+        alone = model.node_sums(collate([graph]), labels, "moe")["beta"]
+        assert_law(alone.contributions, expected)
+    benzoic = locate("O=C(O)c1ccccc1").graph
+    (one,) = model.node_sums(collate([benzoic]), {"alpha": (0,)}, "own").values()
+    values = one.contributions[:, 0]
+    assert_law(values[[4, 5]], values[[8, 7]])
+    assert len(values.round(decimals=9).unique()) == 7
+
+
+def test_nodes_have_no_sums(molecules: GraphBatch) -> None:
+    backbone, experts = network()
+    experts["beta"].level = "node"
+    model = UnifiedModel(backbone, experts, RouterConfig())
+    with pytest.raises(InvalidInputError, match="got task 'beta' at level 'node'"):
+        model.node_sums(molecules, {"beta": (0,)}, "own")
