@@ -6,11 +6,11 @@ others are computed on demand, by an `Explainer` each.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from models.errors import did_you_mean
-from service.core.answer import Answer
+from service.core.answer import Answer, Result
 from service.core.engine import EngineInfo, PredictionQuery, UnsupportedQueryError
 from service.core.reading import ItemFailure
 from service.schemas import ExplanationName
@@ -73,14 +73,35 @@ class Explained:
         return cls(tuple(names), chosen, named=True)
 
 
-def add_explanation(shown: dict[str, Any], name: ExplanationName, value: Any) -> None:
-    """Add an explanation to those of an answer; an error goes to `explanation_errors`, None
-    nowhere."""
-    if isinstance(value, ItemFailure):
-        error = {"code": value.code, "message": value.message}
-        shown.setdefault("explanation_errors", {})[name] = error
-    elif value is not None:
-        shown[name] = value
+def with_explanations(
+    results: Sequence[Result], found: Mapping[ExplanationName, Sequence[Any]]
+) -> list[Result]:
+    """Add explanations to the answers among results.
+
+    Args:
+        results: answers and errors.
+        found: by name, a value for each answer, as of `Explainer`. Errors go to
+            `explanation_errors`.
+    """
+    new = iter(range(len(results)))
+    return [
+        replace(result, explanations=_shown(found, next(new)))
+        if isinstance(result, Answer)
+        else result
+        for result in results
+    ]
+
+
+def _shown(found: Mapping[ExplanationName, Sequence[Any]], answer: int) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for name, values in found.items():
+        value = values[answer]
+        if isinstance(value, ItemFailure):
+            error = {"code": value.code, "message": value.message}
+            shown.setdefault("explanation_errors", {})[name] = error
+        elif value is not None:
+            shown[name] = value
+    return shown
 
 
 NOTHING = Explained()

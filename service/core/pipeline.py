@@ -5,8 +5,8 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from models.families.inputs import Graph
 from service.core.answer import Answer, Outcome, Result
@@ -20,7 +20,7 @@ from service.core.batcher import (
 from service.core.cache import AnswerCache
 from service.core.drawing import Depicted, Drawing, draw
 from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
-from service.core.explaining import NOTHING, Explained, Explainer, add_explanation
+from service.core.explaining import NOTHING, Explained, Explainer, with_explanations
 from service.core.explanations.alerts import AlertExplainer, Alerts, alerts_of
 from service.core.explanations.drugs import explain_drugs
 from service.core.matching import Found, Search, search, smarts_failure
@@ -272,17 +272,11 @@ class Pipeline:
         answers = [result for result in results if isinstance(result, Answer)]
         if not answers:
             return [*results]
-        found: list[dict[str, object]] = [{} for _ in answers]
+        found = dict[ExplanationName, list[Any]]()
         for name in explained.computed:
             with span("explain", explanation=name, molecules=len(answers)):
-                values = await self._explainers[name](query, answers, explained, deadline)
-            for own, value in zip(found, values, strict=True):
-                add_explanation(own, name, value)
-        new = iter(found)
-        return [
-            replace(result, explanations=next(new)) if isinstance(result, Answer) else result
-            for result in results
-        ]
+                found[name] = await self._explainers[name](query, answers, explained, deadline)
+        return with_explanations(results, found)
 
     def _run_pass(self, query: PredictionQuery, graphs: list[Graph]) -> list[Outcome]:
         """Predict for the graphs of one pass, on the worker thread."""
