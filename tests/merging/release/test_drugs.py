@@ -1,18 +1,22 @@
 """`gmerging add-drugs`: quantiles of an artifact's answers for drugs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gmerging.cli.main import main
+from merging.data.files import sha256
+from merging.run.config import load_config
+from merging.run.run import Run
 from models.artifact import DRUGS, load_artifact, load_components, read_manifest
 from models.errors import ArtifactError
 from service.core.engine import PredictionQuery, load_engine
 from service.core.local import predict
 from service.settings import Settings
-from tests.merging.conftest import run_options, write_pico
+from tests.merging.conftest import molecules, run_options, write_pico
 from tests.merging.run.test_stages import command
 
 LIST = ["CCO", "OCC", "CCN", "C1", "c1ccccc1", "CC(=O)O", "CCCCCCCl"]
@@ -39,8 +43,8 @@ def add(folder: Path, artifact: str, output: str, molecules: str = "drugs.smi") 
 
 def test_weights_stay_and_the_list_is_described(made: Path) -> None:
     (old, old_digest), (new, _) = (read_manifest(made / name) for name in ("plain", "drugs"))
-    for name, sha256 in old.files.items():
-        assert name == "README.md" or new.files[name] == sha256
+    for name, digest in old.files.items():
+        assert name == "README.md" or new.files[name] == digest
     assert new.files.keys() - old.files.keys() == {DRUGS}
     about = new.drugs
     assert about is not None
@@ -54,14 +58,20 @@ def test_weights_stay_and_the_list_is_described(made: Path) -> None:
 
 
 def test_drugs_in_the_training_data_are_counted(made: Path) -> None:
-    from merging.data.files import sha256
-    from merging.run.config import load_config
-
-    about = read_manifest(made / "drugs")[0].drugs
+    """The list is the data set itself: its training molecules are known, the others are not."""
+    (made / "all.smi").write_text("".join(f"{smiles}\n" for smiles in molecules()))
+    assert add(made, "plain", "all", "all.smi") == 0
+    about = read_manifest(made / "all")[0].drugs
     assert about is not None
-    assert about.sha256 == sha256(made / "drugs.smi")
-    assert about.in_training_by_task.keys() == load_config(made / "pico.yaml").tasks.keys()
-    assert 0 <= max(about.in_training_by_task.values()) <= about.in_training <= len(READ)
+    assert about.sha256 == sha256(made / "all.smi")
+    run = Run(load_config(made / "pico.yaml"), 0, made / "data", made / "work")
+    train = {task: run.dataset(task).split.train.tolist() for task in run.tasks}
+    assert about.in_training_by_task == {task: len(rows) for task, rows in train.items()}
+    assert about.in_training == len(set().union(*map(set, train.values())))
+    assert about.in_training < about.molecules == len(molecules())
+    none = read_manifest(made / "drugs")[0].drugs
+    assert none is not None
+    assert none.in_training == 0
 
 
 def test_quantiles_are_of_the_answers_of_the_service(made: Path) -> None:
@@ -116,8 +126,6 @@ def test_lists_without_molecules_are_refused(
 
 
 def test_damaged_tables_are_refused(made: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "damaged"
     shutil.copytree(made / "drugs", folder)
     (folder / DRUGS).write_bytes(b"nothing")
