@@ -73,6 +73,16 @@ class Explained:
         return cls(tuple(names), chosen, named=True)
 
 
+def add_explanation(shown: dict[str, Any], name: ExplanationName, value: Any) -> None:
+    """Add an explanation to those of an answer; an error goes to `explanation_errors`, None
+    nowhere."""
+    if isinstance(value, ItemFailure):
+        error = {"code": value.code, "message": value.message}
+        shown.setdefault("explanation_errors", {})[name] = error
+    elif value is not None:
+        shown[name] = value
+
+
 def with_explanations(
     results: Sequence[Result], found: Mapping[ExplanationName, Sequence[Any]]
 ) -> list[Result]:
@@ -80,28 +90,19 @@ def with_explanations(
 
     Args:
         results: answers and errors.
-        found: by name, a value for each answer, as of `Explainer`. Errors go to
-            `explanation_errors`.
+        found: by name, a value for each answer, as of `Explainer`.
     """
-    new = iter(range(len(results)))
-    return [
-        replace(result, explanations=_shown(found, next(new)))
-        if isinstance(result, Answer)
-        else result
-        for result in results
-    ]
-
-
-def _shown(found: Mapping[ExplanationName, Sequence[Any]], answer: int) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
-    for name, values in found.items():
-        value = values[answer]
-        if isinstance(value, ItemFailure):
-            error = {"code": value.code, "message": value.message}
-            shown.setdefault("explanation_errors", {})[name] = error
-        elif value is not None:
-            shown[name] = value
-    return shown
+    explained: list[Result] = []
+    answers = 0
+    for result in results:
+        if isinstance(result, Answer):
+            shown = dict(result.explanations)
+            for name, values in found.items():
+                add_explanation(shown, name, values[answers])
+            result = replace(result, explanations=shown)
+            answers += 1
+        explained.append(result)
+    return explained
 
 
 NOTHING = Explained()

@@ -42,16 +42,16 @@ def add(folder: Path, artifact: str, output: str, molecules: str = "drugs.smi") 
 
 
 def test_weights_stay_and_the_list_is_described(made: Path) -> None:
-    (old, old_digest), (new, _) = (read_manifest(made / name) for name in ("plain", "drugs"))
-    for name, digest in old.files.items():
-        assert name == "README.md" or new.files[name] == digest
+    (old, old_digest), (new, digest) = (read_manifest(made / n) for n in ("plain", "drugs"))
+    for name, of_file in old.files.items():
+        assert name == "README.md" or new.files[name] == of_file
     assert new.files.keys() - old.files.keys() == {DRUGS}
     about = new.drugs
     assert about is not None
     assert (about.molecules, about.unreadable) == (len(READ), 1)
     assert (about.source, about.date, about.terms) == ("by hand 1", "2026-01-01", "free")
     assert about.experts == dict.fromkeys(new.tasks, "own")
-    assert new.provenance["drugs"]["to"] == old_digest
+    assert new.provenance["drugs"]["weights_of"] == new.weights_digest(digest) == old_digest
     card = (made / "drugs/README.md").read_text()
     assert "for 5 approved drugs" in card
     assert not any(smiles in (made / "drugs/manifest.json").read_text() for smiles in READ[2:])
