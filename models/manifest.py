@@ -23,6 +23,11 @@ STREAMS_VERSION = 2
 """Format version of artifacts with shared streams, which versions before them refuse by it."""
 
 
+WITHOUT_TRAINING = ("meanings", "drugs")
+"""Records of the provenance about changes that leave all models as they are; `weights_of` is the
+digest of the artifact that these are of."""
+
+
 class StreamInfo(BaseModel):
     """Description of a shared stream; travels in the artifact's manifest.
 
@@ -175,14 +180,15 @@ class Manifest(BaseModel):
         return FAMILIES[self.backbone.kind]
 
     def weights_digest(self, digest: str) -> str:
-        """Return the digest of the artifact that the tensors are of: that of the one whose labels
-        were described (`gmerging describe-labels`), or else its own.
+        """Return the digest of the artifact that the tensors of the models are of: that of the one
+        whose labels were described, or to which answers for drugs were added (`gmerging
+        describe-labels`, `add-drugs`), or else its own.
 
         Args:
             digest: of this artifact.
         """
-        described: str = self.provenance.get("meanings", {}).get("weights_of", digest)
-        return described
+        records = (self.provenance.get(name, {}) for name in WITHOUT_TRAINING)
+        return next((record["weights_of"] for record in records if "weights_of" in record), digest)
 
     @property
     def stream_of(self) -> dict[str, str]:

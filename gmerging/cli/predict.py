@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from service.bulk.inputs import RunInput
     from service.bulk.local import RowKind
     from service.bulk.run import Progress, Summary
+    from service.schemas import RowExplanation
     from service.settings import Settings
 
 SOME_FAILED = 3
@@ -73,6 +74,18 @@ OPTIONS = (
         type=_names,
         help="own, forest or own,forest, as of /predict; each task's default if left out",
     ),
+    option(
+        "--explain",
+        type=_names,
+        default=[],
+        help="columns to add: drugs, the percentile of every value among approved drugs, alerts, "
+        "structural alerts (PAINS, BRENK), or drugs,alerts",
+    ),
+    option(
+        "--escape-formulas",
+        action="store_true",
+        help="in CSV, write an apostrophe before text that a spreadsheet would run as a formula",
+    ),
     option("--smiles-column", help="column of the molecules; by name and content if left out"),
     option("--id-field", help="column, or data field of an SDF, that becomes the column id"),
     option(
@@ -108,9 +121,11 @@ def predict(arguments: argparse.Namespace) -> int:
         gmerging predict molecules.csv -o answers.csv
         gmerging predict library.smi.gz -o answers.parquet --tasks bbb_martins,herg --processes 8
         gmerging predict "CC(=O)Oc1ccccc1C(=O)O" CCO --model moleculenet-gcn --tasks bbbp
+        gmerging predict molecules.csv -o answers.csv --explain drugs,alerts
         cat molecules.smi | gmerging predict --format ndjson | head
         gmerging predict --help-labels
     """
+    from service.core.explanations.rows import row_explanations
     from service.settings import load_settings
 
     changes = {"threads": arguments.threads, "device": arguments.device}
@@ -123,12 +138,13 @@ def predict(arguments: argparse.Namespace) -> int:
         return 0
     try:
         kind = _output_kind(arguments)
+        explain = row_explanations(arguments.explain)
         given = _given(arguments)
     except InvalidInputError as error:
         print(f"gmerging predict: {error}", file=sys.stderr)
         return 2
     try:
-        summary = _run(arguments, given, kind, artifact, settings)
+        summary = _run(arguments, given, kind, explain, artifact, settings)
     except KeyboardInterrupt:
         if arguments.output is not None:
             raise  # the command's own message says that it can be resumed
@@ -153,13 +169,15 @@ def _output_kind(arguments: argparse.Namespace) -> "RowKind":
     if arguments.format is not None:
         kind: RowKind = arguments.format
     elif arguments.output is None:
-        return "csv"
+        kind = "csv"
     else:
         ending = arguments.output.suffix.lower()
         if ending not in _ENDINGS:
             known = f"{', '.join(_ENDINGS)}, or --format"
             raise InvalidInputError(f"got output {arguments.output.name!a}, expected {known}")
         kind = _ENDINGS[ending]  # type: ignore[assignment]
+    if arguments.escape_formulas and kind != "csv":
+        raise InvalidInputError(f"got --escape-formulas for {kind}, expected it for csv")
     if kind == "parquet" and arguments.output is None and sys.stdout.isatty():
         raise InvalidInputError("got Parquet for a terminal, expected --output")
     return kind
@@ -179,6 +197,7 @@ def _run(
     arguments: argparse.Namespace,
     given: list[str],
     kind: "RowKind",
+    explain: "tuple[RowExplanation, ...]",
     artifact: Path,
     settings: "Settings",
 ) -> "Summary":
@@ -212,6 +231,8 @@ def _run(
             experts,
             kind,
             without_records(source.open()),
+            explain,
+            arguments.escape_formulas,
         )
         with _progress(source, shown=not arguments.json) as progress:
             return asyncio.run(run(source, output, query, arguments.processes, progress))

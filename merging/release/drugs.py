@@ -85,7 +85,10 @@ def add_drugs(
             for task in manifest.tasks
         },
     )
-    record = {"to": components.digest, "environment": environment()}
+    record = {
+        "weights_of": manifest.weights_digest(components.digest),
+        "environment": environment(),
+    }
     changes: dict[str, Any] = {
         "name": identity.name,
         "version": identity.version,

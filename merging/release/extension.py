@@ -33,7 +33,7 @@ from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
 from models.errors import ConfigError, InvalidInputError, MoleculeError
 from models.experts.expert import Expert
-from models.manifest import Manifest, StreamInfo
+from models.manifest import WITHOUT_TRAINING, Manifest, StreamInfo
 from models.names import check_distinct
 from models.networks.hu2020 import Backbone, make_backbone
 from models.screening import nearest_experts
@@ -234,10 +234,11 @@ def save_changed(
             longer names an artifact that they are of (`Manifest.weights_digest`).
     """
     manifest = components.manifest.model_copy(update=changes)
-    described = manifest.provenance.get("meanings", {})
-    if not same_weights and "weights_of" in described:
-        rest = {name: value for name, value in described.items() if name != "weights_of"}
-        provenance = manifest.provenance | {"meanings": rest}
+    if not same_weights:
+        provenance = dict(manifest.provenance)
+        for name in provenance.keys() & set(WITHOUT_TRAINING):
+            record = provenance[name]
+            provenance[name] = {key: record[key] for key in record if key != "weights_of"}
         manifest = manifest.model_copy(update={"provenance": provenance})
     written = components.backbone, components.experts, card, replace, components.digest
     return save_artifact(output, manifest, *written, components.forests, components.drugs)

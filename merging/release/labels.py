@@ -42,9 +42,8 @@ def describe_labels(run: Run, artifact: Path, output: Path, replace: bool = Fals
     components = check_description(run, artifact, output, replace)
     identity, manifest = run.config.require_release(), components.manifest
     tasks = list(meaning_texts(run, manifest.tasks))
-    earlier = manifest.provenance.get("meanings", {})
     record = {
-        "weights_of": earlier.get("weights_of", components.digest),
+        "weights_of": manifest.weights_digest(components.digest),
         "tasks": tasks,
         "data_sha256": {task: dict(run.dataset(task).sources) for task in tasks},
         "seed": run.seed,

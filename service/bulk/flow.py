@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from service.core.answer import Result
 from service.core.batcher import QueueClosedError
 from service.core.engine import PredictionQuery
+from service.core.explaining import NOTHING, Explained
 from service.core.pipeline import Pipeline
 from service.core.reading import ItemFailure, Record
 from service.formats.molecule_files import MoleculeFile
@@ -142,12 +143,14 @@ class Answerer:
         query: model, tasks and routing.
         keys: counts the molecules against the rate limit of `client`.
         client: holder of the key; None without keys.
+        explained: explanations of every record.
     """
 
     pipeline: Pipeline
     query: PredictionQuery
     keys: KeyRing
     client: Client | None
+    explained: Explained = NOTHING
 
     async def __call__(self, records: list[Record]) -> list[tuple[Record, Result]]:
         """Answer the records of a group, in order.
@@ -164,7 +167,9 @@ class Answerer:
         if sources:
             await self.keys.wait(self.client, len(sources))
             try:
-                results = await self.pipeline.predict(self.query, sources, bounded=False)
+                results = await self.pipeline.predict(
+                    self.query, sources, bounded=False, explained=self.explained
+                )
             except QueueClosedError:
                 raise
             except Exception:

@@ -14,6 +14,7 @@ from service.bulk.flow import Answerer, file_groups, in_order
 from service.bulk.jobs import Job, JobStore
 from service.core.batcher import QueueClosedError
 from service.core.engine import PredictionQuery
+from service.core.explanations.rows import explained_rows
 from service.core.models import ModelRegistry, UnknownModelError
 from service.core.pipeline import Pipeline
 from service.formats.molecule_files import FileFormat, ResultWriter, open_file
@@ -76,7 +77,9 @@ class JobRunner:
             query.engine.info.check_experts(query.tasks, query.experts)
             query.engine.info.check_table(query.tasks)
             client = self._keys.client_named(job.client)
-            await self._answer(job, Answerer(self._pipeline, query, self._keys, client))
+            explained = explained_rows(query, job.explain)
+            answerer = Answerer(self._pipeline, query, self._keys, client, explained)
+            await self._answer(job, answerer)
         except (asyncio.CancelledError, QueueClosedError):
             await asyncio.shield(asyncio.to_thread(self._store.release, job.id, self._holder))
             raise asyncio.CancelledError from None
@@ -113,7 +116,8 @@ class JobRunner:
                     lambda: sum(1 for _ in open_file(content, file_format).records)
                 )
             file = await asyncio.to_thread(open_file, content, file_format)
-            writer = ResultWriter(job.output, file, info, job.tasks)
+            rows = file, info, job.tasks, answerer.explained
+            writer = ResultWriter(job.output, *rows, job.escape_formulas)
             if starts_over:
                 result.write(writer.header())
                 await self._save(job, result, writer, digest=info.digest, total=total)

@@ -23,6 +23,7 @@ from models.experts.combination import ExpertChoice
 from models.experts.unified import Routing
 from service.core.engine import PredictionQuery
 from service.formats.molecule_files import FileFormat, FileKind, OutputKind
+from service.schemas import RowExplanation
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 _LEASE_SECONDS = 30.0
@@ -47,6 +48,8 @@ class Job:
         routing: how experts are mixed.
         experts: the experts that answer; None for the default ones.
         output: form of the result.
+        explain: explanations of the rows.
+        escape_formulas: see `service.formats.molecule_files.ResultWriter`.
         digest: digest of the artifact that answers; empty until the job has begun.
         total: number of records; 0 until they are counted.
         answered: number of records answered so far.
@@ -69,6 +72,8 @@ class Job:
     routing: Routing
     experts: ExpertChoice | None
     output: OutputKind
+    explain: tuple[RowExplanation, ...]
+    escape_formulas: bool
     digest: str
     total: int
     answered: int
@@ -77,8 +82,15 @@ class Job:
     error: str
 
 
+_LISTS = ("tasks", "explain")
 _COLUMNS = tuple(column.name for column in fields(Job))
-_NEW_COLUMNS = ("id_field", "encoding", "experts")  # missing in tables of older versions
+_NEW_COLUMNS = (
+    "id_field",
+    "encoding",
+    "experts",
+    "explain",
+    "escape_formulas",
+)  # missing in tables of older versions
 
 
 def _add_missing_columns(table: sqlite3.Connection) -> None:
@@ -145,6 +157,8 @@ class JobStore:
         query: PredictionQuery,
         output: OutputKind,
         encoding: str | None = None,
+        explain: tuple[RowExplanation, ...] = (),
+        escape_formulas: bool = False,
     ) -> Job:
         """Store a file as a new job.
 
@@ -155,6 +169,7 @@ class JobStore:
             query: model, tasks, routing and experts.
             output: form of the result.
             encoding: text encoding of the file, as it was detected.
+            explain, escape_formulas: see `Job`.
         """
         job = Job(
             id=uuid.uuid4().hex,
@@ -171,6 +186,8 @@ class JobStore:
             routing=query.routing,
             experts=query.experts,
             output=output,
+            explain=explain,
+            escape_formulas=escape_formulas,
             digest="",
             total=0,
             answered=0,
@@ -182,7 +199,7 @@ class JobStore:
         with self.input_path(job).open("wb") as copy:
             shutil.copyfileobj(content, copy)
         values = [
-            orjson.dumps(job.tasks).decode() if name == "tasks" else getattr(job, name)
+            orjson.dumps(getattr(job, name)).decode() if name in _LISTS else getattr(job, name)
             for name in _COLUMNS
         ]
         with self._table() as table:
@@ -292,4 +309,6 @@ class JobStore:
     def _jobs(table: sqlite3.Connection, condition: str, *parameters: object) -> Iterator[Job]:
         for row in table.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs {condition}", parameters):
             values = dict(zip(_COLUMNS, row, strict=True))
-            yield Job(**{**values, "tasks": tuple(orjson.loads(values["tasks"]))})
+            lists = {name: tuple(orjson.loads(values[name] or "[]")) for name in _LISTS}
+            flag = bool(int(values["escape_formulas"] or 0))  # stored as text
+            yield Job(**{**values, **lists, "escape_formulas": flag})

@@ -6,24 +6,30 @@ that was stopped goes on to the same bytes.
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from models.data.smiles_parser import is_short
 from models.experts.combination import ExpertChoice
 from models.experts.unified import Routing
 from service.bulk.flow import file_groups, in_order
-from service.core.answer import Result
+from service.core.answer import Answer, Result
 from service.core.engine import PredictionQuery, load_engine
+from service.core.explaining import Explained, with_explanations
+from service.core.explanations.alerts import Alerts, alerts_of
+from service.core.explanations.drugs import explain_drugs
+from service.core.explanations.rows import explained_rows
 from service.core.local import predict_parsed
 from service.core.parsing import Parser
 from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Record, Source, read_all
 from service.formats.arrow import ArrowWriter
 from service.formats.molecule_files import MoleculeFile, ResultWriter
+from service.schemas import ExplanationName, RowExplanation
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,6 +38,8 @@ GROUP_SIZE = 256
 WINDOW = 2
 """Groups under way in a process: one is read while the other is in the model."""
 RowKind = Literal["csv", "ndjson", "parquet"]
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class LocalQuery:
         experts: None for the default ones of every task.
         output: kind of the rows.
         file: what is read, without its records.
+        explain: explanations of the rows.
+        escape_formulas: see `ResultWriter`.
     """
 
     artifact: Path
@@ -55,6 +65,8 @@ class LocalQuery:
     experts: ExpertChoice | None
     output: RowKind
     file: MoleculeFile
+    explain: tuple[RowExplanation, ...] = ()
+    escape_formulas: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,8 @@ class LocalAnswering:
             info.name, engine, query.tasks, query.routing, query.experts
         )
         info.check_table(self._query.tasks)
-        self._writer = row_writer(query.output, query.file, self._query)
+        self._explained = explained_rows(self._query, query.explain)
+        self._writer = row_writer(query, self._query, self._explained)
         self._settings = settings
         self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
         self._parser: Parser | None = None
@@ -147,7 +160,9 @@ class LocalAnswering:
         sources = [r.source for r in records if not isinstance(r.source, ItemFailure)]
         parsed = await self._read(sources)
         async with self._model:
-            return await asyncio.to_thread(self._rows, index, records, parsed)
+            results = await asyncio.to_thread(self._predict, index, parsed)
+            results = await self._explain(results)
+            return await asyncio.to_thread(self._rows, index, records, results)
 
     async def close(self) -> None:
         """Stop the process that reads molecules."""
@@ -156,28 +171,47 @@ class LocalAnswering:
 
     async def _read(self, sources: Sequence[Source]) -> list[Parsed | ItemFailure]:
         here = [isinstance(source, str) and is_short(source) for source in sources]
-        others = [source for source, short in zip(sources, here, strict=True) if not short]
-        waiting = None
-        if others:
-            if self._parser is None:
-                self._parser = Parser(self._limits, 1, self._settings.parse_timeout_seconds)
-            waiting = asyncio.ensure_future(self._parser.parse(others, self._query.requirements))
-            await asyncio.sleep(0)  # it begins now
-        short = [source for source, is_here in zip(sources, here, strict=True) if is_here]
-        found = iter(read_all(short, self._limits, self._query.requirements))
-        found_there = iter([] if waiting is None else await waiting)
-        return [next(found if is_here else found_there) for is_here in here]
+        requirements = self._query.requirements
 
-    def _rows(
-        self, index: int, records: Sequence[Record], parsed: Sequence[Parsed | ItemFailure]
-    ) -> Rows:
-        results: Sequence[Result]
+        async def there(others: Sequence[Source]) -> list[Parsed | ItemFailure]:
+            return await self._process().parse(others, requirements)
+
+        return await _divided(
+            sources, here, lambda short: read_all(short, self._limits, requirements), there
+        )
+
+    async def _alerts(self, smiles: Sequence[str]) -> list[Alerts | ItemFailure]:
+        async def there(others: Sequence[str]) -> list[Alerts | ItemFailure]:
+            return await self._process().apply(others, alerts_of, "search for alerts")
+
+        here = [is_short(text) for text in smiles]
+        return await _divided(smiles, here, lambda short: list(map(alerts_of, short)), there)
+
+    def _process(self) -> Parser:
+        if self._parser is None:
+            self._parser = Parser(self._limits, 1, self._settings.parse_timeout_seconds)
+        return self._parser
+
+    def _predict(self, index: int, parsed: Sequence[Parsed | ItemFailure]) -> Sequence[Result]:
         try:
-            results = predict_parsed(self._query, parsed, self._settings.max_batch_cost)
+            return predict_parsed(self._query, parsed, self._settings.max_batch_cost)
         except Exception:
             log.exception("the model failed on %d molecules from record %d", len(parsed), index)
             message = "the model failed; standard error says more"
-            results = [ItemFailure("internal", message)] * len(parsed)
+            return [ItemFailure("internal", message)] * len(parsed)
+
+    async def _explain(self, results: Sequence[Result]) -> Sequence[Result]:
+        """Add the explanations of rows; their molecules were read as text."""
+        answers = [result for result in results if isinstance(result, Answer)]
+        found: dict[ExplanationName, Sequence[Any]] = {}
+        if answers and "drugs" in self._explained.names:
+            asked = self._query, answers, self._explained
+            found["drugs"] = await explain_drugs(*asked, math.inf)
+        if answers and "alerts" in self._explained.names:
+            found["alerts"] = await self._alerts([answer.smiles or "" for answer in answers])
+        return with_explanations(results, found) if found else results
+
+    def _rows(self, index: int, records: Sequence[Record], results: Sequence[Result]) -> Rows:
         left = iter(results)
         answered = [
             (record, record.source if isinstance(record.source, ItemFailure) else next(left))
@@ -188,14 +222,36 @@ class LocalAnswering:
         return Rows(self._writer.rows(answered), len(records), codes)
 
 
+async def _divided(
+    items: Sequence[Item],
+    here: Sequence[bool],
+    work: Callable[[list[Item]], list[Found]],
+    there: Callable[[Sequence[Item]], Awaitable[list[Found]]],
+) -> list[Found]:
+    """Do some work in this process and, at the same time, the rest in another one.
+
+    Args:
+        items: in the order of the results.
+        here: whether an item is worked on in this process.
+        work: does it in this process.
+        there: does it in the other one.
+    """
+    others = [item for item, is_here in zip(items, here, strict=True) if not is_here]
+    waiting = asyncio.ensure_future(there(others)) if others else None
+    await asyncio.sleep(0)  # it begins now
+    found = iter(work([item for item, is_here in zip(items, here, strict=True) if is_here]))
+    found_there = iter([] if waiting is None else await waiting)
+    return [next(found if is_here else found_there) for is_here in here]
+
+
 def row_writer(
-    output: RowKind, file: MoleculeFile, query: PredictionQuery
+    asked: LocalQuery, query: PredictionQuery, explained: Explained
 ) -> ResultWriter | ArrowWriter:
     """Return the writer of the rows of a kind."""
-    info = query.engine.info
-    if output == "parquet":
-        return ArrowWriter(file, info, query.tasks)
-    return ResultWriter(output, file, info, query.tasks)
+    rows = asked.file, query.engine.info, query.tasks, explained
+    if asked.output == "parquet":
+        return ArrowWriter(*rows)
+    return ResultWriter(asked.output, *rows, asked.escape_formulas)
 
 
 def without_records(file: MoleculeFile) -> MoleculeFile:

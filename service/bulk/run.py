@@ -106,7 +106,9 @@ def depends_on(source: RunInput, query: LocalQuery, model: Described) -> dict[st
         "tasks": list(model.tasks),
         "routing": query.routing,
         "experts": query.experts,
+        "explanations": list(query.explain),
         "output format": query.output,
+        "escaped formulas": query.escape_formulas,
         "device": model.device,
         "threads": settings.threads,
         "limits": [

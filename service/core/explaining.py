@@ -6,11 +6,11 @@ others are computed on demand, by an `Explainer` each.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from models.errors import did_you_mean
-from service.core.answer import Answer
+from service.core.answer import Answer, Result
 from service.core.engine import EngineInfo, PredictionQuery, UnsupportedQueryError
 from service.core.reading import ItemFailure
 from service.schemas import ExplanationName
@@ -121,6 +121,28 @@ def add_explanation(shown: dict[str, Any], name: ExplanationName, value: Any) ->
         shown.setdefault("explanation_errors", {})[name] = error
     elif value is not None:
         shown[name] = value
+
+
+def with_explanations(
+    results: Sequence[Result], found: Mapping[ExplanationName, Sequence[Any]]
+) -> list[Result]:
+    """Add explanations to the answers among results.
+
+    Args:
+        results: answers and errors.
+        found: by name, a value for each answer, as of `Explainer`.
+    """
+    explained: list[Result] = []
+    answers = 0
+    for result in results:
+        if isinstance(result, Answer):
+            shown = dict(result.explanations)
+            for name, values in found.items():
+                add_explanation(shown, name, values[answers])
+            result = replace(result, explanations=shown)
+            answers += 1
+        explained.append(result)
+    return explained
 
 
 NOTHING = Explained()

@@ -5,7 +5,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from service.core.batcher import (
 from service.core.cache import AnswerCache
 from service.core.drawing import Depicted, Drawing, draw
 from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
-from service.core.explaining import NOTHING, Explained, Explainer, add_explanation
+from service.core.explaining import NOTHING, Explained, Explainer, with_explanations
 from service.core.explanations.alerts import AlertExplainer, Alerts, alerts_of
 from service.core.explanations.atoms import AtomsExplainer, AtomsQuery
 from service.core.explanations.drugs import explain_drugs
@@ -293,17 +293,11 @@ class Pipeline:
             return [*results]
         costs = [query.requirements.family.cost(answer.graph) for answer in answers]
         permit.cost = sum(costs) * explained.num_streams(query.engine.info)
-        found: list[dict[str, object]] = [{} for _ in answers]
+        found = dict[ExplanationName, list[Any]]()
         for name in explained.computed:
             with span("explain", explanation=name, molecules=len(answers)):
-                values = await self._explainers[name](query, answers, explained, deadline)
-            for own, value in zip(found, values, strict=True):
-                add_explanation(own, name, value)
-        new = iter(found)
-        return [
-            replace(result, explanations=next(new)) if isinstance(result, Answer) else result
-            for result in results
-        ]
+                found[name] = await self._explainers[name](query, answers, explained, deadline)
+        return with_explanations(results, found)
 
     async def _submit_atoms(
         self, query: AtomsQuery, molecules: Sequence[Located], costs: Sequence[int], deadline: float

@@ -15,8 +15,15 @@ from models.errors import InvalidInputError
 from models.extras import optional_package
 from service.core.answer import Answer, Result
 from service.core.engine import EngineInfo
+from service.core.explaining import NOTHING, Explained
 from service.core.reading import ItemFailure, Record
 from service.formats.answers import number_columns, number_table
+from service.formats.explanation_columns import (
+    ALERTS,
+    alert_cells,
+    percentile_columns,
+    percentile_table,
+)
 from service.formats.molecule_files import MoleculeFile, id_column
 
 PARQUET_MAGIC = b"PAR1"
@@ -85,12 +92,14 @@ class ArrowWriter:
         file: the input file.
         info: description of the model.
         tasks: tasks to write, in order.
+        explained: explanations of the rows: float64 percentiles and the text of alerts.
         answered: number of records written so far.
     """
 
     file: MoleculeFile
     info: EngineInfo
     tasks: tuple[str, ...]
+    explained: Explained = NOTHING
     answered: int = 0
     _schema: Any = field(init=False)
 
@@ -98,12 +107,18 @@ class ArrowWriter:
         pa = arrow()
         text = [pa.string()]
         types = list(self.file.types or text * len(self.file.columns))
-        labels = number_columns(self.info, self.tasks)
+        labels = [*number_columns(self.info, self.tasks), *percentile_columns(self.explained)]
+        alerts = [ALERTS] if self._with_alerts else []
         ids = [] if self.file.id_column is None else ["id"]
         id_types = [] if self.file.id_column is None else [types[self.file.id_column]]
-        named = [*ids, *self.file.columns, "gmerging_smiles", "gmerging_error", *labels]
-        kinds = [*id_types, *types, *text, *text, *[pa.float64()] * len(labels)]
+        named = [*ids, *self.file.columns, "gmerging_smiles", "gmerging_error", *labels, *alerts]
+        numbers = [pa.float64()] * len(labels)
+        kinds = [*id_types, *types, *text, *text, *numbers, *text * len(alerts)]
         self._schema = pa.schema(list(zip(unique_names(named), kinds, strict=True)))
+
+    @property
+    def _with_alerts(self) -> bool:
+        return "alerts" in self.explained.names
 
     def header(self) -> bytes:
         """Return the message with the schema."""
@@ -127,10 +142,13 @@ class ArrowWriter:
         if good:
             rows = iter(range(len(good)))
             take = pa.array([None if r is not None else next(rows) for r in failures], pa.int64())
-            table = number_table(good, self.info, self.tasks)
-            arrays += [pa.array(column).take(take) for column in table.T]
+            tables = [number_table(good, self.info, self.tasks)]
+            tables += [percentile_table(good, self.explained)]
+            numbers = [pa.array(column, from_pandas=True) for table in tables for column in table.T]
+            alerts = [pa.array(alert_cells(good), pa.string())] if self._with_alerts else []
+            arrays += [column.take(take) for column in [*numbers, *alerts]]
         else:
-            arrays += [pa.nulls(len(answered), pa.float64())] * (len(kinds) - len(cells))
+            arrays += [pa.nulls(len(answered), kind) for kind in kinds[len(cells) :]]
         self.answered += len(answered)
         batch = pa.record_batch(arrays, schema=self._schema)
         return batch.serialize().to_pybytes()  # type: ignore[no-any-return]

@@ -6,6 +6,8 @@ blocks, and holds a few records in memory.
 
 import contextlib
 import csv
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from gzip import GzipFile
@@ -38,8 +40,15 @@ from models.data.tables import (
 from models.errors import InvalidInputError
 from service.core.answer import Answer, Result
 from service.core.engine import EngineInfo
+from service.core.explaining import NOTHING, Explained
 from service.core.reading import ItemFailure, Record
 from service.formats.answers import item, number_columns, number_table
+from service.formats.explanation_columns import (
+    ALERTS,
+    alert_cells,
+    percentile_columns,
+    percentile_table,
+)
 from service.formats.sdf import HEADER_LINES, SdfRecord, field_names, is_counts, read_sdf
 
 FileKind = Literal["csv", "tsv", "smi", "sdf"]
@@ -251,6 +260,10 @@ class ResultWriter:
         file: the input file.
         info: description of the model.
         tasks: tasks to write, in order.
+        escape_formulas: whether CSV has an apostrophe before text that a spreadsheet would run as a
+            formula (`escaped`); otherwise cells come back as they are.
+        explained: explanations of the rows. CSV has, after the labels, a column of percentiles for
+            each, and a column `gmerging_alerts`.
         answered: number of records written so far.
         failed: number of records written with an error.
     """
@@ -259,6 +272,8 @@ class ResultWriter:
     file: MoleculeFile
     info: EngineInfo
     tasks: tuple[str, ...]
+    explained: Explained = NOTHING
+    escape_formulas: bool = False
     answered: int = 0
     failed: int = 0
 
@@ -270,9 +285,13 @@ class ResultWriter:
         if self.output == "ndjson":
             return b""
         ids = [] if self.file.id_column is None else ["id"]
-        labels = number_columns(self.info, self.tasks)
-        header = [*ids, *self.file.columns, "gmerging_smiles", "gmerging_error", *labels]
-        return _encoded(_csv_line(header))
+        ours = ["gmerging_smiles", "gmerging_error", *self._number_names()]
+        alerts = [ALERTS] if "alerts" in self.explained.names else []
+        header = [*ids, *self.file.columns, *ours, *alerts]
+        return _encoded(_csv_line(self._cells(header)))
+
+    def _cells(self, cells: Sequence[object]) -> Sequence[object]:
+        return list(map(escaped, cells)) if self.escape_formulas else cells
 
     def rows(self, answered: Sequence[tuple[Record, Result]]) -> bytes:
         """Return one row or line per record."""
@@ -291,26 +310,40 @@ class ResultWriter:
         value = record.passthrough[self.file.id_column]
         return ["" if value is None else value]
 
+    def _number_names(self) -> list[str]:
+        return [*number_columns(self.info, self.tasks), *percentile_columns(self.explained)]
+
+    def _numbers(self, answers: Sequence[Answer]) -> NDArray[np.float64]:
+        if not answers:
+            return np.empty((0, 0))
+        table = number_table(answers, self.info, self.tasks)
+        return np.concatenate([table, percentile_table(answers, self.explained)], axis=1)
+
     def _csv_rows(self, answered: Sequence[tuple[Record, Result]]) -> bytes:
         good = [result for _, result in answered if isinstance(result, Answer)]
-        table = number_table(good, self.info, self.tasks) if good else np.empty((0, 0))
-        numbers = zip(table, _number_cells(table), strict=True)
-        no_numbers = "," * (sum(len(self.info.labels[task]) for task in self.tasks) - 1)
+        table = self._numbers(good)
+        with_alerts = "alerts" in self.explained.names
+        alerts = [[cell] for cell in alert_cells(good)] if with_alerts else [[]] * len(good)
+        ours = zip(table, _number_cells(table), alerts, strict=True)
+        no_numbers = "," * (len(self._number_names()) - 1)
+        nothing = np.full(len(no_numbers) + 1, np.nan), no_numbers, [""] * with_alerts
         lines = []
         for record, result in answered:
             cells = [*self._id(record), *record.passthrough]
             if isinstance(result, ItemFailure):
-                values, shown = None, no_numbers
+                values, shown, last = nothing
                 cells += ["", f"{result.code}: {result.message}"]
             else:
-                values, shown = next(numbers)
+                values, shown, last = next(ours)
                 cells += [result.smiles or "", ""]
+            cells = [*self._cells(cells)]
             # csv quotes a cell with a line feed, but not one with a carriage return.
             if any(isinstance(cell, str) and "\r" in cell for cell in cells):
-                last = [""] * (len(no_numbers) + 1) if values is None else values.tolist()
-                lines.append(_csv_line([*cells, *last], csv.QUOTE_ALL))
+                numbers = ["" if math.isnan(value) else value for value in values.tolist()]
+                lines.append(_csv_line([*cells, *numbers, *last], csv.QUOTE_ALL))
             else:
-                lines.append(f"{_csv_line(cells)[:-1]},{shown}\n")
+                after = f",{_csv_line(last)}" if last else "\n"
+                lines.append(f"{_csv_line(cells)[:-1]},{shown}{after}")
         return _encoded("".join(lines))
 
     def _line(self, index: int, record: Record, result: Result) -> bytes:
@@ -322,6 +355,21 @@ class ResultWriter:
         return orjson.dumps(line, default=str) + b"\n"  # Parquet has values that JSON has not
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUMBER = re.compile(r"[+-][\d.,]+(?:[eE][+-]?\d+)?")
+
+
+def escaped(cell: object) -> object:
+    """Return a cell with an apostrophe before text that a spreadsheet would run as a formula.
+
+    That is text that begins with `=`, `+`, `-`, `@`, a tab or a line end (OWASP, CSV injection),
+    and is no number such as -1.5.
+    """
+    if isinstance(cell, str) and cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell
+
+
 _SHOWN_ALIKE = 1e-4, 1e16
 """Between these, orjson and Python write a number with the same characters."""
 _MARK = 1e300
@@ -329,7 +377,8 @@ _WRITTEN_MARK = orjson.dumps(_MARK).decode()  # the only number with an exponent
 
 
 def _number_cells(table: NDArray[np.float64]) -> list[str]:
-    """Return the rows of a table as Python writes their numbers, with commas between them.
+    """Return the rows of a table as Python writes their numbers, with commas between them and
+    nothing for NaN.
 
     `repr` of 700 numbers takes a third of the time of a model pass; orjson writes them ten times as
     fast, but very small and very large ones in other words.
@@ -341,7 +390,7 @@ def _number_cells(table: NDArray[np.float64]) -> list[str]:
     marked = np.ascontiguousarray(np.where(alike, table, _MARK))
     written = orjson.dumps(marked, option=orjson.OPT_SERIALIZE_NUMPY).decode()[2:-2]
     pieces = written.split(_WRITTEN_MARK)
-    others = map(repr, table[~alike].tolist())
+    others = ("" if math.isnan(value) else repr(value) for value in table[~alike].tolist())
     text = "".join(chain.from_iterable(zip_longest(pieces, others, fillvalue="")))
     return text.split("],[")
 

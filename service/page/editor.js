@@ -1,10 +1,7 @@
 // The editor: a canvas to draw in, and beside it a text box for those who do not draw.
 import { element } from "./elements.js";
 
-/** Load the library that draws, 1.1 MB, when it is needed. */
-export function loadLibrary() {
-  return import("./vendor/openchemlib-9.25.0.js");
-}
+const LIBRARY = "./vendor/openchemlib-9.25.0.js"; // 1.1 MB: loaded when somebody draws
 
 /**
  * Let a person draw a molecule, or edit one.
@@ -57,7 +54,7 @@ class Editor {
     this.dialog.showModal();
     this.text.focus();
     try {
-      this.#library = await loadLibrary();
+      this.#library = await import(LIBRARY);
     } catch {
       this.message.textContent = "The editor could not be loaded; SMILES can be typed.";
       return;

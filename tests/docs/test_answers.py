@@ -11,7 +11,7 @@ from starlette.routing import Match
 
 from service.app import create_app
 from service.core.engine import load_engine
-from service.schemas import ModelAction, PredictRequest
+from service.schemas import MatchRequest, ModelAction, PredictRequest
 from service.settings import RELEASED_ARTIFACT
 from tests.pages import PAGES, README, block, blocks, page
 from tests.service.doubles import serving, settings_of
@@ -67,4 +67,5 @@ def test_every_curl_asks_a_route_for_what_it_takes(page_name: str, words: list[s
     assert routes, f"{page_name}: no {scope['method']} {url.path}"
     if "-d" in words and "..." not in words[words.index("-d") + 1]:
         body = json.loads(words[words.index("-d") + 1])
-        (PredictRequest if url.path == "/predict" else ModelAction).model_validate(body)
+        kinds = {"/predict": PredictRequest, "/match": MatchRequest}
+        kinds.get(url.path, ModelAction).model_validate(body)

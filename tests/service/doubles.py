@@ -8,6 +8,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,6 +19,7 @@ from models.artifact import load_components, save_artifact
 from models.data.fingerprint import BITS, DESCRIPTORS, FINGERPRINT_RULE
 from models.data.molecule import MolGraph
 from models.data.schema import AtomsInput, FeatureInput, MoleculeInput
+from models.drugs import DrugInfo, DrugTable
 from models.experts.adapter import Stream
 from models.experts.combination import ExpertChoice, ForestInfo
 from models.experts.contributions import AnswerSum, ExpertSum
@@ -127,6 +129,29 @@ class DummyEngine:
         )
 
 
+DRUGS: dict[str, Any] = {
+    "molecules": 101,
+    "unreadable": 0,
+    "source": "a list",
+    "date": "2026-01-01",
+    "terms": "free",
+    "sha256": "0" * 64,
+    "in_training": 3,
+    "in_training_by_task": {"bbbp": 3, "clintox": 0},
+    "experts": {"bbbp": "own", "clintox": "own"},
+}
+
+
+def engine_with_drugs() -> DummyEngine:
+    """A dummy engine whose answers for drugs of two tasks are 0, 0.01, ..., 1."""
+    engine, even = DummyEngine(), np.linspace(0, 1, 101)
+    answers = {task: np.stack([even] * len(LABELS[task]), axis=1) for task in ("bbbp", "clintox")}
+    engine.info = replace(
+        engine.info, drugs=DrugTable.of(answers), details={**DETAILS, "drugs": DRUGS}
+    )
+    return engine
+
+
 def query_of(
     engine: DummyEngine | None = None,
     tasks: tuple[str, ...] = ("bbbp",),
@@ -207,6 +232,17 @@ def save_pico_forests(
         "tox21": _asking(random_symmetric(3, seed=4)),
     }
     save_artifact(folder, manifest, components.backbone, components.experts, forests=forests)
+    return folder
+
+
+def save_pico_drugs(folder: Path) -> Path:
+    """As `save_pico_artifact`, with answers 0, 0.01, ..., 1 for drugs of `bbbp`."""
+    with TemporaryDirectory() as plain:
+        components = load_components(save_pico_artifact(Path(plain) / "plain"))
+    of_bbbp = {"in_training_by_task": {"bbbp": 3}, "experts": {"bbbp": "own"}}
+    manifest = components.manifest.model_copy(update={"drugs": DrugInfo(**DRUGS | of_bbbp)})
+    table = DrugTable.of({"bbbp": np.linspace(0, 1, 101)[:, None]})
+    save_artifact(folder, manifest, components.backbone, components.experts, drugs=table)
     return folder
 
 

@@ -30,12 +30,12 @@ from service.bulk.flow import Answerer, file_groups, in_order
 from service.bulk.jobs import Job, JobState, JobStore
 from service.bulk.ndjson import ndjson_answers, ndjson_groups
 from service.core.engine import PredictionQuery
+from service.core.explanations.rows import explained_rows, row_explanations
 from service.formats.molecule_files import (
     MEDIA_TYPES,
     FileFormat,
     FileKind,
     FileTooLargeError,
-    MoleculeFile,
     OutputKind,
     ResultWriter,
     decompressed,
@@ -45,7 +45,7 @@ from service.formats.molecule_files import (
 from service.http.problems import ProblemError, printable, too_large
 from service.http.routes.common import AcceptingDep, ClientDep, ServicesDep, problems
 from service.http.streaming import Body, StreamedResponse, model_headers
-from service.schemas import JobOut, JobsResponse
+from service.schemas import JobOut, JobsResponse, RowExplanation
 from service.security import Client
 from service.services import Services
 
@@ -76,6 +76,17 @@ _Experts = Annotated[
 ]
 _Explain = Annotated[bool, Query(description="add routing weights to each answer")]
 _ExplainExperts = Annotated[bool, Query(description="add what every expert answers")]
+_ExplainRows = Annotated[
+    list[str] | None,
+    Query(
+        max_length=10,
+        description=(
+            "`drugs` adds what percentage of approved drugs has a lower answer, for every label;"
+            " `alerts` the structural alerts, in CSV their names; both also with a comma between"
+            " them"
+        ),
+    ),
+]
 _JobId = Annotated[str, Path(max_length=64)]
 
 
@@ -95,6 +106,13 @@ def _query(
     except InvalidInputError as error:
         raise ProblemError(422, "invalid_request", str(error)) from None
     return services.models.query(model, tasks, routing, choice)
+
+
+def _row_explanations(explain: list[str] | None) -> tuple[RowExplanation, ...]:
+    try:
+        return row_explanations(_names(explain) or ())
+    except InvalidInputError as error:
+        raise ProblemError(422, "invalid_request", str(error)) from None
 
 
 def _names(values: list[str] | None) -> list[str] | None:
@@ -150,6 +168,7 @@ async def predict_stream(
     tasks: _Tasks = None,
     routing: _Routing = DEFAULT_ROUTING,
     experts: _Experts = None,
+    explain: _ExplainRows = None,
     explain_routing: _Explain = False,
     explain_experts: _ExplainExperts = False,
 ) -> Response:
@@ -164,11 +183,12 @@ async def predict_stream(
     query = _query(services, model, tasks, routing, experts)
     body = Body(request.receive)
     groups = ndjson_groups(body.chunks(), services.settings.max_body_bytes)
-    explain = {"routing": explain_routing, "experts": explain_experts}
+    shown = {"routing": explain_routing, "experts": explain_experts}
+    explained = explained_rows(query, _row_explanations(explain))
     lines = ndjson_answers(
         groups,
-        Answerer(services.pipeline, query, services.keys, client),
-        [name for name, wanted in explain.items() if wanted],
+        Answerer(services.pipeline, query, services.keys, client, explained),
+        [name for name, wanted in shown.items() if wanted],
         body.disconnected,
     )
     return StreamedResponse(
@@ -192,10 +212,18 @@ _Output = Annotated[
     OutputKind,
     Query(description="`csv`: the file's own columns, then ours; `ndjson`: as of `/predict`"),
 ]
+_Escape = Annotated[
+    bool,
+    Query(
+        description=(
+            "of CSV: write an apostrophe before text that a spreadsheet would run as a formula"
+        )
+    ),
+]
 _Prefer = Annotated[str, Header(description="`respond-async` makes a job of a short file too")]
 _LONGEST_NAME = 256
 _AS_QUERY = "as the parameter of this name; not both"
-_LISTS = ("tasks", "experts")
+_LISTS = ("tasks", "experts", "explain")
 
 
 @dataclass(frozen=True)
@@ -210,6 +238,8 @@ class _FormFields:
     tasks: list[str] | None
     routing: Routing | None
     experts: list[str] | None
+    explain: list[str] | None
+    escape_formulas: bool | None
 
 
 async def _form_fields(
@@ -222,6 +252,8 @@ async def _form_fields(
     tasks: Annotated[list[str] | None, Form(max_length=1000, description=_AS_QUERY)] = None,
     routing: Annotated[Routing | None, Form(description=_AS_QUERY)] = None,
     experts: Annotated[list[str] | None, Form(max_length=2, description=_AS_QUERY)] = None,
+    explain: Annotated[list[str] | None, Form(max_length=10, description=_AS_QUERY)] = None,
+    escape_formulas: Annotated[bool | None, Form(description=_AS_QUERY)] = None,
 ) -> _FormFields:
     """Read the options in the form, as `curl -F` sends them, and refuse any other field."""
     known = {"file", *(field.name for field in fields(_FormFields))}
@@ -240,7 +272,8 @@ async def _form_fields(
             raise _bad_field(name, "got a field of text, expected a file, with its name")
         if value == "":
             raise _bad_field(name, "got an empty field, expected a value")
-    return _FormFields(format, smiles_column, id_field, output, model, tasks, routing, experts)
+    columns = (format, smiles_column, id_field, output)
+    return _FormFields(*columns, model, tasks, routing, experts, explain, escape_formulas)
 
 
 def _bad_field(name: str, detail: str) -> ProblemError:
@@ -274,6 +307,8 @@ async def predict_file(
     tasks: _Tasks = None,
     routing: _Routing = DEFAULT_ROUTING,
     experts: _Experts = None,
+    explain: _ExplainRows = None,
+    escape_formulas: _Escape = False,
     prefer: _Prefer = "",
 ) -> Response:
     """Predict for every record of a file; a long file becomes a job, where jobs are kept.
@@ -292,7 +327,13 @@ async def predict_file(
     options = (form.model or model, form.tasks or tasks, form.routing or routing)
     query = _query(services, *options, form.experts or experts)
     query.engine.info.check_table(query.tasks)
+    asked = _row_explanations(form.explain or explain)
+    explained = explained_rows(query, asked)
     output = form.output or output
+    escape = bool(form.escape_formulas or escape_formulas)
+    if escape and output != "csv":
+        got = f"got escape_formulas for output {output!r}, which has no cells"
+        raise ProblemError(422, "invalid_request", f"{got}, expected it for 'csv'")
     limit = services.settings.max_file_bytes
     try:
         kind = form.format or format or kind_of(file.filename or "")
@@ -309,13 +350,14 @@ async def predict_file(
     if services.jobs is not None and (is_long or "respond-async" in prefer.lower()):
         file_format = replace(file_format, smiles_column=opened.smiles_column)
         values = (content, _client_name(client), file_format, query, output, opened.encoding)
-        job = await asyncio.to_thread(services.jobs.create, *values)
+        job = await asyncio.to_thread(services.jobs.create, *values, asked, escape)
         headers = {"Location": f"/jobs/{job.id}"}
         return Response(_job_out(job).model_dump_json(), 202, headers, "application/json")
     body = Body(request.receive)  # already read: it only reports a disconnect
-    rows = _answer_file(
-        opened, Answerer(services.pipeline, query, services.keys, client), output, body.disconnected
-    )
+    answerer = Answerer(services.pipeline, query, services.keys, client, explained)
+    written = opened, answerer.query.engine.info, query.tasks, explained
+    writer = ResultWriter(output, *written, escape)
+    rows = _answer_file(writer, answerer, body.disconnected)
     headers = {**model_headers(query), **_file_headers(opened.encoding, opened.smiles_column)}
     return StreamedResponse(rows, MEDIA_TYPES[output], headers, services.streams, body.close)
 
@@ -329,11 +371,11 @@ def _file_headers(encoding: str | None, smiles_column: str | None) -> dict[str, 
 
 
 async def _answer_file(
-    file: MoleculeFile, answerer: Answerer, output: OutputKind, disconnected: asyncio.Future[None]
+    writer: ResultWriter, answerer: Answerer, disconnected: asyncio.Future[None]
 ) -> AsyncGenerator[bytes, None]:
-    writer = ResultWriter(output, file, answerer.query.engine.info, answerer.query.tasks)
     yield writer.header()
-    async with contextlib.aclosing(in_order(file_groups(file), answerer, disconnected)) as answers:
+    groups = file_groups(writer.file)
+    async with contextlib.aclosing(in_order(groups, answerer, disconnected)) as answers:
         async for answered in answers:
             yield writer.rows(answered)
 

@@ -5,7 +5,6 @@ import { bar } from "./charts.js";
 import { drawing, redraw } from "./drawing.js";
 import { answer, fixed, percent, probability, signed } from "./numbers.js";
 import { note } from "./section.js";
-import { withoutAtoms } from "./removal.js";
 import { groupsOf, placesOf, readStructure } from "./structure.js";
 
 const MOST_ROWS = 8;
@@ -153,8 +152,7 @@ class AtomView {
     const shown = element("td", { colSpan: 4, role: "status" }, "Asking the service …");
     row.after(element("tr", { className: "removed" }, shown));
     try {
-      const block = await withoutAtoms(this.item.smiles, one.atoms, this.structure);
-      const question = { smiles: undefined, mol_block: [block], tasks: [this.label.task.name] };
+      const question = { tasks: [this.label.task.name], without_atoms: [one.atoms] };
       const { item } = await this.inquiry.askOne(question);
       shown.replaceChildren(...this.#comparison(one, item));
     } catch (error) {

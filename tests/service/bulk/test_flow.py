@@ -19,6 +19,7 @@ from service.bulk.flow import (
 from service.bulk.ndjson import StalledError
 from service.core.answer import Answer, Result
 from service.core.batcher import QueueClosedError
+from service.core.explaining import NOTHING
 from service.core.reading import ItemFailure, Record
 from service.formats.molecule_files import FileFormat, open_file
 from service.security import Client, KeyRing
@@ -196,7 +197,7 @@ async def test_group_is_answered_in_order_and_only_readable_records_are_asked_ab
     assert [record for record, _ in answered] == records
     assert [result for _, result in answered] == [Answer("C", {}), BAD.source, Answer("CC", {})]
     ((_, sources, options),) = pipeline.calls
-    assert (sources, options) == (["C", "CC"], {"bounded": False})
+    assert (sources, options) == (["C", "CC"], {"bounded": False, "explained": NOTHING})
     assert keys.waits == [(LAB, 2)]
 
 

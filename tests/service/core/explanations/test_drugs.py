@@ -3,38 +3,23 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from models.data.smiles import read_graph
-from models.drugs import DrugTable
 from service.core.answer import Answer
 from service.core.explanations.drugs import check_drugs, percentiles
 from service.schemas import PredictResponse
-from tests.service.doubles import DETAILS, LABELS, DummyEngine, check_problem, query_of, serving
+from tests.service.doubles import (
+    DRUGS,
+    LABELS,
+    DummyEngine,
+    check_problem,
+    engine_with_drugs,
+    query_of,
+    serving,
+)
 
 pytestmark = pytest.mark.anyio
-INFO = {
-    "molecules": 101,
-    "unreadable": 0,
-    "source": "a list",
-    "date": "2026-01-01",
-    "terms": "free",
-    "sha256": "0" * 64,
-    "in_training": 3,
-    "in_training_by_task": {"bbbp": 3, "clintox": 0},
-    "experts": {"bbbp": "own", "clintox": "own"},
-}
-
-
-def engine_with_drugs() -> DummyEngine:
-    """A dummy engine whose answers for drugs of two tasks are 0, 0.01, ..., 1."""
-    engine, even = DummyEngine(), np.linspace(0, 1, 101)
-    answers = {task: np.stack([even] * len(LABELS[task]), axis=1) for task in ("bbbp", "clintox")}
-    engine.info = replace(
-        engine.info, drugs=DrugTable.of(answers), details={**DETAILS, "drugs": INFO}
-    )
-    return engine
 
 
 async def asked(body: dict[str, Any], engine: DummyEngine | None = None) -> Any:
@@ -69,7 +54,7 @@ async def test_nothing_is_added_unasked() -> None:
         response = await client.post("/predict", json={"smiles": "C"})
         model = (await client.get("/model")).json()
     assert "drugs" not in response.json()["predictions"][0]
-    assert model["drugs"] == INFO
+    assert model["drugs"] == DRUGS
 
 
 async def test_other_models_and_other_answers_are_refused() -> None:

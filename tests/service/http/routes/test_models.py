@@ -104,6 +104,7 @@ async def test_model_is_described_by_its_artifact_and_the_limits_of_the_service(
         **{"name": "dummy", "version": "1", "digest": "0" * 64, "device": "cpu"},
         **{"tasks": list(LABELS), "sites": ["layer_0", "graph"], "models": ["dummy"]},
         "limits": {name: getattr(defaults, name) for name in names},
+        "drugs": None,
         **DETAILS,
     }
 

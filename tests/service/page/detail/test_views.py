@@ -154,8 +154,8 @@ def test_molecules_are_chosen_in_the_table(told: Watched) -> None:
     page = told.page
     page.goto(table_address(told.url, f"CCO ethanol\n{ASPIRIN} aspirin"))
     page.locator("#molecules tbody .value").first.wait_for()
-    page.get_by_label("Compare ethanol").check()
-    page.get_by_label("Compare aspirin").check()
+    for name in ("ethanol", "aspirin"):
+        page.get_by_label(f"Compare {name}").click()
     page.get_by_role("button", name="Compare").click()
     page.locator(".compare .compare-name").first.wait_for()
     assert page.locator(".compare-name").all_inner_texts() == ["ethanol", "aspirin"]
@@ -205,11 +205,11 @@ def test_names_in_a_report_are_text(told: Watched) -> None:
     assert page.locator("#view img[src='x']").count() == 0
 
 
-@pytest.mark.parametrize("address", ["#report=CCO", "#compare=&smiles=CCO", "#report="])
+@pytest.mark.parametrize("place", ["#report=CCO", "#compare=&smiles=CCO", "#report="])
 def test_an_address_that_lacks_something_is_answered_in_words(
-    watched: Watched, address: str
+    watched: Watched, place: str
 ) -> None:
-    assert "Choose" in _view(watched.page, watched.url, address)
+    assert "Choose" in _view(watched.page, watched.url, place)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
