@@ -65,11 +65,11 @@ function compared(items, molecules, labels) {
       },
     },
   });
-  const heads = molecules.map(({ smiles, name }) =>
+  const heads = molecules.map(({ smiles, name }, k) =>
     element(
       "th",
       { scope: "col" },
-      printable(smiles, { width: 180, height: 130, alt: `Structure of ${name}` }),
+      items[k].error ? null : printable(smiles, { width: 180, height: 130, alt: `Structure of ${name}` }),
       element("span", { className: "compare-name" }, name),
     ),
   );

@@ -88,7 +88,7 @@ class TestEditor:
         assert _result(opened) == {"smiles": text, "molBlock": None}
 
     def test_nothing_comes_of_giving_up(self, opened: "Page") -> None:
-        opened.keyboard.type("CC(")
+        opened.keyboard.type("xyz")
         opened.get_by_text("The canvas cannot show this text.").wait_for()
         opened.keyboard.press("Escape")
         assert _result(opened) is None
@@ -125,4 +125,5 @@ class TestEditor:
         opened.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
         assert accessibility_complaints(opened, "dialog") == []
         sheet = opened.locator(".editor-sheet")
-        assert sheet.evaluate("one => getComputedStyle(one).backgroundColor") == "rgb(255, 255, 255)"
+        ground = sheet.evaluate("one => getComputedStyle(one).backgroundColor")
+        assert ground == "rgb(255, 255, 255)"

@@ -1,7 +1,6 @@
 """The page of a service whose model has everything that the page can show of a molecule."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest

@@ -85,9 +85,9 @@ def _meaning(labels: tuple[str, ...]) -> TaskMeaning:
     return TaskMeaning(source="a paper", terms="CC0", counted="molecules", labels=described)
 
 
-def table_address(url: str, text: str = f"{ASPIRIN} aspirin", shown: tuple[str, ...] = _SHOWN) -> str:
+def table_address(url: str, text: str = f"{ASPIRIN} aspirin") -> str:
     """Return the address at which the page predicts molecules."""
-    fields = [("molecules", text), *(("labels", column) for column in shown)]
+    fields = [("molecules", text), *(("labels", column) for column in _SHOWN)]
     return f"{url}/#{urlencode(fields)}"
 
 
