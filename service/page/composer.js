@@ -43,7 +43,7 @@ export class Composer {
     });
     const button = (text, act, props = {}) =>
       element("button", { type: "button", on: { click: act }, ...props }, text);
-    this.predict = button("Predict", () => this.onPredict(), { className: "primary", id: "predict", title: "Ctrl+Enter" });
+    this.predict = button("Predict", () => this.#ask(), { className: "primary", id: "predict", title: "Ctrl+Enter" });
     this.read = element("div", { id: "molecules-read", className: "read" });
     this.card = element("div", { className: "card", hidden: true });
     this.field = element(
@@ -125,7 +125,12 @@ export class Composer {
   #key(event) {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
-    this.#readText();
+    this.#ask();
+  }
+
+  /** Predict what is in the field now, also what was pasted a moment ago. */
+  #ask() {
+    if (!this.file) this.#readText();
     if (!this.predict.disabled) this.onPredict();
   }
 

@@ -10,8 +10,8 @@ const TYPING = 250;
 export class Filters {
   /**
    * Args: `bar` and `ranges` are the elements to fill; `view` has the filters; `limits` are those
-   * of the service; `onChange` is called after a change of the view, `onMatch`
-   * when more rows are known to have a substructure.
+   * of the service; `onChange` is called after a change of the view, `onMatch` when more rows are
+   * known to have a substructure.
    */
   constructor(bar, ranges, { view, limits, onChange, onMatch }) {
     Object.assign(this, { bar, ranges, view, limits, onChange, onMatch });
