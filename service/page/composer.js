@@ -26,6 +26,7 @@ export class Composer {
     Object.assign(this, { section, onPredict, onChange });
     this.file = null; // { file, sheet, isWhole, kind }
     this.sheet = null; // of the text
+    this.readFrom = ""; // the text that it was read from
     this.#build(controls);
     this.#connectDrop();
   }
@@ -82,6 +83,11 @@ export class Composer {
     return this.file?.sheet ?? this.sheet;
   }
 
+  /** Leave room for the results. */
+  shrink() {
+    [this.text.rows, this.text.scrollTop] = [3, 0];
+  }
+
   /** The text, where no file is open. */
   get written() {
     return this.file ? "" : this.text.value;
@@ -130,13 +136,13 @@ export class Composer {
 
   /** Predict what is in the field now, also what was pasted a moment ago. */
   #ask() {
-    if (!this.file) this.#readText();
+    if (!this.file && this.text.value !== this.readFrom) this.#readText();
     if (!this.predict.disabled) this.onPredict();
   }
 
   #readText() {
     clearTimeout(this.typing);
-    const text = this.text.value;
+    const text = (this.readFrom = this.text.value);
     this.sheet = text.trim() ? readText(text) : null;
     this.#show();
     this.onChange();
