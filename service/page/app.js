@@ -72,7 +72,7 @@ class Page {
     this.view.job = null;
     this.#remember();
     say("");
-    this.composer.text.scrollTop = 0;
+    this.composer.shrink();
     await this.#guarded(() => this.runner.start({ sheet, file: this.composer.file }, this.labels));
   }
 

@@ -26,6 +26,7 @@ export class Composer {
     Object.assign(this, { section, onPredict, onChange });
     this.file = null; // { file, sheet, isWhole, kind }
     this.sheet = null; // of the text
+    this.readFrom = ""; // the text that it was read from
     this.#build(controls);
     this.#connectDrop();
   }
@@ -43,7 +44,7 @@ export class Composer {
     });
     const button = (text, act, props = {}) =>
       element("button", { type: "button", on: { click: act }, ...props }, text);
-    this.predict = button("Predict", () => this.onPredict(), { className: "primary", id: "predict", title: "Ctrl+Enter" });
+    this.predict = button("Predict", () => this.#ask(), { className: "primary", id: "predict", title: "Ctrl+Enter" });
     this.read = element("div", { id: "molecules-read", className: "read" });
     this.card = element("div", { className: "card", hidden: true });
     this.field = element(
@@ -80,6 +81,11 @@ export class Composer {
   /** The molecules, as a `Sheet`; of a long file its beginning. Null if there are none. */
   get current() {
     return this.file?.sheet ?? this.sheet;
+  }
+
+  /** Leave room for the results. */
+  shrink() {
+    [this.text.rows, this.text.scrollTop] = [3, 0];
   }
 
   /** The text, where no file is open. */
@@ -125,13 +131,18 @@ export class Composer {
   #key(event) {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
-    this.#readText();
+    this.#ask();
+  }
+
+  /** Predict what is in the field now, also what was pasted a moment ago. */
+  #ask() {
+    if (!this.file && this.text.value !== this.readFrom) this.#readText();
     if (!this.predict.disabled) this.onPredict();
   }
 
   #readText() {
     clearTimeout(this.typing);
-    const text = this.text.value;
+    const text = (this.readFrom = this.text.value);
     this.sheet = text.trim() ? readText(text) : null;
     this.#show();
     this.onChange();

@@ -10,11 +10,13 @@ const TYPING = 250;
 export class Filters {
   /**
    * Args: `bar` and `ranges` are the elements to fill; `view` has the filters; `limits` are those
-   * of the service; `onChange` is called after a change.
+   * of the service; `onChange` is called after a change of the view, `onMatch` when more rows are
+   * known to have a substructure.
    */
-  constructor(bar, ranges, { view, limits, onChange }) {
-    Object.assign(this, { bar, ranges, view, limits, onChange });
-    this.matched = null; // the rows that have the substructure
+  constructor(bar, ranges, { view, limits, onChange, onMatch }) {
+    Object.assign(this, { bar, ranges, view, limits, onChange, onMatch });
+    this.matched = null; // the rows that have the substructure; null if none is asked for
+    this.tested = null; // the rows in which it was looked for
     this.results = null;
     this.labels = [];
     this.#build();
@@ -29,7 +31,7 @@ export class Filters {
       type: "search", id: "smarts", placeholder: "Substructure (SMARTS)", value: this.view.smarts,
       spellcheck: false, autocapitalize: "off", autocomplete: "off", className: "mono",
       aria: { describedby: "smarts-error" },
-      on: { input: soon(() => this.match()) },
+      on: { input: soon(() => this.#smartsChanged()) },
     });
     this.problem = element("span", { className: "bad", id: "smarts-error", role: "alert" });
     this.substructures = element(
@@ -50,7 +52,9 @@ export class Filters {
   /** Show or hide the field of substructures. */
   offerSubstructures(isOffered) {
     this.substructures.hidden = !isOffered;
-    if (isOffered && this.view.smarts) this.match();
+    if (!isOffered || !this.view.smarts) return;
+    this.#startMatching();
+    this.onMatch();
   }
 
   /** Choose among these labels, and the columns of these results. */
@@ -61,8 +65,7 @@ export class Filters {
 
   /** Other molecules: what matched before says nothing of them. */
   forgetMatches() {
-    this.matched = null;
-    if (this.view.smarts && !this.substructures.hidden) this.match();
+    this.#startMatching();
   }
 
   #searched() {
@@ -70,23 +73,39 @@ export class Filters {
     this.onChange();
   }
 
-  /** Find the rows that have the substructure. */
-  async match() {
+  #smartsChanged() {
+    this.view.smarts = this.smarts.value.trim();
+    this.#startMatching();
+    this.onChange();
+  }
+
+  #startMatching() {
     this.matching?.abort();
-    const smarts = (this.view.smarts = this.smarts.value.trim());
+    this.matching = null;
     this.#complain("");
-    if (!smarts || !this.results) {
-      this.matched = null;
-      this.onChange();
-      return;
+    const isAsked = this.view.smarts && !this.substructures.hidden;
+    [this.matched, this.tested] = isAsked ? [new Set(), new Set()] : [null, null];
+  }
+
+  /** Look for the substructure in rows that were answered since. */
+  async matchNew() {
+    if (this.matched === null || this.matching || !this.results) return;
+    const { results, tested, matched } = this;
+    const rows = [];
+    for (let row = 0; row < results.count; row += 1) {
+      if (results.isAnswered(row) && !tested.has(row)) rows.push(row);
     }
+    if (!rows.length) return;
     const { signal } = (this.matching = new AbortController());
     try {
-      const { results } = this;
-      const found = await matching(results, smarts, { limits: this.limits, signal });
-      this.matched = found;
-      this.onChange();
+      for await (const { row, has } of matching(results, rows, this.view.smarts, { limits: this.limits, signal })) {
+        tested.add(row);
+        if (has) matched.add(row);
+      }
+      this.matching = null;
+      this.onMatch();
     } catch (error) {
+      // What cannot be searched for is not searched for again; its field says why.
       if (error.name !== "AbortError") this.#complain(error.message);
     }
   }
@@ -149,16 +168,12 @@ function soon(act) {
   };
 }
 
-async function matching(results, smarts, { limits, signal }) {
-  const rows = [];
-  for (let row = 0; row < results.count; row += 1) if (results.isAnswered(row)) rows.push(row);
-  const found = new Set();
+async function* matching(results, rows, smarts, { limits, signal }) {
   const step = Math.min(MOST_AT_ONCE, limits.max_molecules);
   for (let begin = 0; begin < rows.length; begin += step) {
     const chunk = rows.slice(begin, begin + step);
     const body = { smiles: chunk.map((row) => results.smiles[row]), smarts };
     const { matches } = await patiently(() => post("match", body, { signal }), { signal });
-    for (const { index, matches: has } of matches) if (has) found.add(chunk[index]);
+    for (const item of matches) yield { row: chunk[item.index], has: item.matches ?? false };
   }
-  return found;
 }

@@ -12,7 +12,8 @@
  */
 export function orderOf(results, { text = "", filters = [], matched = null, sort = null }) {
   const wanted = text.trim().toLowerCase();
-  const ranges = filters.map(({ column, min, max }) => ({
+  const set = filters.filter(({ min, max }) => min !== null || max !== null);
+  const ranges = set.map(({ column, min, max }) => ({
     numbers: numbersOf(results, column),
     min: min ?? -Infinity,
     max: max ?? Infinity,

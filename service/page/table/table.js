@@ -32,7 +32,7 @@ export class Table {
     this.results = null;
     this.labels = [];
     this.#build(menus);
-    this.filters = new Filters(this.filterBar, this.ranges, { view, limits: catalogue.model.limits, onChange: () => this.#viewChanged() });
+    this.filters = new Filters(this.filterBar, this.ranges, { view, limits: catalogue.model.limits, onChange: () => this.#viewChanged(), onMatch: () => this.refresh() });
     narrow.addEventListener("change", () => this.#drawColumns());
     document.addEventListener("themechange", () => this.#drawColumns());
   }
@@ -53,11 +53,13 @@ export class Table {
     this.summary = element("span", { className: "summary", id: "summary" });
     this.pages = element("span", { className: "pages", hidden: true });
     this.scroller = element("div", { className: "scroller", tabIndex: -1, role: "region", aria: { label: "Table of predictions" } });
+    this.nothing = element("p", { className: "nothing", hidden: true }, "No molecule passes the filters.");
     this.section.replaceChildren(
       element("h2", { className: "hidden" }, "Predictions"),
       element("div", { className: "row tools" }, this.filterBar, element("span", { className: "grow" }), this.compare, this.pictures, this.uploadToggle, this.drugs, this.alerts, ...menus),
       element("div", { className: "facts-line" }, this.summary, this.pages, this.ranges),
       this.scroller,
+      this.nothing,
     );
     this.grid = new Grid(this.scroller, {
       caption: "Predictions, a row for every molecule",
@@ -103,6 +105,7 @@ export class Table {
     this.grid.showRows(rows, { sort: view.sort, offset, total: this.order.length });
     this.#describe(lastPage);
     this.#explainSoon();
+    this.filters.matchNew();
   }
 
   /** Give the focus to the row of the table that had it last. */
@@ -111,6 +114,7 @@ export class Table {
   }
 
   #describe(lastPage) {
+    this.nothing.hidden = this.order.length > 0;
     const { answered, failed } = this.results.counts;
     const facts = [`${count(this.results.count)} ${this.results.count === 1 ? "molecule" : "molecules"}`];
     if (this.order.length !== this.results.count) facts.push(`${count(this.order.length)} shown`);
