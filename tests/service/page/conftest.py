@@ -68,6 +68,16 @@ def cells_of(page: "Page", column: int) -> list[str]:
     return [text.strip() for text in cells.all_inner_texts()]
 
 
+def names_of(page: "Page") -> list[str]:
+    """The names of the molecules whose rows are drawn, in order."""
+    return page.locator(".grid tbody .texts .name").all_text_contents()
+
+
+def smiles_of(page: "Page") -> list[str]:
+    """The SMILES of the molecules whose rows are drawn, in order."""
+    return page.locator(".grid tbody .texts .smiles").all_text_contents()
+
+
 def predict(page: "Page", text: str) -> None:
     """Write molecules into the field, and wait until all of them are predicted."""
     page.locator("#molecules-text").fill(text)

@@ -1,12 +1,13 @@
-"""Substructures and structural alerts in the table."""
+"""What the table has by other requests than predictions: substructures, alerts, SDF."""
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.service.page.conftest import Watched, cells_of, predict
+from tests.service.page.conftest import Watched, names_of, predict
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 MOLECULES = "CCO ethanol\nCCC propane\nO=C1C=CC(=O)C=C1 quinone\nC1CC broken\n"
@@ -17,7 +18,7 @@ def test_a_substructure_filters_rows_and_a_wrong_one_is_explained(watched: Watch
     predict(page, MOLECULES)
     page.locator("#smarts").fill("[#8]")
     page.get_by_text("2 shown").wait_for()
-    assert [text.split("\n")[0] for text in cells_of(page, 1)] == ["ethanol", "quinone"]
+    assert names_of(page) == ["ethanol", "quinone"]
     page.wait_for_url("**smarts=%5B%238%5D*")
     page.locator("#smarts").fill("C(")
     page.locator("#smarts-error:not(:empty)").wait_for()
@@ -26,7 +27,7 @@ def test_a_substructure_filters_rows_and_a_wrong_one_is_explained(watched: Watch
     watched.complaints.clear()
     page.locator("#smarts").fill("")
     page.locator("#smarts-error:empty").wait_for(state="attached")
-    assert len(cells_of(page, 1)) == 4
+    assert len(names_of(page)) == 4
 
 
 def test_molecules_that_come_later_are_searched_too(watched: Watched) -> None:
@@ -38,6 +39,21 @@ def test_molecules_that_come_later_are_searched_too(watched: Watched) -> None:
     page.get_by_text("2 shown").wait_for()
     page.reload()
     page.get_by_text("2 shown").wait_for()
+
+
+def test_an_sdf_has_every_row_and_its_columns(watched: Watched) -> None:
+    page = watched.page
+    predict(page, "name,smiles,dose\nethanol,CCO,<5\nbroken,C1CC,7\n")
+    page.get_by_text("Download").click()
+    with page.expect_download() as downloading:
+        page.locator("#download-sdf").click()
+    records = Path(downloading.value.path()).read_text().split("$$$$\n")
+    assert len(records) == 3
+    assert "M  END" in records[0]
+    for record, dose in zip(records, ("<5", "7"), strict=False):
+        assert re.search(rf"> +<dose>.*\n{dose}\n", record)
+    assert re.search(r"> +<bbbp\.p_np>.*\n0\.\d+\n", records[0])
+    assert "bbbp.p_np" not in records[1] or "> <gmerging_error>" in records[1]
 
 
 def test_alerts_are_a_column_and_downloaded(watched: Watched) -> None:

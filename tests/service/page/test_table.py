@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.service.page.conftest import Watched, cells_of, done, predict
+from tests.service.page.conftest import Watched, cells_of, done, names_of, predict
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
@@ -26,14 +25,6 @@ propane,CCC,100,"@a, ""b"" c"
 """
 
 
-def _names(page: "Page") -> list[str]:
-    return [text.split("\n")[0] for text in cells_of(page, 1)]
-
-
-def _values(page: "Page", column: int) -> list[float]:
-    return [float(text) for text in cells_of(page, column) if re.fullmatch(r"[\d.]+", text)]
-
-
 def _downloaded(page: "Page", button: str) -> str:
     with page.expect_download() as downloading:
         page.get_by_text("Download").click()
@@ -44,7 +35,7 @@ def _downloaded(page: "Page", button: str) -> str:
 def test_cells_that_look_like_code_are_text(watched: Watched) -> None:
     page = watched.page
     predict(page, TABLE)
-    assert _names(page) == ["ethanol", HOSTILE, "broken", "propane"]
+    assert names_of(page) == ["ethanol", HOSTILE, "broken", "propane"]
     assert cells_of(page, 4) == ["=cmd()", "+1+1", "-3.5", '@a, "b" c']
     assert page.locator("img[src='x']").count() == 0
 
@@ -73,18 +64,18 @@ def test_rows_are_sorted_and_errors_come_last(watched: Watched) -> None:
     predict(page, TABLE + "twin,OCC,10,\n")
     page.locator("[data-sort='upload:dose']").click()
     assert cells_of(page, 3) == ["2", "9", "10", "10", "100"]
-    assert _names(page)[2:4] == ["ethanol", "twin"]  # alike, and in the order of the upload
+    assert names_of(page)[2:4] == ["ethanol", "twin"]  # alike, and in the order of the upload
     page.locator("[data-sort='upload:dose']").click()
-    assert _names(page)[:3] == ["propane", "ethanol", "twin"]
+    assert names_of(page)[:3] == ["propane", "ethanol", "twin"]
     page.locator("[data-sort='upload:dose']").click()
-    assert _names(page)[0] == "ethanol"
+    assert names_of(page)[0] == "ethanol"
     for is_up, direction in ((True, "ascending"), (False, "descending")):
         page.locator("[data-sort='bbbp.p_np']").click()
         assert page.locator(f"th[aria-sort={direction}]").count() == 1
         shown = page.locator("td.label[aria-colindex='5'] .value").all_inner_texts()
         values = [float(text) for text in shown]
         assert values == sorted(values, reverse=not is_up)
-        assert _names(page)[-1] == "broken"
+        assert names_of(page)[-1] == "broken"
 
 
 def test_rows_are_searched_and_filtered(watched: Watched) -> None:
@@ -92,22 +83,22 @@ def test_rows_are_searched_and_filtered(watched: Watched) -> None:
     predict(page, TABLE)
     page.locator("#search").fill("ONERROR")
     page.get_by_text("1 shown").wait_for()
-    assert _names(page) == [HOSTILE]
+    assert names_of(page) == [HOSTILE]
     page.locator("#search").fill("")
     page.get_by_text("1 shown").wait_for(state="detached")
     page.locator("#add-filter").click()
     page.locator(".range select").select_option(label="dose")
     page.locator(".range input").first.fill("9.5")
     page.get_by_text("2 shown").wait_for()
-    assert _names(page) == ["ethanol", "propane"]
+    assert names_of(page) == ["ethanol", "propane"]
     page.locator(".range input").last.fill("50")
     page.get_by_text("1 shown").wait_for()
-    assert _names(page) == ["ethanol"]
+    assert names_of(page) == ["ethanol"]
     _, *rows = csv.reader(io.StringIO(_downloaded(page, "download-shown")))
     assert [row[0] for row in rows] == ["ethanol"]
     page.locator(".range button").click()
     page.get_by_text("1 shown").wait_for(state="detached")
-    assert len(_names(page)) == 4
+    assert len(names_of(page)) == 4
 
 
 def test_properties_are_chosen_and_only_what_is_missing_is_asked_for(watched: Watched) -> None:
@@ -146,12 +137,12 @@ def test_a_link_reproduces_the_view(watched: Watched, browser: "Browser") -> Non
     page.locator("#add-filter").click()
     page.locator(".range input").first.fill("0.01")
     page.wait_for_url("**filter=0.01*")
-    names = _names(page)
+    names = names_of(page)
     context = browser.new_context()
     other = Watched(context.new_page(), watched.url)
     other.page.goto(page.url)
     done(other.page)
-    assert _names(other.page) == names
+    assert names_of(other.page) == names
     assert other.page.locator("#pictures").get_attribute("aria-pressed") == "false"
     assert other.page.locator("#search").input_value() == "an"
     assert other.page.locator(".range input").first.input_value() == "0.01"
@@ -204,5 +195,5 @@ def test_everything_can_be_done_with_the_keyboard(watched: Watched) -> None:
     assert page.evaluate(f"{focused}.dataset.sort") == "name"
     keys.press("Enter")
     keys.press("Enter")
-    assert _names(page) == ["propane", "ethanol"]
+    assert names_of(page) == ["propane", "ethanol"]
     assert page.evaluate(f"{focused}.dataset.sort") == "name"
