@@ -87,13 +87,14 @@ function distribution(label) {
 }
 
 function scores({ scores: all }) {
+  const drawn = all.some((score) => BETWEEN_0_AND_1.has(score.metric));
   const rows = all.map((score) => {
     const unit = score.unit ? ` ${score.unit}` : "";
-    const chart = BETWEEN_0_AND_1.has(score.metric) ? interval(score, [0, 1]) : "";
     const ends = `${written(score.low)} to ${written(score.high)}`;
-    return row(metricTitle(score.metric), `${written(score.value)}${unit}`, ends, chart);
+    const chart = BETWEEN_0_AND_1.has(score.metric) ? interval(score, [0, 1]) : "";
+    return row(metricTitle(score.metric), `${written(score.value)}${unit}`, ends, ...(drawn ? [chart] : []));
   });
-  return tableOf(["Score", "Value", "95 % interval", "From 0 to 1"], rows, "On test molecules, bootstrap over molecules");
+  return tableOf(["Score", "Value", "95 % interval", ...(drawn ? ["From 0 to 1"] : [])], rows, "On test molecules, bootstrap over molecules");
 }
 
 function calibration({ calibration_error: error }) {

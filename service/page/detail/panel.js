@@ -1,13 +1,9 @@
 // The panel of one molecule.
 import { byId, element } from "../elements.js";
 import { reportAddress } from "./addresses.js";
-import { explainAlerts } from "./alerts.js";
 import { Inquiry, offered, tasksOf } from "./answers.js";
-import { explainAtoms } from "./atoms.js";
 import { drawing } from "./drawing.js";
-import { explainExperts } from "./experts.js";
 import { failure, note, section } from "./section.js";
-import { explainTrust } from "./trust.js";
 import { labelCard, valueTable } from "./values.js";
 
 const SHEET = matchMedia("(max-width: 69.99rem)"); // where it covers the page
@@ -151,21 +147,23 @@ class Panel {
   #sections() {
     const offers = SECTIONS.filter(({ name }) => offered([name], this.labels).length);
     const missing = SECTIONS.filter((one) => !offers.includes(one)).map(({ title }) => `“${title}”`);
-    const made = offers.map(({ title, name, make }) => section(title, name, () => this.#explain(name, make)));
+    const made = offers.map(({ title, name, load }) => section(title, name, () => this.#explain(name, load)));
     if (missing.length) made.push(note(`This model does not offer ${missing.join(" and ")} for these labels.`));
     return made;
   }
 
-  async #explain(name, make) {
+  async #explain(name, load) {
     const { inquiry, chosen, labels, catalogue } = this;
     if (!offered([name], [chosen]).length) return [note(`The model has nothing on this for ${chosen.task.name}.`)];
-    return make({ inquiry, label: chosen, labels, catalogue });
+    const explain = await load();
+    return explain({ inquiry, label: chosen, labels, catalogue });
   }
 }
 
+// What shows a section is loaded when it is opened.
 const SECTIONS = [
-  { title: "Which atoms", name: "atoms", make: explainAtoms },
-  { title: "How far to trust it", name: "domain", make: explainTrust },
-  { title: "Structural alerts", name: "alerts", make: explainAlerts },
-  { title: "Who answers", name: "experts", make: explainExperts },
+  { title: "Which atoms", name: "atoms", load: async () => (await import("./atoms.js")).explainAtoms },
+  { title: "How far to trust it", name: "domain", load: async () => (await import("./trust.js")).explainTrust },
+  { title: "Structural alerts", name: "alerts", load: async () => (await import("./alerts.js")).explainAlerts },
+  { title: "Who answers", name: "experts", load: async () => (await import("./experts.js")).explainExperts },
 ];

@@ -63,7 +63,7 @@ function answers(item, labels) {
   return [
     element("h3", {}, task.name),
     note(`${task.description}.${near}`),
-    element("table", { className: "report-values" }, element("tbody", {}, labels.map((label) => line(item, label)))),
+    element("table", { className: "report-values", role: "table" }, element("tbody", { role: "rowgroup" }, labels.map((label) => line(item, label)))),
   ];
 }
 
@@ -78,10 +78,10 @@ function line(item, label) {
   if (domain?.conformal) means.push(`At ${percent(domain.conformal.confidence)} confidence: ${setWords(domain.conformal, label)}.`);
   return element(
     "tr",
-    {},
-    element("th", { scope: "row" }, sentence(label.title)),
-    element("td", { className: "answer" }, `${answer(label, valueOf(item, label))}${unit}`, amongDrugs(percentileOf(item, label))),
-    element("td", {}, means.filter(Boolean).join(" ")),
+    { role: "row" },
+    element("th", { scope: "row", role: "rowheader" }, sentence(label.title)),
+    element("td", { className: "answer", role: "cell" }, `${answer(label, valueOf(item, label))}${unit}`, amongDrugs(percentileOf(item, label))),
+    element("td", { role: "cell" }, means.filter(Boolean).join(" ")),
   );
 }
 

@@ -1,16 +1,20 @@
 // Pages beside the table: of a label, of the model, a report, a comparison. The hash says which.
 import { element } from "../elements.js";
 import { readAddress } from "./addresses.js";
-import { comparePage } from "./compare.js";
-import { labelPage } from "./label.js";
-import { modelPage } from "./model.js";
-import { reportPage } from "./report.js";
+import { failure } from "./section.js";
 
-const PAGES = { label: labelPage, model: modelPage, report: reportPage, compare: comparePage };
+// Loaded when they are opened.
+const PAGES = {
+  label: async () => (await import("./label.js")).labelPage,
+  model: async () => (await import("./model.js")).modelPage,
+  report: async () => (await import("./report.js")).reportPage,
+  compare: async () => (await import("./compare.js")).comparePage,
+};
 const TITLE = document.title;
 const view = element("article", { className: "view", id: "view", hidden: true });
 let behind = null; // what had the focus, and how far the page was scrolled, before a view was shown
 let close = () => {};
+let turn = 0;
 let home = ""; // the hash of the table's state, to which a view leads back
 
 /** Show the view that the hash names, now and whenever it changes. */
@@ -26,10 +30,13 @@ export function startViews(catalogue) {
   show("");
 }
 
-function openView({ view: name, fields }, catalogue) {
+async function openView({ view: name, fields }, catalogue) {
   close();
   behind ??= { focused: document.activeElement, top: scrollY };
-  const { title, parts, tools = [], stop = () => {} } = PAGES[name](fields, catalogue);
+  const mine = ++turn;
+  const page = await PAGES[name]().catch((error) => () => unloaded(error, name));
+  if (mine !== turn) return; // another view was opened since
+  const { title, parts, tools = [], stop = () => {} } = page(fields, catalogue);
   close = stop;
   const back = element("a", { href: home || "#" }, "← All molecules");
   const heading = element("h1", { tabIndex: -1 }, title);
@@ -42,7 +49,12 @@ function openView({ view: name, fields }, catalogue) {
   heading.focus({ preventScroll: true });
 }
 
+function unloaded(error, name) {
+  return { title: name, parts: failure(error, { renew: () => location.reload() }) };
+}
+
 function closeView() {
+  turn += 1;
   close();
   close = () => {};
   view.hidden = true;
