@@ -5,7 +5,7 @@ from rdkit import Chem
 
 from models.data.descriptor_atoms import atom_terms
 from models.data.fingerprint import BITS, DESCRIPTORS, FingerprintedMolGraph, fingerprint
-from models.data.located import locate
+from models.data.located import _written_positions, locate
 from models.data.smiles import featurize, featurize_all, read_smiles
 from models.errors import MoleculeError
 from tests.conftest import SMILES
@@ -92,3 +92,17 @@ def test_an_unreadable_molecule_is_refused() -> None:
         locate("C1")
     with pytest.raises(MoleculeError, match="dummy atom"):
         locate("*C")
+
+
+@pytest.mark.parametrize("written", ["CC(=O)O", "C(C)(=O)O", "O=C(O)C"])
+def test_positions_are_those_of_any_smiles_of_the_molecule(written: str) -> None:
+    """Of several canonical SMILES that alternate, another one may have been read."""
+    mol, same = read_smiles("OC(C)=O"), read_smiles(written)
+    position = _written_positions(mol, written)
+    assert sorted(position) == [0, 1, 2, 3]
+    for atom in mol.GetAtoms():
+        there = same.GetAtomWithIdx(int(position[atom.GetIdx()]))
+        assert (atom.GetSymbol(), atom.GetTotalNumHs()) == (
+            there.GetSymbol(),
+            there.GetTotalNumHs(),
+        )
