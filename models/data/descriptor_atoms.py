@@ -14,11 +14,12 @@ _MR_BORDERS = (1.29, 1.82, 2.24, 2.45, 2.75, 3.05, 3.63, 3.8, 4.0)
 
 
 def atom_terms(mol: Chem.Mol) -> dict[str, Doubles]:
-    """Return the terms of the descriptors that RDKit computes as sums of non-negative terms of the
-    heavy atoms: by name of the descriptor, (N,).
+    """Return the terms of descriptors that are sums of non-negative terms of the heavy atoms: by
+    name of the descriptor, (N,).
 
-    Left out are descriptors whose terms may be negative (logP, molar refractivity), and those that
-    count rings or bonds.
+    They are the number of heteroatoms, the polar surface and the surfaces by logP and molar
+    refractivity. Left out are descriptors whose terms may be negative (logP itself), those that
+    count rings or bonds, and sizes, to which all atoms add alike.
 
     Args:
         mol: neutralised, as the descriptors see it.
@@ -26,7 +27,6 @@ def atom_terms(mol: Chem.Mol) -> dict[str, Doubles]:
     surface = np.array(rdMolDescriptors._CalcLabuteASAContribs(mol)[0])
     crippen = np.array(rdMolDescriptors._CalcCrippenContribs(mol)).reshape(-1, 2)
     return {
-        "HeavyAtoms": np.ones(mol.GetNumAtoms()),
         "Heteroatoms": _of_atoms(mol, lambda atom: atom.GetAtomicNum() not in (1, 6)),
         "TPSA": np.array(rdMolDescriptors._CalcTPSAContribs(mol)),
         **_binned("SlogP_VSA", surface, crippen[:, 0], _LOGP_BORDERS),

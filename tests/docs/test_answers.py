@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -34,6 +35,33 @@ async def test_the_curl_of_a_page_gives_the_answer_of_the_page(path: Path) -> No
         assert ours["tasks"].keys() == theirs["tasks"].keys()
         for task, labels in theirs["tasks"].items():
             assert ours["tasks"][task] == pytest.approx(labels, abs=1e-4)
+
+
+@pytest.mark.anyio
+async def test_the_atoms_of_the_page_are_those_of_the_answer() -> None:
+    """And so is what is left of the molecule without a group."""
+    (first, second) = (
+        json.loads(words[words.index("-d") + 1]) for name, words in curls() if name == "explain.md"
+    )
+    expected = json.loads(block(page("explain.md"), "json", "predictions"))
+    async with serving(load_engine(RELEASED_ARTIFACT, settings_of())) as client:
+        answer = (await client.post("/predict", json=first)).json()
+        left = (await client.post("/predict", json=second)).json()
+    assert answer["model"] == expected["model"]
+    (ours,), (theirs,) = answer["predictions"], expected["predictions"]
+    assert ours == _near(theirs)
+    (benzene,) = left["predictions"]
+    assert benzene["smiles"] == "c1ccccc1"
+    assert benzene["tasks"]["skin_reaction"]["sensitiser"] == pytest.approx(0.559, abs=1e-3)
+
+
+def _near(value: Any) -> Any:
+    """What equals JSON whose numbers differ by rounding."""
+    if isinstance(value, dict):
+        return {key: _near(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_near(inner) for inner in value]
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
 
 
 def curls() -> list[tuple[str, list[str]]]:
