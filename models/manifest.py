@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.data.schema import InputSchema, MoleculeInput
 from models.data.smiles import READING_RULE
+from models.domain.task_domain import DomainInfo
 from models.experts.combination import FOREST_TARGETS, ForestInfo
 from models.experts.router import RouterConfig
 from models.families.base import ModelFamily
@@ -20,6 +21,10 @@ from models.task import TaskInfo
 FORMAT_VERSION = 1
 STREAMS_VERSION = 2
 """Format version of artifacts with shared streams, which versions before them refuse by it."""
+
+WITHOUT_TRAINING = ("meanings", "domains")
+"""Records of the provenance about changes that leave all models as they are; `weights_of` is the
+digest of the artifact that these are of."""
 
 
 class StreamInfo(BaseModel):
@@ -55,12 +60,13 @@ class Manifest(BaseModel):
         nearest: by task, the other tasks with the nearest experts, nearest first
             (`models.screening.nearest_experts`). Empty if they were not computed.
         forests: by task, the forest that answers beside the network.
+        domains: by task, its applicability domain: the fingerprints of its training molecules.
         provenance: configuration, seed, library versions, checksums of the training data.
         metrics: scores measured when the artifact was made.
         files: sha256 of every other file, by path in the folder.
 
-    Empty `streams` and `forests` are left out of the file, so that versions without these fields
-    can read it.
+    Empty `streams`, `forests` and `domains` are left out of the file, so that versions without
+    these fields can read it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +83,7 @@ class Manifest(BaseModel):
     streams: dict[Name, StreamInfo] = Field({}, exclude_if=lambda streams: not streams)
     nearest: dict[str, tuple[str, ...]] = {}
     forests: dict[str, ForestInfo] = Field({}, exclude_if=lambda forests: not forests)
+    domains: dict[str, DomainInfo] = Field({}, exclude_if=lambda domains: not domains)
     provenance: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -153,20 +160,30 @@ class Manifest(BaseModel):
                 raise ValueError(f"{got}, {expected}")
         return self
 
+    @model_validator(mode="after")
+    def _check_domains(self) -> Self:
+        if self.domains and self.family.read_texts is None:
+            raise ValueError(f"domains: got some, but {self.backbone.kind!r} reads no molecules")
+        for task in self.domains:
+            if task not in self.tasks:
+                raise ValueError(f"domains: got {task!a}, expected tasks of the manifest")
+        return self
+
     @property
     def family(self) -> ModelFamily:
         """Family of the model, selected by `backbone.kind`."""
         return FAMILIES[self.backbone.kind]
 
     def weights_digest(self, digest: str) -> str:
-        """Return the digest of the artifact that the tensors are of: that of the one whose labels
-        were described (`gmerging describe-labels`), or else its own.
+        """Return the digest of the artifact that the tensors of the models are of: that of the one
+        whose labels were described, or to which domains were added (`gmerging describe-labels`,
+        `add-domain`), or else its own.
 
         Args:
             digest: of this artifact.
         """
-        described: str = self.provenance.get("meanings", {}).get("weights_of", digest)
-        return described
+        records = (self.provenance.get(name, {}) for name in WITHOUT_TRAINING)
+        return next((record["weights_of"] for record in records if "weights_of" in record), digest)
 
     @property
     def stream_of(self) -> dict[str, str]:

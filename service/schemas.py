@@ -32,6 +32,7 @@ from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.families.table import AnyInput
 from models.meaning import Counted, LabelMeaning
 from models.task import Level, Target
+from service.explanation_schemas import TaskDomainOut
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ETHANOL_GRAPH = {
@@ -73,7 +74,7 @@ _Numbers = Annotated[list[_NumberRow], Field(fail_fast=True), WrapValidator(_as_
 _ModelName = Annotated[str, StringConstraints(max_length=128)]
 _TaskName = Annotated[str, StringConstraints(max_length=64)]
 _LabelName = Annotated[str, StringConstraints(max_length=300)]
-ExplanationName = Literal["routing", "experts"]
+ExplanationName = Literal["routing", "experts", "domain"]
 """Explanations that a request can ask for."""
 _MOST_UNKNOWN_FIELDS = 10
 
@@ -460,6 +461,13 @@ class PredictionItem(BaseModel):
     )
     experts: dict[str, dict[ExpertName, ExpertOut]] | None = Field(
         None, description="if asked: per task, what every expert answers that takes part"
+    )
+    domain: dict[str, TaskDomainOut] | None = Field(
+        None,
+        description=(
+            "if asked: per task that has one, how far to trust the answers: the nearest training"
+            " molecules, and the error that was measured on molecules as near as that"
+        ),
     )
     without_forest: list[str] | None = Field(
         None,

@@ -23,7 +23,7 @@ FLOORS = {
     "models": (
         ("errors", "files", "ops"),
         ("data", "device", "extras", "meaning", "names", "state_dict", "transport", "validation"),
-        ("released", "task"),
+        ("domain", "released", "task"),
         ("networks",),
         ("experts",),
         ("compiled",),
@@ -48,7 +48,7 @@ FLOORS = {
         ("cli",),
     ),
     "service": (
-        ("rates", "schemas", "settings", "supervisor"),
+        ("explanation_schemas", "rates", "schemas", "settings", "supervisor"),
         ("security", "sockets", "telemetry"),
         ("core",),
         ("formats",),

@@ -22,6 +22,7 @@ from merging.planning.plan import (
     read_plan,
     write_plan,
 )
+from merging.release.domains import add_domains, coverages, summary
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe, inspect
@@ -47,7 +48,7 @@ from merging.studies.report import (
     summary_table,
 )
 from merging.training.pretraining import load_pretrain_config, pretrain
-from models.artifact import read_manifest
+from models.artifact import load_components, read_manifest
 from models.errors import ConfigError, DataError
 from models.manifest import Manifest
 from models.released import find_artifact
@@ -350,6 +351,28 @@ def describe_labels_of(arguments: argparse.Namespace) -> None:
     files = arguments.artifact, arguments.output, arguments.replace
     check_description(run, *files)
     _print_artifact(describe_labels(run, *files), arguments.output)
+
+
+def add_domain(arguments: argparse.Namespace) -> None:
+    r"""Add to the tasks of a finished artifact what says how far to trust an answer: hashed
+    fingerprints of the training molecules, and errors by similarity to them. Its weights stay as
+    they are.
+
+    Examples:
+        gmerging add-domain --config mine.yaml --artifact my-models/mine \
+            --output my-models/mine
+    """
+    artifact = find_artifact(arguments.artifact)
+    manifest, _ = read_manifest(artifact)
+    run = _run(arguments, manifest.provenance.get("seed", 0))
+    tasks = arguments.tasks or tuple(manifest.tasks)
+    manifest = add_domains(run, artifact, tasks, arguments.output, arguments.replace)
+    domains = load_components(arguments.output).domains
+    for task in tasks:
+        print(summary(task, manifest.domains[task], domains[task]))
+        for label, shares in coverages(manifest.tasks[task].labels, domains[task]).items():
+            print(f"  {label}: conformal sets held {shares} of the test molecules")
+    _print_artifact(manifest, arguments.output)
 
 
 def remove_task(arguments: argparse.Namespace) -> None:

@@ -68,6 +68,7 @@ def command_rows() -> list[Row]:
         ("add-task", commands.add_task, (*one_seed, *new_artifact)),
         ("add-forests", commands.add_forest, (*one_seed, *per_task, *new_artifact)),
         ("describe-labels", commands.describe_labels_of, (*base, *new_artifact)),
+        ("add-domain", commands.add_domain, (*base, options.tasks, *new_artifact)),
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
         ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact, options.as_json)),

@@ -33,7 +33,7 @@ from models.data.molecule import MolGraph
 from models.data.smiles import read_graphs
 from models.errors import ConfigError, InvalidInputError, MoleculeError
 from models.experts.expert import Expert
-from models.manifest import Manifest, StreamInfo
+from models.manifest import WITHOUT_TRAINING, Manifest, StreamInfo
 from models.names import check_distinct
 from models.networks.hu2020 import Backbone, make_backbone
 from models.screening import nearest_experts
@@ -144,18 +144,20 @@ def remove_tasks(
         if task in remaining
     }
     forests = {task: own for task, own in components.forests.items() if task in remaining}
+    domains = {task: own for task, own in components.domains.items() if task in remaining}
     changes = {
         "input": manifest.input if forests else manifest.input.without_fingerprint(),
         "tasks": remaining,
         "streams": _remaining_streams(manifest, remaining),
         "nearest": nearest,
         "forests": {task: manifest.forests[task] for task in forests},
+        "domains": {task: manifest.domains[task] for task in domains},
         "provenance": manifest.provenance | {"removed": removed},
     }
     note = f"{', '.join(tasks)}. The tables above are of the artifact with them."
     card = f"{card_of(artifact)}\n## Removed later\n\n{note}\n"
     experts = {task: components.experts[task] for task in remaining}
-    components = dataclasses.replace(components, experts=experts, forests=forests)
+    components = dataclasses.replace(components, experts=experts, forests=forests, domains=domains)
     return save_changed(output, components, changes, card, replace)
 
 
@@ -223,7 +225,8 @@ def save_changed(
 
     Args:
         output: its folder; may be that of the other one.
-        components: with changed experts and forests, and the manifest and digest of the other one.
+        components: with changed experts, forests and domains, and the manifest and digest of the
+            other one.
         changes: fields of the manifest that differ.
         card: its model card.
         replace: see `models.artifact.check_output`.
@@ -231,13 +234,14 @@ def save_changed(
             longer names an artifact that they are of (`Manifest.weights_digest`).
     """
     manifest = components.manifest.model_copy(update=changes)
-    described = manifest.provenance.get("meanings", {})
-    if not same_weights and "weights_of" in described:
-        rest = {name: value for name, value in described.items() if name != "weights_of"}
-        provenance = manifest.provenance | {"meanings": rest}
+    if not same_weights:
+        provenance = dict(manifest.provenance)
+        for name in provenance.keys() & set(WITHOUT_TRAINING):
+            record = provenance[name]
+            provenance[name] = {key: record[key] for key in record if key != "weights_of"}
         manifest = manifest.model_copy(update={"provenance": provenance})
     written = components.backbone, components.experts, card, replace, components.digest
-    return save_artifact(output, manifest, *written, components.forests)
+    return save_artifact(output, manifest, *written, components.forests, components.domains)
 
 
 def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.artifact import Artifact, assemble, load_components
+from models.artifact import Artifact, assemble, domain_file, load_components
 from models.data.fingerprint import fingerprints_of
 from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
+from models.domain.task_domain import DomainInfo, TaskDomain
 from models.errors import ArtifactError, ConfigError, GMergingError
 from models.experts.combination import ExpertChoice, ExpertName, ForestInfo, ForestMember, combine
 from models.experts.unified import Routing
@@ -44,6 +45,21 @@ class UnsupportedQueryError(GMergingError):
 
 
 @dataclass(frozen=True)
+class ServedDomain:
+    """The applicability domain of a task.
+
+    Attributes:
+        info: its description.
+        domain: training molecules, and what was measured.
+        digest: sha256 of its file.
+    """
+
+    info: DomainInfo
+    domain: TaskDomain
+    digest: str
+
+
+@dataclass(frozen=True)
 class EngineInfo:
     """Description of an engine.
 
@@ -57,6 +73,7 @@ class EngineInfo:
         forests: descriptions by task of the forests that answer beside the network.
         stream_of: name of the shared stream by task; other tasks have a stream of their own.
         card: the artifact's model card, Markdown; empty if it has none.
+        domains: applicability domains of the tasks that have one.
     """
 
     name: str
@@ -70,6 +87,7 @@ class EngineInfo:
     forests: Mapping[str, ForestInfo] = field(default_factory=dict)
     stream_of: Mapping[str, str] = field(default_factory=dict)
     card: str = ""
+    domains: Mapping[str, ServedDomain] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -290,6 +308,12 @@ class ArtifactEngine:
             forests=manifest.forests,
             stream_of=manifest.stream_of,
             card=artifact.card,
+            domains={
+                task: ServedDomain(
+                    manifest.domains[task], domain, manifest.files[domain_file(task)]
+                )
+                for task, domain in artifact.domains.items()
+            },
         )
 
     def run(
@@ -421,9 +445,8 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
     screened = is_screened(components.manifest)
     if screened:
         model = ScreenedModel(components, device)
-        loaded = Artifact(
-            components.manifest, model, components.digest, components.forests, components.card
-        )
+        kept = components.digest, components.forests, components.card, components.domains
+        loaded = Artifact(components.manifest, model, *kept)
     else:
         loaded = assemble(components, device)
     engine = ArtifactEngine(loaded, device)

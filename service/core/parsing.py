@@ -26,6 +26,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -46,6 +47,7 @@ from service.core.reading import (
     precheck,
     read,
     read_all,
+    similarity_fingerprint,
 )
 
 Loss = Literal["timeout", "died"]
@@ -223,6 +225,16 @@ class Parser:
         """
         return await self._in_chunks(drawings, partial(_draw_all, limits=self._limits))
 
+    async def similarity_fingerprints(
+        self, smiles: Sequence[str]
+    ) -> list[NDArray[np.bool_] | ItemFailure]:
+        """Compute fingerprints: see `service.core.reading.similarity_fingerprint`.
+
+        Returns:
+            One result per canonical SMILES, in their order; errors are returned, not raised.
+        """
+        return await self._in_chunks(smiles, _fingerprint_all)
+
     async def _in_chunks(
         self, items: Sequence[Item], work: Callable[[list[Item]], list[Result | ItemFailure]]
     ) -> list[Result | ItemFailure]:
@@ -375,6 +387,10 @@ def _read_all(
 
 def _draw_all(drawings: Sequence[Drawing], limits: MoleculeLimits) -> list[Depicted | ItemFailure]:
     return [draw(drawing, limits) for drawing in drawings]
+
+
+def _fingerprint_all(smiles: Sequence[str]) -> list[NDArray[np.bool_] | ItemFailure]:
+    return [similarity_fingerprint(text) for text in smiles]
 
 
 def _sent(molecule: Parsed | ItemFailure) -> _Wire:

@@ -21,6 +21,7 @@ from service.core.batcher import (
 from service.core.cache import AnswerCache
 from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
 from service.core.explaining import NOTHING, Explained, Explainer
+from service.core.explanations.domain import DomainExplainer
 from service.core.parsing import Parser
 from service.core.reading import (
     Depicted,
@@ -67,7 +68,9 @@ class Pipeline:
             settings.cache_bytes // _PICTURE_SHARE, getsizeof=lambda found: len(found.svg) + 500
         )
         self._most_drawn, self._drawing = _MOST_DRAWN * settings.parsers, 0
-        self._explainers: Mapping[ExplanationName, Explainer] = {}
+        self._explainers: Mapping[ExplanationName, Explainer] = {
+            "domain": DomainExplainer(self._parser.similarity_fingerprints)
+        }
         self._accepts = self._ready = False
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None

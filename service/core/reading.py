@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rdkit import rdBase
 
 from models.data.depiction import DepictionStyle, DrawingError, depict
+from models.data.fingerprint import similarity_bits
 from models.data.molecule_text import (
     TextKind,
     atoms_at_most,
@@ -19,6 +22,7 @@ from models.data.molecule_text import (
     text_kind,
 )
 from models.data.schema import InputSchema, MoleculeInput
+from models.data.smiles import read_smiles
 from models.errors import InvalidInputError, MoleculeError
 from models.families.base import ModelFamily
 from models.families.inputs import Graph, ReadMolecule, SizeLimits
@@ -367,6 +371,18 @@ def draw(drawing: Drawing, limits: MoleculeLimits) -> Depicted | ItemFailure:
         return ItemFailure(
             "unreadable", "the molecule could not be drawn, for a reason that is not known"
         )
+
+
+def similarity_fingerprint(smiles: str) -> NDArray[np.bool_] | ItemFailure:
+    """Compute the bits by which a molecule is compared (`models.data.fingerprint.similarity_bits`)
+    from the canonical SMILES of an answer. Errors are returned, not raised."""
+    try:
+        with rdBase.BlockLogs():
+            return similarity_bits(read_smiles(smiles))
+    except Exception:
+        log.exception("a molecule has no fingerprint")
+        message = "the molecule's fingerprint could not be computed, for a reason that is not known"
+        return ItemFailure("unreadable", message)
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Explanations that predictions do not carry, one module each."""

@@ -1,0 +1,174 @@
+"""How far to trust an answer (`explain: ["domain"]`): the nearest training molecules of the task,
+the error that was measured on molecules as near as that, conformal sets, and how far network and
+trees are apart."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logit
+
+from models.domain.measured import Band, Conformal
+from models.domain.neighbours import Words, packed
+from models.task import TaskInfo
+from service.core.answer import Answer
+from service.core.engine import (
+    EngineInfo,
+    PredictionQuery,
+    ServedDomain,
+    TaskAnswer,
+    UnsupportedQueryError,
+)
+from service.core.explaining import Explained
+from service.core.reading import ItemFailure
+
+Bits = NDArray[np.bool_]
+NEAREST = 3
+"""Number of training molecules that are shown."""
+_CHUNK = 8  # molecules searched in one call on a thread, about 50 ms for all tasks of admet
+_LEAST_PROBABILITY = 1e-7
+"""Probabilities nearer to 0 or 1 than a float32 can tell are cut, so that log-odds are finite."""
+
+
+class DomainExplainer:
+    """Explains answers by the training molecules near them. One search runs at a time, on a thread,
+    so that requests do not take all processors from the model."""
+
+    def __init__(
+        self, fingerprints: Callable[[Sequence[str]], Awaitable[Sequence[Bits | ItemFailure]]]
+    ) -> None:
+        """Create an explainer.
+
+        Args:
+            fingerprints: computes the bits of molecules by their canonical SMILES
+                (`Parser.similarity_fingerprints`).
+        """
+        self._fingerprints = fingerprints
+        self._searching = asyncio.Lock()
+
+    async def __call__(
+        self,
+        query: PredictionQuery,
+        answers: Sequence[Answer],
+        explained: Explained,
+        deadline: float,
+    ) -> list[Any]:
+        """See `service.core.explaining.Explainer`."""
+        info = query.engine.info
+        check_domain(info, query.tasks, answers)
+        bits = await self._fingerprints([answer.smiles or "" for answer in answers])
+        found: list[Any] = []
+        for begin in range(0, len(answers), _CHUNK):
+            chunk = slice(begin, begin + _CHUNK)
+            async with self._searching:
+                work = info, answers[chunk], bits[chunk], explained
+                found += await asyncio.to_thread(explain_domains, *work)
+        return found
+
+
+def check_domain(info: EngineInfo, tasks: Sequence[str], answers: Sequence[Answer]) -> None:
+    """Raise UnsupportedQueryError if none of the tasks has an applicability domain, or an answer is
+    of a graph."""
+    if not any(task in info.domains for task in tasks):
+        got = f"explain: got 'domain' for {', '.join(tasks)} of model {info.name}"
+        known = ", ".join(info.domains) or "none of this model"
+        expected = f"expected tasks whose training molecules the artifact knows: {known}"
+        raise UnsupportedQueryError("unsupported_input", f"{got}, {expected}")
+    if any(answer.smiles is None for answer in answers):
+        got = "explain: got 'domain' for a graph, which has no fingerprint"
+        raise UnsupportedQueryError("unsupported_input", f"{got}, expected a molecule as text")
+
+
+def explain_domains(
+    info: EngineInfo,
+    answers: Sequence[Answer],
+    bits: Sequence[Bits | ItemFailure],
+    explained: Explained,
+) -> list[dict[str, Any] | None]:
+    """Explain answers, those of tasks with an applicability domain.
+
+    Args:
+        info: of the model.
+        answers: of molecules.
+        bits: their fingerprints.
+        explained: which labels.
+
+    Returns:
+        By answer, the fields of `TaskDomainOut` by task; None without a fingerprint.
+    """
+    return [
+        None if isinstance(own, ItemFailure) else _explain(info, answer, own, explained)
+        for answer, own in zip(answers, bits, strict=True)
+    ]
+
+
+def _explain(info: EngineInfo, answer: Answer, bits: Bits, explained: Explained) -> dict[str, Any]:
+    query, found = packed(bits[None])[0], {}
+    for task, labels in explained.labels.items():
+        if (served := info.domains.get(task)) is not None:
+            found[task] = _of_task(info.task_infos[task], served, answer.tasks[task], query, labels)
+    return found
+
+
+def _of_task(
+    task: TaskInfo, served: ServedDomain, answer: TaskAnswer, query: Words, labels: Sequence[str]
+) -> dict[str, Any]:
+    near = served.domain.molecules.nearest(query, NEAREST)
+    similarities = near.similarities.tolist()
+    nearest = [
+        {"similarity": similarity, "row": row}
+        for similarity, row in zip(similarities, near.rows.tolist(), strict=True)
+    ]
+    position = {label: k for k, label in enumerate(task.labels)}
+    by_label = {}
+    for label in labels:
+        k = position[label]
+        measured = served.domain.labels[k]
+        shown: dict[str, Any] = {}
+        if (band := measured.band(similarities[0])) is not None:
+            shown["band"] = _band(band)
+        if measured.conformal is not None:
+            confidence, value = served.info.confidence, float(answer.values[k])
+            shown["conformal"] = _conformal(measured.conformal, confidence, value, task)
+        if (spread := _spread(task, answer, k)) is not None:
+            shown["spread"] = spread
+        if shown:
+            by_label[label] = shown
+    return {"nearest": nearest, "labels": by_label}
+
+
+def _band(band: Band) -> dict[str, Any]:
+    return {
+        "from": band.start,
+        "to": band.end,
+        "molecules": band.molecules,
+        "metric": band.metric,
+        "score": band.score,
+        "error": band.error,
+        "error_of_base": band.error_of_base,
+    }
+
+
+def _conformal(
+    conformal: Conformal, confidence: float, value: float, task: TaskInfo
+) -> dict[str, Any]:
+    shown: dict[str, Any] = {"confidence": confidence}
+    if task.target == "regression":
+        shown["interval"] = conformal.interval(value, task.scale)
+        return {**shown, "coverage": {"all": conformal.coverage[0]}}
+    shown["set"] = conformal.classes(value)
+    return {**shown, "coverage": dict(zip("01", conformal.coverage, strict=True))}
+
+
+def _spread(task: TaskInfo, answer: TaskAnswer, k: int) -> float | None:
+    """Return how far network and trees are apart for label k; None where one of them alone
+    answered."""
+    if len(answer.experts) < 2:
+        return None
+    own, forest = (float(answer.experts[name][k]) for name in ("own", "forest"))
+    if task.target == "multilabel":
+        least = _LEAST_PROBABILITY
+        own, forest = logit(np.clip([own, forest], least, 1 - least)).tolist()
+    return abs(own - forest)
