@@ -23,8 +23,8 @@ FLOORS = {
     "models": (
         ("errors", "files", "ops"),
         ("data", "device", "extras", "meaning", "names", "state_dict", "transport", "validation"),
-        ("domain", "released", "task"),
-        ("networks",),
+        ("released", "task"),
+        ("domain", "networks"),
         ("experts",),
         ("compiled",),
         ("families",),
@@ -48,7 +48,8 @@ FLOORS = {
         ("cli",),
     ),
     "service": (
-        ("explanation_schemas", "rates", "schemas", "settings", "supervisor"),
+        ("explanation_schemas",),
+        ("rates", "schemas", "settings", "supervisor"),
         ("security", "sockets", "telemetry"),
         ("core",),
         ("formats",),
