@@ -28,6 +28,7 @@ from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe, inspect
 from merging.release.labels import check_description, describe_labels
 from merging.release.release import check_release, needs_single_backbone, release, release_stages
+from merging.release.structures import write_domain_structures
 from merging.run.config import load_config
 from merging.run.forests import forest
 from merging.run.run import Run
@@ -373,6 +374,24 @@ def add_domain(arguments: argparse.Namespace) -> None:
         for label, shares in coverages(manifest.tasks[task].labels, domains[task]).items():
             print(f"  {label}: conformal sets held {shares} of the test molecules")
     _print_artifact(manifest, arguments.output)
+
+
+def domain_structures(arguments: argparse.Namespace) -> None:
+    """Write a file with structures and measured values of the training molecules of an artifact,
+    for a service that may show them (GMERGING_STRUCTURES). Tasks whose terms do not allow it are
+    left out.
+
+    Examples:
+        gmerging domain-structures --config admet.yaml --artifact admet --output structures.db
+    """
+    artifact = find_artifact(arguments.artifact)
+    manifest, _ = read_manifest(artifact)
+    run = _run(arguments, manifest.provenance.get("seed", 0))
+    counts = write_domain_structures(run, artifact, arguments.output)
+    for task in manifest.domains:
+        not_shown = "left out, its terms do not allow it"
+        print(f"{task}: {f'{counts[task]} molecules' if task in counts else not_shown}")
+    print(f"wrote {arguments.output}")
 
 
 def remove_task(arguments: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from merging.targets.domain_scores import CONFIDENCE, fit_class_sets, fit_interv
 from merging.targets.label_scores import LabelMeasures
 from merging.training.forest import fingerprint_rows
 from models.artifact import ArtifactComponents, assemble
-from models.data.fingerprint import SIMILARITY_BITS, similarity_bits
+from models.data.fingerprint import similarity_bits
 from models.data.smiles import read_smiles
 from models.domain.measured import MeasuredLabel
 from models.domain.neighbours import MoleculeSet, Words, packed
@@ -189,10 +189,14 @@ def similarity_fingerprints(smiles: Sequence[str], workers: int, task: str) -> W
         return packed(np.stack(list(chain.from_iterable(found))))
 
 
-def _fingerprints(smiles: Sequence[str]) -> NDArray[np.bool_]:
-    bits = np.empty((len(smiles), SIMILARITY_BITS), bool)
+def canonical(smiles: str) -> str:
+    """Return the canonical SMILES of a molecule of a data set, as the service shows it."""
     with rdBase.BlockLogs():
-        for k, text in enumerate(smiles):
-            canonical = Chem.MolToSmiles(read_smiles(text, strict=False))
-            bits[k] = similarity_bits(read_smiles(canonical, strict=False))
-    return bits
+        text: str = Chem.MolToSmiles(read_smiles(smiles, strict=False))
+    return text
+
+
+def _fingerprints(smiles: Sequence[str]) -> NDArray[np.bool_]:
+    with rdBase.BlockLogs():
+        mols = (read_smiles(canonical(text), strict=False) for text in smiles)
+        return np.stack([similarity_bits(mol) for mol in mols])

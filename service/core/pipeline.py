@@ -52,6 +52,7 @@ class Pipeline:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        structures = settings.structures and Structures(settings.structures)
         self._metrics = metrics
         self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
         self._parser = Parser(

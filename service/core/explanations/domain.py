@@ -3,7 +3,7 @@ the error that was measured on molecules as near as that, conformal sets, and ho
 trees are apart."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from models.domain.measured import Band, Conformal
-from models.domain.neighbours import Words, packed
+from models.domain.neighbours import Neighbours, Words, packed
+from models.domain.structures import Structure, Structures
 from models.task import TaskInfo
 from service.core.answer import Answer
 from service.core.engine import (
@@ -37,15 +38,18 @@ class DomainExplainer:
     so that requests do not take all processors from the model."""
 
     def __init__(
-        self, fingerprints: Callable[[Sequence[str]], Awaitable[Sequence[Bits | ItemFailure]]]
+        self,
+        fingerprints: Callable[[Sequence[str]], Awaitable[Sequence[Bits | ItemFailure]]],
+        structures: Structures | None = None,
     ) -> None:
         """Create an explainer.
 
         Args:
             fingerprints: computes the bits of molecules by their canonical SMILES
                 (`Parser.similarity_fingerprints`).
+            structures: of training molecules; None if the operator has none.
         """
-        self._fingerprints = fingerprints
+        self._fingerprints, self._structures = fingerprints, structures
         self._searching = asyncio.Lock()
 
     async def __call__(
@@ -63,7 +67,7 @@ class DomainExplainer:
         for begin in range(0, len(answers), _CHUNK):
             chunk = slice(begin, begin + _CHUNK)
             async with self._searching:
-                work = info, answers[chunk], bits[chunk], explained
+                work = info, answers[chunk], bits[chunk], explained, self._structures
                 found += await asyncio.to_thread(explain_domains, *work)
         return found
 
@@ -86,6 +90,7 @@ def explain_domains(
     answers: Sequence[Answer],
     bits: Sequence[Bits | ItemFailure],
     explained: Explained,
+    structures: Structures | None = None,
 ) -> list[dict[str, Any] | None]:
     """Explain answers, those of tasks with an applicability domain.
 
@@ -94,49 +99,75 @@ def explain_domains(
         answers: of molecules.
         bits: their fingerprints.
         explained: which labels.
+        structures: of training molecules, shown where the terms allow it.
 
     Returns:
         By answer, the fields of `TaskDomainOut` by task; None without a fingerprint.
     """
     return [
-        None if isinstance(own, ItemFailure) else _explain(info, answer, own, explained)
+        None
+        if isinstance(own, ItemFailure)
+        else {
+            task: _of_task(info, task, answer, packed(own[None])[0], labels, structures)
+            for task, labels in explained.labels.items()
+            if task in info.domains
+        }
         for answer, own in zip(answers, bits, strict=True)
     ]
 
 
-def _explain(info: EngineInfo, answer: Answer, bits: Bits, explained: Explained) -> dict[str, Any]:
-    query, found = packed(bits[None])[0], {}
-    for task, labels in explained.labels.items():
-        if (served := info.domains.get(task)) is not None:
-            found[task] = _of_task(info.task_infos[task], served, answer.tasks[task], query, labels)
-    return found
-
-
 def _of_task(
-    task: TaskInfo, served: ServedDomain, answer: TaskAnswer, query: Words, labels: Sequence[str]
+    info: EngineInfo,
+    name: str,
+    answer: Answer,
+    query: Words,
+    labels: Sequence[str],
+    structures: Structures | None,
 ) -> dict[str, Any]:
+    task, served = info.task_infos[name], info.domains[name]
     near = served.domain.molecules.nearest(query, NEAREST)
-    similarities = near.similarities.tolist()
-    nearest = [
-        {"similarity": similarity, "row": row}
-        for similarity, row in zip(similarities, near.rows.tolist(), strict=True)
-    ]
     position = {label: k for k, label in enumerate(task.labels)}
-    by_label = {}
-    for label in labels:
-        k = position[label]
-        measured = served.domain.labels[k]
-        shown: dict[str, Any] = {}
-        if (band := measured.band(similarities[0])) is not None:
-            shown["band"] = _band(band)
-        if measured.conformal is not None:
-            confidence, value = served.info.confidence, float(answer.values[k])
-            shown["conformal"] = _conformal(measured.conformal, confidence, value, task)
-        if (spread := _spread(task, answer, k)) is not None:
-            shown["spread"] = spread
-        if shown:
-            by_label[label] = shown
-    return {"nearest": nearest, "labels": by_label}
+    nearest = float(near.similarities[0])
+    shown = {
+        label: _of_label(task, served, answer.tasks[name], position[label], nearest)
+        for label in labels
+    }
+    return {
+        "nearest": _neighbours(near, served, labels, structures),
+        "labels": {label: own for label, own in shown.items() if own},
+    }
+
+
+def _neighbours(
+    near: Neighbours, served: ServedDomain, labels: Sequence[str], structures: Structures | None
+) -> list[dict[str, Any]]:
+    """Return the fields of `NeighbourOut`, with structures only where the terms allow it."""
+    rows = near.rows.tolist()
+    known: Mapping[int, Structure] = {}
+    if structures is not None and served.info.may_show:
+        known = structures.find(served.digest, rows)
+    shown = []
+    for row, similarity in zip(rows, near.similarities.tolist(), strict=True):
+        fields: dict[str, Any] = {"similarity": similarity, "row": row}
+        if (found := known.get(row)) is not None:
+            values = {label: found.values[label] for label in labels if label in found.values}
+            fields |= {"smiles": found.smiles, "values": values}
+        shown.append(fields)
+    return shown
+
+
+def _of_label(
+    task: TaskInfo, served: ServedDomain, answer: TaskAnswer, k: int, similarity: float
+) -> dict[str, Any]:
+    measured, shown = served.domain.labels[k], dict[str, Any]()
+    if (band := measured.band(similarity)) is not None:
+        shown["band"] = _band(band)
+    if measured.conformal is not None:
+        confidence, value = served.info.confidence, float(answer.values[k])
+        shown["conformal"] = _conformal(measured.conformal, confidence, value, task)
+    if (spread := _spread(task, answer, k)) is not None:
+        shown["spread"] = spread
+    return shown
 
 
 def _band(band: Band) -> dict[str, Any]:
