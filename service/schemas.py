@@ -278,7 +278,8 @@ class PredictRequest(TextRequest):
         [],
         description=(
             "`routing` adds the weight of every adapter expert at every site; `experts` what"
-            " network and forest answer, and their weights"
+            " network and forest answer, and their weights; `domain` the nearest training molecules"
+            " and what was measured on molecules as near as that"
         ),
     )
     explain_labels: Annotated[list[_LabelName], Field(min_length=1, fail_fast=True)] | None = Field(

@@ -59,7 +59,7 @@ FLOORS = {
         ("app",),
         ("__main__",),
     ),
-    "gmerging": (("diagnosis", "model", "own_models"), ("cli",), ("__main__",)),
+    "gmerging": (("diagnosis", "domain", "model", "own_models"), ("cli",), ("__main__",)),
 }
 """The rooms of a package (a folder, or a file of its own), the ground floor first. A room imports
 from itself and from lower floors."""

@@ -56,10 +56,11 @@ def add_domains(
         domains[task] = measured.domain
         infos[task] = measured.info.model_copy(update={"may_show": shown})
     in_order = [task for task in manifest.tasks if task in infos]
+    earlier = manifest.provenance.get("domains", {}).get("data_sha256", {})
     record = {
         "weights_of": manifest.weights_digest(components.digest),
         "tasks": in_order,
-        "data_sha256": {task: dict(run.dataset(task).sources) for task in tasks},
+        "data_sha256": earlier | {task: dict(run.dataset(task).sources) for task in tasks},
         "seed": run.seed,
         "bands": f"thirds, of {FEWEST} molecules and {FEWEST_OF_CLASS} of a class at least",
         "conformal": f"{CONFIDENCE:g}, kept from a coverage of {LEAST_COVERAGE:g} on the test rows",

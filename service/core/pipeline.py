@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from cachetools import LRUCache
 
+from models.domain.structures import Structures
 from models.families.inputs import Graph
 from service.core.answer import Answer, Outcome, Result
 from service.core.batcher import (
@@ -52,7 +53,7 @@ class Pipeline:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        structures = settings.structures and Structures(settings.structures)
+        structures = None if settings.structures is None else Structures(settings.structures)
         self._metrics = metrics
         self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
         self._parser = Parser(
@@ -70,7 +71,7 @@ class Pipeline:
         )
         self._most_drawn, self._drawing = _MOST_DRAWN * settings.parsers, 0
         self._explainers: Mapping[ExplanationName, Explainer] = {
-            "domain": DomainExplainer(self._parser.similarity_fingerprints)
+            "domain": DomainExplainer(self._parser.similarity_fingerprints, structures)
         }
         self._accepts = self._ready = False
         self.stopping = asyncio.Event()
