@@ -22,7 +22,7 @@ from merging.planning.plan import (
     read_plan,
     write_plan,
 )
-from merging.release.domains import add_domains, coverages, summary
+from merging.release.domains import add_domains, summary
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe, inspect
@@ -370,9 +370,7 @@ def add_domain(arguments: argparse.Namespace) -> None:
     manifest = add_domains(run, artifact, tasks, arguments.output, arguments.replace)
     domains = load_components(arguments.output).domains
     for task in tasks:
-        print(summary(task, manifest.domains[task], domains[task]))
-        for label, shares in coverages(manifest.tasks[task].labels, domains[task]).items():
-            print(f"  {label}: conformal sets held {shares} of the test molecules")
+        print(*summary(task, manifest.tasks[task].labels, domains[task]), sep="\n")
     _print_artifact(manifest, arguments.output)
 
 

@@ -1,7 +1,7 @@
 """Applicability domains in a finished artifact: which molecules a task has learnt from, and how
 wrong its answers are near and far from them. Its models stay bit-identical."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from merging.run.domains import measure_domain
 from merging.run.meanings import meaning_texts
 from merging.run.run import Run
 from merging.run.scores import environment
-from merging.targets.domain_scores import CONFIDENCE, FEWEST, FEWEST_OF_CLASS, LEAST_COVERAGE
+from merging.targets.domain_scores import CONFIDENCE, FEWEST, FEWEST_OF_CLASS
 from models.artifact import ArtifactComponents, check_output, load_components
-from models.domain.task_domain import DomainInfo, TaskDomain
+from models.domain.measured import LEAST_COVERAGE
+from models.domain.task_domain import TaskDomain
 from models.errors import ConfigError
 from models.manifest import Manifest
 
@@ -63,7 +64,7 @@ def add_domains(
         "data_sha256": earlier | {task: dict(run.dataset(task).sources) for task in tasks},
         "seed": run.seed,
         "bands": f"thirds, of {FEWEST} molecules and {FEWEST_OF_CLASS} of a class at least",
-        "conformal": f"{CONFIDENCE:g}, kept from a coverage of {LEAST_COVERAGE:g} on the test rows",
+        "conformal": f"{CONFIDENCE:g}, shown from a test coverage of {LEAST_COVERAGE:g}",
         "environment": environment(),
     }
     changes: dict[str, Any] = {
@@ -101,22 +102,21 @@ def check_domains(
     return components
 
 
-def summary(task: str, info: DomainInfo, domain: TaskDomain) -> str:
-    """Say in a line what was measured of a task."""
-    conformal = [label.conformal for label in domain.labels if label.conformal is not None]
-    banded = sum(bool(label.bands) for label in domain.labels)
-    text = f"{task}: {info.molecules} molecules, {banded} of {len(domain.labels)} labels with bands"
-    text += f", {len(conformal)} with conformal sets"
-    if conformal:
-        lowest = min(min(found.coverage) for found in conformal)
-        text += f" (lowest coverage on the test molecules {100 * lowest:.1f} %)"
-    return text
-
-
-def coverages(labels: Sequence[str], domain: TaskDomain) -> Mapping[str, str]:
-    """Return the coverage on the test molecules in words, by label with conformal sets."""
-    return {
-        label: ", ".join(f"{100 * share:.1f} %" for share in measured.conformal.coverage)
+def summary(task: str, labels: Sequence[str], domain: TaskDomain) -> list[str]:
+    """Say what was measured of a task, and the coverage of conformal sets by label."""
+    conformal = {
+        label: measured.conformal
         for label, measured in zip(labels, domain.labels, strict=True)
         if measured.conformal is not None
     }
+    kept = sum(found.holds for found in conformal.values())
+    banded = sum(bool(measured.bands) for measured in domain.labels)
+    lines = [
+        f"{task}: {len(domain.molecules)} molecules; {len(labels)} labels, {banded} with bands,"
+        f" {kept} with conformal sets"
+    ]
+    for label, found in conformal.items():
+        shares = ", ".join(f"{100 * share:.1f} %" for share in found.coverage)
+        dropped = "" if found.holds else "; not shown"
+        lines.append(f"  {label}: sets held {shares} of the test molecules{dropped}")
+    return lines

@@ -14,9 +14,6 @@ from models.domain.measured import Band, Conformal
 Array = NDArray[Any]
 CONFIDENCE = 0.9
 """Share of cases in which a conformal set should hold the truth."""
-LEAST_COVERAGE = 0.85
-"""A label keeps its conformal sets if they held the truth in this share of the test molecules, of
-every class."""
 FEWEST = 30
 """Fewest molecules of a band; for conformal sets the fewest of the validation and of the test
 molecules, of every class."""
@@ -105,8 +102,8 @@ def fit_class_sets(valid: tuple[Array, Array], test: tuple[Array, Array]) -> Con
             molecules, which the model has not learnt from, and of the test molecules.
 
     Returns:
-        The thresholds; None if there are fewer than 30 molecules of a class in either subset, or
-        the sets held the truth in less than 85 % of the test molecules of a class.
+        The thresholds, with the share of the test molecules of a class whose truth was in the set;
+        None if there are fewer than 30 molecules of a class in either subset.
     """
     scores = [
         [np.abs(known[known == k] - probabilities[known == k]) for k in (0, 1)]
@@ -123,8 +120,8 @@ def fit_intervals(valid: tuple[Array, Array], test: tuple[Array, Array]) -> Conf
             logarithms.
 
     Returns:
-        The half-width; None if there are fewer than 30 molecules in either subset, or the intervals
-        held the truth in less than 85 % of the test molecules.
+        The half-width, with the share of the test molecules whose truth was in the interval; None
+        if there are fewer than 30 molecules in either subset.
     """
     scores = [[np.abs(said - known)[~np.isnan(known)]] for said, known in (valid, test)]
     return _fitted(*scores)
@@ -137,8 +134,6 @@ def _fitted(valid: list[Array], test: list[Array]) -> Conformal | None:
     coverage = [
         float((scores <= most).mean()) for scores, most in zip(test, thresholds, strict=True)
     ]
-    if min(coverage) < LEAST_COVERAGE:
-        return None
     return Conformal(
         thresholds=tuple(thresholds), coverage=tuple(round(share, _DIGITS) for share in coverage)
     )

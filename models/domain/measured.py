@@ -41,9 +41,13 @@ class Band(_Frozen):
     error_of_base: FiniteFloat
 
 
+LEAST_COVERAGE = 0.85
+"""Sets hold if they have the truth of this share of the test molecules, of every class."""
+
+
 class Conformal(_Frozen):
     """Thresholds of split-conformal prediction (Vovk et al. 2005), fitted on the validation
-    molecules and judged on the test molecules.
+    molecules and judged on the test molecules. Those that did not hold are kept to say so.
 
     Attributes:
         thresholds: of a class label two, for class 0 and 1 (Mondrian): a class is in the set if one
@@ -61,6 +65,11 @@ class Conformal(_Frozen):
             counts = f"{len(self.coverage)} for {len(self.thresholds)} thresholds"
             raise ValueError(f"coverage: got {counts}, expected one for each")
         return self
+
+    @property
+    def holds(self) -> bool:
+        """Whether the sets may be shown: their coverage is at least `LEAST_COVERAGE`."""
+        return min(self.coverage) >= LEAST_COVERAGE
 
     def classes(self, probability: float) -> list[int]:
         """Return the set of a class label: 0, 1, both or none, by the probability of 1."""
@@ -81,8 +90,7 @@ class MeasuredLabel(_Frozen):
     Attributes:
         bands: by rising similarity, without gaps, from the lowest to the highest that was measured;
             empty if there were too few molecules.
-        conformal: None if there were too few molecules, or the coverage did not hold on the test
-            molecules.
+        conformal: None if there were too few molecules.
     """
 
     bands: tuple[Band, ...] = ()

@@ -162,7 +162,7 @@ def _of_label(
     measured, shown = served.domain.labels[k], dict[str, Any]()
     if (band := measured.band(similarity)) is not None:
         shown["band"] = _band(band)
-    if measured.conformal is not None:
+    if measured.conformal is not None and measured.conformal.holds:
         confidence, value = served.info.confidence, float(answer.values[k])
         shown["conformal"] = _conformal(measured.conformal, confidence, value, task)
     if (spread := _spread(task, answer, k)) is not None:

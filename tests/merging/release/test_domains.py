@@ -134,7 +134,7 @@ def test_a_domain_is_measured_again_under_another_version(
 ) -> None:
     assert run(made, "add-domain", "domains", "again", "--tasks", "nitrogen") == 0
     said = capsys.readouterr().out
-    assert "nitrogen: 384 molecules, 1 of 1 labels with bands" in said
+    assert "nitrogen: 384 molecules; 1 labels, 1 with bands" in said
     (old, _), (new, digest) = (read_manifest(made / n) for n in ("domains", "again"))
     assert new.domains == old.domains
     assert new.files == old.files

@@ -1,5 +1,5 @@
 """Bands hold all molecules and measure what scikit-learn measures; conformal sets keep their word
-on exchangeable data, and are dropped where they do not."""
+on exchangeable data, and say where they do not."""
 
 from itertools import pairwise
 
@@ -123,13 +123,19 @@ def test_class_sets_cover_both_classes_of_unbalanced_labels() -> None:
         assert covered == pytest.approx(0.9, abs=0.05)
 
 
-def test_sets_that_did_not_hold_on_the_test_molecules_are_dropped() -> None:
+def test_sets_that_do_not_hold_on_the_test_molecules_say_so() -> None:
     valid = classes(1000, seed=6)
-    assert fit_class_sets(valid, classes(1000, seed=7)) is not None
-    assert fit_class_sets(valid, classes(1000, shift=0.0, seed=7)) is None
+    good, bad = (fit_class_sets(valid, classes(1000, shift=shift, seed=7)) for shift in (1.5, 0))
+    assert good is not None
+    assert good.holds
+    assert bad is not None
+    assert not bad.holds
     said, known = classes(1000, seed=8)
     said[known == 0] = 0.99  # one class alone
-    assert fit_class_sets(valid, (said, known)) is None
+    half = fit_class_sets(valid, (said, known))
+    assert half is not None
+    assert half.coverage[0] < 0.85 < half.coverage[1]
+    assert not half.holds
 
 
 def test_sets_need_thirty_of_each_class_in_both_subsets() -> None:
@@ -153,4 +159,6 @@ def test_intervals_cover_exchangeable_numbers() -> None:
     covered = np.mean((known[2] >= low) & (known[2] <= high))
     assert covered == pytest.approx(0.9, abs=0.04)
     wide = said[1] + random.normal(0, 9, 1000)
-    assert fit_intervals((said[0], known[0]), (wide, known[1])) is None
+    bad = fit_intervals((said[0], known[0]), (wide, known[1]))
+    assert bad is not None
+    assert not bad.holds

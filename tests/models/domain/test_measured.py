@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from models.domain.measured import Conformal, MeasuredLabel
-from tests.domains import BANDS, CONFORMAL
+from tests.domains import BANDS, BROKEN, CONFORMAL
 
 
 def test_every_similarity_has_the_nearest_band() -> None:
@@ -34,6 +34,12 @@ def test_bands_with_gaps_or_out_of_order_are_refused(bands: tuple[object, ...]) 
 )
 def test_a_class_is_in_the_set_up_to_its_threshold(probability: float, expected: list[int]) -> None:
     assert CONFORMAL.classes(probability) == expected
+
+
+def test_sets_hold_from_a_coverage_of_every_class() -> None:
+    assert CONFORMAL.holds
+    assert not BROKEN.holds
+    assert Conformal(thresholds=(0.5,), coverage=(0.85,)).holds
 
 
 def test_a_set_may_be_empty() -> None:
