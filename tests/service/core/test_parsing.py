@@ -9,13 +9,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models.data.depiction import DepictionStyle
 from models.data.smiles import featurize
 from service.core import parsing
 from service.core.parsing import Loss, Parser, ParserStartError
-from service.core.reading import Depicted, Drawing, ItemFailure, MoleculeLimits, Parsed, Source
+from service.core.reading import (
+    Depicted,
+    Drawing,
+    ItemFailure,
+    MoleculeLimits,
+    Parsed,
+    Source,
+    similarity_fingerprint,
+)
 
 SMILES = [
     "CCO",
@@ -255,3 +264,16 @@ def test_a_molecule_that_takes_too_long_to_draw_costs_only_itself(
     assert isinstance(late, ItemFailure)
     assert late.code == "parse_timeout"
     assert set(losses) == {"timeout"}
+
+
+def test_fingerprints_are_those_of_this_process(parser: Parser) -> None:
+    smiles = ["CCO", "c1ccccc1C(=O)O", "not a molecule", *["C" * k for k in range(1, 40)]]
+    found = asyncio.run(parser.similarity_fingerprints(smiles))
+    assert len(found) == len(smiles)
+    for text, bits in zip(smiles, found, strict=True):
+        expected = similarity_fingerprint(text)
+        if isinstance(bits, ItemFailure):
+            assert bits == expected
+            assert text == "not a molecule"
+        else:
+            assert np.array_equal(bits, expected)
