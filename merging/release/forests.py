@@ -82,7 +82,10 @@ def add_forests(
         "tasks": list(tasks),
     }
     forest_infos = {task: infos[task] for task in in_order}
-    components = replace(components, forests={task: forests[task] for task in in_order})
+    # What was measured by similarity was of other answers.
+    domains = {task: own for task, own in components.domains.items() if task not in added}
+    in_artifact = {task: forests[task] for task in in_order}
+    components = replace(components, forests=in_artifact, domains=domains)
     described = replace(components, manifest=manifest.model_copy(update={"forests": forest_infos}))
     provenance = {"forests": [*manifest.provenance.get("forests", ()), record]}
     changes = {
@@ -90,6 +93,7 @@ def add_forests(
         "version": identity.version,
         "input": manifest.input.model_copy(update={"fingerprint": FINGERPRINT_RULE}),
         "forests": forest_infos,
+        "domains": {task: manifest.domains[task] for task in domains},
         "tasks": with_meanings(run, described, tasks),
         "provenance": manifest.provenance | provenance,
         "metrics": manifest.metrics

@@ -128,7 +128,9 @@ def decoded(data: Bytes, molecules: int) -> Words:
 
 
 def _bit_counts(fingerprints: Words) -> NDArray[np.int64]:
-    counts: NDArray[np.int64] = np.bitwise_count(fingerprints).sum(axis=1, dtype=np.int64)
+    """Count the bits of fingerprints, (M, WORDS) -> (M,)."""
+    of_byte = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+    counts: NDArray[np.int64] = of_byte[fingerprints.view(np.uint8)].sum(axis=1, dtype=np.int64)
     return counts
 
 

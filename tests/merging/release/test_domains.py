@@ -151,6 +151,12 @@ def test_a_task_that_goes_takes_its_domain_along(made: Path) -> None:
     assert artifact.manifest.files[kept] == read_manifest(made / "domains")[0].files[kept]
 
 
+def test_new_trees_take_away_what_was_measured_of_other_answers(made: Path) -> None:
+    assert run(made, "add-forests", "domains", "more", "--tasks", "nitrogen") == 0
+    artifact = load_artifact(made / "more")
+    assert list(artifact.domains) == list(artifact.manifest.domains) == ["other"]
+
+
 def test_only_structures_that_may_be_shown_are_written(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
