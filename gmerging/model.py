@@ -5,14 +5,16 @@ for reading a molecule. Rows, numbers and errors are those of the service.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from gmerging.explanations import ExplainedAnswers
 from models.device import DeviceChoice
-from models.errors import InvalidInputError
+from models.errors import InvalidInputError, did_you_mean
 from models.experts.combination import ExpertChoice, expert_choice
 from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.extras import optional_package
@@ -24,27 +26,14 @@ from service.core.explaining import NOTHING, SHOWN, Explained
 from service.core.explanations.atoms import explain_atoms
 from service.core.local import predict
 from service.core.reading import ItemFailure, Source
-from service.formats.answers import item, number_columns, number_table
-from service.schemas import no_text
+from service.formats.answers import number_columns, number_table
+from service.schemas import ExplanationName, no_text
 from service.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _GROUP_SIZE = 256
-_ATOM_COLUMNS = ("molecule", "task", "label", "expert", "atom", "contribution")
-_SUM_COLUMNS = (
-    "molecule",
-    "smiles",
-    "task",
-    "label",
-    "scale",
-    "output",
-    "baseline",
-    "atoms",
-    "other",
-)
-_EXPERT_COLUMNS = ("molecule", "task", "expert", "weight", "label", "value")
 
 
 def models() -> tuple[str, ...]:
@@ -190,31 +179,40 @@ class Model:
         *,
         routing: Routing = DEFAULT_ROUTING,
         experts: Sequence[str] | None = None,
-        atoms: bool | str | Sequence[str] = False,
+        explanations: str | Sequence[str] = SHOWN,
+        labels: str | Sequence[str] | None = None,
     ) -> "dict[str, pd.DataFrame]":
-        """Say which experts made each prediction, and which atoms: what `explain` of `/predict`
-        adds.
+        """Say who and what made each prediction, and how far to trust it: what `explain` of
+        `/predict` adds.
 
         Args:
             smiles, tasks, routing, experts: see `predict`.
-            atoms: labels whose predictions are split into contributions of the atoms, as
-                `task.label`, or one; True for all labels of the tasks.
+            explanations: names of explanations, or one.
+            labels: labels that explanations by label are about, as `task.label`, or one; None for
+                all labels of the tasks.
 
         Returns:
-            `routing`: the weight of each task's adapters at each site where experts are mixed; rows
-            by molecule, task and site, a column for each task's expert. `experts`: the answer of
-            the network (`own`) and of the trees (`forest`), with their weights in the answer;
-            columns molecule, task, expert, weight, label, value. Molecules that cannot be read have
-            no rows.
+            Tables by name; molecules that cannot be read have no rows, and atoms are numbered from
+            0 in the order of the canonical SMILES.
 
-            With `atoms` also `atoms`, a row for every molecule, label, expert and atom (numbered
-            from 0 in the order of the canonical SMILES), and `sums`, a row for every molecule and
-            label, with the canonical SMILES: `output`, on the `scale` that is summed (log-odds of a
-            probability), is `baseline` plus `atoms`, the sum of the atoms' contributions, plus
-            `other`, what lies on no atom.
+            - `routing`: the weight of each task's adapters at each site where experts are mixed;
+              rows by molecule, task and site, a column for each task's expert.
+            - `experts`: the answer of the network (`own`) and of the trees (`forest`), with their
+              weights in the answer; columns molecule, task, expert, weight, label, value.
+            - `atoms`: a row for every molecule, label, expert and atom; and `sums`, a row for every
+              molecule and label, with the canonical SMILES: `output`, on the `scale` that is summed
+              (log-odds of a probability), is `baseline` plus `atoms`, the sum of the atoms'
+              contributions, plus `other`, what lies on no atom.
+            - `domain`: a row for every molecule and label of tasks that have one: `similarity` and
+              `row` of the nearest training molecule; `band_...`, what was measured on molecules
+              about as near; `conformal`, the set of classes or the ends of the interval;
+              `coverage` of such sets on the test molecules; `spread` between network and trees.
+            - `drugs`: a row for every molecule and label: the answer, and what percentage of
+              approved drugs has a lower one.
+            - `alerts`: a row for every occurrence of a substructure that a catalogue warns of.
 
         Raises:
-            GMergingError: see `predict`; or the model's predictions are no sums over atoms.
+            GMergingError: see `predict`; or the model has no such explanation.
             MissingPackageError: see `predict`.
 
         Examples:
@@ -225,7 +223,7 @@ class Model:
             (['molecule', 'task', 'site'], 8)
             >>> bool((weights.sum(axis=1).round(4) == 1).all())
             True
-            >>> found = model.explain("CC(=O)N", "bbbp", atoms=True)
+            >>> found = model.explain("CC(=O)N", "bbbp", explanations="atoms")
             >>> list(found["atoms"].atom)
             [0, 1, 2, 3]
             >>> (sums,) = found["sums"].itertuples()
@@ -234,31 +232,14 @@ class Model:
         """
         pandas = _pandas()
         query = self._query(tasks, routing, experts)
-        explained = self._explained(query, atoms)
+        explained = self._explained(query, explanations, labels)
         molecules, index = _listed(smiles, pandas)
-        shown: list[dict[str, Any]] = []
+        answers: list[tuple[Hashable, Answer]] = []
+        names = iter(index)
         for results in self._results(query, molecules, explained):
-            shown += [item(0, result, self._info, query.tasks, SHOWN) for result in results]
-        answered = [
-            (name, said) for name, said in zip(index, shown, strict=True) if "tasks" in said
-        ]
-        weights = {
-            (name, task, site): row
-            for name, said in answered
-            for task, sites in said["routing"].items()
-            for site, row in sites.items()
-        }
-        rows = [
-            (name, task, expert, opinion["weight"], label, value)
-            for name, said in answered
-            for task, opinions in said["experts"].items()
-            for expert, opinion in opinions.items()
-            for label, value in opinion["values"].items()
-        ]
-        names = pandas.MultiIndex.from_tuples([*weights], names=["molecule", "task", "site"])
-        frame = pandas.DataFrame([*weights.values()], names, list(self._info.tasks), dtype=float)
-        found = {"routing": frame, "experts": pandas.DataFrame(rows, columns=_EXPERT_COLUMNS)}
-        return found | _atom_frames(answered, pandas) if explained.computed else found
+            rows = zip(islice(names, len(results)), results, strict=True)
+            answers += [(name, result) for name, result in rows if isinstance(result, Answer)]
+        return ExplainedAnswers(query, explained, answers, pandas).frames()
 
     def _query(
         self, tasks: str | Sequence[str] | None, routing: Routing, experts: Sequence[str] | None
@@ -271,11 +252,21 @@ class Model:
         self._info.check_table(query.tasks)
         return query
 
-    def _explained(self, query: PredictionQuery, atoms: bool | str | Sequence[str]) -> Explained:
-        if atoms is False:
-            return NOTHING
-        labels = None if atoms is True else [atoms] if isinstance(atoms, str) else atoms
-        return Explained.checked(["atoms"], self._info, query.tasks, labels)
+    def _explained(
+        self,
+        query: PredictionQuery,
+        explanations: str | Sequence[str],
+        labels: str | Sequence[str] | None,
+    ) -> Explained:
+        names = [explanations] if isinstance(explanations, str) else explanations
+        known = {name: name for name in get_args(ExplanationName)}
+        for name in names:
+            if name not in known:
+                expected = f"expected some of {', '.join(known)}{did_you_mean(name, known)}"
+                raise InvalidInputError(f"got unknown explanation {name!a}, {expected}")
+        chosen = [labels] if isinstance(labels, str) else labels
+        in_order = [known[name] for name in dict.fromkeys(names)]
+        return Explained.checked(in_order, self._info, query.tasks, chosen)
 
     def _results(
         self, query: PredictionQuery, molecules: list[Source], explained: Explained = NOTHING
@@ -284,33 +275,9 @@ class Model:
             group = molecules[begin : begin + _GROUP_SIZE]
             with self._alone:
                 results = predict(query, self._settings, group)
-                if explained.computed:
+                if "atoms" in explained.names:
                     results = explain_atoms(query, results, explained)
             yield results
-
-
-def _atom_frames(
-    answered: Sequence[tuple[Any, dict[str, Any]]], pandas: Any
-) -> "dict[str, pd.DataFrame]":
-    """Return the frames `atoms` and `sums` of molecules, given by index and `PredictionItem`."""
-    rows, sums = [], []
-    for name, said in answered:
-        for task, labels in said["atoms"].items():
-            for label, split in labels.items():
-                experts = split["experts"]
-                rows += [
-                    (name, task, label, expert, atom, contribution)
-                    for expert, of_expert in experts.items()
-                    for atom, contribution in enumerate(of_expert["atoms"])
-                ]
-                output = split["scale"], split["output"], split["baseline"]
-                of_atoms = sum(sum(of_expert["atoms"]) for of_expert in experts.values())
-                other = sum(of_expert["other"] for of_expert in experts.values())
-                sums.append((name, said["smiles"], task, label, *output, of_atoms, other))
-    return {
-        "atoms": pandas.DataFrame(rows, columns=_ATOM_COLUMNS),
-        "sums": pandas.DataFrame(sums, columns=_SUM_COLUMNS),
-    }
 
 
 def _error(result: Result) -> str | None:

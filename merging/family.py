@@ -205,8 +205,13 @@ class OfflineFamily(ABC):
         """Read a task's data as a `TaskData`. Raises DataError: a file is missing or invalid."""
 
     def smiles(self, config: Any, data: Any, folders: Folders) -> list[str]:
-        """Return the SMILES of a task's graphs, for fingerprints. Raises ConfigError: the family's
-        graphs are no molecules."""
+        """Return the SMILES of a task's graphs, for fingerprints. Raises ConfigError: see
+        `source_molecules`."""
+        return list(self.source_molecules(config, data, folders).values())
+
+    def source_molecules(self, config: Any, data: Any, folders: Folders) -> dict[int, str]:
+        """Return the SMILES of a task's graphs as written in its source, by line of the source.
+        Raises ConfigError: the family's graphs are no molecules."""
         got = f"got a configuration of networks of kind {config.shape.kind!r}"
         raise ConfigError(f"{got}, whose graphs have no fingerprints, expected one of molecules")
 

@@ -1,6 +1,7 @@
 """Artifacts: merged models on disk, as folders with `manifest.json`, `backbone.safetensors`,
-`tasks/<task>.safetensors`; for streams that tasks share, `streams/<stream>.safetensors`; and for
-tasks with a forest, `forests/<task>.safetensors`; for comparisons with drugs, `drugs.safetensors`.
+`tasks/<task>.safetensors`; for streams that tasks share, `streams/<stream>.safetensors`; for tasks
+with a forest, `forests/<task>.safetensors`; for tasks with an applicability domain,
+`domain/<task>.safetensors`; and for comparisons with drugs, `drugs.safetensors`.
 
 The manifest holds the sha256 of every other file; an artifact with altered files is refused. No
 file is a pickle.
@@ -24,6 +25,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from models.data.fingerprint import WIDTH
+from models.domain.task_domain import TaskDomain
 from models.drugs import DrugTable
 from models.errors import ArtifactError, CheckpointError, InvalidInputError
 from models.experts.forest import Forest
@@ -51,7 +53,7 @@ class Artifact:
         manifest: its manifest, with all tasks.
         model: merged model of the loaded tasks, from `ModelFamily.model`.
         digest: sha256 of the manifest file, which identifies the contents of all files.
-        forests: of the loaded tasks that have one, by task.
+        forests, domains: of the loaded tasks that have one, by task.
         card: text of the model card; empty if there is none.
         drugs: answers of the loaded tasks for drugs; None if there is no table of them.
     """
@@ -61,6 +63,7 @@ class Artifact:
     digest: str
     forests: Mapping[str, Forest] = field(default_factory=dict)
     card: str = ""
+    domains: Mapping[str, TaskDomain] = field(default_factory=dict)
     drugs: DrugTable | None = None
 
 
@@ -74,7 +77,7 @@ class ArtifactComponents:
         experts: adapters, head, ... of the loaded tasks, by task; where tasks share a stream, their
             experts hold it.
         digest: sha256 of the manifest file.
-        forests: of the loaded tasks that have one, by task.
+        forests, domains: of the loaded tasks that have one, by task.
         card: text of the model card; empty if there is none, or only some tasks are loaded.
         drugs: answers of the loaded tasks for drugs; None if there is no table of them.
     """
@@ -85,6 +88,7 @@ class ArtifactComponents:
     digest: str
     forests: Mapping[str, Forest] = field(default_factory=dict)
     card: str = ""
+    domains: Mapping[str, TaskDomain] = field(default_factory=dict)
     drugs: DrugTable | None = None
 
     @property
@@ -136,7 +140,7 @@ def check_output(
             f"{folder}: got an artifact with files that are not its own, which would be lost "
             f"({', '.join(map(ascii, strangers[:5]))}), expected them elsewhere"
         )
-    folders = target, *(target / name for name in ("tasks", "streams", "forests"))
+    folders = target, *(target / name for name in ("tasks", "streams", "forests", "domain"))
     if any(path.exists() and not _may_change(path) for path in folders):
         raise ArtifactError(
             f"{folder}: got a read-only artifact, expected one that may be replaced"
@@ -202,6 +206,7 @@ def save_artifact(
     replace: bool = False,
     made_from: str | None = None,
     forests: Mapping[str, Forest] | None = None,
+    domains: Mapping[str, TaskDomain] | None = None,
     drugs: DrugTable | None = None,
 ) -> Manifest:
     """Write an artifact atomically: readers see the old folder or the new one.
@@ -216,7 +221,7 @@ def save_artifact(
         experts: by task, in the order of the manifest.
         card: text of the model card, `README.md`; empty for none.
         replace, made_from: see `check_output`.
-        forests: by task, those of the manifest; None if it has none.
+        forests, domains: by task, those of the manifest; None if it has none.
         drugs: of the tasks that the manifest names; None if it has no drugs.
 
     Returns:
@@ -229,16 +234,21 @@ def save_artifact(
         raise ArtifactError(
             f"got experts {list(experts)}, expected those of the manifest, {list(manifest.tasks)}"
         )
-    forests = forests or {}
-    if forests.keys() != manifest.forests.keys():
-        expected = f"expected those of the manifest, {list(manifest.forests)}"
-        raise ArtifactError(f"got forests {list(forests)}, {expected}")
-    of_drugs = manifest.drugs.experts if manifest.drugs else {}
-    if of_drugs.keys() != (drugs.quantiles if drugs else {}).keys():
-        got = f"got answers for drugs of {list(drugs.quantiles if drugs else {})}"
-        raise ArtifactError(f"{got}, expected those of the manifest, {list(of_drugs)}")
+    forests, domains = forests or {}, domains or {}
+    for name, given, described in (
+        ("forests", forests, manifest.forests),
+        ("domains", domains, manifest.domains),
+        (
+            "drugs",
+            drugs.quantiles if drugs else {},
+            manifest.drugs.experts if manifest.drugs else {},
+        ),
+    ):
+        if given.keys() != described.keys():
+            expected = f"expected those of the manifest, {list(described)}"
+            raise ArtifactError(f"got {name} {list(given)}, {expected}")
     manifest = _validated(manifest, folder)
-    contents = _contents(manifest, backbone, experts, forests, card)
+    contents = _contents(manifest, backbone, experts, forests, domains, card)
     contents |= {DRUGS: drugs.to_bytes()} if drugs else {}
     checksums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = manifest.model_copy(update={"files": checksums})
@@ -279,6 +289,7 @@ def _contents(
     backbone: nn.Module,
     experts: Mapping[str, nn.Module],
     forests: Mapping[str, Forest],
+    domains: Mapping[str, TaskDomain],
     card: str,
 ) -> dict[str, bytes]:
     """Return the contents of an artifact's files without the manifest, by path in the folder.
@@ -288,6 +299,7 @@ def _contents(
     contents |= {_stream_file(name): _serialise(stream) for name, stream in streams.items()}
     contents |= {_task_file(task): _serialise(expert) for task, expert in experts.items()}
     contents |= {_forest_file(task): forest.to_bytes() for task, forest in forests.items()}
+    contents |= {domain_file(task): domain.to_bytes() for task, domain in domains.items()}
     return contents | ({CARD: card.encode()} if card else {})
 
 
@@ -346,8 +358,8 @@ def assemble(components: ArtifactComponents, device: torch.device | str = "cpu")
     """Build the merged model on a device from the separate modules of an artifact."""
     manifest = components.manifest
     model = manifest.family.model(components.backbone, components.experts, manifest.router)
-    described = components.digest, components.forests, components.card, components.drugs
-    return Artifact(manifest, model.to(device), *described)
+    optional = components.forests, components.card, components.domains, components.drugs
+    return Artifact(manifest, model.to(device), components.digest, *optional)
 
 
 def load_components(folder: Path, tasks: Sequence[str] | None = None) -> ArtifactComponents:
@@ -384,10 +396,15 @@ def load_components(folder: Path, tasks: Sequence[str] | None = None) -> Artifac
         for task in names
         if task in manifest.forests
     }
+    domains = {
+        task: _read_domain(manifest, task, contents[domain_file(task)], folder)
+        for task in names
+        if task in manifest.domains
+    }
     card = contents.get(CARD, b"").decode(errors="replace")
     drugs = _read_drugs(manifest, contents[DRUGS], folder) if DRUGS in contents else None
-    drugs = drugs.for_tasks(names) if drugs else None
-    return ArtifactComponents(manifest, backbone.eval(), experts, digest, forests, card, drugs)
+    optional = forests, card, domains, drugs.for_tasks(names) if drugs else None
+    return ArtifactComponents(manifest, backbone.eval(), experts, digest, *optional)
 
 
 def _read_drugs(manifest: Manifest, data: bytes, folder: Path) -> DrugTable:
@@ -406,6 +423,14 @@ def _read_forest(manifest: Manifest, task: str, data: bytes, folder: Path) -> Fo
         raise ArtifactError(f"{folder / _forest_file(task)}: {error}") from error
 
 
+def _read_domain(manifest: Manifest, task: str, data: bytes, folder: Path) -> TaskDomain:
+    molecules, labels = manifest.domains[task].molecules, len(manifest.tasks[task].labels)
+    try:
+        return TaskDomain.from_bytes(data, molecules, labels)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder / domain_file(task)}: {error}") from error
+
+
 def _files(manifest: Manifest, tasks: Iterable[str]) -> list[str]:
     """Return the files with weights that some tasks need, by path in the folder."""
     names = list(tasks)
@@ -413,8 +438,10 @@ def _files(manifest: Manifest, tasks: Iterable[str]) -> list[str]:
         manifest.stream_of[task] for task in names if task in manifest.stream_of
     )
     forests = [task for task in names if task in manifest.forests]
+    domains = [task for task in names if task in manifest.domains]
     files = *map(_stream_file, streams), *map(_task_file, names), *map(_forest_file, forests)
-    return [BACKBONE, *files, *([DRUGS] if manifest.drugs else [])]
+    drugs = [DRUGS] if manifest.drugs else []
+    return [BACKBONE, *files, *map(domain_file, domains), *drugs]
 
 
 def _checked(path: Path, check: Callable[..., None], *arguments: object) -> None:
@@ -506,6 +533,11 @@ def _stream_file(stream: str) -> str:
 
 def _forest_file(task: str) -> str:
     return f"forests/{task}.safetensors"
+
+
+def domain_file(task: str) -> str:
+    """Return the path in an artifact's folder of the file of a task's applicability domain."""
+    return f"domain/{task}.safetensors"
 
 
 def _serialise(module: nn.Module) -> bytes:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.data.schema import InputSchema, MoleculeInput
 from models.data.smiles import READING_RULE
+from models.domain.task_domain import DomainInfo
 from models.drugs import DrugInfo
 from models.experts.combination import FOREST_TARGETS, ForestInfo
 from models.experts.router import RouterConfig
@@ -21,6 +22,10 @@ from models.task import TaskInfo
 FORMAT_VERSION = 1
 STREAMS_VERSION = 2
 """Format version of artifacts with shared streams, which versions before them refuse by it."""
+
+WITHOUT_TRAINING = ("meanings", "domains")
+"""Records of the provenance about changes that leave all models as they are; `weights_of` is the
+digest of the artifact that these are of."""
 
 
 WITHOUT_TRAINING = ("meanings", "drugs")
@@ -61,13 +66,14 @@ class Manifest(BaseModel):
         nearest: by task, the other tasks with the nearest experts, nearest first
             (`models.screening.nearest_experts`). Empty if they were not computed.
         forests: by task, the forest that answers beside the network.
+        domains: by task, its applicability domain: the fingerprints of its training molecules.
         drugs: the drugs with whose answers other ones can be compared, where there is a table.
         provenance: configuration, seed, library versions, checksums of the training data.
         metrics: scores measured when the artifact was made.
         files: sha256 of every other file, by path in the folder.
 
-    Empty `streams`, `forests` and `drugs` are left out of the file, so that versions without these
-    fields can read it.
+    Empty `streams`, `forests`, `domains` and `drugs` are left out of the file, so that versions
+    without these fields can read it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +90,7 @@ class Manifest(BaseModel):
     streams: dict[Name, StreamInfo] = Field({}, exclude_if=lambda streams: not streams)
     nearest: dict[str, tuple[str, ...]] = {}
     forests: dict[str, ForestInfo] = Field({}, exclude_if=lambda forests: not forests)
+    domains: dict[str, DomainInfo] = Field({}, exclude_if=lambda domains: not domains)
     drugs: DrugInfo | None = Field(None, exclude_if=lambda drugs: drugs is None)
     provenance: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
@@ -162,6 +169,15 @@ class Manifest(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_domains(self) -> Self:
+        if self.domains and self.family.read_texts is None:
+            raise ValueError(f"domains: got some, but {self.backbone.kind!r} reads no molecules")
+        for task in self.domains:
+            if task not in self.tasks:
+                raise ValueError(f"domains: got {task!a}, expected tasks of the manifest")
+        return self
+
+    @model_validator(mode="after")
     def _check_drugs(self) -> Self:
         for task, experts in (self.drugs.experts if self.drugs else {}).items():
             if task not in self.tasks:
@@ -181,8 +197,8 @@ class Manifest(BaseModel):
 
     def weights_digest(self, digest: str) -> str:
         """Return the digest of the artifact that the tensors of the models are of: that of the one
-        whose labels were described, or to which answers for drugs were added (`gmerging
-        describe-labels`, `add-drugs`), or else its own.
+        whose labels were described, or to which domains or answers for drugs were added (`gmerging
+        describe-labels`, `add-domain`, `add-drugs`), or else its own.
 
         Args:
             digest: of this artifact.

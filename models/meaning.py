@@ -70,11 +70,14 @@ class TaskText(_Frozen):
     Attributes:
         source: where the data are from, with the paper.
         terms: the terms under which the data may be used.
+        may_show: whether these allow to show structures and measured values of the training
+            molecules to whoever asks for predictions; not, unless somebody says so.
         labels: texts by label.
     """
 
     source: Line
     terms: Line
+    may_show: bool = False
     labels: dict[str, LabelText] = Field(min_length=1)
 
 

@@ -34,7 +34,7 @@ from models.experts.unified import DEFAULT_ROUTING, Routing
 from models.families.table import AnyInput
 from models.meaning import Counted, LabelMeaning
 from models.task import Level, Target
-from service.explanation_schemas import AlertOut, AtomsOut, Percentile
+from service.explanation_schemas import AlertOut, AtomsOut, Percentile, TaskDomainOut
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ETHANOL_GRAPH = {
@@ -76,7 +76,7 @@ _Numbers = Annotated[list[_NumberRow], Field(fail_fast=True), WrapValidator(_as_
 _ModelName = Annotated[str, StringConstraints(max_length=128)]
 _TaskName = Annotated[str, StringConstraints(max_length=64)]
 _LabelName = Annotated[str, StringConstraints(max_length=300)]
-ExplanationName = Literal["routing", "experts", "atoms", "drugs", "alerts"]
+ExplanationName = Literal["routing", "experts", "atoms", "domain", "drugs", "alerts"]
 """Explanations that a request can ask for."""
 RowExplanation = Literal["drugs", "alerts"]
 """Explanations that rows of files and lines of streams can have."""
@@ -297,8 +297,10 @@ class PredictRequest(TextRequest):
         description=(
             "`routing` adds the weight of every adapter expert at every site; `experts` what"
             " network and forest answer, and their weights; `atoms` what every atom contributes to"
-            " at most 20 labels, which `explain_labels` names; `drugs` what percentage of approved"
-            " drugs has a lower answer; `alerts` the substructures that catalogues warn of"
+            " at most 20 labels, which `explain_labels` names; `domain` the nearest training"
+            " molecules and what was measured on molecules as near as that; `drugs` what percentage"
+            " of approved drugs has a lower answer; `alerts` the substructures that catalogues warn"
+            " of"
         ),
     )
     explain_labels: Annotated[list[_LabelName], Field(min_length=1, fail_fast=True)] | None = Field(
@@ -518,6 +520,13 @@ class PredictionItem(BaseModel):
     )
     atoms: dict[str, dict[str, AtomsOut]] | None = Field(
         None, description="if asked: per task and label, what every atom contributes"
+    )
+    domain: dict[str, TaskDomainOut] | None = Field(
+        None,
+        description=(
+            "if asked: per task that has one, how far to trust the answers: the nearest training"
+            " molecules, and the error that was measured on molecules as near as that"
+        ),
     )
     drugs: dict[str, dict[str, Percentile]] | None = Field(
         None,

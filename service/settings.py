@@ -82,6 +82,13 @@ class Settings(BaseSettings):
             "folder of further artifacts, one folder in it for each; a folder's name is the model's"
         ),
     )
+    structures: _Path | None = Field(
+        None,
+        description=(
+            "file of training molecules (`gmerging domain-structures`), whose structures and"
+            " measured values explanations then show"
+        ),
+    )
     watch_seconds: float = Field(
         0,
         ge=0,

@@ -24,7 +24,7 @@ FLOORS = {
         ("errors", "files", "ops"),
         ("data", "device", "extras", "meaning", "names", "state_dict", "transport", "validation"),
         ("released", "task"),
-        ("networks",),
+        ("domain", "networks"),
         ("experts",),
         ("compiled", "drugs"),
         ("families",),
@@ -59,7 +59,7 @@ FLOORS = {
         ("app",),
         ("__main__",),
     ),
-    "gmerging": (("alerts", "diagnosis", "drugs", "model", "own_models"), ("cli",), ("__main__",)),
+    "gmerging": (("diagnosis", "explanations", "own_models"), ("model",), ("cli",), ("__main__",)),
 }
 """The rooms of a package (a folder, or a file of its own), the ground floor first. A room imports
 from itself and from lower floors."""

@@ -22,12 +22,14 @@ from merging.planning.plan import (
     read_plan,
     write_plan,
 )
+from merging.release.domains import add_domains, summary
 from merging.release.drugs import DrugList, add_drugs, check_drugs
 from merging.release.extension import add_tasks, check_addition, remove_tasks, screen
 from merging.release.forests import add_forests, check_forests
 from merging.release.inspection import describe, inspect
 from merging.release.labels import check_description, describe_labels
 from merging.release.release import check_release, needs_single_backbone, release, release_stages
+from merging.release.structures import write_domain_structures
 from merging.run.config import load_config
 from merging.run.forests import forest
 from merging.run.run import Run
@@ -48,7 +50,7 @@ from merging.studies.report import (
     summary_table,
 )
 from merging.training.pretraining import load_pretrain_config, pretrain
-from models.artifact import read_manifest
+from models.artifact import load_components, read_manifest
 from models.errors import ConfigError, DataError
 from models.manifest import Manifest
 from models.released import find_artifact
@@ -373,6 +375,44 @@ def add_drugs_of(arguments: argparse.Namespace) -> None:
     counts = f"{manifest.drugs.molecules} drugs, {manifest.drugs.in_training} of them in training"
     print(f"{counts}; {manifest.drugs.unreadable} could not be read")
     _print_artifact(manifest, arguments.output)
+
+
+def add_domain(arguments: argparse.Namespace) -> None:
+    r"""Add to the tasks of a finished artifact what says how far to trust an answer: hashed
+    fingerprints of the training molecules, and errors by similarity to them. Its weights stay as
+    they are.
+
+    Examples:
+        gmerging add-domain --config mine.yaml --artifact my-models/mine \
+            --output my-models/mine
+    """
+    artifact = find_artifact(arguments.artifact)
+    manifest, _ = read_manifest(artifact)
+    run = _run(arguments, manifest.provenance.get("seed", 0))
+    tasks = arguments.tasks or tuple(manifest.tasks)
+    manifest = add_domains(run, artifact, tasks, arguments.output, arguments.replace)
+    domains = load_components(arguments.output).domains
+    for task in tasks:
+        print(*summary(task, manifest.tasks[task].labels, domains[task]), sep="\n")
+    _print_artifact(manifest, arguments.output)
+
+
+def domain_structures(arguments: argparse.Namespace) -> None:
+    """Write a file with structures and measured values of the training molecules of an artifact,
+    for a service that may show them (GMERGING_STRUCTURES). Tasks whose terms do not allow it are
+    left out.
+
+    Examples:
+        gmerging domain-structures --config admet.yaml --artifact admet --output structures.db
+    """
+    artifact = find_artifact(arguments.artifact)
+    manifest, _ = read_manifest(artifact)
+    run = _run(arguments, manifest.provenance.get("seed", 0))
+    counts = write_domain_structures(run, artifact, arguments.output)
+    for task in manifest.domains:
+        not_shown = "left out, its terms do not allow it"
+        print(f"{task}: {f'{counts[task]} molecules' if task in counts else not_shown}")
+    print(f"wrote {arguments.output}")
 
 
 def remove_task(arguments: argparse.Namespace) -> None:

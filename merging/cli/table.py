@@ -63,6 +63,7 @@ def command_rows() -> list[Row]:
     artifact = option(
         "artifact", type=Path, help="an artifact's folder, or the name of a released model"
     )
+    structures = option("--output", type=Path, required=True, help="the file to write")
     processes, replace = options.processes, options.replace
     new_artifact = options.artifact, options.new_artifact, replace
     per_task = processes, options.tasks
@@ -80,6 +81,8 @@ def command_rows() -> list[Row]:
         ("add-forests", commands.add_forest, (*one_seed, *per_task, *new_artifact)),
         ("describe-labels", commands.describe_labels_of, (*base, *new_artifact)),
         ("add-drugs", commands.add_drugs_of, (*base, drugs, *about_drugs, *new_artifact)),
+        ("add-domain", commands.add_domain, (*base, options.tasks, *new_artifact)),
+        ("domain-structures", commands.domain_structures, (*base, options.artifact, structures)),
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
         ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact, options.as_json)),

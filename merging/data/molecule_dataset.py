@@ -364,7 +364,16 @@ def _describe_label(name: str, record: Mapping[str, Any]) -> str:
 def load_smiles(
     dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, cache_folder: Path
 ) -> list[str]:
-    """Read the SMILES of a data set as written in its source, one per graph of `dataset`.
+    """Read the SMILES of a data set as written in its source, one per graph of `dataset`. Raises
+    DataError: see `load_molecules`."""
+    return list(load_molecules(dataset, spec, data_folder, cache_folder).values())
+
+
+def load_molecules(
+    dataset: MoleculeDataset, spec: DatasetSpec, data_folder: Path, cache_folder: Path
+) -> dict[int, str]:
+    """Read the SMILES of a data set as written in its source, one per graph of `dataset`, by line
+    of the source, of which the first is 1.
 
     Raises:
         DataError: the source does not exist or has changed since the data set was read.
@@ -377,7 +386,7 @@ def load_smiles(
         )
     table, dropped = read_molecule_table(file, spec), {row.line for row in dataset.dropped}
     rows = zip(table.molecules, table.lines, strict=True)
-    return [molecule for molecule, line in rows if line not in dropped]
+    return {line: molecule for molecule, line in rows if line not in dropped}
 
 
 def find_source(task: str, spec: DatasetSpec, data_folder: Path, cache_folder: Path) -> Path:

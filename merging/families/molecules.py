@@ -11,7 +11,12 @@ from merging.config.base import Setting
 from merging.config.training import FinetuneConfig, MoleculeTrainingConfig, MultitaskConfig
 from merging.data.checkpoints import find_checkpoint, origin
 from merging.data.files import sha256
-from merging.data.molecule_dataset import MoleculeDataset, check_dataset, load_dataset, load_smiles
+from merging.data.molecule_dataset import (
+    MoleculeDataset,
+    check_dataset,
+    load_dataset,
+    load_molecules,
+)
 from merging.families.molecule_config import MoleculeConfig
 from merging.family import Folders, OfflineFamily, StateDict
 from merging.targets.losses import LabelScale, compute_loss
@@ -63,10 +68,12 @@ class Molecules(OfflineFamily):
         """Return "molecules"."""
         return "molecules"
 
-    def smiles(self, config: MoleculeConfig, data: MoleculeDataset, folders: Folders) -> list[str]:
-        """Return the SMILES of a task as written in its source, one per graph."""
+    def source_molecules(
+        self, config: MoleculeConfig, data: MoleculeDataset, folders: Folders
+    ) -> dict[int, str]:
+        """Return the SMILES of a task as written in its source, one per graph, by line."""
         spec = config.dataset_for(data.task)
-        return load_smiles(data, spec, folders.data, folders.work / "data")
+        return load_molecules(data, spec, folders.data, folders.work / "data")
 
     def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
         """Build a backbone with random weights."""

@@ -144,12 +144,14 @@ def remove_tasks(
         if task in remaining
     }
     forests = {task: own for task, own in components.forests.items() if task in remaining}
+    domains = {task: own for task, own in components.domains.items() if task in remaining}
     changes = {
         "input": manifest.input if forests else manifest.input.without_fingerprint(),
         "tasks": remaining,
         "streams": _remaining_streams(manifest, remaining),
         "nearest": nearest,
         "forests": {task: manifest.forests[task] for task in forests},
+        "domains": {task: manifest.domains[task] for task in domains},
         "drugs": manifest.drugs and manifest.drugs.for_tasks([*remaining]),
         "provenance": manifest.provenance | {"removed": removed},
     }
@@ -157,7 +159,9 @@ def remove_tasks(
     card = f"{card_of(artifact)}\n## Removed later\n\n{note}\n"
     experts = {task: components.experts[task] for task in remaining}
     drugs = components.drugs and components.drugs.for_tasks([*remaining])
-    components = dataclasses.replace(components, experts=experts, forests=forests, drugs=drugs)
+    components = dataclasses.replace(
+        components, experts=experts, forests=forests, domains=domains, drugs=drugs
+    )
     return save_changed(output, components, changes, card, replace)
 
 
@@ -225,8 +229,8 @@ def save_changed(
 
     Args:
         output: its folder; may be that of the other one.
-        components: with changed experts, forests and drugs, and the manifest and digest of the
-            other one.
+        components: with changed experts, forests, domains and drugs, and the manifest and digest
+            of the other one.
         changes: fields of the manifest that differ.
         card: its model card.
         replace: see `models.artifact.check_output`.
@@ -241,7 +245,8 @@ def save_changed(
             provenance[name] = {key: record[key] for key in record if key != "weights_of"}
         manifest = manifest.model_copy(update={"provenance": provenance})
     written = components.backbone, components.experts, card, replace, components.digest
-    return save_artifact(output, manifest, *written, components.forests, components.drugs)
+    optional = components.forests, components.domains, components.drugs
+    return save_artifact(output, manifest, *written, *optional)
 
 
 def readable_graphs(path: Path) -> tuple[list[MolGraph], int]:

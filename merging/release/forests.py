@@ -82,12 +82,12 @@ def add_forests(
         "tasks": list(tasks),
     }
     forest_infos = {task: infos[task] for task in in_order}
-    # The answers for drugs were those without the new forests.
+    # What was measured by similarity, and the answers for drugs, were without the new forests.
+    domains = {task: own for task, own in components.domains.items() if task not in added}
     compared = [task for task in manifest.tasks if task not in tasks]
     drugs = components.drugs and components.drugs.for_tasks(compared)
-    components = replace(
-        components, forests={task: forests[task] for task in in_order}, drugs=drugs
-    )
+    in_artifact = {task: forests[task] for task in in_order}
+    components = replace(components, forests=in_artifact, domains=domains, drugs=drugs)
     described = replace(components, manifest=manifest.model_copy(update={"forests": forest_infos}))
     provenance = {"forests": [*manifest.provenance.get("forests", ()), record]}
     changes = {
@@ -95,6 +95,7 @@ def add_forests(
         "version": identity.version,
         "input": manifest.input.model_copy(update={"fingerprint": FINGERPRINT_RULE}),
         "forests": forest_infos,
+        "domains": {task: manifest.domains[task] for task in domains},
         "drugs": manifest.drugs and manifest.drugs.for_tasks(compared),
         "tasks": with_meanings(run, described, tasks),
         "provenance": manifest.provenance | provenance,

@@ -1,6 +1,7 @@
 """What the labels of a finished artifact mean. Its tensors stay bit-identical; the manifest keeps
 the digest of the artifact that they are of (`models.manifest.Manifest.weights_digest`)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,18 @@ def describe_labels(run: Run, artifact: Path, output: Path, replace: bool = Fals
         "tasks": with_meanings(run, components, manifest.tasks),
         "provenance": manifest.provenance | {"meanings": record},
     }
-    card = _card(components, identity)
+    card = renamed_card(components, identity)
+    card = card if _LABELS_TITLE in card else f"{card}{_LABELS}"
     return save_changed(output, components, changes, card, replace, same_weights=True)
 
 
-def _card(components: ArtifactComponents, identity: ReleaseConfig) -> str:
-    """Return the model card with its new name and version, and where the labels are described."""
+def renamed_card(components: ArtifactComponents, identity: ReleaseConfig) -> str:
+    """Return the model card of an artifact with its new name and version."""
     old = f"# {components.manifest.name} {components.manifest.version}\n"
     card = components.card.removeprefix(old)
     if card != components.card:
         card = f"# {identity.name} {identity.version}\n{card}"
-    return card if _LABELS_TITLE in card else f"{card}{_LABELS}"
+    return card
 
 
 def check_description(
@@ -82,23 +84,38 @@ def check_description(
     """
     identity, components = run.config.require_release(), load_components(artifact)
     manifest = components.manifest
-    if manifest.backbone.kind not in run.family.kinds:
-        got = f"got a configuration of networks of kind {run.config.shape.kind!r}"
-        raise ConfigError(f"{got}, expected one of the artifact's, {manifest.backbone.kind!r}")
-    if missing := [task for task in manifest.tasks if task not in run.tasks]:
-        got = f"tasks: got none of the name {missing[0]!r}"
-        raise ConfigError(f"{got}, expected those of the artifact, {', '.join(manifest.tasks)}")
+    check_same_tasks(run, manifest, list(manifest.tasks))
     version = identity.name, identity.version
     check_output(output, *version, manifest.tasks, replace, components.digest)
     if not meaning_texts(run, manifest.tasks):
         raise ConfigError("meanings: got none of the artifact's tasks, expected texts about some")
-    for task, info in manifest.tasks.items():
-        data = run.dataset(task)
-        if data.info.labels != info.labels:
-            expected = f"expected those of the artifact, {list(info.labels[:5])}"
+    check_same_data(run, manifest, list(manifest.tasks))
+    return components
+
+
+def check_same_tasks(run: Run, manifest: Manifest, tasks: Sequence[str]) -> None:
+    """Raise ConfigError if the configuration is of another family of networks than the artifact, or
+    one of the two lacks one of the tasks."""
+    if manifest.backbone.kind not in run.family.kinds:
+        got = f"got a configuration of networks of kind {run.config.shape.kind!r}"
+        raise ConfigError(f"{got}, expected one of the artifact's, {manifest.backbone.kind!r}")
+    if missing := [task for task in tasks if task not in run.tasks]:
+        got = f"tasks: got none of the name {missing[0]!r}"
+        raise ConfigError(f"{got}, expected those of the artifact, {', '.join(manifest.tasks)}")
+    if unknown := [task for task in tasks if task not in manifest.tasks]:
+        expected = f"expected tasks of the artifact, {', '.join(manifest.tasks)}"
+        raise ConfigError(f"tasks: got {unknown[0]}, {expected}")
+
+
+def check_same_data(run: Run, manifest: Manifest, tasks: Sequence[str]) -> None:
+    """Raise ConfigError if tasks have other labels or data files than the artifact was made
+    from."""
+    for task in tasks:
+        data, labels = run.dataset(task), manifest.tasks[task].labels
+        if data.info.labels != labels:
+            expected = f"expected those of the artifact, {list(labels[:5])}"
             raise ConfigError(f"tasks.{task}: got labels {list(data.info.labels[:5])}, {expected}")
         _check_files(task, dict(data.sources), manifest)
-    return components
 
 
 def _check_files(task: str, found: dict[str, str], manifest: Manifest) -> None:

@@ -89,7 +89,11 @@ COLUMNS: dict[Block, slice] = {
 WIDTH = BITS + len(DESCRIPTORS)
 """Number of columns of a fingerprint."""
 
+SIMILARITY_BITS = 1024
+"""Number of bits of the fingerprints by which molecules are compared (`similarity_bits`)."""
+
 _MORGAN = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=BITS)
+_MORGAN_BITS = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=SIMILARITY_BITS)
 _UNCHARGER = rdMolStandardize.Uncharger()
 
 
@@ -139,6 +143,20 @@ def environments(mol: Chem.Mol) -> dict[int, tuple[Environment, ...]]:
     _MORGAN.GetCountFingerprint(mol, additionalOutput=output)
     found: dict[int, tuple[Environment, ...]] = output.GetBitInfoMap()
     return found
+
+
+def similarity_bits(mol: Chem.Mol) -> NDArray[np.bool_]:
+    """Compute the bits by which molecules are compared: circular substructures (ECFP4) of the
+    neutralised molecule. The two halves of the block `ecfp4` of `fingerprint`, joined by "or".
+
+    Args:
+        mol: as for `fingerprint`.
+
+    Returns:
+        (SIMILARITY_BITS,) bool.
+    """
+    bits: NDArray[np.bool_] = _MORGAN_BITS.GetFingerprintAsNumPy(neutralise(mol)).astype(bool)
+    return bits
 
 
 def with_fingerprint(graph: MolGraph, mol: Chem.Mol, smiles: str) -> FingerprintedMolGraph:

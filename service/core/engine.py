@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.artifact import Artifact, assemble, load_components
+from models.artifact import Artifact, assemble, domain_file, load_components
 from models.data.fingerprint import fingerprints_of
 from models.data.schema import InputSchema
 from models.device import DeviceChoice, choose_device
+from models.domain.task_domain import DomainInfo, TaskDomain
 from models.drugs import DrugTable
 from models.errors import ArtifactError, ConfigError, GMergingError
 from models.experts.combination import ExpertChoice, ExpertName, ForestInfo, ForestMember, combine
@@ -48,6 +49,21 @@ class UnsupportedQueryError(GMergingError):
 
 
 @dataclass(frozen=True)
+class ServedDomain:
+    """The applicability domain of a task.
+
+    Attributes:
+        info: its description.
+        domain: training molecules, and what was measured.
+        digest: sha256 of its file.
+    """
+
+    info: DomainInfo
+    domain: TaskDomain
+    digest: str
+
+
+@dataclass(frozen=True)
 class EngineInfo:
     """Description of an engine.
 
@@ -61,6 +77,7 @@ class EngineInfo:
         forests: descriptions by task of the forests that answer beside the network.
         stream_of: name of the shared stream by task; other tasks have a stream of their own.
         card: the artifact's model card, Markdown; empty if it has none.
+        domains: applicability domains of the tasks that have one.
         drugs: answers for drugs, with which others can be compared; None if there is no table.
     """
 
@@ -75,6 +92,7 @@ class EngineInfo:
     forests: Mapping[str, ForestInfo] = field(default_factory=dict)
     stream_of: Mapping[str, str] = field(default_factory=dict)
     card: str = ""
+    domains: Mapping[str, ServedDomain] = field(default_factory=dict)
     drugs: DrugTable | None = None
 
     @property
@@ -323,6 +341,12 @@ class ArtifactEngine:
             forests=manifest.forests,
             stream_of=manifest.stream_of,
             card=artifact.card,
+            domains={
+                task: ServedDomain(
+                    manifest.domains[task], domain, manifest.files[domain_file(task)]
+                )
+                for task, domain in artifact.domains.items()
+            },
             drugs=artifact.drugs,
         )
 
@@ -484,8 +508,8 @@ def load_engine(artifact: Path, settings: Settings) -> ArtifactEngine:
     screened = is_screened(components.manifest)
     if screened:
         model = ScreenedModel(components, device)
-        described = components.digest, components.forests, components.card, components.drugs
-        loaded = Artifact(components.manifest, model, *described)
+        optional = components.forests, components.card, components.domains, components.drugs
+        loaded = Artifact(components.manifest, model, components.digest, *optional)
     else:
         loaded = assemble(components, device)
     engine = ArtifactEngine(loaded, device)

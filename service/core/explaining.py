@@ -107,6 +107,7 @@ def explanations_of(info: EngineInfo, task: str) -> tuple[ExplanationName, ...]:
         "routing": bool(info.sites),
         "experts": True,
         "atoms": family.node_sums is not None and info.task_infos[task].level == "graph",
+        "domain": task in info.domains,
         "drugs": info.drugs is not None and task in info.drugs.quantiles,
         "alerts": family.read_texts is not None,
     }

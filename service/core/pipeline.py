@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from models.domain.structures import Structures
 from models.families.inputs import Graph
 from service.core.answer import Answer, Outcome, Result
 from service.core.batcher import (
@@ -24,6 +25,7 @@ from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
 from service.core.explaining import NOTHING, Explained, Explainer, with_explanations
 from service.core.explanations.alerts import AlertExplainer, Alerts, alerts_of
 from service.core.explanations.atoms import AtomsExplainer, AtomsQuery
+from service.core.explanations.domain import DomainExplainer, similarity_fingerprint
 from service.core.explanations.drugs import explain_drugs
 from service.core.explanations.locating import Located
 from service.core.matching import Found, Search, search, smarts_failure
@@ -108,6 +110,7 @@ class Pipeline:
         self.check_smarts: SideWork[str, str] = SideWork(
             parser, smarts_failure, "read", bound, share, len
         )
+        structures = None if settings.structures is None else Structures(settings.structures)
         # Without a bound of their own: only molecules that were admitted are explained.
         alerts: SideWork[str, Alerts] = SideWork(
             parser,
@@ -119,6 +122,9 @@ class Pipeline:
         )
         self._explainers: Mapping[ExplanationName, Explainer] = {
             "atoms": AtomsExplainer(self._parser, self._submit_atoms),
+            "domain": DomainExplainer(
+                partial(parser.apply, work=similarity_fingerprint, verb="compare"), structures
+            ),
             "drugs": explain_drugs,
             "alerts": AlertExplainer(alerts),
         }

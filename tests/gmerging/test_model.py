@@ -205,7 +205,8 @@ def test_contributions_of_atoms_are_those_of_predict(tmp_path: Path) -> None:
     model = gmerging.load(save_pico_forests(tmp_path / "forests"), device="cpu")
     smiles = pd.Series(SMILES, index=list("abcdef"))
     plain = model.explain(smiles, ["bbbp", "clintox"])
-    found = model.explain(smiles, ["bbbp", "clintox"], atoms=True)
+    names = ["routing", "experts", "atoms"]
+    found = model.explain(smiles, ["bbbp", "clintox"], explanations=names)
     assert set(plain) == {"routing", "experts"}
     assert set(found) == {*plain, "atoms", "sums"}
     for name, frame in plain.items():
@@ -228,10 +229,13 @@ def test_contributions_of_atoms_are_those_of_predict(tmp_path: Path) -> None:
     expected = sums[(sums["molecule"] == "d") & (sums["label"] == "CT_TOX")]["atoms"]
     assert total == pytest.approx(expected.item())
 
-    some = model.explain(smiles, ["bbbp", "clintox"], atoms=["clintox.CT_TOX"])
+    tasks, label = ["bbbp", "clintox"], "clintox.CT_TOX"
+    some = model.explain(smiles, tasks, explanations="atoms", labels=[label])
     assert set(some["sums"]["label"]) == {"CT_TOX"}
-    one = model.explain("C1", "clintox", atoms="clintox.CT_TOX")
+    one = model.explain("C1", "clintox", explanations=["atoms"], labels=label)
     assert list(one["atoms"].columns) == list(atoms.columns)
     assert one["atoms"].empty
     with pytest.raises(UnsupportedQueryError, match=r"got unknown label 'bbbp\.p'"):
-        model.explain("C", "bbbp", atoms="bbbp.p")
+        model.explain("C", "bbbp", explanations="atoms", labels="bbbp.p")
+    with pytest.raises(InvalidInputError, match=r"got unknown explanation 'atom'.*atoms"):
+        model.explain("C", "bbbp", explanations="atom")

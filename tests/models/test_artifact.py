@@ -792,6 +792,7 @@ def test_every_released_artifact_would_be_written(released: str, tmp_path: Path)
         components.experts,
         card,
         forests=components.forests,
+        domains=components.domains,
     )
     assert written.files == components.manifest.files
 

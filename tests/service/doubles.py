@@ -2,7 +2,7 @@
 port, a tiny artifact."""
 
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from http import HTTPStatus
@@ -38,6 +38,7 @@ from service.core.engine import Engine, EngineInfo, PassOutput, TaskAnswer
 from service.core.pipeline import PredictionQuery
 from service.schemas import Problem
 from service.settings import Settings
+from tests.domains import domain_info, molecules, task_domain
 from tests.forests import random_symmetric
 
 LABELS = {
@@ -345,3 +346,20 @@ def check_problem(response: httpx.Response, status: int, code: str) -> Problem:
     assert problem.title == titles.get(status, HTTPStatus(status).phrase)
     assert len(problem.detail) >= 5
     return problem
+
+
+DOMAIN_TASKS = ("clintox", "tox21")
+
+
+def save_pico_domains(folder: Path, may_show: Collection[str] = ("clintox",)) -> Path:
+    """The tasks of `save_pico_forests`; `clintox` and `tox21` know their training molecules, those
+    of `clintox` may be shown."""
+    with TemporaryDirectory() as plain:
+        components = load_components(save_pico_forests(Path(plain) / "plain"))
+    known = {"clintox": molecules()[:60], "tox21": molecules()[40:]}
+    domains = {task: task_domain(smiles, len(LABELS[task])) for task, smiles in known.items()}
+    infos = {task: domain_info(len(smiles), task in may_show) for task, smiles in known.items()}
+    manifest = components.manifest.model_copy(update={"domains": infos})
+    experts, forests = components.experts, components.forests
+    save_artifact(folder, manifest, components.backbone, experts, forests=forests, domains=domains)
+    return folder
