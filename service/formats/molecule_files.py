@@ -343,7 +343,7 @@ class ResultWriter:
                 numbers = ["" if math.isnan(value) else value for value in values.tolist()]
                 lines.append(_csv_line([*cells, *numbers, *last], csv.QUOTE_ALL))
             else:
-                after = f",{_csv_line(last)}" if last else "\n"
+                after = _csv_line(["", *last]) if last else "\n"
                 lines.append(f"{_csv_line(cells)[:-1]},{shown}{after}")
         return _encoded("".join(lines))
 
