@@ -66,3 +66,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "damaged.txt.gz").write_bytes(gzip.compress(b"CCO\n" * 50)[:-9])
     with pytest.raises(DataError, match=r"damaged\.txt\.gz: "):
         list(read_molecules(tmp_path / "damaged.txt.gz"))
+
+
+def test_a_parquet_file_has_a_column_of_molecules(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": [1, 2, 3], "smiles": ["CCO", None, "CC(=O)O"]}), path)
+    assert list(read_molecules(path)) == ["CCO", "", "CC(=O)O"]
+    assert list(read_molecules(path, "smiles")) == ["CCO", "", "CC(=O)O"]
+    damaged = write(tmp_path / "b.parquet", "nothing")
+    with pytest.raises(DataError, match=r"b\.parquet: got no Parquet file"):
+        list(read_molecules(damaged))

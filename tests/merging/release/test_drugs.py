@@ -6,21 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from gmerging.cli.main import main
 from merging.data.files import sha256
+from merging.release.drugs import check_drugs
 from merging.run.config import load_config
 from merging.run.run import Run
 from models.artifact import DRUGS, load_artifact, load_components, read_manifest
-from models.errors import ArtifactError
+from models.errors import ArtifactError, ConfigError
 from service.core.engine import PredictionQuery, load_engine
 from service.core.local import predict
 from service.settings import Settings
 from tests.merging.conftest import molecules, run_options, write_pico
 from tests.merging.run.test_stages import command
+from tests.service.doubles import save_pico_graph_artifact
 
 LIST = ["CCO", "OCC", "CCN", "C1", "c1ccccc1", "CC(=O)O", "CCCCCCCl"]
 READ = ["CCO", "CCN", "c1ccccc1", "CC(=O)O", "CCCCCCCl"]
+NITROGEN = {"nitrogen": {"file": "nitrogen.csv", "about": "has nitrogen"}}
 ABOUT = ["--source", "by hand 1", "--date", "2026-01-01", "--terms", "free"]
 
 
@@ -35,10 +40,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def add(folder: Path, artifact: str, output: str, molecules: str = "drugs.smi") -> int:
+def add(
+    folder: Path,
+    artifact: str,
+    output: str,
+    molecules: str = "drugs.smi",
+    config: str = "pico.yaml",
+) -> int:
     files = ["--artifact", str(folder / artifact), "--output", str(folder / output)]
-    config = ["--config", str(folder / "pico.yaml"), "--molecules", str(folder / molecules)]
-    return main(["add-drugs", *config, *files, *ABOUT, *run_options(folder)])
+    listed = ["--config", str(folder / config), "--molecules", str(folder / molecules)]
+    return main(["add-drugs", *listed, *files, *ABOUT, *run_options(folder)])
 
 
 def test_weights_stay_and_the_list_is_described(made: Path) -> None:
@@ -136,3 +147,34 @@ def test_damaged_tables_are_refused(made: Path, tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="expected those of the default experts, 'own'"):
         load_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ["nitrogen"], "datasets": NITROGEN}, "tasks: got none of the name 'other'"),
+        ({"release": None}, "release: got none"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(
+    made: Path, change: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load((made / "pico.yaml").read_text()) | change
+    content |= {"compare": {}, "alignment_by_task": {}}
+    (made / "wrong.yaml").write_text(yaml.safe_dump(content))
+    assert add(made, "plain", "none", config="wrong.yaml") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_models_that_read_no_molecules_are_refused(made: Path, tmp_path: Path) -> None:
+    run = Run(load_config(made / "pico.yaml"), 0, made / "data", made / "work")
+    with pytest.raises(ConfigError, match="got a configuration of networks of kind 'gcn'"):
+        check_drugs(run, save_pico_graph_artifact(tmp_path / "graphs"), tmp_path / "new")
+
+
+def test_manifests_name_tasks_of_theirs(made: Path) -> None:
+    manifest = read_manifest(made / "drugs")[0]
+    content = json.loads((made / "drugs/manifest.json").read_text())
+    content["drugs"]["experts"] = {"nothing": "own"}
+    with pytest.raises(ValidationError, match=r"drugs: got 'nothing', expected tasks"):
+        type(manifest).model_validate(content)

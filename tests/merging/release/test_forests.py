@@ -16,6 +16,9 @@ from merging.run.forests import default_experts, expert_outputs, forest, trained
 from merging.run.run import Run
 from models.artifact import load_artifact
 from models.errors import ConfigError
+from service.core.engine import PredictionQuery, load_engine
+from service.core.local import predict
+from service.settings import Settings
 from tests.merging.conftest import molecules as tail_molecules
 from tests.merging.conftest import run_options, write_csv, write_pico
 from tests.merging.run.test_stages import command
@@ -200,3 +203,30 @@ def test_the_study_measures_every_seed_and_writes_its_results(
     options = ["--config", str(wrong), *run_options(made)]
     assert main(["study", "forests", *options, *files]) == 1
     assert "got labels ['has_n'] of nitrogen, expected those of" in capsys.readouterr().err
+
+
+def test_answers_for_drugs_are_of_the_default_experts_and_leave_with_a_new_forest(
+    made: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+    (copy / "drugs.smi").write_text("".join(f"{smiles}\n" for smiles in tail_molecules()))
+    about = ["--source", "by hand", "--date", "2026-01-01", "--terms", "free"]
+    files = ["--artifact", str(copy / "with"), "--output", str(copy / "compared")]
+    listed = ["--config", str(copy / "pico.yaml"), "--molecules", str(copy / "drugs.smi")]
+    assert main(["add-drugs", *listed, *about, *files, *run_options(copy)]) == 0
+    compared = load_artifact(copy / "compared")
+    assert compared.manifest.drugs is not None
+    assert compared.drugs is not None
+    default = compared.manifest.forests["other"].default
+    assert compared.manifest.drugs.experts == {"nitrogen": "own", "other": default}
+    engine = load_engine(copy / "compared", Settings(device="cpu"))
+    query = PredictionQuery.of("pico", engine, ["other"], "own")
+    answers = predict(query, Settings(device="cpu"), tail_molecules())
+    values = np.stack([answer.tasks["other"].values for answer in answers])
+    table = compared.drugs.quantiles["other"]
+    np.testing.assert_allclose(table[:, [0, -1]].T, [values.min(0), values.max(0)], atol=1e-5)
+    assert add(copy, "pico.yaml", "compared", "all", "--tasks", "other") == 0
+    again = load_artifact(copy / "all")
+    assert again.manifest.drugs is not None
+    assert again.drugs is not None
+    assert list(again.drugs.quantiles) == list(again.manifest.drugs.experts) == ["nitrogen"]
