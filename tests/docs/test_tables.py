@@ -61,3 +61,24 @@ def test_lines_of_the_pages_are_short() -> None:
         for number, line in enumerate(text.splitlines(), 1):
             exempt = line.lstrip().startswith(("|", "![", "{", '"graphs"', "-d "))
             assert len(line) <= 120 or exempt, f"{path.relative_to(ROOT)}:{number}"
+
+
+def test_what_is_said_of_atoms_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks/results/atoms.json").read_text())
+    network, trees = (measured["planted_rules"][name]["mean"] for name in ("network", "trees"))
+    assert shows(
+        page("explain.md"),
+        f"is {network['roc_auc']:.3f} for the network and {trees['roc_auc']:.3f} for the trees",
+    )
+    found = (
+        f"in {100 * network['largest']:.0f} % and {100 * trees['largest']:.0f} % of the molecules"
+    )
+    assert shows(page("explain.md"), found)
+    for row in measured["deletion"]:
+        lost = row["mean_output_lost"]
+        assert lost["largest"] > lost["random"] > lost["smallest"]
+        numbers = ", ".join(f"{lost[name]:.2f}" for name in ("largest", "random", "smallest"))
+        assert shows(page("explain.md"), numbers)
+    first, second = (measured["cost"][name]["ratio"] for name in ("moleculenet-gcn", "admet"))
+    assert shows(page("explain.md"), f"takes {first['median']:.1f} times as long as without")
+    assert shows(page("explain.md"), f"{second['median']:.1f} times for `admet`")
