@@ -15,8 +15,8 @@ from models.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from service.bulk.inputs import RunInput
-    from service.bulk.local import RowKind
     from service.bulk.run import Progress, Summary
+    from service.formats.row_writers import RowKind
     from service.schemas import RowExplanation
     from service.settings import Settings
 
@@ -28,6 +28,8 @@ _ENDINGS = {
     ".jsonl": "ndjson",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".sdf": "sdf",
+    ".sd": "sdf",
 }
 
 
@@ -51,7 +53,7 @@ OPTIONS = (
     option("-o", "--output", type=Path, help="file to write; standard output if left out"),
     option(
         "--format",
-        choices=("csv", "ndjson", "parquet"),
+        choices=("csv", "ndjson", "parquet", "sdf"),
         help="of the output; by the ending of its name if left out, else CSV",
     ),
     option(

@@ -18,6 +18,7 @@ from service.core.answer import Result
 from service.core.batcher import QueueClosedError
 from service.core.engine import PredictionQuery
 from service.core.explaining import NOTHING, Explained
+from service.core.layout import with_blocks, without_block
 from service.core.pipeline import Pipeline
 from service.core.reading import ItemFailure, Record
 from service.formats.molecule_files import MoleculeFile
@@ -144,6 +145,7 @@ class Answerer:
         keys: counts the molecules against the rate limit of `client`.
         client: holder of the key; None without keys.
         explained: explanations of every record.
+        lays_out: whether answers get mol blocks, where records have none of their own.
     """
 
     pipeline: Pipeline
@@ -151,6 +153,7 @@ class Answerer:
     keys: KeyRing
     client: Client | None
     explained: Explained = NOTHING
+    lays_out: bool = False
 
     async def __call__(self, records: list[Record]) -> list[tuple[Record, Result]]:
         """Answer the records of a group, in order.
@@ -170,6 +173,10 @@ class Answerer:
                 results = await self.pipeline.predict(
                     self.query, sources, bounded=False, explained=self.explained
                 )
+                if self.lays_out:
+                    missing = without_block(sources, results)
+                    blocks = await self.pipeline.lay_out([*missing.values()])
+                    results = with_blocks(results, [*missing], blocks)
             except QueueClosedError:
                 raise
             except Exception:

@@ -17,7 +17,8 @@ from service.core.engine import PredictionQuery
 from service.core.explanations.rows import explained_rows
 from service.core.models import ModelRegistry, UnknownModelError
 from service.core.pipeline import Pipeline
-from service.formats.molecule_files import FileFormat, ResultWriter, open_file
+from service.formats.molecule_files import FileFormat, open_file
+from service.formats.row_writers import RowWriter, row_writer
 from service.security import KeyRing
 from service.telemetry.metrics import Metrics
 
@@ -78,7 +79,8 @@ class JobRunner:
             query.engine.info.check_table(query.tasks)
             client = self._keys.client_named(job.client)
             explained = explained_rows(query, job.explain)
-            answerer = Answerer(self._pipeline, query, self._keys, client, explained)
+            asked = query, self._keys, client, explained, job.output == "sdf"
+            answerer = Answerer(self._pipeline, *asked)
             await self._answer(job, answerer)
         except (asyncio.CancelledError, QueueClosedError):
             await asyncio.shield(asyncio.to_thread(self._store.release, job.id, self._holder))
@@ -117,7 +119,7 @@ class JobRunner:
                 )
             file = await asyncio.to_thread(open_file, content, file_format)
             rows = file, info, job.tasks, answerer.explained
-            writer = ResultWriter(job.output, *rows, job.escape_formulas)
+            writer = row_writer(job.output, *rows, job.escape_formulas)
             if starts_over:
                 result.write(writer.header())
                 await self._save(job, result, writer, digest=info.digest, total=total)
@@ -137,9 +139,7 @@ class JobRunner:
             await self._save(job, result, writer, state="done", finished=time.time())
         self._metrics.job_ended("done")
 
-    async def _save(
-        self, job: Job, result: BinaryIO, writer: ResultWriter, **values: object
-    ) -> None:
+    async def _save(self, job: Job, result: BinaryIO, writer: RowWriter, **values: object) -> None:
         def save() -> bool:
             result.flush()
             os.fsync(result.fileno())

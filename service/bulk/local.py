@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from models.data.smiles_parser import is_short
 from models.experts.combination import ExpertChoice
@@ -20,15 +21,24 @@ from models.experts.unified import Routing
 from service.bulk.flow import file_groups, in_order
 from service.core.answer import Answer, Result
 from service.core.engine import PredictionQuery, load_engine
-from service.core.explaining import Explained, with_explanations
-from service.core.explanations.alerts import Alerts, alerts_of
+from service.core.explaining import with_explanations
+from service.core.explanations.alerts import alerts_of
 from service.core.explanations.drugs import explain_drugs
 from service.core.explanations.rows import explained_rows
+from service.core.layout import lay_out, with_blocks, without_block
 from service.core.local import predict_parsed
 from service.core.parsing import Parser
-from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Record, Source, read_all
-from service.formats.arrow import ArrowWriter
-from service.formats.molecule_files import MoleculeFile, ResultWriter
+from service.core.reading import (
+    ItemFailure,
+    MoleculeLimits,
+    Parsed,
+    Record,
+    Source,
+    map_guarded,
+    read_all,
+)
+from service.formats.molecule_files import MoleculeFile
+from service.formats.row_writers import RowKind, row_writer
 from service.schemas import ExplanationName, RowExplanation
 from service.settings import Settings
 
@@ -37,7 +47,6 @@ GROUP_SIZE = 256
 """Records of a group: the model is as fast as with more, and a stopped run loses few."""
 WINDOW = 2
 """Groups under way in a process: one is read while the other is in the model."""
-RowKind = Literal["csv", "ndjson", "parquet"]
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
@@ -140,7 +149,9 @@ class LocalAnswering:
         )
         info.check_table(self._query.tasks)
         self._explained = explained_rows(self._query, query.explain)
-        self._writer = row_writer(query, self._query, self._explained)
+        rows = query.file, info, self._query.tasks, self._explained
+        self._writer = row_writer(query.output, *rows, query.escape_formulas)
+        self._lays_out = query.output == "sdf"
         self._settings = settings
         self._limits = MoleculeLimits(settings.max_atoms, settings.max_smiles_length)
         self._parser: Parser | None = None
@@ -162,6 +173,10 @@ class LocalAnswering:
         async with self._model:
             results = await asyncio.to_thread(self._predict, index, parsed)
             results = await self._explain(results)
+            if self._lays_out:
+                missing = without_block(sources, results)
+                blocks = await self._by_molecule([*missing.values()], lay_out, "draw")
+                results = with_blocks(results, [*missing], blocks)
             return await asyncio.to_thread(self._rows, index, records, results)
 
     async def close(self) -> None:
@@ -180,12 +195,16 @@ class LocalAnswering:
             sources, here, lambda short: read_all(short, self._limits, requirements), there
         )
 
-    async def _alerts(self, smiles: Sequence[str]) -> list[Alerts | ItemFailure]:
-        async def there(others: Sequence[str]) -> list[Alerts | ItemFailure]:
-            return await self._process().apply(others, alerts_of, "search for alerts")
+    async def _by_molecule(
+        self, smiles: Sequence[str], work: Callable[[str], Found | ItemFailure], verb: str
+    ) -> list[Found | ItemFailure]:
+        """Apply a function to canonical SMILES: to short ones here."""
+
+        async def there(others: Sequence[str]) -> list[Found | ItemFailure]:
+            return await self._process().apply(others, work, verb)
 
         here = [is_short(text) for text in smiles]
-        return await _divided(smiles, here, lambda short: list(map(alerts_of, short)), there)
+        return await _divided(smiles, here, partial(map_guarded, work), there)
 
     def _process(self) -> Parser:
         if self._parser is None:
@@ -208,7 +227,8 @@ class LocalAnswering:
             asked = self._query, answers, self._explained
             found["drugs"] = await explain_drugs(*asked, math.inf)
         if answers and "alerts" in self._explained.names:
-            found["alerts"] = await self._alerts([answer.smiles or "" for answer in answers])
+            smiles = [answer.smiles or "" for answer in answers]
+            found["alerts"] = await self._by_molecule(smiles, alerts_of, "search for alerts")
         return with_explanations(results, found) if found else results
 
     def _rows(self, index: int, records: Sequence[Record], results: Sequence[Result]) -> Rows:
@@ -242,16 +262,6 @@ async def _divided(
     found = iter(work([item for item, is_here in zip(items, here, strict=True) if is_here]))
     found_there = iter([] if waiting is None else await waiting)
     return [next(found if is_here else found_there) for is_here in here]
-
-
-def row_writer(
-    asked: LocalQuery, query: PredictionQuery, explained: Explained
-) -> ResultWriter | ArrowWriter:
-    """Return the writer of the rows of a kind."""
-    rows = asked.file, query.engine.info, query.tasks, explained
-    if asked.output == "parquet":
-        return ArrowWriter(*rows)
-    return ResultWriter(asked.output, *rows, asked.escape_formulas)
 
 
 def without_records(file: MoleculeFile) -> MoleculeFile:

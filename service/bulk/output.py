@@ -18,8 +18,9 @@ import orjson
 
 from models.errors import ConfigError
 from models.files import sync, write_atomically
-from service.bulk.local import RowKind, Rows
+from service.bulk.local import Rows
 from service.formats.arrow import to_parquet
+from service.formats.row_writers import RowKind
 
 _SAVE_SECONDS = 1.0
 

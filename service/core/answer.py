@@ -18,12 +18,15 @@ class Answer:
         tasks: predictions by task.
         graph: as the model read it; the atoms of a molecule have the order of `smiles`.
         explanations: by name, what JSON can hold (`service.core.explaining`).
+        mol_block: of the molecule, with computed coordinates, where the answer is to be an SDF; an
+            error if they could not be computed in time.
     """
 
     smiles: str | None
     tasks: dict[str, TaskAnswer]
     graph: Graph | None = None
     explanations: Mapping[str, Any] = field(default_factory=dict)
+    mol_block: str | ItemFailure | None = None
 
 
 Result = Answer | ItemFailure

@@ -40,10 +40,10 @@ from service.core.reading import (
     MoleculeLimits,
     Parsed,
     Source,
+    map_guarded,
     precheck,
     read,
     read_all,
-    unexpected,
 )
 
 Loss = Literal["timeout", "died"]
@@ -228,7 +228,7 @@ class Parser:
         Returns:
             One result per item, in their order; errors are returned, not raised.
         """
-        return await self._in_chunks(items, partial(_apply, work=work), verb)
+        return await self._in_chunks(items, partial(map_guarded, work), verb)
 
     async def _in_chunks(
         self,
@@ -382,19 +382,6 @@ def _read_all(
     sources: Sequence[Source], limits: MoleculeLimits, requirements: InputRequirements
 ) -> list[_Wire]:
     return [_sent(molecule) for molecule in read_all(sources, limits, requirements)]
-
-
-def _apply(
-    items: Sequence[Item], work: Callable[[Item], Result | ItemFailure]
-) -> list[Result | ItemFailure]:
-    """Apply a function to every item; what it raises fails this item alone."""
-    results: list[Result | ItemFailure] = []
-    for item in items:
-        try:
-            results.append(work(item))
-        except Exception as error:  # as of `read`: RDKit raises bare RuntimeErrors
-            results.append(unexpected(error))
-    return results
 
 
 def _sent(molecule: Parsed | ItemFailure) -> _Wire:

@@ -26,6 +26,7 @@ from service.core.explanations.alerts import AlertExplainer, Alerts, alerts_of
 from service.core.explanations.atoms import AtomsExplainer, AtomsQuery
 from service.core.explanations.drugs import explain_drugs
 from service.core.explanations.locating import Located
+from service.core.layout import lay_out
 from service.core.matching import Found, Search, search, smarts_failure
 from service.core.parsing import Parser
 from service.core.reading import ItemFailure, MoleculeLimits, Parsed, Source, cost
@@ -63,6 +64,7 @@ class Pipeline:
     Attributes:
         depict: draws molecules.
         match: searches in molecules for a substructure that `check_smarts` has accepted.
+        lay_out: returns the mol blocks of canonical SMILES.
         check_smarts: returns SMARTS that can be read, and the errors of others.
         stopping: set when the service starts to drain; endless streams end then.
     """
@@ -107,6 +109,10 @@ class Pipeline:
         )
         self.check_smarts: SideWork[str, str] = SideWork(
             parser, smarts_failure, "read", bound, share, len
+        )
+        # Without a bound of its own: only streams and jobs ask for it, a few molecules at a time.
+        self.lay_out: SideWork[str, str] = SideWork(
+            parser, lay_out, "draw", Bound(math.inf), share, len
         )
         # Without a bound of their own: only molecules that were admitted are explained.
         alerts: SideWork[str, Alerts] = SideWork(

@@ -3,10 +3,10 @@ pool."""
 
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from rdkit import rdBase
 
@@ -29,6 +29,8 @@ from models.networks.hu2020 import BackboneConfig
 from service.schemas import GraphIn, NoText
 
 log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 ITEM_CODES = (
     "empty_smiles",
     "smiles_syntax",
@@ -269,6 +271,19 @@ def unexpected(error: Exception) -> ItemFailure:
     return ItemFailure(
         "unreadable", "the molecule could not be read, for a reason that is not known"
     )
+
+
+def map_guarded(
+    work: Callable[[Item], Found | ItemFailure], items: Sequence[Item]
+) -> list[Found | ItemFailure]:
+    """Apply a function to every item; what it raises fails this item alone."""
+    results: list[Found | ItemFailure] = []
+    for item in items:
+        try:
+            results.append(work(item))
+        except Exception as error:  # as of `read`: RDKit raises bare RuntimeErrors
+            results.append(unexpected(error))
+    return results
 
 
 def read_all(

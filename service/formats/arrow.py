@@ -94,6 +94,7 @@ class ArrowWriter:
         tasks: tasks to write, in order.
         explained: explanations of the rows: float64 percentiles and the text of alerts.
         answered: number of records written so far.
+        failed: number of records written with an error.
     """
 
     file: MoleculeFile
@@ -101,6 +102,7 @@ class ArrowWriter:
     tasks: tuple[str, ...]
     explained: Explained = NOTHING
     answered: int = 0
+    failed: int = 0
     _schema: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,6 +152,7 @@ class ArrowWriter:
         else:
             arrays += [pa.nulls(len(answered), kind) for kind in kinds[len(cells) :]]
         self.answered += len(answered)
+        self.failed += len(answered) - len(good)
         batch = pa.record_batch(arrays, schema=self._schema)
         return batch.serialize().to_pybytes()  # type: ignore[no-any-return]
 

@@ -52,10 +52,11 @@ from service.formats.explanation_columns import (
 from service.formats.sdf import HEADER_LINES, SdfRecord, field_names, is_counts, read_sdf
 
 FileKind = Literal["csv", "tsv", "smi", "sdf"]
-OutputKind = Literal["csv", "ndjson"]
+OutputKind = Literal["csv", "ndjson", "sdf"]
 MEDIA_TYPES: dict[OutputKind, str] = {
     "csv": "text/csv; charset=utf-8",
     "ndjson": "application/x-ndjson",
+    "sdf": "chemical/x-mdl-sdfile",
 }
 _KINDS: dict[str, FileKind] = {
     ".csv": "csv",
@@ -250,7 +251,7 @@ def id_column(id_field: str | None, columns: Sequence[str]) -> int | None:
 
 @dataclass
 class ResultWriter:
-    """Writes the predictions for a file, group by group of records.
+    """Writes the predictions for a file as CSV or NDJSON, group by group of records.
 
     Attributes:
         output: output format. CSV has the record's id if there is one, the columns of the file, the
@@ -268,7 +269,7 @@ class ResultWriter:
         failed: number of records written with an error.
     """
 
-    output: OutputKind
+    output: Literal["csv", "ndjson"]
     file: MoleculeFile
     info: EngineInfo
     tasks: tuple[str, ...]

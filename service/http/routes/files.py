@@ -37,11 +37,11 @@ from service.formats.molecule_files import (
     FileKind,
     FileTooLargeError,
     OutputKind,
-    ResultWriter,
     decompressed,
     kind_of,
     open_file,
 )
+from service.formats.row_writers import RowWriter, row_writer
 from service.http.problems import ProblemError, printable, too_large
 from service.http.routes.common import AcceptingDep, ClientDep, ServicesDep, problems
 from service.http.streaming import Body, StreamedResponse, model_headers
@@ -124,7 +124,7 @@ def _names(values: list[str] | None) -> list[str] | None:
 
 _TEXT = {"schema": {"type": "string"}}
 _FILE_ANSWER: dict[str, Any] = {
-    "content": {"text/csv": _TEXT, "application/x-ndjson": _TEXT},
+    "content": {media.partition(";")[0]: _TEXT for media in MEDIA_TYPES.values()},
     "description": "A row for every record of the file, in order",
 }
 _STREAM_BODY: dict[str, Any] = {
@@ -210,7 +210,12 @@ _IdField = Annotated[
 ]
 _Output = Annotated[
     OutputKind,
-    Query(description="`csv`: the file's own columns, then ours; `ndjson`: as of `/predict`"),
+    Query(
+        description=(
+            "`csv`: the file's own columns, then ours; `ndjson`: as of `/predict`; `sdf`: the"
+            " molecules, with both as data fields"
+        )
+    ),
 ]
 _Escape = Annotated[
     bool,
@@ -354,9 +359,9 @@ async def predict_file(
         headers = {"Location": f"/jobs/{job.id}"}
         return Response(_job_out(job).model_dump_json(), 202, headers, "application/json")
     body = Body(request.receive)  # already read: it only reports a disconnect
-    answerer = Answerer(services.pipeline, query, services.keys, client, explained)
+    answerer = Answerer(services.pipeline, query, services.keys, client, explained, output == "sdf")
     written = opened, answerer.query.engine.info, query.tasks, explained
-    writer = ResultWriter(output, *written, escape)
+    writer = row_writer(output, *written, escape)
     rows = _answer_file(writer, answerer, body.disconnected)
     headers = {**model_headers(query), **_file_headers(opened.encoding, opened.smiles_column)}
     return StreamedResponse(rows, MEDIA_TYPES[output], headers, services.streams, body.close)
@@ -371,7 +376,7 @@ def _file_headers(encoding: str | None, smiles_column: str | None) -> dict[str, 
 
 
 async def _answer_file(
-    writer: ResultWriter, answerer: Answerer, disconnected: asyncio.Future[None]
+    writer: RowWriter, answerer: Answerer, disconnected: asyncio.Future[None]
 ) -> AsyncGenerator[bytes, None]:
     yield writer.header()
     groups = file_groups(writer.file)

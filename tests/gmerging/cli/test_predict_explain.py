@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rdkit import Chem
 
 from gmerging.cli.main import main
 from tests.service.doubles import save_pico_drugs
@@ -70,3 +71,16 @@ def test_what_cannot_be_is_said(
     assert "expected it for csv" in capsys.readouterr().err
     assert predict(pico_artifact, molecules, "--explain", "drugs") == 1
     assert "has no table of drugs" in capsys.readouterr().err
+
+
+def test_sdf(artifact: Path, molecules: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.sdf"
+    options = "--tasks", "bbbp", "--explain", "drugs,alerts"
+    assert predict(artifact, molecules, "-o", output, *options) == 3
+    quinone, broken, chain = Chem.SDMolSupplier(str(output))
+    assert Chem.MolToSmiles(quinone) == "O=C1C=CC(=O)C=C1"
+    assert quinone.GetProp("gmerging_alerts") == "quinone_A(370); chinone_1"
+    assert 0 <= float(quinone.GetProp(NAME)) <= 100
+    assert broken.GetNumAtoms() == 0
+    assert broken.HasProp("gmerging_error")
+    assert chain.GetNumAtoms() == len(LONG)

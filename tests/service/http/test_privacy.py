@@ -11,11 +11,12 @@ import pytest
 
 from models.data.depiction import DepictionStyle
 from service import app
-from service.core import drawing, parsing
+from service.core import drawing
 from service.core.drawing import Drawing, draw
 from service.core.explanations.alerts import alerts_of
+from service.core.layout import lay_out
 from service.core.matching import Search, search, smarts_failure
-from service.core.reading import MoleculeLimits, read
+from service.core.reading import ItemFailure, MoleculeLimits, map_guarded, read
 from service.telemetry import tracing
 from tests.service.doubles import engine_with_drugs, serving
 
@@ -90,7 +91,9 @@ async def test_requests_leave_nothing_of_a_structure(
         lines = "".join(json.dumps(text) + "\n" for text in TEXTS)
         await client.post("/predict/stream?explain=alerts", content=lines)
         table = "smiles\n" + "".join(f'"{text}"\n' for text in TEXTS)
-        await client.post("/predict/file?explain=alerts", files={"file": ("m.csv", table)})
+        for output in ("csv", "sdf"):
+            path = f"/predict/file?explain=alerts&output={output}"
+            await client.post(path, files={"file": ("m.csv", table)})
     assert {200, 422, 500} <= set(statuses), "every way through was taken"
     written = capfd.readouterr()
     said = [caplog.text, written.out, written.err, repr(spans.said)]
@@ -113,6 +116,7 @@ def test_processes_that_read_write_nothing_of_a_structure(
         read(text, limits)
         draw(Drawing(text, DepictionStyle()), limits)
         alerts_of(text)
+        lay_out(text)
         for smarts in ("C", SECRET):
             search(Search(text, smarts), limits)
     list(map(smarts_failure, SMARTS))
@@ -122,8 +126,9 @@ def test_processes_that_read_write_nothing_of_a_structure(
 
     monkeypatch.setattr(drawing, "depict", broken)
     work = partial(draw, limits=limits)
-    (failure,) = parsing._apply([Drawing(GOOD, DepictionStyle())], work)
-    assert failure.code == "unreadable"  # type: ignore[union-attr]
+    (failure,) = map_guarded(work, [Drawing(GOOD, DepictionStyle())])
+    assert isinstance(failure, ItemFailure)
+    assert failure.code == "unreadable"
     assert "a molecule could not be read: RuntimeError" in caplog.text
     written = capfd.readouterr()
     for text in (caplog.text, written.out, written.err, repr(failure)):
