@@ -14,7 +14,7 @@ const TITLE = document.title;
 const view = element("article", { className: "view", id: "view", hidden: true });
 let behind = null; // what had the focus, and how far the page was scrolled, before a view was shown
 let close = () => {};
-let turn = 0;
+let turn = 0; // counts changes of the address
 let home = ""; // the hash of the table's state, to which a view leads back
 
 /** Show the view that the hash names, now and whenever it changes. */
@@ -22,6 +22,7 @@ export function startViews(catalogue) {
   document.querySelector("main").append(view);
   const show = (from) => {
     if (!readAddress(from)) home = from;
+    turn += 1;
     const found = readAddress(location.hash);
     if (found) openView(found, catalogue);
     else if (!view.hidden) closeView();
@@ -33,7 +34,7 @@ export function startViews(catalogue) {
 async function openView({ view: name, fields }, catalogue) {
   close();
   behind ??= { focused: document.activeElement, top: scrollY };
-  const mine = ++turn;
+  const mine = turn;
   const page = await PAGES[name]().catch((error) => () => unloaded(error, name));
   if (mine !== turn) return; // another view was opened since
   const { title, parts, tools = [], stop = () => {} } = page(fields, catalogue);
@@ -54,7 +55,6 @@ function unloaded(error, name) {
 }
 
 function closeView() {
-  turn += 1;
   close();
   close = () => {};
   view.hidden = true;
