@@ -25,8 +25,8 @@ _SECTION = f"""
 
 `domain/` has, by task, hashed fingerprints of the training molecules (ECFP4, 1,024 bits), the error
 of every label by similarity to them, measured on the validation and test molecules, and thresholds
-of conformal sets where their coverage held on the test molecules. It has no structure and no
-measured value of a molecule.
+of conformal sets, which are shown where their coverage held on the test molecules. It has no
+structure and no measured value of a molecule.
 """
 
 
