@@ -23,12 +23,8 @@ FORMAT_VERSION = 1
 STREAMS_VERSION = 2
 """Format version of artifacts with shared streams, which versions before them refuse by it."""
 
-WITHOUT_TRAINING = ("meanings", "domains")
-"""Records of the provenance about changes that leave all models as they are; `weights_of` is the
-digest of the artifact that these are of."""
 
-
-WITHOUT_TRAINING = ("meanings", "drugs")
+WITHOUT_TRAINING = ("meanings", "domains", "drugs")
 """Records of the provenance about changes that leave all models as they are; `weights_of` is the
 digest of the artifact that these are of."""
 
