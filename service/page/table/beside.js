@@ -11,12 +11,13 @@ const MOST_AT_ONCE = 50;
  * Args:
  *   results, rows: the `Results`, and rows of them; those that have them already are not asked for.
  *   labels: of the percentiles.
- *   names: a Set of "drugs" and "alerts".
+ *   wanted: a Set of "drugs" and "alerts".
  *   options: `limits` of the service; `signal`.
  *
  * Returns true if anything new is known.
  */
-export async function explainRows(results, rows, labels, names, { limits, signal }) {
+export async function explainRows(results, rows, labels, wanted, { limits, signal }) {
+  const names = new Set(wanted); // the buttons change theirs while this one waits
   const asked = rows.filter((row) => results.isAnswered(row) && lacks(results, row, labels, names));
   const step = Math.min(MOST_AT_ONCE, limits.max_molecules);
   for (let begin = 0; begin < asked.length; begin += step) {

@@ -71,3 +71,30 @@ def test_alerts_are_a_column_and_downloaded(watched: Watched) -> None:
     table = Path(downloading.value.path()).read_text()
     rows = list(csv.DictReader(io.StringIO(table)))
     assert [bool(row["gmerging_alerts"]) for row in rows] == [False, False, True, False]
+
+
+def test_what_is_asked_for_later_is_not_taken_for_known(watched: Watched) -> None:
+    """A button that is pressed while an answer is on its way asks again: its answer is not "none"
+    because the earlier request did not ask."""
+    known = watched.page.evaluate(
+        """async () => {
+          const { explainRows } = await import("./page/table/beside.js");
+          const { loadCatalogue } = await import("./page/catalogue.js");
+          const catalogue = await loadCatalogue();
+          const labels = [catalogue.labels.values().next().value];
+          const results = {
+            isAnswered: () => true,
+            smiles: ["O=C1C=CC(=O)C=C1"],
+            percentiles: new Map(),
+            alerts: new Map(),
+          };
+          const wanted = new Set(["alerts"]);
+          const options = { limits: catalogue.model.limits };
+          const asking = explainRows(results, [0], labels, wanted, options);
+          wanted.add("drugs");
+          await asking;
+          return { alerts: results.alerts.get(0).length, percentiles: results.percentiles.size };
+        }"""
+    )
+    assert known["alerts"] > 0
+    assert known["percentiles"] == 0
