@@ -111,8 +111,8 @@ def until_changed(image: "Locator", before: str | None) -> str:
     raise AssertionError("the picture stays the same")
 
 
-def accessibility_complaints(page: "Page", part: str) -> list[str]:
-    """Return what axe-core finds wrong with a part of the page, a selector."""
+def accessibility_complaints(page: "Page", selector: str) -> list[str]:
+    """Return what axe-core finds wrong with the element that a selector finds."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found: list[dict[str, Any]] = axe.run(page, context=part).response["violations"]
+    found: list[dict[str, Any]] = axe.run(page, context=selector).response["violations"]
     return [f"{one['id']}: {[node['html'][:120] for node in one['nodes'][:3]]}" for one in found]

@@ -28,10 +28,10 @@ def _number(text: str) -> float:
 
 def _explain(page: "Page", section: str) -> "Locator":
     """Open a section by keyboard, and return its body when the service has answered."""
-    part = page.locator(f"[data-section={section}]")
-    part.locator("summary").focus()
+    opened = page.locator(f"[data-section={section}]")
+    opened.locator("summary").focus()
     page.keyboard.press("Enter")
-    body = part.locator(".section-body")
+    body = opened.locator(".section-body")
     body.locator(":not(p)").first.wait_for()
     return body
 
