@@ -195,21 +195,24 @@ class Model:
             Tables by name; molecules that cannot be read have no rows, and atoms are numbered from
             0 in the order of the canonical SMILES.
 
-            - `routing`: the weight of each task's adapters at each site where experts are mixed;
-              rows by molecule, task and site, a column for each task's expert.
-            - `experts`: the answer of the network (`own`) and of the trees (`forest`), with their
-              weights in the answer; columns molecule, task, expert, weight, label, value.
-            - `atoms`: a row for every molecule, label, expert and atom; and `sums`, a row for every
-              molecule and label, with the canonical SMILES: `output`, on the `scale` that is summed
-              (log-odds of a probability), is `baseline` plus `atoms`, the sum of the atoms'
-              contributions, plus `other`, what lies on no atom.
-            - `domain`: a row for every molecule and label of tasks that have one: `similarity` and
-              `row` of the nearest training molecule; `band_...`, what was measured on molecules
-              about as near; `conformal`, the set of classes or the ends of the interval;
-              `coverage` of such sets on the test molecules; `spread` between network and trees.
-            - `drugs`: a row for every molecule and label: the answer, and what percentage of
-              approved drugs has a lower one.
-            - `alerts`: a row for every occurrence of a substructure that a catalogue warns of.
+            `routing`: the weight of each task's adapters at each site where experts are mixed; rows
+            by molecule, task and site, a column for each task's expert. `experts`: the answer of
+            the network (`own`) and of the trees (`forest`), with their weights in the answer;
+            columns molecule, task, expert, weight, label, value.
+
+            `atoms`: a row for every molecule, label, expert and atom; and `sums`, a row for every
+            molecule and label, with the canonical SMILES: `output`, on the `scale` that is summed
+            (log-odds of a probability), is `baseline` plus `atoms`, the sum of the atoms'
+            contributions, plus `other`, what lies on no atom.
+
+            `domain`: a row for every molecule and label of tasks that have one: `similarity` and
+            `row` of the nearest training molecule; `band_...`, what was measured on molecules about
+            as near; `conformal`, the set of classes or the ends of the interval; `coverage` of such
+            sets on the test molecules; `spread` between network and trees.
+
+            `drugs`: a row for every molecule and label: the answer, and what percentage of approved
+            drugs has a lower one. `alerts`: a row for every occurrence of a substructure that a
+            catalogue warns of.
 
         Raises:
             GMergingError: see `predict`; or the model has no such explanation.

@@ -16,7 +16,8 @@ class Answer:
     Attributes:
         smiles: canonical SMILES; None for a graph.
         tasks: predictions by task.
-        graph: as the model read it; the atoms of a molecule have the order of `smiles`.
+        graph: as the model read it; its atoms need not have the order of `smiles`
+            (`models.data.located.locate` gives that).
         explanations: by name, what JSON can hold (`service.core.explaining`).
         mol_block: of the molecule, with computed coordinates, where the answer is to be an SDF; an
             error if they could not be computed in time.

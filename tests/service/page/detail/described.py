@@ -11,7 +11,7 @@ import pytest
 from models.artifact import load_components, save_artifact
 from models.drugs import DrugInfo, DrugTable
 from models.meaning import Counts, LabelMeaning, LabelScore, TaskMeaning
-from tests.service.doubles import save_pico_forests
+from tests.service.doubles import save_pico_domains
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -39,9 +39,9 @@ _SHOWN = ("clintox.CT_TOX", "tox21.NR-AR", "bbbp.p_np")
 
 
 def save_described(folder: Path) -> Path:
-    """Save `save_pico_forests` with meanings, a table of drugs and a card; names hold HTML."""
+    """Save `save_pico_domains` with meanings, a table of drugs and a card; names hold HTML."""
     with TemporaryDirectory() as plain:
-        components = load_components(save_pico_forests(Path(plain) / "plain"))
+        components = load_components(save_pico_domains(Path(plain) / "plain"))
     manifest = components.manifest
     infos = {
         task: info.model_copy(update={"meaning": _meaning(info.labels)})
@@ -62,9 +62,8 @@ def save_described(folder: Path) -> Path:
     )
     manifest = manifest.model_copy(update={"tasks": infos, "drugs": drugs})
     written = components.backbone, components.experts, CARD
-    save_artifact(
-        folder, manifest, *written, forests=components.forests, drugs=DrugTable.of(answers)
-    )
+    optional = {"forests": components.forests, "domains": components.domains}
+    save_artifact(folder, manifest, *written, **optional, drugs=DrugTable.of(answers))
     return folder
 
 

@@ -242,6 +242,20 @@ def test_the_panel_is_accessible(told: Watched, theme: str) -> None:
     assert accessibility_complaints(page, "#panel") == []
 
 
+def test_trust_is_what_the_service_measured(told: Watched) -> None:
+    page = told.page
+    open_panel(page, told.url)
+    body = {"smiles": ASPIRIN, "tasks": ["clintox"], "explain": ["domain"]}
+    item = _predict(told, body)
+    near, band = item["domain"]["clintox"]["nearest"][0], item["domain"]["clintox"]["labels"]
+    shown = _explain(page, "domain").inner_text()
+    assert f"similarity {near['similarity']:.2f}" in shown
+    assert f"row {near['row']} of the data" in shown
+    assert f"{band['CT_TOX']['band']['molecules']} molecules" in shown
+    assert "structure not shown" in shown  # the service has none
+    assert accessibility_complaints(page, "#panel") == []
+
+
 TRUST = """async ([item, label]) => {
   const { explainTrust } = await import("./page/detail/trust.js");
   const inquiry = { askOne: async () => ({ item }) };
