@@ -28,7 +28,7 @@ export class Filters {
       on: { input: soon(() => this.#searched()) },
     });
     this.smarts = element("input", {
-      type: "search", id: "smarts", placeholder: "SMARTS, such as C(=O)N", value: this.view.smarts,
+      type: "search", id: "smarts", placeholder: "SMARTS: C(=O)N", value: this.view.smarts,
       spellcheck: false, autocapitalize: "off", autocomplete: "off", className: "mono",
       aria: { describedby: "smarts-error" },
       on: { input: soon(() => this.#smartsChanged()) },
