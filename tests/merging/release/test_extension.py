@@ -402,7 +402,7 @@ NAMED = "CCO\tmol0\nc1ccccc1\tmol1\nC1CC\tmol2\nCCN\tmol3\n"
         ("a.smi", "SMILES Name\n" + NAMED),
         ("a.txt", "smiles,name\n" + NAMED.replace("\t", ",")),
         ("a.csv", "structure;name\n" + NAMED.replace("\t", ";")),
-        ("a.smi.gz", gzip.compress(NAMED.encode())),
+        ("a.smi.gz", gzip.compress(NAMED.encode(), mtime=0)),
         ("a.smi", ("\ufeff" + NAMED).encode()),
         ("a.smi", NAMED.encode("utf-16")),
         ("a.smi", NAMED.replace("mol", "mol\u00e9").encode("cp1252")),
