@@ -8,7 +8,7 @@ import pytest
 from rdkit import Chem
 
 from service.http.routes.page import FOLDER
-from tests.service.page.conftest import Watched
+from tests.service.page.conftest import Watched, done, smiles_of
 from tests.service.page.detail.described import accessibility_complaints
 
 if TYPE_CHECKING:
@@ -127,3 +127,27 @@ class TestEditor:
         sheet = opened.locator(".editor-sheet")
         ground = sheet.evaluate("one => getComputedStyle(one).backgroundColor")
         assert ground == "rgb(255, 255, 255)"
+
+
+def test_what_is_drawn_is_predicted(watched: Watched) -> None:
+    """From the button to the table, by mouse alone."""
+    page = watched.page
+    page.locator("#model").wait_for()
+    page.locator("#draw").click()
+    page.locator(".editor-sheet > div").wait_for()
+    box = page.locator(".editor-sheet").bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + _BENZENE[0], box["y"] + _BENZENE[1])
+    page.mouse.click(box["x"] + _TOOLBAR + 200, box["y"] + 150)
+    page.get_by_role("button", name="Use this molecule").click()
+    page.locator("dialog.editor").wait_for(state="detached")
+    field = page.locator("#molecules-text")
+    for _ in range(100):
+        if field.input_value():
+            break
+        page.wait_for_timeout(50)
+    assert field.input_value() == "c1ccccc1"
+    page.locator("#predict").click()
+    done(page)
+    assert smiles_of(page) == ["c1ccccc1"]
+    page.locator(".grid tbody .value").first.wait_for()
