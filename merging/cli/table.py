@@ -69,7 +69,7 @@ def command_rows() -> list[Row]:
         ("add-forests", commands.add_forest, (*one_seed, *per_task, *new_artifact)),
         ("describe-labels", commands.describe_labels_of, (*base, *new_artifact)),
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
-        ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
+        ("screen-experts", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact, options.as_json)),
         *own_models.rows(),
         ("merge-weights", import_commands.merge_state_dicts, _weight_options()),

@@ -30,16 +30,15 @@ from service.bulk.flow import Answerer, file_groups, in_order
 from service.bulk.jobs import Job, JobState, JobStore
 from service.bulk.ndjson import ndjson_answers, ndjson_groups
 from service.core.engine import PredictionQuery
+from service.formats.kinds import FileKind, kind_of
 from service.formats.molecule_files import (
     MEDIA_TYPES,
     FileFormat,
-    FileKind,
     FileTooLargeError,
     MoleculeFile,
     OutputKind,
     ResultWriter,
     decompressed,
-    kind_of,
     open_file,
 )
 from service.http.problems import ProblemError, printable, too_large
