@@ -83,8 +83,8 @@ class _Child:
             self.close()
             raise
         if reply != _READY:
-            self.close()
             got = f"got the end of a process that loads the model ({self._status()})"
+            self.close()
             raise ChildStartError(f"{got}, expected it to start")
 
     def answers(self, record: Record) -> str | None:

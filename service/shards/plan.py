@@ -1,9 +1,9 @@
 """The plan of a screening: a file that names the model, what is asked, and the shards, in a number
 of parts that is fixed once, so that no scheduler's variable decides who screens what."""
 
+import itertools
 import os
 from collections.abc import Sequence
-from os.path import commonpath
 from pathlib import Path
 from typing import Literal
 
@@ -132,8 +132,8 @@ def _root(whole: Sequence[str]) -> str:
         is_file = [found.address for found in files_at(only).listed(only)] == [only]
         return only.rpartition("/")[0] if is_file else only
     folders = [address.split("/")[:-1] for address in whole]
-    shared = commonpath([tuple(folder) for folder in folders])
-    return "/".join(shared)
+    steps = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
+    return "/".join(names[0] for names in steps)
 
 
 def _is_ignored(found: Found, any_name: bool) -> bool:

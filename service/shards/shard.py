@@ -1,10 +1,11 @@
 """One shard: a file of molecules in, a Parquet file of predictions out, whole or not at all."""
 
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
 
 from models.errors import ConfigError, GMergingError, InvalidInputError
 from service.bulk.flow import next_group
@@ -29,7 +30,6 @@ from service.shards.table import Counts, ResultTables, ShardWriter, TopRows
 
 CRASHED = "crashed"
 """Code of a molecule that ended the process which read or predicted it, twice."""
-_UNLIMITED_BYTES = 2**63 - 1
 _NAMES_OF_IDS = ("id", "name")
 """Columns that hold the ids of records if none is named."""
 
@@ -120,8 +120,7 @@ class Screener:
         best = None if top is None else TopRows(top, self._tables.schema)
         failed: Counter[str] = Counter()
         report(0)
-        with files_at(shard.address).opened(shard.address) as stream:
-            file = _opened(stream, shard, self._model.request)
+        with _opened(shard, self._model.request) as file:
             for index, (ids, records) in enumerate(_chunks(file, shard.name)):
                 note.chunk = index
                 write_note(shard.output, note)
@@ -159,12 +158,15 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__} in {place.filename}:{place.lineno}: {error}".replace("\n", " ")
 
 
-def _opened(stream: Any, shard: Shard, request: ScreenRequest) -> MoleculeFile:
+@contextmanager
+def _opened(shard: Shard, request: ScreenRequest) -> Iterator[MoleculeFile]:
     kind: InputKind = request.input_format or kind_by_name(shard.address)
-    if kind == "parquet":
-        return open_parquet(stream, request.smiles_column, request.id_field)
-    plain = decompressed(stream, _UNLIMITED_BYTES)
-    return open_file(plain, FileFormat(kind, request.smiles_column, request.id_field))
+    with files_at(shard.address).opened(shard.address) as stream:
+        if kind == "parquet":
+            yield open_parquet(stream, request.smiles_column, request.id_field)
+            return
+        with decompressed(stream, sys.maxsize) as plain:
+            yield open_file(plain, FileFormat(kind, request.smiles_column, request.id_field))
 
 
 def _chunks(file: MoleculeFile, name: str) -> Iterator[tuple[list[str], list[Record]]]:

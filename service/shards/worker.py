@@ -1,8 +1,8 @@
 """A process that screens the shards that it is told, for who deals them out (`runner`).
 
-It reads a pickled `Order` and then pickled shards from its standard input, and writes its reports,
-a line of JSON each, to its standard output. It ends with its input, or when nobody reads its
-reports any more: at the end of the chunk under way.
+It reads, pickled, the model with whether outputs are replaced, and then shards from its standard
+input, and writes its reports, a line of JSON each, to its standard output. It ends with its input,
+or, at the end of the chunk under way, when nobody reads its reports any more.
 """
 
 import json
