@@ -53,6 +53,7 @@ FLOORS = {
         ("core",),
         ("formats",),
         ("bulk",),
+        ("shards",),
         ("services",),
         ("http",),
         ("app",),
