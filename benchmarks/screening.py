@@ -4,9 +4,9 @@
         [--processes N ...] [--data FOLDER] [--output FILE]
 
 The plain loop reads a Parquet file batch by batch, predicts, and writes the same columns; it knows
-no ids but the file's, no errors, no notes, no filters. Both are measured in turns, each in a process
-of its own with one thread, on the same molecules of the screening library (repeated where the
-library is too small); CPU seconds are those of a process and of all that it starts. The ratio is of
+no ids but the file's, no errors, no notes, no filters. Both are measured in turns, each in a
+process of its own with one thread, on the same molecules of the screening library (repeated where
+there are too few); CPU seconds are those of a process and of all that it starts. The ratio is of
 the rows beyond the smallest file, so that loading the model does not count.
 
 `--processes 1 2` runs a plan of as many shards as there are hundred thousands of rows (at least

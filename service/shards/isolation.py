@@ -134,7 +134,8 @@ def main() -> None:
 def serve(messages: BinaryIO, replies: BinaryIO) -> None:
     """Load the model that comes first, and answer the records after it until the input ends."""
     answering = Answering(pickle.load(messages))
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY_BYTES, _MOST_MEMORY_BYTES))
+    if answering.info.device == "cpu":  # a GPU's driver maps much more than it uses
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY_BYTES, _MOST_MEMORY_BYTES))
     replies.write(_READY)
     while True:
         replies.flush()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from service.shards.request import ScreenModel, ScreenRequest
 
 ATTEMPTS = 3
 """Attempts at one shard in one run."""
+_LOOKS = 16  # outputs looked at at a time: they may be far away
 _WORKER = "from service.shards.worker import main; main()"
 
 
@@ -74,7 +76,9 @@ def unfinished(shards: Sequence[Shard], digest: str, request: ScreenRequest) -> 
         digest: of the model.
         request: what is asked.
     """
-    return [shard for shard in shards if not _is_done(shard, digest, request)]
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        done = pool.map(lambda shard: _is_done(shard, digest, request), shards)
+        return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
 
 
 def _is_done(shard: Shard, digest: str, request: ScreenRequest) -> bool:

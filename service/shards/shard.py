@@ -103,7 +103,8 @@ class Screener:
                 writer.finish(about)
             except BaseException as error:
                 writer.close()
-                if isinstance(error, Exception):
+                # Whoever wants no more reports may have begun anew: then the note is not ours.
+                if isinstance(error, Exception) and not isinstance(error, BrokenPipeError):
                     note.error = said(error)
                     write_note(output, note)
                 raise

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from models.errors import GMergingError
 from service.core.memory import limit_malloc_arenas
+from service.shards.isolation import ChildStartError
 from service.shards.made import Shard
 from service.shards.shard import Screener, said
 
@@ -61,6 +62,8 @@ def _screen(screener: Screener, shard: Shard, send: Send) -> None:
         made = screener(shard, lambda rows: send({"rows": rows}))
     except BrokenPipeError:
         raise
+    except ChildStartError as error:
+        send({"failed": str(error), "final": False})
     except GMergingError as error:  # the same at every attempt
         send({"failed": str(error), "final": True})
     except Exception as error:

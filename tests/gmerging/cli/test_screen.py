@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from gmerging.cli.main import main
+from gmerging.cli.screen import _shard_bar
 from service.core.engine import PredictionQuery, load_engine
 from service.core.local import predict
 from service.settings import Settings
 from service.shards.plan import read_plan
+from service.shards.runner import Progress
 from tests.service.shards.crashing import KILLS, write_site
 
 ATOMS = ("C", "N", "O", "CC", "c1ccccc1", "C(=O)", "S", "C(F)", "C1CC1")
@@ -126,6 +128,25 @@ def test_what_cannot_be_asked_is_said_in_a_line(
     start = ["screen-shard", "library/a/part-0.parquet", "-o", "out", "-m", str(pico_artifact)]
     assert main([*start, *words]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_terminal_has_a_bar_of_rows(
+    pico_artifact: Path,
+    desk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_library(desk / "library", 1, 60)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    words = ["screen-shard", "library/a/part-0.parquet", "-o", "out", "-m", str(pico_artifact)]
+    assert main(words) == 0
+    assert "60row" in capsys.readouterr().err
+    with _shard_bar(3, shown=True) as report:
+        report(Progress(3, done=2, rows=40, seconds=2.0))
+    shown = capsys.readouterr().err
+    assert "2/3" in shown
+    assert "rows=40" in shown
+    assert "rate=20/s" in shown
 
 
 # --- plans ---

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from service.shards import worker
+from service.shards.isolation import ChildStartError
+from service.shards.shard import Screener
 from tests.service.shards.test_shard import model, shard_of, write_table
 
 
@@ -46,6 +48,13 @@ def test_what_may_go_well_next_time_is_not_final(
     *_, failed = reports((model(pico_artifact), False), missing)
     assert failed["final"] is False
     assert "nothing.csv" in failed["failed"]
+
+    def fail(*_: object) -> None:
+        raise ChildStartError("got no child")
+
+    monkeypatch.setattr(Screener, "__call__", fail)
+    *_, failed = reports((model(pico_artifact), False), missing)
+    assert failed == {"failed": "got no child", "final": False}
 
 
 def test_a_model_that_cannot_be_used_is_refused(pico_artifact: Path) -> None:
