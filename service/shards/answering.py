@@ -39,7 +39,7 @@ class Answering:
         self.info = info = engine.info
         if model.digest not in (None, info.digest):
             got = f"got model {info.name} {info.version} ({info.digest[:12]}) in {model.artifact}"
-            raise ArtifactError(f"{got}, expected the plan's ({model.digest[:12]})")  # type: ignore[index]
+            raise ArtifactError(f"{got}, expected the plan's ({model.digest[:12]})")
         self._query = PredictionQuery.checked(
             info.name, engine, request.tasks, request.routing, request.experts
         )
