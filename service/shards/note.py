@@ -101,3 +101,12 @@ def write_note(output: str, note: Note) -> None:
 def remove_note(output: str) -> None:
     """Remove the note beside an output."""
     files_at(output).remove(beside(output, ".note"))
+
+
+def clear(output: str) -> None:
+    """Remove what a dead attempt has left beside an output that is done: a process may die after
+    another has finished, or between its last two steps."""
+    note = note_of(output)
+    if note is not None and not note.is_alive:
+        files_at(output).remove(note.temporary)
+        remove_note(output)

@@ -19,7 +19,7 @@ from typing import Any
 
 from models.errors import GMergingError
 from service.shards.made import Shard, depends_on, made_of
-from service.shards.note import note_of, write_note
+from service.shards.note import clear, note_of, write_note
 from service.shards.places import files_at
 from service.shards.processes import environment, how_it_ended
 from service.shards.request import ScreenModel, ScreenRequest
@@ -69,7 +69,8 @@ class Progress:
 
 
 def unfinished(shards: Sequence[Shard], digest: str, request: ScreenRequest) -> list[Shard]:
-    """Return the shards that have no output of their present input.
+    """Return the shards that have no output of their present input. Beside the outputs of others
+    nothing is left of attempts that have died.
 
     Args:
         shards: all shards.
@@ -89,7 +90,10 @@ def _is_done(shard: Shard, digest: str, request: ScreenRequest) -> bool:
         identity = files_at(shard.address).identity(shard.address)
     except FileNotFoundError:
         return False
-    return made.is_of(depends_on(shard, identity, digest, request))
+    is_done = made.is_of(depends_on(shard, identity, digest, request))
+    if is_done:
+        clear(shard.output)
+    return is_done
 
 
 class Run:

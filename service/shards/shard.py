@@ -23,7 +23,7 @@ from service.shards.answering import (
 )
 from service.shards.isolation import crashes
 from service.shards.made import Made, Shard, depends_on, made_of
-from service.shards.note import Note, note_of, remove_note, write_note
+from service.shards.note import Note, clear, note_of, remove_note, write_note
 from service.shards.places import files_at
 from service.shards.request import ScreenModel, ScreenRequest
 from service.shards.table import Counts, ResultTables, ShardWriter, TopRows
@@ -75,6 +75,7 @@ class Screener:
         made = made_of(output)
         if made is not None:
             if made.is_of(expected):
+                clear(output)
                 return made
             if not (self._replace or made.has_settings_of(expected)):
                 raise ShardExistsError(

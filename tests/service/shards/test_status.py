@@ -62,6 +62,14 @@ def test_states_rows_and_failures(plan: Plan) -> None:
 def test_what_is_unfinished_is_left(plan: Plan) -> None:
     left = unfinished(plan.part(None), plan.model.digest, plan.request)
     assert [shard.name for shard in left] == list(NAMES[1:])
+    done = plan.part(None)[0].output
+    theirs = Path(done).with_name(".theirs")
+    for pid, is_kept in ((os.getppid(), True), (2**22 + 1, False)):
+        theirs.write_bytes(b"half")
+        write_note(done, Note.new(str(theirs), ()).model_copy(update={"pid": pid}))
+        assert len(unfinished(plan.part(None)[:1], plan.model.digest, plan.request)) == 0
+        assert theirs.exists() == is_kept
+        assert (note_of(done) is not None) == is_kept
     other = request(floats="float16")
     assert len(unfinished(plan.part(None), plan.model.digest, other)) == len(NAMES)
 
