@@ -349,6 +349,31 @@ def test_an_interrupted_run_ends_its_processes(pico_artifact: Path, desk: Path) 
     assert not any(worker.is_running() for worker in workers)
 
 
+_ARRAY = """#!/bin/bash
+# Runs the tasks of an array one after the other, as SLURM would start them.
+last=$(sed -n 's/^#SBATCH --array=0-//p' "$1")
+for task in $(seq 0 "$last"); do
+    SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_COUNT=1 bash "$1" || exit 1
+done
+"""
+
+
+@pytest.mark.slow
+def test_the_tasks_of_an_array_do_all_shards(
+    pico_artifact: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (desk / "bin").mkdir()
+    (desk / "bin/sbatch").write_text(_ARRAY)
+    (desk / "bin/sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{desk}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.setenv("GMERGING_DEVICE", "cpu")
+    write_library(desk / "library", 5, 30)
+    planned(pico_artifact, "--parts", "2")
+    assert main(["screen", "run", "screen.json", "--engine", "slurm"]) == 0
+    check_library(desk / "library", desk / "out")
+
+
 @pytest.mark.slow
 def test_shards_in_an_object_store(
     pico_artifact: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
