@@ -34,7 +34,7 @@ from service.settings import Settings
 MODELS = ("admet", "moleculenet-gcn")
 AIM = 0.9
 """Rate of the command over that of its engine."""
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: processes that outlive their parent become ours
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: processes that outlive their parent become ours
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def main() -> None:
     if arguments.alone:
         engine_alone(arguments.alone, arguments.smiles)
         return
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1)
+    ctypes.CDLL(None).prctl(SUBREAPER, 1)
     molecules = library_molecules(arguments.rows, arguments.data)
     found: dict[str, Any] = {
         "machine": {**machine(1), "load": round(os.getloadavg()[0], 1)},

@@ -54,6 +54,7 @@ FLOORS = {
         ("core",),
         ("formats",),
         ("bulk",),
+        ("shards",),
         ("services",),
         ("http",),
         ("app",),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 
-from gmerging.cli import doctor, models, predict, serve
+from gmerging.cli import doctor, models, predict, screen, serve
 from merging.cli.parser import Formatter, Parser, Row, add_command, help_of, summary_of
 from models.errors import GMergingError
 from models.extras import EXTRAS, how_to_install
@@ -29,14 +29,14 @@ _DESCRIPTION = "Merge fine-tuned graph neural networks into one network, and pre
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: one of `EXIT_CODES`, or what it documents."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = _respelled(sys.argv[1:] if argv is None else list(argv))
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     try:
         arguments = make_parser(words).parse_args(words)
         return arguments.command(arguments) or 0
     except ModuleNotFoundError as error:
-        extra = "predict" if words[:1] in _front_words() else "merging"
+        extra = "predict" if words and words[0] in (*_front_words(), "screen") else "merging"
         name = (error.name or "").partition(".")[0]
         if name not in EXTRAS[extra]:
             raise
@@ -64,6 +64,7 @@ def front_rows() -> list[Row]:
     """The commands that need no training packages: those who only use models have these."""
     return [
         ("predict", predict.predict, predict.OPTIONS),
+        ("screen-shard", screen.screen_shard, screen.SHARD_OPTIONS),
         ("serve", serve.serve, serve.options()),
         ("key", serve.make_key, serve.KEY_OPTIONS),
         ("models", models.list_models, models.OPTIONS),
@@ -89,7 +90,9 @@ def make_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
     front = front_rows()
     for row in front:
         add_command(added, *row)
-    if argv and argv[0] in {name for name, *_ in front}:
+    about = "Screen libraries that are kept in many files, on one machine or on many."
+    _add_group(added, "screen", about, "STEP", screen.rows())
+    if argv and argv[0] in (*_front_words(), "screen"):
         return parser
     try:
         training, studies = _add_training(added)
@@ -110,16 +113,28 @@ def _add_training(added: "argparse._SubParsersAction[Parser]") -> tuple[list[Row
     for row in commands:
         add_command(added, *row)
     about = "Run a study; write its results file and print its table."
-    study = added.add_parser("study", help=about, description=about, formatter_class=Formatter)
-    of_study = study.add_subparsers(required=True, metavar="STUDY")
-    for row in studies:
-        add_command(of_study, *row)
+    _add_group(added, "study", about, "STUDY", studies)
     return commands, studies
+
+
+def _add_group(
+    added: "argparse._SubParsersAction[Parser]",
+    name: str,
+    about: str,
+    metavar: str,
+    rows: Iterable[Row],
+) -> None:
+    """Add a command that has commands of its own."""
+    group = added.add_parser(name, help=about, description=about, formatter_class=Formatter)
+    commands = group.add_subparsers(required=True, metavar=metavar)
+    for row in rows:
+        add_command(commands, *row)
 
 
 def _epilog(front: Iterable[Row], training: Iterable[Row], studies: Iterable[Row]) -> str:
     """Return the commands in groups, and the exit codes."""
     groups = [_listed("use models", front)]
+    groups.append(_listed("screen libraries", screen.rows(), "screen "))
     if training:
         groups += [_listed("make models", training), _listed("studies", studies, "study ")]
     else:
@@ -145,8 +160,21 @@ def _listed(title: str, rows: Iterable[Row], prefix: str = "") -> str:
     return "\n".join([f"{title}:", *lines])
 
 
-def _front_words() -> list[list[str]]:
-    return [[name] for name, *_ in front_rows()]
+def _front_words() -> list[str]:
+    return [name for name, *_ in front_rows()]
+
+
+def _respelled(words: list[str]) -> list[str]:
+    """Return the words of a command, with a name that it had before replaced by the one it has now.
+
+    `screen` was `screen-experts`, which has options only; what it is now begins with a step.
+    """
+    second = words[1] if words[:1] == ["screen"] and len(words) > 1 else ""
+    if not second.startswith("-") or second in ("-h", "--help"):
+        return words
+    said = "`screen` with options is called `screen-experts` now"
+    print(f"gmerging: {said}; a later version will not know the old name", file=sys.stderr)
+    return ["screen-experts", *words[1:]]
 
 
 def _complete() -> None:

@@ -33,13 +33,15 @@ _ENDINGS = {
 }
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a number from 1, as the type of an option."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number from 1")
     return int(text)
 
 
-def _names(text: str) -> list[str]:
+def comma_names(text: str) -> list[str]:
+    """Read names with commas between them, as the type of an option."""
     return [name.strip() for name in text.split(",")]
 
 
@@ -68,17 +70,19 @@ OPTIONS = (
         "default model if left out",
     ),
     option(
-        "--tasks", type=_names, help="tasks to predict, with commas between them; all if left out"
+        "--tasks",
+        type=comma_names,
+        help="tasks to predict, with commas between them; all if left out",
     ),
     option("--routing", choices=("own", "moe", "merged"), default="own", help="as of /predict"),
     option(
         "--experts",
-        type=_names,
+        type=comma_names,
         help="own, forest or own,forest, as of /predict; each task's default if left out",
     ),
     option(
         "--explain",
-        type=_names,
+        type=comma_names,
         default=[],
         help="columns to add: drugs, the percentile of every value among approved drugs, alerts, "
         "structural alerts (PAINS, BRENK), or drugs,alerts",
@@ -92,11 +96,11 @@ OPTIONS = (
     option("--id-field", help="column, or data field of an SDF, that becomes the column id"),
     option(
         "--processes",
-        type=_positive,
+        type=positive,
         default=1,
         help="processes that read and predict, each with a model of its own",
     ),
-    option("--threads", type=_positive, help="torch threads of each process; 1 if left out"),
+    option("--threads", type=positive, help="torch threads of each process; 1 if left out"),
     option(
         "--device", choices=("auto", "cpu", "cuda"), help="auto, a GPU if there is one, if left out"
     ),
@@ -134,7 +138,7 @@ def predict(arguments: argparse.Namespace) -> int:
     settings = load_settings().model_copy(
         update={name: value for name, value in changes.items() if value is not None}
     )
-    artifact = _artifact(arguments.model, settings)
+    artifact = model_folder(arguments.model, settings)
     if arguments.help_labels:
         _print_labels(artifact, arguments.tasks, as_json=arguments.json)
         return 0
@@ -156,8 +160,9 @@ def predict(arguments: argparse.Namespace) -> int:
     return SOME_FAILED if summary.failed else 0
 
 
-def _artifact(model: str | None, settings: "Settings") -> Path:
-    """Return the folder of a model: released, in the settings' folder of models, or any."""
+def model_folder(model: str | None, settings: "Settings") -> Path:
+    """Return the folder of a model: the settings' default one for None, else a released one, one in
+    the settings' folder of models, or any."""
     from models.released import find_artifact
 
     if model is None:

@@ -430,7 +430,7 @@ def screen_artifact(arguments: argparse.Namespace) -> None:
     """Limit the experts that each task's mixture considers, for artifacts of many tasks.
 
     Examples:
-        gmerging screen --molecules library.smi --artifact my-models/mine --output screened
+        gmerging screen-experts --molecules library.smi --artifact my-models/mine --output screened
     """
     settings = arguments.candidates, arguments.output, arguments.replace
     manifest = screen(find_artifact(arguments.artifact), arguments.molecules, *settings)

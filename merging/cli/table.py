@@ -84,7 +84,7 @@ def command_rows() -> list[Row]:
         ("add-domain", commands.add_domain, (*base, options.tasks, *new_artifact)),
         ("domain-structures", commands.domain_structures, (*base, options.artifact, structures)),
         ("remove-task", commands.remove_task, (removed, *new_artifact)),
-        ("screen", commands.screen_artifact, (molecules, candidates, *new_artifact)),
+        ("screen-experts", commands.screen_artifact, (molecules, candidates, *new_artifact)),
         ("inspect", commands.inspect_artifact, (artifact, options.as_json)),
         *own_models.rows(),
         ("merge-weights", import_commands.merge_state_dicts, _weight_options()),

@@ -192,11 +192,11 @@ class Answerer:
 
 async def file_groups(file: MoleculeFile, size: int = GROUP_SIZE) -> AsyncIterator[list[Record]]:
     """Read the records of a file in groups of up to `size`, off the event loop."""
-    while group := await asyncio.to_thread(_group, file.records, size):
+    while group := await asyncio.to_thread(next_group, file.records, size):
         yield group
 
 
-def _group(records: Iterator[Record], size: int) -> list[Record]:
+def next_group(records: Iterator[Record], size: int) -> list[Record]:
     """Read up to `size` records, fewer if they are long, which bounds a group's memory."""
     group: list[Record] = []
     characters = 0

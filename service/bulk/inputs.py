@@ -8,24 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import BinaryIO, Literal, cast, get_args
+from typing import BinaryIO, cast
 
 from models.errors import InvalidInputError
 from service.core.reading import Record
 from service.formats.arrow import PARQUET_MAGIC, open_parquet
-from service.formats.molecule_files import (
-    FileFormat,
-    FileKind,
-    MoleculeFile,
-    decompressed,
-    kind_of,
-    open_file,
-)
+from service.formats.kinds import InputKind, kind_by_name
+from service.formats.molecule_files import FileFormat, MoleculeFile, decompressed, open_file
 
-InputKind = Literal[FileKind, "parquet"]
-KINDS: tuple[InputKind, ...] = (*get_args(FileKind), "parquet")
 STANDARD_INPUT = "-"
-_PARQUET_ENDINGS = (".parquet", ".pq")
 _BLOCK = 1024**2
 _IN_MEMORY_BYTES = 16 * 1024**2
 
@@ -93,7 +84,7 @@ def run_input(
             path = Path(given[0])
             stream = opened.enter_context(path.open("rb"))
             if stream.seekable():
-                kind = kind or _kind_by_name(path)
+                kind = kind or kind_by_name(path.name)
             else:
                 stream = opened.enter_context(_held(stream))
                 kind = kind or _kind_by_content(stream)
@@ -143,20 +134,10 @@ def _is_file(text: str) -> bool:
     except (OSError, ValueError):  # too long for a name, or with a null character
         return False
     try:
-        _kind_by_name(Path(text))
+        kind_by_name(text)
     except InvalidInputError:
         return False
     return True
-
-
-def _kind_by_name(path: Path) -> InputKind:
-    if path.suffix.lower() in _PARQUET_ENDINGS:
-        return "parquet"
-    try:
-        return kind_of(path.name)
-    except InvalidInputError as error:
-        message = str(error).replace("or `format`", f"{', '.join(_PARQUET_ENDINGS)}")
-        raise InvalidInputError(f"{message}, or --input-format") from None
 
 
 def _kind_by_content(stream: BinaryIO) -> InputKind:

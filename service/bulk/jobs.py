@@ -22,7 +22,8 @@ from models.errors import ConfigError
 from models.experts.combination import ExpertChoice
 from models.experts.unified import Routing
 from service.core.engine import PredictionQuery
-from service.formats.molecule_files import FileFormat, FileKind, OutputKind
+from service.formats.kinds import FileKind
+from service.formats.molecule_files import FileFormat, OutputKind
 from service.schemas import RowExplanation
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]

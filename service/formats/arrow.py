@@ -138,7 +138,7 @@ class ArrowWriter:
         cells.append([None if r is None else f"{r.code}: {r.message}" for r in failures])
         kinds = self._schema.types
         arrays = [
-            pa.array(map(_encodable, column), kind)
+            pa.array(map(encodable, column), kind)
             for column, kind in zip(cells, kinds[: len(cells)], strict=True)
         ]
         if good:
@@ -157,7 +157,7 @@ class ArrowWriter:
         return batch.serialize().to_pybytes()  # type: ignore[no-any-return]
 
 
-def _encodable(cell: Any) -> Any:
+def encodable(cell: Any) -> Any:
     """Replace what UTF-8 cannot encode in text, as files of text have it."""
     return cell.encode("utf-8", "replace").decode() if isinstance(cell, str) else cell
 

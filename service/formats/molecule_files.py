@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from gzip import GzipFile
 from itertools import chain, islice, zip_longest
-from pathlib import PurePath
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, Literal, cast
 
@@ -49,26 +48,14 @@ from service.formats.explanation_columns import (
     percentile_columns,
     percentile_table,
 )
+from service.formats.kinds import FileKind
 from service.formats.sdf import HEADER_LINES, SdfRecord, field_names, is_counts, read_sdf
 
-FileKind = Literal["csv", "tsv", "smi", "sdf"]
 OutputKind = Literal["csv", "ndjson", "sdf"]
 MEDIA_TYPES: dict[OutputKind, str] = {
     "csv": "text/csv; charset=utf-8",
     "ndjson": "application/x-ndjson",
     "sdf": "chemical/x-mdl-sdfile",
-}
-_KINDS: dict[str, FileKind] = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".smi": "smi",
-    ".smiles": "smi",
-    ".cxsmiles": "smi",
-    ".txt": "smi",
-    ".sdf": "sdf",
-    ".sd": "sdf",
-    ".mol": "sdf",
 }
 _LINE_COLUMNS = ("smiles", "name")
 _IN_MEMORY_BYTES = 1024**2
@@ -91,19 +78,6 @@ class FileFormat:
     kind: FileKind
     smiles_column: str | None = None
     id_field: str | None = None
-
-
-def kind_of(name: str) -> FileKind:
-    """Return the kind of a file by the suffix of its name, with or without `.gz`.
-
-    Raises:
-        InvalidInputError: the suffix is not known.
-    """
-    ending = PurePath(name.lower().removesuffix(".gz")).suffix
-    if ending not in _KINDS:
-        known = f"{', '.join(_KINDS)} (also with .gz), or `format`"
-        raise InvalidInputError(f"got a file called {name[:80]!a}, expected an ending of {known}")
-    return _KINDS[ending]
 
 
 def decompressed(stream: BinaryIO, max_bytes: int) -> BinaryIO:

@@ -33,7 +33,7 @@ from tests.merging.graph_files import NETWORK, TRAINING, write_rule
 from tests.pages import PAGES, README, block, commands, page
 
 OWN_TASKS, TUTORIAL = page("own-tasks.md"), page("add-a-task.md")
-CHAIN = ("release", "add-task", "add-forests", "remove-task", "screen", "inspect", "plan")
+CHAIN = ("release", "add-task", "add-forests", "remove-task", "screen-experts", "inspect", "plan")
 IMPORTS = ("check-models", "import-models", "merge-weights")
 """Run by the tests of `merging/imports`."""
 TASKS = {"bbbp": "N", "bace": "O", "muv": "Cl"}

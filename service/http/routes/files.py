@@ -31,14 +31,13 @@ from service.bulk.jobs import Job, JobState, JobStore
 from service.bulk.ndjson import ndjson_answers, ndjson_groups
 from service.core.engine import PredictionQuery
 from service.core.explanations.rows import explained_rows, row_explanations
+from service.formats.kinds import FileKind, kind_of
 from service.formats.molecule_files import (
     MEDIA_TYPES,
     FileFormat,
-    FileKind,
     FileTooLargeError,
     OutputKind,
     decompressed,
-    kind_of,
     open_file,
 )
 from service.formats.row_writers import RowWriter, row_writer

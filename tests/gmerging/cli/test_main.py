@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gmerging.cli import main as command_line
+from gmerging.cli import screen
 from gmerging.cli.main import EXIT_CODES, front_rows, main, make_parser
 from merging.cli.parser import examples_of, option
 from merging.cli.table import command_rows, study_rows
@@ -151,6 +152,7 @@ def test_help_lists_every_command_in_its_group_and_the_exit_codes(
     groups = dict(re.findall(r"^([a-z ]+):\n((?:  .*\n)+)", capsys.readouterr().out, re.MULTILINE))
     expected = {
         "use models": [name for name, *_ in front_rows()],
+        "screen libraries": [f"screen {name}" for name, *_ in screen.rows()],
         "make models": [name for name, *_ in command_rows()],
         "studies": [f"study {name}" for name, *_ in study_rows()],
         "exit status": [str(code) for code in EXIT_CODES],
@@ -229,7 +231,7 @@ def test_the_shell_completes(line: str, expected: set[str], tmp_path: Path) -> N
         (["compare-graphs"], "got 'compare-graphs', expected `gmerging compare`, which does"),
         (["compare-force-fields"], "expected `gmerging study gffmerge`, which does its work now"),
         (["gw-smm"], "got 'gw-smm', expected `gmerging study gw-smm`, which does its work now"),
-        (["relase"], "models, doctor, pretrain, finetune, "),
+        (["relase"], "models, doctor, screen, pretrain, finetune, "),
         (["relase"], "did you mean 'release'?"),
         (["study", "experst"], "did you mean 'experts'?"),
         (["ablate", "--seeds", "1"], "usage: gmerging ablate [-h]"),

@@ -237,7 +237,7 @@ def test_screened_artifact_names_the_nearest_and_is_checked(
         "--output",
         str(extended / "screened"),
     ]
-    assert main(["screen", "--candidates", "1", *options]) == 0
+    assert main(["screen-experts", "--candidates", "1", *options]) == 0
     assert "screened with 3 molecules, 1 could not be read" in capsys.readouterr().out
     manifest = load_artifact(extended / "screened").manifest
     assert manifest.router.candidates == 1
@@ -247,10 +247,10 @@ def test_screened_artifact_names_the_nearest_and_is_checked(
         "carbonyl": 1,
     }
     assert is_screened(manifest)
-    assert main(["screen", "--candidates", "2", *options]) == 1
+    assert main(["screen-experts", "--candidates", "2", *options]) == 1
     assert "--candidates: got 2, expected 1 to 1" in capsys.readouterr().err
     (extended / "molecules.smi").write_text("no molecule")
-    assert main(["screen", "--candidates", "1", *options]) == 1
+    assert main(["screen-experts", "--candidates", "1", *options]) == 1
     assert "got no readable SMILES" in capsys.readouterr().err
 
 
@@ -268,7 +268,7 @@ def test_an_artifact_may_be_extended_in_place(
     assert (
         main(
             [
-                "screen",
+                "screen-experts",
                 "--candidates",
                 "1",
                 "--molecules",

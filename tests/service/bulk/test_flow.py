@@ -134,7 +134,7 @@ def test_memory_of_a_group_of_long_records() -> None:
     content = "smiles,note\n" + f"C,{'x' * 100_000}\n" * 50
     file = open_file(io.BytesIO(content.encode()), FileFormat("csv"))
     sizes = []
-    while group := flow._group(file.records, flow.GROUP_SIZE):
+    while group := flow.next_group(file.records, flow.GROUP_SIZE):
         sizes.append(len(group))
     assert sum(sizes) == 50
     assert max(sizes) == 11

@@ -7,7 +7,8 @@ from rdkit import Chem
 from models.errors import InvalidInputError
 from service.core.reading import ItemFailure, MolBlock, Record
 from service.formats import molecule_files as files
-from service.formats.molecule_files import FileFormat, FileKind, kind_of, open_file
+from service.formats.kinds import FileKind, kind_of
+from service.formats.molecule_files import FileFormat, open_file
 
 
 def opened(
