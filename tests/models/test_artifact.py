@@ -793,6 +793,7 @@ def test_every_released_artifact_would_be_written(released: str, tmp_path: Path)
         card,
         forests=components.forests,
         domains=components.domains,
+        drugs=components.drugs,
     )
     assert written.files == components.manifest.files
 

@@ -379,7 +379,7 @@ def test_shards_in_an_object_store(
     pico_artifact: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = pytest.importorskip("moto.server", reason="needs moto[server]")
-    boto3 = pytest.importorskip("boto3")
+    boto3 = pytest.importorskip("boto3", reason="needs boto3; its dateutil is not ours")
     store = server.ThreadedMotoServer(port=0)
     store.start()
     try:
