@@ -45,6 +45,28 @@ def comma_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
+MODEL = option(
+    "-m",
+    "--model",
+    help="name of a released model, such as moleculenet-gcn, or an artifact's folder; the default "
+    "model if left out",
+)
+ROUTING = option(
+    "--routing", choices=("own", "moe", "merged"), default="own", help="as of /predict"
+)
+EXPERTS = option(
+    "--experts",
+    type=comma_names,
+    help="own, forest or own,forest, as of /predict; each task's default if left out",
+)
+SMILES_COLUMN = option(
+    "--smiles-column", help="column of the molecules; by name and content if left out"
+)
+THREADS = option("--threads", type=positive, help="torch threads of each process; 1 if left out")
+DEVICE = option(
+    "--device", choices=("auto", "cpu", "cuda"), help="auto, a GPU if there is one, if left out"
+)
+AS_JSON = option("--json", action="store_true", help="write the summary as JSON, and no progress")
 OPTIONS = (
     option(
         "input",
@@ -63,23 +85,14 @@ OPTIONS = (
         choices=("csv", "tsv", "smi", "sdf", "parquet"),
         help="of the input; by the ending of its name, or by its content, if left out",
     ),
-    option(
-        "-m",
-        "--model",
-        help="name of a released model, such as moleculenet-gcn, or an artifact's folder; the "
-        "default model if left out",
-    ),
+    MODEL,
     option(
         "--tasks",
         type=comma_names,
         help="tasks to predict, with commas between them; all if left out",
     ),
-    option("--routing", choices=("own", "moe", "merged"), default="own", help="as of /predict"),
-    option(
-        "--experts",
-        type=comma_names,
-        help="own, forest or own,forest, as of /predict; each task's default if left out",
-    ),
+    ROUTING,
+    EXPERTS,
     option(
         "--explain",
         type=comma_names,
@@ -92,7 +105,7 @@ OPTIONS = (
         action="store_true",
         help="in CSV, write an apostrophe before text that a spreadsheet would run as a formula",
     ),
-    option("--smiles-column", help="column of the molecules; by name and content if left out"),
+    SMILES_COLUMN,
     option("--id-field", help="column, or data field of an SDF, that becomes the column id"),
     option(
         "--processes",
@@ -100,12 +113,10 @@ OPTIONS = (
         default=1,
         help="processes that read and predict, each with a model of its own",
     ),
-    option("--threads", type=positive, help="torch threads of each process; 1 if left out"),
-    option(
-        "--device", choices=("auto", "cpu", "cuda"), help="auto, a GPU if there is one, if left out"
-    ),
+    THREADS,
+    DEVICE,
     option("--replace", action="store_true", help="replace an output that is there"),
-    option("--json", action="store_true", help="write the summary as JSON, and no progress"),
+    AS_JSON,
     option(
         "--help-labels",
         action="store_true",

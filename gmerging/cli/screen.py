@@ -11,7 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmerging.cli.predict import comma_names, model_folder, positive
+from gmerging.cli.predict import (
+    AS_JSON,
+    DEVICE,
+    EXPERTS,
+    MODEL,
+    ROUTING,
+    SMILES_COLUMN,
+    THREADS,
+    comma_names,
+    model_folder,
+    positive,
+)
 from merging.cli.parser import Row, option
 from models.errors import InvalidInputError
 
@@ -22,12 +33,7 @@ if TYPE_CHECKING:
 
 _OUTPUT = option("-o", "--output", required=True, help="folder, or address, of the outputs")
 _ASKED = (
-    option(
-        "-m",
-        "--model",
-        help="name of a released model, such as moleculenet-gcn, or an artifact's folder; the "
-        "default model if left out",
-    ),
+    MODEL,
     option("--tasks", type=comma_names, help="tasks whose labels are written; all if left out"),
     option(
         "--labels",
@@ -35,12 +41,8 @@ _ASKED = (
         default=[],
         help="labels to write, task.label, with commas between them",
     ),
-    option("--routing", choices=("own", "moe", "merged"), default="own", help="as of /predict"),
-    option(
-        "--experts",
-        type=comma_names,
-        help="own, forest or own,forest, as of /predict; each task's default if left out",
-    ),
+    ROUTING,
+    EXPERTS,
     option(
         "--floats",
         choices=("float32", "float16"),
@@ -58,7 +60,7 @@ _ASKED = (
     option("--by", metavar="LABEL", help="label of --top; the highest values are the best"),
     option("--lowest", action="store_true", help="the lowest values are the best"),
     option("--without-smiles", action="store_true", help="write no canonical SMILES"),
-    option("--smiles-column", help="column of the molecules; by name and content if left out"),
+    SMILES_COLUMN,
     option("--id-field", help="column of ids; id or name if left out, else file:row"),
     option(
         "--input-format",
@@ -67,16 +69,14 @@ _ASKED = (
     ),
 )
 _RUN = (
-    option("--threads", type=positive, help="torch threads of each process; 1 if left out"),
-    option(
-        "--device", choices=("auto", "cpu", "cuda"), help="auto, a GPU if there is one, if left out"
-    ),
+    THREADS,
+    DEVICE,
     option(
         "--replace",
         action="store_true",
         help="replace outputs that are of another model or of other settings",
     ),
-    option("--json", action="store_true", help="write the summary as JSON, and no progress"),
+    AS_JSON,
 )
 SHARD_OPTIONS = (
     option("input", help="a file of molecules: path or address, as s3://bucket/key"),
