@@ -65,11 +65,7 @@ def item(
         explain: names of explanations to add; of those that are computed, what the results hold.
     """
     if isinstance(result, ItemFailure):
-        return {
-            "index": index,
-            "smiles": None,
-            "error": {"code": result.code, "message": result.message},
-        }
+        return failed_item(index, result)
     shown: dict[str, Any] = {"index": index, "smiles": result.smiles}
     shown["tasks"] = {task: _shown(info.task_infos[task], result.tasks[task]) for task in tasks}
     units = {task: info.task_infos[task].unit_of for task in tasks if info.task_infos[task].units}
@@ -82,6 +78,12 @@ def item(
     if without := [task for task in tasks if result.tasks[task].no_fingerprint]:
         shown["without_forest"] = without
     return {**shown, **result.explanations}
+
+
+def failed_item(index: int, failure: ItemFailure) -> dict[str, Any]:
+    """Return the item of a molecule or graph without an answer, as a dictionary."""
+    error = {"code": failure.code, "message": failure.message}
+    return {"index": index, "smiles": None, "error": error}
 
 
 def _experts(info: EngineInfo, task: str, answer: TaskAnswer) -> dict[str, Any]:

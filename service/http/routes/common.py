@@ -12,7 +12,7 @@ from models.errors import did_you_mean
 from service.core.answer import Result
 from service.core.engine import PredictionQuery
 from service.core.explaining import NOTHING, Explained
-from service.core.reading import InChI, MolBlock, Source
+from service.core.reading import InChI, ItemFailure, MolBlock, Source
 from service.http.problems import ProblemError, not_ready, printable
 from service.http.streaming import unless_disconnected
 from service.schemas import Problem, TextRequest
@@ -119,6 +119,12 @@ def revalidated(request: Request, content: BaseModel) -> Response:
     if tag in (value.strip() for value in known.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
+
+
+def refuse_if_alone(results: Sequence[object]) -> None:
+    """Raise ProblemError if the only molecule or graph of a request could not be answered."""
+    if len(results) == 1 and isinstance(results[0], ItemFailure):
+        raise ProblemError(422, results[0].code, results[0].message)
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

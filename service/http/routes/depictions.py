@@ -8,13 +8,15 @@ from fastapi import APIRouter, Body, Request, Response
 from models.data.depiction import DepictionStyle
 from service.core.drawing import Depicted, Drawing
 from service.core.reading import ItemFailure
-from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
+from service.formats.answers import failed_item
+from service.http.problems import CLIENT_CLOSED_REQUEST
 from service.http.routes.common import (
     AcceptingDep,
     ClientDep,
     TimeoutHeader,
     check_count,
     problems,
+    refuse_if_alone,
     seconds_left,
     text_sources,
 )
@@ -72,8 +74,7 @@ async def depict(
     results = await unless_disconnected(request.receive, drawn)
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if len(results) == 1 and isinstance(results[0], ItemFailure):
-        raise ProblemError(422, results[0].code, results[0].message)
+    refuse_if_alone(results)
     if len(results) == 1 and SVG in request.headers.get("accept", ""):
         (picture,) = results
         assert isinstance(picture, Depicted)
@@ -84,6 +85,5 @@ async def depict(
 
 def _item(index: int, result: Depicted | ItemFailure) -> dict[str, object]:
     if isinstance(result, ItemFailure):
-        error = {"code": result.code, "message": result.message}
-        return {"index": index, "smiles": None, "error": error}
+        return failed_item(index, result)
     return {"index": index, "smiles": result.smiles, "svg": result.svg}

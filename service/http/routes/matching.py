@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from service.core.matching import Found, Search
 from service.core.reading import ItemFailure
+from service.formats.answers import failed_item
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
     AcceptingDep,
@@ -14,6 +15,7 @@ from service.http.routes.common import (
     TimeoutHeader,
     check_count,
     problems,
+    refuse_if_alone,
     seconds_left,
     text_sources,
 )
@@ -63,8 +65,7 @@ async def match(
     results = await unless_disconnected(request.receive, found)
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if len(results) == 1 and isinstance(results[0], ItemFailure):
-        raise ProblemError(422, results[0].code, results[0].message)
+    refuse_if_alone(results)
     items = [_item(k, result) for k, result in enumerate(results)]
     return Response(orjson.dumps({"matches": items}), media_type="application/json")
 
@@ -81,7 +82,6 @@ async def _found(
 
 def _item(index: int, result: Found | ItemFailure) -> dict[str, object]:
     if isinstance(result, ItemFailure):
-        error = {"code": result.code, "message": result.message}
-        return {"index": index, "smiles": None, "error": error}
+        return failed_item(index, result)
     atoms = result.occurrences
     return {"index": index, "smiles": result.smiles, "matches": bool(atoms), "atoms": atoms}

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 
 from service.core.explaining import MOST_LABELS, Explained
-from service.core.reading import NO_FINGERPRINT, InChI, ItemFailure, MolBlock, Remainder, Source
+from service.core.reading import NO_FINGERPRINT, InChI, MolBlock, Remainder, Source
 from service.formats.answers import render
 from service.http.problems import CLIENT_CLOSED_REQUEST, ProblemError
 from service.http.routes.common import (
@@ -16,6 +16,7 @@ from service.http.routes.common import (
     check_count,
     predict_unless_disconnected,
     problems,
+    refuse_if_alone,
     text_sources,
 )
 from service.schemas import PREDICT_EXAMPLES, PredictRequest, PredictResponse
@@ -61,8 +62,7 @@ async def predict(
     )
     if results is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if len(results) == 1 and isinstance(results[0], ItemFailure):
-        raise ProblemError(422, results[0].code, results[0].message)
+    refuse_if_alone(results)
     started = time.perf_counter()
     tasks = info.tasks if body.tasks is None else body.tasks
     content = await render(results, info, tasks, body.explain)
