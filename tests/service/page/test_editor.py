@@ -12,7 +12,7 @@ from tests.service.page.conftest import Watched, done, smiles_of
 from tests.service.page.detail.described import accessibility_complaints
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 VENDOR = FOLDER / "vendor"
 _TOOLBAR = 46
@@ -55,6 +55,16 @@ def _open(page: "Page", smiles: str) -> None:
     page.locator(".editor-sheet > div").wait_for()
 
 
+def _written(field: "Locator") -> str:
+    """Wait until something is written into a field, and return it: the canvas tells of a click when
+    it has drawn what came of it."""
+    for _ in range(100):
+        if text := field.input_value():
+            return text
+        field.page.wait_for_timeout(50)
+    return ""
+
+
 def _result(page: "Page") -> Any:
     page.locator("dialog.editor").wait_for(state="detached")
     return page.evaluate("window.drawn")
@@ -72,7 +82,7 @@ class TestEditor:
         assert box is not None
         opened.mouse.click(box["x"] + _BENZENE[0], box["y"] + _BENZENE[1])
         opened.mouse.click(box["x"] + _TOOLBAR + 200, box["y"] + 180)
-        assert opened.locator("#editor-text").input_value() == "c1ccccc1"
+        assert _written(opened.locator("#editor-text")) == "c1ccccc1"
         opened.get_by_role("button", name="Use this molecule").click()
         result = _result(opened)
         assert "V3000" in result["molBlock"]
@@ -141,12 +151,7 @@ def test_what_is_drawn_is_predicted(watched: Watched) -> None:
     page.mouse.click(box["x"] + _TOOLBAR + 200, box["y"] + 150)
     page.get_by_role("button", name="Use this molecule").click()
     page.locator("dialog.editor").wait_for(state="detached")
-    field = page.locator("#molecules-text")
-    for _ in range(100):
-        if field.input_value():
-            break
-        page.wait_for_timeout(50)
-    assert field.input_value() == "c1ccccc1"
+    assert _written(page.locator("#molecules-text")) == "c1ccccc1"
     page.locator("#predict").click()
     done(page)
     assert smiles_of(page) == ["c1ccccc1"]
