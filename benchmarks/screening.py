@@ -1,30 +1,35 @@
 """Cost of screening shards, beside the plain loop that does the same work and nothing else.
 
-    python -m benchmarks.screening [--rows N ...] [--rounds N] [--model NAME] [--tasks TASK ...]
-        [--processes N ...] [--data FOLDER] [--output FILE]
+    python -m benchmarks.screening loop [--rows N N] [--rounds N] [options]
+    python -m benchmarks.screening memory [--rows N ...] [options]
+    python -m benchmarks.screening library --rows N --processes N [N ...] [options]
 
-The plain loop reads a Parquet file batch by batch, predicts, and writes the same columns; it knows
-no ids but the file's, no errors, no notes, no filters. Both are measured in turns, each in a
-process of its own with one thread, on the same molecules of the screening library (repeated where
-there are too few); CPU seconds are those of a process and of all that it starts. The ratio is of
-the rows beyond the smallest file, so that loading the model does not count.
+Options: `--model NAME`, `--tasks TASK ...`, `--data FOLDER`, `--output FILE`.
 
-`--processes 1 2` runs a plan of as many shards as there are hundred thousands of rows (at least
-four) with so many processes, and notes the rate by the clock: on an idle machine only. With
-`--rows 10000 100000 1000000` the memory is measured up to a million molecules.
+- `loop`: CPU for a molecule. The plain loop reads a Parquet file batch by batch, predicts, and
+  writes the same columns; it knows no ids but the file's, no errors, no notes, no filters. Both are
+  measured in turns, each in a process of its own with one thread, on the same molecules; CPU
+  seconds are those of a process and of all that it starts. The ratio is of the rows beyond the
+  smaller file, so that loading the model does not count.
+- `memory`: peak of one process for shards of so many rows.
+- `library`: plan, run and check the first rows of the screening library, as lines of SMILES in
+  shards of at most a hundred thousand rows (at least four), with so many processes, in turns. The
+  rate is by the clock: on an idle machine only. Every row of the library must be in the outputs
+  once, in its order.
 
-Writes `benchmarks/results/screening.json`.
+Every command writes its section of `benchmarks/results/screening.json`.
 """
 
 import argparse
 import ctypes
+import gzip
 import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +93,10 @@ def write_shard(path: Path, molecules: list[str], rows: int) -> None:
             writer.write_table(pa.table([ids, smiles], schema=schema))
 
 
-def of_one_shard(
+def of_loop(
     molecules: list[str], rows: list[int], rounds: int, model: str, tasks: list[str], folder: Path
 ) -> dict[str, Any]:
-    """Measure CPU and memory for shards of several sizes."""
-    asked = [model, "--tasks", *tasks]
-    loop = [sys.executable, "-m", "benchmarks.screening", "--loop", *asked]
-    shard = [sys.executable, "-m", "gmerging", "screen-shard"]
-    options = ["--model", model, "--tasks", ",".join(tasks), "--device", "cpu", "--replace"]
+    """Measure CPU seconds of the plain loop and of `screen-shard`, for shards of two sizes."""
     used: dict[tuple[str, int], list[Used]] = {}
     for turn in range(rounds + 1):
         for count in rows if turn else rows[:1]:  # the first turn warms the disk's cache
@@ -104,13 +105,11 @@ def of_one_shard(
                 write_shard(source, molecules, count)
             for name in ("loop", "shard"):
                 output = folder / f"out-{name}-{turn}-{count}"
-                if name == "loop":
-                    found = measured([*loop, "--files", str(source), str(output)])
-                else:
-                    found = measured([*shard, str(source), "-o", str(output), *options])
+                command = _loop if name == "loop" else _shard
+                found = measured(command(model, tasks, source, output))
                 if turn:
                     used.setdefault((name, count), []).append(found)
-    few, many = rows[0], rows[-1]
+    few, many = rows
     cpu = {
         name: [
             (large.cpu - small.cpu) / (many - few)
@@ -118,12 +117,14 @@ def of_one_shard(
         ]
         for name in ("loop", "shard")
     }
-    peaks = {count: max(found.peak_mib for found in used["shard", count]) for count in rows}
     return {
+        "rows": rows,
+        "rounds": rounds,
         "cpu_ms_per_molecule": {
             name: summary([1e3 * value for value in values], 4) for name, values in cpu.items()
         },
         "shard_to_loop_by_cpu": ratio(cpu["shard"], cpu["loop"]),
+        "aim": AIM_CPU,
         "cpu_seconds_of_a_start": {
             name: summary(
                 [
@@ -134,40 +135,103 @@ def of_one_shard(
             )
             for name in ("loop", "shard")
         },
-        "peak_mib": {str(count): round(peak) for count, peak in peaks.items()},
-        "growth_of_memory": round(peaks[many] / peaks[few], 3),
     }
 
 
-def of_processes(
-    molecules: list[str],
-    rows: int,
-    processes: list[int],
-    model: str,
-    tasks: list[str],
-    folder: Path,
+def _loop(model: str, tasks: list[str], source: Path, output: Path) -> list[str]:
+    asked = [model, "--tasks", *tasks, "--files", str(source), str(output)]
+    return [sys.executable, "-m", "benchmarks.screening", "plain-loop", "--model", *asked]
+
+
+def _shard(model: str, tasks: list[str], source: Path, output: Path) -> list[str]:
+    options = ["--model", model, "--tasks", ",".join(tasks), "--device", "cpu"]
+    command = [sys.executable, "-m", "gmerging", "screen-shard"]
+    return [*command, str(source), "-o", str(output), *options]
+
+
+def of_memory(
+    molecules: list[str], rows: list[int], model: str, tasks: list[str], folder: Path
 ) -> dict[str, Any]:
-    """Measure the rate of plans by the clock, with several numbers of processes in turns."""
-    library, shards = folder / "library", max(4, rows // _SHARD_ROWS)
-    for k in range(shards):
-        write_shard(library / f"part-{k}.parquet", molecules, rows // shards)
-    command = [sys.executable, "-m", "gmerging", "screen"]
-    options = ["--model", model, "--tasks", ",".join(tasks)]
-    found: dict[str, Any] = {"rows": rows // shards * shards, "shards": shards}
+    """Measure the peak memory of `screen-shard` for shards of several sizes."""
+    peaks: dict[int, float] = {}
+    for count in rows:
+        source = folder / f"{count}.parquet"
+        write_shard(source, molecules, count)
+        peaks[count] = measured(_shard(model, tasks, source, folder / f"out-{count}")).peak_mib
+    return {
+        "peak_mib": {str(count): round(peak) for count, peak in peaks.items()},
+        "growth": round(peaks[rows[-1]] / peaks[rows[0]], 3),
+        "aims": {"peak_mib": AIM_MIB, "growth": AIM_GROWTH},
+    }
+
+
+def write_library(data: Path, folder: Path, rows: int) -> list[list[str]]:
+    """Write the first rows of the screening library as shards of SMILES with ids, gzipped, and
+    return the ids of each shard."""
+    with gzip.open(data / "smiles" / "smiles.txt.gz", "rt") as file:
+        smiles = [line.strip() for line in itertools.islice(file, rows)]
+    if len(smiles) < rows:
+        raise SystemExit(f"got a library of {len(smiles)} molecules, expected {rows}")
+    size = min(_SHARD_ROWS, -(-rows // 4))
+    ids = []
+    folder.mkdir()
+    for k, begin in enumerate(range(0, rows, size)):
+        named = {f"z{begin + n}": text for n, text in enumerate(smiles[begin : begin + size])}
+        with gzip.open(folder / f"part-{k:04}.smi.gz", "wt") as shard:
+            shard.writelines(f"{text} {name}\n" for name, text in named.items())
+        ids.append(list(named))
+    return ids
+
+
+def of_library(
+    rows: int, processes: list[int], model: str, tasks: list[str], data: Path, folder: Path
+) -> dict[str, Any]:
+    """Screen a library with several numbers of processes in turns, and check every row of it."""
+    library = folder / "library"
+    ids = write_library(data, library, rows)
+    found: dict[str, Any] = {"shards": len(ids), "processes": {}}
     for count in processes:
-        plan, output = folder / f"{count}.json", folder / f"processes-{count}"
-        given = [str(library), "-o", str(output), "--plan", str(plan), *options]
-        subprocess.run([*command, "plan", *given], check=True)
-        words = ["run", str(plan), "--processes", str(count), "--device", "cpu", "--json"]
-        began = time.monotonic()
-        done = subprocess.run([*command, *words], check=True, stderr=subprocess.PIPE, text=True)
-        told = json.loads(done.stderr.splitlines()[-1])
-        found[str(count)] = {
-            "seconds": round(time.monotonic() - began, 1),
-            "rows_per_second": told["rows_per_second"],
-            "missing": told["missing"],
+        plan, output = folder / f"{count}.json", folder / f"screened-{count}"
+        command = [sys.executable, "-m", "gmerging", "screen"]
+        given = ["-o", str(output), "--plan", str(plan), "--model", model]
+        tasks_asked = ["--tasks", ",".join(tasks)]
+        subprocess.run([*command, "plan", str(library), *given, *tasks_asked], check=True)
+        words = ["run", str(plan), "--processes", str(count), "--device", "cpu"]
+        used = measured([*command, *words])
+        found["processes"][str(count)] = {
+            "seconds": round(used.wall, 1),
+            "cpu_seconds": round(used.cpu, 1),
+            "molecules_per_second": round(rows / used.wall, 1),
+            "molecules_per_core_hour": round(3600 * rows / used.cpu),
+            **_checked(output, ids),
         }
+    rates = [entry["molecules_per_second"] for entry in found["processes"].values()]
+    if len(rates) > 1:
+        found["scaling"] = round(rates[-1] / rates[0], 2)
+        found["aim"] = AIM_SCALING
     return found
+
+
+def _checked(output: Path, ids: list[list[str]]) -> dict[str, Any]:
+    """Compare the outputs with what was asked: every id once, in its order; count the errors."""
+    errors: Counter[str] = Counter()
+    space = 0
+    for k, expected in enumerate(ids):
+        (path,) = output.rglob(f"part-{k:04}.smi.gz.parquet")
+        table = pq.read_table(path, columns=["id", "gmerging_error"])
+        if table.column("id").to_pylist() != expected:
+            raise SystemExit(f"got other rows in {path} than in its input")
+        errors.update(
+            text.split(":")[0] for text in table.column("gmerging_error").to_pylist() if text
+        )
+        space += path.stat().st_size
+    rows = sum(map(len, ids))
+    return {
+        "lost": 0,
+        "duplicated": 0,
+        "errors": dict(errors.most_common()),
+        "bytes_per_row": round(space / rows, 1),
+    }
 
 
 def main() -> None:
@@ -175,44 +239,40 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
+    options.add_argument("section", choices=["loop", "memory", "library", "plain-loop"])
+    options.add_argument("--rows", type=int, nargs="+", default=[10_000, 60_000])
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--model", default="admet")
     options.add_argument("--tasks", nargs="+", default=["herg", "bbb_martins"])
-    options.add_argument("--processes", type=int, nargs="*", default=[])
+    options.add_argument("--processes", type=int, nargs="+", default=[1])
     options.add_argument("--data", type=Path, default=Path("../shared/data"))
     options.add_argument("--output", type=Path, default=RESULTS / "screening.json")
-    options.add_argument("--loop", help=argparse.SUPPRESS)
     options.add_argument("--files", type=Path, nargs=2, help=argparse.SUPPRESS)
     arguments = options.parse_args()
-    if arguments.loop:
-        plain_loop(arguments.loop, arguments.tasks, *arguments.files)
+    model, tasks, rows = arguments.model, arguments.tasks, sorted(arguments.rows)
+    if arguments.section == "plain-loop":
+        plain_loop(model, tasks, *arguments.files)
         return
     ctypes.CDLL(None).prctl(SUBREAPER, 1)
-    rows = sorted(arguments.rows)
-    molecules = library_molecules(min(rows[-1], _DISTINCT), arguments.data)
-    found: dict[str, Any] = {
-        "machine": {**machine(1), "load": round(os.getloadavg()[0], 1)},
-        "aims": {
-            "shard_to_loop_by_cpu": AIM_CPU,
-            "peak_mib": AIM_MIB,
-            "growth_of_memory": AIM_GROWTH,
-            "two_processes_to_one": AIM_SCALING,
-        },
-        "model": arguments.model,
-        "tasks": arguments.tasks,
-        "rows": rows,
-        "distinct_molecules": len(molecules),
-        "rounds": arguments.rounds,
-    }
-    asked = arguments.model, arguments.tasks
-    with tempfile.TemporaryDirectory() as folder:
-        found |= of_one_shard(molecules, rows, arguments.rounds, *asked, Path(folder))
-        if arguments.processes:
-            counts = arguments.processes
-            found["processes"] = of_processes(molecules, rows[-1], counts, *asked, Path(folder))
-    print(json.dumps(found, indent=2))
-    write_json(arguments.output, found)
+    load = round(os.getloadavg()[0], 1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.section == "library":
+            section = f"library_of_{rows[-1]}"
+            processes = arguments.processes
+            found = of_library(rows[-1], processes, model, tasks, arguments.data, folder)
+        else:
+            section = arguments.section
+            molecules = library_molecules(min(rows[-1], _DISTINCT), arguments.data)
+            if section == "loop":
+                found = of_loop(molecules, rows, arguments.rounds, model, tasks, folder)
+            else:
+                found = of_memory(molecules, rows, model, tasks, folder)
+            found["distinct_molecules"] = len(molecules)
+    about = {"machine": {**machine(1), "load_before": load}, "model": model, "tasks": tasks}
+    before = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    print(json.dumps({section: about | found}, indent=2))
+    write_json(arguments.output, before | {section: about | found})
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ from merging.mergers.gnnmerge import (
 )
 from merging.mergers.regmean import RegMeanOptions, regmean
 from merging.mergers.residual import ResidualOptions, residual
+from merging.mergers.spectral import SpectralOptions, iso_c, tsv_merge
 from merging.mergers.ties import TiesOptions, ties
+from merging.mergers.wudi import WudiOptions, wudi
 from models.errors import ConfigError, InvalidInputError
 from models.networks.hu2020 import BackboneKind
 from models.networks.pyg import GraphNetworkKind
@@ -114,6 +116,30 @@ MERGERS = {
         ),
         MergerSpec("dare", "DARE", _DARE, dare, DareOptions),
         MergerSpec("dare_ties", "DARE with TIES", _DARE, dare_ties, DareTiesOptions),
+        MergerSpec(
+            "tsv_merge",
+            "TSV-Merge",
+            "Gargiulo et al. 2025, Task singular vectors: reducing task interference in model"
+            " merging, arXiv:2412.00081",
+            tsv_merge,
+            SpectralOptions,
+        ),
+        MergerSpec(
+            "iso_c",
+            "Iso-C",
+            "Marczak et al. 2025, No task left behind: isotropic model merging with common and"
+            " task-specific subspaces, arXiv:2502.04959",
+            iso_c,
+            SpectralOptions,
+        ),
+        MergerSpec(
+            "wudi",
+            "WUDI-Merging",
+            "Cheng et al. 2025, Whoever started the interference should end it: guiding data-free"
+            " model merging via task vectors, arXiv:2503.08099",
+            wudi,
+            WudiOptions,
+        ),
         MergerSpec("emr", "EMR-Merging", "Huang et al. 2024, EMR-Merging, arXiv:2405.17461", emr),
         MergerSpec(
             "residual",

@@ -35,6 +35,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "adamerging": {"steps": 2, "learning_rate": 0.05},
     "gnnmerge": {"epochs": 5},
     "residual": {"rank": 2},
+    "wudi": {"steps": 5},
 }
 ROUNDED = {"gffmerge": 1e-5}
 """It solves on what the teachers' Linears give, rounded to float32; the others are exact."""
@@ -304,6 +305,8 @@ def test_unknown_method_names_the_known_ones() -> None:
         ("fisher", "floor", 0),
         ("regmean", "alpha", 1.1),
         ("adamerging", "steps", 0),
+        ("tsv_merge", "scaling", 0),
+        ("wudi", "solver", "sgd"),
         ("gffmerge", "ridge", 0),
         ("gffmerge", "inputs", "sequential"),
     ],

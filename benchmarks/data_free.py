@@ -1,10 +1,11 @@
-"""Test and validation scores of `residual` without adapters, by rank, on the tasks of a setting:
-the average of the fine-tuned networks, and by task a low-rank difference to it.
+"""Test and validation scores of mergers that use no data and train nothing, on the tasks of a
+setting: `residual` by rank, TSV-Merge, Iso-C and WUDI-Merging, beside the average.
 
-    python -m benchmarks.residual --seeds 0 1 2
+    python -m benchmarks.data_free --seeds 0 1 2
 
-Fine-tuned models are those of `gmerging finetune`; missing ones are trained (hours). Merging uses
-no data. Writes `results/<setting>/residual.json` after every seed.
+Fine-tuned models are those of `gmerging finetune`; missing ones are trained (hours). Which options
+of a merger are best is for validation scores to say. Writes `results/<setting>/data_free.json`
+after every seed.
 """
 
 from pathlib import Path
@@ -19,18 +20,30 @@ from merging.run.scores import Method, finetuned_method, merger_method, recovery
 from merging.run.stage import build
 
 RANKS = (10, 30, 54, 100)
+SCALINGS = (0.15, 0.3, 0.5, 1.0)
+ROWS = {
+    "weight_average": MergeConfig(method="weight_average"),
+    **{
+        f"residual, rank {rank}": MergeConfig(method="residual", options={"rank": rank})
+        for rank in RANKS
+    },
+    **{
+        f"{method}, scaling {scaling}": MergeConfig(method=method, options={"scaling": scaling})
+        for method in ("tsv_merge", "iso_c")
+        for scaling in SCALINGS
+    },
+    **{
+        f"wudi, learning rate {rate}": MergeConfig(method="wudi", options={"learning_rate": rate})
+        for rate in (1e-5, 1e-4, 1e-3)
+    },
+    "wudi, closed form": MergeConfig(method="wudi", options={"solver": "closed_form"}),
+}
 
 
 def methods(run: Run) -> dict[str, Method]:
-    """The references and the ranks, by name."""
-    average = merger_method(run, MergeConfig(method="weight_average"))
-    ranks = {
-        f"residual, rank {rank}": merger_method(
-            run, MergeConfig(method="residual", options={"rank": rank})
-        )
-        for rank in RANKS
-    }
-    return {"finetuned": finetuned_method(run), "weight_average": average, **ranks}
+    """The references and the mergers, by name."""
+    rows = {name: merger_method(run, config) for name, config in ROWS.items()}
+    return {"finetuned": finetuned_method(run), **rows}
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -56,7 +69,7 @@ def main() -> None:
     for seed in arguments.seeds:
         arguments.seed = seed
         run = run_of(arguments)
-        path = Path("results") / run.config.setting / "residual.json"
+        path = Path("results") / run.config.setting / "data_free.json"
         content: dict[str, Any] = read_json(path) if path.is_file() else {"seeds": {}}
         shapes = [value.shape for value in run.initial_state().values()]
         content["numbers_of_a_task"] = {
