@@ -47,7 +47,8 @@ from models.released import find_artifact
 from models.state_dict import load_tensors
 from models.task import TaskInfo
 from service.core.answer import Result
-from service.core.engine import ArtifactEngine, PredictionQuery, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
+from service.core.engine import PredictionQuery
 from service.core.explaining import Explained
 from service.core.explanations.atoms import explain_atoms
 from service.core.local import predict

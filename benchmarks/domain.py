@@ -24,7 +24,8 @@ from models.artifact import domain_file, load_artifact
 from models.domain.measured import MeasuredLabel
 from models.domain.neighbours import packed
 from models.domain.task_domain import TaskDomain
-from service.core.engine import ArtifactEngine, PredictionQuery, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
+from service.core.engine import PredictionQuery
 from service.core.explaining import Explained
 from service.core.explanations.domain import NEAREST, explain_domains
 from service.core.local import predict

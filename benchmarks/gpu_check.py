@@ -41,7 +41,8 @@ from models.data.smiles import featurize_all
 from models.experts.unified import Routing
 from models.networks.hu2020 import Backbone, load_backbone
 from models.transport.problem import Solver
-from service.core.engine import ArtifactEngine, PassOutput
+from service.core.artifact_engine import ArtifactEngine
+from service.core.engine import PassOutput
 
 PACK = Path(".gpu")
 MOLECULES, TEACHER = PACK / "molecules.smi", PACK / "teacher.pth"
@@ -351,11 +352,11 @@ def memory(bench: Bench) -> dict[str, Any]:
     ballast = torch.empty(
         max(0, torch.cuda.mem_get_info()[0] - left), dtype=torch.uint8, device=bench.device
     )
-    logging.getLogger("service.core.engine").addHandler(halves)
+    logging.getLogger("service.core.artifact_engine").addHandler(halves)
     try:
         cut = engine.run(graphs, tasks, "moe")
     finally:
-        logging.getLogger("service.core.engine").removeHandler(halves)
+        logging.getLogger("service.core.artifact_engine").removeHandler(halves)
         del ballast
         torch.cuda.empty_cache()
     gap, _ = differences(whole, cut)

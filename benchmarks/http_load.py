@@ -40,7 +40,7 @@ from benchmarks.measuring import RESULTS, machine, ratio, summary
 from benchmarks.molecules import fixed_molecules
 from merging.data.files import write_json
 from models.experts.unified import Routing
-from service.core.engine import ArtifactEngine, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
 from service.core.reading import ItemFailure, MoleculeLimits, Parsed, read, read_all
 from service.settings import RELEASED_ARTIFACT, Settings
 

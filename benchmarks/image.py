@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.measuring import RESULTS, machine
 from merging.data.files import write_json
 from models.released import released
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from service.core.reading import MoleculeLimits, Parsed, read_all
 from service.settings import Settings
 

@@ -28,7 +28,7 @@ from models.experts.combination import ExpertChoice
 from models.experts.expert import SharedExpert
 from models.experts.router import RouterConfig
 from models.experts.unified import UnifiedModel
-from service.core.engine import ArtifactEngine, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
 from service.settings import RELEASED_ARTIFACT, Settings
 
 AIMS = {"molecules_per_cpu_second": 2500, "to_eight_streams": 3.1, "one_molecule_seconds": 0.002}

@@ -27,7 +27,8 @@ from benchmarks.molecules import library_molecules
 from merging.data.files import write_json
 from models.released import released
 from service.bulk.local import GROUP_SIZE
-from service.core.engine import PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery
 from service.core.local import predict
 from service.settings import Settings
 

@@ -35,7 +35,7 @@ import torch
 from tqdm import tqdm
 
 from models.data.smiles import featurize
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from service.security import new_key
 from service.settings import RELEASED_ARTIFACT, Settings
 

@@ -41,7 +41,8 @@ from benchmarks.molecules import library_molecules
 from benchmarks.predict_command import SUBREAPER, Used, measured
 from merging.data.files import write_json
 from models.released import released
-from service.core.engine import PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery
 from service.core.local import predict
 from service.formats.answers import number_columns
 from service.settings import Settings

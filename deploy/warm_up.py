@@ -6,7 +6,7 @@ from gmerging.cli.main import make_parser
 from gmerging.diagnosis import examine
 from models.released import released
 from service.app import create_app
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from service.settings import Settings
 
 settings = Settings()

@@ -204,7 +204,7 @@ def releases() -> Found:
 
 def trial() -> Found:
     """A prediction of every task of the default release for one molecule, with its time."""
-    from service.core.engine import load_engine
+    from service.core.artifact_engine import load_engine
     from service.core.reading import MoleculeLimits, Parsed, read
     from service.settings import Settings
 

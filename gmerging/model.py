@@ -21,7 +21,8 @@ from models.extras import optional_package
 from models.released import find_artifact, released
 from models.task import TaskInfo
 from service.core.answer import Answer, Result
-from service.core.engine import Engine, PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import Engine, PredictionQuery
 from service.core.explaining import NOTHING, SHOWN, Explained
 from service.core.explanations.atoms import explain_atoms
 from service.core.local import predict

@@ -1,4 +1,4 @@
-"""Choice of the device to compute on, made once at start."""
+"""The device to compute on, chosen once at start, and its memory."""
 
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -28,3 +28,10 @@ def choose_device(choice: str) -> "torch.device":
     if choice == "cuda" and not torch.cuda.is_available():
         raise ConfigError("got device 'cuda', but torch sees no GPU here; expected 'cpu' or 'auto'")
     return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def gpu_memory_bytes() -> int:
+    """Return the memory in bytes that this process's torch has reserved on all GPUs."""
+    import torch
+
+    return sum(torch.cuda.memory_reserved(k) for k in range(torch.cuda.device_count()))

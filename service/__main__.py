@@ -135,7 +135,7 @@ def _serve_one_process(
     settings: Settings, sockets: list[socket.socket], options: dict[str, Any]
 ) -> None:
     from service.app import create_app
-    from service.core.engine import load_engine
+    from service.core.artifact_engine import load_engine
 
     app = create_app(settings)
     _serve_metrics(settings, app.state.metrics.registry)

@@ -25,7 +25,8 @@ from starlette.routing import BaseRoute
 from service.bulk.flow import StreamPermits
 from service.bulk.job_runner import JobRunner
 from service.bulk.jobs import JobStore
-from service.core.engine import Engine, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import Engine
 from service.core.memory import frozen_gc, limit_malloc_arenas
 from service.core.models import ModelRegistry
 from service.core.parsing import LOSSES

@@ -54,14 +54,17 @@ def tsv_matrix(deltas: Tensor) -> Tensor:
     kept = max(1, s.shape[1] // len(deltas))
     left = torch.cat(list(u[:, :, :kept]), dim=1)
     right = torch.cat(list(vh[:, :kept]), dim=0)
-    return (nearest_orthogonal(left) * s[:, :kept].flatten()) @ nearest_orthogonal(right)
+    values = s[:, :kept].flatten()
+    merged: Tensor = (nearest_orthogonal(left) * values) @ nearest_orthogonal(right)
+    return merged
 
 
 def nearest_orthogonal(matrix: Tensor) -> Tensor:
     """Return the matrix with orthonormal columns, or rows if it is wide, that is nearest in the
     Frobenius norm (orthogonal Procrustes): (m, n) -> (m, n)."""
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ vh
+    nearest: Tensor = u @ vh
+    return nearest
 
 
 def isotropic(matrix: Tensor) -> Tensor:
@@ -74,7 +77,8 @@ def isotropic(matrix: Tensor) -> Tensor:
     rounding = s.max() * max(matrix.shape) * torch.finfo(s.dtype).eps
     found = s > rounding
     mean = s[found].mean() if bool(found.any()) else s.new_zeros(())
-    return (u * torch.where(found, mean, 0)) @ vh
+    flat: Tensor = (u * torch.where(found, mean, 0)) @ vh
+    return flat
 
 
 def _merged(

@@ -59,7 +59,8 @@ def closed_form(deltas: Tensor) -> Tensor:
     """
     norms = deltas.square().sum((1, 2), keepdim=True)
     grams = deltas.mT @ (deltas / _divisors(norms))
-    return (deltas @ grams).sum(0) @ torch.linalg.pinv(grams.sum(0), hermitian=True)
+    tau: Tensor = (deltas @ grams).sum(0) @ torch.linalg.pinv(grams.sum(0), hermitian=True)
+    return tau
 
 
 def _divisors(norms: Tensor) -> Tensor:

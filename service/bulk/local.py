@@ -20,7 +20,8 @@ from models.experts.combination import ExpertChoice
 from models.experts.unified import Routing
 from service.bulk.flow import file_groups, in_order
 from service.core.answer import Answer, Result
-from service.core.engine import PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery
 from service.core.explaining import with_explanations
 from service.core.explanations.alerts import alerts_of
 from service.core.explanations.drugs import explain_drugs

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from models.device import gpu_memory_bytes
 from models.domain.structures import Structures
 from models.families.inputs import Graph
 from service.core.answer import Answer, Outcome, Result
@@ -21,7 +22,7 @@ from service.core.batcher import (
 )
 from service.core.cache import AnswerCache
 from service.core.drawing import Depicted, Drawing, draw
-from service.core.engine import PassOutput, PredictionQuery, gpu_memory_bytes
+from service.core.engine import PassOutput, PredictionQuery
 from service.core.explaining import NOTHING, Explained, Explainer, with_explanations
 from service.core.explanations.alerts import AlertExplainer, Alerts, alerts_of
 from service.core.explanations.atoms import AtomsExplainer, AtomsQuery

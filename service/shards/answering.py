@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from models.errors import ArtifactError
 from service.core.answer import Result
-from service.core.engine import PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery
 from service.core.local import predict
 from service.core.reading import ItemFailure, Record
 from service.settings import load_settings

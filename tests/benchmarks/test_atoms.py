@@ -8,7 +8,7 @@ import pytest
 from benchmarks.atoms import RULES, deletions, planted_rules
 from benchmarks.molecules import fixed_molecules
 from models.released import find_artifact
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from service.settings import Settings
 
 LEAST_AREA = 0.95

@@ -11,7 +11,7 @@ import pytest
 from starlette.routing import Match
 
 from service.app import create_app
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from service.schemas import MatchRequest, ModelAction, PredictRequest
 from service.settings import RELEASED_ARTIFACT
 from tests.pages import PAGES, README, block, blocks, page

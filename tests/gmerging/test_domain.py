@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import gmerging
-from service.core.engine import UnsupportedQueryError, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import UnsupportedQueryError
 from tests.domains import molecules
 from tests.service.doubles import DOMAIN_TASKS, save_pico_domains, serving, settings_of
 

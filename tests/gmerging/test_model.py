@@ -17,7 +17,8 @@ from gmerging import model as model_module
 from models.errors import ArtifactError, InvalidInputError
 from models.extras import MissingPackageError
 from models.released import released
-from service.core.engine import UnsupportedQueryError, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import UnsupportedQueryError
 from service.settings import Settings
 from tests.service.doubles import save_pico_forests, save_pico_graph_artifact, serving
 

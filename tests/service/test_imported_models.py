@@ -8,7 +8,7 @@ import torch
 
 from merging.imports.config import make_import_config
 from merging.imports.importing import import_models
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from tests.merging.imports.chemprop_files import FILES, PREDICTIONS, saved
 from tests.service.doubles import serving, settings_of
 

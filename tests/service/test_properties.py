@@ -14,7 +14,7 @@ from rdkit import Chem
 
 from models.data.smiles import featurize
 from models.experts.unified import Routing
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from service.core.reading import ITEM_CODES
 from service.schemas import ETHANOL_GRAPH, PredictResponse, Problem
 from tests.service.doubles import serving, settings_of

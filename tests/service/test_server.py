@@ -26,7 +26,7 @@ import pytest
 from models.data.smiles import featurize, featurize_all
 from models.errors import MoleculeError
 from models.experts.unified import DEFAULT_ROUTING
-from service.core.engine import ArtifactEngine, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
 from service.schemas import PredictResponse
 from service.security import new_key
 from service.settings import RELEASED_ARTIFACT

@@ -23,7 +23,7 @@ import pytest
 
 from gmerging.cli.main import main
 from service.bulk import local, output
-from service.core.engine import ArtifactEngine, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
 from service.settings import Settings
 from tests.service.doubles import save_pico_graph_artifact, serving
 from tests.service.formats.test_molecule_files import sdf

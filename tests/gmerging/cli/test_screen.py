@@ -19,7 +19,8 @@ import pytest
 
 from gmerging.cli.main import main
 from gmerging.cli.screen import _shard_bar
-from service.core.engine import PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery
 from service.core.local import predict
 from service.settings import Settings
 from service.shards.plan import read_plan

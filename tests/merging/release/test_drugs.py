@@ -16,7 +16,8 @@ from merging.run.config import load_config
 from merging.run.run import Run
 from models.artifact import DRUGS, load_artifact, load_components, read_manifest
 from models.errors import ArtifactError, ConfigError
-from service.core.engine import PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery
 from service.core.local import predict
 from service.settings import Settings
 from tests.merging.conftest import molecules, run_options, write_pico

@@ -16,7 +16,8 @@ from merging.run.forests import default_experts, expert_outputs, forest, trained
 from merging.run.run import Run
 from models.artifact import load_artifact
 from models.errors import ConfigError
-from service.core.engine import PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery
 from service.core.local import predict
 from service.settings import Settings
 from tests.merging.conftest import molecules as tail_molecules

@@ -18,7 +18,7 @@ from models.artifact import load_artifact
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.families.table import FAMILIES
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from tests.merging.conftest import TAILS, molecules, run_options, write_csv, write_pico
 from tests.service.doubles import serving, settings_of
 

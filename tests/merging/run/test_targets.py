@@ -27,7 +27,7 @@ from merging.targets.metrics import compute_metrics
 from models.artifact import load_artifact
 from models.errors import ConfigError
 from models.state_dict import sub_state
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from tests.merging.conftest import TAILS, molecules, write_csv, write_pico
 from tests.service.doubles import serving, settings_of
 

@@ -21,7 +21,7 @@ from models.experts.router import RouterConfig
 from models.families.counts import CountFamily, CountShape
 from models.manifest import make_manifest
 from models.task import TaskInfo
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from tests.service.doubles import serving, settings_of
 
 async def main():

@@ -11,13 +11,8 @@ from models.artifact import load_artifact
 from models.data.molecule import MolGraph
 from models.data.smiles import featurize_all
 from models.experts.combination import ExpertChoice
-from service.core.engine import (
-    ArtifactEngine,
-    PredictionQuery,
-    TaskAnswer,
-    UnsupportedQueryError,
-    load_engine,
-)
+from service.core.artifact_engine import ArtifactEngine, load_engine
+from service.core.engine import PredictionQuery, TaskAnswer, UnsupportedQueryError
 from service.core.reading import ItemFailure, MoleculeLimits, Parsed, read, read_all
 from service.schemas import ETHANOL_GRAPH, GraphIn
 from tests.service.doubles import (

@@ -22,7 +22,7 @@ from models.artifact import load_artifact, load_components, save_artifact
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.files import replace_folder
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from tests.service.doubles import metric, save_pico_artifact, serving, settings_of
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ import pytest
 
 from models.domain.structures import Structure, write_structures
 from models.errors import ConfigError
-from service.core.engine import ArtifactEngine, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
 from service.schemas import ETHANOL_GRAPH, PredictResponse
 from tests.domains import molecules
 from tests.service.doubles import (

@@ -13,7 +13,8 @@ import pytest
 
 from service.app import create_app
 from service.bulk.jobs import JobStore
-from service.core.engine import ArtifactEngine, PredictionQuery, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
+from service.core.engine import PredictionQuery
 from service.core.parsing import Parser
 from service.core.reading import InputRequirements, Source
 from service.formats.molecule_files import FileFormat

@@ -24,7 +24,7 @@ from models.families.atoms import Structure
 from models.manifest import make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.task import TaskInfo
-from service.core.engine import ArtifactEngine, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
 from service.core.reading import ITEM_CODES
 from service.schemas import (
     ETHANOL_GRAPH,

@@ -20,7 +20,7 @@ from models.experts.router import RouterConfig
 from models.manifest import make_manifest
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.task import TaskInfo
-from service.core.engine import load_engine
+from service.core.artifact_engine import load_engine
 from service.schemas import PredictResponse, TasksResponse
 from tests.service.doubles import serving, settings_of
 

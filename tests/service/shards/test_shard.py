@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.errors import ArtifactError, InvalidInputError
-from service.core.engine import PredictionQuery, UnsupportedQueryError, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery, UnsupportedQueryError
 from service.core.local import predict
 from service.core.reading import Record
 from service.settings import Settings

@@ -15,7 +15,8 @@ from models.data.fingerprint import DESCRIPTORS
 from models.experts.unified import Routing
 from service.core import parsing
 from service.core.answer import Answer
-from service.core.engine import ArtifactEngine, PredictionQuery, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
+from service.core.engine import PredictionQuery
 from service.core.explaining import Explained
 from service.core.pipeline import Pipeline
 from service.core.reading import ITEM_CODES

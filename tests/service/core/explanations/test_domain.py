@@ -12,7 +12,8 @@ from models.data.fingerprint import similarity_bits
 from models.data.smiles import read_smiles
 from models.domain.structures import Structure, Structures, write_structures
 from service.core.answer import Answer
-from service.core.engine import ArtifactEngine, PredictionQuery, UnsupportedQueryError, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
+from service.core.engine import PredictionQuery, UnsupportedQueryError
 from service.core.explaining import Explained
 from service.core.explanations.domain import (
     DomainExplainer,

@@ -12,7 +12,7 @@ from rdkit import Chem
 
 from models.data.smiles import featurize
 from service.app import create_app
-from service.core.engine import ArtifactEngine, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
 from tests.service.doubles import (
     LABELS,
     DummyEngine,

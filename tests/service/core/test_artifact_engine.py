@@ -10,7 +10,8 @@ from models.data.molecule import MolGraph
 from models.data.smiles import featurize
 from models.errors import ArtifactError, ConfigError
 from models.experts.unified import Routing
-from service.core.engine import ArtifactEngine, PassOutput, load_engine
+from service.core.artifact_engine import ArtifactEngine, load_engine
+from service.core.engine import PassOutput
 from tests.service.doubles import LABELS, save_pico_shared_artifact, settings_of, stacked
 
 SMILES = [
