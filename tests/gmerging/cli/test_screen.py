@@ -337,7 +337,7 @@ def test_rows_that_kill_their_process_are_marked_and_the_others_answered(
 
 @pytest.mark.slow
 def test_an_interrupted_run_ends_its_processes(pico_artifact: Path, desk: Path) -> None:
-    write_library(desk / "library", 2, 3000)
+    write_library(desk / "library", 2, 50_000)
     planned(pico_artifact)
     run = started("--processes", "2")
     workers: list[psutil.Process] = []
