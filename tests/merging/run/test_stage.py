@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from merging.config.base import Setting
-from merging.run.stage import Stage, build
+from merging.run.build import build
+from merging.run.stage import Stage
 from merging.run.store import ResultStore, StageResult
 from models.errors import TrainingError
 
