@@ -74,16 +74,8 @@ def command_rows() -> list[Row]:
         ("plan", commands.plan_groups, (*one_seed, options.plan_options, plan_file)),
         ("merge", commands.merge_models, (*one_seed, options.plan)),
         ("train-adapters", commands.train_adapters, (*one_seed, *per_task, options.plan)),
-        (
-            "release",
-            commands.release_models,
-            (*one_seed, stages, options.plan, output, replace),
-        ),
-        (
-            "compare",
-            commands.compare_methods,
-            (*base, options.seeds, stages, options.results),
-        ),
+        ("release", commands.release_models, (*one_seed, stages, options.plan, output, replace)),
+        ("compare", commands.compare_methods, (*base, options.seeds, stages, options.results)),
         ("ablate", commands.ablate_settings, (*one_seed, stages, options.results)),
         ("figures", commands.redraw, (options.results,)),
         ("add-task", commands.add_task, (*one_seed, *new_artifact)),

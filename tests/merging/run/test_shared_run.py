@@ -6,7 +6,10 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -27,23 +30,39 @@ def words(folder: Path, *arguments: str) -> list[str]:
     return [*arguments, *options]
 
 
-def start(folder: Path, *arguments: str, epochs: int = 0) -> "subprocess.Popen[str]":
-    """Start a process of a run, which kills itself after some epochs."""
+@contextmanager
+def started(
+    folder: Path, *arguments: str, epochs: int = 0
+) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
+    """Start a process of a run, which kills itself after some epochs; give it with the file of what
+    it says."""
     command = [sys.executable, "-m", "tests.merging.run.shared_run", str(folder / "log")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(
-        [*command, str(epochs), *words(folder, *arguments)],
-        text=True,
-        cwd=Path(__file__).parents[3],
-        **pipes,  # type: ignore[call-overload]
-    )
+    command += [str(epochs), *words(folder, *arguments)]
+    said = folder / f"said-{token_hex(4)}"
+    with said.open("w") as stream:
+        process = subprocess.Popen(
+            command, text=True, cwd=Path(__file__).parents[3], stdout=stream, stderr=stream
+        )
+        try:
+            yield process, said
+        finally:
+            process.kill()
+            process.wait()
 
 
-def finish(process: "subprocess.Popen[str]", status: int = 0) -> str:
-    """Wait for a process, and return what it said."""
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == status, said
-    return str(said)
+def together(folder: Path, *runs: tuple[str, ...], killed_after: int = 0) -> list[str]:
+    """Run commands at one time, the first of which may kill itself after some epochs; return what
+    they said."""
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(started(folder, *run, epochs=0 if index else killed_after))
+            for index, run in enumerate(runs)
+        ]
+        statuses = [process.wait(600) for process, _ in running]
+    texts = [said.read_text() for _, said in running]
+    expected = [-signal.SIGKILL if killed_after else 0, *[0] * (len(runs) - 1)]
+    assert statuses == expected, "\n".join(texts)
+    return texts
 
 
 def made(folder: Path) -> Counter[str]:
@@ -68,8 +87,8 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Assert that results are equal, bit for bit."""
-    assert one.keys() == other.keys()
+    """Assert that results are equal, bit for bit, to those of the same name among others."""
+    assert one.keys() <= other.keys()
     for name, values in one.items():
         assert values.keys() == other[name].keys()
         for key, value in values.items():
@@ -98,32 +117,28 @@ def shared(alone: Path, tmp_path: Path) -> Path:
 
 
 def test_three_processes_make_each_stage_once_and_the_same(alone: Path, shared: Path) -> None:
-    for process in [start(shared, "release") for _ in range(3)]:
-        finish(process)
+    together(shared, *[("train-adapters",)] * 3)
+    assert len(made(shared)) == 5
     assert set(made(shared).values()) == {1}
-    assert_same(results(alone), results(shared))
-    expected, files = (load_artifact(at / "artifact").manifest.files for at in (alone, shared))
-    assert {name for name in expected if files[name] != expected[name]} <= {"README.md"}
-    assert not [path for path in shared.iterdir() if path.name.startswith(".")]
+    assert_same(results(shared), results(alone))
 
 
 def test_what_a_killed_process_began_is_taken_over(alone: Path, shared: Path) -> None:
     """It is killed after two epochs; the other one goes on from there."""
-    killed, other = start(shared, "release", epochs=2), start(shared, "release")
-    finish(killed, -signal.SIGKILL)
-    finish(other)
+    together(shared, ("train-adapters",), ("train-adapters",), killed_after=2)
     again = {name: count for name, count in made(shared).items() if count > 1}
     assert list(again.values()) == [2]
-    assert_same(results(alone), results(shared))
-    assert load_artifact(shared / "artifact").manifest.name == "pico"
+    assert len(made(shared)) == 5
+    assert_same(results(shared), results(alone))
 
 
-def test_parts_divide_the_stages_and_the_last_one_writes_the_output(
-    alone: Path, shared: Path
-) -> None:
-    parts = [start(shared, "release", "--part", f"{index}/2") for index in range(2)]
-    said = [finish(process) for process in parts]
+def test_two_parts_divide_a_release_and_the_last_one_writes_it(alone: Path, shared: Path) -> None:
+    said = together(shared, ("release", "--part", "0/2"), ("release", "--part", "1/2"))
     assert [text for text in said if "pico 1.2.3: 2 tasks in" in text]
     assert set(made(shared).values()) == {1}
     assert len({line.split()[1] for line in (shared / "log").read_text().splitlines()}) == 2
-    assert_same(results(alone), results(shared))
+    assert results(shared).keys() == results(alone).keys()
+    assert_same(results(shared), results(alone))
+    expected, files = (load_artifact(at / "artifact").manifest.files for at in (alone, shared))
+    assert {name for name in expected if files[name] != expected[name]} <= {"README.md"}
+    assert not [path for path in shared.iterdir() if path.name.startswith(".")]
