@@ -103,7 +103,7 @@ gpu-pack: $(VENV)/.dev ## fill .gpu/ (60 MB at most) with what gpu-check needs o
 
 # No environment of its own: a machine with a GPU has its torch and PyG, and often no way to install
 # anything.
-gpu-check: ## on a machine with a GPU, in at most eight minutes: tests, equality with the CPU, rates, training, service, memory
+gpu-check: ## on a machine with a GPU, in at most seven minutes: tests, equality with the CPU, rates, training, service, memory
 	bash benchmarks/gpu_check.sh $(GPU_PYTHON) $(GPU_CHECK)
 
 clean: ## remove the environment and caches (not the work folder)

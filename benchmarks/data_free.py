@@ -15,9 +15,9 @@ from benchmarks.common import parser, run_of
 from merging.data.files import read_json, write_json
 from merging.mergers.registry import MergeConfig
 from merging.mergers.residual import numbers_of
+from merging.run.build import build
 from merging.run.run import Run
 from merging.run.scores import Method, finetuned_method, merger_method, recovery
-from merging.run.stage import build
 
 RANKS = (10, 30, 54, 100)
 SCALINGS = (0.15, 0.3, 0.5, 1.0)

@@ -1,15 +1,17 @@
-"""All checks that need a GPU, in at most eight minutes: `make gpu-check`.
+"""All checks that need a GPU, in at most seven minutes: `make gpu-check`.
 
 It runs on a bare machine that has torch, PyG and the packages that `make gpu-pack` puts into
 `.gpu/`. The figures go to `benchmarks/results/gpu.json` (or `--output`), again after every section,
 so that a run that is cut off leaves what it had. The exit code is 1 where a section failed.
 
-- tests: the tests that need a device, on the GPU.
-- equality: the released models' answers against the CPU's, float32, all tasks and routings.
+- equality: the released model's answers against the CPU's, float32, all tasks and routings.
+- one_pass: the same for the model whose 31 tasks share a stream, alone and with trees; its rates.
+- joint_alignment: an epoch of the training of such a stream against two threads of the CPU.
 - reading, throughput: molecules per second, reading apart from the pass, by batch size.
 - training: an epoch of adapter training against two threads of the CPU.
 - service: `GMERGING_DEVICE=cuda` under `python -m service`, answers, rate and memory.
 - memory: a GPU that other work has nearly filled, and a pass that does not fit the rest.
+- tests: the tests that need a device, on the GPU; last, as their time is known least.
 """
 
 import argparse
@@ -24,8 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -33,20 +34,20 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from benchmarks.gpu_bench import TOLERANCE, Bench, differences
+from benchmarks.gpu_one_pass import joint_alignment, one_pass
 from benchmarks.measuring import RELEASED, RESULTS, machine
 from benchmarks.own_service import get, loaded, post, served, timed_posts
 from models.artifact import load_artifact
-from models.data.molecule import MolGraph, collate, pack
+from models.data.molecule import collate, pack
 from models.data.smiles import featurize_all
 from models.experts.unified import Routing
 from models.networks.hu2020 import Backbone, load_backbone
 from models.transport.problem import Solver
 from service.core.artifact_engine import ArtifactEngine
-from service.core.engine import PassOutput
 
 PACK = Path(".gpu")
 MOLECULES, TEACHER = PACK / "molecules.smi", PACK / "teacher.pth"
-TOLERANCE = 1e-4
 TESTS = (
     "tests/models/test_on_device.py",
     "tests/models/test_device.py",
@@ -57,32 +58,6 @@ BATCHES = (1, 8, 64, 256, 1024, 4096)
 ROUTINGS: tuple[Routing, ...] = get_args(Routing)
 
 Section = Callable[["Bench"], dict[str, Any]]
-
-
-@dataclass
-class Bench:
-    """State of all sections.
-
-    Attributes:
-        device: to check; `cpu` tries the script where there is no GPU.
-        graphs, smiles: molecules of the HIV set.
-        seconds: duration of a measurement of a rate.
-    """
-
-    device: torch.device
-    smiles: list[str]
-    graphs: list[MolGraph]
-    seconds: float
-
-    def engine(self, device: str | None = None) -> ArtifactEngine:
-        """Load the released model, on the device or on another."""
-        at = self.device if device is None else torch.device(device)
-        return ArtifactEngine(load_artifact(RELEASED, at), at)
-
-    def wait(self) -> None:
-        """Wait until the device has finished its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def tests(bench: Bench) -> dict[str, Any]:
@@ -101,7 +76,7 @@ def tests(bench: Bench) -> dict[str, Any]:
         *TESTS,
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     except subprocess.TimeoutExpired as error:
         return {"failed": True, "output": str(error.stdout)[-2000:]}
     lines = done.stdout.strip().splitlines()
@@ -135,15 +110,6 @@ def equality(bench: Bench) -> dict[str, Any]:
     }
 
 
-def differences(one: PassOutput, other: PassOutput) -> tuple[float, float]:
-    """Find the largest difference of probabilities, and of routing weights, between two passes."""
-    values, weights = [0.0], [0.0]
-    for a, b in zip(one.answers, other.answers, strict=True):
-        values += [float(np.abs(a[task].values - b[task].values).max()) for task in a]
-        weights += [float(np.abs(a[task].routing - b[task].routing).max()) for task in a]
-    return max(values), max(weights)
-
-
 def reading(bench: Bench) -> dict[str, Any]:
     """Measure reading SMILES to graphs in one process, which feeds the GPU."""
     smiles, started = bench.smiles[:2000], time.perf_counter()
@@ -162,7 +128,7 @@ def throughput(bench: Bench) -> dict[str, Any]:
         for size in (size for size in BATCHES if size <= len(bench.graphs)):
             if bench.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            seconds = [*timed(partial(ours.run, bench.graphs[:size], tasks, routing), bench)]
+            seconds = [*bench.timed(partial(ours.run, bench.graphs[:size], tasks, routing))]
             middle = statistics.median(seconds)
             rows[str(size)] = {
                 "molecules_per_second": round(size / middle),
@@ -172,7 +138,7 @@ def throughput(bench: Bench) -> dict[str, Any]:
             if bench.device.type == "cuda":
                 rows[str(size)]["peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1e6)
         on_cpu = statistics.median(
-            timed(partial(theirs.run, bench.graphs[:256], tasks, routing), bench)
+            bench.timed(partial(theirs.run, bench.graphs[:256], tasks, routing))
         )
         best = max(row["molecules_per_second"] for row in rows.values())
         found[routing] = {
@@ -206,26 +172,9 @@ def breakdown(bench: Bench, engine: ArtifactEngine) -> dict[str, float]:
             "engine_own": lambda: engine.run(graphs, engine.info.tasks, "own"),
         }
         return {
-            name: round(1000 * statistics.median(timed(step, bench)), 2)
+            name: round(1000 * statistics.median(bench.timed(step)), 2)
             for name, step in steps.items()
         }
-
-
-def timed(work: Callable[[], object], bench: Bench) -> Iterator[float]:
-    """Measure calls for `bench.seconds`, at least three; the first is a warm-up.
-
-    Returns:
-        Wall seconds of each call.
-    """
-    work()
-    bench.wait()
-    end, calls = time.perf_counter() + bench.seconds, 0
-    while calls < 3 or time.perf_counter() < end:
-        started = time.perf_counter()
-        work()
-        bench.wait()
-        calls += 1
-        yield time.perf_counter() - started
 
 
 def training(bench: Bench) -> dict[str, Any]:
@@ -381,13 +330,15 @@ class Halvings(logging.Handler):
 
 
 SECTIONS: dict[str, Section] = {
-    "tests": tests,
     "equality": equality,
+    "one_pass": one_pass,
+    "joint_alignment": joint_alignment,
     "reading": reading,
     "throughput": throughput,
     "training": training,
     "memory": memory,
     "service": service,
+    "tests": tests,
 }
 
 

@@ -19,4 +19,4 @@ else
 fi
 export PYTHONUNBUFFERED=1
 # tqdm draws no bars where nobody looks
-TQDM_DISABLE=${TQDM_DISABLE-1} timeout 480 "$python" -m benchmarks.gpu_check "$@"
+TQDM_DISABLE=${TQDM_DISABLE-1} timeout 420 "$python" -m benchmarks.gpu_check "$@"

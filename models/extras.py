@@ -10,7 +10,6 @@ from models.errors import GMergingError
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "predict": {"pandas": "pandas", "pyarrow": "pyarrow", "tqdm": "tqdm"},
     "merging": {
-        "filelock": "filelock",
         "matplotlib": "matplotlib",
         "ot": "pot",
         "pooch": "pooch",

@@ -1,6 +1,7 @@
 """Atomic writes of files and folders, safe with any number of writers."""
 
 import ctypes
+import errno
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_ATTEMPTS = 10
 
 
 def temporary_beside(path: Path) -> Path:
@@ -64,8 +66,24 @@ def replace_folder(new: Path, folder: Path) -> None:
 
     This is one atomic step where the system can exchange two folders. Elsewhere (NFS, macOS) there
     is a moment without `folder`; its old content is then beside it, and is restored if the step
-    fails.
+    fails. Of several processes that replace it at one time, the last one counts.
+
+    Raises:
+        OSError: it cannot be replaced.
     """
+    for attempt in range(_ATTEMPTS):
+        try:
+            _replace(new, folder)
+            break
+        except OSError as error:
+            # another process has put a folder there, or moved it away, at the same moment
+            changed = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+            if not changed or not new.exists() or attempt == _ATTEMPTS - 1:
+                raise
+    sync(folder.parent)
+
+
+def _replace(new: Path, folder: Path) -> None:
     if not folder.exists():
         new.rename(folder)
     elif _exchange(new, folder):
@@ -76,10 +94,12 @@ def replace_folder(new: Path, folder: Path) -> None:
         try:
             new.rename(folder)
         except BaseException:
-            old.rename(folder)
+            if folder.exists():  # another process has put its own there
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                old.rename(folder)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    sync(folder.parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:

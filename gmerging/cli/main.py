@@ -48,16 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except (GMergingError, OSError) as error:
-        print(f"gmerging: {error}", file=sys.stderr)
+        print(f"gmerging: {error}{_noted(error)}", file=sys.stderr)
         return 1
     except (BrokenProcessPool, MemoryError) as error:
-        problem = f"a process died or got no memory ({error})"
+        problem = f"a process died or got no memory ({error}){_noted(error)}"
         remedy = "try fewer --processes or --threads; the same command resumes where it stopped"
         print(f"gmerging: {problem}; {remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("gmerging: stopped; the same command resumes where it stopped", file=sys.stderr)
         return 130
+
+
+def _noted(error: BaseException) -> str:
+    """Return the notes of an error, such as the stage that was being made."""
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
 
 
 def front_rows() -> list[Row]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from merging.cli.building import build_stages, in_parts
 from merging.drawing.figures import draw_figures
 from merging.drawing.plan import draw_plan
 from merging.mergers.registry import MERGERS
@@ -103,12 +104,6 @@ def _check_data(run: Run, tasks: Sequence[str]) -> None:
         print(run.dataset(task).summary)
 
 
-def _build(
-    arguments: argparse.Namespace, run: Run, stages: Sequence[Stage], description: str
-) -> None:
-    run.build(stages, description, arguments.processes, arguments.threads)
-
-
 def _train(
     arguments: argparse.Namespace,
     run: Run,
@@ -117,7 +112,7 @@ def _train(
     summary: Callable[[dict[str, Any]], str],
 ) -> None:
     """Make the stages of tasks, and print a summary of every record."""
-    _build(arguments, run, list(stages.values()), description)
+    build_stages(arguments, run, list(stages.values()), description)
     for task, stage in stages.items():
         record = run.result(stage).record
         print(f"{task}: {summary(record)}, {record['seconds']} s")
@@ -144,6 +139,7 @@ def pretrain_backbone(arguments: argparse.Namespace) -> None:
     print(f"pre-trained weights: {path}")
 
 
+@in_parts
 def finetune(arguments: argparse.Namespace) -> None:
     """Train one model per task.
 
@@ -197,6 +193,7 @@ def merge_models(arguments: argparse.Namespace) -> None:
         print(f"merged {models} by {merger}: {', '.join(record['tasks'])}")
 
 
+@in_parts
 def train_adapters(arguments: argparse.Namespace) -> None:
     """Train each task's adapters on the merged backbone (no labels).
 
@@ -217,6 +214,7 @@ def train_adapters(arguments: argparse.Namespace) -> None:
     _train(arguments, next(iter(runs.values())), stages, "training adapters", summary)
 
 
+@in_parts
 def release_models(arguments: argparse.Namespace) -> None:
     """Train, merge and write the artifact that the service loads.
 
@@ -232,11 +230,12 @@ def release_models(arguments: argparse.Namespace) -> None:
     for run in runs.values():
         _check_data(run, run.tasks)
     from_merged = [run for run in runs.values() if needs_single_backbone(run)]
-    _build(arguments, first, [merged(run) for run in from_merged], "models and merge")
+    merges = [merged(run) for run in from_merged]
+    build_stages(arguments, first, merges, "models and merge", more=True)
     for run in from_merged:
         check_single_backbone(run)  # Refuse before hours of training what cannot be served.
     stages = [stage for run in runs.values() for stage in release_stages(run)]
-    _build(arguments, first, stages, "release")
+    build_stages(arguments, first, stages, "release")
     for group, run in runs.items():
         _print_artifact(release(run, folders[group], arguments.replace), folders[group])
 
@@ -246,6 +245,7 @@ def _release_folder(arguments: argparse.Namespace, group: str, run: Run) -> Path
     return output / group if output else Path("models/releases") / run.config.require_release().name
 
 
+@in_parts
 def compare_methods(arguments: argparse.Namespace) -> None:
     """Evaluate every method of the configuration on several seeds; write results files, a table
     and figures.
@@ -255,7 +255,7 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     """
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     _check_data(runs[0], runs[0].tasks)
-    build = partial(_build, arguments, runs[0])
+    build = partial(build_stages, arguments, runs[0])
     if not runs[0].family.adapters:
         content = compare_without_adapters(runs, arguments.results / PLAIN_RESULTS, build)
         print(comparison_table(content["settings"]))
@@ -266,6 +266,7 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     print(f"{about} {summary['seeds']}\n{summary_table(summary)}")
 
 
+@in_parts
 def ablate_settings(arguments: argparse.Namespace) -> None:
     """Evaluate the configuration's ablations and sweeps on one seed; write the results file and
     figures.
@@ -276,7 +277,7 @@ def ablate_settings(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
     check_adapters(run)
     _check_data(run, run.tasks)
-    content = ablate(run, arguments.results, partial(_build, arguments, run))
+    content = ablate(run, arguments.results, partial(build_stages, arguments, run))
     folder = arguments.results / run.config.setting
     if (folder / "summary.json").is_file():
         _draw(folder)
@@ -320,6 +321,7 @@ def add_task(arguments: argparse.Namespace) -> None:
     _print_artifact(add_tasks(run, *files), arguments.output)
 
 
+@in_parts
 def add_forest(arguments: argparse.Namespace) -> None:
     r"""Add trees on fingerprints to the tasks of a finished artifact, which answer beside the
     network where validation data say so.
@@ -523,11 +525,12 @@ def study_one_pass(arguments: argparse.Namespace) -> None:
         runs = [replace(run, config=config) for run in runs]
     one_pass.variant_runs(runs[0], arguments.variants)  # Refuse before hours of training.
     _check_data(runs[0], runs[0].tasks)
-    build = partial(_build, arguments, runs[0])
+    build = partial(build_stages, arguments, runs[0])
     content = one_pass.run_study(runs, arguments.variants, arguments.results, build)
     print(one_pass.one_pass_tables(content)["test"])
 
 
+@in_parts
 def study_scores(arguments: argparse.Namespace) -> None:
     """Measure methods by the main metrics of their tasks, in the units of the labels, and add them
     to a file of scores.
@@ -542,7 +545,7 @@ def study_scores(arguments: argparse.Namespace) -> None:
         runs = [group_run(run, *group) for run in runs]
     for run in runs:
         _check_data(run, tasks)
-    build = partial(_build, arguments, runs[0])
+    build = partial(build_stages, arguments, runs[0])
     found = boards.collect_scores(runs, arguments.methods, tasks, arguments.results, build)
     for method in arguments.methods:
         for task in tasks:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from merging.cli import commands, import_commands, options, own_models
+from merging.cli.building import stage_options
 from merging.cli.options import config_options
 from merging.cli.parser import Option, Row, option
 from merging.imports.weights import weight_mergers
@@ -64,18 +65,18 @@ def command_rows() -> list[Row]:
         "artifact", type=Path, help="an artifact's folder, or the name of a released model"
     )
     structures = option("--output", type=Path, required=True, help="the file to write")
-    processes, replace = options.processes, options.replace
+    stages, replace = stage_options, options.replace
     new_artifact = options.artifact, options.new_artifact, replace
-    per_task = processes, options.tasks
+    per_task = stages, options.tasks
     return [
         ("pretrain", commands.pretrain_backbone, (pretraining, options.device, options.seed)),
         ("finetune", commands.finetune, (*one_seed, *per_task)),
         ("plan", commands.plan_groups, (*one_seed, options.plan_options, plan_file)),
         ("merge", commands.merge_models, (*one_seed, options.plan)),
         ("train-adapters", commands.train_adapters, (*one_seed, *per_task, options.plan)),
-        ("release", commands.release_models, (*one_seed, processes, options.plan, output, replace)),
-        ("compare", commands.compare_methods, (*base, options.seeds, processes, options.results)),
-        ("ablate", commands.ablate_settings, (*one_seed, processes, options.results)),
+        ("release", commands.release_models, (*one_seed, stages, options.plan, output, replace)),
+        ("compare", commands.compare_methods, (*base, options.seeds, stages, options.results)),
+        ("ablate", commands.ablate_settings, (*one_seed, stages, options.results)),
         ("figures", commands.redraw, (options.results,)),
         ("add-task", commands.add_task, (*one_seed, *new_artifact)),
         ("add-forests", commands.add_forest, (*one_seed, *per_task, *new_artifact)),
@@ -188,7 +189,7 @@ def _admet_studies() -> list[Row]:
         metavar="NAME",
         help="the tasks of --tasks are a run of their own: merged or trained with each other alone",
     )
-    measured = options.seeds, options.processes, options.tasks, group, methods, added
+    measured = options.seeds, stage_options, options.tasks, group, methods, added
     scores = option(
         "--scores", type=Path, required=True, help="the file of scores (`study scores`)"
     )

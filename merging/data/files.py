@@ -2,17 +2,14 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from models.errors import DataError
 from models.files import write_atomically
@@ -93,28 +90,3 @@ def check_results(path: Path, content: Any) -> None:
     if not isinstance(content, dict) or "methods" not in content:
         found, remedy = f"got {path} without `methods`", "delete it or write it anew"
         raise DataError(f"{found}, expected results of `gmerging compare`; {remedy}")
-
-
-@contextmanager
-def made_once(path: Path) -> Iterator[None]:
-    """Hold the lock of the file that is about to be made; wait while another run makes it.
-
-    Who gets it looks first whether the file is there by now. The lock's own file stays.
-
-    Raises:
-        DataError: the file system has no locks.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        tqdm.write(f"waiting for another run that makes {path}", file=sys.stderr)
-        lock.acquire(poll_interval=0.2)
-    except OSError as error:
-        expected = "expected a work folder on a file system with locks"
-        raise DataError(f"got no lock on {path}.lock ({error}), {expected}") from error
-    try:
-        yield
-    finally:
-        lock.release()

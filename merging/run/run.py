@@ -1,6 +1,7 @@
 """A run: a configuration, a seed, and the folder in which its results are stored."""
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 
 from merging.families.table import KINDS
 from merging.family import Folders, OfflineFamily, StateDict
-from merging.run.stage import Stage, build
+from merging.run.build import Share, build
+from merging.run.stage import Stage
 from merging.run.store import ResultStore, StageResult
 
 
@@ -92,6 +94,9 @@ class Run:
         description: str = "stages",
         processes: int = 1,
         threads: int = 1,
-    ) -> None:
-        """Make the targets and their inputs (`merging.run.stage.build`)."""
-        build(targets, self.store, processes, threads, description)
+        executor: Executor | None = None,
+        share: Share | None = None,
+    ) -> int:
+        """Make the targets and their inputs, on one machine or on several
+        (`merging.run.build.build`)."""
+        return build(targets, self.store, processes, threads, description, executor, share)

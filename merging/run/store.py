@@ -1,9 +1,9 @@
 """Results of stages, stored in a folder under a name that holds the hash of their inputs.
 
-A result is made by one process at a time, which holds a lock on `<result>.lock` and thus owns the
-resumable state. Another process waits, and then finds the result finished. The lock is the
-operating system's (`flock`): a killed run holds none, and the next run resumes at its last epoch.
-On NFS the lock also holds between machines if locks are on (the default since version 4).
+A result is made by one process at a time, which holds the lease `<result>.lease.<n>` and thus owns
+the resumable state (`merging.data.lease`). Other processes, on this machine or another, wait or
+make something else, and then find the result finished. Where the owner is killed, the next one
+resumes at its last epoch.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from merging.data.files import json_bytes, made_once, read_json, reading, tensor_bytes, write_bytes
+from merging.data.files import json_bytes, read_json, reading, tensor_bytes, write_bytes
+from merging.data.lease import Claim, made_once, take
 from models.errors import TrainingError
 
 
@@ -69,8 +70,13 @@ class ResultStore:
         """Return whether a result exists, without reading it."""
         return any(self._path(result_name, ending).is_file() for ending in ("safetensors", "json"))
 
+    def path(self, result_name: str) -> Path:
+        """Return the path of a result's files, without their endings."""
+        return self.folder / result_name
+
     def make(self, result_name: str, name: str, make: Callable[[Path], StageResult]) -> StageResult:
-        """Return a result; make and store it if it does not exist.
+        """Return a result; make and store it if it does not exist. Wait while another process makes
+        it.
 
         Args:
             result_name: see `find`.
@@ -84,18 +90,47 @@ class ResultStore:
         """
         if (found := self.find(result_name)) is not None:
             return found
-        with made_once(self.folder / result_name):
-            if (found := self.find(result_name)) is not None:
-                return found
-            checkpoint = self._path(result_name, "resume.pt")
-            try:
-                result = make(checkpoint)
-            except TrainingError as error:
-                raise TrainingError(f"{name}: {error}") from error
+        with made_once(self.path(result_name)):
+            return self._made(result_name, name, make)
+
+    def make_unless_held(
+        self, result_name: str, name: str, make: Callable[[Path], StageResult], ended: Claim | None
+    ) -> bool:
+        """Make and store a result (`make`), unless another process holds its lease.
+
+        Args:
+            result_name, name, make: see `make`.
+            ended: the lease that has ended, see `merging.data.lease.take`.
+
+        Returns:
+            Whether the result is stored now.
+        """
+        if self.has(result_name):
+            return True
+        if (lease := take(self.path(result_name), ended)) is None:
+            return False
+        with lease:
+            self._made(result_name, name, make)
+        return True
+
+    def _made(
+        self, result_name: str, name: str, make: Callable[[Path], StageResult]
+    ) -> StageResult:
+        """Make and store a result, whose lease this process holds."""
+        if (found := self.find(result_name)) is not None:
+            return found
+        checkpoint = self._path(result_name, "resume.pt")
+        try:
+            result = make(checkpoint)
+        except TrainingError as error:
+            raise TrainingError(f"{name}: {error}") from error
+        # Another process may be done that took over while this one was suspended.
+        found = self.find(result_name)
+        if found is None:
             content, ending = _content(result)
             write_bytes(self._path(result_name, ending), content)
-            checkpoint.unlink(missing_ok=True)
-            return result
+        checkpoint.unlink(missing_ok=True)
+        return found or result
 
     def _path(self, result_name: str, ending: str) -> Path:
         return self.folder / f"{result_name}.{ending}"

@@ -40,10 +40,11 @@ from merging.planning.plan import (
     model_distances,
     task_space,
 )
+from merging.run.build import build
 from merging.run.models import finetuned_model, without_adapters
 from merging.run.run import Run
 from merging.run.scores import environment, evaluate, unified_forward
-from merging.run.stage import Stage, build
+from merging.run.stage import Stage
 from merging.run.stages import (
     calibration_graphs,
     check_adapters,

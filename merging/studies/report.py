@@ -1,12 +1,12 @@
 """Comparisons of methods, written to results files: `seed<N>.json`, `summary.json`,
 `ablations.json` and Markdown tables. `merging.drawing.figures` plots them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
-from merging.data.files import read_json, read_seeds, write_json
+from merging.data.files import read_json, read_seeds, write_bytes, write_json
 from merging.run.run import Run
 from merging.run.scores import (
     Method,
@@ -30,8 +30,13 @@ from merging.studies.results import accounting, expert_weights, swap_matrix, swa
 from merging.studies.rows import ablation_rows, merger_candidates, table_rows
 from merging.targets.metrics import scores_by_task
 
-Build = Callable[[Sequence[Stage], str], None]
-"""A function that runs stages, possibly in parallel; the text names them for its progress bar."""
+
+class Build(Protocol):
+    """A function that runs stages, possibly in parallel and on several machines."""
+
+    def __call__(self, stages: Sequence[Stage], description: str, more: bool = False) -> None:
+        """Run stages; the text names them for a progress bar. With `more`, other stages depend on
+        the results: all of them are stored when it returns."""
 
 
 def compare(runs: list[Run], folder: Path, build: Build) -> dict[str, Any]:
@@ -46,7 +51,8 @@ def compare(runs: list[Run], folder: Path, build: Build) -> dict[str, Any]:
     Returns:
         The summary, see `summarise_seeds`.
     """
-    build(_stages(row for run in runs for row in merger_candidates(run)), "candidates")
+    candidates = _stages(row for run in runs for row in merger_candidates(run))
+    build(candidates, "candidates", more=True)
     rows = {run.seed: table_rows(run) for run in runs}
     stages = _stages(row for methods in rows.values() for row in methods)
     for run in runs:
@@ -59,7 +65,7 @@ def compare(runs: list[Run], folder: Path, build: Build) -> dict[str, Any]:
         write_json(target / f"seed{run.seed}.json", seed_results(run, rows[run.seed]))
     summary = summarise_seeds(read_seeds(target))
     write_json(target / "summary.json", summary)
-    (target / "table.md").write_text(summary_table(summary) + "\n")
+    write_bytes(target / "table.md", f"{summary_table(summary)}\n".encode())
     return summary
 
 

@@ -20,7 +20,8 @@ from merging.config.reading import read_config
 from merging.config.training import Schedule
 from merging.data.checkpoints import find_checkpoint
 from merging.data.corpus import Corpus, CorpusConfig, Shard, load_corpus
-from merging.data.files import made_once, reading, write_tensors
+from merging.data.files import reading, write_tensors
+from merging.data.lease import made_once
 from merging.targets.metrics import batches
 from merging.training.descriptors import (
     DescriptorPrediction,

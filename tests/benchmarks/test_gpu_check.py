@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_check
-from benchmarks.gpu_check import SECTIONS, Bench, check
+from benchmarks import gpu_check, gpu_one_pass
+from benchmarks.gpu_bench import Bench
+from benchmarks.gpu_check import SECTIONS, check
 from models.data.molecule import MolGraph
 from models.data.smiles import featurize_all
 from tests.conftest import SMILES
@@ -75,3 +76,38 @@ def test_the_service_is_asked(bench: Bench, tmp_path: Path) -> None:
     assert (found["device"], found["exit_code"]) == (["cpu"], 0)
     assert found["molecules_compared"] == len(SMILES)
     assert found["molecules_per_second_16_clients_of_100"] > 0
+
+
+def test_one_pass_and_its_training_give_their_figures(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_one_pass, "BATCHES", (4, 8))
+    monkeypatch.setattr(gpu_one_pass, "EPOCHS", 1)
+    monkeypatch.setattr(gpu_one_pass, "RANK", 4)
+    found = check(bench, ["one_pass", "joint_alignment"], tmp_path / "gpu.json")
+    one_pass, joint = found["one_pass"], found["joint_alignment"]
+    assert "failed" not in one_pass, one_pass
+    assert (one_pass["tasks"], one_pass["streams"]) == (31, 1)
+    assert one_pass["forests"] > 20
+    for name in ("network", "with_trees"):
+        assert one_pass[name]["largest_difference"] == 0  # the CPU against itself
+        assert one_pass[name]["molecules_per_second_by_batch"]["8"] > 0
+    assert "failed" not in joint, joint
+    assert len(joint["device"]["loss"]) == 1
+    assert joint["device"]["loss"] == pytest.approx(joint["cpu_two_threads"]["loss"], rel=1e-2)
+
+
+def test_one_pass_whose_trees_are_not_asked_as_the_cpu_asks_them_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without fingerprints the network alone answers."""
+    bare = bench.graphs[0]
+    real = gpu_one_pass.differences
+
+    def other_molecule(ours: Any, theirs: Any) -> Any:
+        alone = bench.engine("cpu", gpu_one_pass.ADMET).run([bare], [*theirs.answers[0]], "own")
+        return real(alone, type(theirs)(theirs.answers[:1]))
+
+    monkeypatch.setattr(gpu_one_pass, "BATCHES", (2,))
+    monkeypatch.setattr(gpu_one_pass, "differences", other_molecule)
+    assert gpu_one_pass.one_pass(bench)["failed"]

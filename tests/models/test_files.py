@@ -1,6 +1,8 @@
 """Files and folders are replaced as a whole, or not at all."""
 
 import errno
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,45 @@ def test_a_failed_replacement_restores_the_old_folder(
         replace_folder(tmp_path / "missing", folder)
     assert (folder / "file.txt").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("exists", [True, False])
+def test_of_processes_that_replace_a_folder_at_one_time_none_fails(
+    tmp_path: Path, exchange: bool, exists: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    folder, barrier = tmp_path / "folder", threading.Barrier(3, timeout=20)
+    if exists:
+        folder_of(folder, "old")
+
+    def replace(name: str) -> None:
+        for k in range(20):
+            new = folder_of(tmp_path / f"{name}{k}", name)
+            barrier.wait()
+            replace_folder(new, folder)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(replace, "abc"))
+    assert (folder / "file.txt").read_text() in ("a", "b", "c")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_who_cannot_get_a_folder_in_at_all_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, new = folder_of(tmp_path / "folder", "old"), folder_of(tmp_path / "new", "new")
+    attempts = []
+
+    def taken(*_: object) -> None:
+        attempts.append(1)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(files, "_replace", taken)
+    with pytest.raises(OSError, match="Directory not empty"):
+        replace_folder(new, folder)
+    assert 1 < len(attempts) <= 100
 
 
 def test_temporary_names_are_hidden_and_differ(tmp_path: Path) -> None:

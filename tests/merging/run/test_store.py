@@ -1,20 +1,26 @@
 """A result is made by one run at a time; if that run is killed, the next one resumes it."""
 
 import errno
+import fcntl
 import math
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
+from merging.data import lease
+from merging.data.files import write_tensors
+from merging.data.lease import Watch
 from merging.run.store import ResultStore, StageResult
 from merging.training.loop import ResumableTraining
 from models.errors import DataError, TrainingError
@@ -40,8 +46,11 @@ def train(checkpoint: Path, seen: list[int], stop_at: int = 0) -> StageResult:
 
 
 def test_two_runs_of_one_result_make_it_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pauses = [0.1, *[0.05] * 1000]
+    monkeypatch.setattr(lease, "pauses_of_waiting", lambda: iter(pauses))
+    monkeypatch.setattr(lease, "SPOKEN_PAUSE", 0.1)
     store, seen = ResultStore(tmp_path), []
     inside, go_on = threading.Event(), threading.Event()
 
@@ -56,8 +65,11 @@ def test_two_runs_of_one_result_make_it_once(
         second = pool.submit(store.make, "a/b-seed0-key", "a/b", make)
         # nobody waits for another's result
         other = store.make("a/c-seed0-key", "a/c", lambda checkpoint: train(checkpoint, []))
-        with pytest.raises(Timeout):  # the second run has the lock no more than we do
-            FileLock(tmp_path / "a/b-seed0-key.lock").acquire(timeout=0.5)
+        claim, held = Watch().look(tmp_path / "a/b-seed0-key")
+        assert held
+        assert claim is not None
+        assert claim.owner == f"process {os.getpid()} on {socket.gethostname()}"
+        time.sleep(0.3)  # the second run looks a few times, and says what it waits for
         assert not second.done()
         go_on.set()
         assert (
@@ -67,8 +79,9 @@ def test_two_runs_of_one_result_make_it_once(
             == other.tensors["weight"]
         )
     assert seen == [1, 2, 3, 4, 5]
-    assert "waiting for another run that makes" in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "a").iterdir() if path.suffix != ".lock"} == {
+    said = rf"waiting for .*b-seed0-key, made by process {os.getpid()} on "
+    assert re.search(said, capsys.readouterr().err)
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
         "b-seed0-key.safetensors",
         "c-seed0-key.safetensors",
     }
@@ -99,7 +112,7 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
     assert not (tmp_path / "a-seed0-key.resume.pt").exists()
 
 
-def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
+def test_an_error_gives_the_lease_back(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
 
     def broken(checkpoint: Path) -> StageResult:
@@ -112,15 +125,32 @@ def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_system_without_locks_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+def test_a_file_system_needs_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lustre, if it is mounted without `flock`."""
 
-    monkeypatch.setattr(FileLock, "acquire", without)
-    with pytest.raises(DataError, match=r"got no lock on .*No locks available\), expected a work"):
-        ResultStore(tmp_path).make("a-seed0-key", "a", lambda checkpoint: train(checkpoint, []))
+    def without(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    seen: list[int] = []
+    ResultStore(tmp_path).make("a-seed0-key", "a", lambda checkpoint: train(checkpoint, seen))
+    assert seen == [1, 2, 3, 4, 5]
+    assert [path.name for path in tmp_path.iterdir()] == ["a-seed0-key.safetensors"]
+
+
+def test_a_run_that_slept_while_another_took_over_keeps_what_that_stored(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+
+    def slow(checkpoint: Path) -> StageResult:
+        checkpoint.write_bytes(b"state")
+        other = StageResult({"weight": torch.ones(1)}, {"seconds": 1})
+        write_tensors(
+            tmp_path / "a-seed0-key.safetensors", other.tensors, {"record": '{"seconds": 1}'}
+        )
+        return StageResult({"weight": torch.ones(1)}, {"seconds": 100})
+
+    assert store.make("a-seed0-key", "a", slow).record == {"seconds": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a-seed0-key.safetensors"]
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x00" * 100])
