@@ -58,7 +58,7 @@ def together(folder: Path, *runs: tuple[str, ...], killed_after: int = 0) -> lis
             stack.enter_context(started(folder, *run, epochs=0 if index else killed_after))
             for index, run in enumerate(runs)
         ]
-        statuses = [process.wait(600) for process, _ in running]
+        statuses = [process.wait(1200) for process, _ in running]
     texts = [said.read_text() for _, said in running]
     expected = [-signal.SIGKILL if killed_after else 0, *[0] * (len(runs) - 1)]
     assert statuses == expected, "\n".join(texts)
