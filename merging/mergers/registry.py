@@ -188,7 +188,7 @@ MERGERS = {
             gffmerge,
             GffMergeOptions,
             calibrated=True,
-            kinds=("schnet",),
+            kinds=("schnet", "chgnet"),
         ),
     )
 }

@@ -30,14 +30,13 @@ from models.artifact import load_artifact
 from models.data.atoms import Atoms, AtomsBatch, composition, energies_of_elements
 from models.errors import ArtifactError, ConfigError, DataError
 from models.files import write_atomically
-from models.networks.schnet import (
-    ForceField,
-    ForceFieldConfig,
+from models.networks.force_field import (
     ForceFieldExpert,
     MergedForceField,
     energy_and_forces,
     potential,
 )
+from models.networks.schnet import ForceField, ForceFieldConfig
 from tests.conftest import collate_atoms
 from tests.pages import page
 

@@ -9,14 +9,13 @@ from torch import Tensor
 from merging.data.files import write_tensors
 from models.data.atoms import Atoms, AtomsBatch
 from models.errors import CheckpointError, InvalidInputError, UnknownTaskError
-from models.networks.schnet import (
-    ForceField,
-    ForceFieldConfig,
+from models.networks.force_field import (
     ForceFieldExpert,
     MergedForceField,
     energy_and_forces,
     potential,
 )
+from models.networks.schnet import ForceField, ForceFieldConfig
 from models.state_dict import load_tensors, read_tensors
 from tests.conftest import collate_atoms
 
