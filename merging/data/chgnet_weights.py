@@ -44,7 +44,7 @@ def weights_file() -> Path:
     for folder in folders:
         if (path := Path(folder) / _FILE).is_file():
             return path
-    expected = "expected one with the weights (pip install 'g-merging[chgnet]')"
+    expected = "expected one with the weights (pip install --no-deps chgnet==0.4.2)"
     raise CheckpointError(f"got no package chgnet with {_FILE}, {expected}")
 
 

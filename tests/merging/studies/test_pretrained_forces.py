@@ -28,11 +28,11 @@ CONFIG = ForceFieldRunConfig.model_validate(
             "cutoff": 3.0,
             "angle_cutoff": 2.0,
         },
-        "frames": {"train": 8, "valid": 2, "test": 3},
+        "frames": {"train": 4, "valid": 2, "test": 3},
         "training": {"epochs": 2, "batch_size": 4, "learning_rate": 0.01},
         "merge": {"method": "gffmerge"},
         "calibration_frames": 4,
-        "tuning": {"epochs": 1, "batch_size": 4, "frames": 8},
+        "tuning": {"epochs": 1, "batch_size": 4, "frames": 4},
     }
 )
 
@@ -48,6 +48,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_study_measures_every_method_and_goes_on_where_it_was(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(study, "SEQUENTIAL_FRAMES", {"md17": 2})
+    monkeypatch.setattr(study, "DENSITIES", (0.5,))
+    monkeypatch.setattr(study, "RIDGES", (1e-3, 1e-1))
     results, work = tmp_path / "results.json", tmp_path / "work"
     measured = study.subset_errors
 
@@ -74,7 +77,7 @@ def test_the_study_measures_every_method_and_goes_on_where_it_was(
     assert json.loads(results.read_text()) == {"pico_chgnet": json.loads(json.dumps(entry))}
     for rows in entry["rows"].values():
         assert set(rows["0"]["errors"]) == set(SHAPES)
-    for name, count in (("task arithmetic", 4), ("TIES", 9), (study.PULLED, 3)):
+    for name, count in (("task arithmetic", 4), ("TIES", 3), (study.PULLED, 2)):
         row = entry["rows"][name]["0"]
         assert len(row["tried"]) == count
         least = min(row["tried"], key=lambda tried: tried["valid"])

@@ -273,7 +273,7 @@ def test_a_manifest_tells_shapes_and_schemas_by_their_kind(case: Case) -> None:
 @every_kind
 def test_a_manifest_refuses_what_is_another_familys(case: Case) -> None:
     for other in ROWS:
-        if other is case.family:
+        if other.schema is case.family.schema:
             continue
         stranger = next(known for known in CASES.values() if known.family is other)
         with pytest.raises(ValidationError, match="which takes something else"):
