@@ -3,12 +3,12 @@ with pre-trained weights."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from merging.config.base import Count, Section
@@ -16,7 +16,14 @@ from merging.config.training import ForceTrainingConfig, TuningConfig
 from merging.data.chgnet_weights import read_weights, weights_file
 from merging.data.files import sha256
 from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
-from merging.family import Folders, OfflineFamily, ScratchRunConfig, StateDict, random_state
+from merging.family import (
+    Folders,
+    OfflineFamily,
+    RunConfig,
+    ScratchRunConfig,
+    StateDict,
+    random_state,
+)
 from merging.mergers.base import MergeResult
 from merging.mergers.gffmerge import Teacher, energies, match_mean_energies
 from merging.mergers.registry import MergeConfig
@@ -67,28 +74,21 @@ class ForceFieldRunConfig(ScratchRunConfig):
             use; 500 in the paper.
         tuning: training of the heads on the merged network, with labels; None leaves them as
             merged.
-        pretrained: whether all tasks start from the released weights of CHGNet, not from random
-            ones.
     """
 
     source: Literal["md17", "lips20"]
     tasks: tuple[Name, ...]
-    network: Annotated[ForceFieldConfig | ChgnetConfig, Field(discriminator="kind")]
     frames: FramesConfig
     training: ForceTrainingConfig
     merge: MergeConfig = MergeConfig(method="gffmerge")
     calibration_frames: Count = 500
     tuning: TuningConfig | None = None
-    pretrained: bool = False
 
     @model_validator(mode="after")
     def _several_tasks(self) -> Self:
         if len(self.tasks) < 2 or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks: got {list(self.tasks)}, expected two or more, each once")
         check_distinct(self.tasks)
-        if self.pretrained and (self.network.kind, self.initialisation) != ("chgnet", "shared"):
-            got = f"got a network of kind {self.network.kind!r}, {self.initialisation} beginnings"
-            raise ValueError(f"pretrained: {got}, expected 'chgnet' and one beginning (shared)")
         return self
 
     @property
@@ -107,12 +107,35 @@ class ForceFieldRunConfig(ScratchRunConfig):
         return 1000 * (seed + 1) + self.tasks.index(task)
 
 
+class SchnetRunConfig(ForceFieldRunConfig):
+    """A run of SchNet."""
+
+    network: ForceFieldConfig
+
+
+class ChgnetRunConfig(ForceFieldRunConfig):
+    """A run of CHGNet.
+
+    Attributes:
+        pretrained: whether all tasks start from the released weights, not from random ones.
+    """
+
+    network: ChgnetConfig
+    pretrained: bool = False
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.initialisation == "different":
+            raise ValueError("initialisation: got 'different' with `pretrained`, expected 'shared'")
+        return self
+
+
 class ForceFields(OfflineFamily):
     """SchNet; every task has its own atom embedding, head, energy scale and element energies."""
 
     kinds: ClassVar[tuple[str, ...]] = ("schnet",)
     title: ClassVar[str] = "SchNet"
-    config = ForceFieldRunConfig
+    config: ClassVar[type[RunConfig]] = SchnetRunConfig
     config_folder = "force_fields"
     default_mergers = (MergeConfig(method="weight_average"), MergeConfig(method="gffmerge"))
     calibration_batch: ClassVar[int] = 10
@@ -301,6 +324,7 @@ class ChgnetForceFields(ForceFields):
     heads of all tasks mean the same and can be merged."""
 
     kinds = ("chgnet",)
+    config = ChgnetRunConfig
     title = "CHGNet"
     calibration_batch = 4
     evaluation_batch = 5
@@ -309,13 +333,13 @@ class ChgnetForceFields(ForceFields):
         """Build the network with random weights; it has no dropout."""
         return Chgnet(shape)
 
-    def initial_state(self, config: ForceFieldRunConfig, seed: int, folders: Folders) -> StateDict:
+    def initial_state(self, config: Any, seed: int, folders: Folders) -> StateDict:
         """Return the released weights of network, embeddings and head if `pretrained` says so; else
         random ones. Raises CheckpointError: the package `chgnet` is not installed."""
         state = super().initial_state(config, seed, folders)
         return state | read_weights(weights_file()) if config.pretrained else state
 
-    def initial_fingerprint(self, config: ForceFieldRunConfig, folders: Folders) -> str:
+    def initial_fingerprint(self, config: Any, folders: Folders) -> str:
         """Return the digest of the released weights, or "" for random ones."""
         return sha256(weights_file()) if config.pretrained else ""
 

@@ -2,11 +2,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 from merging.data.split import Subset
-from merging.families.force_fields import ForceFieldRunConfig
+from merging.families.force_fields import CHGNET_FORCE_FIELDS, ChgnetRunConfig
+from merging.family import random_state
 from merging.run.config import load_config
 from merging.run.run import Run
+from merging.run.stages import teacher
 from merging.studies import pretrained_forces as study
 from merging.studies.pretrained_forces_tables import errors_table, pretrained_forces_tables
 from models.errors import ConfigError
@@ -14,7 +18,7 @@ from tests.merging.families.test_force_fields import SHAPES, write_md17
 from tests.pages import page
 
 ROOT = Path(__file__).parents[3]
-CONFIG = ForceFieldRunConfig.model_validate(
+CONFIG = ChgnetRunConfig.model_validate(
     {
         "setting": "pico_chgnet",
         "source": "md17",
@@ -86,6 +90,37 @@ def test_the_study_measures_every_method_and_goes_on_where_it_was(
     assert entry["rows"]["separate"]["0"] != entry["rows"]["mean"]["0"]
     assert set(entry["training"]["0"]) == {*SHAPES, "joint"}
     assert errors_table(entry).count("\n") == len(study.METHODS) + 2
+
+
+def test_a_pretrained_start_is_one_start() -> None:
+    values = CONFIG.model_dump() | {"pretrained": True, "initialisation": "different"}
+    with pytest.raises(ValidationError, match="got 'different' with `pretrained`"):
+        ChgnetRunConfig.model_validate(values)
+
+
+def test_a_pretrained_run_starts_from_the_released_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = random_state(
+        7,
+        network=lambda: CHGNET_FORCE_FIELDS.network(CONFIG.network),
+        head=lambda: CHGNET_FORCE_FIELDS.head(CONFIG.network, None),
+    )
+    weights = {key: released[key] for key in released if "atom_energies" not in key}
+    (tmp_path / "weights").write_text("the released weights")
+    monkeypatch.setattr("merging.families.force_fields.weights_file", lambda: tmp_path / "weights")
+    monkeypatch.setattr("merging.families.force_fields.read_weights", lambda _: weights)
+    run = Run(CONFIG.model_copy(update={"pretrained": True}), 0, data, tmp_path)
+    model = study.untrained_model(run)
+    assert torch.equal(model.network.state_dict()["norm.weight"], released["network.norm.weight"])
+    for task in run.tasks:
+        expert = model.expert(task)
+        assert torch.equal(expert.get_parameter("lin2.weight"), released["head.lin2.weight"])
+        assert float(expert.scale) == 1.0
+    random = Run(CONFIG, 0, data, tmp_path)
+    first = CONFIG.tasks[0]
+    assert random.initial_fingerprint == ""
+    assert teacher(run, first).key != teacher(random, first).key
 
 
 def test_other_networks_are_refused(data: Path, tmp_path: Path) -> None:
