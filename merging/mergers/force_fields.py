@@ -8,13 +8,12 @@ from torch import Tensor
 from merging.mergers.base import stack_states
 from merging.mergers.fisher import FisherOptions, fisher_mean
 from merging.mergers.gffmerge import (
+    Equations,
     Teacher,
     Teachers,
     assembled,
-    linear_groups,
     linears,
     match_mean_energies,
-    normal_equations,
     shared_weights,
 )
 from merging.mergers.regmean import RegMeanOptions, least_squares_weight, shrunk
@@ -22,9 +21,10 @@ from models.data.atoms import AtomsBatch
 from models.networks.force_field import MergedForceField, energy_and_forces
 
 
-def regmean(teachers: Teachers, options: RegMeanOptions) -> MergedForceField:
-    """Merge every Linear, heads too, by least squares on its inputs in the teachers; average
-    everything else, biases too (`merging.mergers.regmean`). Rows are atoms, bonds or angles."""
+def regmean(teachers: Teachers, options: RegMeanOptions, equations: Equations) -> MergedForceField:
+    """Merge every Linear, heads too, by least squares on its inputs in the teachers
+    (`teacher_equations`); average everything else, biases too (`merging.mergers.regmean`). Rows are
+    atoms, bonds or angles."""
     states = {
         task: shared_weights(teacher.network, teacher.expert, "merged")
         for task, teacher in teachers.items()
@@ -32,11 +32,6 @@ def regmean(teachers: Teachers, options: RegMeanOptions) -> MergedForceField:
     stacked = stack_states(states.values())
     weights = {name: values.mean(0) for name, values in stacked.items()}
     first = next(iter(teachers.values()))
-    names = sum(linear_groups(first.network, first.expert), ())
-    equations = {
-        task: normal_equations(teacher, (teacher.network, teacher.expert), names, 0.0)
-        for task, teacher in teachers.items()
-    }
     for name, linear in linears(first.network, first.expert).items():
         width, key = linear.in_features, f"{name}.weight"
         solved = [equations[task][name] for task in teachers]

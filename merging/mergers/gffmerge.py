@@ -50,6 +50,8 @@ class Teacher:
 
 Teachers = Mapping[str, Teacher]
 Model = tuple[AtomNetwork, ForceFieldExpert]
+Equations = Mapping[str, Mapping[str, NormalEquations]]
+"""Normal equations by task and name of the Linear."""
 
 
 class GffMergeOptions(MergerOptions):
@@ -87,6 +89,7 @@ def closed_form(
     heads: Heads = "merged",
     slopes: float = 0.0,
     pull: Pull = "mean",
+    known: Equations | None = None,
 ) -> MergedForceField:
     """Solve W = (sum_k Z_k^T Z_k / n_k + rho I)^-1 (sum_k Z_k^T Y_k / n_k + rho W_mean) for every
     Linear (GFFMerge, Verma et al. 2026, arXiv:2606.03232).
@@ -108,6 +111,8 @@ def closed_form(
         pull: where the ridge pulls to, the `mean` of the teachers' weights as above, or `zero` as
             in the authors' code: W = (sum_k Z_k^T Z_k + rho I)^-1 sum_k Z_k^T Y_k, in which a
             teacher counts by its number of rows.
+        known: the teachers' own equations (`teacher_equations`), where several merges share them;
+            for inputs of the `teacher` without slopes.
     """
     merged = _average(teachers, heads)
     students = {task: (merged.network, merged.expert(task)) for task in merged.tasks}
@@ -115,7 +120,7 @@ def closed_form(
     models = students if inputs == "merged" else originals
     groups = linear_groups(*students[merged.tasks[0]])
     for group in [sum(groups, ())] if inputs == "teacher" else groups:
-        equations = {
+        equations = known or {
             task: normal_equations(teacher, models[task], group, slopes)
             for task, teacher in teachers.items()
         }
@@ -125,6 +130,20 @@ def closed_form(
                 copies = [linears(*students[task])[name] for task in tasks]
                 _solve(copies, [equations[task][name] for task in tasks], ridge, pull)
     return match_mean_energies(merged, teachers)
+
+
+def teacher_equations(teachers: Teachers) -> Equations:
+    """Return by task the normal equations of all Linears, with inputs and outputs of the teacher's
+    own."""
+    return {
+        task: normal_equations(
+            teacher,
+            (teacher.network, teacher.expert),
+            list(linears(teacher.network, teacher.expert)),
+            0.0,
+        )
+        for task, teacher in teachers.items()
+    }
 
 
 def linear_groups(network: AtomNetwork, expert: ForceFieldExpert) -> list[tuple[str, ...]]:

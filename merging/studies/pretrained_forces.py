@@ -17,6 +17,7 @@ from merging.mergers.base import MergeInputs
 from merging.mergers.fisher import FisherOptions
 from merging.mergers.force_fields import fisher, regmean
 from merging.mergers.gffmerge import (
+    Equations,
     Inputs,
     Model,
     Teacher,
@@ -24,6 +25,7 @@ from merging.mergers.gffmerge import (
     closed_form,
     match_mean_energies,
     shared_weights,
+    teacher_equations,
 )
 from merging.mergers.registry import merge
 from merging.mergers.regmean import RegMeanOptions
@@ -91,6 +93,11 @@ class Bench:
         return load_teachers(self.run, self.run.config.calibration_frames)
 
     @cached_property
+    def equations(self) -> Equations:
+        """The teachers' own normal equations."""
+        return teacher_equations(self.teachers)
+
+    @cached_property
     def few(self) -> dict[str, Teacher]:
         """The teachers, with `SEQUENTIAL_FRAMES` structures."""
         return load_teachers(self.run, SEQUENTIAL_FRAMES[self.run.config.source])
@@ -156,12 +163,14 @@ def _emr(bench: Bench) -> Made:
 
 
 def _published(bench: Bench) -> Made:
-    return Made.shared(closed_form(bench.teachers, PUBLISHED_RIDGE, pull="zero"))
+    return Made.shared(
+        closed_form(bench.teachers, PUBLISHED_RIDGE, pull="zero", known=bench.equations)
+    )
 
 
 def _pulled(bench: Bench) -> Made:
     def solved(options: Mapping[str, float]) -> MergedForceField:
-        return closed_form(bench.teachers, options["ridge"])
+        return closed_form(bench.teachers, options["ridge"], known=bench.equations)
 
     return bench.best(solved, [{"ridge": ridge} for ridge in RIDGES])
 
@@ -202,7 +211,7 @@ def _mean(bench: Bench) -> Made:
 
 
 def _regmean(bench: Bench) -> Made:
-    return Made.shared(regmean(bench.teachers, RegMeanOptions()))
+    return Made.shared(regmean(bench.teachers, RegMeanOptions(), bench.equations))
 
 
 _SLOPES = partial(_sequential, SLOPE_STEP)

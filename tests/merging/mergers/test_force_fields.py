@@ -16,6 +16,7 @@ from merging.mergers.gffmerge import (
     linear_groups,
     linears,
     shared_weights,
+    teacher_equations,
 )
 from merging.mergers.regmean import RegMeanOptions
 from models.networks.chgnet import Chgnet, ChgnetConfig
@@ -54,7 +55,7 @@ METHODS = {
     "mean": lambda teachers: closed_form(teachers, 1e-3),
     "slopes": lambda teachers: closed_form(teachers, 1e-3, slopes=0.3),
     "sequential": lambda teachers: closed_form(teachers, 1e-3, "merged", "own"),
-    "regmean": lambda teachers: regmean(teachers, RegMeanOptions()),
+    "regmean": lambda teachers: regmean(teachers, RegMeanOptions(), teacher_equations(teachers)),
     "fisher": lambda teachers: fisher(teachers, FisherOptions(), 0),
 }
 
@@ -97,6 +98,9 @@ def rows_of(teachers: dict[str, Teacher], name: str) -> list[tuple[np.ndarray, n
 def test_the_published_closed_form_is_least_squares_over_all_rows() -> None:
     teachers, name = {"one": teacher(1), "two": teacher(2)}, "bond_layers.0.core"
     merged = closed_form(teachers, 1e-9, pull="zero")
+    again = closed_form(teachers, 1e-9, pull="zero", known=teacher_equations(teachers))
+    for key, value in merged.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key])
     rows = rows_of(teachers, name)
     z = np.vstack([np.hstack([inputs, np.ones((len(inputs), 1))]) for inputs, _ in rows])
     assert len(z) > 17
@@ -142,7 +146,7 @@ def test_heads_are_merged_or_own(heads: Heads) -> None:
 
 def test_regmean_of_one_linear_is_the_formula() -> None:
     teachers, name = {"one": teacher(1), "two": teacher(2)}, "lin1"
-    merged = regmean(teachers, RegMeanOptions(alpha=0.5))
+    merged = regmean(teachers, RegMeanOptions(alpha=0.5), teacher_equations(teachers))
     grams, weights = [], []
     for own, (inputs, _) in zip(teachers.values(), rows_of(teachers, name), strict=True):
         gram = inputs.T @ inputs / len(inputs)
