@@ -11,7 +11,8 @@ import torch
 from benchmarks.measuring import RELEASED
 from models.artifact import load_artifact
 from models.data.molecule import MolGraph
-from service.core.engine import ArtifactEngine, PassOutput
+from service.core.artifact_engine import ArtifactEngine
+from service.core.engine import PassOutput
 
 TOLERANCE = 1e-4
 """Largest difference of two answers that counts as rounding; relative for values above 1."""

@@ -36,7 +36,17 @@ from merging.run.forests import forest
 from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import adapters, check_adapters, check_single_backbone, merged, teacher
-from merging.studies import boards, forest_experts, gffmerge, gnnmerge, gw_smm, one_pass, overlaps
+from merging.studies import (
+    boards,
+    forest_experts,
+    gffmerge,
+    gnnmerge,
+    gw_smm,
+    one_pass,
+    overlaps,
+    pretrained_forces,
+    pretrained_forces_tables,
+)
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
 from merging.studies.experts.summary import expert_tables
@@ -475,6 +485,21 @@ def study_gffmerge(arguments: argparse.Namespace) -> None:
     config, work = load_config(arguments.config), arguments.work / "gffmerge"
     entry = gffmerge.run_study(config, arguments.data, work, _seeds(arguments), arguments.results)
     print(average_errors_table(entry))
+
+
+def study_gffmerge_pretrained(arguments: argparse.Namespace) -> None:
+    """Compare the ways to merge force fields that start from one pre-trained network.
+
+    Stopped, it goes on where it was; the results are written after every method.
+
+    Examples:
+        gmerging study gffmerge-pretrained --config md17_chgnet.yaml --seeds 0 1
+    """
+    _set_up(arguments)
+    config, work = load_config(arguments.config), arguments.work / "gffmerge"
+    settings = arguments.data, work, _seeds(arguments), arguments.results
+    entry = pretrained_forces.run_study(config, *settings)
+    print(pretrained_forces_tables.errors_table(entry))
 
 
 def study_gw_smm(arguments: argparse.Namespace) -> None:

@@ -126,12 +126,15 @@ def study_rows() -> list[Row]:
     )
     folder = option("--results", type=Path, default=NEIGHBOURS, help="folder of the results")
     forces = config_options("md17.yaml", BUNDLED), options.seeds, _results_file("gffmerge")
+    start = config_options("md17_chgnet.yaml", BUNDLED), options.seeds
+    pretrained = *start, _results_file("gffmerge-pretrained")
     domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,)), options.seeds
     planned = config_options(DEFAULT_CONFIG, BUNDLED), options.seeds, both, folder
     gnnmerge = options.folder_options, seconds, _results_file("gnnmerge")
     return [
         ("gnnmerge", commands.study_gnnmerge, gnnmerge),
         ("gffmerge", commands.study_gffmerge, forces),
+        ("gffmerge-pretrained", commands.study_gffmerge_pretrained, pretrained),
         ("gw-smm", commands.study_gw_smm, planned),
         ("experts", commands.study_experts, (*domains, _results_file("expert-merging"))),
         ("one-pass", commands.study_one_pass, _one_pass_options()),

@@ -1,8 +1,9 @@
-"""The family of force fields: SchNet, trained on the energies and forces of frames."""
+"""The families of force fields, trained on the energies and forces of frames: SchNet, and CHGNet
+with pre-trained weights."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -12,10 +13,19 @@ from torch import Tensor, nn
 
 from merging.config.base import Count, Section
 from merging.config.training import ForceTrainingConfig, TuningConfig
+from merging.data.chgnet_weights import read_weights, weights_file
+from merging.data.files import sha256
 from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
-from merging.family import Folders, OfflineFamily, ScratchRunConfig, StateDict, random_state
+from merging.family import (
+    Folders,
+    OfflineFamily,
+    RunConfig,
+    ScratchRunConfig,
+    StateDict,
+    random_state,
+)
 from merging.mergers.base import MergeResult
-from merging.mergers.gffmerge import Teacher, match_mean_energies
+from merging.mergers.gffmerge import Teacher, energies, match_mean_energies
 from merging.mergers.registry import MergeConfig
 from merging.targets.label_scores import LabelMeasures, Measure
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
@@ -23,14 +33,15 @@ from models.data.schema import AtomsInput
 from models.families.base import TaskOutput
 from models.meaning import Counted
 from models.names import Name, check_distinct
-from models.networks.schnet import (
-    ForceField,
-    ForceFieldConfig,
+from models.networks.chgnet import Chgnet, ChgnetConfig
+from models.networks.force_field import (
+    AtomNetwork,
     ForceFieldExpert,
+    ForceFieldShape,
     MergedForceField,
     energy_and_forces,
-    potential,
 )
+from models.networks.schnet import ForceField, ForceFieldConfig
 from models.state_dict import load_tensors
 from models.task import TaskInfo
 
@@ -67,7 +78,6 @@ class ForceFieldRunConfig(ScratchRunConfig):
 
     source: Literal["md17", "lips20"]
     tasks: tuple[Name, ...]
-    network: ForceFieldConfig
     frames: FramesConfig
     training: ForceTrainingConfig
     merge: MergeConfig = MergeConfig(method="gffmerge")
@@ -97,15 +107,39 @@ class ForceFieldRunConfig(ScratchRunConfig):
         return 1000 * (seed + 1) + self.tasks.index(task)
 
 
+class SchnetRunConfig(ForceFieldRunConfig):
+    """A run of SchNet."""
+
+    network: ForceFieldConfig
+
+
+class ChgnetRunConfig(ForceFieldRunConfig):
+    """A run of CHGNet.
+
+    Attributes:
+        pretrained: whether all tasks start from the released weights, not from random ones.
+    """
+
+    network: ChgnetConfig
+    pretrained: bool = False
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.initialisation == "different":
+            raise ValueError("initialisation: got 'different' with `pretrained`, expected 'shared'")
+        return self
+
+
 class ForceFields(OfflineFamily):
     """SchNet; every task has its own atom embedding, head, energy scale and element energies."""
 
-    kinds = ("schnet",)
-    config = ForceFieldRunConfig
+    kinds: ClassVar[tuple[str, ...]] = ("schnet",)
+    title: ClassVar[str] = "SchNet"
+    config: ClassVar[type[RunConfig]] = SchnetRunConfig
     config_folder = "force_fields"
     default_mergers = (MergeConfig(method="weight_average"), MergeConfig(method="gffmerge"))
-    calibration_batch = 10
-    evaluation_batch = 25
+    calibration_batch: ClassVar[int] = 10
+    evaluation_batch: ClassVar[int] = 25
 
     def read(
         self, config: ForceFieldRunConfig, task: str, folders: Folders, seed: int
@@ -117,11 +151,11 @@ class ForceFields(OfflineFamily):
         frames = read(folder, config.frames, config.network.cutoff)
         return replace(frames, about=f"potential energy and forces of {task}, {config.source}")
 
-    def network(self, shape: ForceFieldConfig, dropout: float = 0.0) -> ForceField:
+    def network(self, shape: Any, dropout: float = 0.0) -> AtomNetwork:
         """Build the network with random weights; it has no dropout."""
         return ForceField(shape)
 
-    def head(self, shape: ForceFieldConfig, data: Any) -> ForceFieldExpert:
+    def head(self, shape: ForceFieldShape, data: Any) -> ForceFieldExpert:
         """Build a task's expert with random weights."""
         return ForceFieldExpert(shape)
 
@@ -129,31 +163,39 @@ class ForceFields(OfflineFamily):
         """Return random weights of network and head, which depend on the seed alone."""
         shape = config.network
         return random_state(
-            seed, network=lambda: ForceField(shape), head=lambda: ForceFieldExpert(shape)
+            seed, network=lambda: self.network(shape), head=lambda: ForceFieldExpert(shape)
         )
 
     def calibration_graphs(self, config: ForceFieldRunConfig) -> int:
         """Return `calibration_frames`."""
         return config.calibration_frames
 
-    def prepare_head(self, network: ForceField, head: ForceFieldExpert, data: FrameDataset) -> None:
-        """Set elements, energy scale (root mean square of the forces) and element energies, so that
-        mean energies are right before the first step."""
-        fit_scale(head, data)
+    def prepare_head(
+        self, network: AtomNetwork, head: ForceFieldExpert, data: FrameDataset
+    ) -> None:
+        """Set elements, energy scale and element energies, so that mean energies are right before
+        the first step."""
+        fit_elements(head, data)
+        head.scale.copy_(self.scale(data))
         rows = data.split.train[:_ALIGNED_FRAMES]
-        batch = data.select(rows)
-        with torch.no_grad():
-            error = data.energy[rows] - potential(network, head, batch, batch.positions)
-        head.atom_energies += energies_of_elements(composition(batch), error)
+        batches = [data.select(some) for some in rows.split(self.calibration_batch)]
+        error = data.energy[rows] - energies(network, head, batches)
+        counts = torch.cat([composition(batch) for batch in batches])
+        head.atom_energies += energies_of_elements(counts, error)
+
+    def scale(self, data: FrameDataset) -> Tensor:
+        """Return the unit of a head's output: the root mean square of the training forces, ()
+        float64, in eV."""
+        return data.forces[data.split.train].double().pow(2).mean().sqrt()
 
     def tuned_parameters(self, head: ForceFieldExpert) -> Iterable[nn.Parameter]:
-        """Return the weights of the two Linears; the embedding, an input of the network, is
+        """Return the weights of the Linears; the embedding, an input of the network, is
         excluded."""
-        return [*head.lin1.parameters(), *head.lin2.parameters()]
+        return [parameter for linear in head.linears() for parameter in linear.parameters()]
 
     def outputs(
         self,
-        network: ForceField,
+        network: AtomNetwork,
         head: ForceFieldExpert,
         batch: AtomsBatch,
         info: TaskInfo,
@@ -226,7 +268,7 @@ class ForceFields(OfflineFamily):
 
     def merged_head(
         self,
-        shape: ForceFieldConfig,
+        shape: ForceFieldShape,
         merged: MergeResult,
         task: str,
         teacher: tuple[StateDict, StateDict],
@@ -236,8 +278,8 @@ class ForceFields(OfflineFamily):
         of the calibration frames as the task's own model gives it."""
         if task in merged.heads:
             return merged.heads[task]
-        network = _filled(ForceField(shape), merged.backbone_for(task), "merged network")
-        own_network = _filled(ForceField(shape), teacher[0], f"network of {task}")
+        network = _filled(self.network(shape), merged.backbone_for(task), "merged network")
+        own_network = _filled(self.network(shape), teacher[0], f"network of {task}")
         head = _head(shape, teacher[1], task)
         own_model = Teacher(own_network, head, tuple(batches()))
         model = MergedForceField(network, {task: _head(shape, teacher[1], task)})
@@ -265,9 +307,9 @@ class ForceFields(OfflineFamily):
         tuned = manifest.provenance["config"]["tuning"]
         after = " and then trained for a short time" if tuned else ""
         return f"""\
-The interaction blocks of SchNet, merged from {len(manifest.tasks)} force fields that were trained
-apart. Each task keeps its own atom embeddings, scale of energies and head, solved{after} on the
-merged network. Errors of energies are in meV, of forces in meV / Angstrom."""
+The interaction blocks of {self.title}, merged from {len(manifest.tasks)} force fields that were
+trained apart. Each task keeps its own atom embeddings, scale of energies and head, solved{after}
+on the merged network. Errors of energies are in meV, of forces in meV / Angstrom."""
 
     def card_limitations(self, manifest: Any) -> str:
         """Return the limits: small networks, and structures like the training frames only."""
@@ -277,20 +319,49 @@ with. A task answers for structures like its own frames (one molecule each); oth
 refused, other molecules of the same elements are not, and their answers mean nothing."""
 
 
+class ChgnetForceFields(ForceFields):
+    """CHGNet, from its released or from random weights. The unit of every head is 1 eV, so that the
+    heads of all tasks mean the same and can be merged."""
+
+    kinds = ("chgnet",)
+    config = ChgnetRunConfig
+    title = "CHGNet"
+    calibration_batch = 4
+    evaluation_batch = 5
+
+    def network(self, shape: Any, dropout: float = 0.0) -> AtomNetwork:
+        """Build the network with random weights; it has no dropout."""
+        return Chgnet(shape)
+
+    def initial_state(self, config: Any, seed: int, folders: Folders) -> StateDict:
+        """Return the released weights of network, embeddings and head if `pretrained` says so; else
+        random ones. Raises CheckpointError: the package `chgnet` is not installed."""
+        state = super().initial_state(config, seed, folders)
+        return state | read_weights(weights_file()) if config.pretrained else state
+
+    def initial_fingerprint(self, config: Any, folders: Folders) -> str:
+        """Return the digest of the released weights, or "" for random ones."""
+        return sha256(weights_file()) if config.pretrained else ""
+
+    def scale(self, data: FrameDataset) -> Tensor:
+        """Return 1 eV."""
+        return torch.ones((), dtype=torch.float64)
+
+
 FORCE_FIELDS = ForceFields()
+CHGNET_FORCE_FIELDS = ChgnetForceFields()
 
 
-def fit_scale(expert: ForceFieldExpert, data: FrameDataset) -> None:
-    """Set an expert's elements, energy scale (root mean square of the forces, eV / Angstrom) and
-    element energies (least squares, eV) from the training frames, in place."""
+def fit_elements(expert: ForceFieldExpert, data: FrameDataset) -> None:
+    """Set an expert's elements and element energies (least squares, eV) from the training frames,
+    in place."""
     rows = data.split.train
     expert.elements[data.structures[0].numbers.unique()] = True
-    expert.scale.copy_(data.forces[rows].double().pow(2).mean().sqrt())
     counts = composition(data.select(rows))
     expert.atom_energies.copy_(energies_of_elements(counts, data.energy[rows]))
 
 
-def _head(shape: ForceFieldConfig, state: StateDict, task: str) -> ForceFieldExpert:
+def _head(shape: ForceFieldShape, state: StateDict, task: str) -> ForceFieldExpert:
     return _filled(ForceFieldExpert(shape), state, f"head of {task}").requires_grad_(False)
 
 

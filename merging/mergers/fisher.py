@@ -1,6 +1,6 @@
 """Fisher merging: the mean of the models, every weight weighted by its Fisher information."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import torch
@@ -52,23 +52,37 @@ def fisher(inputs: MergeInputs, options: FisherOptions) -> MergeResult:
             inputs.network(inputs.finetuned[task]), inputs.calibration[task], inputs.generator(task)
         )
     norms = {task: _norm(squares) for task, squares in information.items()}
-    if options.normalise:
-        information = {
-            task: {key: value / (norms[task] or 1.0) for key, value in squares.items()}
-            for task, squares in information.items()
-        }
-    importance = stack_states(information.values())
-    deltas = stack_states(vector.delta for vector in inputs.task_vectors().values())
-    floor = options.floor * _mean(importance)
-    merged = TaskVector(
-        {
-            key: _weighted_mean(delta, importance[key] + floor).to(delta.dtype)
-            for key, delta in deltas.items()
-        }
-    )
+    deltas = {task: vector.delta for task, vector in inputs.task_vectors().items()}
+    merged = TaskVector(fisher_mean(deltas, information, options))
     return MergeResult(
         merged.apply(inputs.pretrained), record={**options.model_dump(), "fisher_norms": norms}
     )
+
+
+def fisher_mean(
+    weights: Mapping[str, dict[str, Tensor]],
+    information: Mapping[str, dict[str, Tensor]],
+    options: FisherOptions,
+) -> dict[str, Tensor]:
+    """Average weights by name, each task's by its Fisher information.
+
+    Args:
+        weights: by task; or their differences from common weights.
+        information: the diagonal of the Fisher information, by task.
+        options: whether it is normalised, and its floor.
+    """
+    if options.normalise:
+        norms = {task: _norm(squares) or 1.0 for task, squares in information.items()}
+        information = {
+            task: {key: value / norms[task] for key, value in squares.items()}
+            for task, squares in information.items()
+        }
+    importance = stack_states(information.values())
+    floor = options.floor * _mean(importance)
+    return {
+        key: _weighted_mean(values, importance[key] + floor).to(values.dtype)
+        for key, values in stack_states(weights.values()).items()
+    }
 
 
 def diagonal_fisher(

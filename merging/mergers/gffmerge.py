@@ -8,7 +8,7 @@ element energies.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stack_states
 from merging.mergers.least_squares import NormalEquations, solve_ridge, with_ones
 from models.data.atoms import AtomsBatch, composition, energies_of_elements
-from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField, potential
+from models.networks.chgnet import GatheredLinear, joined
+from models.networks.force_field import AtomNetwork, ForceFieldExpert, MergedForceField, potential
 from models.state_dict import load_tensors
 
 Heads = Literal["merged", "own"]
 Inputs = Literal["teacher", "merged"]
-_LINEARS = ("conv.nn.0", "conv.nn.2", "conv.lin1", "conv.lin2", "lin")
-_HEAD = ("lin1", "lin2")
+Pull = Literal["mean", "zero"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Teacher:
         batches: training structures, with the neighbours within the network's cutoff.
     """
 
-    network: ForceField
+    network: AtomNetwork
     expert: ForceFieldExpert
     batches: tuple[AtomsBatch, ...]
 
@@ -49,7 +49,9 @@ class Teacher:
 
 
 Teachers = Mapping[str, Teacher]
-Model = tuple[ForceField, ForceFieldExpert]
+Model = tuple[AtomNetwork, ForceFieldExpert]
+Equations = Mapping[str, Mapping[str, NormalEquations]]
+"""Normal equations by task and name of the Linear."""
 
 
 class GffMergeOptions(MergerOptions):
@@ -71,9 +73,8 @@ def gffmerge(inputs: MergeInputs, options: GffMergeOptions) -> MergeResult:
     """Merge force fields by `closed_form`; every task's head is solved from the task's own rows."""
     shape, teachers = inputs.config, {}
     for task, state in inputs.finetuned.items():
-        network, expert = ForceField(shape), ForceFieldExpert(shape)
+        network, expert = inputs.network(state), ForceFieldExpert(shape)
         calibration = inputs.calibration[task]
-        load_tensors(network, state, f"network of {task}")
         load_tensors(expert, calibration.head, f"head of {task}")
         teachers[task] = Teacher(network, expert, calibration.batches)
     merged = closed_form(teachers, options.ridge, options.inputs, "own", options.slopes)
@@ -87,6 +88,8 @@ def closed_form(
     inputs: Inputs = "teacher",
     heads: Heads = "merged",
     slopes: float = 0.0,
+    pull: Pull = "mean",
+    known: Equations | None = None,
 ) -> MergedForceField:
     """Solve W = (sum_k Z_k^T Z_k / n_k + rho I)^-1 (sum_k Z_k^T Y_k / n_k + rho W_mean) for every
     Linear (GFFMerge, Verma et al. 2026, arXiv:2606.03232).
@@ -105,40 +108,60 @@ def closed_form(
             random, with this standard deviation in Angstrom, and the first-order change of Z_k,
             with 0 for the bias, is to give that of Y_k. This matches forces as well as energies.
             Ours; 0 as published.
+        pull: where the ridge pulls to, the `mean` of the teachers' weights as above, or `zero` as
+            in the authors' code: W = (sum_k Z_k^T Z_k + rho I)^-1 sum_k Z_k^T Y_k, in which a
+            teacher counts by its number of rows.
+        known: the teachers' own equations (`teacher_equations`), where several merges share them;
+            for inputs of the `teacher` without slopes.
     """
     merged = _average(teachers, heads)
     students = {task: (merged.network, merged.expert(task)) for task in merged.tasks}
     originals = {task: (teacher.network, teacher.expert) for task, teacher in teachers.items()}
     models = students if inputs == "merged" else originals
-    names = list(linears(*students[merged.tasks[0]]))
-    for group in [names] if inputs == "teacher" else [[name] for name in names]:
-        equations = {
-            task: _equations(teacher, models[task], group, slopes)
+    groups = linear_groups(*students[merged.tasks[0]])
+    for group in [sum(groups, ())] if inputs == "teacher" else groups:
+        equations = known or {
+            task: normal_equations(teacher, models[task], group, slopes)
             for task, teacher in teachers.items()
         }
         for name in group:
-            per_task = name in _HEAD and heads == "own"
+            per_task = heads == "own" and name in merged.expert(merged.tasks[0]).head_linears
             for tasks in [[task] for task in teachers] if per_task else [list(teachers)]:
                 copies = [linears(*students[task])[name] for task in tasks]
-                _solve(copies, [equations[task][name] for task in tasks], ridge)
+                _solve(copies, [equations[task][name] for task in tasks], ridge, pull)
     return match_mean_energies(merged, teachers)
 
 
-def linears(network: ForceField, expert: nn.Module) -> dict[str, nn.Linear]:
-    """Return every Linear by name, in the order of the forward pass."""
-    names = [
-        f"interactions.{block}.{linear}"
-        for block in range(len(network.interactions))
-        for linear in _LINEARS
-    ]
-    modules = {name: network.get_submodule(name) for name in names} | {
-        name: expert.get_submodule(name) for name in _HEAD
+def teacher_equations(teachers: Teachers) -> Equations:
+    """Return by task the normal equations of all Linears, with inputs and outputs of the teacher's
+    own."""
+    return {
+        task: normal_equations(
+            teacher,
+            (teacher.network, teacher.expert),
+            list(linears(teacher.network, teacher.expert)),
+            0.0,
+        )
+        for task, teacher in teachers.items()
     }
+
+
+def linear_groups(network: AtomNetwork, expert: ForceFieldExpert) -> list[tuple[str, ...]]:
+    """Return the names of all Linears in the order of the forward pass, those of the head last; no
+    Linear of a group depends on another of the same group."""
+    return [*network.linear_groups(), *((name,) for name in expert.head_linears)]
+
+
+def linears(network: AtomNetwork, expert: ForceFieldExpert) -> dict[str, nn.Linear]:
+    """Return every Linear by name, in the order of the forward pass."""
+    names = [name for group in network.linear_groups() for name in group]
+    modules = {name: network.get_submodule(name) for name in names}
+    modules |= {name: expert.get_submodule(name) for name in expert.head_linears}
     return {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
 
 
 def shared_weights(
-    network: ForceField, expert: ForceFieldExpert, heads: Heads
+    network: AtomNetwork, expert: ForceFieldExpert, heads: Heads
 ) -> dict[str, Tensor]:
     """Return the parameters that are merged, by name: those of the network and, if heads are
     merged, of the head; never a buffer."""
@@ -147,32 +170,34 @@ def shared_weights(
         parameters |= {
             name: parameter
             for name, parameter in expert.named_parameters()
-            if name.split(".")[0] in _HEAD
+            if name.split(".")[0] in expert.head_linears
         }
     return {name: parameter.detach() for name, parameter in parameters.items()}
 
 
 @torch.no_grad()
 def energies(
-    network: ForceField, expert: ForceFieldExpert, batches: Sequence[AtomsBatch]
+    network: AtomNetwork, expert: ForceFieldExpert, batches: Sequence[AtomsBatch]
 ) -> Tensor:
     """Compute the energies of all structures: (G,) float64, in eV."""
     return torch.cat([potential(network, expert, batch, batch.positions) for batch in batches])
 
 
 def _average(teachers: Teachers, heads: Heads) -> MergedForceField:
-    """The teachers' experts around one network, with the mean of the weights that are merged."""
     states = stack_states(
         shared_weights(teacher.network, teacher.expert, heads) for teacher in teachers.values()
     )
-    weights = {name: values.mean(0) for name, values in states.items()}
+    return assembled(teachers, {name: values.mean(0) for name, values in states.items()})
+
+
+def assembled(teachers: Teachers, weights: Mapping[str, Tensor]) -> MergedForceField:
+    """Return the teachers' experts around one network, with the given weights in the network and,
+    where they are named, in all heads (`shared_weights`)."""
     network = deepcopy(next(iter(teachers.values())).network)
     experts = {task: deepcopy(teacher.expert) for task, teacher in teachers.items()}
     for module in (network, *experts.values()):
         state = module.state_dict()
-        module.load_state_dict(
-            state | {name: value for name, value in weights.items() if name in state}
-        )
+        module.load_state_dict(state | {key: weights[key] for key in weights.keys() & state.keys()})
     return MergedForceField(network, experts)
 
 
@@ -188,10 +213,11 @@ def match_mean_energies(merged: MergedForceField, teachers: Teachers) -> MergedF
     return merged
 
 
-def _equations(
+def normal_equations(
     teacher: Teacher, model: Model, names: Sequence[str], slopes: float
 ) -> dict[str, NormalEquations]:
-    """The normal equations of Linears: inputs from `model`, outputs from the teacher."""
+    """Return the normal equations of Linears: inputs from `model`, outputs from the teacher; with
+    `slopes` as in `closed_form`."""
     modules = linears(teacher.network, teacher.expert)
     biased = {name: modules[name].bias is not None for name in names}
     equations = {
@@ -225,7 +251,7 @@ ValueAndSlope = tuple[Tensor, Tensor | None]
 
 @torch.no_grad()
 def linear_activations(
-    network: ForceField,
+    network: AtomNetwork,
     expert: ForceFieldExpert,
     batch: AtomsBatch,
     names: Sequence[str],
@@ -239,8 +265,9 @@ def linear_activations(
     recorded: dict[str, tuple[ValueAndSlope, ValueAndSlope]] = {}
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def record(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            recorded[name] = forward_ad.unpack_dual(inputs[0]), forward_ad.unpack_dual(output)
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            z = joined(*inputs) if isinstance(module, GatheredLinear) else inputs[0]
+            recorded[name] = forward_ad.unpack_dual(z), forward_ad.unpack_dual(output)
             if len(recorded) == len(names):
                 raise _Reached
 
@@ -261,11 +288,15 @@ def linear_activations(
 
 
 @torch.no_grad()
-def _solve(copies: Sequence[nn.Linear], equations: Sequence[NormalEquations], ridge: float) -> None:
-    """Solve for one Linear, or for several that share their weights, in place; the ridge pulls to
-    their present weights."""
+def _solve(
+    copies: Sequence[nn.Linear], equations: Sequence[NormalEquations], ridge: float, pull: Pull
+) -> None:
+    """Solve for one Linear, or for several that share their weights, in place."""
     first = copies[0]
     prior = first.weight.T if first.bias is None else torch.cat([first.weight.T, first.bias[None]])
+    if pull == "zero":  # sums over all rows, and no prior
+        equations = [replace(teacher, count=1) for teacher in equations if teacher.count]
+        prior = torch.zeros_like(prior)
     solution = solve_ridge(equations, prior, ridge)
     for linear in copies:
         linear.weight.copy_(solution[: linear.in_features].T)

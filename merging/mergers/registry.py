@@ -214,7 +214,7 @@ MERGERS = {
             gffmerge,
             GffMergeOptions,
             calibrated=True,
-            kinds=("schnet",),
+            kinds=("schnet", "chgnet"),
         ),
     )
 }

@@ -48,7 +48,7 @@ def regmean(inputs: MergeInputs, options: RegMeanOptions) -> MergeResult:
     )
     for name, gram in grams.items():
         key = f"{name}.weight"
-        merged[key] = least_squares_weight(_shrink(gram, options), deltas[key])
+        merged[key] = least_squares_weight(shrunk(gram, options), deltas[key])
     return MergeResult(TaskVector(merged).apply(inputs.pretrained), record=options.model_dump())
 
 
@@ -95,6 +95,7 @@ def least_squares_weight(grams: Tensor, weights: Tensor) -> Tensor:
     return solution.T.to(weights.dtype)
 
 
-def _shrink(grams: Tensor, options: RegMeanOptions) -> Tensor:
+def shrunk(grams: Tensor, options: RegMeanOptions) -> Tensor:
+    """Scale the off-diagonal entries of Gram matrices, (K, d, d), and add the ridge."""
     diagonal = grams.diagonal(dim1=1, dim2=2)
     return options.alpha * grams + torch.diag_embed((1 - options.alpha) * diagonal + options.ridge)

@@ -3,7 +3,6 @@ and the time of mergers compared with joint training."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,10 +13,19 @@ import torch
 
 from merging.config.training import Initialisation, TrainingConfig
 from merging.data.files import read_json, write_json
+from merging.data.split import Subset
 from merging.families.force_fields import FORCE_FIELDS
-from merging.family import StateDict
 from merging.mergers.base import MergeInputs
-from merging.mergers.gffmerge import Heads, Inputs, Teacher, closed_form, match_mean_energies
+from merging.mergers.gffmerge import (
+    Heads,
+    Inputs,
+    Model,
+    Teacher,
+    assembled,
+    closed_form,
+    match_mean_energies,
+    shared_weights,
+)
 from merging.mergers.registry import merge
 from merging.run.run import Run
 from merging.run.scores import environment
@@ -32,7 +40,7 @@ from merging.training.supervised import (
     train,
 )
 from models.errors import ConfigError
-from models.networks.schnet import ForceField, ForceFieldExpert, MergedForceField
+from models.networks.force_field import AtomNetwork, ForceFieldExpert, MergedForceField
 from models.state_dict import load_tensors
 
 Make = Callable[[], MergedForceField]
@@ -55,7 +63,6 @@ _WITHOUT_TEACHERS = (
     "untrained network, all tuned",
     "joint training",
 )
-_HEAD = ("lin1.", "lin2.")
 
 
 def run_study(
@@ -115,7 +122,7 @@ def with_initialisation(run: Run, initialisation: Initialisation) -> Run:
 def measure_methods(run: Run) -> dict[str, ErrorsByTask]:
     """Measure the test errors of all methods with one seed: {method: {task: {quantity: error}}}."""
     makes: dict[str, Callable[[], ErrorsByTask]] = {
-        "no model": partial(_no_model, run),
+        "no model": partial(constant_errors, run),
         "separate": partial(_separate, run),
     }
     merged = {name: cache(make) for name, make in mergers_of(run).items()}
@@ -143,16 +150,16 @@ def methods_of(run: Run, merged: Mapping[str, Make]) -> dict[str, Make]:
     """Return all methods that result in one network, by name: the given mergers, tuning after
     merging, and joint training."""
     methods, config = dict(merged), run.config
-    initial: Make = partial(_untrained, run)
-    heads = config.tuning
+    initial: Make = partial(untrained_model, run)
+    heads, frames = config.tuning, FRAMES[config.source]
     everything = config.training.model_copy(update={"epochs": heads.epochs})
     for name in (f"mean{OWN}", f"{CLOSED}{OWN}", f"{SLOPES}{OWN}"):
-        methods[f"{name}, heads tuned"] = partial(tune, run, methods[name], "heads", heads)
-    methods["untrained network, heads tuned"] = partial(tune, run, initial, "heads", heads)
+        methods[f"{name}, heads tuned"] = partial(tune, run, methods[name], "heads", heads, frames)
+    methods["untrained network, heads tuned"] = partial(tune, run, initial, "heads", heads, frames)
     for name in (f"mean{OWN}", f"{SLOPES}{OWN}"):
-        methods[f"{name}, all tuned"] = partial(tune, run, methods[name], "all", everything)
-    methods["untrained network, all tuned"] = partial(tune, run, initial, "all", everything)
-    methods["joint training"] = lambda: _assembled(run, trained_model(run, joint(run)))
+        methods[f"{name}, all tuned"] = partial(tune, run, methods[name], "all", everything, frames)
+    methods["untrained network, all tuned"] = partial(tune, run, initial, "all", everything, frames)
+    methods["joint training"] = lambda: loaded_model(run, trained_model(run, joint(run)))
     return methods
 
 
@@ -187,7 +194,7 @@ def mergers_of(run: Run) -> dict[str, Make]:
 
 def merge_weights(
     teachers: Mapping[str, Teacher],
-    start: tuple[ForceField, ForceFieldExpert] | None,
+    start: tuple[AtomNetwork, ForceFieldExpert] | None,
     method: str,
     heads: Heads,
     options: Mapping[str, Any] | None = None,
@@ -201,27 +208,22 @@ def merge_weights(
         heads: "merged", or "own" to keep the head of every task.
     """
     weights = {
-        task: _weights(model.network, model.expert, heads) for task, model in teachers.items()
+        task: shared_weights(model.network, model.expert, heads) for task, model in teachers.items()
     }
     first = next(iter(teachers.values()))
-    base = _weights(*(start or (first.network, first.expert)), heads)
+    base = shared_weights(*(start or (first.network, first.expert)), heads)
     if start is None:
         base = {name: torch.zeros_like(value) for name, value in base.items()}
     inputs = MergeInputs(base, weights, first.network.config)
     merged = merge(method, inputs, options).backbone
-    experts = {task: deepcopy(model.expert) for task, model in teachers.items()}
-    model = MergedForceField(deepcopy(first.network), experts)
-    for module in (model.network, *experts.values()):
-        state = module.state_dict()
-        module.load_state_dict(state | {key: merged[key] for key in merged.keys() & state.keys()})
-    return match_mean_energies(model, teachers)
+    return match_mean_energies(assembled(teachers, merged), teachers)
 
 
 def load_teachers(run: Run, frames: int) -> dict[str, Teacher]:
     """Return the trained teachers with their first training structures, in batches."""
     teachers = {}
     for task in run.tasks:
-        model = _assembled(run, trained_model(run, teacher(run, task)))
+        model = loaded_model(run, trained_model(run, teacher(run, task)))
         size = run.family.calibration_batch
         batches, _ = run.dataset(task).calibration(frames, size, run.seed)
         teachers[task] = Teacher(model.network, model.expert(task), batches)
@@ -229,10 +231,10 @@ def load_teachers(run: Run, frames: int) -> dict[str, Teacher]:
 
 
 def tune(
-    run: Run, make: Make, which: TrainedParameters, config: TrainingConfig
+    run: Run, make: Make, which: TrainedParameters, config: TrainingConfig, frames: int
 ) -> MergedForceField:
-    """Fine-tune a model on the labels of as many frames as the closed form uses (`FRAMES`)."""
-    frames, start = FRAMES[run.config.source], make()
+    """Fine-tune a model on the labels of the first training frames of every task."""
+    start = make()
     data = {task: run.dataset(task).first(frames) for task in run.tasks}
     model = MultitaskModel(run.family, run.config.network, data)
     model.network.load_state_dict(start.network.state_dict())
@@ -240,20 +242,24 @@ def tune(
         model.head(task).load_state_dict(start.expert(task).state_dict())
     with TemporaryDirectory() as folder:
         trained = train(model, config, run.seed, Path(folder) / "resume.pt", parameters=which)
-    return _assembled(run, trained)
+    return loaded_model(run, trained)
 
 
 def model_errors(run: Run, model: MergedForceField) -> ErrorsByTask:
     """Compute the test errors of a merged model by task."""
-    return {task: _errors(run, task, model) for task in run.tasks}
+    models = {task: (model.network, model.expert(task)) for task in run.tasks}
+    return subset_errors(run, models, "test")
 
 
-def _errors(run: Run, task: str, model: MergedForceField) -> dict[str, float]:
-    family, data = run.family, run.dataset(task)
-    head = model.expert(task)
-    forward = partial(family.outputs, model.network, head, info=data.info, training=False)
-    answers = family.predict(forward, data.steps("test", family.evaluation_batch), run.device)
-    return family.metrics(*answers, data.info)
+def subset_errors(run: Run, models: Mapping[str, Model], subset: Subset) -> ErrorsByTask:
+    """Compute the errors of network and expert by task, on a subset of the task's frames."""
+    family, errors = run.family, {}
+    for task, (network, expert) in models.items():
+        data = run.dataset(task)
+        forward = partial(family.outputs, network, expert, info=data.info, training=False)
+        steps = data.steps(subset, family.evaluation_batch)
+        errors[task] = family.metrics(*family.predict(forward, steps, run.device), data.info)
+    return errors
 
 
 def _errors_when_made(run: Run, make: Make) -> ErrorsByTask:
@@ -261,11 +267,12 @@ def _errors_when_made(run: Run, make: Make) -> ErrorsByTask:
 
 
 def _separate(run: Run) -> ErrorsByTask:
-    models = {task: _assembled(run, trained_model(run, teacher(run, task))) for task in run.tasks}
-    return {task: _errors(run, task, model) for task, model in models.items()}
+    models = {task: loaded_model(run, trained_model(run, teacher(run, task))) for task in run.tasks}
+    own = {task: (model.network, model.expert(task)) for task, model in models.items()}
+    return subset_errors(run, own, "test")
 
 
-def _no_model(run: Run) -> ErrorsByTask:
+def constant_errors(run: Run) -> ErrorsByTask:
     """Return the errors of a constant prediction: the mean energy of the training frames and zero
     forces."""
     errors: ErrorsByTask = {}
@@ -317,7 +324,7 @@ def _time(run: Run, _: Path) -> StageResult:
     return StageResult(record=seconds)
 
 
-def _untrained(run: Run) -> MergedForceField:
+def untrained_model(run: Run) -> MergedForceField:
     """Return the model of all tasks with its initial weights."""
     data = {task: run.dataset(task) for task in run.tasks}
     model = initial_model(run.family, run.config.network, data, run.initial_state(), run.seed)
@@ -326,26 +333,16 @@ def _untrained(run: Run) -> MergedForceField:
     return MergedForceField(network, experts)
 
 
-def _initial(run: Run) -> tuple[ForceField, ForceFieldExpert]:
-    model = _untrained(run)
+def _initial(run: Run) -> tuple[AtomNetwork, ForceFieldExpert]:
+    model = untrained_model(run)
     return model.network, model.expert(run.tasks[0])
 
 
-def _assembled(run: Run, trained: TrainedModel) -> MergedForceField:
+def loaded_model(run: Run, trained: TrainedModel) -> MergedForceField:
     """Load a trained model from its state dicts."""
-    network = ForceField(run.config.network)
+    network: Any = run.family.network(run.config.network)
     load_tensors(network, trained.network, "network")
     experts = {task: ForceFieldExpert(run.config.network) for task in trained.heads}
     for task, expert in experts.items():
         load_tensors(expert, trained.heads[task], f"head of {task}")
     return MergedForceField(network, experts)
-
-
-def _weights(network: ForceField, expert: ForceFieldExpert, heads: Heads) -> StateDict:
-    """Return the parameters to merge: of the network and, if heads are merged, of the head."""
-    named = dict(network.named_parameters())
-    if heads == "merged":
-        named |= {
-            name: value for name, value in expert.named_parameters() if name.startswith(_HEAD)
-        }
-    return {name: value.detach() for name, value in named.items()}

@@ -138,10 +138,12 @@ class Neighbours:
         edge_index: (2, E) int64, every pair in both directions, sources in the first row; sorted by
             target.
         shift: (E, 3) float32, in Angstrom: the source is at positions[source] + shift.
+        reverse: (E,) int64, the number of the same pair seen from its source.
     """
 
     edge_index: Tensor
     shift: Tensor
+    reverse: Tensor
 
 
 def neighbours(atoms: Atoms, cutoff: float) -> Neighbours:
@@ -175,9 +177,18 @@ def neighbours(atoms: Atoms, cutoff: float) -> Neighbours:
     near = distance <= cutoff
     # an atom is not its own neighbour without a shift
     near.diagonal()[images.abs().sum(1) == 0] = False
+    # Rounding may put the two directions of a pair on both sides of the cutoff: both count then.
+    # Images are listed from the lowest to the highest, so that the opposite one is found by
+    # reversing the list.
+    near |= near.transpose(0, 1).flip(2).clone()
     target, source, image = near.nonzero(as_tuple=True)
     shift = images[image] + wrap[source] - wrap[target]
-    return Neighbours(torch.stack([source, target]), shift.float())
+    # Pairs come in the order of (target, source, image), so that a pair is found by bisection.
+    counts = len(positions), len(images)
+    keys = (target * counts[0] + source) * counts[1] + image
+    opposite = (source * counts[0] + target) * counts[1] + (counts[1] - 1 - image)
+    reverse = torch.searchsorted(keys, opposite)
+    return Neighbours(torch.stack([source, target]), shift.float(), reverse)
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,7 @@ class AtomsBatch:
         num_graphs: number of structures G.
         edge_index: (2, E) int64 into the N atoms, sources in the first row.
         shift: (E, 3) float32, in Angstrom, see `Neighbours`.
+        reverse: (E,) int64, see `Neighbours`.
     """
 
     numbers: Tensor
@@ -199,13 +211,13 @@ class AtomsBatch:
     num_graphs: int
     edge_index: Tensor
     shift: Tensor
+    reverse: Tensor
 
     def to(self, device: torch.device | str) -> "AtomsBatch":
         """Copy the batch to a device."""
         atoms = self.numbers.to(device), self.positions.to(device), self.batch.to(device)
-        return AtomsBatch(
-            *atoms, self.num_graphs, self.edge_index.to(device), self.shift.to(device)
-        )
+        edges = self.edge_index.to(device), self.shift.to(device), self.reverse.to(device)
+        return AtomsBatch(*atoms, self.num_graphs, *edges)
 
     def clone(self) -> "AtomsBatch":
         """Copy the batch."""
@@ -216,6 +228,7 @@ class AtomsBatch:
             self.num_graphs,
             self.edge_index.clone(),
             self.shift.clone(),
+            self.reverse.clone(),
         )
 
 
@@ -233,6 +246,8 @@ def join(structures: Sequence[Atoms], lists: Sequence[Neighbours]) -> AtomsBatch
         raise InvalidInputError("structures: got none, expected at least one")
     counts = torch.tensor([structure.num_nodes for structure in structures])
     offsets = counts.cumsum(0) - counts
+    edges = torch.tensor([len(found.shift) for found in lists])
+    edge_offsets = edges.cumsum(0) - edges
     return AtomsBatch(
         numbers=torch.cat([structure.numbers for structure in structures]),
         positions=torch.cat([structure.positions for structure in structures]),
@@ -242,6 +257,9 @@ def join(structures: Sequence[Atoms], lists: Sequence[Neighbours]) -> AtomsBatch
             [found.edge_index + offset for found, offset in zip(lists, offsets, strict=True)], dim=1
         ),
         shift=torch.cat([found.shift for found in lists]),
+        reverse=torch.cat(
+            [found.reverse + offset for found, offset in zip(lists, edge_offsets, strict=True)]
+        ),
     )
 
 

@@ -14,13 +14,15 @@ from models.experts.router import RouterConfig
 from models.experts.unified import Routing
 from models.families.base import TaskOutput
 from models.families.inputs import GraphFields, SizeLimits, floats
-from models.networks.schnet import (
-    ForceField,
-    ForceFieldConfig,
+from models.networks.chgnet import Chgnet, ChgnetConfig
+from models.networks.force_field import (
+    AtomNetwork,
     ForceFieldExpert,
     ForceFieldOutput,
+    ForceFieldShape,
     MergedForceField,
 )
+from models.networks.schnet import ForceField, ForceFieldConfig
 from models.task import Target, TaskInfo
 
 # In units of `ModelFamily.cost`, measured on a CPU and rounded.
@@ -35,13 +37,14 @@ class Structure:
 
     Attributes:
         numbers, positions: see `models.data.atoms.Atoms`.
-        edge_index, shift: see `models.data.atoms.Neighbours`.
+        edge_index, shift, reverse: see `models.data.atoms.Neighbours`.
     """
 
     numbers: Tensor
     positions: Tensor
     edge_index: Tensor
     shift: Tensor
+    reverse: Tensor
 
     @property
     def num_nodes(self) -> int:
@@ -56,22 +59,22 @@ class Structure:
     @property
     def neighbours(self) -> Neighbours:
         """Pairs of atoms within the cutoff."""
-        return Neighbours(self.edge_index, self.shift)
+        return Neighbours(self.edge_index, self.shift, self.reverse)
 
     @classmethod
     def of(cls, atoms: Atoms, cutoff: float) -> "Structure":
         """Build the neighbour list within `cutoff` Angstrom. Raises InvalidInputError if an atom
         has too many neighbours."""
         near = neighbours(atoms, cutoff)
-        return cls(atoms.numbers, atoms.positions, near.edge_index, near.shift)
+        return cls(atoms.numbers, atoms.positions, near.edge_index, near.shift, near.reverse)
 
 
 class AtomsFamily:
     """SchNet force fields for molecules and crystals. Experts are not mixed; every task has its
     own atom embeddings and head."""
 
-    kinds = ("schnet",)
-    shape = ForceFieldConfig
+    kinds: tuple[str, ...] = ("schnet",)
+    shape: type[ForceFieldShape] = ForceFieldConfig
     schema = AtomsInput
     targets: tuple[Target, ...] = ("energy_and_forces",)
     streams = None
@@ -84,12 +87,12 @@ class AtomsFamily:
     read_texts = None
     inputs_overflow = True
 
-    def network(self, shape: ForceFieldConfig) -> ForceField:
+    def network(self, shape: Any) -> AtomNetwork:
         """Build the interaction blocks of SchNet."""
         return ForceField(shape)
 
     def expert(
-        self, shape: ForceFieldConfig, rank: int, info: TaskInfo, schema: AtomsInput, task: str
+        self, shape: ForceFieldShape, rank: int, info: TaskInfo, schema: AtomsInput, task: str
     ) -> ForceFieldExpert:
         """Build atom embeddings, a head, and the scale and reference energies of a task."""
         return ForceFieldExpert(shape)
@@ -103,7 +106,7 @@ class AtomsFamily:
             raise ArtifactError(f"{got}, expected those of the manifest, {declared}")
 
     def model(
-        self, network: ForceField, experts: Mapping[str, ForceFieldExpert], router: RouterConfig
+        self, network: AtomNetwork, experts: Mapping[str, ForceFieldExpert], router: RouterConfig
     ) -> MergedForceField:
         """Assemble the network and all experts; the router is not used."""
         return MergedForceField(network, experts)
@@ -129,7 +132,7 @@ class AtomsFamily:
     def read(
         self,
         fields: Mapping[str, Any],
-        shape: ForceFieldConfig,
+        shape: ForceFieldShape,
         schema: AtomsInput,
         limits: SizeLimits,
     ) -> Structure:
@@ -150,7 +153,7 @@ class AtomsFamily:
         """Join structures into one batch: see `models.data.atoms.join`."""
         return join([graph.atoms for graph in graphs], [graph.neighbours for graph in graphs])
 
-    def smallest(self, shape: ForceFieldConfig, schema: AtomsInput, task: str) -> Structure:
+    def smallest(self, shape: ForceFieldShape, schema: AtomsInput, task: str) -> Structure:
         """Return one atom of every element of the task, in a row 1.5 Angstrom apart."""
         numbers = list(schema.elements[task])
         positions = [[0.0, 0.0, _SPACING * k] for k in range(len(numbers))]
@@ -168,6 +171,17 @@ class AtomsFamily:
 
     def atom_types(self, graph: Structure) -> None:
         """Return None: the statistics are of molecules without hydrogen atoms."""
+
+
+class ChgnetFamily(AtomsFamily):
+    """CHGNet force fields; as SchNet's but for the network."""
+
+    kinds = ("chgnet",)
+    shape = ChgnetConfig
+
+    def network(self, shape: Any) -> AtomNetwork:
+        """Build the convolutions of CHGNet."""
+        return Chgnet(shape)
 
 
 def _output(output: ForceFieldOutput, nowhere: Tensor) -> TaskOutput:

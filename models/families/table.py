@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from models.data.schema import InputSchema
 from models.errors import InvalidInputError
-from models.families.atoms import AtomsFamily
+from models.families.atoms import AtomsFamily, ChgnetFamily
 from models.families.base import ModelFamily
 from models.families.dmpnn import DmpnnFamily
 from models.families.graphs import FeatureGraphFamily
@@ -27,6 +27,7 @@ ROWS: tuple[ModelFamily, ...] = (
     MoleculeFamily(),
     FeatureGraphFamily(),
     AtomsFamily(),
+    ChgnetFamily(),
     DmpnnFamily(),
 )
 """All families."""

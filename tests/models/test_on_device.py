@@ -19,8 +19,8 @@ from models.data.molecule import pack
 from models.data.smiles import featurize
 from models.experts.router import RouterConfig
 from models.experts.unified import Routing, UnifiedModel
+from models.networks.force_field import MergedForceField
 from models.networks.hu2020 import BackboneKind
-from models.networks.schnet import MergedForceField
 from models.ops.sparse import Pattern, edge_dots, spmm
 from models.transport import sinkhorn
 from models.transport.problem import Solver, Support

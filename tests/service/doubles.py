@@ -29,9 +29,10 @@ from models.experts.router import RouterConfig
 from models.experts.symmetric_trees import SymmetricForest
 from models.experts.unified import Routing
 from models.manifest import StreamInfo, make_manifest
+from models.networks.force_field import ForceFieldExpert
 from models.networks.hu2020 import Backbone, BackboneConfig
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig
-from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert
+from models.networks.schnet import ForceField, ForceFieldConfig
 from models.task import TaskInfo
 from service.app import create_app
 from service.core.engine import Engine, EngineInfo, PassOutput, TaskAnswer

@@ -12,7 +12,7 @@ from models.artifact import load_artifact
 from models.data.atoms import Atoms
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.experts.unified import UnifiedModel
-from models.networks.schnet import MergedForceField
+from models.networks.force_field import MergedForceField
 from service.core.artifact_engine import load_engine
 from tests.conftest import collate_atoms
 from tests.service.doubles import serving, settings_of

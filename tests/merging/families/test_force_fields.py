@@ -13,7 +13,7 @@ from torch import Tensor
 from merging.config.base import CONFIG_FOLDER
 from merging.config.training import ForceTrainingConfig
 from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
-from merging.families.force_fields import FORCE_FIELDS, ForceFieldRunConfig
+from merging.families.force_fields import FORCE_FIELDS, ForceFieldRunConfig, SchnetRunConfig
 from merging.family import Folders
 from merging.mergers import gffmerge as mergers
 from merging.mergers.gffmerge import Heads, Teacher
@@ -30,14 +30,13 @@ from models.artifact import load_artifact
 from models.data.atoms import Atoms, AtomsBatch, composition, energies_of_elements
 from models.errors import ArtifactError, ConfigError, DataError
 from models.files import write_atomically
-from models.networks.schnet import (
-    ForceField,
-    ForceFieldConfig,
+from models.networks.force_field import (
     ForceFieldExpert,
     MergedForceField,
     energy_and_forces,
     potential,
 )
+from models.networks.schnet import ForceField, ForceFieldConfig
 from tests.conftest import collate_atoms
 from tests.pages import page
 
@@ -45,7 +44,7 @@ ROOT = Path(__file__).parents[3]
 NETWORK = ForceFieldConfig(
     hidden_dim=8, num_filters=6, num_interactions=1, num_gaussians=4, cutoff=3.0
 )
-CONFIG = ForceFieldRunConfig.model_validate(
+CONFIG = SchnetRunConfig.model_validate(
     {
         "setting": "pico",
         "source": "md17",
@@ -600,7 +599,7 @@ def test_energies_and_forces_of_an_artifact_are_measured(data: Path, tmp_path: P
         "tuning": None,
         "release": {"name": "forces"},
     }
-    run = Run(ForceFieldRunConfig.model_validate(values), 0, data, tmp_path / "work")
+    run = Run(SchnetRunConfig.model_validate(values), 0, data, tmp_path / "work")
     manifest = release(run, tmp_path / "artifact")
     first, second = run.tasks
     meaning = manifest.tasks[first].meaning

@@ -26,8 +26,9 @@ from models.data.batch import GraphBatch, mean_readout
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.errors import CheckpointError, ConfigError, InvalidInputError
+from models.networks.force_field import ForceFieldExpert
 from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind, make_backbone
-from models.networks.schnet import ForceField, ForceFieldConfig, ForceFieldExpert
+from models.networks.schnet import ForceField, ForceFieldConfig
 from tests.conftest import KINDS, SMILES, collate_atoms, pico_config, random_backbone
 
 State = dict[str, Tensor]

@@ -162,3 +162,21 @@ def test_a_search_that_would_fill_the_memory_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "MAX_PAIRS", 10)
     with pytest.raises(InvalidInputError, match="at most 10 pairs"):
         neighbours(crystal(0), 4.0)
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_every_pair_knows_its_reverse(periodic: bool) -> None:
+    # a cell shorter than the cutoff: an atom is its own neighbour, in both directions
+    cell = [[2.9, 0.0, 0.3], [0.7, 2.5, 0.0], [-0.4, 0.5, 3.3]] if periodic else None
+    places = [[0.0, 0.0, 0.0], [1.1, 0.2, 0.4], [7.0, -3.0, 1.0]]
+    atoms = Atoms.from_lists([8, 1, 6], places, cell)
+    batch = collate_atoms([atoms, WATER], 4.0)
+    source, target = batch.edge_index
+    assert torch.equal(batch.edge_index[:, batch.reverse], torch.stack([target, source]))
+    torch.testing.assert_close(batch.shift[batch.reverse], -batch.shift, atol=1e-5, rtol=0)
+    numbers = torch.arange(len(source))
+    assert torch.equal(batch.reverse[batch.reverse], numbers)
+    assert not (batch.reverse == numbers).any()
+    assert bool((source == target).any()) == periodic
+    # sorted by the atom at which a pair ends, on which angles rely
+    assert bool((target.diff() >= 0).all())

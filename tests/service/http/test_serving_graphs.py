@@ -655,6 +655,7 @@ def test_too_little_memory_means_smaller_passes(
         torch.tensor([[0.0, 0, 0], [0, 0, 1]]),
         torch.tensor([[0, 1], [1, 0]]),
         torch.zeros(2, 3),
+        torch.tensor([1, 0]),
     )
     whole, one_pass = forces.run([atoms] * 4, ("ethanol",), "own"), forces._pass
 
@@ -678,6 +679,7 @@ def test_no_answer_is_better_than_one_that_is_not_finite(folder: Path) -> None:
         torch.zeros(1, 3),
         torch.empty((2, 0), dtype=torch.int64),
         torch.empty(0, 3),
+        torch.empty(0, dtype=torch.int64),
     )
     with pytest.raises(FloatingPointError, match="ethanol"):
         ArtifactEngine(artifact, torch.device("cpu")).run([atoms], ("ethanol",), "own")
