@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from models.errors import GMergingError
-from service.shards import runner
 from service.shards.made import Shard
 from service.shards.note import Note, note_of, write_note
 from service.shards.runner import Progress, Run, WorkersLostError
-from tests.service.shards.test_shard import model
 
 READY: dict[str, Any] = {"ready": True}
 DONE = {"done": 5, "kept": 4, "errors": {"chemistry": 1}}
@@ -27,7 +25,7 @@ class Scripted:
     log: list[str] = []
     lock = threading.Lock()
 
-    def __init__(self, order: object) -> None:
+    def __init__(self) -> None:
         self.replies: list[dict[str, Any]] = []
         self.dead = False
         with self.lock:
@@ -56,8 +54,7 @@ class Scripted:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
-    monkeypatch.setattr(runner, "_Worker", Scripted)
+def scripted() -> type[Scripted]:
     Scripted.scripts, Scripted.starts, Scripted.log = {}, [], []
     return Scripted
 
@@ -67,8 +64,8 @@ def run(
 ) -> tuple[Progress, list[int]]:
     shards = [Shard(name, f"/in/{name}", str(folder / name)) for name in names.split()]
     told: list[int] = []
-    order = model(folder), False
-    progress = Run(shards, shards[skipped:], order, lambda seen: told.append(seen.rows))(processes)
+    start = Run(shards, shards[skipped:], Scripted, lambda seen: told.append(seen.rows))
+    progress = start(processes)
     return progress, told
 
 
