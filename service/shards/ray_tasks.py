@@ -4,17 +4,18 @@ A shard is a task of Ray core, tried once by Ray: `runner` counts attempts. Not 
 are sized by bytes, a record that kills its process is tried for ever there, and an output is not
 one of an input.
 
-Ray does not fail a task on a node that has fallen silent (of a cut link `ray.wait` was not told in
-minutes, though the node was called dead). So what a task leaves beside its output is looked at too:
-an output that is there is taken, and a shard without a word is handed out again. That is harmless
-where the other one still computes: both write the same rows, and each renames a file of its own.
+Ray is slow to fail a task whose node has fallen silent: after seven minutes, though it calls the
+node dead after one. So what a task leaves beside its output is looked at too: an output that is
+there is taken, and a shard whose node is dead, or of which nothing is heard for long, is handed out
+again. That is harmless where the other one still computes: both write the same rows, and each
+renames a file of its own.
 """
 
 import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Self
@@ -105,8 +106,13 @@ class RayWorker:
 
     def send(self, shard: Shard) -> None:
         """Hand a shard out."""
-        before = _note_of(shard)
-        self._under_way = _UnderWay(shard, before, self._hand_out(shard))
+        before, dead = _note_of(shard), self._dead_nodes()
+        self._under_way = _UnderWay(shard, before, dead, self._hand_out(shard))
+
+    def _dead_nodes(self) -> dict[str, str]:
+        """Return the host of every node that is dead, by its id."""
+        nodes = self._ray.nodes()
+        return {node["NodeID"]: node["NodeManagerHostname"] for node in nodes if not node["Alive"]}
 
     def read(self) -> dict[str, Any] | None:
         """Return the next report, the first of all that there is somebody; None if the attempt at
@@ -143,13 +149,14 @@ class RayWorker:
             return [{"rows": made.rows}, last]
         if under_way.has_news(_note_of(shard)):
             return [{"rows": under_way.rows}]
-        if not under_way.is_silent:
+        why = under_way.why_lost(self._dead_nodes())
+        if why is None:
             return []
         self.kill()
         if under_way.has_begun:
-            self._why = f"no word for {SILENT_SECONDS:.0f} seconds"
+            self._why = why
             return None
-        # It waits for room, or for a node that is gone, which nobody can tell: no attempt.
+        # It may wait for room, or on its way to a node that is gone: this was no attempt.
         self.send(shard)
         return []
 
@@ -170,8 +177,10 @@ class _UnderWay:
     """A shard that is handed out, and when something was last heard of it: by the clock of this
     process, as those of nodes may differ."""
 
-    def __init__(self, shard: Shard, before: Note | None, task: Any) -> None:
-        self.shard, self.task = shard, task
+    def __init__(
+        self, shard: Shard, before: Note | None, dead: Mapping[str, str], task: Any
+    ) -> None:
+        self.shard, self._dead, self.task = shard, dead, task
         self._before = self._note = before
         self._heard = time.monotonic()
 
@@ -192,10 +201,18 @@ class _UnderWay:
         """Whether somebody was seen to work at it."""
         return self._note != self._before
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether nothing was heard for long."""
-        return time.monotonic() - self._heard > SILENT_SECONDS
+    def why_lost(self, dead: Mapping[str, str]) -> str | None:
+        """Return why nothing more is expected; None if it is.
+
+        Args:
+            dead: the host of every node that is dead, by its id.
+        """
+        hosts = {host for node, host in dead.items() if node not in self._dead}
+        if hosts and (not self.has_begun or (self._note and self._note.host in hosts)):
+            return "its node is dead"
+        if time.monotonic() - self._heard > SILENT_SECONDS:
+            return f"no word for {SILENT_SECONDS:.0f} seconds"
+        return None
 
 
 def _note_of(shard: Shard) -> Note | None:

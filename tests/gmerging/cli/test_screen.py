@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +18,10 @@ import pytest
 
 from gmerging.cli.main import main
 from gmerging.cli.screen import _shard_bar
-from service.core.engine import PredictionQuery, load_engine
-from service.core.local import predict
-from service.settings import Settings
 from service.shards.plan import read_plan
 from service.shards.runner import Progress
 from tests.service.shards.crashing import KILLS, write_site
-
-ATOMS = ("C", "N", "O", "CC", "c1ccccc1", "C(=O)", "S", "C(F)", "C1CC1")
-Desk = Callable[..., int]
-
-
-def molecule(k: int) -> str:
-    """The k-th of many molecules, one of 50 of which cannot be read."""
-    digits = [ATOMS[k // 9**place % 9] for place in range(4)]
-    return "C1" if k % 50 == 17 else "C" + "".join(digits) + "C"
-
-
-def write_library(folder: Path, shards: int, rows: int) -> None:
-    for shard in range(shards):
-        path = folder / f"{'ab'[shard % 2]}/part-{shard // 2}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ids = [f"m{shard}-{k}" for k in range(rows)]
-        smiles = [molecule(shard * rows + k) for k in range(rows)]
-        pq.write_table(pa.table({"id": ids, "smiles": smiles}), path)
-
-
-def check_library(library: Path, output: Path) -> None:
-    """Every shard has its output, with the same rows in the same order, and nothing else is
-    there."""
-    names = sorted(path.relative_to(library) for path in library.rglob("*.parquet"))
-    assert sorted(p.relative_to(output) for p in output.rglob("*") if p.is_file()) == names
-    for name in names:
-        given, made = pq.read_table(library / name), pq.read_table(output / name)
-        assert made["id"].to_pylist() == given["id"].to_pylist()
-        bad = [smiles == "C1" for smiles in given["smiles"].to_pylist()]
-        assert [error is not None for error in made["gmerging_error"].to_pylist()] == bad
-
-
-def check_answers(artifact: Path, library: Path, output: Path, name: str) -> None:
-    """The numbers are the engine's, molecule by molecule."""
-    engine, settings = load_engine(artifact, Settings(device="cpu")), Settings(device="cpu")
-    query = PredictionQuery.checked("pico", engine, ["bbbp"], "own")
-    given, made = pq.read_table(library / name), pq.read_table(output / name)
-    for smiles, value in zip(
-        given["smiles"].to_pylist()[:60], made["bbbp.p_np"].to_pylist(), strict=False
-    ):
-        if smiles != "C1":
-            (answer,) = predict(query, settings, [smiles])
-            assert value == pytest.approx(answer.tasks["bbbp"].values[0], abs=1e-5)  # type: ignore[union-attr]
+from tests.service.shards.libraries import check_answers, check_library, molecule, write_library
 
 
 @pytest.fixture
