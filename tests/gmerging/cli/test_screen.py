@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ import pytest
 
 from gmerging.cli.main import main
 from gmerging.cli.screen import _shard_bar
+from service.core.engine import PredictionQuery, load_engine
+from service.core.local import predict
+from service.settings import Settings
 from service.shards.plan import read_plan
 from service.shards.runner import Progress
-from tests.service.shards.crashing import KILLS, write_site
+from tests.service.shards.crashing import KILLS, SPINS, write_site
 from tests.service.shards.libraries import check_answers, check_library, molecule, write_library
+from tests.service.shards.test_shard import HOSTILE
 
 
 @pytest.fixture
@@ -286,6 +291,47 @@ def test_rows_that_kill_their_process_are_marked_and_the_others_answered(
     assert errors[4] == "crashed: its process ended (signal 9)"
     assert np.isfinite(np.delete(made["bbbp.p_np"].to_numpy(), [4, 7])).all()
     assert os.listdir(desk / "out") == ["p.parquet"]
+
+
+@pytest.fixture
+def load_of_eight() -> Iterator[None]:
+    """Eight processes that compute, for two or so cores."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+        for process in busy:
+            process.wait()
+
+
+@pytest.mark.slow
+def test_good_molecules_beside_ten_hostile_ones_have_no_error_on_a_busy_machine(
+    load_of_eight: None, pico_artifact: Path, desk: Path
+) -> None:
+    hostile = {text: code for text, code in HOSTILE.items() if text} | {SPINS: "crashed"}
+    assert len(hostile) == 10
+    smiles = [molecule(k) for k in range(200) if molecule(k) != "C1"]
+    for k, text in enumerate(hostile):
+        smiles.insert(17 * k + 5, text)
+    (desk / "library").mkdir()
+    pq.write_table(pa.table({"smiles": smiles}), desk / "library/p.parquet")
+    planned(pico_artifact, "--tasks", "bbbp")
+    site = write_site(desk / "site", row_seconds=3)
+    assert started(env={**os.environ, "PYTHONPATH": site}).wait() == 0
+    made = pq.read_table(desk / "out/p.parquet")
+    errors = made["gmerging_error"].to_pylist()
+    assert [error and error.partition(":")[0] for error in errors] == [
+        hostile.get(text) for text in smiles
+    ]
+    assert errors[smiles.index(SPINS)] == "crashed: its process ended (its CPU time was used up)"
+    good = [text for text in smiles if text not in hostile]
+    settings = Settings(device="cpu")
+    query = PredictionQuery.checked("pico", load_engine(pico_artifact, settings), ["bbbp"], "own")
+    expected = [answer.tasks["bbbp"].values[0] for answer in predict(query, settings, good)]  # type: ignore[union-attr]
+    values = [value for value in made["bbbp.p_np"].to_pylist() if value is not None]
+    assert values == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -135,6 +135,27 @@ def test_a_refused_model_ends_the_run_with_its_code(
     assert refused.value.code == "unknown_task"
 
 
+def test_a_model_that_is_refused_with_the_first_shard_ends_the_run(
+    scripted: type[Scripted], tmp_path: Path
+) -> None:
+    refused = {"refused": "got no folder", "code": "artifact"}
+    scripted.scripts = {name: [[refused]] for name in "ab"}
+    with pytest.raises(GMergingError, match="got no folder") as raised:
+        run("a b", tmp_path, 2)
+    assert raised.value.code == "artifact"
+
+
+def test_what_fails_here_ends_the_run(
+    scripted: type[Scripted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(scripted, "send", fail)
+    with pytest.raises(OSError, match="no route"):
+        run("a b", tmp_path, 2)
+
+
 def test_nothing_left_starts_nothing(scripted: type[Scripted], tmp_path: Path) -> None:
     progress, _ = run("a b", tmp_path, 2, skipped=2)
     assert (progress.done, progress.skipped, scripted.log) == (2, 2, [])
