@@ -108,6 +108,7 @@ def desk(pico_artifact: Path, tmp_path: Path) -> Iterator[Desk]:
             "PYTHONPATH": str(ROOT),
             "RAY_TMPDIR": short,
             "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
             "GMERGING_DEVICE": "cpu",
         }
         yield Desk(tmp_path, environment)
@@ -132,7 +133,7 @@ def node(desk: Desk, *words: str, before: tuple[str, ...] = ()) -> Iterator[None
     seen = desk.log.count("Ray runtime started") if (desk.folder / "log").exists() else 0
     run = desk.started(*start, *words, before=before)
     try:
-        for _ in until(120):
+        for _ in until(300):
             assert run.poll() is None, desk.log[-3000:]
             if desk.log.count("Ray runtime started") > seen:
                 break
@@ -173,7 +174,7 @@ def test_kills_of_processes_and_of_the_driver_lose_nothing(
 ) -> None:
     run = desk.ran("--engine", "ray")
     killed: set[int] = set()
-    for _ in until(300):
+    for _ in until(900):
         found = [note.pid for note in desk.under_way() if note.pid not in killed]
         if found and len(killed) < 3:
             assert psutil.Process(found[0]).cmdline()[0].startswith("ray::screen")
@@ -181,7 +182,7 @@ def test_kills_of_processes_and_of_the_driver_lose_nothing(
             killed.add(found[0])
         if len(killed) == 3 and desk.done():
             break
-    for _ in until(300):
+    for _ in until(900):
         if alive := desk.under_way():
             break
     run.kill()
@@ -232,13 +233,13 @@ def test_a_lost_node_loses_nothing(desk: Desk, pico_artifact: Path) -> None:
         assert line, desk.log[-3000:]
         desk.environment["RAY_ADDRESS"] = json.loads(line)
         run = desk.ran("--engine", "ray")
-        for _ in until(300):
+        for _ in until(900):
             if len(desk.under_way()) == 2:  # one on each node
                 break
         before = desk.done()
         cluster.stdin.write("\n")
         cluster.stdin.flush()
-        assert run.wait(600) == 0, desk.log
+        assert run.wait(900) == 0, desk.log
     finally:
         cluster.stdin.close()
         cluster.wait()
@@ -305,7 +306,7 @@ def test_a_node_whose_link_is_cut_loses_nothing(
         run = desk.started(
             *("-m", "gmerging", "screen", "run", "screen.json", "--engine", "ray"), before=here
         )
-        for _ in until(300):
+        for _ in until(900):
             theirs = [n for n in desk.under_way() if n.pid in processes_in(link[1])]
             if theirs:
                 break
@@ -314,7 +315,7 @@ def test_a_node_whose_link_is_cut_loses_nothing(
             for pid in processes_in(link[1]):
                 os.kill(pid, signal.SIGSTOP)
         before = desk.done()
-        for _ in until(600, 0.5):
+        for _ in until(900, 0.5):
             if len(desk.done()) == len(desk.shards):
                 break
         assert run.wait(120) == 0, desk.log
