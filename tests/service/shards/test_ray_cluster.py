@@ -109,6 +109,7 @@ def desk(pico_artifact: Path, tmp_path: Path) -> Iterator[Desk]:
             "RAY_TMPDIR": short,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # 15 is for ever where other processes compute
             "GMERGING_DEVICE": "cpu",
         }
         yield Desk(tmp_path, environment)
