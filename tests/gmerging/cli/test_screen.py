@@ -172,6 +172,21 @@ def test_slurm_gets_a_script(
     assert str(desk / "herg.json") in text
 
 
+def test_an_engine_that_is_not_installed_is_said(
+    pico_artifact: Path,
+    desk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    write_library(desk / "library", 1, 2)
+    planned(pico_artifact)
+    assert main(["screen", "run", "screen.json", "--engine", "ray"]) == 1
+    said = capsys.readouterr().err
+    assert "got no package ray for --engine ray, expected the extra `ray`" in said
+    assert not (desk / "out").exists()
+
+
 def test_the_old_name_of_screen_experts_is_known_a_while(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
