@@ -22,8 +22,10 @@ RUN pip install --no-compile ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_
 
 # Dependencies before the code, so that a change of the code rebuilds in seconds: without packages,
 # the project installs as its dependencies alone.
+# Extras, with commas between them: `predict` for screening (deploy/kubernetes/screening).
+ARG EXTRAS=
 COPY pyproject.toml README.md ./
-RUN pip install --no-compile --constraint constraints.txt . && pip uninstall --yes g-merging
+RUN pip install --no-compile --constraint constraints.txt ".${EXTRAS:+[$EXTRAS]}" && pip uninstall --yes g-merging
 
 COPY models models
 COPY merging merging

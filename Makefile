@@ -15,6 +15,8 @@ CHEMPROP := chemprop==2.3.1 rdkit==2026.9.1
 # KServe's client has one too: its packages and ours do not agree on versions.
 KSERVE_VENV ?= work/kserve
 KSERVE := kserve==0.21.0 kubernetes-validate==1.37.0
+# Ray has one, 240 MB that only one engine of `gmerging screen run` needs; versions are ours.
+RAY_VENV ?= work/ray
 # gpu-check runs under the machine's own Python; arguments of benchmarks/gpu_check.py go into
 # GPU_CHECK.
 GPU_PYTHON ?= python3
@@ -78,9 +80,16 @@ $(KSERVE_VENV)/.made: Makefile
 	$(KSERVE_VENV)/bin/python -m pip install --quiet $(KSERVE)
 	touch $@
 
-test-all: check $(CHEMPROP_VENV)/.made $(KSERVE_VENV)/.made ## style, types and every test, those beside chemprop and KServe too
+$(RAY_VENV)/.made: Makefile pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip install --quiet $(TORCH_PIP) $(TORCH)
+	$(RAY_VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[ray]"
+	touch $@
+
+test-all: check $(CHEMPROP_VENV)/.made $(KSERVE_VENV)/.made $(RAY_VENV)/.made ## style, types and every test, those with chemprop, KServe and Ray too
 	OMP_NUM_THREADS=$(THREADS) GMERGING_CHEMPROP_PYTHON=$(abspath $(CHEMPROP_VENV)/bin/python) \
-		GMERGING_KSERVE_PYTHON=$(abspath $(KSERVE_VENV)/bin/python) $(BIN)/pytest --cov
+		GMERGING_KSERVE_PYTHON=$(abspath $(KSERVE_VENV)/bin/python) \
+		GMERGING_RAY_PYTHON=$(abspath $(RAY_VENV)/bin/python) $(BIN)/pytest --cov
 
 release: $(VENV)/.dev ## the offline chain with real data: fine-tune, merge, train adapters, evaluate, write the artifact (about two hours)
 	$(BIN)/gmerging release --config gcn_supervised_contextpred_rank10.yaml --seed 1 --processes 2 --threads $(THREADS)

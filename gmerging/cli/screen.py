@@ -7,7 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,12 +97,17 @@ _PLAN_FILE = option("plan", type=Path, help="the plan file")
 RUN_OPTIONS = (
     _PLAN_FILE,
     option("--part", metavar="I/N", help="screen part I, from 0, of the plan's N; all if left out"),
-    option("--processes", type=positive, default=1, help="processes, each with a model of its own"),
+    option(
+        "--processes",
+        type=positive,
+        help="processes, each with a model of its own; 1 if left out, with ray its CPUs",
+    ),
     option(
         "--engine",
-        choices=("local", "slurm"),
+        choices=("local", "ray", "slurm"),
         default="local",
-        help="local: on this machine; slurm: write the script of a job array, and submit it",
+        help="local: on this machine; ray: in the cluster of RAY_ADDRESS, or one that is started; "
+        "slurm: write the script of a job array, and submit it",
     ),
     option(
         "--sbatch",
@@ -193,6 +199,7 @@ def run(arguments: argparse.Namespace) -> int:
     Examples:
         gmerging screen run herg.json --processes 8
         gmerging screen run herg.json --part 3/100
+        gmerging screen run herg.json --engine ray
         gmerging screen run herg.json --engine slurm --processes 16 --sbatch=--time=08:00:00
     """
     from service.shards.plan import read_plan
@@ -202,7 +209,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_slurm(arguments, read)
     if arguments.sbatch:
         raise InvalidInputError("got --sbatch, expected it with --engine slurm")
-    progress = _run_here(arguments, read)
+    progress = _run(arguments, read)
     missing = progress.shards - progress.done
     if arguments.json:
         shown = asdict(progress) | {"missing": missing, "rows_per_second": round(progress.rate, 1)}
@@ -217,19 +224,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-def _run_here(arguments: argparse.Namespace, read: "Plan") -> "Progress":
+def _run(arguments: argparse.Namespace, read: "Plan") -> "Progress":
     from models.released import find_artifact
+    from service.shards.ray_tasks import RayCluster
     from service.shards.request import ScreenModel
-    from service.shards.runner import Run, unfinished
+    from service.shards.runner import ProcessWorker, Run, unfinished
 
     shards = read.part(_part(arguments.part, read.parts))
     left = unfinished(shards, read.model.digest, read.request)
-    artifact = find_artifact(read.model.artifact)
-    model = ScreenModel(
-        artifact, read.model.digest, read.request, arguments.device, arguments.threads
-    )
+    planned, device, threads = read.model, arguments.device, arguments.threads
+    model = ScreenModel(Path(planned.artifact), planned.digest, read.request, device, threads)
     with _shard_bar(len(shards), shown=not arguments.json) as report:
-        return Run(shards, left, (model, arguments.replace), report)(arguments.processes)
+        if arguments.engine == "ray":
+            with RayCluster((model, arguments.replace)) as cluster:
+                processes = arguments.processes or cluster.processes
+                return Run(shards, left, cluster.worker, report)(processes)
+        order = replace(model, artifact=find_artifact(planned.artifact)), arguments.replace
+        return Run(shards, left, partial(ProcessWorker, order), report)(arguments.processes or 1)
 
 
 def _run_slurm(arguments: argparse.Namespace, read: "Plan") -> int:
@@ -247,7 +258,8 @@ def _run_slurm(arguments: argparse.Namespace, read: "Plan") -> int:
         raise InvalidInputError(f"{got}, expected --processes and --sbatch only")
     check_array_size(read)
     path = arguments.plan.with_suffix(".sbatch")
-    path.write_text(script(read, arguments.plan, arguments.processes, arguments.sbatch))
+    processes = arguments.processes or 1
+    path.write_text(script(read, arguments.plan, processes, arguments.sbatch))
     said = submit(path)
     print(f"{path}: {said or 'written; there is no sbatch here, submit it where there is'}")
     return 0

@@ -98,6 +98,15 @@ def write_note(output: str, note: Note) -> None:
     files_at(output).put(beside(output, ".note"), note.model_dump_json().encode())
 
 
+def note_failure(output: str, why: str) -> None:
+    """Write into the note beside an output why its attempt has ended, if the process had no time
+    to. From then on the attempt counts as dead."""
+    note = note_of(output)
+    if note is not None and note.error is None:
+        note.error = why
+        write_note(output, note)
+
+
 def remove_note(output: str) -> None:
     """Remove the note beside an output."""
     files_at(output).remove(beside(output, ".note"))

@@ -1,4 +1,4 @@
-"""Shards of a plan dealt out to processes of this machine.
+"""Shards of a plan dealt out to processes, of this machine or elsewhere.
 
 A process that dies is replaced, and its shard handed out again behind the others. After three
 attempts a shard is given up; the others are done all the same.
@@ -12,14 +12,14 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from models.errors import GMergingError
-from service.shards.made import Shard, depends_on, made_of
-from service.shards.note import clear, note_of, write_note
+from service.shards.made import Made, Shard, depends_on, made_of
+from service.shards.note import clear, note_failure
 from service.shards.places import files_at
 from service.shards.processes import environment, how_it_ended
 from service.shards.request import ScreenModel, ScreenRequest
@@ -78,22 +78,49 @@ def unfinished(shards: Sequence[Shard], digest: str, request: ScreenRequest) -> 
         request: what is asked.
     """
     with ThreadPoolExecutor(_LOOKS) as pool:
-        done = pool.map(lambda shard: _is_done(shard, digest, request), shards)
-        return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
+        done = pool.map(lambda shard: finished(shard, digest, request), shards)
+        return [shard for shard, made in zip(shards, done, strict=True) if made is None]
 
 
-def _is_done(shard: Shard, digest: str, request: ScreenRequest) -> bool:
+def finished(shard: Shard, digest: str, request: ScreenRequest) -> Made | None:
+    """Return the output of a shard's present input; None if there is none. Nothing is left beside
+    it of attempts that have died."""
     made = made_of(shard.output)
     if made is None:
-        return False
+        return None
     try:
         identity = files_at(shard.address).identity(shard.address)
     except FileNotFoundError:
-        return False
-    is_done = made.is_of(depends_on(shard, identity, digest, request))
-    if is_done:
-        clear(shard.output)
-    return is_done
+        return None
+    if not made.is_of(depends_on(shard, identity, digest, request)):
+        return None
+    clear(shard.output)
+    return made
+
+
+class Worker(Protocol):
+    """Screens the shards that it is sent, one after the other, in some process."""
+
+    def send(self, shard: Shard) -> None:
+        """Send a shard; that the process is dead shows when its reply is read."""
+        ...
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the next report, of those of `service.shards.worker`; None if the process has
+        ended."""
+        ...
+
+    def ended(self) -> str:
+        """Wait for the end of the process, and say how it was."""
+        ...
+
+    def kill(self) -> None:
+        """End the process at once."""
+        ...
+
+    def close(self) -> None:
+        """Let the process end."""
+        ...
 
 
 class Run:
@@ -103,7 +130,7 @@ class Run:
         self,
         shards: Sequence[Shard],
         left: Sequence[Shard],
-        order: tuple[ScreenModel, bool],
+        start: Callable[[], Worker],
         report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         """Describe a run.
@@ -111,16 +138,16 @@ class Run:
         Args:
             shards: all shards.
             left: those of them that are to be screened.
-            order: the model, and whether outputs of other settings are replaced.
+            start: starts a process.
             report: called after every report of a process, from any thread, one at a time.
         """
-        self._order, self._report = order, report
+        self._begin, self._report = start, report
         self._waiting = deque(left)
         self._attempts: Counter[str] = Counter()
         self._under_way = 0
         self._changed = threading.Condition(threading.RLock())
-        self._workers: list[_Worker] = []
-        self._problem: GMergingError | None = None
+        self._workers: list[Worker] = []
+        self._problem: Exception | None = None
         self._stopped = False
         self._started = time.monotonic()
         skipped = len(shards) - len(left)
@@ -152,7 +179,7 @@ class Run:
 
     def _serve(self) -> None:
         """Screen shards in a process until none is left."""
-        worker: _Worker | None = None
+        worker: Worker | None = None
         starts = 0
         while (shard := self._next()) is not None:
             outcome: dict[str, Any] | None = None
@@ -168,7 +195,7 @@ class Run:
                 if worker is not None:
                     starts = 0
                     outcome = self._attempt(worker, shard)
-            except GMergingError as error:
+            except Exception as error:  # or others would wait for this shard
                 with self._changed:
                     self._problem = self._problem or error
                     self._waiting.clear()
@@ -193,9 +220,9 @@ class Run:
             self._under_way += 1
             return self._waiting.popleft()
 
-    def _start(self) -> "_Worker | None":
+    def _start(self) -> Worker | None:
         """Start a process; None if it died before it was ready."""
-        worker = _Worker(self._order)
+        worker = self._begin()
         with self._changed:
             self._workers.append(worker)
             if self._stopped:
@@ -208,16 +235,14 @@ class Run:
         if "refused" in first:
             self._forget(worker)
             worker.close()
-            error = GMergingError(first["refused"])
-            error.code = first["code"]
-            raise error
+            raise _refusal(first)
         return worker
 
-    def _forget(self, worker: "_Worker") -> None:
+    def _forget(self, worker: Worker) -> None:
         with self._changed:
             self._workers.remove(worker)
 
-    def _attempt(self, worker: "_Worker", shard: Shard) -> dict[str, Any] | None:
+    def _attempt(self, worker: Worker, shard: Shard) -> dict[str, Any] | None:
         """Let a process screen a shard; return its last report, None if it died."""
         with self._changed:
             self.progress.attempts += 1
@@ -225,6 +250,8 @@ class Run:
         counted = 0
         worker.send(shard)
         while (said := worker.read()) is not None:
+            if "refused" in said:
+                raise _refusal(said)
             if "rows" not in said:
                 if "failed" in said:
                     self._add_rows(-counted)
@@ -254,33 +281,41 @@ class Run:
                     self.progress.errors.update(outcome["errors"])
                 elif outcome["final"] or self._attempts[shard.name] == ATTEMPTS:
                     self.progress.failed[shard.name] = outcome["failed"]
-                    _note_failure(shard, outcome["failed"])
+                    note_failure(shard.output, outcome["failed"])
                 else:
                     self._waiting.append(shard)
                 self._tell()
             self._changed.notify_all()
 
 
-def _note_failure(shard: Shard, why: str) -> None:
-    """Write why a shard was given up into its note, if its process had no time to."""
-    note = note_of(shard.output)
-    if note is not None and note.error is None:
-        note.error = why
-        write_note(shard.output, note)
+def _refusal(said: Mapping[str, Any]) -> GMergingError:
+    error = GMergingError(said["refused"])
+    error.code = said["code"]
+    return error
 
 
-class _Worker:
+class ProcessWorker:
+    """A process of this machine that screens shards."""
+
     def __init__(self, order: tuple[ScreenModel, bool]) -> None:
+        """Start the process.
+
+        Args:
+            order: the model, and whether outputs of other settings are replaced.
+        """
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(),
         )
-        self.send(order)
+        self._send(order)
 
-    def send(self, message: object) -> None:
-        """Send a message; that the process is dead shows when its reply is read."""
+    def send(self, shard: Shard) -> None:
+        """Send a shard; that the process is dead shows when its reply is read."""
+        self._send(shard)
+
+    def _send(self, message: object) -> None:
         assert self._process.stdin is not None
         try:
             pickle.dump(message, self._process.stdin)

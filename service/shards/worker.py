@@ -54,10 +54,11 @@ def serve(messages: BinaryIO, reports: BinaryIO) -> None:
             shard = pickle.load(messages)
         except EOFError:
             return
-        _screen(screener, shard, send)
+        report_on(screener, shard, send)
 
 
-def _screen(screener: Screener, shard: Shard, send: Send) -> None:
+def report_on(screener: Screener, shard: Shard, send: Send) -> None:
+    """Screen a shard and report on it: rows after every chunk, and last what it came to."""
     try:
         made = screener(shard, lambda rows: send({"rows": rows}))
     except BrokenPipeError:

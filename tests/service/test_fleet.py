@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ import httpx
 import pytest
 import yaml
 
+from gmerging.cli import screen
+from gmerging.cli.main import make_parser
 from service.settings import PREFIX, Settings
+from service.shards.runner import ATTEMPTS
 from tests.service.test_deploy import routes
 from tests.service.test_server import process
 
@@ -31,14 +35,14 @@ def documents() -> Iterator[dict[str, Any]]:
         yield from yaml.safe_load_all(path.read_text())
 
 
-@pytest.mark.parametrize("folder", ["base", "cpu", "queue"])
+@pytest.mark.parametrize("folder", ["base", "cpu", "queue", "screening"])
 def test_every_file_of_a_folder_is_applied(folder: str) -> None:
     path = ROOT / "deploy/kubernetes" / folder
     listed = load(f"kubernetes/{folder}/kustomization.yaml")["resources"]
     files = {name for name in listed if name.endswith(".yaml")}
     assert files == {file.name for file in path.glob("*.yaml")} - {"kustomization.yaml"}
     assert all((path / name).resolve() == BASE for name in set(listed) - files)
-    assert (folder == "base") == (files == set(listed))
+    assert (folder in ("base", "screening")) == (files == set(listed))
 
 
 @pytest.mark.parametrize("folder", ["cpu", "queue"])
@@ -71,6 +75,39 @@ def test_the_queue_is_measured_by_a_metric_that_there_is(pico_artifact: Path) ->
     with process(port=0, artifact=pico_artifact, device="cpu") as (_, url):
         metrics = httpx.get(f"{url}/metrics").text
     assert f"\n{name} 0" in metrics
+
+
+def test_a_screening_has_a_pod_for_every_part_and_three_attempts() -> None:
+    job = load("kubernetes/screening/job.yaml")["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    (shell, _, script) = container["command"]
+    assert job["completionMode"] == "Indexed"
+    assert job["backoffLimitPerIndex"] == ATTEMPTS - 1
+    words = shlex.split(script.partition("exec gmerging ")[2])
+    arguments = make_parser(words).parse_args(words)
+    assert (shell, arguments.command) == ("sh", screen.run)
+    assert arguments.part == f"$JOB_COMPLETION_INDEX/{job['completions']}"
+    assert float(container["resources"]["requests"]["cpu"]) == arguments.processes
+    mounted = [volume["mountPath"] for volume in container["volumeMounts"]]
+    assert str(arguments.plan.parent) in mounted
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert environment["NUMBA_CACHE_DIR"].startswith("/tmp/")
+    assert "/tmp" in mounted
+    pod, service = (
+        job["template"]["spec"],
+        next(yaml.safe_load_all((BASE / "service.yaml").read_text())),
+    )
+    (of_service,) = service["spec"]["template"]["spec"]["containers"]
+    assert container["securityContext"] == of_service["securityContext"]
+    assert (
+        pod["securityContext"].items()
+        >= service["spec"]["template"]["spec"]["securityContext"].items()
+    )
+    ignored, final = job["podFailurePolicy"]["rules"]
+    assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    with pytest.raises(SystemExit) as refused:  # an option that there is not
+        make_parser(words).parse_args([*words, "--nope"])
+    assert final["onExitCodes"]["values"] == [refused.value.code]
 
 
 def test_kserve_runs_what_the_image_has() -> None:
@@ -111,6 +148,7 @@ def test_manifests_have_only_fields_that_kubernetes_knows(python: str) -> None:
         "PodDisruptionBudget",
         "NetworkPolicy",
         "HorizontalPodAutoscaler",
+        "Job",
     }
     script = (
         "import json, sys, kubernetes_validate\n"
@@ -127,6 +165,9 @@ def test_manifests_have_only_fields_that_kubernetes_knows(python: str) -> None:
     scaler = load("kubernetes/cpu/autoscaler.yaml")
     scaler["spec"]["minReplica"] = 2
     assert check(scaler) != 0
+    job = load("kubernetes/screening/job.yaml")
+    job["spec"]["backOffLimitPerIndex"] = 2
+    assert check(job) != 0
 
 
 @pytest.mark.slow

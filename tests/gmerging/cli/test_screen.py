@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +25,9 @@ from service.core.local import predict
 from service.settings import Settings
 from service.shards.plan import read_plan
 from service.shards.runner import Progress
-from tests.service.shards.crashing import KILLS, write_site
-
-ATOMS = ("C", "N", "O", "CC", "c1ccccc1", "C(=O)", "S", "C(F)", "C1CC1")
-Desk = Callable[..., int]
-
-
-def molecule(k: int) -> str:
-    """The k-th of many molecules, one of 50 of which cannot be read."""
-    digits = [ATOMS[k // 9**place % 9] for place in range(4)]
-    return "C1" if k % 50 == 17 else "C" + "".join(digits) + "C"
-
-
-def write_library(folder: Path, shards: int, rows: int) -> None:
-    for shard in range(shards):
-        path = folder / f"{'ab'[shard % 2]}/part-{shard // 2}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ids = [f"m{shard}-{k}" for k in range(rows)]
-        smiles = [molecule(shard * rows + k) for k in range(rows)]
-        pq.write_table(pa.table({"id": ids, "smiles": smiles}), path)
-
-
-def check_library(library: Path, output: Path) -> None:
-    """Every shard has its output, with the same rows in the same order, and nothing else is
-    there."""
-    names = sorted(path.relative_to(library) for path in library.rglob("*.parquet"))
-    assert sorted(p.relative_to(output) for p in output.rglob("*") if p.is_file()) == names
-    for name in names:
-        given, made = pq.read_table(library / name), pq.read_table(output / name)
-        assert made["id"].to_pylist() == given["id"].to_pylist()
-        bad = [smiles == "C1" for smiles in given["smiles"].to_pylist()]
-        assert [error is not None for error in made["gmerging_error"].to_pylist()] == bad
-
-
-def check_answers(artifact: Path, library: Path, output: Path, name: str) -> None:
-    """The numbers are the engine's, molecule by molecule."""
-    engine, settings = load_engine(artifact, Settings(device="cpu")), Settings(device="cpu")
-    query = PredictionQuery.checked("pico", engine, ["bbbp"], "own")
-    given, made = pq.read_table(library / name), pq.read_table(output / name)
-    for smiles, value in zip(
-        given["smiles"].to_pylist()[:60], made["bbbp.p_np"].to_pylist(), strict=False
-    ):
-        if smiles != "C1":
-            (answer,) = predict(query, settings, [smiles])
-            assert value == pytest.approx(answer.tasks["bbbp"].values[0], abs=1e-5)  # type: ignore[union-attr]
+from tests.service.shards.crashing import KILLS, SPINS, write_site
+from tests.service.shards.libraries import check_answers, check_library, molecule, write_library
+from tests.service.shards.test_shard import HOSTILE
 
 
 @pytest.fixture
@@ -214,6 +173,21 @@ def test_slurm_gets_a_script(
     assert str(desk / "herg.json") in text
 
 
+def test_an_engine_that_is_not_installed_is_said(
+    pico_artifact: Path,
+    desk: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    write_library(desk / "library", 1, 2)
+    planned(pico_artifact)
+    assert main(["screen", "run", "screen.json", "--engine", "ray"]) == 1
+    said = capsys.readouterr().err
+    assert "got no package ray for --engine ray, expected the extra `ray`" in said
+    assert not (desk / "out").exists()
+
+
 def test_the_old_name_of_screen_experts_is_known_a_while(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -333,6 +307,47 @@ def test_rows_that_kill_their_process_are_marked_and_the_others_answered(
     assert errors[4] == "crashed: its process ended (signal 9)"
     assert np.isfinite(np.delete(made["bbbp.p_np"].to_numpy(), [4, 7])).all()
     assert os.listdir(desk / "out") == ["p.parquet"]
+
+
+@pytest.fixture
+def load_of_eight() -> Iterator[None]:
+    """Eight processes that compute, for two or so cores."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+        for process in busy:
+            process.wait()
+
+
+@pytest.mark.slow
+def test_good_molecules_beside_ten_hostile_ones_have_no_error_on_a_busy_machine(
+    load_of_eight: None, pico_artifact: Path, desk: Path
+) -> None:
+    hostile = {text: code for text, code in HOSTILE.items() if text} | {SPINS: "crashed"}
+    assert len(hostile) == 10
+    smiles = [molecule(k) for k in range(200) if molecule(k) != "C1"]
+    for k, text in enumerate(hostile):
+        smiles.insert(17 * k + 5, text)
+    (desk / "library").mkdir()
+    pq.write_table(pa.table({"smiles": smiles}), desk / "library/p.parquet")
+    planned(pico_artifact, "--tasks", "bbbp")
+    site = write_site(desk / "site", row_seconds=3)
+    assert started(env={**os.environ, "PYTHONPATH": site}).wait() == 0
+    made = pq.read_table(desk / "out/p.parquet")
+    errors = made["gmerging_error"].to_pylist()
+    assert [error and error.partition(":")[0] for error in errors] == [
+        hostile.get(text) for text in smiles
+    ]
+    assert errors[smiles.index(SPINS)] == "crashed: its process ended (its CPU time was used up)"
+    good = [text for text in smiles if text not in hostile]
+    settings = Settings(device="cpu")
+    query = PredictionQuery.checked("pico", load_engine(pico_artifact, settings), ["bbbp"], "own")
+    expected = [answer.tasks["bbbp"].values[0] for answer in predict(query, settings, good)]  # type: ignore[union-attr]
+    values = [value for value in made["bbbp.p_np"].to_pylist() if value is not None]
+    assert values == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ import service.core.local as local
 import service.shards.answering as answering
 
 real = local.predict
-answering.ROW_CPU_SECONDS = 1
-answering.CHUNK_CPU_SECONDS = 3
+answering.ROW_CPU_SECONDS = ROW_SECONDS_
+answering.CHUNK_CPU_SECONDS = 3 * ROW_SECONDS_
 
 
 def predict(query, settings, sources):
@@ -30,8 +30,14 @@ local.predict = answering.predict = predict
 """
 
 
-def write_site(folder: Path) -> str:
-    """Write the module, and return the value of PYTHONPATH with which it is found."""
+def write_site(folder: Path, row_seconds: int = 1) -> str:
+    """Write the module, and return the value of PYTHONPATH with which it is found.
+
+    Args:
+        folder: is made.
+        row_seconds: CPU time of one record; three times that of a chunk.
+    """
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_SITE)
+    text = _SITE.replace("ROW_SECONDS_", str(row_seconds))
+    (folder / "sitecustomize.py").write_text(text)
     return f"{folder}:{Path(__file__).parents[3]}"

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from models.errors import GMergingError
-from service.shards import runner
 from service.shards.made import Shard
 from service.shards.note import Note, note_of, write_note
 from service.shards.runner import Progress, Run, WorkersLostError
-from tests.service.shards.test_shard import model
 
 READY: dict[str, Any] = {"ready": True}
 DONE = {"done": 5, "kept": 4, "errors": {"chemistry": 1}}
@@ -27,7 +25,7 @@ class Scripted:
     log: list[str] = []
     lock = threading.Lock()
 
-    def __init__(self, order: object) -> None:
+    def __init__(self) -> None:
         self.replies: list[dict[str, Any]] = []
         self.dead = False
         with self.lock:
@@ -56,8 +54,7 @@ class Scripted:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
-    monkeypatch.setattr(runner, "_Worker", Scripted)
+def scripted() -> type[Scripted]:
     Scripted.scripts, Scripted.starts, Scripted.log = {}, [], []
     return Scripted
 
@@ -67,8 +64,8 @@ def run(
 ) -> tuple[Progress, list[int]]:
     shards = [Shard(name, f"/in/{name}", str(folder / name)) for name in names.split()]
     told: list[int] = []
-    order = model(folder), False
-    progress = Run(shards, shards[skipped:], order, lambda seen: told.append(seen.rows))(processes)
+    start = Run(shards, shards[skipped:], Scripted, lambda seen: told.append(seen.rows))
+    progress = start(processes)
     return progress, told
 
 
@@ -136,6 +133,27 @@ def test_a_refused_model_ends_the_run_with_its_code(
     with pytest.raises(GMergingError, match="got unknown task") as refused:
         run("a b", tmp_path, 2)
     assert refused.value.code == "unknown_task"
+
+
+def test_a_model_that_is_refused_with_the_first_shard_ends_the_run(
+    scripted: type[Scripted], tmp_path: Path
+) -> None:
+    refused = {"refused": "got no folder", "code": "artifact"}
+    scripted.scripts = {name: [[refused]] for name in "ab"}
+    with pytest.raises(GMergingError, match="got no folder") as raised:
+        run("a b", tmp_path, 2)
+    assert raised.value.code == "artifact"
+
+
+def test_what_fails_here_ends_the_run(
+    scripted: type[Scripted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(scripted, "send", fail)
+    with pytest.raises(OSError, match="no route"):
+        run("a b", tmp_path, 2)
 
 
 def test_nothing_left_starts_nothing(scripted: type[Scripted], tmp_path: Path) -> None:
