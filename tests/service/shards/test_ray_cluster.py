@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,6 @@ from service.shards.made import Shard
 from service.shards.note import Note, note_of
 from service.shards.plan import read_plan
 from tests.service.shards import ray_nodes
-from tests.service.shards.crashing import KILLS, write_site
 from tests.service.shards.libraries import (
     check_answers,
     check_library,
@@ -194,34 +192,6 @@ def test_kills_of_processes_and_of_the_driver_lose_nothing(
     desk.check(pico_artifact)
     after = desk.done()
     assert {path: after[path] for path in before} == before  # not done again
-
-
-def test_a_row_that_kills_its_process_is_marked(desk: Desk, pico_artifact: Path) -> None:
-    smiles = ["CCO", "CCN", KILLS, "CCC"]
-    shutil.rmtree(desk.folder / "library")
-    (desk.folder / "library").mkdir()
-    (desk.folder / "library/p.smi").write_text("\n".join(smiles))
-    plan_library(desk.folder, pico_artifact)
-    desk.environment["PYTHONPATH"] = write_site(desk.folder / "site")
-    site = desk.folder / "site/sitecustomize.py"
-    # Not in processes of Ray that screen nothing: what is patched takes seconds to import.
-    which = 'if "default_worker.py" in line or "isolation" in line:\n'
-    lines = textwrap.indent(site.read_text(), "    ")
-    site.write_text(f"import sys\n\nline = ' '.join(sys.orig_argv)\n{which}{lines}")
-    (port,) = ray_nodes.ports(1)
-    desk.environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
-    words = ("--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=1")
-    with node(desk, *words, "--include-dashboard=false"):
-        assert desk.ran("--engine", "ray", "--json").wait() == 0, desk.log
-    made = pq.read_table(desk.folder / "out/p.smi.parquet")
-    assert made["gmerging_error"].to_pylist() == [
-        None,
-        None,
-        "crashed: its process ended (signal 9)",
-        None,
-    ]
-    assert json.loads(desk.log.splitlines()[-1])["attempts"] == 2
-    assert os.listdir(desk.folder / "out") == ["p.smi.parquet"]
 
 
 def test_a_lost_node_loses_nothing(desk: Desk, pico_artifact: Path) -> None:
