@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gmerging.cli.main import main
-from service.core.engine import PredictionQuery, load_engine
+from service.core.artifact_engine import load_engine
+from service.core.engine import PredictionQuery
 from service.core.local import predict
 from service.settings import Settings
 
