@@ -19,9 +19,11 @@ def models(folder: Path) -> list[str]:
     return sorted(file.name.split("-")[0] for file in files)
 
 
-def left(said: str, part: str) -> int:
+def left(said: str, share: str) -> int:
     """The number of stages that a part said it has left to others."""
-    found = re.search(rf"gmerging: part {part} is made; (\d+) stages are left to other parts", said)
+    found = re.search(
+        rf"gmerging: part {share} is made; (\d+) stages are left to other parts", said
+    )
     assert found, said
     return int(found[1])
 
