@@ -83,9 +83,10 @@ class Screener:
                     "model and settings, or --replace"
                 )
         before = note_of(output)
-        suspects: tuple[int, ...] = ()
+        # Of an attempt on another machine one cannot know for a while whether it has died: a chunk
+        # that is looked through for nothing costs seconds.
+        suspects = () if before is None else before.all_suspects
         if before is not None and not before.is_alive:
-            suspects = before.all_suspects
             files.remove(before.temporary)
         with files.writing(output) as writing:
             note = Note.new(writing.temporary, suspects)

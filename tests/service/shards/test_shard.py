@@ -329,6 +329,22 @@ def test_a_chunk_in_which_a_process_died_is_looked_through(
     np.testing.assert_allclose(numbers(table)[good], expected, rtol=0, atol=1e-5)
 
 
+def test_so_is_the_chunk_of_an_attempt_on_another_machine_which_may_have_died(
+    pico_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(module, "crashes", lambda _, records: looked.append(len(records)) or {})
+    path = write_table(tmp_path / "m.csv", [["smiles"], *([text] for text in GOOD)])
+    shard = shard_of(path)
+    theirs = tmp_path / "out" / ".theirs"
+    note = Note.new(str(theirs), ())
+    write_note(shard.output, note.model_copy(update={"chunk": 0, "host": "another"}))
+    theirs.write_bytes(b"half")
+    assert Screener(model(pico_artifact))(shard).rows == len(GOOD)
+    assert looked == [len(GOOD)]
+    assert theirs.exists()
+
+
 def test_a_chunk_that_the_model_fails_on_is_suspect(
     pico_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
