@@ -32,6 +32,18 @@ def limit_malloc_arenas() -> None:
         mallopt(parameter, value)
 
 
+def trim_malloc() -> None:
+    """Give free pages of glibc's heap back to the system; without glibc, do nothing.
+
+    Passes of a long run leave holes between what lives on, into which later ones do not fit: what
+    is in use stays the same, and the heap grows on.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        log.debug("this C library has no malloc_trim")
+
+
 @contextmanager
 def frozen_gc() -> Iterator[None]:
     """Exclude all existing objects from garbage collection until the end of the `with` block.

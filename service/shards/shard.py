@@ -10,6 +10,7 @@ from importlib.metadata import version
 from models.errors import ConfigError, GMergingError, InvalidInputError
 from service.bulk.flow import next_group
 from service.core.answer import Result
+from service.core.memory import trim_malloc
 from service.core.reading import ItemFailure, Record
 from service.formats.arrow import open_parquet
 from service.formats.kinds import InputKind, kind_by_name
@@ -30,6 +31,8 @@ from service.shards.table import Counts, ResultTables, ShardWriter, TopRows
 
 CRASHED = "crashed"
 """Code of a molecule that ended the process which read or predicted it, twice."""
+_TRIMMED_CHUNKS = 4
+"""Memory is given back after so many chunks."""
 _NAMES_OF_IDS = ("id", "name")
 """Columns that hold the ids of records if none is named."""
 
@@ -133,6 +136,8 @@ class Screener:
                 failed.update(r.code for r in results if isinstance(r, ItemFailure))
                 (writer if best is None else best).add(self._tables.table(ids, results))
                 report(note.rows)
+                if index % _TRIMMED_CHUNKS == _TRIMMED_CHUNKS - 1:
+                    trim_malloc()
         if best is not None:
             writer.add(best.table())
         return Counts(note.rows, writer.rows, failed)

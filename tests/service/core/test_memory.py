@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.core.memory import frozen_gc, limit_malloc_arenas
+from service.core.memory import frozen_gc, limit_malloc_arenas, trim_malloc
 
 ROOT = Path(__file__).parents[3]
 THREADS = """
@@ -130,3 +130,44 @@ def test_objects_are_unfrozen_after_errors(error: type[BaseException]) -> None:
     with pytest.raises(error):
         fail_frozen(error)
     assert gc.get_freeze_count() == 0
+
+
+HOLES = """
+import ctypes, re
+from pathlib import Path
+from service.core.memory import limit_malloc_arenas, trim_malloc
+
+def resident() -> int:
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+limit_malloc_arenas()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+blocks = [libc.malloc(ctypes.c_size_t(1 << 20)) for _ in range(64)]
+for block in blocks:
+    ctypes.memset(block, 1, 1 << 20)
+keep = libc.malloc(ctypes.c_size_t(1 << 20))  # on top, so that the heap cannot shrink
+for block in blocks:
+    libc.free(block)
+before = resident()
+trim_malloc()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_holes_of_the_heap_are_given_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HOLES], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 60 * 1024
+
+
+def test_another_c_library_has_nothing_to_trim(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    with caplog.at_level("DEBUG"):
+        trim_malloc()
+    assert caplog.messages == ["this C library has no malloc_trim"]
