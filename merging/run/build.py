@@ -148,7 +148,7 @@ def _executor(given: Executor | None, processes: int, threads: int) -> Iterator[
         yield _Workers(given, None, threads)
     elif processes > 1:
         # Fresh processes: a forked one would inherit torch's thread pool in an unknown state.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with _Pool(processes, mp_context=get_context("spawn")) as pool:
             try:
                 yield _Workers(pool, processes, threads)
             except BaseException:
@@ -156,6 +156,23 @@ def _executor(given: Executor | None, processes: int, threads: int) -> Iterator[
                 raise
     else:
         yield _Workers(_ThisProcess(), 1, None)
+
+
+class _Pool(ProcessPoolExecutor):
+    """A pool that notices the death of each of its processes.
+
+    Python's own wakes up, and lists the processes to watch, before `submit` starts one (3.11). That
+    one is not watched until something else happens, and the pool would wait for it for ever.
+    """
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        future = super().submit(function, *arguments, **named)
+        super().submit(_nothing)
+        return future
+
+
+def _nothing() -> None:
+    """Do nothing, but wake up the pool."""
 
 
 class _ThisProcess(Executor):

@@ -125,23 +125,30 @@ def test_an_error_in_any_executor_says_which_stage(house: House, executor: Execu
     assert not list(house.store.folder.rglob("*.lease.*"))
 
 
-def die(_: Path) -> StageResult:
+def die_beside(other: Path, _: Path) -> StageResult:
+    """Die once another stage is being made."""
+    while not other.exists():
+        time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def test_a_process_that_dies_is_said_with_what_it_made(house: House) -> None:
-    deadly = Stage("deadly", 0, (), (), die, size=5)
+def idle(begun: Path, _: Path) -> StageResult:
+    """Say so, and go on until the pool ends its processes."""
+    begun.touch()
+    time.sleep(600)
+    return StageResult()
+
+
+def test_a_process_that_dies_is_said_with_what_it_made(house: House, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    deadly = Stage("deadly", 0, (), (), partial(die_beside, begun), size=5)
+    other = Stage("idle", 0, (), (), partial(idle, begun))
     with pytest.raises(BrokenExecutor) as caught:
-        build([deadly, Stage("idle", 0, (), (), wait_a_while)], house.store, processes=2)
+        build([deadly, other], house.store, processes=2)
     assert caught.value.__notes__ == ["while making deadly or idle"]
     with pytest.raises(TrainingError):  # the lease of who died is taken over at once
         Stage("deadly", 0, (), (), fail).result(house.store)
-
-
-def wait_a_while(_: Path) -> StageResult:
-    time.sleep(2)
-    return StageResult()
 
 
 def count_threads(_: Path) -> StageResult:
