@@ -152,16 +152,14 @@ def _epilog(front: Iterable[Row], training: Iterable[Row], studies: Iterable[Row
 
 def _listed(title: str, rows: Iterable[Row], prefix: str = "") -> str:
     """Return the names of commands with the summaries of their help texts."""
-    width = shutil.get_terminal_size().columns - 2
-    lines = [
-        textwrap.fill(
-            summary_of(help_of(function)[0]),
-            max(width, 40),
-            initial_indent=f"  {prefix + name:<20}",
-            subsequent_indent=" " * 22,
-        )
-        for name, function, _ in rows
-    ]
+    width, indent = max(shutil.get_terminal_size().columns - 2, 40), " " * 22
+    lines = []
+    for name, function, _ in rows:
+        listed = f"  {prefix}{name}"
+        summary = summary_of(help_of(function)[0])
+        text = textwrap.fill(summary, width, initial_indent=indent, subsequent_indent=indent)
+        fits = len(listed) + 2 <= len(indent)
+        lines.append(listed + text[len(listed) :] if fits else f"{listed}\n{text}")
     return "\n".join([f"{title}:", *lines])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.__main__ import _leave_current_folder, _log_addresses, main
-from service.core import engine
+from service.core import artifact_engine
 from service.security import KeyRing
 
 
@@ -63,7 +63,7 @@ def test_port_that_is_taken_is_said_before_anything_is_loaded(
     def load(*_: object) -> None:
         pytest.fail("the model was loaded first")
 
-    monkeypatch.setattr(engine, "load_engine", load)
+    monkeypatch.setattr(artifact_engine, "load_engine", load)
     monkeypatch.setattr("models.artifact.load_components", load)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")

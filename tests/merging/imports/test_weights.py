@@ -53,7 +53,16 @@ def test_every_merger_makes_what_the_registry_makes(method: str, files: list[Pat
 
 
 def test_the_mergers_are_those_of_the_registry_that_make_one_network() -> None:
-    assert weight_mergers() == ("weight_average", "task_arithmetic", "ties", "dare", "dare_ties")
+    assert weight_mergers() == (
+        "weight_average",
+        "task_arithmetic",
+        "ties",
+        "dare",
+        "dare_ties",
+        "tsv_merge",
+        "iso_c",
+        "wudi",
+    )
     assert set(weight_mergers()) < set(MERGERS)
 
 
