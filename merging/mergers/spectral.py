@@ -41,6 +41,14 @@ def iso_c(inputs: MergeInputs, options: SpectralOptions) -> MergeResult:
     return _merged(inputs, options, lambda deltas: isotropic(deltas.sum(0)))
 
 
+def merged_vector(inputs: MergeInputs, merge_matrices: Callable[[Tensor], Tensor]) -> TaskVector:
+    """Merge the task vectors, matrix by matrix, by a function (K, m, n) -> (m, n) in float64."""
+    stacked = stack_states(vector.delta for vector in inputs.task_vectors().values())
+    return TaskVector(
+        {key: average_vectors(deltas, merge_matrices) for key, deltas in stacked.items()}
+    )
+
+
 def average_vectors(deltas: Tensor, merge_matrices: Callable[[Tensor], Tensor]) -> Tensor:
     """Merge matrices by the function, in float64, and average what is no matrix: (K, *) -> (*)."""
     if deltas.dim() != 3:
@@ -84,8 +92,5 @@ def isotropic(matrix: Tensor) -> Tensor:
 def _merged(
     inputs: MergeInputs, options: SpectralOptions, merge_matrices: Callable[[Tensor], Tensor]
 ) -> MergeResult:
-    stacked = stack_states(vector.delta for vector in inputs.task_vectors().values())
-    merged = {key: average_vectors(deltas, merge_matrices) for key, deltas in stacked.items()}
-    return MergeResult(
-        TaskVector(merged).apply(inputs.pretrained, options.scaling), record=options.model_dump()
-    )
+    backbone = merged_vector(inputs, merge_matrices).apply(inputs.pretrained, options.scaling)
+    return MergeResult(backbone, record=options.model_dump())

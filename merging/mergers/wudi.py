@@ -8,9 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from merging.mergers.base import MergeInputs, MergeResult, MergerOptions, stack_states
-from merging.mergers.spectral import average_vectors
-from merging.mergers.task_vector import TaskVector
+from merging.mergers.base import MergeInputs, MergeResult, MergerOptions
+from merging.mergers.spectral import merged_vector
 
 
 class WudiOptions(MergerOptions):
@@ -35,10 +34,9 @@ def wudi(inputs: MergeInputs, options: WudiOptions) -> MergeResult:
     sum_k ||(tau - tau_k) tau_k^T||^2 / ||tau_k||^2 (Cheng et al. 2025, arXiv:2503.08099).
     All other parameters are averaged.
     """
-    stacked = stack_states(vector.delta for vector in inputs.task_vectors().values())
     solve = closed_form if options.solver == "closed_form" else _adam(options)
-    merged = {key: average_vectors(deltas, solve) for key, deltas in stacked.items()}
-    return MergeResult(TaskVector(merged).apply(inputs.pretrained), record=options.model_dump())
+    backbone = merged_vector(inputs, solve).apply(inputs.pretrained)
+    return MergeResult(backbone, record=options.model_dump())
 
 
 def interference(tau: Tensor, deltas: Tensor) -> Tensor:

@@ -62,14 +62,13 @@ class RayCluster:
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             got = f"got {_first_line(error)}"
             raise RayClusterError(f"{got}, expected a cluster at RAY_ADDRESS, or none") from None
-        model, replaces = order
-        self._order = order
-        self._task = ray.remote(
-            num_cpus=model.threads or 1,
-            num_gpus=1 if model.device == "cuda" else 0,
+        self._model, replaces = order
+        task = ray.remote(
+            num_cpus=self._model.threads or 1,
+            num_gpus=1 if self._model.device == "cuda" else 0,
             max_retries=0,  # attempts are counted by `runner`
         )(screen)
-        self._hand_out = partial(self._task.remote, model, replaces)
+        self._hand_out = partial(task.remote, self._model, replaces)
 
     @property
     def processes(self) -> int:
@@ -78,7 +77,7 @@ class RayCluster:
 
     def worker(self) -> "RayWorker":
         """Return what screens a shard at a time in the cluster."""
-        return RayWorker(self._ray, self._hand_out, self._order[0])
+        return RayWorker(self._ray, self._hand_out, self._model)
 
     def __enter__(self) -> Self:
         return self
