@@ -23,6 +23,7 @@ OTHER_VARIABLES = frozenset(
         "GMERGING_CHEMPROP_PYTHON",
         "GMERGING_ADMET_AI_WHEEL",
         "GMERGING_KSERVE_PYTHON",
+        "GMERGING_RAY_PYTHON",
     }
 )
 """Variables with the prefix that are no settings: the command `gmerging` reads the first two,

@@ -6,7 +6,7 @@ import re
 import tomllib
 
 from service.core.reading import ITEM_CODES
-from service.settings import variable_names
+from service.settings import OTHER_VARIABLES, variable_names
 from tests.pages import PAGES, ROOT, page, shows
 
 
@@ -38,13 +38,20 @@ def test_every_error_code_is_on_its_page() -> None:
 
 
 def test_pages_name_settings_that_exist() -> None:
-    known = {*variable_names(), "GMERGING_DATA", "GMERGING_WORK", "GMERGING_PUBLISHED_PORT"}
-    known |= {"GMERGING_CHEMPROP_PYTHON", "GMERGING_ADMET_AI_WHEEL", "GMERGING_KSERVE_PYTHON"}
+    known = {*variable_names(), *OTHER_VARIABLES}
     known.add("GMERGING_API_KEY")  # in commands that the page copies: the reader's own
     named = {
         name for path in PAGES for name in re.findall(r"GMERGING_[A-Z_]+[A-Z]", path.read_text())
     }
     assert named <= known
+
+
+def test_commands_set_variables_that_the_service_lets_be() -> None:
+    """Tests start services in their own environment: one more variable would stop all of them."""
+    text = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"GMERGING_[A-Z_]+(?==)", text))
+    assert {"GMERGING_CHEMPROP_PYTHON", "GMERGING_RAY_PYTHON"} <= named
+    assert named <= {*variable_names(), *OTHER_VARIABLES}
 
 
 def test_every_extra_is_on_the_page_of_installing() -> None:
