@@ -213,6 +213,7 @@ def test_a_lost_node_loses_nothing(desk: Desk, pico_artifact: Path) -> None:
         assert run.wait(900) == 0, desk.log
     finally:
         cluster.stdin.close()
+        cluster.stdout.close()
         cluster.wait()
     desk.check(pico_artifact)
     after = desk.done()
