@@ -67,7 +67,11 @@ class Graphs(OfflineFamily):
     kinds = get_args(GraphNetworkKind)
     config = GraphConfig
     config_folder = "graphs"
-    default_mergers = (MergeConfig(method="weight_average"), MergeConfig(method="gnnmerge_pp"))
+    default_mergers = (
+        MergeConfig(method="weight_average"),
+        MergeConfig(method="message_calibration"),
+        MergeConfig(method="gnnmerge_pp"),
+    )
 
     def read(self, config: GraphConfig, task: str, folders: Folders, seed: int) -> GraphTask:
         """Read a task's data and encode its features if they need an encoder.
