@@ -21,14 +21,14 @@ from merging.data.task_data import Step
 from merging.mergers.base import MergeResult
 from merging.mergers.registry import MergeConfig
 from merging.targets import label_scores, losses, metrics
-from models.data.batch import mean_readout
+from models.data.batch import mean_readout, pair_scores
 from models.errors import ConfigError
 from models.experts.router import RouterConfig
 from models.families.base import TaskOutput
 from models.meaning import Counted, TaskText
 from models.names import Name
 from models.state_dict import load_tensors
-from models.task import TaskInfo
+from models.task import Level, TaskInfo
 
 StateDict = dict[str, Tensor]
 
@@ -186,7 +186,6 @@ class OfflineFamily(ABC):
         config_folder: folder of the bundled configurations, below `configs`.
         adapters: whether adapters are trained. False: artifacts have rank 0, and tasks cannot be
             added to them.
-        unserved_data: `kind` values of data that can be trained on and merged, but not served.
         default_mergers: mergers that `gmerging compare` measures besides the configured one.
         calibration_batch, evaluation_batch: graphs per batch.
     """
@@ -195,7 +194,6 @@ class OfflineFamily(ABC):
     config: ClassVar[type[RunConfig]]
     config_folder: ClassVar[str] = ""
     adapters: ClassVar[bool] = False
-    unserved_data: ClassVar[tuple[str, ...]] = ()
     default_mergers: ClassVar[tuple[MergeConfig, ...]] = (MergeConfig(method="weight_average"),)
     calibration_batch: ClassVar[int] = 32
     evaluation_batch: ClassVar[int] = 256
@@ -260,8 +258,10 @@ class OfflineFamily(ABC):
 
     def outputs(self, network: Any, head: Any, batch: Any, info: TaskInfo, training: bool) -> Any:
         """Compute the head's outputs for a batch: (G, C), from the mean over each graph's nodes,
-        or (N, C) for a task on nodes."""
+        (N, C) for a task on nodes, or (P, 1) for one on pairs of nodes."""
         h = network(batch)
+        if info.level == "pair":
+            return pair_scores(head(h), batch)
         return head(h if info.level == "node" else mean_readout(h, batch))
 
     def loss(self, outputs: Any, labels: Any, data: Any, head: Any, settings: Any) -> Tensor:
@@ -282,7 +282,8 @@ class OfflineFamily(ABC):
 
     def counted(self, info: TaskInfo) -> Counted:
         """Return what has the labels of a task."""
-        return "nodes" if info.level == "node" else "graphs"
+        by_level: dict[Level, Counted] = {"graph": "graphs", "node": "nodes", "pair": "pairs"}
+        return by_level[info.level]
 
     def label_columns(self, labels: Any, info: TaskInfo) -> list[NDArray[Any]]:
         """Return the known values by label (`merging.targets.label_scores.label_columns`)."""

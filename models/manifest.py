@@ -134,6 +134,15 @@ class Manifest(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        on_pairs = {task for task, info in self.tasks.items() if info.level == "pair"}
+        if on_pairs != set(self.input.tasks_on_pairs):
+            got = f"got tasks {sorted(on_pairs)} at level 'pair'"
+            takes = f"an input of kind {self.input.kind!r} with pairs for"
+            raise ValueError(f"{got}, expected {takes} {sorted(self.input.tasks_on_pairs)}")
+        return self
+
+    @model_validator(mode="after")
     def _check_nearest(self) -> Self:
         if self.nearest and self.nearest.keys() != self.tasks.keys():
             raise ValueError(

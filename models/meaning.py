@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 Direction = Literal["good", "bad", "neither"]
 """Whether a high answer is good, bad, or neither for a substance that is to be used. `bad` is also
 a sign of a possible hazard. `neither` where it depends on the use, or says nothing about it."""
-Counted = Literal["molecules", "graphs", "nodes", "structures"]
+Counted = Literal["molecules", "graphs", "nodes", "pairs", "structures"]
 """What has the labels."""
 LabelMetric = Literal["roc_auc", "auprc", "recall", "mae", "spearman", "forces_mae"]
 """The test scores of single labels. `recall` is the share of the rows of a class for which the

@@ -18,7 +18,8 @@ from models.errors import InvalidInputError, UnknownTaskError
 from models.meaning import TaskMeaning, describe_label
 from models.names import check_labels
 
-Level = Literal["graph", "node"]
+Level = Literal["graph", "node", "pair"]
+"""What has an answer: a graph, each of its nodes, or each of some pairs of its nodes."""
 Target = Literal["multilabel", "multiclass", "regression", "energy_and_forces"]
 """`multilabel`: an independent probability per label. `multiclass`: probabilities of classes, which
 sum to 1. `regression`: real numbers. `energy_and_forces`: the energy of a structure (eV) and the
@@ -87,13 +88,16 @@ class TaskInfo(BaseModel):
     Attributes:
         labels: names of the predicted labels or classes, in the order of the head's outputs.
         description: one line of text.
-        level: whether graphs or their nodes have predictions.
+        level: whether graphs, their nodes or pairs of their nodes have predictions.
         target: kind of prediction.
         units: for regression, one unit per label; empty if no unit is known.
         scale: for regression, `log10` if the head's outputs are logarithms of the numbers; answers
             are the numbers themselves.
         metric: the metric by which the task is judged; None for the default of the target.
         meaning: what the labels mean and how well they are predicted; None if nobody said so.
+        head_dim: of a task on pairs, width of the head: the label's logit is the dot product of its
+            outputs at both nodes (`models.data.batch.pair_scores`). None at other levels, whose
+            head has an output for each label.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,6 +110,7 @@ class TaskInfo(BaseModel):
     scale: Scale = "linear"
     metric: Metric | None = None
     meaning: TaskMeaning | None = None
+    head_dim: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def output_kind(self) -> OutputKind:
@@ -142,7 +147,7 @@ class TaskInfo(BaseModel):
         """Leave out defaults of newer fields, so that versions without them can read the
         manifest."""
         values: dict[str, Any] = handler(self)
-        for name in ("units", "scale", "metric", "meaning"):
+        for name in ("units", "scale", "metric", "meaning", "head_dim"):
             if getattr(self, name) == type(self).model_fields[name].default:
                 values.pop(name, None)
         return values
@@ -153,6 +158,7 @@ class TaskInfo(BaseModel):
         check_units(self.units, self.labels, self.target)
         check_scale(self.scale, self.target)
         check_metric(self.metric, self.target)
+        self._check_pairs()
         if self.meaning is not None and len(self.meaning.labels) != len(self.labels):
             counts = f"{len(self.meaning.labels)} labels for {len(self.labels)}"
             raise ValueError(f"meaning: got {counts}, expected one for each")
@@ -164,6 +170,14 @@ class TaskInfo(BaseModel):
                 " 'graph' for energy_and_forces"
             )
         return self
+
+    def _check_pairs(self) -> None:
+        if (self.level == "pair") != (self.head_dim is not None):
+            got = f"got head_dim {self.head_dim} at level {self.level!r}"
+            raise ValueError(f"{got}, expected one at level 'pair' and none at other levels")
+        if self.level == "pair" and (self.target != "multilabel" or len(self.labels) != 1):
+            got = f"got target {self.target!r} and {len(self.labels)} labels at level 'pair'"
+            raise ValueError(f"{got}, expected 'multilabel' and one label")
 
 
 def answers(logits: Tensor, kind: OutputKind) -> Tensor:

@@ -198,7 +198,7 @@ class GraphIn(_Request):
 
     - Of kind `molecule`, in the vocabulary of Hu et al. 2020: x, edge_index and edge_attr.
     - Of kind `dmpnn`: x, edge_index and edge_attr, with chemprop's features of atoms and bonds.
-    - Of kind `graph`: x and edge_index.
+    - Of kind `graph`: x and edge_index, and pairs where a task answers for pairs of nodes.
     - Of kind `atoms`: numbers and positions, and in a crystal cell. Neighbours are found by the
       service.
     """
@@ -220,6 +220,13 @@ class GraphIn(_Request):
             "one row per edge: [bond type (0 single, 1 double, 2 triple, 3 aromatic), direction (0"
             " none, 1 up-right, 2 down-right)]; of kind `dmpnn`: the features of the bond"
         ),
+    )
+    pairs: _Table | None = Field(
+        None,
+        description=(
+            "two nodes for every pair that a task at level `pair` is to answer (`GET /tasks`)"
+        ),
+        examples=[[[0, 1], [0, 2]]],
     )
     numbers: _Row | None = Field(
         None, description="atomic numbers, of the task's `elements` (`GET /tasks`)"
@@ -459,6 +466,17 @@ class NodesOut(BaseModel):
     )
 
 
+class PairsOut(BaseModel):
+    """Answer of a task on pairs of nodes for one graph."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pairs: list[dict[str, float]] = Field(
+        description="for each pair, in the order of the request, the label's probability",
+        examples=[[{"linked": 0.97}, {"linked": 0.12}]],
+    )
+
+
 class EnergyAndForcesOut(BaseModel):
     """Answer of a force field for one structure."""
 
@@ -475,7 +493,7 @@ class ExpertOut(BaseModel):
     """What an expert answers, and its weight in the answer."""
 
     weight: float = Field(description="the weights of a task sum to 1", examples=[0.5])
-    values: dict[str, float] | NodesOut | EnergyAndForcesOut = Field(
+    values: dict[str, float] | NodesOut | PairsOut | EnergyAndForcesOut = Field(
         description="as of the answer", examples=[{"p_np": 0.93}]
     )
 
@@ -493,12 +511,12 @@ class PredictionItem(BaseModel):
         ),
         examples=["CCO"],
     )
-    tasks: dict[str, dict[str, float] | NodesOut | EnergyAndForcesOut] | None = Field(
+    tasks: dict[str, dict[str, float] | NodesOut | PairsOut | EnergyAndForcesOut] | None = Field(
         None,
         description=(
             "per task, a number per label: a probability, or of a task for regression the value; of"
-            " a task on nodes these for every node, of a force field energy and forces (`GET"
-            " /tasks`, `level` and `target`)"
+            " a task on nodes or pairs of nodes these for every one, of a force field energy and"
+            " forces (`GET /tasks`, `level` and `target`)"
         ),
         examples=[{"bbb_martins": {"penetrates": 0.91}, "bace": {"Class": 0.27}}],
     )
@@ -640,7 +658,9 @@ class TaskOut(BaseModel):
     name: str = Field(examples=["bbb_martins"])
     description: str
     labels: tuple[str, ...] = Field(examples=[["penetrates"]])
-    level: Level = Field(description="whether the graph has an answer, or each of its nodes")
+    level: Level = Field(
+        description="whether the graph has an answer, each of its nodes, or each of the pairs sent"
+    )
     target: Target = Field(
         description=(
             "`multilabel`: a probability for each label by itself; `multiclass`: probabilities that"

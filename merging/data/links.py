@@ -1,7 +1,7 @@
 """Link prediction on a citation graph: pairs of nodes, and their scores."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -18,12 +18,12 @@ from models.task import TaskInfo
 
 
 class LinkSpec(Section):
-    """Link prediction on Cora or Citeseer. It can be trained, merged and measured, but not served.
+    """Link prediction on Cora or Citeseer.
 
     Attributes:
         graph: name of the graph.
         dim: width of the linear head; the score of a pair is the dot product of its two outputs
-            (Kipf and Welling 2016, arXiv:1611.07308).
+            (`models.data.batch.pair_scores`).
         about: a line about the task.
     """
 
@@ -38,17 +38,21 @@ class LinkTask(GraphTask):
     """Link prediction on one graph, whose edges are the training links only.
 
     Attributes:
-        outputs: width of the head.
         links: by subset, (2, n) linked pairs, in one direction.
         others: by subset, as many pairs that are not linked; absent for training, where every epoch
             draws its own.
         known: (2, E), all links in both directions.
     """
 
-    outputs: int
     links: dict[Subset, Tensor]
     others: dict[Subset, Tensor]
     known: Tensor
+
+    @property
+    def outputs(self) -> int:
+        """Width of the head."""
+        assert self.info.head_dim is not None  # of every task on pairs
+        return self.info.head_dim
 
     def calibration(
         self, count: int, batch_size: int, seed: int
@@ -67,12 +71,7 @@ class LinkTask(GraphTask):
         )
         labels = torch.cat([torch.ones(links.shape[1]), torch.zeros(others.shape[1])]).unsqueeze(1)
         pairs = torch.cat([links, others], dim=1)
-        return [Step(lambda: self.whole, labels, partial(_pair_scores, pairs))]
-
-
-def _pair_scores(pairs: Tensor, outputs: Tensor) -> Tensor:
-    """Dot products: pairs (2, n), outputs (N, D) -> (n, 1)."""
-    return (outputs[pairs[0]] * outputs[pairs[1]]).sum(-1, keepdim=True)
+        return [Step(partial(replace, self.whole, pairs=pairs), labels)]
 
 
 def unlinked(edge_index: Tensor, nodes: int, count: int) -> Tensor:
@@ -107,8 +106,6 @@ def link_task(spec: LinkSpec, dataset: NodeDataset, seed: int) -> LinkTask:
     train = by_subset["train"]
     seen = FeatureGraph(dataset.x, torch.cat([train, train.flip(0)], dim=1))
     about = spec.about or f"links between nodes of {spec.graph}"
-    info = TaskInfo(labels=("linked",), description=about, level="node")
+    info = TaskInfo(labels=("linked",), description=about, level="pair", head_dim=spec.dim)
     width, known = dataset.x.shape[1], dataset.edge_index
-    return LinkTask(
-        (seen,), width, None, info, spec.dim, by_subset, others, known, sources=dataset.sources
-    )
+    return LinkTask((seen,), width, None, info, by_subset, others, known, sources=dataset.sources)

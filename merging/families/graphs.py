@@ -67,8 +67,11 @@ class Graphs(OfflineFamily):
     kinds = get_args(GraphNetworkKind)
     config = GraphConfig
     config_folder = "graphs"
-    unserved_data = ("link",)
-    default_mergers = (MergeConfig(method="weight_average"), MergeConfig(method="gnnmerge_pp"))
+    default_mergers = (
+        MergeConfig(method="weight_average"),
+        MergeConfig(method="message_calibration"),
+        MergeConfig(method="gnnmerge_pp"),
+    )
 
     def read(self, config: GraphConfig, task: str, folders: Folders, seed: int) -> GraphTask:
         """Read a task's data and encode its features if they need an encoder.
@@ -105,7 +108,7 @@ class Graphs(OfflineFamily):
     ) -> Expert:
         """Build a task's expert: its head, and its encoder if it has one."""
         info = data.info
-        head_settings = info.labels, info.level, info.output_kind, data.num_features
+        head_settings = info.labels, info.level, info.output_kind, data.num_features, info.head_dim
         expert = Expert(config.network, 0, *head_settings)
         load_tensors(expert.head, head, "head")
         if data.encoder is not None and expert.encoder is not None:
@@ -115,8 +118,12 @@ class Graphs(OfflineFamily):
     def input_schema(
         self, experts: Mapping[str, Expert], data: Mapping[str, GraphTask]
     ) -> FeatureInput:
-        """Return the schema of graphs: the number of node features, by task."""
-        return FeatureInput(num_features={name: task.num_features for name, task in data.items()})
+        """Return the schema of graphs: the number of node features, by task, and which tasks
+        answer for pairs of nodes."""
+        return FeatureInput(
+            num_features={name: task.num_features for name, task in data.items()},
+            pair_tasks=tuple(name for name, task in data.items() if task.info.level == "pair"),
+        )
 
     def step_expert(self, expert: Expert) -> Expert:
         """Return the expert without its encoder, which has been applied to the data already."""

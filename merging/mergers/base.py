@@ -58,8 +58,8 @@ class Calibration:
             )
 
     def logits(self, node_embeddings: Tensor, batch: GraphBatch) -> Tensor:
-        """Compute the outputs of the task's head: (N, d) -> (G, C), or (N, C) for a task on
-        nodes."""
+        """Compute the outputs of the task's head: (N, d) -> (G, C), or (N, C) for a task on nodes
+        or pairs of them."""
         h = mean_readout(node_embeddings, batch) if self.level == "graph" else node_embeddings
         return F.linear(h, self.head["weight"], self.head["bias"])
 
@@ -106,10 +106,10 @@ class MergeInputs:
         return network.eval().to(next(iter(tensors.values())).device)
 
     def require_graph_labels(self, method: str) -> None:
-        """Raise InvalidInputError if a task is on nodes, for mergers whose objective is that of
-        independent labels of graphs."""
+        """Raise InvalidInputError if a task is on nodes or on pairs of them, for mergers whose
+        objective is that of independent labels of graphs."""
         if on_nodes := sorted(
-            task for task, calibration in self.calibration.items() if calibration.level == "node"
+            task for task, calibration in self.calibration.items() if calibration.level != "graph"
         ):
             raise InvalidInputError(
                 f"got {', '.join(on_nodes)} on nodes, expected tasks on graphs ({method} is for"

@@ -26,6 +26,7 @@ from merging.mergers.gnnmerge import (
     gnnmerge,
     gnnmerge_plus_plus,
 )
+from merging.mergers.message_calibration import message_calibration
 from merging.mergers.regmean import RegMeanOptions, regmean
 from merging.mergers.residual import ResidualOptions, residual
 from merging.mergers.spectral import SpectralOptions, iso_c, tsv_merge
@@ -206,6 +207,16 @@ MERGERS = {
             ClosedFormOptions,
             calibrated=True,
             kinds=LINEAR_HEADS,
+        ),
+        MergerSpec(
+            "message_calibration",
+            "Average with calibrated messages",
+            "Jing et al. 2024, Deep graph mating (NeurIPS); Bhattacharya et al. 2026, Training-free"
+            " cross-architecture merging for graph neural networks, arXiv:2602.19332",
+            message_calibration,
+            calibrated=True,
+            # Where there is BatchNorm, its statistics of every task would undo it.
+            kinds=get_args(GraphNetworkKind),
         ),
         MergerSpec(
             "gffmerge",

@@ -33,7 +33,6 @@ from merging.run.stages import check_single_backbone, heads, merged_network
 from merging.run.validation import unseen_outputs
 from merging.targets.calibration import brier_score, expected_calibration_error, temperature_scale
 from models.artifact import ArtifactComponents, check_output, save_artifact
-from models.errors import ConfigError
 from models.manifest import Manifest, StreamInfo, make_manifest
 
 CalibrationErrors = dict[str, dict[str, float]]
@@ -86,10 +85,6 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
 def check_release(run: Run, folder: Path, replace: bool = False) -> ReleaseConfig:
     """Check before training that a run can be released; return the name and version of its
     artifact. Raises the errors of `release`."""
-    kinds = {task: getattr(run.config.dataset_for(task), "kind", "") for task in run.tasks}
-    if unserved := [task for task, kind in kinds.items() if kind in run.family.unserved_data]:
-        got = f"got {', '.join(unserved)} of kind {kinds[unserved[0]]!r}, which no artifact answers"
-        raise ConfigError(f"tasks: {got}, expected tasks on nodes or graphs")
     identity: ReleaseConfig = run.config.require_release()
     meaning_texts(run, run.tasks)
     check_output(folder, identity.name, identity.version, run.tasks, replace)

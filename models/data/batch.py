@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.errors import InvalidInputError
 from models.ops.segment import segment_count, segment_mean
 
 
@@ -18,6 +19,8 @@ class GraphBatch:
         edge_attr: (E, 2) int64 bond features; (E, F) float32 where a network takes numbers.
         batch: (N,) int64, graph of each atom, ascending.
         num_graphs: number of graphs G.
+        pairs: (2, P) int64 into the N atoms, the pairs of nodes that tasks at level "pair" answer;
+            None where no graph has any.
     """
 
     x: Tensor
@@ -25,6 +28,7 @@ class GraphBatch:
     edge_attr: Tensor
     batch: Tensor
     num_graphs: int
+    pairs: Tensor | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -39,12 +43,27 @@ class GraphBatch:
             self.edge_attr.to(device),
             self.batch.to(device),
             self.num_graphs,
+            None if self.pairs is None else self.pairs.to(device),
         )
 
 
 def mean_readout(h: Tensor, batch: GraphBatch) -> Tensor:
     """Average node embeddings over each graph: h (N, *S) -> (G, *S)."""
     return segment_mean(h, batch.batch, batch.num_graphs)
+
+
+def pair_scores(h: Tensor, batch: GraphBatch) -> Tensor:
+    """Multiply the vectors of both nodes of every pair: h (N, D) -> (P, 1).
+
+    Source: the inner product decoder of Kipf and Welling 2016, arXiv:1611.07308.
+
+    Raises:
+        InvalidInputError: the batch has no pairs.
+    """
+    if batch.pairs is None:
+        raise InvalidInputError("pairs: got none, expected the pairs of nodes to score")
+    first, second = batch.pairs
+    return (h[first] * h[second]).sum(-1, keepdim=True)
 
 
 def split_by_edges(batch: GraphBatch, most: int) -> list[GraphBatch]:

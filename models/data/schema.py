@@ -47,6 +47,11 @@ class InputSchema(BaseModel):
         """Return the schema of the same inputs without fingerprints."""
         return self
 
+    @property
+    def tasks_on_pairs(self) -> tuple[str, ...]:
+        """Tasks for which a graph says pairs of its nodes."""
+        return ()
+
     def of_task(self, task: str) -> dict[str, Any]:
         """Return the task's entry as `{by_task: entry}`; empty if all tasks accept the same
         inputs."""
@@ -107,12 +112,25 @@ class FeatureInput(InputSchema):
     Attributes:
         num_features: by task, number of features per node. Where it is not the network's input
             width, the task's expert has an encoder.
+        pair_tasks: tasks that answer for pairs of nodes; a graph gives the pairs.
     """
 
     by_task = "num_features"
 
     kind: Literal["graph"] = "graph"
     num_features: dict[str, Annotated[int, Field(ge=1)]]
+    pair_tasks: tuple[str, ...] = Field((), exclude_if=lambda tasks: not tasks)
+
+    @property
+    def tasks_on_pairs(self) -> tuple[str, ...]:
+        """See `InputSchema.tasks_on_pairs`."""
+        return self.pair_tasks
+
+    def for_tasks(self, tasks: Iterable[str]) -> Self:
+        """Return the schema of these tasks only."""
+        asked = tuple(tasks)
+        pairs = tuple(task for task in self.pair_tasks if task in asked)
+        return super().for_tasks(asked).model_copy(update={"pair_tasks": pairs})
 
 
 class AtomsInput(InputSchema):

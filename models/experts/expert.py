@@ -20,7 +20,8 @@ class TaskExpert(nn.Module):
         label_names: C names, in the order of the head's outputs.
         level: see `models.task.TaskInfo`.
         target: what the head's outputs are, `TaskInfo.output_kind`.
-        head: (*, d) -> (*, C).
+        head: (*, d) -> (*, C); of a task at level "pair" (N, d) -> (N, D), see
+            `TaskInfo.head_dim`.
         encoder: linear map of node features (N, F) -> (N, in_dim); None if F is the network's
             `in_dim`, or the network has embedding tables.
     """
@@ -75,10 +76,11 @@ class Expert(TaskExpert):
         level: Level = "graph",
         target: OutputKind = "multilabel",
         num_features: int | None = None,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__(label_names, level, target)
         self.adapters = TaskAdapters(config, rank)
-        self.head = nn.Linear(config.hidden_dim, len(self.label_names))
+        self.head = nn.Linear(config.hidden_dim, head_dim or len(self.label_names))
         self.encoder = None
         if num_features is not None and config.in_dim not in (None, num_features):
             self.encoder = nn.Linear(num_features, config.in_dim)
@@ -108,13 +110,14 @@ class SharedExpert(TaskExpert):
         label_names: Sequence[str],
         level: Level = "graph",
         target: OutputKind = "multilabel",
+        head_dim: int | None = None,
     ) -> None:
         super().__init__(label_names, level, target)
         if not stream.name:
             raise InvalidInputError("got a stream without a name, expected one that tasks share")
         dim = stream.norm_mean.shape[1]
         self.graph = Adapter(dim, rank)
-        self.head = nn.Linear(dim, len(self.label_names))
+        self.head = nn.Linear(dim, head_dim or len(self.label_names))
         self.encoder = None
         # In a tuple, so that the stream is no submodule: its tensors are not this task's.
         self._stream = (stream,)

@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from models.data.batch import GraphBatch, mean_readout
+from models.data.batch import GraphBatch, mean_readout, pair_scores
 from models.errors import InvalidInputError
 from models.experts.adapter import Stream, apply_norm, batch_statistics
 from models.experts.bank import AdapterBank, NodeAdapterBank
@@ -32,7 +32,7 @@ class UnifiedOutput:
     """Output of a unified model for a batch of G graphs with N nodes.
 
     Attributes:
-        logits: by task, (G, C), or (N, C) for a task at level "node".
+        logits: by task, (G, C), or (N, C) for a task at level "node", (P, 1) at level "pair".
         routing_weights: by task, (G, L+1, K): layers 0 to L - 1, then the graph site. For each
             graph and site the K weights sum to 1; they are one-hot for routing "own".
         targets: by task, what its logits are; tasks without an entry are multilabel.
@@ -130,7 +130,8 @@ class UnifiedModel(nn.Module):
 
         Raises:
             UnknownTaskError: the model does not have a task.
-            InvalidInputError: the routing or statistics are unknown.
+            InvalidInputError: the routing or statistics are unknown, or a task is at level "pair"
+                and the batch has no pairs.
         """
         if routing not in get_args(Routing) or statistics not in get_args(Statistics):
             raise InvalidInputError(
@@ -142,9 +143,10 @@ class UnifiedModel(nn.Module):
         chosen, nodes = found.adapters.chosen, found.nodes
         logits = {}
         for t, (task, position) in enumerate(zip(names, positions, strict=True)):
-            of_nodes = self.levels[task] == "node"
-            h = nodes[:, chosen.of_task[t]] if of_nodes else found.corrected[:, t]
-            logits[task] = self.heads[position](h)
+            level = self.levels[task]
+            h = found.corrected[:, t] if level == "graph" else nodes[:, chosen.of_task[t]]
+            outputs = self.heads[position](h)
+            logits[task] = pair_scores(outputs, batch) if level == "pair" else outputs
         weights = torch.stack(found.adapters.weights, dim=1)
         stream_names = [self.streams.names[k] for k in chosen.streams]
         return UnifiedOutput(
@@ -174,11 +176,12 @@ class UnifiedModel(nn.Module):
 
         Raises:
             UnknownTaskError: the model does not have a task.
-            InvalidInputError: a task is at level "node".
+            InvalidInputError: a task is at another level than "graph".
         """
         names, positions = select_tasks(self.tasks, tuple(labels))
-        if of_nodes := [task for task in names if self.levels[task] == "node"]:
-            raise InvalidInputError(f"got task {of_nodes[0]!a} at level 'node', expected 'graph'")
+        if inside := [task for task in names if self.levels[task] != "graph"]:
+            got = f"got task {inside[0]!a} at level {self.levels[inside[0]]!r}"
+            raise InvalidInputError(f"{got}, expected 'graph'")
         found = self._run(batch, positions, routing, "stored")
         sizes = segment_count(batch.batch, batch.num_graphs)
         # Sums over atoms in float64: a float32 loses up to 1e-5 of an output.

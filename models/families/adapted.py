@@ -24,7 +24,8 @@ class SharedStreams:
 
     def expert(self, stream: Stream, graph_rank: int, info: TaskInfo) -> SharedExpert:
         """Build a graph adapter and a head."""
-        return SharedExpert(stream, graph_rank, info.labels, info.level, info.output_kind)
+        settings = info.labels, info.level, info.output_kind, info.head_dim
+        return SharedExpert(stream, graph_rank, *settings)
 
     def check_stream(self, stream: Stream, shape: Any, schema: Any, tasks: Sequence[str]) -> None:
         """Check the loaded weights of a stream. Its tasks must take the network's inputs.

@@ -40,8 +40,8 @@ class TaskOutput:
     """Output of a model for one task and a batch of G graphs with N nodes in total.
 
     Attributes:
-        logits: output of the head, (G, C), or (N, C) for a task at level "node". A force field
-            has the energies here, (G, 1) float64 in eV.
+        logits: output of the head, (G, C), or (N, C) for a task at level "node", (P, 1) at level
+            "pair". A force field has the energies here, (G, 1) float64 in eV.
         target: what the logits are.
         routing_weights: (G, sites, K); for each graph and site the K weights sum to 1.
         forces: (N, 3) in eV / Angstrom, from a force field; None from other models.

@@ -47,7 +47,11 @@ class FeatureGraphFamily(AdaptedFamily):
     shape = GraphNetworkConfig
     schema = FeatureInput
     streams = FeatureStreams()
-    fields = GraphFields("graphs: `graphs` with x and edge_index", frozenset({"x", "edge_index"}))
+    fields = GraphFields(
+        "graphs: `graphs` with x and edge_index, and pairs where a task answers for pairs of nodes",
+        frozenset({"x", "edge_index"}),
+        frozenset({"pairs"}),
+    )
     read_texts = None
     inputs_overflow = True
 
@@ -61,13 +65,15 @@ class FeatureGraphFamily(AdaptedFamily):
         """Build adapters, a head, and an encoder if the task's number of features is not the
         network's input width."""
         width = schema.num_features[task]
-        return Expert(shape, rank, info.labels, info.level, info.output_kind, width)
+        settings = info.labels, info.level, info.output_kind, width, info.head_dim
+        return Expert(shape, rank, *settings)
 
     def check(self, fields: Mapping[str, Any], limits: SizeLimits) -> None:
         """See `ModelFamily.check`."""
         self.fields.check(fields)
         limits.check_nodes(len(fields["x"]))
         limits.check_edges(longest(fields["edge_index"]))
+        limits.check_edges(len(fields.get("pairs", ())), "pairs")
 
     def read(
         self,
@@ -76,8 +82,9 @@ class FeatureGraphFamily(AdaptedFamily):
         schema: FeatureInput,
         limits: SizeLimits,
     ) -> FeatureGraph:
-        """Build a graph from `x` and `edge_index`. Raises InvalidInputError if a task expects
-        another number of features; see also `ModelFamily.read`."""
+        """Build a graph from `x`, `edge_index` and `pairs`. Raises InvalidInputError if a task
+        expects another number of features, or pairs are given for no task or missing for one; see
+        also `ModelFamily.read`."""
         x = fields["x"]
         for task, width in schema.num_features.items():
             if other := [len(row) for row in x if len(row) != width][:1]:
@@ -87,15 +94,20 @@ class FeatureGraphFamily(AdaptedFamily):
         if large := [value for row in rows for value in row if abs(value) > limit][:1]:
             got = f"x: got {large[0]:.3g}, expected numbers that are finite in 32 bits"
             raise InvalidInputError(got)
-        return FeatureGraph.from_lists(rows, fields["edge_index"])
+        pairs = _checked_pairs(fields.get("pairs", ()), schema)
+        return FeatureGraph.from_lists(rows, fields["edge_index"], pairs)
 
     def collate(self, graphs: Sequence[FeatureGraph]) -> GraphBatch:
         """Join graphs into one batch: see `models.data.feature_graph.collate_features`."""
         return collate_features(graphs)
 
     def smallest(self, shape: GraphNetworkConfig, schema: FeatureInput, task: str) -> FeatureGraph:
-        """Return a path of three nodes, all features 1."""
-        return FeatureGraph(torch.ones(3, schema.num_features[task]), _PATH)
+        """Return a path of three nodes, all features 1; for a task on pairs with that of its
+        ends."""
+        x = torch.ones(3, schema.num_features[task])
+        if task in schema.pair_tasks:
+            return FeatureGraph(x, _PATH, torch.tensor([[0], [2]]))
+        return FeatureGraph(x, _PATH)
 
     def cost(self, graph: FeatureGraph) -> int:
         """Return the cost by numbers of nodes, features and edges."""
@@ -109,6 +121,17 @@ class FeatureGraphFamily(AdaptedFamily):
 
     def atom_types(self, graph: FeatureGraph) -> None:
         """Return None: nodes are not atoms."""
+
+
+def _checked_pairs(pairs: Sequence[Sequence[int]], schema: FeatureInput) -> Any:
+    """Return the pairs of a graph's request if the asked tasks take as many."""
+    if schema.pair_tasks and not pairs:
+        got = f"pairs: got none for task {schema.pair_tasks[0]!r}"
+        raise InvalidInputError(f"{got}, which answers for pairs of nodes, expected at least one")
+    if pairs and not schema.pair_tasks:
+        got = f"pairs: got {len(pairs)} for {', '.join(schema.num_features)}"
+        raise InvalidInputError(f"{got}, none of which answers for pairs of nodes, expected none")
+    return pairs
 
 
 def _cost(nodes: int, width: int, edges: int) -> int:

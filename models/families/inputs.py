@@ -113,10 +113,11 @@ class SizeLimits:
             got = f"got {edges} edges, expected at most {2 * self.max_bonds}"
             raise MoleculeError("too_many_bonds", got)
 
-    def check_edges(self, edges: int) -> None:
-        """Raise MoleculeError if there are more directed edges than `max_edges`."""
+    def check_edges(self, edges: int, name: str = "edges") -> None:
+        """Raise MoleculeError if there are more directed edges, or pairs of nodes, than
+        `max_edges`."""
         if edges > self.max_edges:
-            got = f"got {edges} edges, expected at most {self.max_edges}"
+            got = f"got {edges} {name}, expected at most {self.max_edges}"
             raise MoleculeError("too_many_edges", got)
 
 

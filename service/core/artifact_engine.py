@@ -22,6 +22,7 @@ from models.experts.unified import Routing
 from models.families.base import TaskOutput
 from models.families.inputs import Graph
 from models.screening import ScreenedModel, is_screened
+from models.task import Level
 from service.core.engine import Engine, EngineInfo, PassOutput, ServedDomain, TaskAnswer
 from service.core.reading import InputRequirements
 from service.core.splitting import AnswerSplitter
@@ -139,8 +140,7 @@ class ArtifactEngine:
         with torch.inference_mode():
             batch = self._family.collate(graphs).to(self._device)
             outputs = self._family.answer(self._model, batch, tasks, routing)
-            sizes = [graph.num_nodes for graph in graphs]
-            by_task = [self._by_graph(task, outputs[task], sizes) for task in tasks]
+            by_task = [self._by_graph(task, outputs[task], graphs) for task in tasks]
             choices = {task: self.info.experts_for(task, experts) for task in tasks}
             if any(choice != "own" for choice in choices.values()):
                 by_task = self._with_forests(graphs, choices, outputs, by_task)
@@ -148,9 +148,12 @@ class ArtifactEngine:
             [dict(zip(tasks, answers, strict=True)) for answers in zip(*by_task, strict=True)]
         )
 
-    def _by_graph(self, task: str, output: TaskOutput, sizes: Sequence[int]) -> list[TaskAnswer]:
-        of_nodes = self.info.task_infos[task].level == "node"
-        values = _rows(task, output.values, sizes if of_nodes else None)
+    def _by_graph(self, task: str, output: TaskOutput, graphs: Sequence[Any]) -> list[TaskAnswer]:
+        sizes = [graph.num_nodes for graph in graphs]
+        rows: dict[Level, list[int] | None] = {"graph": None, "node": sizes}
+        if (level := self.info.task_infos[task].level) == "pair":
+            rows[level] = [graph.num_pairs for graph in graphs]
+        values = _rows(task, output.values, rows[level])
         routing = output.routing_weights.cpu().numpy()
         if output.forces is None:
             return [TaskAnswer(*answer) for answer in zip(values, routing, strict=True)]

@@ -117,7 +117,7 @@ class EngineInfo:
     ) -> InputRequirements:
         """Return the requirements of inputs that these tasks accept. Molecules are read with a
         fingerprint only if one of the tasks is answered by a forest."""
-        of_nodes = any(self.task_infos[task].level == "node" for task in tasks)
+        of_nodes = any(self.task_infos[task].level != "graph" for task in tasks)
         schema = self.input.for_tasks(tasks)
         if all(self.experts_for(task, experts) == "own" for task in tasks):
             schema = schema.without_fingerprint()
@@ -146,8 +146,9 @@ class EngineInfo:
             got = f"got explain ['atoms'] for model {self.name}, a {kind}"
             expected = "expected a model whose outputs are sums over atoms: its head is linear"
             raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
-        if of_nodes := [task for task in labels if self.task_infos[task].level == "node"]:
-            got = f"got explain ['atoms'] for {of_nodes[0]}, which answers for every node"
+        levels = {task: self.task_infos[task].level for task in labels}
+        if inside := [task for task, level in levels.items() if level != "graph"]:
+            got = f"got explain ['atoms'] for {inside[0]}, a task at level {levels[inside[0]]!r}"
             expected = "expected tasks that answer for the graph"
             raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
 
@@ -164,8 +165,8 @@ class TaskAnswer:
     """Prediction of one task for one molecule or graph of n nodes.
 
     Attributes:
-        values: (labels,), or (n, labels) for a task at level "node"; from a force field the energy,
-            (1,) float64 in eV.
+        values: (labels,), or (n, labels) for a task at level "node", (pairs, 1) at level "pair";
+            from a force field the energy, (1,) float64 in eV.
         routing: routing weights (sites, experts); the weights of a site sum to 1.
         forces: (n, 3) in eV / Angstrom, from a force field; None from other models.
         experts: (labels,) by expert, the answers of which `values` is the combination; empty if

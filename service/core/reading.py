@@ -93,7 +93,7 @@ class InputRequirements:
     Attributes:
         shape: of the model's network.
         schema: input schema of the model, restricted to these tasks.
-        of_nodes: True if one of the tasks is at level "node".
+        of_nodes: True if one of the tasks answers for nodes or pairs of them.
         by_forest: True if the request names the expert `forest`, which needs a fingerprint.
     """
 

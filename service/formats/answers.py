@@ -107,14 +107,10 @@ def _shown(task: TaskInfo, answer: TaskAnswer) -> dict[str, Any]:
             "energy": written(answer.values, task.target)[0],
             "forces": written(answer.forces, task.target),
         }
-    if task.level == "node":
-        return {
-            "nodes": [
-                dict(zip(task.labels, row, strict=True))
-                for row in written(answer.values, task.target)
-            ]
-        }
-    return dict(zip(task.labels, written(answer.values, task.target), strict=True))
+    values = written(answer.values, task.target)
+    if task.level == "graph":
+        return dict(zip(task.labels, values, strict=True))
+    return {f"{task.level}s": [dict(zip(task.labels, row, strict=True)) for row in values]}
 
 
 def _sites(info: EngineInfo, weights: NDArray[np.float32]) -> Mapping[str, Mapping[str, float]]:

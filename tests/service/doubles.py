@@ -314,6 +314,24 @@ def save_pico_graph_artifact(folder: Path, rank: int = 2) -> Path:
     return folder
 
 
+def save_pico_link_artifact(folder: Path) -> Path:
+    """A task on pairs of nodes and one on nodes, of the same features; random weights."""
+    torch.manual_seed(10)
+    config = GraphNetworkConfig(kind="pyg_gcn", in_dim=3, num_layers=2, hidden_dim=8)
+    tasks = {
+        "links": TaskInfo(labels=("linked",), description="is cited", level="pair", head_dim=4),
+        "papers": TaskInfo(labels=("theory", "practice"), level="node", target="multiclass"),
+    }
+    experts = {
+        task: Expert(config, 0, info.labels, info.level, info.target, 3, info.head_dim)
+        for task, info in tasks.items()
+    }
+    takes = FeatureInput(num_features=dict.fromkeys(tasks, 3), pair_tasks=("links",))
+    manifest = make_manifest("pico-links", "0.1.0", config, 0, RouterConfig(), tasks, takes)
+    save_artifact(folder, manifest, GraphNetwork(config), experts)
+    return folder
+
+
 def save_pico_force_field(folder: Path) -> Path:
     """A force field of two tasks with random weights."""
     torch.manual_seed(9)

@@ -81,3 +81,15 @@ def test_the_graph_that_is_seen_has_training_links_only() -> None:
     assert torch.equal(codes(graph.edge_index).unique(), codes(task.links["train"]).sort().values)
     assert graph.edge_index.shape[1] == 2 * task.links["train"].shape[1]
     assert torch.equal(task.known, dataset().edge_index)
+
+
+def test_a_step_has_the_pairs_whose_labels_it_has() -> None:
+    """The links first, then as many pairs that are none."""
+    task = link_task(LinkSpec(graph="cora", dim=7), dataset(), 0)
+    assert (task.info.level, task.info.head_dim) == ("pair", 7)
+    (step,) = task.steps("test", 1)
+    assert step.batch.pairs is not None
+    links, others = step.batch.pairs.chunk(2, dim=1)
+    assert torch.equal(links, task.links["test"])
+    assert torch.equal(others, task.others["test"])
+    assert step.labels.flatten().tolist() == [1.0] * links.shape[1] + [0.0] * links.shape[1]

@@ -30,6 +30,7 @@ from models.networks.force_field import ForceFieldExpert
 from models.networks.hu2020 import Backbone, BackboneConfig, BackboneKind, make_backbone
 from models.networks.schnet import ForceField, ForceFieldConfig
 from tests.conftest import KINDS, SMILES, collate_atoms, pico_config, random_backbone
+from tests.merging.mergers.test_gnnmerge import given as graph_inputs
 
 State = dict[str, Tensor]
 QUICK: dict[str, dict[str, Any]] = {
@@ -42,11 +43,9 @@ ROUNDED = {"gffmerge": 1e-5}
 """It solves on what the teachers' Linears give, rounded to float32; the others are exact."""
 CALIBRATED = [name for name, spec in MERGERS.items() if spec.calibrated]
 KEY = "gnns.1.linear.weight"
-KINDS_OF = {name: spec.kinds or (*KINDS, "schnet") for name, spec in MERGERS.items()}
-"""Networks that each merger is tried on: Hu et al.'s and SchNet (PyG's: `test_gnnmerge`)."""
-CASES = [
-    (method, kind) for method in MERGERS for kind in (*KINDS, "schnet") if kind in KINDS_OF[method]
-]
+TRIED = (*KINDS, "schnet", "pyg_gcn")
+KINDS_OF = {name: spec.kinds or TRIED for name, spec in MERGERS.items()}
+CASES = [(method, kind) for method in MERGERS for kind in TRIED if kind in KINDS_OF[method]]
 FORCES = ForceFieldConfig(
     hidden_dim=8, num_filters=6, num_interactions=1, num_gaussians=4, cutoff=3.0
 )
@@ -108,10 +107,13 @@ def force_inputs(count: int) -> MergeInputs:
 
 
 def inputs_for(method: str, count: int, kind: str = "") -> MergeInputs:
-    """Models that the method can merge."""
-    if "gcn" not in KINDS_OF[method] or kind == "schnet":
+    """Models of a kind that the method can merge; of the first one if none is named."""
+    kind = kind or next(one for one in ("gcn", *TRIED) if one in KINDS_OF[method])
+    if kind == "schnet":
         return force_inputs(count)
-    return inputs(count, cast(BackboneKind, kind or "gcn"))
+    if kind == "pyg_gcn":
+        return graph_inputs(kind, *range(count))
+    return inputs(count, cast(BackboneKind, kind))
 
 
 def tiny(*finetuned: list[float]) -> MergeInputs:
@@ -247,7 +249,8 @@ class TestContract:
 
     def test_backbones_of_other_shapes_are_refused(self, method: str) -> None:
         given = inputs_for(method, 2)
-        key = KEY if KEY in given.pretrained else "interactions.0.lin.weight"
+        keys = KEY, "interactions.0.lin.weight", "gnns.1.lin.weight"
+        key = next(key for key in keys if key in given.pretrained)
         del given.finetuned["task1"][key]
         with pytest.raises(CheckpointError, match=key):
             run(method, given)

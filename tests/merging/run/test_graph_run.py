@@ -10,7 +10,11 @@ import torch
 
 from gmerging.cli.main import main
 from merging.data.graph_file import read_graphs, write_molecules
+from merging.data.links import LinkSpec, link_task
+from merging.data.planetoid import NodeDataset
+from merging.data.split import Split
 from merging.data.task_data import AnswerTask
+from merging.families import graphs
 from merging.families.graphs import GRAPHS
 from merging.mergers.registry import MergeConfig
 from merging.release.release import release
@@ -26,6 +30,7 @@ from tests.merging.graph_files import make_config, write_rule
 from tests.pages import page
 
 ROOT = Path(__file__).parents[3]
+LINKS = {"kind": "link", "graph": "cora", "dim": 6}
 
 
 @pytest.fixture
@@ -127,13 +132,27 @@ def test_released_artifact_answers_as_what_was_measured(small: Run, tmp_path: Pa
     assert set(manifest.provenance["data_sha256"]["wide"]) == {"wide.npz"}
 
 
-def test_what_no_artifact_answers_is_refused_before_anything_is_trained(
+def test_link_prediction_is_released_as_it_was_measured(
     small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "train", None)
-    linked = varied(small, tasks={"links": {"kind": "link", "graph": "cora"}})
-    with pytest.raises(ConfigError, match="links of kind 'link'"):
-        release(linked, tmp_path / "artifact")
+    rule = write_rule(tmp_path / "rule.npz", "node", "multiclass", seed=3)
+    run = varied(small, tasks={"classes": rule, "links": LINKS}, encoder="none")
+    (graph, *_), spec = read_graphs(tmp_path / "rule.npz").graphs, LinkSpec.model_validate(LINKS)
+    nodes = torch.arange(graph.num_nodes)
+    subject = torch.zeros(graph.num_nodes, dtype=torch.int64)
+    parts = Split(nodes[:4], nodes[4:6], nodes[6:])
+    cora = NodeDataset("cora", graph.x, graph.edge_index, subject, ("a",), parts)
+    monkeypatch.setattr(graphs, "load_planetoid", lambda name, folder: cora)
+    manifest = release(run, tmp_path / "artifact")
+    info = manifest.tasks["links"]
+    assert (info.level, info.head_dim) == ("pair", 6)
+    assert manifest.input.tasks_on_pairs == ("links",)
+    artifact, data = load_artifact(tmp_path / "artifact"), link_task(spec, cora, run.seed)
+    (step,) = data.steps("test", 1)
+    scores = GRAPHS.metrics(
+        artifact.model(step.batch, ["links"]).logits["links"], step.labels, info
+    )
+    assert scores["roc_auc"] == pytest.approx(manifest.metrics["merged"]["links"], abs=1e-4)
 
 
 def test_a_merger_of_several_networks_is_refused(small: Run, tmp_path: Path) -> None:

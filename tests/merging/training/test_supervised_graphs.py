@@ -8,7 +8,7 @@ from torch import Tensor
 
 from merging.config.training import GraphTrainingConfig
 from merging.data.links import LinkTask, unlinked
-from merging.data.split import Subset
+from merging.data.split import Split, Subset
 from merging.data.task_data import AnswerTask
 from merging.families.graphs import GRAPHS, GraphConfig
 from merging.family import Folders
@@ -226,7 +226,7 @@ def test_scores_by_hand() -> None:
     ) == pytest.approx(0.5)
 
 
-LINKED = TaskInfo(labels=("linked",), level="node")
+LINKED = TaskInfo(labels=("linked",), level="pair", head_dim=8)
 
 
 def two_blocks(size: int = 30) -> LinkTask:
@@ -248,7 +248,7 @@ def two_blocks(size: int = 30) -> LinkTask:
     graph = FeatureGraph(x, torch.cat([train_links, train_links.flip(0)], dim=1))
     parts = {"train": train_links, "valid": test[:, :20], "test": test[:, 20:]}
     drawn = {"valid": others[:, :20], "test": others[:, 20:60]}
-    return LinkTask((graph,), 4, None, LINKED, 8, parts, drawn, known)  # type: ignore[arg-type]
+    return LinkTask((graph,), 4, None, LINKED, parts, drawn, known)  # type: ignore[arg-type]
 
 
 def test_links_are_learnt(tmp_path: Path) -> None:
@@ -274,9 +274,11 @@ def test_pairs_without_a_link_are_drawn_anew_from_our_own_seed() -> None:
 def test_a_model_is_its_network_and_its_head() -> None:
     torch.manual_seed(0)
     graph = FeatureGraph(torch.randn(3, 4), torch.tensor([[0, 1], [1, 0]]))
-    task = LinkTask((graph,), 4, None, LINKED, 2, {}, {}, graph.edge_index)
+    info = TaskInfo(labels=("a", "b"), level="node")
+    rows = torch.arange(3)
+    task = AnswerTask((graph,), 4, None, info, torch.ones(3, 2), Split(rows, rows, rows))
     batch = task.calibration(1, 1, 0)[0][0]
-    whole = replace(task, info=LINKED.model_copy(update={"level": "graph"}))
+    whole = replace(task, info=info.model_copy(update={"level": "graph"}))
     model = MultitaskModel(GRAPHS, SHAPE, {"nodes": task, "graphs": whole}).eval()
     model.head("graphs").load_state_dict(model.head("nodes").state_dict())
     nodes = model(batch, "nodes")

@@ -44,6 +44,7 @@ from tests.service.doubles import (
     save_pico_artifact,
     save_pico_force_field,
     save_pico_graph_artifact,
+    save_pico_link_artifact,
     serving,
     settings_of,
 )
@@ -72,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pico_artifact(path / "pico")
     save_pico_graph_artifact(path / "models" / "graphs")
     save_pico_force_field(path / "models" / "forces")
+    save_pico_link_artifact(path / "models" / "links")
     return path
 
 
@@ -561,11 +563,12 @@ async def test_documents_are_as_they_are_answered(client: httpx.AsyncClient) -> 
         "x",
         "edge_index",
         "edge_attr",
+        "pairs",
         "numbers",
         "positions",
         "cell",
     }
-    assert {"NodesOut", "EnergyAndForcesOut", "FeatureInput", "AtomsInput", "MoleculeInput"} <= set(
+    assert {"NodesOut", "PairsOut", "EnergyAndForcesOut", "FeatureInput", "AtomsInput"} <= set(
         schemas
     )
     kept = schemas["GraphIn"]["properties"]["x"]["anyOf"]
@@ -685,6 +688,83 @@ def test_no_answer_is_better_than_one_that_is_not_finite(folder: Path) -> None:
         ArtifactEngine(artifact, torch.device("cpu")).run([atoms], ("ethanol",), "own")
 
 
+# --- pairs of nodes
+
+
+async def test_pairs_are_answered_in_their_order_whatever_else_is_asked(
+    client: httpx.AsyncClient, folder: Path
+) -> None:
+    pairs = [[0, 1], [2, 0], [1, 1], [0, 1]]
+    graphs = [FEATURE_GRAPH | {"pairs": pairs}, STAR | {"pairs": [[0, 5]]}]
+    items = await ask(client, "links", graphs, ["links", "papers"])
+    answers = [item["tasks"]["links"]["pairs"] for item in items]
+    assert [len(found) for found in answers] == [4, 1]
+    assert [len(item["tasks"]["papers"]["nodes"]) for item in items] == [3, 6]
+    model = load_artifact(folder / "models" / "links").model
+    for graph, found in zip(graphs, answers, strict=True):
+        batch = collate_features([FeatureGraph.from_lists(**graph)])
+        expected = model(batch, ["links"]).probabilities["links"].flatten().tolist()
+        assert [answer["linked"] for answer in found] == pytest.approx(expected, abs=CLOSE)
+    one, other, itself, again = (answer["linked"] for answer in answers[0])
+    assert one == again
+    assert len({one, other, itself}) == 3
+    backwards = [[pair[1], pair[0]] for pair in pairs]
+    (item,) = await ask(client, "links", [FEATURE_GRAPH | {"pairs": backwards}], ["links"])
+    assert item["tasks"]["links"]["pairs"] == answers[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "tasks", "message"),
+    [
+        ({}, ["links"], "pairs: got none for task 'links', which answers for pairs of nodes"),
+        ({"pairs": []}, ["links", "papers"], "pairs: got none for task 'links'"),
+        ({"pairs": [[0, 1]]}, ["papers"], "pairs: got 1 for papers, none of which answers for"),
+        ({"pairs": [[0, 3]]}, ["links"], "pairs: got nodes from 0 to 3, expected 0 to 2"),
+        ({"pairs": [[-1, 2]]}, ["links"], "pairs: got nodes from -1 to 2, expected 0 to 2"),
+        ({"pairs": [[0, 1, 2]]}, ["links"], "pairs: got one of 3 nodes, expected two nodes"),
+        ({"pairs": [[0, 1], []]}, ["links"], "pairs: got one of 0 nodes, expected two nodes"),
+    ],
+)
+async def test_pairs_that_cannot_be_answered_hinder_no_other_graph(
+    client: httpx.AsyncClient, changes: Item, tasks: list[str], message: str
+) -> None:
+    good = FEATURE_GRAPH | ({"pairs": [[0, 2]]} if "links" in tasks else {})
+    items = await ask(client, "links", [good, FEATURE_GRAPH | changes], tasks)
+    assert set(items[0]["tasks"]) == set(tasks)
+    assert items[1]["error"]["code"] == "invalid_graph"
+    assert items[1]["error"]["message"].startswith(message)
+
+
+async def test_too_many_pairs_are_refused(client: httpx.AsyncClient) -> None:
+    many = FEATURE_GRAPH | {"pairs": [[0, 1]] * 100_001}
+    body = {"model": "links", "graphs": [many], "tasks": ["links"]}
+    problem = check_problem(await client.post("/predict", json=body), "too_many_edges")
+    assert "got 100001 pairs, expected at most 100000" in problem.detail
+
+
+async def test_a_pair_of_a_model_without_such_tasks_is_refused(client: httpx.AsyncClient) -> None:
+    for model, graph in (("graphs", FEATURE_GRAPH), ("forces", WATER)):
+        body = {"model": model, "graphs": [graph | {"pairs": [[0, 1]]}]}
+        check_problem(await client.post("/predict", json=body), "invalid_graph")
+
+
+async def test_tasks_say_that_they_answer_for_pairs(client: httpx.AsyncClient) -> None:
+    response = await client.get("/tasks", params={"model": "links"})
+    tasks = TasksResponse.model_validate(response.json()).tasks
+    assert {task.name: task.level for task in tasks} == {"links": "pair", "papers": "node"}
+    described = (await client.get("/model", params={"model": "links"})).json()
+    assert described["input"]["pair_tasks"] == ["links"]
+
+
+def test_a_manifest_and_its_input_agree_on_pairs(folder: Path) -> None:
+    manifest = load_components(folder / "models" / "links").manifest
+    values = manifest.model_dump()
+    for tasks in ((), ("links", "papers")):
+        changed = values | {"input": values["input"] | {"pair_tasks": tasks}}
+        with pytest.raises(ValueError, match="at level 'pair'"):
+            type(manifest).model_validate(changed)
+
+
 # --- the page
 
 PAGE = page("serving-graphs.md").read_text()
@@ -693,6 +773,7 @@ PAGE = page("serving-graphs.md").read_text()
 def test_page_shows_what_is_answered_of_every_kind() -> None:
     assert [tuple(example) for example in examples()] == [
         ("graphs", "tasks"),
+        ("model", "graphs", "tasks"),
         ("model", "graphs", "tasks"),
         ("model", "graphs", "tasks"),
     ]
@@ -710,7 +791,7 @@ def examples() -> list[Item]:
 
 async def test_requests_of_the_page_get_the_answers_of_the_page(client: httpx.AsyncClient) -> None:
     shown = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
-    for body, expected in zip(examples(), shown[:3], strict=True):
+    for body, expected in zip(examples(), shown[:4], strict=True):
         (item,), (theirs,) = (
             (await client.post("/predict", json=body)).json()["predictions"],
             expected["predictions"],
@@ -725,7 +806,7 @@ async def test_requests_of_the_page_get_the_answers_of_the_page(client: httpx.As
     response = await client.post(
         "/predict", json={"model": "graphs", "graphs": [FEATURE_GRAPH, FEATURE_GRAPH]}
     )
-    assert response.json()["predictions"][0]["error"] == shown[3]
+    assert response.json()["predictions"][0]["error"] == shown[4]
 
 
 def test_every_code_of_the_page_exists() -> None:
