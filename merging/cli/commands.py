@@ -41,6 +41,7 @@ from merging.studies import (
     forest_experts,
     gffmerge,
     gnnmerge,
+    graph_generalisation,
     gw_smm,
     one_pass,
     overlaps,
@@ -60,6 +61,7 @@ from merging.studies.report import (
     comparison_table,
     summary_table,
 )
+from merging.training.instance_discrimination import InstanceConfig, pretrain_network
 from merging.training.pretraining import load_pretrain_config, pretrain
 from models.artifact import load_components, read_manifest
 from models.errors import ConfigError, DataError
@@ -138,14 +140,18 @@ def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
 
 
 def pretrain_backbone(arguments: argparse.Namespace) -> None:
-    """Pre-train a backbone without labels: context or edge prediction, or descriptors.
+    """Pre-train a network without labels: of molecules by context or edge prediction or
+    descriptors, of other graphs by instance discrimination.
 
     Examples:
         gmerging pretrain --config gin_contextpred.yaml
     """
     device, config = _set_up(arguments), load_pretrain_config(arguments.config)
     folders, threads = (arguments.data, arguments.work), arguments.threads
-    path = pretrain(config, *folders, arguments.seed, device, threads)
+    if isinstance(config, InstanceConfig):
+        path = pretrain_network(config, *folders, arguments.seed, device)
+    else:
+        path = pretrain(config, *folders, arguments.seed, device, threads)
     print(f"pre-trained weights: {path}")
 
 
@@ -511,6 +517,19 @@ def study_gw_smm(arguments: argparse.Namespace) -> None:
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     content = gw_smm.run_study(runs, arguments.both, arguments.results)
     print(gw_smm_tables(content)["groups"])
+
+
+def study_graphs(arguments: argparse.Namespace) -> None:
+    """Compare mergers on nine tasks of graphs without features (GCC's data sets).
+
+    Examples:
+        gmerging study graphs --seeds 0 1 2
+    """
+    runs = [_run(arguments, seed) for seed in _seeds(arguments)]
+    _check_data(runs[0], runs[0].tasks)
+    build = partial(build_stages, arguments, runs[0])
+    content = graph_generalisation.run_study(runs, arguments.results, build)
+    print(graph_generalisation.accuracies_table(content))
 
 
 def study_forests(arguments: argparse.Namespace) -> None:

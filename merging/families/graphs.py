@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
@@ -11,10 +12,13 @@ from torch import nn
 
 from merging.config.base import Setting
 from merging.config.training import GraphTrainingConfig
+from merging.data.checkpoints import find_checkpoint
 from merging.data.encoders import svd_encoder
+from merging.data.files import sha256
 from merging.data.graph_file import FileSpec, file_task
 from merging.data.links import LinkSpec, link_task
 from merging.data.planetoid import PlanetoidSpec, class_task, load_planetoid
+from merging.data.structure_graphs import CollectionSpec, EgoSpec, structure_task
 from merging.data.task_data import GraphTask
 from merging.family import Folders, OfflineFamily, ScratchRunConfig, StateDict
 from merging.mergers.registry import MergeConfig
@@ -24,9 +28,11 @@ from models.errors import DataError
 from models.experts.expert import Expert
 from models.names import Name, check_distinct
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig, GraphNetworkKind
-from models.state_dict import load_tensors
+from models.state_dict import load_tensors, read_tensors
 
-TaskSpec = Annotated[PlanetoidSpec | FileSpec | LinkSpec, Field(discriminator="kind")]
+TaskSpec = Annotated[
+    PlanetoidSpec | FileSpec | LinkSpec | EgoSpec | CollectionSpec, Field(discriminator="kind")
+]
 
 
 class GraphConfig(ScratchRunConfig):
@@ -34,12 +40,15 @@ class GraphConfig(ScratchRunConfig):
 
     Attributes:
         network: its `in_dim` is the width of the features, or the width that they are encoded to.
+        pretrained: weights that all tasks start from: a file of `gmerging pretrain`, or the name of
+            one that comes with the package; None for random weights.
         encoder: `none`: all tasks have features of width `in_dim`. `svd`: a task whose features
             are wider or narrower gets a fixed linear encoder (`merging.data.encoders`).
         tasks: descriptions of the tasks, by name.
     """
 
     network: GraphNetworkConfig
+    pretrained: str | None = None
     encoder: Literal["none", "svd"] = "none"
     tasks: Annotated[dict[Name, TaskSpec], Field(min_length=1)]
     training: GraphTrainingConfig = GraphTrainingConfig()
@@ -48,9 +57,12 @@ class GraphConfig(ScratchRunConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_distinct(self.tasks)
+        if self.pretrained is not None and self.initialisation == "different":
+            got = "initialisation: got `different` with `pretrained`"
+            raise ValueError(f"{got}, expected `shared`: all tasks start from the same weights")
         return self
 
-    def dataset_for(self, task: str) -> PlanetoidSpec | FileSpec | LinkSpec:
+    def dataset_for(self, task: str) -> TaskSpec:
         """Return the description of a task's data."""
         return self.tasks[task]
 
@@ -95,6 +107,24 @@ class Graphs(OfflineFamily):
     def network(self, shape: GraphNetworkConfig, dropout: float = 0.0) -> GraphNetwork:
         """Build the network with random weights."""
         return GraphNetwork(shape, dropout)
+
+    def initial_state(self, config: GraphConfig, seed: int, folders: Folders) -> StateDict:
+        """Return the weights that training starts from: pre-trained, or random by the seed. Raises
+        CheckpointError: there is no such file, or its network has another shape."""
+        if config.pretrained is None:
+            return super().initial_state(config, seed, folders)
+        path, network = self._checkpoint(config.pretrained, folders), self.network(config.network)
+        load_tensors(network, read_tensors(path), str(path))
+        return {f"network.{key}": value for key, value in network.state_dict().items()}
+
+    def initial_fingerprint(self, config: GraphConfig, folders: Folders) -> str:
+        """Return the digest of the pre-trained weights; empty for random ones."""
+        if config.pretrained is None:
+            return ""
+        return sha256(self._checkpoint(config.pretrained, folders))
+
+    def _checkpoint(self, weights: str, folders: Folders) -> Path:
+        return find_checkpoint(weights, folders.work, folders.data)
 
     def data_settings(self, config: GraphConfig, task: str) -> tuple[Setting, ...]:
         """Return the description of a task's data, and the encoder."""
@@ -156,5 +186,7 @@ def encode_features(data: GraphTask, encoder: nn.Linear) -> GraphTask:
 def _load(spec: Any, folders: Folders, seed: int) -> Any:
     if spec.kind == "file":
         return file_task(spec, folders.data, seed)
+    if spec.kind in ("ego", "collection"):
+        return structure_task(spec, folders.data, seed)
     dataset = load_planetoid(spec.graph, folders.data)
     return (link_task if spec.kind == "link" else class_task)(spec, dataset, seed)
