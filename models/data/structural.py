@@ -25,6 +25,7 @@ STRUCTURAL_FEATURES = POSITIONS + DEGREES + 1
 _EQUAL = 1e-6
 """Eigenvalues that differ by less are one: double precision errs by some 1e-15, and a value that
 occurs by chance so close to another one is not told apart by 257 nodes."""
+_DECIMALS = 4
 _DEGREE_BOUNDS = 2.0 ** (np.arange(DEGREES) / 2)
 
 
@@ -50,7 +51,8 @@ def structural_features(edge_index: Tensor, num_nodes: int, centre: int | None =
       order, each row divided by its norm, as in GCC (Qiu et al. 2020, arXiv:2006.09963); 0 where a
       graph has fewer nodes. An eigenvector has no sign, and of an eigenvalue that occurs m times
       none is singled out: a node's entry is the length of its projection on the eigenspace,
-      divided by sqrt(m). For m = 1 that is the absolute value.
+      divided by sqrt(m). For m = 1 that is the absolute value. Entries are rounded to four
+      decimals, so that graphs that differ in the order of their nodes have the same numbers.
     - 16 columns: 1 in column floor(2 log2(degree)), or in the last one above degree 181; all 0
       without neighbours.
     - 1 column: 1 at `centre`; without one, at the nodes of the largest degree.
@@ -154,7 +156,7 @@ def _positions(adjacency: NDArray[np.float64], degrees: NDArray[np.float64]) -> 
     means = np.add.reduceat(squares, starts, axis=1) / counts
     positions = np.sqrt(means[:, spaces[:POSITIONS]])
     norms = np.linalg.norm(positions, axis=1, keepdims=True)
-    positions /= np.where(norms > 0, norms, 1)
+    positions = np.round(positions / np.where(norms > 0, norms, 1), _DECIMALS)
     return np.pad(positions, ((0, 0), (0, POSITIONS - positions.shape[1])))
 
 

@@ -39,7 +39,7 @@ def test_positions_are_absolute_entries_of_single_eigenvectors() -> None:
     expected = np.abs(vectors[:, np.argsort(-values)])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     found = structural_features(path, 7)[:, :POSITIONS]
-    assert np.allclose(found[:, :7], expected, atol=1e-6)
+    assert np.allclose(found[:, :7], expected, atol=6e-5)
     assert not found[:, 7:].any()
 
 
@@ -47,7 +47,7 @@ def test_leaves_of_a_star_are_alike() -> None:
     """Its eigenvalue 0 occurs four times: eigenvectors of it are arbitrary, and single out
     leaves."""
     x = structural_features(STAR, 6)
-    assert torch.allclose(x[1:], x[1].expand(5, -1), atol=1e-6)
+    assert torch.equal(x[1:], x[1].expand(5, -1))
 
 
 @pytest.mark.parametrize("edge_index", [STAR, random_graph(20), random_graph(60, 1)])
@@ -57,7 +57,7 @@ def test_features_follow_the_nodes_in_any_order(edge_index: Tensor) -> None:
     moved = torch.empty(nodes, dtype=torch.int64)
     moved[order] = torch.arange(nodes)
     features = structural_features(edge_index, nodes)
-    assert torch.allclose(structural_features(moved[edge_index], nodes), features[order], atol=1e-5)
+    assert torch.equal(structural_features(moved[edge_index], nodes), features[order])
 
 
 def test_degrees_are_counted_in_half_octaves() -> None:
