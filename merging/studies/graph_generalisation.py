@@ -35,11 +35,11 @@ CANDIDATES: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "task_arithmetic": tuple({"scaling": scaling} for scaling in SCALINGS),
     "ties": tuple({"scaling": scaling} for scaling in (0.2, 0.5, 1.0)),
     "emr": ({},),
-    "residual": ({"rank": 8},),
+    "residual": ({"rank": 4},),
     "gnnmerge_pp": ({},),
 }
-"""The mergers that are compared, and the options among which validation data choose. Rank 8 adds to
-a task about as many numbers as adapters of rank 8."""
+"""The mergers that are compared, and the options among which validation data choose. Residuals of
+rank 4 add to a task about as many numbers as adapters of rank 8."""
 PUBLISHED = {
     "h-index": {"task_arithmetic": 69.10, "gmerging": 72.87},
     "reddit-binary": {"task_arithmetic": 67.80, "gmerging": 70.57},
