@@ -35,7 +35,14 @@ from merging.run.config import load_config
 from merging.run.forests import forest
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import adapters, check_adapters, check_single_backbone, merged, teacher
+from merging.run.stages import (
+    adapters,
+    check_adapters,
+    check_molecules,
+    check_single_backbone,
+    merged,
+    teacher,
+)
 from merging.studies import (
     boards,
     forest_experts,
@@ -57,7 +64,7 @@ from merging.studies.markdown import percent
 from merging.studies.report import (
     ablate,
     compare,
-    compare_without_adapters,
+    compare_settings,
     comparison_table,
     summary_table,
 )
@@ -69,7 +76,7 @@ from models.manifest import Manifest
 from models.released import find_artifact
 
 PLAIN_RESULTS = Path("neighbours/generic-graphs.json")
-"""Results file of models without adapters, below the folder of results."""
+"""Results file of models that are not of molecules, below the folder of results."""
 _SEEDS = 2**31
 
 
@@ -184,7 +191,7 @@ def plan_groups(arguments: argparse.Namespace) -> None:
     names = ("metric", "variant", "restarts", "group_size")
     settings = plan_settings(**{name: getattr(arguments, name) for name in names})
     run = _run(arguments)
-    check_adapters(run)
+    check_molecules(run)
     _check_data(run, run.tasks)
     plan = make_plan(run, settings)
     write_plan(plan, arguments.output)
@@ -272,8 +279,8 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     _check_data(runs[0], runs[0].tasks)
     build = partial(build_stages, arguments, runs[0])
-    if not runs[0].family.adapters:
-        content = compare_without_adapters(runs, arguments.results / PLAIN_RESULTS, build)
+    if not runs[0].family.of_molecules:
+        content = compare_settings(runs, arguments.results / PLAIN_RESULTS, build)
         print(comparison_table(content["settings"]))
         return
     summary = compare(runs, arguments.results, build)
@@ -291,7 +298,7 @@ def ablate_settings(arguments: argparse.Namespace) -> None:
         gmerging ablate --config mine.yaml --seed 1
     """
     run = _run(arguments)
-    check_adapters(run)
+    check_molecules(run)
     _check_data(run, run.tasks)
     content = ablate(run, arguments.results, partial(build_stages, arguments, run))
     folder = arguments.results / run.config.setting

@@ -54,7 +54,7 @@ def test_order_and_size_are_drawn_by_the_seed() -> None:
 
 
 def test_nothing_left_is_an_error_that_counts() -> None:
-    with pytest.raises(DataError, match="'left_out': 1} of 2 molecules, expected some"):
+    with pytest.raises(DataError, match="'left_out': 1} and nothing else, expected some"):
         make_pool({"file": ["CCO", "?"]}, ["OCC"], None, 0)
 
 
