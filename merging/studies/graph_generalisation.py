@@ -16,8 +16,11 @@ from merging.run.scores import (
     StatisticsKinds,
     environment,
     evaluate,
+    evaluation,
     finetuned_method,
+    gmerging_methods,
     merger_method,
+    one_pass_method,
     plain_forward,
 )
 from merging.run.stage import Stage
@@ -51,7 +54,8 @@ def run_study(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
     """Measure all methods on all tasks and write the results, after every seed anew.
 
     Args:
-        runs: one run per seed of a setting.
+        runs: one run per seed of a setting, which has sections `alignment` and `one_pass`; adapters
+            and joint alignment start from the chosen task arithmetic.
         path: the results file.
         build: makes stages; what is made already is not made again.
 
@@ -80,17 +84,28 @@ def run_study(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
 def _measured(run: Run, build: Build) -> dict[str, Any]:
     candidates = {name: _candidates(run, name) for name in CANDIDATES}
     references = finetuned_method(run), probe_method(run)
-    rows = [*references, *(row for rows in candidates.values() for row in rows)]
-    build([stage for row in rows for stage in row.stages], f"seed {run.seed}")
-    chosen = (max(rows, key=_validation) for rows in candidates.values())
+    _build(build, [*references, *(row for rows in candidates.values() for row in rows)])
+    chosen = {name: max(rows, key=_validation) for name, rows in candidates.items()}
+    corrected = _corrected_methods(chosen["task_arithmetic"].run)
+    _build(build, corrected)
     return {
         row.name: {
             "title": row.title,
             "merge": row.run.config.merge.model_dump(mode="json"),
             "scores": row.task_scores()["stored"],
         }
-        for row in (*references, *chosen)
+        for row in (*references, *chosen.values(), *corrected)
     }
+
+
+def _build(build: Build, rows: Sequence[Method]) -> None:
+    build([stage for row in rows for stage in row.stages], f"seed {rows[0].run.seed}")
+
+
+def _corrected_methods(run: Run) -> list[Method]:
+    """The rows of G-Merging and of joint alignment, on the merged network of a run."""
+    routed = Method("routed_merged", "Routing `merged`", run, partial(evaluation, "routed_merged"))
+    return [*gmerging_methods(run), routed, one_pass_method(run)]
 
 
 def _candidates(run: Run, method: str) -> list[Method]:

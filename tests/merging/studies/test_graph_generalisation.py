@@ -22,13 +22,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_methods_are_measured_and_summarised(folder: Path) -> None:
     ego = {"kind": "ego", "folder": "net", "labels": ["a", "b"], "above_median": True, "hops": 9}
     tasks = {"net": ego, "rings": write_collection(folder, "text", 40)}
-    config = make_config(tasks, network=NETWORK, training=TRAINING | {"epochs": 3})
+    alignment = {"rank": 2, "epochs": 2, "batch_size": 16}
+    one_pass = {"rank": 2, "epochs": 2, "batch_size": 16}
+    settings = {"training": TRAINING | {"epochs": 3}, "alignment": alignment, "one_pass": one_pass}
+    config = make_config(tasks, network=NETWORK, **settings)
     runs = [Run(config, seed, folder, folder / "work") for seed in (0, 1)]
     path = folder / "results.json"
     content = run_study(runs, path, runs[0].build)
     assert json.loads(path.read_text()) == content
     summary = content["summary"]
-    assert {"finetuned", "probe", *CANDIDATES} <= summary.keys()
+    corrected = "gmerging_own", "gmerging_moe", "routed_merged", "one_pass"
+    assert list(summary) == ["finetuned", "probe", *CANDIDATES, *corrected]
     for method in summary.values():
         assert set(method["tasks"]) == {"net", "rings"}
         assert len(method["average"]["values"]) == 2

@@ -18,6 +18,7 @@ from merging.training.instance_discrimination import (
 )
 from merging.training.pretraining import PRETRAIN_CONFIG_FOLDER, load_pretrain_config
 from models.errors import CheckpointError
+from models.state_dict import read_tensors
 from tests.merging.graph_files import make_config
 from tests.merging.structures import write_collection, write_network
 
@@ -79,9 +80,9 @@ def test_models_start_from_the_file(tmp_path: Path) -> None:
     run = make_config({"net": task}, network=NETWORK, pretrained=str(path))
     folders = Folders(tmp_path, tmp_path / "work")
     state = GRAPHS.initial_state(run, 0, folders)
-    with safe_open(path, "pt") as stream:
-        assert {key.removeprefix("network.") for key in state} == set(stream.keys())
-        assert all(torch.equal(state[f"network.{key}"], stream.get_tensor(key)) for key in stream)
+    expected = {f"network.{key}": value for key, value in read_tensors(path).items()}
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
     assert GRAPHS.initial_fingerprint(run, folders)
     wide = make_config({"net": task}, network=NETWORK | {"hidden_dim": 9}, pretrained=str(path))
     with pytest.raises(CheckpointError):
@@ -91,11 +92,11 @@ def test_models_start_from_the_file(tmp_path: Path) -> None:
 
 
 def test_bundled_configurations_are_read_by_their_kind() -> None:
-    assert load_pretrain_config(Path("structure_gin.yaml")) == read_config(
-        Path("structure_gin.yaml"), InstanceConfig, PRETRAIN_CONFIG_FOLDER
+    assert load_pretrain_config(Path("structure_sage.yaml")) == read_config(
+        Path("structure_sage.yaml"), InstanceConfig, PRETRAIN_CONFIG_FOLDER
     )
     with pytest.raises(ValidationError, match="structural features, 49"):
         InstanceConfig.model_validate(
-            load_pretrain_config(Path("structure_gin.yaml")).model_dump()
+            load_pretrain_config(Path("structure_sage.yaml")).model_dump()
             | {"network": NETWORK | {"in_dim": 4}}
         )
