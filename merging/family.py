@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from merging.config.base import ReleaseConfig, Section, Setting
 from merging.config.training import AlignmentConfig, Initialisation, TrainingConfig, TuningConfig
+from merging.data.pool import Pool
 from merging.data.task_data import Step
 from merging.mergers.base import MergeResult
 from merging.mergers.registry import MergeConfig
@@ -31,6 +32,11 @@ from models.state_dict import load_tensors
 from models.task import Level, TaskInfo
 
 StateDict = dict[str, Tensor]
+ReleaseMethod = Literal["adapters", "one-pass"]
+"""What a release answers with: the merged backbone with adapters by task (or without, where none
+are trained), or one shared stream (joint alignment)."""
+SHARED_STREAM = "one-pass"
+"""Name of the shared stream in an artifact."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,11 @@ class RunConfig(Section):
         return False
 
     @property
+    def adapted(self) -> bool:
+        """Whether a release has adapters: of every task, or of the tasks of a shared stream."""
+        return self.rank > 0 or self.shares_stream
+
+    @property
     def head_tuning(self) -> TuningConfig | None:
         """Settings for training the heads on the merged network; None leaves them as merged."""
         return None
@@ -135,6 +146,16 @@ class RunConfig(Section):
                 f"write `release: {{name: {self.setting}, version: 1.0.0}}` into it"
             )
         return self.release
+
+
+def check_alignment(common: AlignmentConfig, by_task: Mapping[str, AlignmentConfig]) -> None:
+    """Raise ValueError if the adapters of tasks have different ranks."""
+    ranks = {common.rank, *(own.rank for own in by_task.values())}
+    if len(ranks) > 1:
+        raise ValueError(
+            f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank"
+            " stacks them)"
+        )
 
 
 class ScratchRunConfig(RunConfig):
@@ -184,8 +205,11 @@ class OfflineFamily(ABC):
         kinds: the `kind` values of the family's networks.
         config: class of the family's run configurations.
         config_folder: folder of the bundled configurations, below `configs`.
-        adapters: whether adapters are trained. False: artifacts have rank 0, and tasks cannot be
-            added to them.
+        of_molecules: whether the graphs are molecules that are written as SMILES, with which
+            `plan`, `ablate`, `add-task` and the tables of results work.
+        batch_norm: whether networks have BatchNorm, whose statistics a task's stream has its own
+            of.
+        pool_rule: how graphs of a pool are read and told apart; results depend on it.
         default_mergers: mergers that `gmerging compare` measures besides the configured one.
         calibration_batch, evaluation_batch: graphs per batch.
     """
@@ -193,7 +217,9 @@ class OfflineFamily(ABC):
     kinds: ClassVar[tuple[str, ...]]
     config: ClassVar[type[RunConfig]]
     config_folder: ClassVar[str] = ""
-    adapters: ClassVar[bool] = False
+    of_molecules: ClassVar[bool] = False
+    batch_norm: ClassVar[bool] = False
+    pool_rule: ClassVar[str] = ""
     default_mergers: ClassVar[tuple[MergeConfig, ...]] = (MergeConfig(method="weight_average"),)
     calibration_batch: ClassVar[int] = 32
     evaluation_batch: ClassVar[int] = 256
@@ -212,6 +238,38 @@ class OfflineFamily(ABC):
         Raises ConfigError: the family's graphs are no molecules."""
         got = f"got a configuration of networks of kind {config.shape.kind!r}"
         raise ConfigError(f"{got}, whose graphs have no fingerprints, expected one of molecules")
+
+    def check_pool(self, data: Mapping[str, Any]) -> None:
+        """Check that all graphs of a pool can be asked of the teachers of all tasks. Raises
+        ConfigError: they cannot."""
+        return
+
+    def pool_items(self, config: Any, data: Any, folders: Folders) -> Mapping[str, Sequence[Any]]:
+        """Return the unlabelled graphs of a task for a pool, by subset, as `make_pool` takes
+        them."""
+        raise NotImplementedError
+
+    def make_pool(
+        self,
+        config: Any,
+        sources: Mapping[str, Sequence[Any]],
+        left_out: Sequence[Any],
+        seed: int,
+        workers: int,
+    ) -> Pool:
+        """Make the pool of joint alignment, of `config.one_pass.pool.size`.
+
+        Args:
+            config: configuration of the run.
+            sources: `pool_items`, or molecules of files, by source.
+            left_out: items that must not be in the pool.
+            seed: of the draw.
+            workers: number of processes that read molecules.
+
+        Raises:
+            DataError: no graph is left.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def network(self, shape: Any, dropout: float = 0.0) -> nn.Module:

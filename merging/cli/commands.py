@@ -35,12 +35,20 @@ from merging.run.config import load_config
 from merging.run.forests import forest
 from merging.run.run import Run
 from merging.run.stage import Stage
-from merging.run.stages import adapters, check_adapters, check_single_backbone, merged, teacher
+from merging.run.stages import (
+    adapters,
+    check_adapters,
+    check_molecules,
+    check_single_backbone,
+    merged,
+    teacher,
+)
 from merging.studies import (
     boards,
     forest_experts,
     gffmerge,
     gnnmerge,
+    graph_generalisation,
     gw_smm,
     one_pass,
     overlaps,
@@ -56,10 +64,11 @@ from merging.studies.markdown import percent
 from merging.studies.report import (
     ablate,
     compare,
-    compare_without_adapters,
+    compare_settings,
     comparison_table,
     summary_table,
 )
+from merging.training.instance_discrimination import InstanceConfig, pretrain_network
 from merging.training.pretraining import load_pretrain_config, pretrain
 from models.artifact import load_components, read_manifest
 from models.errors import ConfigError, DataError
@@ -67,7 +76,7 @@ from models.manifest import Manifest
 from models.released import find_artifact
 
 PLAIN_RESULTS = Path("neighbours/generic-graphs.json")
-"""Results file of models without adapters, below the folder of results."""
+"""Results file of models that are not of molecules, below the folder of results."""
 _SEEDS = 2**31
 
 
@@ -138,14 +147,18 @@ def _tasks(arguments: argparse.Namespace, run: Run) -> Sequence[str]:
 
 
 def pretrain_backbone(arguments: argparse.Namespace) -> None:
-    """Pre-train a backbone without labels: context or edge prediction, or descriptors.
+    """Pre-train a network without labels: of molecules by context or edge prediction or
+    descriptors, of other graphs by instance discrimination.
 
     Examples:
         gmerging pretrain --config gin_contextpred.yaml
     """
     device, config = _set_up(arguments), load_pretrain_config(arguments.config)
     folders, threads = (arguments.data, arguments.work), arguments.threads
-    path = pretrain(config, *folders, arguments.seed, device, threads)
+    if isinstance(config, InstanceConfig):
+        path = pretrain_network(config, *folders, arguments.seed, device)
+    else:
+        path = pretrain(config, *folders, arguments.seed, device, threads)
     print(f"pre-trained weights: {path}")
 
 
@@ -178,7 +191,7 @@ def plan_groups(arguments: argparse.Namespace) -> None:
     names = ("metric", "variant", "restarts", "group_size")
     settings = plan_settings(**{name: getattr(arguments, name) for name in names})
     run = _run(arguments)
-    check_adapters(run)
+    check_molecules(run)
     _check_data(run, run.tasks)
     plan = make_plan(run, settings)
     write_plan(plan, arguments.output)
@@ -266,8 +279,8 @@ def compare_methods(arguments: argparse.Namespace) -> None:
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     _check_data(runs[0], runs[0].tasks)
     build = partial(build_stages, arguments, runs[0])
-    if not runs[0].family.adapters:
-        content = compare_without_adapters(runs, arguments.results / PLAIN_RESULTS, build)
+    if not runs[0].family.of_molecules:
+        content = compare_settings(runs, arguments.results / PLAIN_RESULTS, build)
         print(comparison_table(content["settings"]))
         return
     summary = compare(runs, arguments.results, build)
@@ -285,7 +298,7 @@ def ablate_settings(arguments: argparse.Namespace) -> None:
         gmerging ablate --config mine.yaml --seed 1
     """
     run = _run(arguments)
-    check_adapters(run)
+    check_molecules(run)
     _check_data(run, run.tasks)
     content = ablate(run, arguments.results, partial(build_stages, arguments, run))
     folder = arguments.results / run.config.setting
@@ -511,6 +524,19 @@ def study_gw_smm(arguments: argparse.Namespace) -> None:
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     content = gw_smm.run_study(runs, arguments.both, arguments.results)
     print(gw_smm_tables(content)["groups"])
+
+
+def study_graphs(arguments: argparse.Namespace) -> None:
+    """Compare mergers on nine tasks of graphs without features (GCC's data sets).
+
+    Examples:
+        gmerging study graphs --seeds 0 1 2
+    """
+    runs = [_run(arguments, seed) for seed in _seeds(arguments)]
+    _check_data(runs[0], runs[0].tasks)
+    build = partial(build_stages, arguments, runs[0])
+    content = graph_generalisation.run_study(runs, arguments.results, build)
+    print(graph_generalisation.accuracies_table(content))
 
 
 def study_forests(arguments: argparse.Namespace) -> None:

@@ -131,12 +131,18 @@ def study_rows() -> list[Row]:
     domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,)), options.seeds
     planned = config_options(DEFAULT_CONFIG, BUNDLED), options.seeds, both, folder
     gnnmerge = options.folder_options, seconds, _results_file("gnnmerge")
+    graphs = config_options("gcc_tasks.yaml", BUNDLED), options.device, options.seeds
     return [
         ("gnnmerge", commands.study_gnnmerge, gnnmerge),
         ("gffmerge", commands.study_gffmerge, forces),
         ("gffmerge-pretrained", commands.study_gffmerge_pretrained, pretrained),
         ("gw-smm", commands.study_gw_smm, planned),
         ("experts", commands.study_experts, (*domains, _results_file("expert-merging"))),
+        (
+            "graphs",
+            commands.study_graphs,
+            (*graphs, options.processes, _results_file("generalisation")),
+        ),
         ("one-pass", commands.study_one_pass, _one_pass_options()),
         ("forests", commands.study_forests, _forest_options()),
         *_admet_studies(),

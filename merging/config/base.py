@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -30,6 +30,23 @@ class Section(BaseModel):
     """A section of a configuration: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def complete_by_task(values: Any, *sections: str) -> Any:
+    """Complete the sections `<section>_by_task` of a configuration as read from YAML, which name
+    only the differences, with the values of the common `<section>`. What is no dictionary stays as
+    it is; validation refuses it."""
+    if not isinstance(values, dict):
+        return values
+    values = dict(values)
+    for section in sections:
+        common, by_task = values.get(section, {}), values.get(f"{section}_by_task", {})
+        if isinstance(common, dict) and isinstance(by_task, dict):
+            values[f"{section}_by_task"] = {
+                task: {**common, **own} if isinstance(own, dict) else own
+                for task, own in by_task.items()
+            }
+    return values
 
 
 class ReleaseConfig(Section):

@@ -9,7 +9,7 @@ import pooch
 import requests
 from safetensors import safe_open
 
-from merging.data.files import sha256
+from merging.data.files import reading, sha256
 from models.errors import CheckpointError, did_you_mean
 from models.files import write_atomically
 
@@ -140,6 +140,16 @@ def origin(weights: str, file: Path) -> str:
             run = f"setting {record['config']['setting']}, seed {record['seed']}"
             return f"gmerging pretrain, {run}, SHA-256 {sha256(file)}"
     return f"file {weights}, SHA-256 {sha256(file)}"
+
+
+def is_finished(path: Path, key: str) -> bool:
+    """Return whether a file holds what `gmerging pretrain` has made to the end for the key of its
+    settings. Raises DataError: the file is damaged."""
+    if not path.is_file():
+        return False
+    with reading(path), safe_open(path, "pt") as stream:
+        metadata = stream.metadata()
+    return bool(metadata["key"] == key and json.loads(metadata["record"])["finished"])
 
 
 def _download(url: str, file: Path, digest: str) -> None:

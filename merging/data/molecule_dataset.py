@@ -223,6 +223,10 @@ class MoleculeDataset:
             for chosen in rows.split(batch_size)
         ]
 
+    def unlabelled(self) -> tuple[PackedGraphs, Tensor]:
+        """See `merging.data.task_data.UnlabelledData.unlabelled`."""
+        return self.graphs, self.split.train
+
     def calibration(
         self, count: int, batch_size: int, seed: int
     ) -> tuple[tuple[GraphBatch, ...], tuple[Tensor, ...]]:

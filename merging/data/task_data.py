@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from merging.data.split import Split, Subset
 from models.data.batch import GraphBatch
-from models.data.feature_graph import FeatureGraph, collate_features
+from models.data.feature_graph import FeatureGraph, collate_features, pack_features
+from models.data.molecule import PackedGraphs
 from models.task import TaskInfo
 
 
@@ -79,6 +80,13 @@ class TaskData(Protocol):
         batch the numbers of the nodes to use; no numbers where all nodes are used."""
 
 
+class UnlabelledData(Protocol):
+    """Interface of a task's data for training without labels: adapters, joint alignment."""
+
+    def unlabelled(self) -> tuple[PackedGraphs, Tensor]:
+        """Return graphs, and the numbers (n,) of those that have training rows."""
+
+
 def summary_of(info: TaskInfo, sources: Mapping[str, str]) -> str:
     """Describe a task and the files that it was read from in one line."""
     labels = f"{len(info.labels)} label{'s' if len(info.labels) > 1 else ''}, {info.level}"
@@ -127,6 +135,15 @@ class GraphTask:
     def training_graphs(self) -> Tensor:
         """Return the numbers of the graphs that training uses; here of all graphs."""
         return torch.arange(len(self.graphs))
+
+    def unlabelled(self) -> tuple[PackedGraphs, Tensor]:
+        """See `UnlabelledData.unlabelled`."""
+        return self.packed, self.training_graphs()
+
+    @cached_property
+    def packed(self) -> PackedGraphs:
+        """All graphs in flat tensors."""
+        return pack_features(self.graphs)
 
 
 @dataclass(frozen=True, eq=False)

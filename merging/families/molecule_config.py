@@ -1,16 +1,16 @@
 """Configuration of a run on molecules, read from one YAML file."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
-from merging.config.base import Count, Section
+from merging.config.base import Count, Section, complete_by_task
 from merging.config.joint_alignment import JointAlignmentConfig
 from merging.config.training import AlignmentConfig, FinetuneConfig, ForestConfig, MultitaskConfig
 from merging.data.molecule_dataset import MOLECULENET
 from merging.data.molecule_tables import DatasetSpec
-from merging.family import RunConfig
+from merging.family import SHARED_STREAM, ReleaseMethod, RunConfig, check_alignment
 from merging.mergers.registry import merger_spec
 from models.errors import ConfigError
 from models.experts.router import RouterConfig
@@ -24,13 +24,8 @@ _FIGURES = frozenset(("ablations", "recovery", "expert_weights", "swap_matrix"))
 """Names of figures that a sweep may not take (`merging.drawing.figures`)."""
 BASE_VARIANT = "full"
 """Name of the row for the configuration with `ablation_base` and no other change."""
-ReleaseMethod = Literal["adapters", "one-pass"]
-"""What a release answers with: the merged backbone with adapters by task, or one shared stream
-(joint alignment)."""
 MOLECULENET_MEANINGS = "moleculenet"
 """Name of the texts about the sets of MoleculeNet (`merging.meanings`)."""
-SHARED_STREAM = "one-pass"
-"""Name of the shared stream in an artifact."""
 
 
 class CompareConfig(Section):
@@ -141,17 +136,7 @@ class MoleculeConfig(RunConfig):
     @classmethod
     def _inherit(cls, values: Any) -> Any:
         """Complete the sections by task with the values of the common section."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        for section in ("finetune", "alignment", "forest"):
-            common, by_task = values.get(section, {}), values.get(f"{section}_by_task", {})
-            if isinstance(common, dict) and isinstance(by_task, dict):
-                values[f"{section}_by_task"] = {
-                    task: {**common, **own} if isinstance(own, dict) else own
-                    for task, own in by_task.items()
-                }
-        return values
+        return complete_by_task(values, "finetune", "alignment", "forest")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -181,12 +166,7 @@ class MoleculeConfig(RunConfig):
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
         check_distinct(self.tasks)
-        ranks = {self.alignment.rank, *(own.rank for own in self.alignment_by_task.values())}
-        if len(ranks) > 1:
-            raise ValueError(
-                f"alignment: got ranks {sorted(ranks)}, expected one rank for all tasks (the bank"
-                " stacks them)"
-            )
+        check_alignment(self.alignment, self.alignment_by_task)
         merger_spec(self.merge.method).check_targets(self.targets)
         if self.one_pass is None and (self.method == "one-pass" or self.compare.one_pass):
             wanted = "method" if self.method == "one-pass" else "compare.one_pass"

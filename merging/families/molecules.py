@@ -1,5 +1,6 @@
 """The family of molecules: backbones of Hu et al. 2020, fine-tuned from pre-trained weights."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from merging.data.molecule_dataset import (
     load_dataset,
     load_molecules,
 )
+from merging.data.pool import Pool, make_pool
 from merging.families.molecule_config import MoleculeConfig
 from merging.family import Folders, OfflineFamily, StateDict
 from merging.targets.losses import LabelScale, compute_loss
@@ -40,7 +42,9 @@ class Molecules(OfflineFamily):
 
     kinds = get_args(BackboneKind)
     config = MoleculeConfig
-    adapters = True
+    of_molecules = True
+    batch_norm = True
+    pool_rule = f"reading rule {READING_RULE}"
 
     def read(
         self, config: MoleculeConfig, task: str, folders: Folders, seed: int
@@ -74,6 +78,25 @@ class Molecules(OfflineFamily):
         """Return the SMILES of a task as written in its source, one per graph, by line."""
         spec = config.dataset_for(data.task)
         return load_molecules(data, spec, folders.data, folders.work / "data")
+
+    def pool_items(
+        self, config: MoleculeConfig, data: MoleculeDataset, folders: Folders
+    ) -> dict[str, list[str]]:
+        """Return the SMILES of a task as written in its file, by subset."""
+        texts = self.smiles(config, data, folders)
+        return {name: [texts[k] for k in rows.tolist()] for name, rows in vars(data.split).items()}
+
+    def make_pool(
+        self,
+        config: MoleculeConfig,
+        sources: Mapping[str, Sequence[str]],
+        left_out: Sequence[str],
+        seed: int,
+        workers: int,
+    ) -> Pool:
+        """Read the molecules of a pool: see `merging.data.pool.make_pool`."""
+        size = None if config.one_pass is None else config.one_pass.pool.size
+        return make_pool(sources, left_out, size, seed, workers)
 
     def network(self, shape: BackboneConfig, dropout: float = 0.0) -> Backbone:
         """Build a backbone with random weights."""

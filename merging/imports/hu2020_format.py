@@ -14,7 +14,7 @@ from merging.config.joint_alignment import JointAlignmentConfig
 from merging.config.training import AlignmentConfig
 from merging.data.molecule_files import read_molecules
 from merging.data.pool import draw, make_pool
-from merging.families.molecule_config import SHARED_STREAM
+from merging.family import SHARED_STREAM
 from merging.imports.brought import Merged
 from merging.imports.config import ImportConfig, Method, ModelSource
 from merging.imports.difference import differences, measured_count

@@ -35,7 +35,7 @@ from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import (
     calibration_graphs,
-    check_adapters,
+    check_molecules,
     finetuned_network,
     teacher,
     trained_model,
@@ -151,7 +151,7 @@ def make_plan(run: Run, settings: PlanSettings, merge: MergeConfig = PUBLISHED_M
         settings: metric, solver and group size.
         merge: merger of groups of several models.
     """
-    check_adapters(run)
+    check_molecules(run)
     tasks = run.tasks
     table = model_distances(run, settings)
     groups = average_linkage(tasks, table, settings.group_size).groups

@@ -70,7 +70,7 @@ def model_card(family: OfflineFamily, manifest: Manifest, methods: Mapping[str, 
 ## How it was made
 
 Setting `{config["setting"]}`: {config["description"]}. Seed {manifest.provenance["seed"]}.
-{_way_of_merging(manifest)}
+{_way_of_merging(family, manifest)}
 The whole configuration, library versions and checksums of weights and data are in `manifest.json`.
 
 ## Limits
@@ -79,7 +79,7 @@ The whole configuration, library versions and checksums of weights and data are 
 """
 
 
-def _way_of_merging(manifest: Manifest) -> str:
+def _way_of_merging(family: OfflineFamily, manifest: Manifest) -> str:
     config = manifest.provenance["config"]
     if not manifest.streams:
         method, options = config["merge"]["method"], config["merge"]["options"]
@@ -91,10 +91,11 @@ def _way_of_merging(manifest: Manifest) -> str:
         tasks_of.setdefault(_teachers(settings.teachers_for(task)), []).append(task)
     taught = [f"{origin} ({', '.join(tasks)})" for origin, tasks in tasks_of.items()]
     teachers = next(iter(tasks_of)) if len(tasks_of) == 1 else "; ".join(taught)
+    graphs = family.counted(next(iter(manifest.tasks.values())))
     return f"""\
 Merged by joint alignment: without labels, one network learned to answer like its teachers on
-unlabelled molecules, which include no test molecule of any task ({settings.epochs} epochs, start:
-{settings.start}). Teachers: {teachers}."""
+unlabelled {graphs}, which include no test {graphs.removesuffix("s")} of any task
+({settings.epochs} epochs, start: {settings.start}). Teachers: {teachers}."""
 
 
 def _teachers(config: TeachersConfig) -> str:
@@ -126,25 +127,27 @@ def _plain_scores(manifest: Manifest) -> str:
 
 
 def _adapted_scores(manifest: Manifest, methods: Mapping[str, Any]) -> str:
-    """Tabulate the test scores of all methods with both BatchNorm statistics, and calibration."""
-    recovery = manifest.metrics["recovery"]
+    """Tabulate the test scores of all methods, with both BatchNorm statistics where networks have
+    BatchNorm, and calibration."""
+    recovery, stored, batch = manifest.metrics["recovery"], "", ""
+    if any("batch" in method for method in methods.values()):
+        stored = "BatchNorm with stored statistics, as the service answers:\n\n"
+        batch = f"""
+BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE}, as the G-Merging authors
+evaluate (for comparison; a served answer never depends on its batch):
+
+{results_table(methods, "batch")}
+"""
     recovered = ", ".join(
         f"{method['title']} {recovery[name]}"
         for name, method in methods.items()
         if name.startswith("gmerging")
     )
     return f"""{_scores_title(manifest)}
-BatchNorm with stored statistics, as the service answers:
-
-{results_table(methods, "stored")}
+{stored}{results_table(methods, "stored")}
 
 Recovery (method - weight average) / (fine-tuned - weight average): {recovered}.
-
-BatchNorm with the statistics of test batches of {AUTHORS_BATCH_SIZE}, as the G-Merging authors
-evaluate (for comparison; a served answer never depends on its batch):
-
-{results_table(methods, "batch")}
-
+{batch}
 {_all_metrics(manifest)}"""
 
 

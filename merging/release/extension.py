@@ -17,7 +17,7 @@ from merging.run.models import expert, finetuned_model, single_task_model, witho
 from merging.run.run import Run
 from merging.run.scores import evaluate, unified_forward
 from merging.run.stage import Stage
-from merging.run.stages import align_adapters, check_adapters, teacher
+from merging.run.stages import align_adapters, check_molecules, teacher
 from merging.run.store import StageResult
 from merging.studies.markdown import METRIC_NAMES, markdown_table, metric_cell
 from merging.targets.metrics import metric_of_score, score_name
@@ -103,7 +103,7 @@ def check_addition(
             adapters.
         ArtifactError: the artifact is damaged, or may not be written to `output` (`check_output`).
     """
-    check_adapters(run)
+    check_molecules(run)
     identity, components = run.config.require_release(), load_components(artifact)
     _check_fit(run, components.manifest)
     tasks = [*components.manifest.tasks, *run.tasks]

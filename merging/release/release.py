@@ -8,7 +8,7 @@ from typing import Any
 
 from merging.config.base import ReleaseConfig
 from merging.data.split import Subset
-from merging.families.molecule_config import SHARED_STREAM
+from merging.family import SHARED_STREAM
 from merging.mergers.registry import MergeConfig
 from merging.release.card import model_card
 from merging.run.meanings import meaning_texts, with_meanings
@@ -55,7 +55,7 @@ def release(run: Run, folder: Path, replace: bool = False) -> Manifest:
     """
     identity = check_release(run, folder, replace)
     data = {task: run.dataset(task) for task in run.tasks}
-    model, adapted = released_model(run), run.family.adapters
+    model, adapted = released_model(run), run.config.adapted
     network, experts = model.network, model.experts
     test = served_metrics(run, network, experts) if adapted else {}
     calibrated = calibrate(run, network, experts) if adapted else {}
@@ -115,14 +115,14 @@ class ReleasedModel:
 
 def released_model(run: Run) -> ReleasedModel:
     """Return the model that a run releases: by its `method` the network of joint alignment, else
-    the merged network with the expert (adapters, if the family has them, and head) of every task.
+    the merged network with the expert (adapters, if the run trains them, and head) of every task.
     Raises ConfigError: the merger returns a network for every task."""
     if run.config.shares_stream:
         network, shared = shared_model(run)
         described = StreamInfo(tasks=run.tasks, graph_rank=settings_of(run).rank)
         return ReleasedModel(network, shared, streams={SHARED_STREAM: described})
     check_single_backbone(run)
-    if run.family.adapters:
+    if run.config.rank:
         adapted = {task: expert(run, task) for task in run.tasks}
         return ReleasedModel(merged_network(run), adapted, run.config.rank)
     head_of = heads(run)
@@ -144,7 +144,7 @@ def _methods(run: Run) -> list[Method]:
     config: MergeConfig = run.config.merge
     if run.config.shares_stream:
         return one_pass_methods(run)
-    if not run.family.adapters:
+    if not run.config.rank:
         return [finetuned_method(run), merger_method(run, config)]
     configs = {"weight_average": MergeConfig(method="weight_average"), config.method: config}
     mergers = [merger_method(run, merge) for merge in configs.values()]
@@ -167,8 +167,9 @@ def calibrate(run: Run, backbone: Any, experts: dict[str, Any]) -> CalibrationEr
         valid, known = _answers(run, backbone, task, task_expert, "valid")
         scale = temperature_scale(unseen_outputs(run, task, valid), known)
         test, labels = _answers(run, backbone, task, task_expert, "test")
-        task_expert.head.weight.data *= scale.to(run.device)[:, None]
-        task_expert.head.bias.data *= scale.to(run.device)
+        head = task_expert.head
+        head.weight.data *= scale.to(head.weight.device)[:, None]
+        head.bias.data *= scale.to(head.bias.device)
         before, after = test.sigmoid(), (test * scale).sigmoid()
         errors[task] = {
             "ece_before": expected_calibration_error(before, labels),

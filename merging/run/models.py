@@ -1,5 +1,5 @@
-"""The models of a run on molecules, built from the results of its stages: fine-tuned models, merged
-backbones with and without adapters, and G-Merging's model of all tasks.
+"""The models of a run with adapters, built from the results of its stages: fine-tuned models,
+merged backbones with and without adapters, and G-Merging's model of all tasks.
 
 All are `UnifiedModel`s, so that one function evaluates them all.
 """
@@ -8,8 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from merging.families.molecule_config import SHARED_STREAM
-from merging.family import StateDict
+from merging.family import SHARED_STREAM, StateDict
 from merging.run.one_pass import one_pass_stream
 from merging.run.run import Run
 from merging.run.stages import (
@@ -46,7 +45,8 @@ def unified_model(run: Run) -> UnifiedModel:
     """Build G-Merging's model: the merged backbone with the adapters and heads of all tasks. Raises
     ConfigError: see `check_single_backbone`."""
     check_single_backbone(run)
-    return UnifiedModel(merged_network(run), experts(run), run.config.routing).to(run.device)
+    adapted = {task: run.family.step_expert(own) for task, own in experts(run).items()}
+    return UnifiedModel(merged_network(run), adapted, run.config.routing).to(run.device)
 
 
 def adapted_model(run: Run, task: str) -> UnifiedModel:
@@ -56,8 +56,10 @@ def adapted_model(run: Run, task: str) -> UnifiedModel:
 
 
 def single_task_model(run: Run, backbone: Any, task: str, task_expert: TaskExpert) -> UnifiedModel:
-    """Build a model of one task from a backbone and an expert, on the run's device."""
-    return UnifiedModel(backbone, {task: task_expert}, RouterConfig()).to(run.device)
+    """Build a model of one task, for the batches of its data, from a backbone and an expert, on the
+    run's device."""
+    own = {task: run.family.step_expert(task_expert)}
+    return UnifiedModel(backbone, own, RouterConfig()).to(run.device)
 
 
 def without_adapters(
@@ -65,8 +67,8 @@ def without_adapters(
 ) -> UnifiedModel:
     """Build a model of one task from a backbone and a head, without adapters.
 
-    BatchNorm statistics are recomputed on the task's training molecules, as G-Merging does, so that
-    the two can be compared.
+    BatchNorm statistics, if the network has any, are recomputed on the task's training graphs, as
+    G-Merging does, so that the two can be compared.
 
     Args:
         run: the run of the task.
@@ -74,9 +76,8 @@ def without_adapters(
         task: name of the task.
         head: state dict of its head; None for the fine-tuned one.
     """
-    zero, dataset = _zero_adapters(run), run.dataset(task)
-    data = dataset.graphs, dataset.split.train
-    set_statistics(zero, backbone.to(run.device), *data, run.device)
+    zero, (graphs, rows) = _zero_adapters(run), run.dataset(task).unlabelled()
+    set_statistics(zero, backbone.to(run.device), graphs, rows, run.device)
     return _with_zero_adapters(run, backbone, task, zero, head)
 
 
@@ -90,7 +91,7 @@ def finetuned_model(run: Run, task: str, backbone_of: str | None = None) -> Unif
     backbone-swap matrix."""
     backbone, zero = finetuned_network(run, backbone_of or task), _zero_adapters(run)
     state: dict[str, Tensor] = backbone.state_dict()
-    for layer in range(backbone.config.num_layers):
+    for layer in range(len(backbone.batch_norms)):
         zero.norm_mean[layer] = state[f"batch_norms.{layer}.running_mean"]
         zero.norm_var[layer] = state[f"batch_norms.{layer}.running_var"]
     return _with_zero_adapters(run, backbone, task, zero)

@@ -1,4 +1,4 @@
-"""The stages of joint alignment (`one-pass`): a pool of unlabelled molecules, the teachers' outputs
+"""The stages of joint alignment (`one-pass`): a pool of unlabelled graphs, the teachers' outputs
 on it, and one network that answers all tasks; and functions that read their results."""
 
 from collections.abc import Callable, Mapping
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from merging.config.base import Setting
 from merging.config.joint_alignment import JointAlignmentConfig, PoolConfig, TeachersConfig
 from merging.data.files import sha256
-from merging.data.molecule_dataset import load_smiles
 from merging.data.molecule_files import read_molecules
-from merging.data.pool import draw, make_pool
-from merging.families.molecule_config import SHARED_STREAM
+from merging.data.pool import draw
+from merging.family import SHARED_STREAM
 from merging.run.run import Run
 from merging.run.stage import Stage
 from merging.run.stages import (
@@ -40,11 +39,10 @@ from merging.training.joint_alignment import (
     start_heads,
 )
 from merging.training.teachers import EnsembleTeacher, NetworkTeacher, Teacher
-from models.artifact import load_components, read_manifest
+from models.artifact import ArtifactComponents, load_components, read_manifest
 from models.compiled.model import fastest
 from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
-from models.data.smiles import READING_RULE
 from models.errors import ConfigError, DataError
 from models.experts.adapter import stream_of_backbone, trace
 from models.experts.expert import SharedExpert, TaskExpert
@@ -71,29 +69,33 @@ def pool(run: Run) -> Stage:
     """Return the stage that draws the pool; its tensors are the fields of `PackedGraphs`.
 
     Raises:
-        ConfigError: see `settings_of`.
+        ConfigError: see `settings_of`, or the tasks do not take the same graphs.
         DataError: a file is missing.
     """
     settings = settings_of(run).pool
+    run.family.check_pool({task: run.dataset(task) for task in run.tasks})
     files = (sha256(_pool_file(run, name)) for name in settings.files)
     data = (setting for task in run.tasks for setting in task_settings(run, task))
-    depends = settings, f"reading rule {READING_RULE}", *files, *data
+    depends = settings, run.family.pool_rule, *files, *data
     return Stage("pool", run.seed, depends, (), partial(_make_pool, run, settings))
 
 
 def _make_pool(run: Run, settings: PoolConfig, _: Path) -> StageResult:
-    texts = {task: _smiles(run, task) for task in run.tasks}
-    sources, left_out = {}, []
+    family = run.family
+    items = {
+        task: family.pool_items(run.config, run.dataset(task), run.folders) for task in run.tasks
+    }
+    sources, left_out = dict[str, list[Any]](), list[Any]()
     for task in run.tasks if settings.tasks is None else settings.tasks:
         most = settings.most_by_task.get(task, settings.most_per_task)
-        sources[task] = draw(texts[task]["train"], most, run.seed, task)
+        sources[task] = draw(items[task]["train"], most, run.seed, task)
     for name in settings.files:
         molecules = read_molecules(_pool_file(run, name))
         sources[name] = draw(molecules, settings.most_per_file, run.seed, name)
-    for by_subset in texts.values():
+    for by_subset in items.values():
         left_out += by_subset["test"]
         left_out += by_subset["valid"] if settings.leave_out_validation else []
-    made = make_pool(sources, left_out, settings.size, run.seed, run.workers)
+    made = family.make_pool(run.config, sources, left_out, run.seed, run.workers)
     return StageResult(dict(vars(made.graphs)), made.record)
 
 
@@ -103,13 +105,6 @@ def _pool_file(run: Run, name: str) -> Path:
         expected = "expected SMILES, one a line, or a table (set GMERGING_DATA)"
         raise DataError(f"one_pass.pool.files: got no file {name} in {run.data}, {expected}")
     return path
-
-
-def _smiles(run: Run, task: str) -> dict[str, list[str]]:
-    """Return the SMILES of a task as written in its file, by subset."""
-    dataset, spec = run.dataset(task), run.config.dataset_for(task)
-    texts = load_smiles(dataset, spec, run.data, run.work / "data")
-    return {name: [texts[k] for k in rows.tolist()] for name, rows in vars(dataset.split).items()}
 
 
 # --- the teachers ---
@@ -153,18 +148,35 @@ def _weights_digest(folder: Path) -> str:
 
 def _artifact_teacher(run: Run, task: str, folder: Path) -> NetworkTeacher:
     """The stream that a task of an artifact reads from, with its graph adapter and head."""
-    components, info = load_components(folder, [task]), run.dataset(task).info
+    components, info = _teaching_artifact(run, folder, task), run.dataset(task).info
     found = components.manifest.tasks[task]
     if (found.labels, found.output_kind) != (info.labels, info.output_kind):
         raise ConfigError(
             f"one_pass.teachers: got {folder} with {found.output_kind} {list(found.labels)} of"
             f" {task}, expected {info.output_kind} {list(info.labels)}"
         )
-    backbone, expert = components.molecular_backbone.to(run.device), components.experts[task]
+    backbone: Any = components.backbone.to(run.device)
+    expert: Any = components.experts[task]
     expert = expert.requires_grad_(False).eval().to(run.device)
     expert.stream.to(run.device)  # A shared one is no part of its expert.
     traced, answer = partial(expert.trace, backbone), _answering(backbone, task, expert)
     return NetworkTeacher(info.labels, expert.head, backbone.config, traced, answer)
+
+
+def _teaching_artifact(run: Run, folder: Path, task: str) -> ArtifactComponents:
+    """Load a task of an artifact whose networks take the graphs of the run. Raises ConfigError:
+    they do not."""
+    components = load_components(folder, [task])
+    shape: Any = components.manifest.backbone
+    taken = run.config.shape.in_dim
+    if shape.kind not in run.family.kinds:
+        expected = f"expected one of {', '.join(run.family.kinds)}"
+        raise ConfigError(f"one_pass.teachers: got {folder}, a network of {shape.kind}, {expected}")
+    if shape.in_dim != taken or components.experts[task].encoder is not None:
+        got = f"got {folder}, whose graphs for {task} have other features"
+        expected = f"expected {taken} for each node, without an encoder"
+        raise ConfigError(f"one_pass.teachers: {got}, {expected}")
+    return components
 
 
 def _finetuned_teacher(members: list[Run], task: str) -> Teacher:
@@ -202,7 +214,7 @@ def one_pass_teacher(run: Run, task: str) -> Teacher:
 
 
 def teacher_outputs(run: Run, task: str) -> Stage:
-    """Return the stage that asks a task's teacher for every molecule of the pool; its tensor
+    """Return the stage that asks a task's teacher for every graph of the pool; its tensor
     `outputs` is (P, C) float32."""
     source = teacher_source(run, task)
     inputs, make = (pool(run), *source.stages), partial(_make_outputs, run, task)
@@ -266,7 +278,7 @@ def start_network(run: Run) -> Any:
     network: nn.Module = run.family.network(shape)
     if settings.start == "merged":
         folder = Path(str(settings.teachers.artifact))
-        state = load_components(folder, [run.tasks[0]]).molecular_backbone.state_dict()
+        state = _teaching_artifact(run, folder, run.tasks[0]).backbone.state_dict()
         load_tensors(network, state, f"{folder}, as the start of one_pass,")
     elif settings.start == "pretrained":
         load_tensors(network, sub_state(run.initial_state(), "network."), "the pre-trained weights")

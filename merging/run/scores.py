@@ -155,13 +155,13 @@ def _trained(run: Run, task: str, stage: Stage) -> Forward:
 
 
 def _finetuned(run: Run, task: str, kind: Statistics) -> Forward:
-    if run.family.adapters:
+    if run.family.batch_norm:
         return unified_forward(run, finetuned_model(run, task), task, kind=kind)
     return _trained(run, task, teacher(run, task))
 
 
 def _merged(run: Run, task: str, kind: Statistics) -> Forward:
-    if run.family.adapters:
+    if run.family.batch_norm:
         return unified_forward(run, merged_model(run, task), task, kind=kind)
     return plain_forward(run, task, merge_result(run).backbone_for(task), heads(run)[task])
 
@@ -179,7 +179,10 @@ def _one_pass_routed(run: Run, task: str, kind: Statistics) -> Forward:
 
 def _one_pass_start(run: Run, task: str, kind: Statistics) -> Forward:
     stream = start_stream(run, task)
-    model = without_adapters(run, stream.backbone, task, stream.heads[0].state_dict())
+    head = stream.heads[0].state_dict()
+    if not run.family.batch_norm:
+        return plain_forward(run, task, stream.backbone.state_dict(), head)
+    model = without_adapters(run, stream.backbone, task, head)
     return unified_forward(run, model, task, kind=kind)
 
 
@@ -202,6 +205,10 @@ EVALUATIONS: dict[str, Evaluation] = {
         all_adapters,
         lambda run, task, kind: unified_forward(run, unified_model(run), task, "moe", kind),
     ),
+    "routed_merged": Evaluation(
+        all_adapters,
+        lambda run, task, kind: unified_forward(run, unified_model(run), task, "merged", kind),
+    ),
     "one_pass": Evaluation(lambda run, task: (one_pass(run),), _one_pass),
     "one_pass_routed": Evaluation(lambda run, task: (one_pass(run),), _one_pass_routed),
     # The outputs on the pool are not read; they identify the teacher.
@@ -214,10 +221,10 @@ EVALUATIONS: dict[str, Evaluation] = {
     ),
 }
 """Every task's own model; one model trained on all tasks; the merged network with the task's head;
-the same with the task's adapters (G-Merging-s); with adapters mixed by the router (G-Merging); one
-network aligned with all teachers, which answers all tasks in one pass; the same with the graph
-adapters of its tasks mixed by the router; its teachers; the backbone that it started from, with the
-heads that it started from."""
+the same with the task's adapters (G-Merging-s); with adapters mixed by the router (G-Merging); with
+one adapter of averaged parameters (routing `merged`); one network aligned with all teachers, which
+answers all tasks in one pass; the same with the graph adapters of its tasks mixed by the router;
+its teachers; the backbone that it started from, with the heads that it started from."""
 
 
 @dataclass(frozen=True)
@@ -272,8 +279,12 @@ class Method:
 def finetuned_method(run: Run) -> Method:
     """Return the row of the fine-tuned models, one per task."""
     title = "Fine-tuned, one model per task"
-    kinds = BOTH_STATISTICS if run.family.adapters else ("stored",)
-    return Method("finetuned", title, run, partial(evaluation, "finetuned"), kinds)
+    return Method("finetuned", title, run, partial(evaluation, "finetuned"), _both(run))
+
+
+def _both(run: Run) -> StatisticsKinds:
+    """Both kinds of statistics, where networks have BatchNorm."""
+    return BOTH_STATISTICS if run.family.batch_norm else ("stored",)
 
 
 def joint_method(run: Run, title: str) -> Method:
@@ -284,8 +295,8 @@ def joint_method(run: Run, title: str) -> Method:
 def merger_method(run: Run, config: MergeConfig) -> Method:
     """Return the row of a merger without adapters."""
     merged_run = replace(run, config=run.config.model_copy(update={"merge": config}))
-    published = config.method in ("weight_average", "task_arithmetic") and run.family.adapters
-    kinds = BOTH_STATISTICS if published else ("stored",)
+    published = config.method in ("weight_average", "task_arithmetic")
+    kinds: StatisticsKinds = _both(run) if published else ("stored",)
     title = MERGERS[config.method].title
     return Method(config.method, title, merged_run, partial(evaluation, "merged"), kinds)
 
@@ -303,8 +314,8 @@ def routed_method(run: Run, name: str, title: str, kinds: StatisticsKinds = ("st
 def gmerging_methods(run: Run) -> list[Method]:
     """Return the rows of the two variants of G-Merging."""
     return [
-        adapted_method(run, "gmerging_own", "G-Merging-s (`own`)", BOTH_STATISTICS),
-        routed_method(run, "gmerging_moe", "G-Merging (`moe`)", BOTH_STATISTICS),
+        adapted_method(run, "gmerging_own", "G-Merging-s (`own`)", _both(run)),
+        routed_method(run, "gmerging_moe", "G-Merging (`moe`)", _both(run)),
     ]
 
 

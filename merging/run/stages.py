@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from merging.config.base import Setting
@@ -92,11 +93,8 @@ def _make_merged(run: Run, _: Path) -> StageResult:
     inputs = MergeInputs(pretrained, networks, shape, calibrations, run.seed)
     result = merge(config.method, inputs, config.options)
     seconds = round(time.perf_counter() - start, 4)
-    if result.head_orders and family.adapters:
-        raise ConfigError(
-            f"got merge method {config.method!r}, which reorders hidden units, expected one that"
-            " keeps the order of heads and teachers"
-        )
+    if result.head_orders and run.config.rank:
+        raise _reordered(config.method)
     heads = {}
     for task, model in models.items():
         own = model.network, model.heads[task]
@@ -137,27 +135,57 @@ def adapters(run: Run, task: str) -> Stage:
 
 
 def _make_adapters(run: Run, task: str, checkpoint: Path) -> StageResult:
+    kept, head = merge_result(run).heads[task], trained_model(run, teacher(run, task)).heads[task]
+    if any(not torch.equal(value, kept[key]) for key, value in head.items()):
+        raise _reordered(run.config.merge.method)  # merged by a run without adapters
     return align_adapters(run, task, merged_network(run, task), checkpoint)
+
+
+def _reordered(method: str) -> ConfigError:
+    return ConfigError(
+        f"got merge method {method!r}, which reorders hidden units, expected one that keeps the"
+        " order of heads and teachers"
+    )
 
 
 def align_adapters(run: Run, task: str, student: Any, checkpoint: Path) -> StageResult:
     """Train a task's adapters on a student network, which is frozen and moved to the run's
     device."""
     dataset, settings = run.dataset(task), run.config.alignment_for(task)
-    data, networks = (dataset.graphs, dataset.split.train), (finetuned_network(run, task), student)
-    trained = align(*data, *networks, settings, run.seed, checkpoint, run.device, task)
+    graphs, rows = dataset.unlabelled()
+    trained = align(
+        graphs,
+        rows,
+        finetuned_network(run, task),
+        student,
+        settings,
+        run.seed,
+        checkpoint,
+        run.device,
+        task,
+        dataset.info.level,
+    )
     record = {**trained.record, "settings": settings.model_dump()}
     return StageResult(trained.adapters.state_dict(), record)
 
 
 def check_adapters(run: Run) -> None:
-    """Raise ConfigError if the family has no adapters."""
-    if not run.family.adapters:
-        kind = run.config.shape.kind
+    """Raise ConfigError if the run trains no adapters."""
+    if not run.config.rank:
         raise ConfigError(
-            f"got a configuration of networks of kind {kind!r}, which have no adapters, expected"
-            " one of molecules (`pretrained`)"
+            f"{_configured(run)}, which trains no adapters, expected one of molecules"
+            " (`pretrained`), or of graphs with a section `alignment`"
         )
+
+
+def check_molecules(run: Run) -> None:
+    """Raise ConfigError if the run is not on molecules."""
+    if not run.family.of_molecules:
+        raise ConfigError(f"{_configured(run)}, expected one of molecules (`pretrained`)")
+
+
+def _configured(run: Run) -> str:
+    return f"got a configuration of networks of kind {run.config.shape.kind!r}"
 
 
 # --- results ---

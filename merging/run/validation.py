@@ -33,7 +33,8 @@ def judged_by(run: Run, task: str) -> tuple[Stage, ...]:
     """Return the stage of the fine-tuned model that stands for the stream in `unseen_outputs`, if
     one does."""
     settings = getattr(run.config, "one_pass", None)
-    if settings is None or run.config.dataset_for(task).validation_seeds_column is None:
+    by_seed = getattr(run.config.dataset_for(task), "validation_seeds_column", None)
+    if settings is None or by_seed is None:
         return ()
     others = set(settings.teachers_for(task).seeds) - {run.seed}
     return (teacher(run, task),) if others else ()

@@ -47,7 +47,7 @@ from merging.run.scores import environment, evaluate, unified_forward
 from merging.run.stage import Stage
 from merging.run.stages import (
     calibration_graphs,
-    check_adapters,
+    check_molecules,
     finetuned_network,
     merged,
     merged_network,
@@ -427,7 +427,7 @@ def run_study(runs: Sequence[Run], both: Sequence[int], folder: Path) -> dict[st
     Raises:
         ConfigError: the runs' family of models has no adapters.
     """
-    check_adapters(runs[0])
+    check_molecules(runs[0])
     content = study(runs, both)
     write_json(folder / "gw-smm.json", content)
     draw_plan(make_plan(runs[0], PlanSettings()), folder / "gw-smm")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from merging.data.files import write_json
 from merging.run.run import Run
-from merging.run.stages import check_adapters
+from merging.run.stages import check_molecules
 from merging.studies.markdown import markdown_table
 
 
@@ -45,7 +45,7 @@ def run_study(run: Run, folder: Path) -> dict[str, Any]:
         ConfigError: the run is not one on molecules.
         DataError: the data of a task are missing or invalid.
     """
-    check_adapters(run)
+    check_molecules(run)
     whole = replace(run, config=run.config.model_copy(update={"related": ()}))
     before, after = _molecules(whole), _molecules(run)
     content = {

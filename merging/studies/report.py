@@ -1,19 +1,23 @@
 """Comparisons of methods, written to results files: `seed<N>.json`, `summary.json`,
 `ablations.json` and Markdown tables. `merging.drawing.figures` plots them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
 from merging.data.files import read_json, read_seeds, write_bytes, write_json
+from merging.mergers.registry import MergeConfig
+from merging.run.one_pass import one_pass
 from merging.run.run import Run
 from merging.run.scores import (
     Method,
     environment,
     finetuned_method,
+    gmerging_methods,
     joint_method,
     merger_method,
+    one_pass_method,
     recovery,
 )
 from merging.run.stage import Stage
@@ -97,9 +101,9 @@ def ablate(run: Run, folder: Path, build: Build) -> dict[str, Any]:
     return content
 
 
-def compare_without_adapters(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
-    """Compare separate models, joint training and mergers without adapters, and write the results
-    to a JSON file, which keeps its other settings.
+def compare_settings(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
+    """Compare separate models, joint training, mergers and, where they are configured, adapters and
+    one pass, and write the results to a JSON file, which keeps its other settings.
 
     Args:
         runs: one run per seed of a setting.
@@ -115,6 +119,7 @@ def compare_without_adapters(runs: Sequence[Run], path: Path, build: Build) -> d
         "separate": [finetuned_method(run) for run in runs],
         "joint": [joint_method(run, "Joint training") for run in runs],
         **{name: [merger_method(run, merge) for run in runs] for name, merge in mergers.items()},
+        **_adapted_rows(runs),
     }
     build(_stages(row for methods in rows.values() for row in methods), "comparison")
     tests = {name: [_test_scores(row) for row in methods] for name, methods in rows.items()}
@@ -135,12 +140,28 @@ def compare_without_adapters(runs: Sequence[Run], path: Path, build: Build) -> d
     settings = (read_json(path) or {"settings": []})["settings"]
     others = [setting for setting in settings if setting["setting"] != compared["setting"]]
     content = {
-        "what": "test scores of separate, joint and merged models without adapters",
+        "what": "test scores of separate, joint and merged models",
         "settings": sorted([*others, compared], key=lambda setting: str(setting["setting"])),
         "environment": environment(),
     }
     write_json(path, content)
     return content
+
+
+def _adapted_rows(runs: Sequence[Run]) -> dict[str, list[Method]]:
+    """Return the rows of G-Merging and of its rival without data, low-rank residuals of the same
+    rank, by name of the method, as far as runs have them."""
+    rows: dict[str, list[Method]] = {}
+    for run in runs:
+        methods: list[Method] = []
+        if rank := run.config.rank:
+            residual = MergeConfig(method="residual", options={"rank": rank})
+            methods = [merger_method(run, residual), *gmerging_methods(run)]
+        if getattr(run.config, "one_pass", None) is not None:
+            methods.append(one_pass_method(run))
+        for method in methods:
+            rows.setdefault(method.name, []).append(method)
+    return rows
 
 
 def _test_scores(row: Method) -> dict[str, tuple[str, float]]:
@@ -155,9 +176,15 @@ def _test_scores(row: Method) -> dict[str, tuple[str, float]]:
 
 
 def _seconds(name: str, run: Run) -> float:
-    """Return the seconds of training ("separate", "joint") or of a merger."""
-    training = {"separate": [teacher(run, task) for task in run.tasks], "joint": [joint(run)]}
-    stages = training.get(name, [merged(run)])
+    """Return the seconds of training ("separate", "joint", adapters, one pass) or of a merger."""
+    training: dict[str, Callable[[], list[Stage]]] = {
+        "separate": lambda: [teacher(run, task) for task in run.tasks],
+        "joint": lambda: [joint(run)],
+        "gmerging_own": lambda: [adapters(run, task) for task in run.tasks],
+        "one_pass": lambda: [one_pass(run)],
+    }
+    training["gmerging_moe"] = training["gmerging_own"]
+    stages = training.get(name, lambda: [merged(run)])()
     return round(sum(float(run.result(stage).record["seconds"]) for stage in stages), 4)
 
 
@@ -168,7 +195,7 @@ def _over(values: Sequence[float]) -> dict[str, Any]:
 
 
 def comparison_table(settings: Sequence[dict[str, Any]]) -> str:
-    """Tabulate the settings of `compare_without_adapters` in Markdown: mean and standard deviation
+    """Tabulate the settings of `compare_settings` in Markdown: mean and standard deviation
     of the scores, a row per setting and task; the cell of a method that was not measured is empty.
     """
     names = list(dict.fromkeys(name for content in settings for name in content["scores"]))

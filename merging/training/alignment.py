@@ -1,8 +1,10 @@
 """Training of adapters, which align a frozen merged backbone with a frozen fine-tuned teacher. No
 labels are used.
 
-Loss per graph (G-Merging, eq. 5 to 7): alpha * L1 of graph embeddings + sum over layers of TWD
-between convolution outputs before BatchNorm.
+Loss per graph (G-Merging, eq. 5 to 7): alpha * L1 of what the head reads + sum over layers of TWD
+between convolution outputs before BatchNorm. The head reads the graph embedding; that of a task on
+nodes reads the last layer, whose outputs L1 then compares node by node (TWD lets mass move to
+neighbours).
 """
 
 import math
@@ -19,7 +21,8 @@ from merging.training.loop import ResumableTraining
 from models.data.batch import GraphBatch
 from models.data.molecule import PackedGraphs
 from models.experts.adapter import LayerOutputs, TaskAdapters, apply_norm, batch_statistics, trace
-from models.networks.hu2020 import Backbone
+from models.networks.base import LayeredNetwork
+from models.task import Level
 from models.transport.exact import solver_device
 from models.transport.problem import Support
 from models.transport.twd import twd_on_support
@@ -42,7 +45,11 @@ class AlignmentResult:
 
 
 def alignment_loss(
-    student: LayerOutputs, teacher: LayerOutputs, support: Support, config: AlignmentConfig
+    student: LayerOutputs,
+    teacher: LayerOutputs,
+    support: Support,
+    config: AlignmentConfig,
+    level: Level = "graph",
 ) -> Tensor:
     """Compute the mean over graphs of alpha * mean |g - g'| + twd_weight * sum_l TWD(H_l, H'_l).
 
@@ -51,11 +58,13 @@ def alignment_loss(
         teacher: outputs of the fine-tuned backbone on the same batch.
         support: pairs of nodes that transport plans may use.
         config: the weights and the transport solver.
+        level: of the task; g are the graph embeddings, or at level "node" the outputs of the last
+            layer.
 
     Returns:
         A scalar; a term of weight 0 is not computed.
     """
-    loss = config.alpha * (student.graph_embedding - teacher.graph_embedding).abs().mean()
+    loss = config.alpha * (_read(student, level) - _read(teacher, level)).abs().mean()
     if not config.twd_weight:
         return loss
     for layer, reference in zip(student.convolutions, teacher.convolutions, strict=True):
@@ -72,12 +81,16 @@ def alignment_loss(
     return loss
 
 
+def _read(outputs: LayerOutputs, level: Level) -> Tensor:
+    return outputs.convolutions[-1] if level == "node" else outputs.graph_embedding
+
+
 class TeacherOutputs:
     """A fine-tuned network's outputs for its training molecules, computed once if they fit into
     `CACHE_BYTES`."""
 
     def __init__(
-        self, backbone: Backbone, graphs: PackedGraphs, rows: Tensor, device: torch.device
+        self, backbone: LayeredNetwork, graphs: PackedGraphs, rows: Tensor, device: torch.device
     ) -> None:
         self._backbone, self._device = backbone, device
         config = backbone.config
@@ -113,12 +126,13 @@ class TeacherOutputs:
 @torch.no_grad()
 def set_statistics(
     adapters: TaskAdapters,
-    backbone: Backbone,
+    backbone: LayeredNetwork,
     graphs: PackedGraphs,
     rows: Tensor,
     device: torch.device,
 ) -> None:
-    """Set the BatchNorm statistics stored with a task's adapters to those of its stream.
+    """Set the BatchNorm statistics stored with a task's adapters to those of its stream; a network
+    without BatchNorm has none.
 
     Layers are normalised by the statistics of the current (large) batch; means and variances are
     then pooled over the batches, so they are exact for up to `STATISTICS_BATCH` molecules.
@@ -126,9 +140,11 @@ def set_statistics(
     Args:
         adapters: changed in place.
         backbone: the merged backbone.
-        graphs, rows: the task's training molecules.
+        graphs, rows: the task's training graphs.
         device: of both networks.
     """
+    if not len(backbone.batch_norms):
+        return
     if len(rows) > STATISTICS_MOLECULES:
         rows = rows[torch.linspace(0, len(rows) - 1, STATISTICS_MOLECULES).long()]
     count = 0
@@ -150,28 +166,30 @@ def set_statistics(
 def align(
     graphs: PackedGraphs,
     rows: Tensor,
-    teacher: Backbone,
-    backbone: Backbone,
+    teacher: LayeredNetwork,
+    backbone: LayeredNetwork,
     config: AlignmentConfig,
     seed: int,
     checkpoint: Path,
     device: torch.device,
     name: str,
+    level: Level = "graph",
 ) -> AlignmentResult:
     """Train the adapters of one task; teacher and backbone are frozen, in evaluation mode. The
     learning rate decays to 0 along a half cosine.
 
     Args:
-        graphs, rows: the training molecules.
+        graphs, rows: the training graphs.
         teacher: theta_k with its BatchNorm statistics.
         backbone: the merged backbone.
         config: epochs, loss and optimiser; the last epoch is kept, since without labels there is no
             score to select an epoch by.
-        seed: of the initialisation and the order of molecules; every epoch draws from its own seed,
+        seed: of the initialisation and the order of graphs; every epoch draws from its own seed,
             so that a resumed run equals an uninterrupted one.
         checkpoint: file of the state after every epoch.
         device: where to train.
         name: shown in the progress bar.
+        level: of the task.
 
     Raises:
         TrainingError: a parameter is no longer finite.
@@ -199,7 +217,11 @@ def align(
         for chosen, batch in batches(graphs, order, config.batch_size):
             batch = batch.to(device)
             target = expected(chosen, batch)
-            losses.append(_step(adapters, optimizer, backbone, batch, target, config))
+            loss = _loss(adapters, backbone, batch, target, config, level)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
         training.history.append(sum(losses) / len(losses))
         training.shown = {"loss": f"{training.history[-1]:.5f}"}
     record = {
@@ -211,19 +233,15 @@ def align(
     return AlignmentResult(adapters.cpu(), record)
 
 
-def _step(
+def _loss(
     adapters: TaskAdapters,
-    optimizer: torch.optim.Optimizer,
-    backbone: Backbone,
+    backbone: LayeredNetwork,
     batch: GraphBatch,
     target: LayerOutputs,
     config: AlignmentConfig,
-) -> float:
+    level: Level,
+) -> Tensor:
     support = Support.from_graph(
         batch.edge_index, batch.batch, batch.num_graphs, config.support_order
     )
-    loss = alignment_loss(adapters(backbone, batch), target, support, config)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
+    return alignment_loss(adapters(backbone, batch), target, support, config, level)

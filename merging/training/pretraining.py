@@ -11,16 +11,15 @@ from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from merging.config.base import CONFIG_FOLDER, Count, Rate, Section, fingerprint
-from merging.config.reading import read_config
+from merging.config.reading import read_config, read_values
 from merging.config.training import Schedule
-from merging.data.checkpoints import find_checkpoint
+from merging.data.checkpoints import find_checkpoint, is_finished
 from merging.data.corpus import Corpus, CorpusConfig, Shard, load_corpus
-from merging.data.files import reading, write_tensors
+from merging.data.files import write_tensors
 from merging.data.lease import made_once
 from merging.targets.metrics import batches
 from merging.training.descriptors import (
@@ -28,6 +27,7 @@ from merging.training.descriptors import (
     DescriptorPredictionConfig,
     RegressionScores,
 )
+from merging.training.instance_discrimination import InstanceConfig
 from merging.training.loop import ResumableTraining
 from merging.training.objectives import (
     ContextPredictionConfig,
@@ -98,9 +98,12 @@ class PretrainConfig(Section):
         return self
 
 
-def load_pretrain_config(path: Path) -> PretrainConfig:
-    """Read the configuration of a pre-training from a file or from those of the package. Raises
-    ConfigError (see `merging.config.reading.read_config`)."""
+def load_pretrain_config(path: Path) -> PretrainConfig | InstanceConfig:
+    """Read the configuration of a pre-training from a file or from those of the package; one with a
+    `network` is of graphs that are no molecules. Raises ConfigError (see
+    `merging.config.reading.read_config`)."""
+    if "network" in read_values(path, (PRETRAIN_CONFIG_FOLDER,)):
+        return read_config(path, InstanceConfig, PRETRAIN_CONFIG_FOLDER)
     return read_config(path, PretrainConfig, PRETRAIN_CONFIG_FOLDER)
 
 
@@ -148,10 +151,10 @@ def pretrain(
         config.model_dump_json(exclude={"setting", "description"}), json.dumps(corpus.record), seed
     )
     path = work_folder / "pretrained" / f"{config.setting}-seed{seed}.safetensors"
-    if _is_finished(path, key):
+    if is_finished(path, key):
         return path
     with made_once(path):
-        if not _is_finished(path, key):
+        if not is_finished(path, key):
             checkpoint = path.with_name(f"{path.stem}-{key}.resume.pt")
             objective = _objective(config, corpus, seed, (work_folder, data_folder)).to(device)
             for backbone, record in _train(config, objective, corpus, seed, device, checkpoint):
@@ -159,14 +162,6 @@ def pretrain(
                 write_tensors(path, backbone.state_dict(), metadata)
             checkpoint.unlink(missing_ok=True)
     return path
-
-
-def _is_finished(path: Path, key: str) -> bool:
-    if not path.is_file():
-        return False
-    with reading(path), safe_open(path, "pt") as stream:
-        metadata = stream.metadata()
-    return bool(metadata["key"] == key and json.loads(metadata["record"])["finished"])
 
 
 def _objective(

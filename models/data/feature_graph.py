@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.data.batch import GraphBatch
+from models.data.molecule import PackedGraphs
 from models.errors import InvalidInputError
 
 
@@ -106,17 +107,27 @@ class FeatureGraph:
         return self
 
 
+def pack_features(graphs: Sequence[FeatureGraph]) -> PackedGraphs:
+    """Store graphs in flat tensors, from which batches are taken by number. Raises
+    InvalidInputError: see `collate_features`."""
+    _check_widths(graphs)
+    edge_index = torch.cat([graph.edge_index for graph in graphs], dim=1)
+    return PackedGraphs(
+        x=torch.cat([graph.x for graph in graphs]),
+        edge_index=edge_index.to(torch.int32),
+        edge_attr=torch.empty((edge_index.shape[1], 0), dtype=torch.uint8),
+        node_counts=torch.tensor([graph.num_nodes for graph in graphs]),
+        edge_counts=torch.tensor([graph.edge_index.shape[1] for graph in graphs]),
+    )
+
+
 def collate_features(graphs: Sequence[FeatureGraph]) -> GraphBatch:
     """Join graphs into one batch, in their order, with `x` (N, F) float32 and `edge_attr` (E, 0).
 
     Raises:
         InvalidInputError: there are no graphs, or they differ in the number of features.
     """
-    if len(widths := {graph.num_features for graph in graphs}) != 1:
-        raise InvalidInputError(
-            f"graphs: got {sorted(widths)} features for each node, expected at least one graph, and"
-            " one width"
-        )
+    _check_widths(graphs)
     counts = torch.tensor([graph.num_nodes for graph in graphs])
     offsets = (counts.cumsum(0) - counts).tolist()
     edges = [graph.edge_index + offset for graph, offset in zip(graphs, offsets, strict=True)]
@@ -132,3 +143,11 @@ def collate_features(graphs: Sequence[FeatureGraph]) -> GraphBatch:
         len(graphs),
         torch.cat(pairs, dim=1) if any(pair.numel() for pair in pairs) else None,
     )
+
+
+def _check_widths(graphs: Sequence[FeatureGraph]) -> None:
+    if len(widths := {graph.num_features for graph in graphs}) != 1:
+        raise InvalidInputError(
+            f"graphs: got {sorted(widths)} features for each node, expected at least one graph, and"
+            " one width"
+        )

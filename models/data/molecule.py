@@ -129,9 +129,9 @@ class PackedGraphs:
     """Many graphs in flat tensors, from which batches are taken without a Python loop.
 
     Attributes:
-        x: (sum N, 2) uint8.
+        x: (sum N, 2) uint8, or (sum N, F) float32 of graphs with numeric node features.
         edge_index: (2, sum E) int32, numbered from 0 within each graph.
-        edge_attr: (sum E, 2) uint8.
+        edge_attr: (sum E, 2) uint8, or (sum E, 0) of graphs without edge features.
         node_counts: (G,) int64.
         edge_counts: (G,) int64.
     """
@@ -151,8 +151,9 @@ class PackedGraphs:
         edges, edge_graph = _expand(self.edge_counts, indices)
         counts = self.node_counts[indices]
         offset = (counts.cumsum(0) - counts)[edge_graph]
+        x = self.x[nodes]
         return GraphBatch(
-            self.x[nodes].long(),
+            x if x.is_floating_point() else x.long(),
             self.edge_index[:, edges].long() + offset,
             self.edge_attr[edges].long(),
             batch,

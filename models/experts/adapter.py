@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from models.data.batch import GraphBatch, mean_readout
-from models.errors import InvalidInputError
 from models.networks.base import LayeredNetwork, LayeredShape, SiteHook
 
 
@@ -124,13 +123,7 @@ class TaskAdapters(Stream):
 
 def stream_of_backbone(backbone: LayeredNetwork, name: str) -> Stream:
     """Build a shared stream without node adapters from the BatchNorm running statistics that a
-    backbone holds itself.
-
-    Raises:
-        InvalidInputError: the backbone has no BatchNorm layers.
-    """
-    if not len(backbone.batch_norms):
-        raise InvalidInputError("got a backbone without BatchNorm, expected one with statistics")
+    backbone holds itself; of one without BatchNorm the statistics are not read."""
     stream = Stream(backbone.config, name=name)
     for layer, norm in enumerate(backbone.batch_norms):
         stream.norm_mean[layer] = norm.get_buffer("running_mean")

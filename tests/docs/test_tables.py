@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 
+from merging.studies.graph_generalisation import accuracies_table
 from service.core.reading import ITEM_CODES
 from service.settings import OTHER_VARIABLES, variable_names
 from tests.pages import PAGES, ROOT, page, shows
@@ -24,6 +25,11 @@ def test_results_table_is_the_one_that_was_measured() -> None:
         f"{title} {100 * methods[name]['batch']['average']:.1f}" for title, name in shown.items()
     )
     assert shows(page("results.md"), averages)
+
+
+def test_table_of_graphs_without_features_is_the_one_that_was_measured() -> None:
+    content = json.loads((ROOT / "results/neighbours/generalisation.json").read_text())
+    assert accuracies_table(content) in page("graph-generalisation.md").read_text()
 
 
 def test_every_error_code_is_on_its_page() -> None:

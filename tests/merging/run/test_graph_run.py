@@ -22,7 +22,7 @@ from merging.run import stages
 from merging.run.run import Run
 from merging.run.scores import evaluation
 from merging.run.stages import heads, joint, merge_result, teacher, trained_model
-from merging.studies.report import compare_without_adapters, comparison_table
+from merging.studies.report import compare_settings, comparison_table
 from models.artifact import load_artifact
 from models.data.batch import GraphBatch
 from models.errors import ConfigError
@@ -226,9 +226,9 @@ def test_comparison_summarises_seeds(small: Run, tmp_path: Path) -> None:
 
     runs = [small, replace(small, seed=1, _datasets={})]
     other = varied(small, setting="another")
-    compare_without_adapters([other], tmp_path / "results.json", build(other))
+    compare_settings([other], tmp_path / "results.json", build(other))
     for _ in range(2):  # the same setting again takes its own place
-        content = compare_without_adapters(runs, tmp_path / "results.json", build(small))
+        content = compare_settings(runs, tmp_path / "results.json", build(small))
     assert json.loads((tmp_path / "results.json").read_text()) == content
     beside, setting = content["settings"]
     assert beside["setting"] == "another"
@@ -249,14 +249,14 @@ def test_comparison_summarises_seeds(small: Run, tmp_path: Path) -> None:
     [
         (
             ("add-task", "--artifact", "moleculenet-gcn", "--output", "b"),
-            "which have no adapters, expected one",
+            "'pyg_sage', expected one of molecules",
         ),
-        (("train-adapters",), "which have no adapters, expected one of molecules"),
-        (("plan",), "which have no adapters"),
-        (("ablate",), "which have no adapters"),
+        (("train-adapters",), "which trains no adapters, expected one of molecules"),
+        (("plan",), "expected one of molecules"),
+        (("ablate",), "expected one of molecules"),
     ],
 )
-def test_commands_for_adapters_refuse_graphs(
+def test_commands_for_adapters_and_molecules_refuse_others(
     words: tuple[str, ...],
     said: str,
     small: Run,

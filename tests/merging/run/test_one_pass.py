@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from merging.data.pool import make_pool
-from merging.run import one_pass as stages
+from merging.families import molecules as molecules_family
 from merging.run.models import shared_model
 from merging.run.one_pass import (
     one_pass,
@@ -63,7 +63,7 @@ def drawn_texts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"sources": sources, "left_out": list(left_out)})
         return make_pool(sources, left_out, size, seed, workers)
 
-    monkeypatch.setattr(stages, "make_pool", recorded)
+    monkeypatch.setattr(molecules_family, "make_pool", recorded)
     return calls
 
 
