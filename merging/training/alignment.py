@@ -58,7 +58,7 @@ def alignment_loss(
         teacher: outputs of the fine-tuned backbone on the same batch.
         support: pairs of nodes that transport plans may use.
         config: the weights and the transport solver.
-        level: of the task; g are the graph embeddings, or at level "node" the outputs of the last
+        level: of the task; g are the graph embeddings, or at other levels the outputs of the last
             layer.
 
     Returns:
@@ -82,7 +82,7 @@ def alignment_loss(
 
 
 def _read(outputs: LayerOutputs, level: Level) -> Tensor:
-    return outputs.convolutions[-1] if level == "node" else outputs.graph_embedding
+    return outputs.convolutions[-1] if level != "graph" else outputs.graph_embedding
 
 
 class TeacherOutputs:
