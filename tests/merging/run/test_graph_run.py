@@ -242,7 +242,8 @@ def test_comparison_summarises_seeds(small: Run, tmp_path: Path) -> None:
     assert setting["scores"]["separate"]["numbers"]["mean"] == pytest.approx(
         sum(expected) / 2, abs=1e-4
     )
-    assert setting["scores"].keys() == {"separate", "joint", "weight_average", "gnnmerge_pp"}
+    merged = {"weight_average", "message_calibration", "gnnmerge_pp"}
+    assert setting["scores"].keys() == {"separate", "joint", *merged}
     assert setting["seconds"].keys() == setting["scores"].keys()
     assert "| pico | numbers | mae |" in comparison_table(content["settings"])
     assert beside["scores"]["joint"]["wide"]["std"] == 0
