@@ -6,10 +6,12 @@ import random
 import pytest
 import torch
 
-from merging.data.pool import draw, make_pool
+from merging.data.pool import draw, feature_keys, make_feature_pool, make_pool
+from models.data.feature_graph import FeatureGraph
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.errors import DataError
+from tests.merging.graph_files import ring_graphs
 
 BENZENE = ("c1ccccc1", "C1=CC=CC=C1")
 
@@ -78,3 +80,65 @@ def test_a_draw_leaves_the_generator_of_the_process_alone() -> None:
     draw("abc", 2, 0, "file")
     make_pool({"file": ["C", "N"]}, [], 1, 0)
     assert random.random() == expected
+
+
+# --- graphs with numeric features ---
+
+
+def relabelled(graph: FeatureGraph, seed: int = 0) -> FeatureGraph:
+    order = torch.randperm(graph.num_nodes, generator=torch.Generator().manual_seed(seed))
+    return FeatureGraph(graph.x[order], order.argsort()[graph.edge_index])
+
+
+def test_keys_tell_graphs_apart_but_not_orders_of_nodes() -> None:
+    graphs = ring_graphs(40)
+    keys = feature_keys(graphs, 2)
+    assert len(set(keys)) == 40
+    assert feature_keys([relabelled(graph) for graph in reversed(graphs)], 2) == keys[::-1]
+    (first, *_), x = graphs, graphs[0].x.clone()
+    x[0, 0] += 1e-6
+    directed = FeatureGraph(first.x, first.edge_index[:, 1:])
+    assert not {*feature_keys([FeatureGraph(x, first.edge_index), directed], 2)} & {keys[0]}
+    assert feature_keys([], 2) == []
+
+
+def test_rounds_of_colours_see_as_far_as_layers() -> None:
+    """Rings with two marked nodes, two steps apart and opposite: the same features, but other
+    neighbours."""
+    steps = torch.arange(6)
+    ahead = torch.stack([steps, (steps + 1) % 6])
+    near, opposite = torch.ones(6, 1), torch.ones(6, 1)
+    near[[0, 2]], opposite[[0, 3]] = 2.0, 2.0
+    graphs = [FeatureGraph(x, torch.cat([ahead, ahead.flip(0)], 1)) for x in (near, opposite)]
+    assert len(set(feature_keys(graphs, 0))) == 1
+    assert len(set(feature_keys(graphs, 1))) == 2
+
+
+def test_two_triangles_and_a_hexagon_are_one_graph_for_any_network() -> None:
+    """The example of what colour refinement, and with it message passing, cannot tell apart."""
+    steps = torch.arange(6)
+    hexagon = torch.stack([steps, (steps + 1) % 6])
+    triangles = torch.stack([steps, torch.tensor([1, 2, 0, 4, 5, 3])])
+    graphs = [
+        FeatureGraph(torch.ones(6, 1), torch.cat([ahead, ahead.flip(0)], 1))
+        for ahead in (hexagon, triangles)
+    ]
+    first, second = feature_keys(graphs, 9)
+    assert first == second
+
+
+def test_a_pool_of_graphs_leaves_out_what_is_tested_on() -> None:
+    graphs = ring_graphs(30)
+    sources = {"one": graphs[:20], "two": [relabelled(graph) for graph in graphs[15:]]}
+    made = make_feature_pool(sources, graphs[:3], None, 0, 2)
+    assert made.record == {
+        "drawn": {"one": 20, "two": 15},
+        "unreadable": 0,
+        "repeated": 5,
+        "left_out": 3,
+        "graphs": 27,
+    }
+    assert made.graphs.x.dtype == torch.float32
+    assert len(make_feature_pool(sources, [], 4, 0, 2).graphs) == 4
+    with pytest.raises(DataError, match="expected some graphs for the pool"):
+        make_feature_pool({"one": graphs}, graphs, None, 0, 2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.data.batch import GraphBatch, mean_readout
+from models.data.feature_graph import FeatureGraph, collate_features
 from models.data.molecule import collate
 from models.data.smiles import featurize
 from models.errors import InvalidInputError
@@ -16,6 +17,7 @@ from models.experts.router import RouterConfig
 from models.experts.streams import StreamTable
 from models.experts.unified import Routing, UnifiedModel
 from models.networks.hu2020 import Backbone
+from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from tests.conftest import (
     KINDS,
     SHARING,
@@ -72,9 +74,15 @@ def test_a_stream_of_a_backbones_own_statistics_is_the_backbone(molecules: Graph
     experts = random_shared_experts(stream)
     output = UnifiedModel(backbone, {k: e.double() for k, e in experts.items()}, ROUTER)(molecules)
     assert_law(output.embeddings["common"], mean_readout(backbone(molecules), molecules).detach())
-    backbone.batch_norms = torch.nn.ModuleList()
-    with pytest.raises(InvalidInputError, match="without BatchNorm"):
-        stream_of_backbone(backbone, "common")
+
+
+def test_a_network_without_batch_norm_is_a_stream_of_its_own() -> None:
+    shape = GraphNetworkConfig(kind="pyg_gin", in_dim=3, num_layers=2, hidden_dim=8)
+    network = GraphNetwork(shape).double().eval()
+    experts = random_shared_experts(stream_of_backbone(network, "common"))
+    batch = collate_features([FeatureGraph(torch.rand(3, 3).double(), torch.tensor([[0], [1]]))])
+    output = UnifiedModel(network, {k: e.double() for k, e in experts.items()}, ROUTER)(batch)
+    assert_law(output.embeddings["common"], mean_readout(network(batch), batch).detach())
 
 
 @pytest.mark.parametrize("routing", get_args(Routing))
