@@ -32,11 +32,12 @@ from merging.targets.probe import fit_probe
 from models.data.batch import mean_readout
 from models.state_dict import sub_state
 
-SCALINGS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+SCALINGS = (0.02, 0.03, 0.05, 0.1, 0.15, 0.2)
 CANDIDATES: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "pretrained": ({},),
     "weight_average": ({},),
     "task_arithmetic": tuple({"scaling": scaling} for scaling in SCALINGS),
-    "ties": tuple({"scaling": scaling} for scaling in (0.2, 0.5, 1.0)),
+    "ties": tuple({"scaling": scaling} for scaling in (0.1, 0.2, 0.5)),
     "emr": ({},),
     "residual": ({"rank": 4},),
     "gnnmerge_pp": ({},),
@@ -55,7 +56,7 @@ def run_study(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
 
     Args:
         runs: one run per seed of a setting, which has sections `alignment` and `one_pass`; adapters
-            and joint alignment start from the chosen task arithmetic.
+            and joint alignment start from its `merge`.
         path: the results file.
         build: makes stages; what is made already is not made again.
 
@@ -83,29 +84,20 @@ def run_study(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
 
 def _measured(run: Run, build: Build) -> dict[str, Any]:
     candidates = {name: _candidates(run, name) for name in CANDIDATES}
+    routed = Method("routed_merged", "Routing `merged`", run, partial(evaluation, "routed_merged"))
+    corrected = *gmerging_methods(run), routed, one_pass_method(run)
     references = finetuned_method(run), probe_method(run)
-    _build(build, [*references, *(row for rows in candidates.values() for row in rows)])
-    chosen = {name: max(rows, key=_validation) for name, rows in candidates.items()}
-    corrected = _corrected_methods(chosen["task_arithmetic"].run)
-    _build(build, corrected)
+    rows = [*references, *(row for rows in candidates.values() for row in rows), *corrected]
+    build([stage for row in rows for stage in row.stages], f"seed {run.seed}")
+    chosen = (max(rows, key=_validation) for rows in candidates.values())
     return {
         row.name: {
             "title": row.title,
             "merge": row.run.config.merge.model_dump(mode="json"),
             "scores": row.task_scores()["stored"],
         }
-        for row in (*references, *chosen.values(), *corrected)
+        for row in (*references, *chosen, *corrected)
     }
-
-
-def _build(build: Build, rows: Sequence[Method]) -> None:
-    build([stage for row in rows for stage in row.stages], f"seed {rows[0].run.seed}")
-
-
-def _corrected_methods(run: Run) -> list[Method]:
-    """The rows of G-Merging and of joint alignment, on the merged network of a run."""
-    routed = Method("routed_merged", "Routing `merged`", run, partial(evaluation, "routed_merged"))
-    return [*gmerging_methods(run), routed, one_pass_method(run)]
 
 
 def _candidates(run: Run, method: str) -> list[Method]:
