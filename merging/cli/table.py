@@ -124,12 +124,18 @@ def study_rows() -> list[Row]:
         metavar="SEED",
         help="seeds for which pairs are merged by weight average too",
     )
+    ways = option(
+        "--ways",
+        type=int,
+        help="measure the pairs of so many random partitions into pairs, for many tasks; all pairs"
+        " by default",
+    )
     folder = option("--results", type=Path, default=NEIGHBOURS, help="folder of the results")
     forces = config_options("md17.yaml", BUNDLED), options.seeds, _results_file("gffmerge")
     start = config_options("md17_chgnet.yaml", BUNDLED), options.seeds
     pretrained = *start, _results_file("gffmerge-pretrained")
     domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,)), options.seeds
-    planned = config_options(DEFAULT_CONFIG, BUNDLED), options.seeds, both, folder
+    planned = config_options(DEFAULT_CONFIG, BUNDLED), options.seeds, both, ways, folder
     gnnmerge = options.folder_options, seconds, _results_file("gnnmerge")
     return [
         ("gnnmerge", commands.study_gnnmerge, gnnmerge),

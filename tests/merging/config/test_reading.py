@@ -105,11 +105,11 @@ def test_a_file_extends_several(tmp_path: Path, bundled: Path) -> None:
 def test_several_files_that_differ(tmp_path: Path, bundled: Path) -> None:
     (tmp_path / "other.yaml").write_text(OTHER + "training: {epochs: 6}")
     text = "extends: [base.yaml, other.yaml]\n"
-    with pytest.raises(ConfigError, match="got sections training of other.yaml that differ"):
+    with pytest.raises(ConfigError, match=r"got sections training of other\.yaml that differ"):
         read(tmp_path, text, bundled)
     assert read(tmp_path, text + "training: {epochs: 7}", bundled).training == Training(epochs=7)
     (tmp_path / "other.yaml").write_text("setting: other\ndatasets: {b: c.csv}")
-    with pytest.raises(ConfigError, match="got datasets b of other.yaml that differ"):
+    with pytest.raises(ConfigError, match=r"got datasets b of other\.yaml that differ"):
         read(tmp_path, text, bundled)
 
 
