@@ -143,10 +143,16 @@ def study_rows() -> list[Row]:
         ("gffmerge-pretrained", commands.study_gffmerge_pretrained, pretrained),
         ("gw-smm", commands.study_gw_smm, planned),
         ("experts", commands.study_experts, (*domains, _results_file("expert-merging"))),
+        ("supervised-experts", commands.study_supervised_experts, _supervised_options()),
         ("one-pass", commands.study_one_pass, _one_pass_options()),
         ("forests", commands.study_forests, _forest_options()),
         *_admet_studies(),
     ]
+
+
+def _supervised_options() -> tuple[Option, ...]:
+    config = config_options("moleculeace_short.yaml", BUNDLED)
+    return config, options.device, options.seed, _results_file("supervised-experts")
 
 
 def _one_pass_options() -> tuple[Option, ...]:

@@ -19,6 +19,12 @@ from merging.studies.experts.asking import Bank, Target, leave_one_out
 from merging.studies.experts.competence import Knowledge, near_accuracy, near_labels, similarity
 from merging.studies.experts.metadata import bank_of
 from merging.studies.experts.supervised import run_study
+from merging.studies.experts.supervised_tables import (
+    better_than_first,
+    rank_correlation,
+    row_scores,
+    supervised_tables,
+)
 from merging.targets.probe import PENALTY
 from models.domain.neighbours import MoleculeSet, packed
 from models.errors import ConfigError
@@ -130,3 +136,26 @@ def test_too_few_experts_are_refused(run: Run, tmp_path: Path) -> None:
     config = run.config.model_copy(update={"tasks": TASKS[:4]})
     with pytest.raises(ConfigError, match="got too few tasks for length, expected 3"):
         run_study(replace(run, config=config), tmp_path / "results.json")
+
+
+def test_rows_are_those_of_the_ranked_experts(content: dict[str, Any]) -> None:
+    target = content["targets"]["rings"]
+    names = target["routed"]["similarity"]["ranked"]
+    found = row_scores(target, "similarity", "rmse")
+    assert [found[place] for place in ("first", "second", "third")] == [
+        target["experts"][name]["rmse"] for name in names[:3]
+    ]
+    assert found["best"] == min(expert["rmse"] for expert in target["experts"].values())
+    assert "own" not in row_scores(target, "similarity", "own_head")
+
+
+def test_tables(content: dict[str, Any]) -> None:
+    for table in supervised_tables(content).values():
+        assert len({line.count("|") for line in table.split("\n")}) == 1
+    found = [{"first": 0.5, "second": 0.6}, {"first": 0.5, "second": 0.4}]
+    assert better_than_first(found, "second") == "1/2 (+0.000 ± 0.100)"
+    experts = {
+        name: {"spearman": score} for name, score in zip("abc", (0.1, 0.2, 0.3), strict=True)
+    }
+    ranked = {"competence": {"near": {"a": 1.0, "b": 3.0, "c": 2.0}}, "experts": experts}
+    assert rank_correlation([ranked], "near", "spearman") == pytest.approx(0.5)
