@@ -22,7 +22,7 @@ from torch import Tensor
 
 from merging.data.files import write_json
 from merging.data.molecule_dataset import MoleculeDataset
-from merging.data.split import Split
+from merging.data.split import Split, Subset
 from merging.drawing.plan import draw_plan
 from merging.families.molecules import MOLECULES
 from merging.mergers.registry import MergeConfig
@@ -55,7 +55,7 @@ from merging.planning.plan import (
 from merging.run.build import build
 from merging.run.models import finetuned_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import Forward, environment, predict_subset, unified_forward
+from merging.run.scores import environment, predict_subset
 from merging.run.stage import Stage
 from merging.run.stages import (
     calibration_graphs,
@@ -77,35 +77,42 @@ from merging.studies.gw_smm_analysis import (
 )
 from merging.studies.markdown import over_seeds
 from merging.targets.metrics import batches, concordance, roc_auc
+from models.compiled.model import fastest
+from models.data.batch import GraphBatch
 from models.errors import ConfigError
+from models.experts.unified import UnifiedModel, UnifiedOutput
 from models.networks.hu2020 import make_backbone
 from models.state_dict import sub_state
 
-SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS = 1000, 1024, 100
-SUBSETS = ("valid", "test")
+SUBSET_MOLECULES, LABELS = 1000, 100
+STATISTICS_MOLECULES, FEWER_STATISTICS = 1024, 256
+"""Training molecules that give BatchNorm statistics: where all pairs are measured, and where they
+are drawn."""
+SUBSETS: tuple[Subset, ...] = ("valid", "test")
 AVERAGE = MergeConfig(method="weight_average")
 VARIANT_STARTS: dict[Variant, int] = {"exact": 4, "sampled": 1, "low_rank": 1}
 SIZES, DRAWN_PARTITIONS, LISTED_PARTITIONS = (128, 256, 512), 6, 1000
 
 
-def on_samples(run: Run) -> Run:
+def on_samples(run: Run, statistics: int) -> Run:
     """Return the run with smaller data sets to measure_scores on, the same for every model: HIV,
     MUV and the 617 labels of ToxCast would take most of the time.
 
     Validation and test subsets are cut to `SUBSET_MOLECULES`, of a classification keeping every
     molecule that is positive for some label (ROC-AUC does not depend on the ratio of classes); the
-    training subset, which gives BatchNorm statistics, to `STATISTICS_MOLECULES`; all but `LABELS`
-    labels are masked. The run must stay in this process: another one would load the full data.
+    training subset, which gives BatchNorm statistics, to `statistics`; all but `LABELS` labels are
+    masked. The run must stay in this process: another one would load the full data.
     """
-    return replace(run, _datasets={task: _sampled(run.dataset(task)) for task in run.tasks})
+    sampled = {task: _sampled(run.dataset(task), statistics) for task in run.tasks}
+    return replace(run, _datasets=sampled)
 
 
-def _sampled(dataset: MoleculeDataset) -> MoleculeDataset:
+def _sampled(dataset: MoleculeDataset, most: int) -> MoleculeDataset:
     split, labels = dataset.split, torch.full_like(dataset.labels, torch.nan)
     kept = _evenly(labels.shape[1], LABELS)
     labels[:, kept] = dataset.labels[:, kept]
     fewer = replace(dataset, labels=labels)
-    statistics = split.train[_evenly(len(split.train), STATISTICS_MOLECULES)]
+    statistics = split.train[_evenly(len(split.train), most)]
     valid, test = (_with_positives(fewer, rows) for rows in (split.valid, split.test))
     return replace(fewer, split=Split(statistics, valid, test))
 
@@ -146,28 +153,35 @@ def score_stage(run: Run, small: Run, group: Group, merge: MergeConfig, task: st
     make = partial(_make_score, grouped, small, task)
     inputs = merged(grouped), teacher(run, task)
     name = f"planning/scores/{merge.method}/{task}"
-    return Stage(name, run.seed, _sampling(), inputs, make)
+    return Stage(name, run.seed, _sampling(small, task), inputs, make)
 
 
 def _make_score(grouped: Run, small: Run, task: str, _: Path) -> StageResult:
     model = without_adapters(small, merged_network(grouped), task)
-    return _concordances(small, unified_forward(small, model, task), task)
+    return _concordances(small, model, task)
 
 
 def finetuned_stage(run: Run, small: Run, task: str) -> Stage:
     """Return the stage that measures a fine-tuned model with the BatchNorm statistics of its
     training: concordance by "valid" and "test"."""
     make, inputs = partial(_make_finetuned_score, small, task), (teacher(run, task),)
-    return Stage(f"planning/scores/finetuned/{task}", run.seed, _sampling(), inputs, make)
+    return Stage(
+        f"planning/scores/finetuned/{task}", run.seed, _sampling(small, task), inputs, make
+    )
 
 
 def _make_finetuned_score(small: Run, task: str, _: Path) -> StageResult:
-    return _concordances(small, unified_forward(small, finetuned_model(small, task), task), task)
+    return _concordances(small, finetuned_model(small, task), task)
 
 
-def _concordances(small: Run, forward: Forward, task: str) -> StageResult:
-    record = {}
-    for subset in ("valid", "test"):
+def _concordances(small: Run, model: UnifiedModel, task: str) -> StageResult:
+    compiled, record = fastest(model.eval()), {}
+
+    def forward(batch: GraphBatch) -> Tensor:
+        output: UnifiedOutput = compiled(batch, [task])
+        return output.logits[task]
+
+    for subset in SUBSETS:
         outputs, labels = predict_subset(small, forward, task, subset)
         if small.dataset(task).target == "multilabel":
             found = roc_auc(labels, outputs).mean
@@ -177,8 +191,8 @@ def _concordances(small: Run, forward: Forward, task: str) -> StageResult:
     return StageResult(record=record)
 
 
-def _sampling() -> tuple[int, ...]:
-    return SUBSET_MOLECULES, STATISTICS_MOLECULES, LABELS
+def _sampling(small: Run, task: str) -> tuple[int, ...]:
+    return SUBSET_MOLECULES, len(small.dataset(task).split.train), LABELS
 
 
 def measured_pairs(run: Run, ways: int | None) -> list[Group]:
@@ -369,6 +383,10 @@ def study(runs: Sequence[Run], both: Sequence[int], ways: int | None = None) -> 
     }
 
 
+def _statistics(ways: int | None) -> int:
+    return STATISTICS_MOLECULES if ways is None else FEWER_STATISTICS
+
+
 def _solver(ways: int | None) -> PlanSettings:
     return PlanSettings() if ways is None else PlanSettings(restarts=1)
 
@@ -384,7 +402,7 @@ def _settings(run: Run, solver: PlanSettings, ways: int | None) -> dict[str, Any
         "molecules": {
             "distances": MOLECULES.calibration_graphs(run.config),
             "part": SUBSET_MOLECULES,
-            "statistics": STATISTICS_MOLECULES,
+            "statistics": _statistics(ways),
             "labels": LABELS,
         },
         "drawn_ways": DRAWN_PARTITIONS,
@@ -409,7 +427,8 @@ def _solver_statistics(run: Run, ways: int | None) -> dict[str, Any]:
 
 
 def _seed(run: Run, both: bool, group_sizes: Sequence[int], ways: int | None) -> dict[str, Any]:
-    small, tasks, pairs = on_samples(run), run.tasks, measured_pairs(run, ways)
+    small, tasks = on_samples(run, _statistics(ways)), run.tasks
+    pairs = measured_pairs(run, ways)
     measure_scores(run, small, pairs, both)
 
     def scored(group: Group, merge: MergeConfig, task: str) -> dict[str, float]:

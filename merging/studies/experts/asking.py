@@ -1,6 +1,6 @@
 """Supervised experts that are asked about a target, their ensemble, and one merged expert."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,18 +11,21 @@ from torch import Tensor
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.family import StateDict
 from merging.mergers.task_vector import is_merged
-from merging.planning.distances import feature_matrix
 from merging.run.run import Run
 from merging.run.stages import teacher, trained_model
 from merging.studies.experts.competence import correlation
-from merging.studies.experts.metadata import bank_of, labels_of
+from merging.studies.experts.metadata import bank_of, known_molecules
 from merging.studies.experts.model import merge_experts, route
 from merging.studies.experts.study import relative_error
 from merging.targets.losses import LabelScale
-from merging.targets.metrics import batches
+from merging.targets.metrics import compute_outputs
 from merging.targets.probe import PENALTY, fit_probe
 from merging.training.alignment import set_statistics
-from models.experts.adapter import TaskAdapters
+from models.compiled.model import fastest
+from models.data.batch import GraphBatch
+from models.experts.expert import Expert
+from models.experts.router import RouterConfig
+from models.experts.unified import UnifiedModel, UnifiedOutput
 from models.networks.hu2020 import Backbone, make_backbone
 from models.state_dict import sub_state
 
@@ -53,7 +56,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A task of which only the validation molecules are known.
+    """A task of which only some molecules are known (`known_molecules`).
 
     Attributes:
         run, task: the task.
@@ -72,18 +75,19 @@ class Target:
     def labels(self) -> tuple[Tensor, Tensor]:
         """(q, 1) and (n, 1), the labels of known and test molecules, standardised by the known
         ones."""
-        known, test = (labels_of(self.run, self.task, subset) for subset in ("valid", "test"))
+        rows = known_molecules(self.data), self.data.split.test
+        known, test = (self.data.labels[chosen] for chosen in rows)
         scale = LabelScale.fit(self.data.info, [known])
         return scale.standardise(known), scale.standardise(test)
 
     def ask(self, network: StateDict, head: StateDict | None) -> Asked:
         """Ask a network, with BatchNorm statistics of the known molecules."""
         backbone = make_backbone(network, self.run.config.shape, "an expert")
-        _set_norms(backbone, self.data)
-        split, graphs = self.data.split, self.data.graphs
+        known_rows, test_rows = known_molecules(self.data), self.data.split.test
+        embed = embedding(backbone, self.data, known_rows)
         known, test = (
-            feature_matrix(backbone, (batch for _, batch in batches(graphs, rows, 256)))
-            for rows in (split.valid, split.test)
+            compute_outputs(embed, self.data.graphs, rows, torch.device("cpu"))
+            for rows in (known_rows, test_rows)
         )
         fitted = fit_probe(known, self.labels[0], "regression", None)
         doubt = leave_one_out(known, self.labels[0][:, 0])
@@ -114,15 +118,29 @@ def _correlation(outputs: Tensor, labels: Tensor) -> float:
     return correlation(outputs.double().numpy(), labels.double().numpy())
 
 
-def _set_norms(backbone: Backbone, data: MoleculeDataset) -> None:
-    """Set the BatchNorm statistics of a network to those of a target's known molecules."""
-    found = TaskAdapters(backbone.config, rank=1)
-    set_statistics(found, backbone, data.graphs, data.split.valid, torch.device("cpu"))
-    for layer, norm in enumerate(backbone.batch_norms):
-        norm.load_state_dict(
-            {"running_mean": found.norm_mean[layer], "running_var": found.norm_var[layer]},
-            strict=False,
-        )
+def embedding(
+    backbone: Backbone, data: MoleculeDataset, rows: Tensor
+) -> Callable[[GraphBatch], Tensor]:
+    """Return the function from a batch to graph embeddings (G, d), with BatchNorm statistics of the
+    molecules `rows`.
+
+    The embeddings are the outputs of an expert whose head is the identity, so that the compiled
+    model can compute them.
+    """
+    names = [f"d{k}" for k in range(backbone.config.hidden_dim)]
+    expert = Expert(backbone.config, 1, names, target=data.info.output_kind)
+    # A new adapter subtracts nothing.
+    set_statistics(expert.adapters, backbone, data.graphs, rows, torch.device("cpu"))
+    with torch.no_grad():
+        expert.head.weight.copy_(torch.eye(len(names)))
+        expert.head.bias.zero_()
+    model = fastest(UnifiedModel(backbone, {"embedding": expert}, RouterConfig()).eval())
+
+    def embed(batch: GraphBatch) -> Tensor:
+        output: UnifiedOutput = model(batch, ["embedding"])
+        return output.logits["embedding"]
+
+    return embed
 
 
 def leave_one_out(embeddings: Tensor, labels: Tensor) -> float:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from merging.data.molecule_dataset import MoleculeDataset, load_smiles
-from merging.data.split import Subset
 from merging.run.domains import similarity_fingerprints
 from merging.run.run import Run
 from merging.run.scores import plain_forward, predict_subset
@@ -30,6 +29,7 @@ from merging.targets.losses import LabelScale
 from models.data.fingerprint import SIMILARITY_BITS
 from models.domain.neighbours import MoleculeSet, Words
 
+KNOWN = 100
 Record = dict[str, Any]
 
 
@@ -57,7 +57,8 @@ def past_errors(run: Run, task: str) -> Stage:
 
 def _make_errors(run: Run, task: str, _: Path) -> StageResult:
     outputs, labels = predict_subset(run, own_forward(run, task), task, "valid")
-    scale = LabelScale.fit(run.dataset(task).info, [labels_of(run, task, "train")])
+    data = run.dataset(task)
+    scale = LabelScale.fit(data.info, [data.labels[data.split.train]])
     errors = scale.standardise(outputs) - scale.standardise(labels)
     return StageResult({"errors": errors[:, 0].abs()})
 
@@ -68,29 +69,30 @@ def own_forward(run: Run, task: str) -> Callable[[Any], Any]:
     return plain_forward(run, task, model.network, model.heads[task])
 
 
-def labels_of(run: Run, task: str, subset: Subset) -> Tensor:
-    """(n, 1), the labels of a subset."""
-    data: MoleculeDataset = run.dataset(task)
-    return data.labels[getattr(data.split, subset)]
-
-
-def _words(run: Run, task: str, subset: Subset) -> Words:
-    """(n, WORDS), the fingerprints of a subset."""
+def _words(run: Run, task: str, rows: Tensor) -> Words:
+    """(n, WORDS), the fingerprints of some molecules."""
     words = run.result(fingerprints(run, task)).tensors["words"].numpy().view(np.uint64)
-    rows: Tensor = getattr(run.dataset(task).split, subset)
     return words[rows.numpy()]
+
+
+def known_molecules(data: MoleculeDataset) -> Tensor:
+    """Return the rows of the molecules that are known of a target: at most `KNOWN` of its
+    validation molecules, taken evenly."""
+    rows = data.split.valid
+    return rows[torch.linspace(0, len(rows) - 1, min(KNOWN, len(rows))).long()]
 
 
 def knowledge(run: Run, task: str) -> Knowledge:
     """Return what a task's expert leaves beside its weights."""
 
-    def molecules(subset: Subset) -> MoleculeSet:
-        words = _words(run, task, subset)
+    def molecules(rows: Tensor) -> MoleculeSet:
+        words = _words(run, task, rows)
         return MoleculeSet.sorted(words, np.arange(len(words), dtype=np.int32))
 
-    labels = labels_of(run, task, "train")[:, 0].double().numpy()
+    split = run.dataset(task).split
+    labels = run.dataset(task).labels[split.train, 0].double().numpy()
     errors = run.result(past_errors(run, task)).tensors["errors"].double().numpy()
-    return Knowledge(molecules("train"), labels, molecules("valid"), errors)
+    return Knowledge(molecules(split.train), labels, molecules(split.valid), errors)
 
 
 def metadata_competence(run: Run, task: str) -> Stage:
@@ -99,14 +101,13 @@ def metadata_competence(run: Run, task: str) -> Stage:
     known = [fingerprints(run, name) for name in (task, *bank_of(run, task))]
     errors = [past_errors(run, name) for name in bank_of(run, task)]
     make = partial(_make_competence, run, task)
-    return Stage(f"experts/metadata/{task}", run.seed, (NEAREST,), (*known, *errors), make)
+    return Stage(f"experts/metadata/{task}", run.seed, (NEAREST, KNOWN), (*known, *errors), make)
 
 
 def _make_competence(run: Run, task: str, _: Path) -> StageResult:
-    queries, labels = (
-        _words(run, task, "valid"),
-        labels_of(run, task, "valid")[:, 0].double().numpy(),
-    )
+    data = run.dataset(task)
+    rows = known_molecules(data)
+    queries, labels = _words(run, task, rows), data.labels[rows, 0].double().numpy()
     experts = {name: knowledge(run, name) for name in bank_of(run, task)}
     measures: dict[str, Callable[[Knowledge], float]] = {
         "similarity": lambda expert: similarity(expert, queries),

@@ -3,7 +3,7 @@ the second beats the first, and whether a merged expert answers like the ensembl
 supervised-experts`).
 
 Experts are the fine-tuned models of a run whose tasks are regressions of one quantity. Every task
-is once the target, of which only the validation molecules are known, with their labels: for
+is once the target, of which only some validation molecules are known, with their labels: for
 competence, for BatchNorm statistics, and for a head. Its own expert and those of related tasks are
 left out.
 """
@@ -24,7 +24,13 @@ from merging.run.stages import teacher
 from merging.run.store import StageResult
 from merging.studies.experts.asking import TOP_K, Bank, Target
 from merging.studies.experts.competence import NEAREST
-from merging.studies.experts.metadata import bank_of, labels_of, metadata_competence, own_forward
+from merging.studies.experts.metadata import (
+    KNOWN,
+    bank_of,
+    known_molecules,
+    metadata_competence,
+    own_forward,
+)
 from merging.targets.losses import LabelScale
 from merging.targets.probe import PENALTY
 from models.errors import ConfigError
@@ -83,7 +89,7 @@ def measure_target(run: Run, task: str) -> Record:
 def _own_score(target: Target) -> dict[str, float]:
     run, task = target.run, target.task
     outputs, _ = predict_subset(run, own_forward(run, task), task, "test")
-    scale = LabelScale.fit(target.data.info, [labels_of(run, task, "valid")])
+    scale = LabelScale.fit(target.data.info, [target.data.labels[known_molecules(target.data)]])
     return target.score(scale.standardise(outputs)[:, 0], None)
 
 
@@ -111,6 +117,7 @@ def run_study(run: Run, output: Path) -> Record:
             "training": run.config.finetune.model_dump(),
             "top_k": TOP_K,
             "nearest": NEAREST,
+            "known": KNOWN,
             "penalty": PENALTY,
         },
         "seed": run.seed,

@@ -96,9 +96,8 @@ class TestStudy:
         self, pico_run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("merging.studies.gw_smm.SUBSET_MOLECULES", 6)
-        monkeypatch.setattr("merging.studies.gw_smm.STATISTICS_MOLECULES", 10)
         monkeypatch.setattr("merging.studies.gw_smm.LABELS", 1)
-        whole, small = pico_run.dataset("other"), on_samples(pico_run).dataset("other")
+        whole, small = pico_run.dataset("other"), on_samples(pico_run, 10).dataset("other")
         assert len(small.split.train) == 10
         assert small.labels[:, 1].isnan().all()
         torch.testing.assert_close(small.labels[:, 0], whole.labels[:, 0])
