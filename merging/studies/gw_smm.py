@@ -216,24 +216,26 @@ def group_scores(run: Run, small: Run, groups: Sequence[Group], merge: MergeConf
 # --- distances ---
 
 
-def distance_tables(run: Run, settings: PlanSettings) -> dict[str, list[list[float]]]:
+def distance_tables(run: Run, ways: int | None) -> dict[str, list[list[float]]]:
     """Measure the distances between all models by every metric, or read them from the work folder.
 
     Args:
         run: the run.
-        settings: the solver of `gw`; the other two Gromov-Wasserstein distances have one start.
+        ways: see `study`. If given, `gw_same` is left out.
 
     Returns:
         (K, K) tables by name: the metrics of a plan; `gw_same`, between feature spaces of the same
         molecules; and `gw_data`, between the tasks' molecules in the feature space of the
-        pre-trained model.
+        pre-trained model. The last two are found from one start.
     """
-    return run.result(_distance_stage(run, settings)).record
+    return run.result(_distance_stage(run, ways)).record
 
 
-def _distance_stage(run: Run, solver: PlanSettings) -> Stage:
+def _distance_stage(run: Run, ways: int | None) -> Stage:
     spaces = {"gw": task_space, "gw_same": _shared_space, "gw_data": _pretrained_space}
-    pairs = {}
+    if ways is not None:
+        spaces.pop("gw_same")
+    solver, pairs = _solver(ways), {}
     for name, space in spaces.items():
         cached = cache(partial(space, run))
         settings = solver if name == "gw" else PlanSettings(restarts=1)
@@ -251,7 +253,7 @@ def _make_distances(
     tables = {
         name: model_distances(run, solver.model_copy(update={"metric": name})) for name in metrics
     }
-    for name in ("gw_same", "gw_data"):
+    for name in dict.fromkeys(name for name, *_pair in pairs if name != "gw"):
         tables[name] = pair_table(run.tasks, partial(_stored_distance, run, pairs, name))
     return StageResult(record={name: table.round(6).tolist() for name, table in tables.items()})
 
@@ -448,7 +450,7 @@ def _seed(run: Run, both: bool, group_sizes: Sequence[int], ways: int | None) ->
         "one_group_average": {task: scored(tasks, AVERAGE, task) for task in tasks},
     }
     return {
-        "distances": distance_tables(run, _solver(ways)),
+        "distances": distance_tables(run, ways),
         "losses": losses,
         "references": {name: _averages(by_task) for name, by_task in references.items()},
         "by_task": references,
@@ -473,7 +475,7 @@ def _plans(run: Run, small: Run, size: int, ways: int | None) -> dict[str, Any]:
     """Every metric's groups of at most `size` tasks, compared with other partitions of the same
     sizes. A group of one is trimmed like the others, so that only the grouping differs."""
     found = {}
-    for metric, table in distance_tables(run, _solver(ways)).items():
+    for metric, table in distance_tables(run, ways).items():
         groups = average_linkage(run.tasks, np.array(table), size).groups
         others = _partitions(groups, run.seed, ways if size == 2 else None)
         scores = scores_of(
