@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import factorial, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,12 +109,6 @@ def all_groupings(names: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[
             names_left = [name for name in others if name not in members]
             for groups in all_groupings(names_left, sizes_left):
                 yield ((first, *members), *groups)
-
-
-def number_of_groupings(sizes: Sequence[int]) -> int:
-    """Count the partitions of sum(sizes) names into groups of these sizes."""
-    alike = [sizes.count(size) for size in set(sizes)]
-    return factorial(sum(sizes)) // prod(map(factorial, (*sizes, *alike)))
 
 
 def drawn_groupings(

@@ -34,13 +34,7 @@ from merging.planning.distances import (
     gromov_wasserstein,
     pair_table,
 )
-from merging.planning.grouping import (
-    Group,
-    all_groupings,
-    average_linkage,
-    drawn_groupings,
-    number_of_groupings,
-)
+from merging.planning.grouping import Group, all_groupings, average_linkage, drawn_groupings
 from merging.planning.plan import (
     PUBLISHED_MERGE,
     SINGLE_MODEL,
@@ -85,13 +79,13 @@ from models.networks.hu2020 import make_backbone
 from models.state_dict import sub_state
 
 SUBSET_MOLECULES, LABELS = 1000, 100
-STATISTICS_MOLECULES, FEWER_STATISTICS = 1024, 256
+STATISTICS_MOLECULES, FEWER_STATISTICS = 1024, 128
 """Training molecules that give BatchNorm statistics: where all pairs are measured, and where they
 are drawn."""
 SUBSETS: tuple[Subset, ...] = ("valid", "test")
 AVERAGE = MergeConfig(method="weight_average")
 VARIANT_STARTS: dict[Variant, int] = {"exact": 4, "sampled": 1, "low_rank": 1}
-SIZES, DRAWN_PARTITIONS, LISTED_PARTITIONS = (128, 256, 512), 6, 1000
+SIZES, DRAWN_PARTITIONS = (128, 256, 512), 6
 
 
 def on_samples(run: Run, statistics: int) -> Run:
@@ -175,7 +169,7 @@ def _make_finetuned_score(small: Run, task: str, _: Path) -> StageResult:
 
 
 def _concordances(small: Run, model: UnifiedModel, task: str) -> StageResult:
-    compiled, record = fastest(model.eval()), {}
+    compiled, record = fastest(model.eval()), dict[str, Any]()
 
     def forward(batch: GraphBatch) -> Tensor:
         output: UnifiedOutput = compiled(batch, [task])
@@ -221,20 +215,20 @@ def distance_tables(run: Run, ways: int | None) -> dict[str, list[list[float]]]:
 
     Args:
         run: the run.
-        ways: see `study`. If given, `gw_same` is left out.
+        ways: see `study`.
 
     Returns:
-        (K, K) tables by name: the metrics of a plan; `gw_same`, between feature spaces of the same
-        molecules; and `gw_data`, between the tasks' molecules in the feature space of the
-        pre-trained model. The last two are found from one start.
+        (K, K) tables by name: the metrics of a plan. Without `ways` also `gw_same`, between feature
+        spaces of the same molecules, and `gw_data`, between the tasks' molecules in the feature
+        space of the pre-trained model, both found from one start.
     """
     return run.result(_distance_stage(run, ways)).record
 
 
 def _distance_stage(run: Run, ways: int | None) -> Stage:
-    spaces = {"gw": task_space, "gw_same": _shared_space, "gw_data": _pretrained_space}
-    if ways is not None:
-        spaces.pop("gw_same")
+    spaces = {"gw": task_space}
+    if ways is None:
+        spaces |= {"gw_same": _shared_space, "gw_data": _pretrained_space}
     solver, pairs = _solver(ways), {}
     for name, space in spaces.items():
         cached = cache(partial(space, run))
@@ -250,7 +244,7 @@ def _make_distances(
     run: Run, solver: PlanSettings, pairs: dict[tuple[str, str, str], Stage], _: Path
 ) -> StageResult:
     metrics: tuple[Metric, ...] = ("gw", "cka", "cosine")
-    tables = {
+    tables: dict[str, Matrix] = {
         name: model_distances(run, solver.model_copy(update={"metric": name})) for name in metrics
     }
     for name in dict.fromkeys(name for name, *_pair in pairs if name != "gw"):
@@ -338,8 +332,9 @@ def study(runs: Sequence[Run], both: Sequence[int], ways: int | None = None) -> 
         runs: of one configuration, one per seed; groups of three are measured for the first only.
         both: the seeds for which pairs are merged by weight average too; if any, the first is among
             them.
-        ways: see `measured_pairs`. If given, the solver of a plan has one start, and its variants
-            are not compared.
+        ways: see `measured_pairs`. If given, as many partitions are drawn to compare a plan with;
+            the solver of a plan has one start, and it is not compared with its variants and
+            controls.
     """
     solver = _solver(ways)
     seeds = [
@@ -374,13 +369,7 @@ def study(runs: Sequence[Run], both: Sequence[int], ways: int | None = None) -> 
             for metric, table in tables.items()
         },
         "agreement": _agreements(losses),
-        "data_alone": over_seeds(
-            [
-                rank_correlation(gw, data)
-                for gw, data in zip(tables["gw"], tables["gw_data"], strict=True)
-            ]
-        ),
-        **_solver_statistics(runs[0], ways),
+        **(_distance_statistics(runs[0], tables) if ways is None else {}),
         "by_seed": dict(zip((str(run.seed) for run in runs), seeds, strict=True)),
     }
 
@@ -422,10 +411,13 @@ def _agreements(losses: dict[str, dict[int, Matrix]]) -> dict[str, Any]:
     return {**found, "ties, valid against test": agreement(list(subsets))}
 
 
-def _solver_statistics(run: Run, ways: int | None) -> dict[str, Any]:
-    if ways is not None:
-        return {}
-    return {"variants": variant_statistics(variants(run)), "sizes": sizes(run)}
+def _distance_statistics(run: Run, tables: dict[str, list[Matrix]]) -> dict[str, Any]:
+    pairs = zip(tables["gw"], tables["gw_data"], strict=True)
+    return {
+        "data_alone": over_seeds([rank_correlation(gw, data) for gw, data in pairs]),
+        "variants": variant_statistics(variants(run)),
+        "sizes": sizes(run),
+    }
 
 
 def _seed(run: Run, both: bool, group_sizes: Sequence[int], ways: int | None) -> dict[str, Any]:
@@ -477,27 +469,26 @@ def _plans(run: Run, small: Run, size: int, ways: int | None) -> dict[str, Any]:
     found = {}
     for metric, table in distance_tables(run, ways).items():
         groups = average_linkage(run.tasks, np.array(table), size).groups
-        others = _partitions(groups, run.seed, ways if size == 2 else None)
+        others = _partitions(groups, run.seed, ways)
         scores = scores_of(
             sorted({group for partition in (groups, *others) for group in partition}),
             partial(_score_in, run, small, PUBLISHED_MERGE),
         )
         found[metric] = {
             "groups": [list(group) for group in groups],
-            **{subset: plan_rank(groups, others, scores, subset) for subset in SUBSETS},
+            "valid": plan_rank(groups, others, scores, "valid"),
+            "test": plan_rank(groups, others, scores, "test"),
         }
     return found
 
 
 def _partitions(groups: Sequence[Group], seed: int, ways: int | None) -> list[tuple[Group, ...]]:
-    """All partitions into groups of the same sizes, or drawn ones where every partition would take
-    new merges; the `ways` of `measured_pairs` are taken again."""
+    """All partitions into groups of the same sizes; or drawn ones, `ways` of them (pairs are then
+    those of `measured_pairs`), or few where every partition would take new merges."""
     tasks = [task for group in groups for task in group]
     lengths = sorted((len(group) for group in groups), reverse=True)
     if ways is not None:
         return drawn_groupings(tasks, lengths, ways, np.random.default_rng(0))
-    if number_of_groupings(lengths) > LISTED_PARTITIONS:
-        return drawn_groupings(tasks, lengths, DRAWN_PARTITIONS, np.random.default_rng(seed))
     every = list(all_groupings(tasks, lengths))
     if lengths[0] < 3 or len(every) <= DRAWN_PARTITIONS:
         return every

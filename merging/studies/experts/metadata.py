@@ -71,8 +71,8 @@ def own_forward(run: Run, task: str) -> Callable[[Any], Any]:
 
 def _words(run: Run, task: str, rows: Tensor) -> Words:
     """(n, WORDS), the fingerprints of some molecules."""
-    words = run.result(fingerprints(run, task)).tensors["words"].numpy().view(np.uint64)
-    return words[rows.numpy()]
+    words = run.result(fingerprints(run, task)).tensors["words"]
+    return words[rows].numpy().view(np.uint64)
 
 
 def known_molecules(data: MoleculeDataset) -> Tensor:

@@ -1,6 +1,6 @@
 """The tables of the study of supervised experts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
 
@@ -137,8 +137,7 @@ def _ranking_table(targets: list[Record]) -> str:
                 ),
                 f"{fmean(max(found['alpha']) for found in routed):.2f}",
                 f"{fmean(found['relative_error'] for found in routed):.3f}",
-                _difference(lambda t, m=measure: _merged_gain(t, m, "spearman"), targets),
-                _difference(lambda t, m=measure: _merged_gain(t, m, "own_head"), targets),
+                *(_mean_gain(targets, measure, score) for score in ("spearman", "own_head")),
                 f"{fmean(target['seconds'][cost] for target in targets) / share:.2f}",
             ]
         )
@@ -147,13 +146,10 @@ def _ranking_table(targets: list[Record]) -> str:
     return markdown_table(head, rows)
 
 
-def _merged_gain(target: Record, measure: str, score: str) -> float:
-    found = target["routed"][measure]
-    return float(found["merged"][score] - found["ensemble"][score])
-
-
-def _difference(gain: Callable[[Record], float], targets: list[Record]) -> str:
-    gains = [gain(target) for target in targets]
+def _mean_gain(targets: list[Record], measure: str, score: str) -> str:
+    """How far the merged expert is above the ensemble, with the standard error."""
+    routed = [target["routed"][measure] for target in targets]
+    gains = [found["merged"][score] - found["ensemble"][score] for found in routed]
     return f"{fmean(gains):+.3f} ± {stdev(gains) / len(gains) ** 0.5:.3f}"
 
 

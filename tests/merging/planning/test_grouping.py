@@ -5,12 +5,7 @@ import pytest
 from scipy.cluster.hierarchy import average
 from scipy.spatial.distance import squareform
 
-from merging.planning.grouping import (
-    all_groupings,
-    average_linkage,
-    drawn_groupings,
-    number_of_groupings,
-)
+from merging.planning.grouping import all_groupings, average_linkage, drawn_groupings
 from models.errors import InvalidInputError
 from tests.merging.tables import symmetric
 
@@ -68,12 +63,6 @@ class TestGrouping:
                 average_linkage(names, np.zeros((2, 2)), 2)
         with pytest.raises(InvalidInputError, match="limit: got 0"):
             average_linkage(["a", "b"], np.zeros((2, 2)), 0)
-
-
-@pytest.mark.parametrize("sizes", [(1,), (2, 2), (3, 3, 2), (2, 2, 1, 1), (4, 3)])
-def test_number_of_groupings(sizes: tuple[int, ...]) -> None:
-    names = [f"t{k}" for k in range(sum(sizes))]
-    assert number_of_groupings(sizes) == len(list(all_groupings(names, sizes)))
 
 
 def test_drawn_groupings_are_among_all() -> None:
