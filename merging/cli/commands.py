@@ -55,9 +55,11 @@ from merging.studies import (
     pretrained_forces,
     pretrained_forces_tables,
 )
+from merging.studies.experts import supervised
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
 from merging.studies.experts.summary import expert_tables
+from merging.studies.experts.supervised_tables import supervised_tables
 from merging.studies.gffmerge_tables import average_errors_table
 from merging.studies.gw_smm_analysis import gw_smm_tables
 from merging.studies.markdown import percent
@@ -520,9 +522,10 @@ def study_gw_smm(arguments: argparse.Namespace) -> None:
 
     Examples:
         gmerging study gw-smm --config gcn_supervised_contextpred.yaml --seeds 0 1 2 --both 0
+        gmerging study gw-smm --config moleculeace_short.yaml --seeds 1 --ways 5
     """
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
-    content = gw_smm.run_study(runs, arguments.both, arguments.results)
+    content = gw_smm.run_study(runs, arguments.both, arguments.results, arguments.ways)
     print(gw_smm_tables(content)["groups"])
 
 
@@ -562,6 +565,16 @@ def study_experts(arguments: argparse.Namespace) -> None:
     config, folders = load_experts_config(arguments.config), (arguments.data, arguments.work)
     content = run_experts(config, *folders, _seeds(arguments), arguments.results)
     print(expert_tables(content))
+
+
+def study_supervised_experts(arguments: argparse.Namespace) -> None:
+    """Compare routing, ensemble and merged expert among the models of other targets.
+
+    Examples:
+        gmerging study supervised-experts --config moleculeace_short.yaml --seed 1
+    """
+    content = supervised.run_study(_run(arguments), arguments.results)
+    print(supervised_tables(content)["against_first"])
 
 
 def study_one_pass(arguments: argparse.Namespace) -> None:

@@ -124,12 +124,18 @@ def study_rows() -> list[Row]:
         metavar="SEED",
         help="seeds for which pairs are merged by weight average too",
     )
+    ways = option(
+        "--ways",
+        type=int,
+        help="measure the pairs of so many random partitions into pairs, for many tasks; all pairs"
+        " by default",
+    )
     folder = option("--results", type=Path, default=NEIGHBOURS, help="folder of the results")
     forces = config_options("md17.yaml", BUNDLED), options.seeds, _results_file("gffmerge")
     start = config_options("md17_chgnet.yaml", BUNDLED), options.seeds
     pretrained = *start, _results_file("gffmerge-pretrained")
     domains = config_options("six_domains.yaml", (EXPERTS_CONFIG_FOLDER,)), options.seeds
-    planned = config_options(DEFAULT_CONFIG, BUNDLED), options.seeds, both, folder
+    planned = config_options(DEFAULT_CONFIG, BUNDLED), options.seeds, both, ways, folder
     gnnmerge = options.folder_options, seconds, _results_file("gnnmerge")
     graphs = config_options("gcc_tasks.yaml", BUNDLED), options.device, options.seeds
     return [
@@ -143,10 +149,16 @@ def study_rows() -> list[Row]:
             commands.study_graphs,
             (*graphs, options.processes, _results_file("generalisation")),
         ),
+        ("supervised-experts", commands.study_supervised_experts, _supervised_options()),
         ("one-pass", commands.study_one_pass, _one_pass_options()),
         ("forests", commands.study_forests, _forest_options()),
         *_admet_studies(),
     ]
+
+
+def _supervised_options() -> tuple[Option, ...]:
+    config = config_options("moleculeace_short.yaml", BUNDLED)
+    return config, options.device, options.seed, _results_file("supervised-experts")
 
 
 def _one_pass_options() -> tuple[Option, ...]:

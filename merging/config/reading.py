@@ -1,6 +1,6 @@
 """Reading of YAML configurations: strict, with `extends`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +55,8 @@ def read_values(path: Path, bundled: Sequence[Path]) -> dict[str, Any]:
         bundled: folders of the package.
 
     Raises:
-        ConfigError: the file is absent, is not YAML, holds no sections, or extends itself.
+        ConfigError: the file is absent, is not YAML, holds no sections, extends itself, or extends
+            files that differ.
     """
     values = _read_values(path, bundled, ())
     if not isinstance(values, dict):
@@ -84,14 +85,7 @@ def _read_values(path: Path, bundled: Sequence[Path], extended_by: tuple[Path, .
         raise ConfigError(f"{file}: not valid YAML: {error}{remedy}") from error
     if not isinstance(values, dict) or "extends" not in values:
         return values
-    name = values.pop("extends")
-    if not (isinstance(name, str) and name):
-        raise ConfigError(f"{file}: extends: got {name!r}, expected the name of a YAML file")
-    base = _read_values(file.parent / name, bundled, (*extended_by, file))
-    if not isinstance(base, dict):
-        raise ConfigError(
-            f"{file}: extends a file of {type(base).__name__}, expected a configuration"
-        )
+    base = _base(values.pop("extends"), values, file, bundled, (*extended_by, file))
     if isinstance(values.get("tasks"), list):
         base = only_tasks(base, values["tasks"])
     base, parent = {key: base[key] for key in base if key not in _IDENTITY}, base
@@ -99,6 +93,28 @@ def _read_values(path: Path, bundled: Sequence[Path], extended_by: tuple[Path, .
         values = _named(values, file, parent)
     sections = {name: _overridden(base.get(name), value) for name, value in values.items()}
     return {**base, **sections}
+
+
+def _base(
+    extends: Any,
+    own: Mapping[str, Any],
+    file: Path,
+    bundled: Sequence[Path],
+    extended_by: tuple[Path, ...],
+) -> dict[str, Any]:
+    """Read what a file extends: one file, or several that are joined."""
+    names = extends if isinstance(extends, list) and len(extends) > 1 else [extends]
+    if not all(isinstance(name, str) and name for name in names):
+        expected = "expected the name of a YAML file, or a list of two or more"
+        raise ConfigError(f"{file}: extends: got {extends!r}, {expected}")
+    bases = {}
+    for name in names:
+        bases[name] = base = _read_values(file.parent / name, bundled, extended_by)
+        if not isinstance(base, dict):
+            raise ConfigError(
+                f"{file}: extends a file of {type(base).__name__}, expected a configuration"
+            )
+    return base if len(bases) == 1 else _joined(bases, own, file)
 
 
 _QUOTES = "a text that begins with %, or has [, {, : or # in it, goes into quotes"
@@ -123,6 +139,43 @@ def _overridden(base: Any, value: Any) -> Any:
 
 
 _BY_TASK = ("finetune_by_task", "alignment_by_task", "forest_by_task")
+_TASK_SECTIONS = ("datasets", "meanings", *_BY_TASK)
+
+
+def _joined(
+    bases: Mapping[str, dict[str, Any]], own: Mapping[str, Any], file: Path
+) -> dict[str, Any]:
+    """Join the sections of several files: the tasks of all, with what is said by task.
+
+    Other sections in which they differ are left out where the file itself has them, in `own`.
+    Raises ConfigError: it has not, or the files differ in what they say of a task.
+    """
+    joined: dict[str, Any] = {}
+    dropped = {"description", "release"}
+    for name, base in bases.items():
+        for section, value in base.items():
+            known = joined.setdefault(section, value)
+            alike = {type(known), type(value)}
+            if alike == {list} and section in ("tasks", "related"):
+                joined[section] = [*known, *(entry for entry in value if entry not in known)]
+            elif alike == {dict} and section in _TASK_SECTIONS:
+                joined[section] = {**value, **known}
+                differing = [task for task in known if value.get(task, known[task]) != known[task]]
+                _check_same(differing, section, name, file)
+            elif section == "setting":
+                joined[section] = " and ".join(dict.fromkeys((str(known), str(value))))
+            elif section in own and value != known:
+                dropped.add(section)
+            elif section not in dropped:
+                # A section of this file would take their place.
+                _check_same([section] if value != known else [], "sections", name, file)
+    return {section: value for section, value in joined.items() if section not in dropped}
+
+
+def _check_same(differing: Sequence[str], what: str, name: str, file: Path) -> None:
+    if differing:
+        got = f"{what} {', '.join(differing)} of {name} that differ from the others'"
+        raise ConfigError(f"{file}: extends: got {got}, expected the same ones")
 
 
 def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
@@ -135,7 +188,7 @@ def only_tasks(values: dict[str, Any], tasks: list[Any]) -> dict[str, Any]:
         return {task: value for task, value in by_task.items() if task in tasks}
 
     kept = dict(values)
-    for section in ("datasets", "meanings", *_BY_TASK):
+    for section in _TASK_SECTIONS:
         if isinstance(values.get(section), dict):
             kept[section] = only(values[section])
     if isinstance(values.get("one_pass"), dict):

@@ -109,3 +109,16 @@ def all_groupings(names: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[
             names_left = [name for name in others if name not in members]
             for groups in all_groupings(names_left, sizes_left):
                 yield ((first, *members), *groups)
+
+
+def drawn_groupings(
+    names: Sequence[str], sizes: Sequence[int], count: int, generator: np.random.Generator
+) -> list[tuple[Group, ...]]:
+    """Draw partitions of some names into groups of these sizes, all equally likely; one may be
+    drawn twice. Names are sorted within a group, and groups by their first name."""
+    drawn = []
+    for _ in range(count):
+        order = iter(generator.permutation(sorted(names)).tolist())
+        groups = (tuple(sorted(itertools.islice(order, size))) for size in sizes)
+        drawn.append(tuple(sorted(groups)))
+    return drawn

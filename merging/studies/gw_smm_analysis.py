@@ -7,14 +7,16 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from merging.planning.distances import Matrix, pair_table
 from merging.planning.grouping import Group
 from merging.studies.markdown import markdown_table, over_seeds, percent
 
+EVERY_ORDER, DRAWN_ORDERS, SHOWN_GROUPS = 8, 9999, 10
 GroupScores = Mapping[Group, Mapping[str, Mapping[str, float]]]
-"""ROC-AUC by group, task of the group, and subset ("valid", "test"). Groups have their tasks in
+"""Concordance by group, task of the group, and subset ("valid", "test"). Groups have their tasks in
 order of name."""
 
 
@@ -23,44 +25,71 @@ def mantel(distances: Matrix, losses: Matrix) -> dict[str, float]:
     (Mantel 1967).
 
     Pairs that share a model are not independent, so models are permuted and not pairs: `p` is the
-    share of all K! permutations of the models of one table for which the correlation is at least as
-    high (K <= 8, as all are tried).
+    share of permutations of the models of one table for which the correlation is at least as high.
+    Of at most eight models all K! are tried, of more the identity and `DRAWN_ORDERS` that are
+    drawn.
 
     Args:
-        distances, losses: (K, K), symmetric.
+        distances: (K, K), symmetric.
+        losses: the same, NaN for pairs that were not measured.
 
     Returns:
         "rho", and "p" of the one-sided hypothesis that distant models lose more.
     """
-    count = len(distances)
-    upper = np.triu_indices(count, 1)
-    ranks = np.zeros((count, count))
-    ranks[upper] = _standard(rankdata(distances[upper].round(12)))
-    ranks += ranks.T
-    loss = _standard(rankdata(losses[upper].round(12)))
-    orders = np.array(list(itertools.permutations(range(count))))
-    every = ranks[orders[:, upper[0]], orders[:, upper[1]]] @ loss
+    first, second = known_pairs(losses)
+    loss, orders = _ranks(losses[first, second]), _orders(len(losses))
+    every = np.concatenate(
+        [
+            _ranks(distances[some[:, first], some[:, second]]) @ loss
+            for some in np.array_split(orders, len(orders) // 1000 + 1)
+        ]
+    )
     return {
         "rho": round(float(every[0]), 4),
         "p": round(float((every >= every[0] - 1e-9).mean()), 4),
     }
 
 
-def _standard(values: Matrix) -> Matrix:
-    centred = values - values.mean()
-    norm = float(np.linalg.norm(centred))
-    return np.asarray(centred / norm if norm > 0 else centred)
+def rank_correlation(table: Matrix, other: Matrix) -> float:
+    """Compute Spearman's rank correlation of two (K, K) tables over the pairs that are known in
+    `other`."""
+    pairs = known_pairs(other)
+    return round(float(_ranks(table[pairs]) @ _ranks(other[pairs])), 4)
+
+
+def known_pairs(table: Matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows and columns, row < column, of the numbers of a (K, K) table that are not NaN."""
+    first, second = np.triu_indices(len(table), 1)
+    known = ~np.isnan(table[first, second])
+    return first[known], second[known]
+
+
+def _orders(count: int) -> NDArray[np.int64]:
+    """The permutations of `count` models that are tried, (n, count); the first is the identity."""
+    if count <= EVERY_ORDER:
+        return np.array(list(itertools.permutations(range(count))))
+    generator, identity = np.random.default_rng(0), np.arange(count)
+    drawn = [generator.permutation(count) for _ in range(DRAWN_ORDERS)]
+    return np.stack([identity, *drawn])
+
+
+def _ranks(values: Matrix) -> Matrix:
+    """Rank the last axis; the ranks are centred and of norm 1."""
+    ranks = rankdata(values.round(12), axis=-1)
+    centred = ranks - ranks.mean(-1, keepdims=True)
+    norm = np.linalg.norm(centred, axis=-1, keepdims=True)
+    return np.asarray(centred / np.where(norm > 0, norm, 1))
 
 
 def without_task_effects(table: Matrix) -> Matrix:
-    """Subtract from a symmetric (K, K) table its least-squares fit m + u_i + u_k; the diagonal of
-    the result is 0.
+    """Subtract from a symmetric (K, K) table its least-squares fit m + u_i + u_k over the pairs
+    that are known; the diagonal of the result is 0.
 
     The rest is specific to pairs. Since every model is in some group, only this rest distinguishes
     plans with groups of equal sizes.
     """
     count = len(table)
-    first, second = np.triu_indices(count, 1)
+    first, second = known_pairs(table)
     design = np.zeros((len(first), count))
     design[np.arange(len(first)), first] = design[np.arange(len(first)), second] = 1
     effects = np.linalg.lstsq(design, table[first, second], rcond=None)[0]
@@ -75,27 +104,29 @@ def pair_losses(
     single: Mapping[str, Mapping[str, float]],
     subset: str,
 ) -> Matrix:
-    """Compute the loss of merging for every pair: the mean over its two tasks of the ROC-AUC of the
-    single model minus that of the merged one.
+    """Compute the loss of merging for every pair: the mean over its two tasks of the concordance
+    of the single model minus that of the merged one.
 
     Args:
         tasks: of the K models.
         scores: of the merged pairs.
-        single: ROC-AUC of the models that are not merged, by task and subset.
+        single: concordance of the models that are not merged, by task and subset.
         subset: "valid" or "test".
 
     Returns:
-        (K, K), symmetric, 0 on the diagonal.
+        (K, K), symmetric, 0 on the diagonal, NaN for pairs without scores.
     """
 
     def loss(*pair: str) -> float:
+        if pair not in scores:
+            return np.nan
         return fmean(single[task][subset] - scores[pair][task][subset] for task in pair)
 
     return pair_table(tasks, loss)
 
 
 def mean_score(groups: Sequence[Group], scores: GroupScores, subset: str) -> float:
-    """Average the ROC-AUC of all tasks, every task on the merged backbone of its group."""
+    """Average the concordance of all tasks, every task on the merged backbone of its group."""
     return fmean(scores[group][task][subset] for group in groups for task in group)
 
 
@@ -168,7 +199,7 @@ def agreement(families: Sequence[Sequence[Matrix]]) -> dict[str, Any]:
     """
     pairs = [pair for tables in families for pair in itertools.combinations(tables, 2)]
     return {
-        name: over_seeds([mantel(transform(a), transform(b))["rho"] for a, b in pairs])
+        name: over_seeds([rank_correlation(transform(a), transform(b)) for a, b in pairs])
         for name, transform in (("whole", np.asarray), ("interaction", without_task_effects))
     }
 
@@ -218,7 +249,7 @@ def variant_statistics(
 
 
 def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    return float(_standard(rankdata(first)) @ _standard(rankdata(second)))
+    return float(_ranks(np.array(first)) @ _ranks(np.array(second)))
 
 
 # --- the tables of `docs/gw-smm.md` ---
@@ -244,23 +275,28 @@ def gw_smm_tables(content: Mapping[str, Any]) -> dict[str, str]:
     """Format the content of the results file as Markdown tables.
 
     Returns:
-        By name: "correlation", "agreement", "groups", "references", "variants", "sizes".
+        By name: "correlation", "agreement", "groups", "references"; "value" where the size of a
+        backbone is known; "variants" and "sizes" where the solver's variants were compared.
     """
-    return {
+    tables = {
         "correlation": _correlation_table(content),
         "agreement": _agreement_table(content),
         "groups": _groups_table(content),
         "references": _references_table(content),
-        "variants": _variants_table(content["variants"]),
-        "sizes": _sizes_table(content["sizes"]),
     }
+    if "backbone_bytes" in content["settings"]:
+        tables["value"] = _value_table(content)
+    if "variants" in content:
+        tables["variants"] = _variants_table(content["variants"])
+        tables["sizes"] = _sizes_table(content["sizes"])
+    return tables
 
 
 def _correlation_table(content: Mapping[str, Any]) -> str:
     """A row per metric, merger and subset: rank correlation with the loss."""
     rows = []
     for metric, title in METRICS.items():
-        for loss, found in content["correlation"][metric].items():
+        for loss, found in content["correlation"].get(metric, {}).items():
             merger, subset = loss.rsplit("_", 1)
             cells = [cell for tables in found.values() for cell in _correlation_cells(tables)]
             rows.append([title, f"{merger.replace('_', ' ')}, {subset}", *cells])
@@ -289,7 +325,7 @@ def _groups_table(content: Mapping[str, Any]) -> str:
     for size in ("2", "3"):
         for seed, found in content["by_seed"].items():
             for metric, plan in found["plans"].get(size, {}).items():
-                drawn, groups = plan["test"], "; ".join(" ".join(group) for group in plan["groups"])
+                drawn, groups = plan["test"], _shown(plan["groups"])
                 spread = (
                     f"{percent(drawn['mean'])} ± {percent(drawn['std'])}"
                     f" ({percent(drawn['worst'])} to {percent(drawn['best'])})"
@@ -303,6 +339,40 @@ def _groups_table(content: Mapping[str, Any]) -> str:
                 )
     head = ["at most", "seed", "groups by", "groups", "test", "others of these sizes"]
     return markdown_table([*head, "better than (test)", "better than (validation)"], rows)
+
+
+def _shown(groups: Sequence[Sequence[str]]) -> str:
+    if len(groups) > SHOWN_GROUPS:
+        return f"{len(groups)} groups"
+    return "; ".join(" ".join(group) for group in groups)
+
+
+def _value_table(content: Mapping[str, Any]) -> str:
+    """A row per way to merge with the first seed: backbones, their size, the score, and the share
+    kept of what the models know alone (0.5 is nothing)."""
+    found = next(iter(content["by_seed"].values()))
+    references, count = found["references"], len(content["tasks"])
+    values = [(REFERENCES["each_alone"], count, references["each_alone"]["test"])]
+    for size, plans in found["plans"].items():
+        plan = plans["gw"]
+        titles = {"value": "groups by GW-SMM", "mean": "drawn groups of the same sizes"}
+        for name, title in titles.items():
+            title = f"At most {size}: {title}"
+            values.append((title, len(plan["groups"]), plan["test"][name]))
+    for name in ("one_group", "one_group_average"):
+        values.append((REFERENCES[name], 1, references[name]["test"]))
+    each, alone = content["settings"]["backbone_bytes"], references["each_alone"]["test"]
+    rows = [
+        [
+            title,
+            str(backbones),
+            f"{backbones * each / 1e6:.1f}",
+            percent(score),
+            f"{100 * (score - 0.5) / (alone - 0.5):.0f} %",
+        ]
+        for title, backbones, score in values
+    ]
+    return markdown_table(["merged", "backbones", "MB", "test", "kept"], rows)
 
 
 def _references_table(content: Mapping[str, Any]) -> str:

@@ -147,6 +147,28 @@ def _known_pairs(labels: Array, output: Array) -> Iterator[tuple[Array, Array]]:
         yield column[known].astype(np.float64), values[known].astype(np.float64)
 
 
+def concordance(output: Array, labels: Array) -> float:
+    """Compute the concordance index (Harrell et al. 1982), averaged over the labels that have
+    different values; NaN if there is none.
+
+    It is the probability that of two molecules with different labels the one with the greater label
+    has the greater output, where equal outputs count half: 0.5 for guessing, 1 for the right order.
+    For labels 0 and 1 it is ROC-AUC, so that classifications and regressions can be compared.
+
+    Args:
+        output, labels: (N, L), labels NaN where missing.
+    """
+    return mean_of_defined([_concordance(*pair) for pair in _known_pairs(labels, output)])
+
+
+def _concordance(labels: Array, output: Array) -> float:
+    order = np.sign(labels[:, None] - labels)
+    pairs = np.abs(order).sum()
+    if not pairs:
+        return math.nan
+    return float(0.5 + 0.5 * (order * np.sign(output[:, None] - output)).sum() / pairs)
+
+
 def _ranking(output: Array, labels: Array) -> dict[str, float]:
     """Compute ROC-AUC and AUPRC, averaged over the labels with both classes."""
     values = [

@@ -87,6 +87,32 @@ def test_a_file_may_be_utf_16(tmp_path: Path, bundled: Path) -> None:
     assert read(tmp_path, text, bundled).description == "größer"
 
 
+OTHER = "setting: other\ntasks: [c, a]\ndatasets: {c: c.csv, a: a.csv}\n"
+
+
+def test_a_file_extends_several(tmp_path: Path, bundled: Path) -> None:
+    training = "training: {epochs: 5, rates: [0.1, 0.2]}"
+    (tmp_path / "other.yaml").write_text(OTHER + training)
+    config = read(tmp_path, "extends: [base.yaml, other.yaml]", bundled)
+    assert config.tasks == ("a", "b", "c")
+    assert config.datasets == {name: f"{name}.csv" for name in "abc"}
+    assert (config.training.epochs, config.release) == (5, None)
+    assert config.description == "extends base and other"
+    fewer = read(tmp_path, "extends: [other.yaml, base.yaml]\ntasks: [b]", bundled)
+    assert fewer.datasets == {"b": "b.csv"}
+
+
+def test_several_files_that_differ(tmp_path: Path, bundled: Path) -> None:
+    (tmp_path / "other.yaml").write_text(OTHER + "training: {epochs: 6}")
+    text = "extends: [base.yaml, other.yaml]\n"
+    with pytest.raises(ConfigError, match=r"got sections training of other\.yaml that differ"):
+        read(tmp_path, text, bundled)
+    assert read(tmp_path, text + "training: {epochs: 7}", bundled).training == Training(epochs=7)
+    (tmp_path / "other.yaml").write_text("setting: other\ndatasets: {b: c.csv}")
+    with pytest.raises(ConfigError, match=r"got datasets b of other\.yaml that differ"):
+        read(tmp_path, text, bundled)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -5,7 +5,7 @@ import pytest
 from scipy.cluster.hierarchy import average
 from scipy.spatial.distance import squareform
 
-from merging.planning.grouping import all_groupings, average_linkage
+from merging.planning.grouping import all_groupings, average_linkage, drawn_groupings
 from models.errors import InvalidInputError
 from tests.merging.tables import symmetric
 
@@ -63,3 +63,14 @@ class TestGrouping:
                 average_linkage(names, np.zeros((2, 2)), 2)
         with pytest.raises(InvalidInputError, match="limit: got 0"):
             average_linkage(["a", "b"], np.zeros((2, 2)), 0)
+
+
+def test_drawn_groupings_are_among_all() -> None:
+    names, sizes = "abcdefgh", (3, 3, 2)
+    every = set(all_groupings(names, sizes))
+    drawn = drawn_groupings(names, sizes, 2000, np.random.default_rng(0))
+    assert set(drawn) <= every
+    # 280 equally likely ones: each is drawn with probability .9992.
+    assert len(set(drawn)) > 270
+    again = drawn_groupings(names[::-1], sizes, 3, np.random.default_rng(0))
+    assert again == drawn[:3]

@@ -1,11 +1,13 @@
 """The study of GW-SMM on a pico run."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from merging.planning.plan import PUBLISHED_MERGE
 from merging.run.config import load_config
@@ -13,9 +15,10 @@ from merging.run.models import merged_model, without_adapters
 from merging.run.run import Run
 from merging.run.scores import evaluate, unified_forward
 from merging.run.stages import finetuned_network
-from merging.studies.gw_smm import on_samples, study
+from merging.studies.gw_smm import measured_pairs, on_samples, run_study, study
 from merging.studies.gw_smm_analysis import gw_smm_tables
-from tests.merging.conftest import write_pico
+from models.errors import ConfigError
+from tests.merging.conftest import molecules, write_csv, write_pico
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,7 @@ class TestStudy:
             "agreement",
             "groups",
             "references",
+            "value",
             "variants",
             "sizes",
         }
@@ -92,9 +96,8 @@ class TestStudy:
         self, pico_run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("merging.studies.gw_smm.SUBSET_MOLECULES", 6)
-        monkeypatch.setattr("merging.studies.gw_smm.STATISTICS_MOLECULES", 10)
         monkeypatch.setattr("merging.studies.gw_smm.LABELS", 1)
-        whole, small = pico_run.dataset("other"), on_samples(pico_run).dataset("other")
+        whole, small = pico_run.dataset("other"), on_samples(pico_run, 10).dataset("other")
         assert len(small.split.train) == 10
         assert small.labels[:, 1].isnan().all()
         torch.testing.assert_close(small.labels[:, 0], whole.labels[:, 0])
@@ -105,3 +108,40 @@ class TestStudy:
             assert set(chosen.tolist()) <= set(rows.tolist())
             assert (whole.labels[rows, 0] == 1).sum() == (whole.labels[chosen, 0] == 1).sum()
             assert len(chosen) <= max(6, int((whole.labels[rows, 0] == 1).sum()))
+
+
+def with_a_regression(folder: Path, target: str) -> Run:
+    """The pico run with a third task, the length of the SMILES."""
+    file = write_pico(folder)
+    rows = [(molecule, str(len(molecule))) for molecule in molecules()]
+    write_csv(folder / "data/length.csv", "smiles", ("length",), rows)
+    values = yaml.safe_load(file.read_text())
+    values["tasks"].append("length")
+    values["datasets"]["length"] = {"file": "length.csv", "target": target}
+    file.write_text(yaml.safe_dump(values))
+    return Run(load_config(file), 0, folder / "data", folder / "work", torch.device("cpu"))
+
+
+def test_drawn_pairs_and_a_regression(tmp_path: Path) -> None:
+    run = with_a_regression(tmp_path, "regression")
+    found = json.loads(json.dumps(study([run], [], ways=1)))
+    (pair,) = measured_pairs(run, 1)
+    table = np.array(found["by_seed"]["0"]["losses"]["ties_test"], dtype=float)
+    rows = sorted(run.tasks.index(task) for task in pair)
+    assert np.argwhere(~np.isnan(np.triu(table, 1)) & (np.triu(table, 1) != 0)).tolist() in (
+        [rows],
+        [],  # Nothing was lost.
+    )
+    assert np.isnan(table).sum() == 4
+    assert found["settings"]["pairs"] == found["by_seed"]["0"]["plans"]["2"]["gw"]["test"]["ways"]
+    alone = found["by_seed"]["0"]["by_task"]["finetuned"]["length"]["test"]
+    assert 0 <= alone <= 1
+    assert not gw_smm_tables(found).keys() & {"variants", "sizes"}
+    assert found["correlation"].keys() == {"gw", "cka", "cosine"}
+
+
+def test_classes_and_no_ways_are_refused(tmp_path: Path, pico_run: Run) -> None:
+    with pytest.raises(ConfigError, match="got tasks with classes, length"):
+        run_study([with_a_regression(tmp_path, "multiclass")], [], tmp_path)
+    with pytest.raises(ConfigError, match="--ways: got 0, expected at least 1"):
+        run_study([pico_run], [], tmp_path, ways=0)

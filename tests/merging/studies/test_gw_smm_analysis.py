@@ -14,9 +14,11 @@ from merging.studies.gw_smm_analysis import (
     agreement,
     correlations,
     gw_smm_tables,
+    known_pairs,
     mantel,
     pair_losses,
     plan_rank,
+    rank_correlation,
     scores_of,
     variant_statistics,
     without_task_effects,
@@ -82,6 +84,23 @@ class TestAnalysis:
             np.mean(np.array(shuffled) >= found["rho"] - 1e-4), abs=1e-4
         )
         assert mantel(table, table)["rho"] == pytest.approx(1)
+
+    def test_pairs_that_were_not_measured_do_not_count(self) -> None:
+        distances, losses = symmetric(10, 0), symmetric(10, 1)
+        losses[0, 1] = losses[1, 0] = losses[4, 7] = losses[7, 4] = np.nan
+        known = known_pairs(losses)
+        assert len(known[0]) == 43
+        found = mantel(distances, losses)
+        expected = spearmanr(distances[known], losses[known])[0]
+        assert found["rho"] == rank_correlation(distances, losses) == round(float(expected), 4)
+        assert 0 < found["p"] < 1
+        effects = np.arange(10.0)
+        additive = np.where(np.isnan(losses), np.nan, effects[:, None] + effects)
+        np.testing.assert_allclose(without_task_effects(additive)[known], 0, atol=1e-12)
+
+    def test_drawn_orders_find_what_is_there(self) -> None:
+        table = symmetric(12, 0)
+        assert mantel(table, table + 0.3 * symmetric(12, 1))["p"] == 0.0001
 
     def test_what_tasks_add_on_their_own_is_taken_out(self) -> None:
         effects = np.array([0.1, 0.5, 0.2, 0.9, 0.4])

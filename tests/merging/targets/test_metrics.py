@@ -11,6 +11,7 @@ from merging.targets.metrics import (
     compute_metrics,
     compute_outputs,
     compute_score,
+    concordance,
     metric_of_score,
     roc_auc,
     scores_by_metric,
@@ -191,3 +192,18 @@ def test_scores_are_grouped_by_name_and_back() -> None:
         "c": ("scaled_mae", 0.5),
         "d": ("spearman", 0.4),
     }
+
+
+def test_concordance_is_roc_auc_for_two_values_and_counts_pairs_for_numbers() -> None:
+    generator = np.random.default_rng(0)
+    outputs = generator.integers(0, 9, (60, 2)).astype(np.float32)
+    labels = generator.integers(0, 2, (60, 2)).astype(np.float32)
+    labels[::7, 0] = np.nan
+    assert concordance(outputs, labels) == pytest.approx(
+        roc_auc(torch.from_numpy(labels), torch.from_numpy(outputs)).mean
+    )
+    numbers = np.array([[1.0], [2.0], [3.0], [3.0]])
+    # Of the five pairs with different labels two are in order, and one is a draw.
+    found = concordance(np.array([[0.0], [0.5], [0.5], [-1.0]]), numbers)
+    assert found == pytest.approx((2 + 0.5) / 5)
+    assert np.isnan(concordance(numbers, np.ones((4, 1))))
