@@ -571,6 +571,7 @@ def study_one_pass(arguments: argparse.Namespace) -> None:
         gmerging study one-pass --seeds 0 1 --variants base
     """
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
+    check_molecules(runs[0])
     if arguments.teachers:
         config = one_pass.taught_by(runs[0].config, arguments.teachers)
         runs = [replace(run, config=config) for run in runs]

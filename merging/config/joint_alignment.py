@@ -10,8 +10,8 @@ from models.transport.problem import Solver
 
 
 class PoolConfig(Section):
-    """The unlabelled molecules of joint alignment. Test molecules of the run's tasks are never
-    among them, whatever the source.
+    """The unlabelled molecules, or other graphs, of joint alignment. Test molecules of the run's
+    tasks are never among them, whatever the source.
 
     Attributes:
         tasks: tasks whose training molecules are drawn; None for all tasks of the run, empty for

@@ -188,16 +188,16 @@ class ForestConfig(Section):
 
 class AlignmentConfig(Section):
     """Settings of adapter training, which needs no labels: the loss is alpha * L1 of graph
-    embeddings + twd_weight * the sum over layers of TWD.
+    embeddings (of a task on nodes, of the last layer) + twd_weight * the sum over layers of TWD.
 
     Attributes:
         rank: rank of the adapters.
         sites: places in the network that have adapters.
         alpha, twd_weight: weights of the two terms; 0 leaves one out.
-        support_order: maximum number of bonds that mass is transported over: 0 compares every atom
-            with itself; None allows any two atoms of a molecule.
-        max_molecules: maximum number of molecules per epoch, drawn anew for every epoch; None uses
-            all.
+        support_order: maximum number of bonds or edges that mass is transported over: 0 compares
+            every node with itself; None allows any two nodes of a graph.
+        max_molecules: maximum number of molecules or other graphs per epoch, drawn anew for every
+            epoch; None uses all.
         solver, epsilon, tolerance, max_iters: of the transport problem (`models.transport`).
     """
 

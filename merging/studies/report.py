@@ -1,7 +1,7 @@
 """Comparisons of methods, written to results files: `seed<N>.json`, `summary.json`,
 `ablations.json` and Markdown tables. `merging.drawing.figures` plots them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -136,6 +136,7 @@ def compare_settings(runs: Sequence[Run], path: Path, build: Build) -> dict[str,
             name: _over([_seconds(name, row.run) for row in methods])
             for name, methods in rows.items()
         },
+        **_numbers(rows),
     }
     settings = (read_json(path) or {"settings": []})["settings"]
     others = [setting for setting in settings if setting["setting"] != compared["setting"]]
@@ -162,6 +163,21 @@ def _adapted_rows(runs: Sequence[Run]) -> dict[str, list[Method]]:
         for method in methods:
             rows.setdefault(method.name, []).append(method)
     return rows
+
+
+def _numbers(rows: Mapping[str, Sequence[Method]]) -> dict[str, Any]:
+    """Count the numbers that adapters and residuals add for a task: {"numbers_per_task": {name:
+    count}}; nothing without adapters."""
+    if "gmerging_own" not in rows:
+        return {}
+    run, plain = rows["gmerging_own"][0].run, rows["residual"][0].run
+    layers, width = run.config.shape.size
+    return {
+        "numbers_per_task": {
+            "residual": run.result(merged(plain)).record["numbers"],
+            "gmerging_own": (layers + 1) * 2 * width * run.config.rank,
+        }
+    }
 
 
 def _test_scores(row: Method) -> dict[str, tuple[str, float]]:

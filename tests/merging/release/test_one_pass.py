@@ -67,7 +67,7 @@ def test_no_adapter_is_trained_and_scores_are_in_manifest_and_card(released: Pat
     assert f"{100 * own['average']:.1f}" in card
     assert "The stream `one-pass` is one pass of the network for nitrogen, other." in card
     assert "Merged by joint alignment: without labels" in card
-    assert "start:\nmerged). Teachers: fine-tuned models." in card
+    assert "start: merged). Teachers: fine-tuned models." in card
 
 
 def test_inspect_counts_the_stream_once(released: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,6 +238,11 @@ def test_comparison_has_adapters_and_one_pass(small: Run, tmp_path: Path) -> Non
     content = compare_settings([small], tmp_path / "results.json", build)
     scores = content["settings"][0]["scores"]
     assert {"gmerging_own", "gmerging_moe", "one_pass", "residual"} <= scores.keys()
+    numbers = content["settings"][0]["numbers_per_task"]
+    assert numbers["gmerging_own"] == sum(
+        site.up.numel() + site.down.numel() for site in expert(small, "regression").adapters.sites
+    )
+    assert numbers["residual"] > 0
 
 
 @pytest.mark.parametrize(
