@@ -2,6 +2,7 @@
 arXiv:2006.09963), as in the generalisation table of G-Merging."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _measured(run: Run, build: Build) -> dict[str, Any]:
     candidates = {name: _candidates(run, name) for name in CANDIDATES}
     routed = Method("routed_merged", "Routing `merged`", run, partial(evaluation, "routed_merged"))
     corrected = *gmerging_methods(run), routed, one_pass_method(run)
-    references = finetuned_method(run), probe_method(run)
+    references = finetuned_method(run), *probe_methods(run)
     rows = [*references, *(row for rows in candidates.values() for row in rows), *corrected]
     build([stage for row in rows for stage in row.stages], f"seed {run.seed}")
     chosen = (max(rows, key=_validation) for rows in candidates.values())
@@ -112,10 +113,14 @@ def _validation(row: Method) -> float:
     return average
 
 
-def probe_method(run: Run) -> Method:
-    """Return the row of the network that fine-tuning starts from, with a linear probe per task
-    (`merging.targets.probe`): what a task has without any training of the network."""
-    return Method("probe", "Pre-trained network, linear probes", run, _probe)
+def probe_methods(run: Run) -> list[Method]:
+    """Return the rows of the network that fine-tuning starts from, and of a random one, with a
+    linear probe per task (`merging.targets.probe`): what a task has without training a network."""
+    random = replace(run, config=run.config.model_copy(update={"pretrained": None}))
+    return [
+        Method("probe", "Pre-trained network, linear probes", run, _probe),
+        Method("probe_random", "Random network, linear probes", random, _probe),
+    ]
 
 
 def _probe(run: Run, task: str, kinds: StatisticsKinds) -> Stage:

@@ -32,7 +32,7 @@ def test_all_methods_are_measured_and_summarised(folder: Path) -> None:
     assert json.loads(path.read_text()) == content
     summary = content["summary"]
     corrected = "gmerging_own", "gmerging_moe", "routed_merged", "one_pass"
-    assert list(summary) == ["finetuned", "probe", *CANDIDATES, *corrected]
+    assert list(summary) == ["finetuned", "probe", "probe_random", *CANDIDATES, *corrected]
     for method in summary.values():
         assert set(method["tasks"]) == {"net", "rings"}
         assert len(method["average"]["values"]) == 2
