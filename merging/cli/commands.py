@@ -522,7 +522,7 @@ def study_gw_smm(arguments: argparse.Namespace) -> None:
 
     Examples:
         gmerging study gw-smm --config gcn_supervised_contextpred.yaml --seeds 0 1 2 --both 0
-        gmerging study gw-smm --config moleculeace_short.yaml --seeds 1 --ways 5
+        gmerging study gw-smm --config moleculeace_proteins.yaml --seeds 1 --ways 5
     """
     runs = [_run(arguments, seed) for seed in _seeds(arguments)]
     content = gw_smm.run_study(runs, arguments.both, arguments.results, arguments.ways)

@@ -14,8 +14,8 @@ MEASURES = {
     "similarity": "similar molecules",
     "near_accuracy": "past errors nearby",
     "near_labels": "labels nearby",
-    "fitted_head": "fitted head",
-    "own_head": "own head",
+    "fitted_head": "error of fitted heads",
+    "own_head": "order of own heads",
 }
 """Titles of the measures of competence; the last two run every expert."""
 PLACES = ("first", "second", "third")

@@ -141,8 +141,9 @@ def test_scores_are_kept_by_group_in_order_of_name() -> None:
     assert found == {("a", "b"): {"b": {"test": 0.0}, "a": {"test": 1.0}}}
 
 
-def test_page_shows_the_results() -> None:
-    root = Path(__file__).parents[3]
+@pytest.mark.parametrize("file", ["gw-smm.json", "many-tasks/gw-smm.json"])
+def test_page_shows_the_results(file: str) -> None:
     text = page("gw-smm.md").read_text()
-    for table in gw_smm_tables(read_json(root / "results/neighbours/gw-smm.json")).values():
+    found = read_json(Path(__file__).parents[3] / "results/neighbours" / file)
+    for table in gw_smm_tables(found).values():
         assert table in text

@@ -11,6 +11,7 @@ import yaml
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
+from merging.data.files import read_json
 from merging.run.config import load_config
 from merging.run.run import Run
 from merging.run.scores import evaluate, plain_forward
@@ -29,6 +30,7 @@ from merging.targets.probe import PENALTY
 from models.domain.neighbours import MoleculeSet, packed
 from models.errors import ConfigError
 from tests.merging.conftest import molecules, write_csv, write_pico
+from tests.pages import ROOT, page
 
 TASKS = ("length", "carbons", "nitrogens", "rings", "oxygens")
 
@@ -159,3 +161,11 @@ def test_tables(content: dict[str, Any]) -> None:
     }
     ranked = {"competence": {"near": {"a": 1.0, "b": 3.0, "c": 2.0}}, "experts": experts}
     assert rank_correlation([ranked], "near", "spearman") == pytest.approx(0.5)
+
+
+def test_page_shows_the_results() -> None:
+    found = read_json(ROOT / "results/neighbours/supervised-experts.json")
+    assert found is not None
+    text = page("expert-merging.md").read_text()
+    for table in supervised_tables(found).values():
+        assert table in text
