@@ -14,7 +14,7 @@ from merging.planning.distances import Matrix, pair_table
 from merging.planning.grouping import Group
 from merging.studies.markdown import markdown_table, over_seeds, percent
 
-EVERY_ORDER, DRAWN_ORDERS, SHOWN_GROUPS = 8, 9999, 10
+EVERY_ORDER, DRAWN_ORDERS, SHOWN_GROUPS = 8, 9999, 8
 GroupScores = Mapping[Group, Mapping[str, Mapping[str, float]]]
 """Concordance by group, task of the group, and subset ("valid", "test"). Groups have their tasks in
 order of name."""
@@ -361,12 +361,12 @@ def _value_table(content: Mapping[str, Any]) -> str:
             values.append((title, len(plan["groups"]), plan["test"][name]))
     for name in ("one_group", "one_group_average"):
         values.append((REFERENCES[name], 1, references[name]["test"]))
-    each, alone = content["settings"]["backbone_bytes"], references["each_alone"]["test"]
+    size_of_one, alone = content["settings"]["backbone_bytes"], references["each_alone"]["test"]
     rows = [
         [
             title,
             str(backbones),
-            f"{backbones * each / 1e6:.1f}",
+            f"{backbones * size_of_one / 1e6:.1f}",
             percent(score),
             f"{100 * (score - 0.5) / (alone - 0.5):.0f} %",
         ]
