@@ -102,10 +102,11 @@ class MoleculeConfig(RunConfig):
     Attributes:
         pretrained: the checkpoint.
         tasks: names of the tasks.
-        datasets: descriptions of the tasks that are not sets of MoleculeNet.
+        datasets: descriptions of the tasks, and of related ones, that are not sets of MoleculeNet.
         related: groups of tasks of the same property. A training or validation row of a task whose
             molecule, whatever its stereochemistry, is a test molecule of another task of a group is
-            left out.
+            left out. Some tasks of a group may be no tasks of the run (those of other groups of a
+            plan).
         finetune, alignment: settings of all tasks; a section of `_by_task` names only the
             differences.
         forest: settings of the trees on fingerprints beside the network (`gmerging add-forests`);
@@ -142,9 +143,9 @@ class MoleculeConfig(RunConfig):
     def _check(self) -> Self:
         if not self.tasks:
             raise ValueError("tasks: got none, expected at least one")
-        by_task = (self.datasets, self.finetune_by_task, self.alignment_by_task)
+        described = self.datasets.keys() - {task for group in self.related for task in group}
+        by_task = (described, self.finetune_by_task, self.alignment_by_task)
         named = {name for section in (*by_task, self.forest_by_task) for name in section}
-        named |= {task for group in self.related for task in group}
         named |= {*self.compare.ablation_tasks, *self.compare.forest_trees_by_task}
         named |= set() if self.one_pass is None else self.one_pass.named_tasks
         unknown = sorted(named - set(self.tasks))
@@ -160,9 +161,7 @@ class MoleculeConfig(RunConfig):
                 " under `datasets`"
             )
         for group in self.related:
-            if len(set(group)) != len(group) or len(group) < 2:
-                expected = "expected groups of two tasks or more, each task once"
-                raise ValueError(f"related: got {list(group)}, {expected}")
+            self._check_related(group)
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks: got {list(self.tasks)}, expected each task once")
         check_distinct(self.tasks)
@@ -216,9 +215,18 @@ class MoleculeConfig(RunConfig):
         return self.meanings.get(task, published)
 
     def related_to(self, task: str) -> tuple[str, ...]:
-        """Return the other tasks of a task's groups in `related`."""
+        """Return the other tasks of a task's groups in `related`, by name."""
         others = {name for group in self.related if task in group for name in group} - {task}
-        return tuple(name for name in self.tasks if name in others)
+        return tuple(sorted(others))
+
+    def _check_related(self, group: tuple[str, ...]) -> None:
+        known = {*self.tasks, *self.datasets, *MOLECULENET}
+        if unknown := [task for task in group if task not in known]:
+            expected = "expected tasks, or sets described under `datasets`"
+            raise ValueError(f"related: got {unknown[0]!a}, {expected}")
+        if len(set(group)) != len(group) or len(group) < 2 or not {*group} & {*self.tasks}:
+            expected = "expected groups of two tasks or more, each task once, one of `tasks` among"
+            raise ValueError(f"related: got {list(group)}, {expected} them")
 
     def training_for(self, task: str) -> FinetuneConfig:
         """Return the fine-tuning settings of a task."""

@@ -294,6 +294,9 @@ def planned_runs(run: Run, plan: Plan) -> dict[str, Run]:
 def group_run(run: Run, tasks: tuple[str, ...], merge: MergeConfig, name: str) -> Run:
     """Return the run of some of a run's tasks with another merger; loaded data is shared.
 
+    What is said of related tasks stays, those outside the group among them, so that the models of
+    the tasks are the same in every group.
+
     Args:
         run: the whole run.
         tasks: of the group.
@@ -304,7 +307,15 @@ def group_run(run: Run, tasks: tuple[str, ...], merge: MergeConfig, name: str) -
         ConfigError: the resulting configuration is not valid.
     """
     release = run.config.release
+    related = [group for group in run.config.related if {*group} & {*tasks}]
+    described = {*tasks, *(task for group in related for task in group)}
     changes: Mapping[str, Any] = {
+        "related": related,
+        "datasets": {
+            task: spec.model_dump(mode="json")
+            for task, spec in run.config.datasets.items()
+            if task in described
+        },
         "tasks": [task for task in run.tasks if task in tasks],
         "merge": merge.model_dump(),
         "setting": f"{run.config.setting}-{name}",

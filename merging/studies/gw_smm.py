@@ -510,17 +510,12 @@ def run_study(
         The content of the results file.
 
     Raises:
-        ConfigError: the runs' family of models has no adapters, a task has classes, tasks are
-            related, or there is no way.
+        ConfigError: the runs are not on molecules, a task has classes, or there is no way.
     """
     check_molecules(runs[0])
     if classes := [task for task in runs[0].tasks if runs[0].dataset(task).target == "multiclass"]:
         expected = "expected labels 0 and 1, or numbers"
         raise ConfigError(f"got tasks with classes, {', '.join(classes)}, {expected}")
-    if related := runs[0].config.related:
-        # A group without one of them would have other models, trained on the other's test rows.
-        expected = "expected none, as their models depend on each other's test molecules"
-        raise ConfigError(f"related: got {', '.join(related[0])}, {expected}")
     if ways is not None and ways < 1:
         raise ConfigError(f"--ways: got {ways}, expected at least 1")
     content = study(runs, both, ways)

@@ -1,5 +1,6 @@
 """Tasks of the same property: no training molecule of one is a test molecule of another."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from gmerging.cli.main import main
 from merging.config.reading import only_tasks
 from merging.families.molecule_config import MoleculeConfig
+from merging.planning.plan import group_run
 from merging.release.release import data_provenance
 from merging.run.config import load_config
 from merging.run.run import Run
@@ -66,6 +68,16 @@ def test_test_molecules_of_related_tasks_are_left_out_and_counted(tmp_path: Path
     assert list(sources) == ["nitrogen.csv", "other/other.csv"]
 
 
+def test_a_group_of_a_plan_has_the_models_of_the_whole_run(tmp_path: Path) -> None:
+    """Its tasks leave out the test molecules of related tasks in other groups too."""
+    run = related_run(tmp_path, [["nitrogen", "other"]])
+    group = group_run(run, ("nitrogen",), run.config.merge, "group1")
+    assert group.tasks == ("nitrogen",)
+    assert teacher(group, "nitrogen").key == teacher(run, "nitrogen").key
+    alone = replace(group, _datasets={}).dataset("nitrogen")
+    assert alone.record["left_out"] == {"other": {"train": 17, "valid": 0}}
+
+
 def keys(run: Run) -> tuple[str, ...]:
     """Keys of results on the first task: its own model, and its forest."""
     forest = next(row for row in reference_rows(run) if row.name == "ecfp4_random_forest")
@@ -111,7 +123,8 @@ def test_a_task_of_which_too_little_is_left_is_refused(tmp_path: Path) -> None:
     [
         ([["nitrogen"]], r"related: got \['nitrogen'\], expected groups of two tasks or more"),
         ([["nitrogen", "nitrogen"]], "expected groups of two tasks or more, each task once"),
-        ([["nitrogen", "absent"]], r"settings by task: got names \['absent'\]"),
+        ([["nitrogen", "absent"]], "related: got 'absent', expected tasks, or sets described"),
+        ([["bbbp", "bace"]], r"related: got \['bbbp', 'bace'\], .* one of `tasks` among them"),
     ],
 )
 def test_groups_that_are_none_are_refused(

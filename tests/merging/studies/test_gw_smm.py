@@ -1,7 +1,6 @@
 """The study of GW-SMM on a pico run."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +138,6 @@ def test_drawn_pairs_and_a_regression(tmp_path: Path) -> None:
     assert 0 <= alone <= 1
     assert not gw_smm_tables(found).keys() & {"variants", "sizes"}
     assert found["correlation"].keys() == {"gw", "cka", "cosine"}
-
-
-def test_related_tasks_are_refused(tmp_path: Path, pico_run: Run) -> None:
-    related = pico_run.config.model_copy(update={"related": (pico_run.tasks,)})
-    with pytest.raises(ConfigError, match="related: got nitrogen, other, expected none"):
-        run_study([replace(pico_run, config=related)], [], tmp_path)
 
 
 def test_classes_and_no_ways_are_refused(tmp_path: Path, pico_run: Run) -> None:
