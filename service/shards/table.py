@@ -19,7 +19,7 @@ from service.shards.made import METADATA
 from service.shards.request import ScreenRequest, Top
 
 _GROUP_BYTES = 32 * 1024**2
-_GROUP_ROWS = 128 * 1024
+_GROUP_ROWS = 64 * 1024
 _PROBABILITIES = ("multilabel", "multiclass")
 
 
