@@ -148,7 +148,8 @@ class EngineInfo:
             raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
         levels = {task: self.task_infos[task].level for task in labels}
         if inside := [task for task, level in levels.items() if level != "graph"]:
-            got = f"got explain ['atoms'] for {inside[0]}, a task at level {levels[inside[0]]!r}"
+            got = f"got explain ['atoms'] for {inside[0]}, which answers for every"
+            got = f"{got} {levels[inside[0]]}"
             expected = "expected tasks that answer for the graph"
             raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
 

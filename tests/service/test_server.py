@@ -127,11 +127,10 @@ def server(request: pytest.FixtureRequest, pico_artifact: Path) -> Iterator[Serv
     artifact = pico_artifact if request.param == "pico" else RELEASED_ARTIFACT
     if not (artifact / "manifest.json").is_file():
         pytest.skip(f"no artifact at {artifact}")
-    # Small passes and no cache, so that requests are cut and mixed.
-    with process(port=0, artifact=artifact, device="cpu", max_batch_cost=300, cache_bytes=0) as (
-        _,
-        url,
-    ):
+    # Small passes and no cache, so that requests are cut and mixed; and time, since a service on a
+    # machine that is busy with other tests rightly refuses what it cannot answer soon.
+    settings = {"max_batch_cost": 300, "cache_bytes": 0, "request_timeout_seconds": 120}
+    with process(port=0, artifact=artifact, device="cpu", **settings) as (_, url):
         yield Server(url, load_engine(artifact, settings_of(device="cpu")))
 
 
