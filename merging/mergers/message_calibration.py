@@ -40,9 +40,8 @@ def message_calibration(inputs: MergeInputs, options: MergerOptions) -> MergeRes
     A channel that is constant in the average keeps its scale; its mean is calibrated.
     """
     state, factors = weight_average(inputs, options).backbone, []
-    for layer in range(inputs.config.num_layers):
-        target = _over_tasks(inputs, layer, inputs.finetuned)
-        found = _over_tasks(inputs, layer, dict.fromkeys(inputs.finetuned, state))
+    for layer, target in enumerate(_over_tasks(inputs, inputs.finetuned)):
+        found = _over_tasks(inputs, dict.fromkeys(inputs.finetuned, state))[layer]
         alive = found.deviation > _SMALLEST * found.deviation.max()
         factor = torch.where(alive, target.deviation / found.deviation.where(alive, 1.0), 1.0)
         _fold(state, inputs.config, layer, factor, target.mean - factor * found.mean)
@@ -50,30 +49,35 @@ def message_calibration(inputs: MergeInputs, options: MergerOptions) -> MergeRes
     return MergeResult(state, record={"mean_factor_by_layer": factors})
 
 
-def _over_tasks(inputs: MergeInputs, layer: int, states: dict[str, dict[str, Tensor]]) -> Moments:
-    """Average over tasks the moments that the task's network has on the task's graphs."""
-    found = [
-        message_moments(inputs.network(states[task]), layer, inputs.calibration[task])
+def _over_tasks(inputs: MergeInputs, states: dict[str, dict[str, Tensor]]) -> list[Moments]:
+    """Average over tasks, layer by layer, the moments that the task's network has on the task's
+    graphs."""
+    by_task = [
+        message_moments(inputs.network(states[task]), inputs.calibration[task])
         for task in sorted(states)
     ]
-    means = torch.stack([moments.mean for moments in found]).mean(0)
-    return Moments(means, torch.stack([moments.deviation for moments in found]).mean(0))
+    return [
+        Moments(
+            torch.stack([moments.mean for moments in found]).mean(0),
+            torch.stack([moments.deviation for moments in found]).mean(0),
+        )
+        for found in zip(*by_task, strict=True)
+    ]
 
 
 @torch.no_grad()
-def message_moments(network: Any, layer: int, calibration: Calibration) -> Moments:
-    """Measure the convolution outputs of a layer on the nodes that belong to a task."""
-    rows: list[Tensor] = []
+def message_moments(network: Any, calibration: Calibration) -> list[Moments]:
+    """Measure the convolution outputs of every layer on the nodes that belong to a task."""
+    rows: list[list[Tensor]] = [[] for _ in range(network.config.num_layers)]
 
-    def record(number: int, h: Tensor) -> Tensor:
-        if number == layer:
-            rows.append(h[calibration.node_mask(len(rows))].double())
+    def record(layer: int, h: Tensor) -> Tensor:
+        rows[layer].append(h[calibration.node_mask(len(rows[layer]))].double())
         return h
 
     for batch in calibration.batches:
         network(batch, record)
-    messages = torch.cat(rows)
-    return Moments(messages.mean(0), messages.std(0, correction=0))
+    by_layer = map(torch.cat, rows)
+    return [Moments(one.mean(0), one.std(0, correction=0)) for one in by_layer]
 
 
 def _fold(state: dict[str, Tensor], config: Any, layer: int, factor: Tensor, shift: Tensor) -> None:

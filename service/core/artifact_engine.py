@@ -30,6 +30,8 @@ from service.settings import PREFIX, Settings
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+_COUNTS: dict[Level, str] = {"node": "num_nodes", "pair": "num_pairs"}
+"""By level, what counts the rows of a graph's answer; at level "graph" it is one row."""
 
 
 class ArtifactEngine:
@@ -149,15 +151,14 @@ class ArtifactEngine:
         )
 
     def _by_graph(self, task: str, output: TaskOutput, graphs: Sequence[Any]) -> list[TaskAnswer]:
-        sizes = [graph.num_nodes for graph in graphs]
-        rows: dict[Level, list[int] | None] = {"graph": None, "node": sizes}
-        if (level := self.info.task_infos[task].level) == "pair":
-            rows[level] = [graph.num_pairs for graph in graphs]
-        values = _rows(task, output.values, rows[level])
+        level = self.info.task_infos[task].level
+        count = _COUNTS.get(level)
+        rows = None if count is None else [getattr(graph, count) for graph in graphs]
+        values = _rows(task, output.values, rows)
         routing = output.routing_weights.cpu().numpy()
         if output.forces is None:
             return [TaskAnswer(*answer) for answer in zip(values, routing, strict=True)]
-        forces = _rows(task, output.forces, sizes)
+        forces = _rows(task, output.forces, [graph.num_nodes for graph in graphs])
         return [TaskAnswer(*answer) for answer in zip(values, routing, forces, strict=True)]
 
     def _with_forests(

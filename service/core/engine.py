@@ -148,8 +148,8 @@ class EngineInfo:
             raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
         levels = {task: self.task_infos[task].level for task in labels}
         if inside := [task for task, level in levels.items() if level != "graph"]:
-            got = f"got explain ['atoms'] for {inside[0]}, which answers for every"
-            got = f"{got} {levels[inside[0]]}"
+            answered = f"{inside[0]}, which answers for every {levels[inside[0]]}"
+            got = f"got explain ['atoms'] for {answered}"
             expected = "expected tasks that answer for the graph"
             raise UnsupportedQueryError("unsupported_explanation", f"{got}, {expected}")
 

@@ -12,7 +12,7 @@ from tests.merging.mergers.test_gnnmerge import PYG, assert_is_model, given
 def averaged(inputs: MergeInputs, states: dict[str, dict[str, torch.Tensor]], layer: int) -> list:
     """Mean and deviation by channel, averaged over tasks."""
     found = [
-        message_moments(inputs.network(state), layer, inputs.calibration[task])
+        message_moments(inputs.network(state), inputs.calibration[task])[layer]
         for task, state in states.items()
     ]
     pairs = [(moments.mean, moments.deviation) for moments in found]
