@@ -94,10 +94,17 @@ def _replace(new: Path, folder: Path) -> None:
         try:
             new.rename(folder)
         except BaseException:
-            if folder.exists():  # another process has put its own there
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.rename(folder)
+            _restore(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(old: Path, folder: Path) -> None:
+    """Move `old` back to `folder`, or remove it where another process has put its own."""
+    try:
+        old.rename(folder)  # to look first would leave a moment in which the other one changes it
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         shutil.rmtree(old, ignore_errors=True)
 

@@ -91,6 +91,29 @@ def test_of_processes_that_replace_a_folder_at_one_time_none_fails(
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_the_old_folder_is_removed_where_another_process_puts_its_own_after_the_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    folder, new = folder_of(tmp_path / "folder", "old"), folder_of(tmp_path / "new", "new")
+    other = folder_of(tmp_path / "other", "other")
+    exists, rename, looks = Path.exists, Path.rename, iter([True, False])
+
+    def overtaken(path: Path, target: Path) -> Path:
+        if target == folder and exists(other):
+            rename(other, folder)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    monkeypatch.setattr(
+        Path, "exists", lambda path: next(looks, True) if path == folder else exists(path)
+    )
+    replace_folder(new, folder)
+    monkeypatch.undo()
+    assert (folder / "file.txt").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_who_cannot_get_a_folder_in_at_all_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
