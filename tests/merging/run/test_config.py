@@ -15,7 +15,7 @@ def test_bundled_configurations_are_valid_and_named_after_their_setting(path: Pa
     config = load_config(Path(path.name))
     assert config.setting == path.stem
     counts = {"admet": 31, "moleculeace": 30}
-    joined = {"admet_moleculeace": 61, "small_tasks": 49, "moleculeace_proteins": 29}
+    joined = {"admet_moleculeace": 61, "admet_moleculeace_short": 61, "moleculeace_proteins": 29}
     expected = joined.get(path.stem, counts.get(path.stem.split("_")[0], 8))
     assert len(config.tasks) == expected
 
