@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from merging.data.files import read_json
 from merging.run.models import shared_model
 from merging.run.one_pass import one_pass, stream_of
 from merging.run.run import Run
@@ -17,6 +18,7 @@ from merging.studies.experts.tied_tables import target_gains, tied_tables
 from models.errors import ConfigError
 from models.experts.unified import Routing, UnifiedModel
 from tests.merging.studies.experts.pico import REGRESSIONS, regressions
+from tests.pages import ROOT, page
 
 ONE_PASS = {"rank": 4, "epochs": 8, "batch_size": 16}
 
@@ -108,3 +110,11 @@ def test_a_run_without_joint_alignment_is_refused(run: Run, tmp_path: Path) -> N
     config = run.config.model_copy(update={"one_pass": None})
     with pytest.raises(ConfigError, match="one_pass: got no such section"):
         run_study(replace(run, config=config), [0], tmp_path / "results.json")
+
+
+def test_page_shows_the_results() -> None:
+    found = read_json(ROOT / "results/neighbours/tied-adapters.json")
+    assert found is not None
+    text = page("expert-merging.md").read_text()
+    for table in tied_tables(found).values():
+        assert table in text
