@@ -55,11 +55,12 @@ from merging.studies import (
     pretrained_forces,
     pretrained_forces_tables,
 )
-from merging.studies.experts import supervised
+from merging.studies.experts import supervised, tied
 from merging.studies.experts.config import load_experts_config
 from merging.studies.experts.study import run_study as run_experts
 from merging.studies.experts.summary import expert_tables
 from merging.studies.experts.supervised_tables import supervised_tables
+from merging.studies.experts.tied_tables import tied_tables
 from merging.studies.gffmerge_tables import average_errors_table
 from merging.studies.gw_smm_analysis import gw_smm_tables
 from merging.studies.markdown import percent
@@ -575,6 +576,18 @@ def study_supervised_experts(arguments: argparse.Namespace) -> None:
     """
     content = supervised.run_study(_run(arguments), arguments.results)
     print(supervised_tables(content)["against_first"])
+
+
+def study_tied_adapters(arguments: argparse.Namespace) -> None:
+    """Tie the graph adapters of a shared stream together during joint alignment (KDEM, PPEM), and
+    compare their ensemble with one merged adapter.
+
+    Examples:
+        gmerging study tied-adapters --config moleculeace_tied.yaml --seed 1
+    """
+    run, seeds = _run(arguments), list(dict.fromkeys(arguments.alignment_seeds))
+    for table in tied_tables(tied.run_study(run, seeds, arguments.results)).values():
+        print(table, end="\n\n")
 
 
 def study_one_pass(arguments: argparse.Namespace) -> None:

@@ -150,6 +150,7 @@ def study_rows() -> list[Row]:
             (*graphs, options.processes, _results_file("generalisation")),
         ),
         ("supervised-experts", commands.study_supervised_experts, _supervised_options()),
+        ("tied-adapters", commands.study_tied_adapters, _tied_options()),
         ("one-pass", commands.study_one_pass, _one_pass_options()),
         ("forests", commands.study_forests, _forest_options()),
         *_admet_studies(),
@@ -159,6 +160,19 @@ def study_rows() -> list[Row]:
 def _supervised_options() -> tuple[Option, ...]:
     config = config_options("moleculeace_short.yaml", BUNDLED)
     return config, options.device, options.seed, _results_file("supervised-experts")
+
+
+def _tied_options() -> tuple[Option, ...]:
+    seeds = option(
+        "--alignment-seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1],
+        metavar="SEED",
+        help="one joint alignment per seed; `--seed` is that of teachers and pool",
+    )
+    config = config_options("moleculeace_tied.yaml", BUNDLED)
+    return config, options.device, options.seed, seeds, _results_file("tied-adapters")
 
 
 def _one_pass_options() -> tuple[Option, ...]:

@@ -308,13 +308,30 @@ def _targets(run: Run, task: str) -> Targets:
 
 
 def _make_one_pass(run: Run, checkpoint: Path) -> StageResult:
+    return train_stream(run, checkpoint, run.seed, lambda stream: stream)
+
+
+def train_stream(
+    run: Run, checkpoint: Path, seed: int, prepare: Callable[[SharedStream], SharedStream]
+) -> StageResult:
+    """Train a shared stream, from the results of the inputs of `one_pass`.
+
+    Args:
+        run: the run, whose seed is that of pool and teachers.
+        checkpoint: file of the resumable state.
+        seed: of the adapters' first weights and of the order of molecules.
+        prepare: changes the stream before training.
+
+    Returns:
+        What `one_pass` describes.
+    """
     settings, drawn = settings_of(run), run.result(pool(run))
     teachers = {task: one_pass_teacher(run, task) for task in run.tasks}
     check_activations(teachers, settings.losses, run.config.shape)
     targets = {task: _targets(run, task) for task in run.tasks}
-    graphs, place = PackedGraphs(**drawn.tensors), (run.seed, checkpoint, run.device)
-    torch.manual_seed(run.seed)
-    stream = _start(run, graphs, teachers, targets).requires_grad_(True)
+    graphs, place = PackedGraphs(**drawn.tensors), (seed, checkpoint, run.device)
+    torch.manual_seed(seed)
+    stream = prepare(_start(run, graphs, teachers, targets)).requires_grad_(True)
     trained = align_jointly(stream, graphs, targets, teachers, settings, *place)
     record = {**trained.record, "pool": drawn.record, "settings": settings.model_dump(mode="json")}
     return StageResult(trained.stream.tensors(), record)
@@ -322,7 +339,12 @@ def _make_one_pass(run: Run, checkpoint: Path) -> StageResult:
 
 def one_pass_stream(run: Run) -> SharedStream:
     """Return the result of `one_pass` in evaluation mode, on the run's device."""
-    result = run.result(one_pass(run))
+    return stream_of(run, run.result(one_pass(run)))
+
+
+def stream_of(run: Run, result: StageResult) -> SharedStream:
+    """Build the shared stream of a result of `train_stream`, in evaluation mode, on the run's
+    device."""
     network: Any = run.family.network(run.config.shape)
     load_tensors(network, result.under("backbone/"), "a shared stream")
     by_task = result.by_task("tasks/")  # A file's tensors are sorted by name.

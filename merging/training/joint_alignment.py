@@ -44,11 +44,13 @@ class SharedOutputs:
 
     Attributes:
         convolutions: L tensors (N, d), outputs of the layers before their BatchNorm.
+        readout: (G, d), which the graph adapters read.
         embeddings: by task, (G, d): the readout after the task's graph adapter.
         outputs: by task, (G, C): logits, or values of a regression.
     """
 
     convolutions: tuple[Tensor, ...]
+    readout: Tensor
     embeddings: dict[str, Tensor]
     outputs: dict[str, Tensor]
 
@@ -72,6 +74,14 @@ class JointStudent(nn.Module):
     def outputs(self, batch: Any) -> dict[str, Tensor]:
         """Compute the outputs of all tasks, (G, C) by task."""
         raise NotImplementedError
+
+    def own_loss(self, step: int) -> Tensor | float:
+        """Compute a term that is added to the loss of a training step, after its forward pass; by
+        default there is none. Steps are counted from 1."""
+        return 0.0
+
+    def after_step(self, step: int) -> None:
+        """Do what follows a step of the optimiser; by default nothing."""
 
 
 class SharedStream(JointStudent):
@@ -113,7 +123,7 @@ class SharedStream(JointStudent):
         outputs = {
             task: head(embeddings[task]) for task, head in zip(self.tasks, self.heads, strict=True)
         }
-        return SharedOutputs(traced.convolutions, embeddings, outputs)
+        return SharedOutputs(traced.convolutions, readout, embeddings, outputs)
 
     def layers_for(self, outputs: SharedOutputs, task: str) -> LayerOutputs:
         """Return the outputs of a pass as a task's own network would have them."""
@@ -397,10 +407,12 @@ class _Training:
         for step, (rows, batch) in enumerate(batches(self.graphs, order, size)):
             done = (epoch - 1 + step / steps) / settings.epochs
             set_cosine_rate(optimizer, settings.learning_rate, done)
-            loss = self._loss(rows, batch.to(self.device))
+            number = (epoch - 1) * steps + step + 1
+            loss = self._loss(rows, batch.to(self.device)) + self.stream.own_loss(number)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            self.stream.after_step(number)
             total += float(loss.detach())
         return total / steps
 

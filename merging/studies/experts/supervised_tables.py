@@ -1,6 +1,6 @@
 """The tables of the study of supervised experts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -114,7 +114,12 @@ def _against_first_table(targets: list[Record]) -> str:
 def better_than_first(found: list[dict[str, float]], row: str) -> str:
     """Return how often a row is better than the first expert, `18/30 (+0.012 ± 0.004)`: the mean
     difference with its standard error over the targets."""
-    differences = [scores[row] - scores["first"] for scores in found]
+    return gain([scores[row] - scores["first"] for scores in found])
+
+
+def gain(differences: Sequence[float]) -> str:
+    """Return how many differences are above 0, and their mean with its standard error:
+    `18/30 (+0.012 ± 0.004)`."""
     better = sum(difference > 0 for difference in differences)
     error = stdev(differences) / len(differences) ** 0.5
     return f"{better}/{len(differences)} ({fmean(differences):+.3f} ± {error:.3f})"

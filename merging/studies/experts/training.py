@@ -74,11 +74,21 @@ def distillation(bank: ExpertBank, batch: GraphBatch, k: int) -> Tensor:
     return F.mse_loss(bank.merged(alpha, batch), bank.ensemble(alpha, batch))
 
 
-@torch.no_grad()
 def pull_together(bank: ExpertBank, batch: GraphBatch, k: int, beta: float) -> None:
-    """Apply PPEM's step in place: theta_i <- beta theta_i + (1 - beta) theta_bar for the k experts
-    most competent for the batch."""
-    alpha, states = route(bank.competence(batch).mean(1), k), bank.states()
+    """Apply PPEM's step in place, with the k experts most competent for the batch."""
+    pull_states(bank.states(), route(bank.competence(batch).mean(1), k), beta)
+
+
+@torch.no_grad()
+def pull_states(states: Sequence[dict[str, Tensor]], alpha: Tensor, beta: float) -> None:
+    """Pull experts together in place: theta_i <- beta theta_i + (1 - beta) theta_bar for those of a
+    weight above 0.
+
+    Args:
+        states: parameters of K experts, by name.
+        alpha: (K,) weights of theta_bar, see `merge_experts`.
+        beta: 1 changes nothing.
+    """
     merged = merge_experts(states, alpha)
     for i in alpha.nonzero().flatten().tolist():
         for key, value in states[i].items():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -216,6 +216,7 @@ def test_a_pass_answers_every_task_by_its_adapter_and_head() -> None:
         torch.testing.assert_close(found.outputs[task], head(embedding))
     for ours, theirs in zip(found.convolutions, traced.convolutions, strict=True):
         assert torch.equal(ours, theirs)
+    torch.testing.assert_close(found.readout, g)
 
 
 def test_tensors_make_the_same_stream(tmp_path: Path) -> None:
@@ -275,6 +276,29 @@ def test_training_lowers_the_loss_of_every_task_on_watched_molecules(tmp_path: P
         shares = record["explained"][task].values()
         assert sum(shares) / len(shares) == pytest.approx(1 - losses[-1], abs=1e-3)
     assert (record["watched_molecules"], record["trained_molecules"]) == (32, 288)
+
+
+def test_a_student_may_add_to_the_loss_and_follow_a_step(tmp_path: Path) -> None:
+    class Recorded(SharedStream):
+        def own_loss(self, step: int) -> Tensor:
+            calls.append(("loss", step))
+            return 7 + 0 * self.heads[0].get_parameter("bias").sum()
+
+        def after_step(self, step: int) -> None:
+            calls.append(("after", step))
+
+    calls: list[tuple[str, int]] = []
+    plain = student()
+    heads = {
+        task: cast(nn.Linear, head) for task, head in zip(plain.tasks, plain.heads, strict=True)
+    }
+    recorded = Recorded(plain.backbone, heads, 4)
+    recorded.adapters = plain.adapters
+    found = aligned(tmp_path / "own.pt", settings(2), recorded).record["loss"]
+    steps = 2 * (288 // 32)
+    assert calls == [(kind, step + 1) for step in range(steps) for kind in ("loss", "after")]
+    expected = aligned(tmp_path / "plain.pt", settings(2)).record["loss"]
+    assert found == pytest.approx([loss + 7 for loss in expected], rel=1e-5)
 
 
 @pytest.mark.parametrize("losses", [{}, {"embeddings": 1.0, "layers": 0.5}])

@@ -1,16 +1,24 @@
 """Small experts and domains, made on the spot, for the tests of expert merging."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
+import yaml
 
 from merging.data.split import Split
+from merging.run.config import load_config
+from merging.run.run import Run
 from merging.studies.experts.config import ExpertsConfig
 from merging.studies.experts.domains import Domain
 from merging.studies.experts.model import ExpertBank
 from models.data.batch import GraphBatch
 from models.data.feature_graph import FeatureGraph, collate_features
 from models.networks.pyg import GraphNetworkConfig
+from tests.merging.conftest import molecules, write_csv, write_pico
 
 NETWORK = GraphNetworkConfig(kind="pyg_gcn", in_dim=5, num_layers=2, hidden_dim=8)
+REGRESSIONS = ("length", "carbons", "nitrogens", "rings", "oxygens")
 
 
 def ring(nodes: int, seed: int, chords: int = 2) -> FeatureGraph:
@@ -67,3 +75,26 @@ def random_bank(network: GraphNetworkConfig = NETWORK, count: int = 4) -> Expert
 
 def batch() -> GraphBatch:
     return collate_features([ring(6, 1), ring(9, 2), ring(4, 3)])
+
+
+def regressions(folder: Path, **sections: Any) -> Run:
+    """A run of five regressions on molecules, two of them related, with some changed sections."""
+    values = yaml.safe_load(write_pico(folder).read_text())
+    counted = {"carbons": "C", "nitrogens": "N", "rings": "1", "oxygens": "O"}
+    for task in REGRESSIONS:
+        rows = [(smiles, str(_count(smiles, counted.get(task)))) for smiles in molecules()]
+        write_csv(folder / f"data/{task}.csv", "smiles", ("y",), rows)
+    values["tasks"] = list(REGRESSIONS)
+    values["datasets"] = {
+        task: {"file": f"{task}.csv", "target": "regression", "units": "1"} for task in REGRESSIONS
+    }
+    values["related"] = [["carbons", "length"]]
+    for section in ("alignment_by_task", "compare", "one_pass"):
+        values.pop(section)
+    file = folder / "pico.yaml"
+    file.write_text(yaml.safe_dump(values | sections))
+    return Run(load_config(file), 0, folder / "data", folder / "work", torch.device("cpu"))
+
+
+def _count(smiles: str, letter: str | None) -> float:
+    return len(smiles) / 3 if letter is None else smiles.upper().count(letter) + len(smiles) / 50

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
@@ -29,34 +28,14 @@ from merging.studies.experts.supervised_tables import (
 from merging.targets.probe import PENALTY
 from models.domain.neighbours import MoleculeSet, packed
 from models.errors import ConfigError
-from tests.merging.conftest import molecules, write_csv, write_pico
+from tests.merging.conftest import write_pico
+from tests.merging.studies.experts.pico import REGRESSIONS, regressions
 from tests.pages import ROOT, page
-
-TASKS = ("length", "carbons", "nitrogens", "rings", "oxygens")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("experts")
-    values = yaml.safe_load(write_pico(folder).read_text())
-    counted = {"carbons": "C", "nitrogens": "N", "rings": "1", "oxygens": "O"}
-    for task in TASKS:
-        rows = [(smiles, str(_count(smiles, counted.get(task)))) for smiles in molecules()]
-        write_csv(folder / f"data/{task}.csv", "smiles", ("y",), rows)
-    values["tasks"] = list(TASKS)
-    values["datasets"] = {
-        task: {"file": f"{task}.csv", "target": "regression", "units": "1"} for task in TASKS
-    }
-    values["related"] = [["carbons", "length"]]
-    for section in ("alignment_by_task", "compare", "one_pass"):
-        values.pop(section)
-    file = folder / "pico.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return Run(load_config(file), 0, folder / "data", folder / "work", torch.device("cpu"))
-
-
-def _count(smiles: str, letter: str | None) -> float:
-    return len(smiles) / 3 if letter is None else smiles.upper().count(letter) + len(smiles) / 50
+    return regressions(tmp_path_factory.mktemp("experts"))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +114,7 @@ def test_what_is_no_bank_of_regressions_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_few_experts_are_refused(run: Run, tmp_path: Path) -> None:
-    config = run.config.model_copy(update={"tasks": TASKS[:4]})
+    config = run.config.model_copy(update={"tasks": REGRESSIONS[:4]})
     with pytest.raises(ConfigError, match="got too few tasks for length, expected 3"):
         run_study(replace(run, config=config), tmp_path / "results.json")
 
