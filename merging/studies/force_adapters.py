@@ -1,6 +1,7 @@
 """Low-rank adapters of force fields: what a task adds to the merged network, trained without labels
 to answer like the task's own model."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from merging.run.stages import (
     trained_model,
 )
 from merging.run.store import StageResult
+from merging.studies.gffmerge import loaded_model
 from merging.training.low_rank import add_low_rank, fold_low_rank, low_rank_deltas
-from models.networks.force_field import ForceFieldExpert
 from models.state_dict import load_tensors
 
 
@@ -58,8 +59,5 @@ def adapted_model(rank: int, run: Run, task: str) -> Model:
     add_low_rank(network, rank)
     load_tensors(network, trained.network, f"adapted network of {task}")
     fold_low_rank(network)
-    expert = ForceFieldExpert(run.config.network)
-    load_tensors(expert, trained.heads[task], f"head of {task}")
-    for module in (network, expert):
-        module.requires_grad_(False).eval()
-    return network, expert
+    model = loaded_model(run, replace(trained, network=network.state_dict()))
+    return model.network, model.expert(task)

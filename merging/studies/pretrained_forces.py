@@ -61,7 +61,7 @@ SHARES = (0.6, 1.0, 1.4, 2.0)
 DENSITIES, SCALINGS = (0.2, 0.5, 0.8), (0.5, 1.0, 1.5)
 """Candidates of TIES."""
 RANKS = (4, 16)
-"""Ranks of what tasks add to the mean, or to the merged network; matrices are 64 wide or more."""
+"""Ranks of what a task adds to a matrix; most matrices are 64 by 64 or larger."""
 CLOSED, PULLED = "closed form, as published", "closed form, ridge to the mean"
 SEQUENTIAL, SLOPES = "closed form, sequential", "closed form, sequential, slopes"
 
@@ -338,7 +338,7 @@ def run_study(
         "what": (
             "GFFMerge from a pre-trained start: mean absolute errors on test frames, energies in"
             " meV, forces in meV / Angstrom; CPU seconds of making the model, one thread, the"
-            " training of teachers and of the joint model not among them"
+            " training of teachers, of joint models and of adapters not among them"
         ),
         "settings": config.model_dump(mode="json"),
         "environment": environment(),
