@@ -114,6 +114,12 @@ class RunConfig(Section):
         return None
 
     @property
+    def imitation(self) -> TrainingConfig | None:
+        """Settings for training the merged network and all heads to answer like the teachers; None
+        leaves them as merged."""
+        return None
+
+    @property
     def joint_training(self) -> TrainingConfig | None:
         """Settings for training one network on all tasks; None if there is no such baseline."""
         return None
@@ -292,6 +298,11 @@ class OfflineFamily(ABC):
     def joint_data(self, data: Any, settings: Any) -> Any:
         """Return a task's data as joint training uses them."""
         return data
+
+    def imitated_data(self, data: Any, network: Any, head: Any, device: torch.device) -> Any:
+        """Return a task's data with the answers of its own model in place of the labels of training
+        and validation; no label is left in them."""
+        raise NotImplementedError
 
     def calibration_graphs(self, config: Any) -> int:
         """Return the number of a task's training graphs that a merger may use."""

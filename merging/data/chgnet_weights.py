@@ -13,6 +13,8 @@ from models.errors import CheckpointError
 
 VERSION = "0.3.0"
 """Version of the weights, trained on the Materials Project's relaxations (MPtrj)."""
+SOURCE = f"CHGNet {VERSION} (Deng et al. 2023, arXiv:2302.14231), from the package chgnet 0.4.2"
+_LICENCE = Path(__file__).parents[1] / "weights" / "chgnet-licence.txt"
 _FILE = Path("pretrained", VERSION, f"chgnet_{VERSION}_e29f68s314m37.pth.tar")
 _UNUSED = ("composition_model.", "site_wise.")
 _EMBEDDING = "atom_embedding.embedding.weight"
@@ -46,6 +48,11 @@ def weights_file() -> Path:
             return path
     expected = "expected one with the weights (pip install --no-deps chgnet==0.4.2)"
     raise CheckpointError(f"got no package chgnet with {_FILE}, {expected}")
+
+
+def licence() -> str:
+    """Return the licence of the weights, which whoever passes them on has to keep with them."""
+    return _LICENCE.read_text().strip()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

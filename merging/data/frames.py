@@ -1,6 +1,7 @@
 """Frames of molecular dynamics with energies and forces: MD17 (molecules) and LiPS20 (solids), with
 neighbour lists computed once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,18 @@ class FrameDataset:
     def first(self, count: int) -> Self:
         """Return the task with its first `count` training frames only."""
         return replace(self, split=replace(self.split, train=self.split.train[:count]))
+
+    def with_answers(self, answers: Mapping[Subset, Labels]) -> Self:
+        """Return the task with a model's answers in place of the labels of the given subsets; all
+        other frames have no label (NaN)."""
+        energy, forces = (
+            torch.full_like(values, torch.nan) for values in (self.energy, self.forces)
+        )
+        for subset, given in answers.items():
+            rows: Tensor = getattr(self.split, subset)
+            energy[rows] = given.energy
+            forces[rows] = given.forces.unflatten(0, (len(rows), -1))
+        return replace(self, energy=energy, forces=forces)
 
 
 def _dataset(

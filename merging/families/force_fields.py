@@ -3,6 +3,7 @@ with pre-trained weights."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from merging.config.base import Count, Section
 from merging.config.training import ForceTrainingConfig, TuningConfig
-from merging.data.chgnet_weights import read_weights, weights_file
+from merging.data.chgnet_weights import SOURCE, licence, read_weights, weights_file
 from merging.data.files import sha256
 from merging.data.frames import FrameDataset, FramesConfig, Labels, read_lips20, read_md17
 from merging.family import (
@@ -74,6 +75,8 @@ class ForceFieldRunConfig(ScratchRunConfig):
             use; 500 in the paper.
         tuning: training of the heads on the merged network, with labels; None leaves them as
             merged.
+        joint_alignment: training of the merged network and of all heads, without labels, to answer
+            like the tasks' own models; None leaves them as merged.
     """
 
     source: Literal["md17", "lips20"]
@@ -83,6 +86,7 @@ class ForceFieldRunConfig(ScratchRunConfig):
     merge: MergeConfig = MergeConfig(method="gffmerge")
     calibration_frames: Count = 500
     tuning: TuningConfig | None = None
+    joint_alignment: ForceTrainingConfig | None = None
 
     @model_validator(mode="after")
     def _several_tasks(self) -> Self:
@@ -91,10 +95,22 @@ class ForceFieldRunConfig(ScratchRunConfig):
         check_distinct(self.tasks)
         return self
 
+    @model_validator(mode="after")
+    def _one_training(self) -> Self:
+        if self.joint_alignment and self.tuning:
+            expected = "expected `tuning: null`: joint alignment trains the heads too"
+            raise ValueError(f"tuning: got settings beside `joint_alignment`, {expected}")
+        return self
+
     @property
     def head_tuning(self) -> TuningConfig | None:
         """`tuning`."""
         return self.tuning
+
+    @property
+    def imitation(self) -> ForceTrainingConfig | None:
+        """`joint_alignment`."""
+        return self.joint_alignment
 
     def dataset_for(self, task: str) -> SystemSpec:
         """Return the description of a system's frames."""
@@ -164,6 +180,20 @@ class ForceFields(OfflineFamily):
         shape = config.network
         return random_state(
             seed, network=lambda: self.network(shape), head=lambda: ForceFieldExpert(shape)
+        )
+
+    def imitated_data(
+        self, data: FrameDataset, network: AtomNetwork, head: ForceFieldExpert, device: torch.device
+    ) -> FrameDataset:
+        """Return the frames with the energies and forces of the task's own model as labels of
+        training and validation; test frames have none."""
+        forward = partial(self.outputs, network, head, info=data.info, training=False)
+        size = self.evaluation_batch
+        return data.with_answers(
+            {
+                "train": self.predict(forward, data.steps("train", size), device)[0],
+                "valid": self.predict(forward, data.steps("valid", size), device)[0],
+            }
         )
 
     def calibration_graphs(self, config: ForceFieldRunConfig) -> int:
@@ -304,12 +334,11 @@ class ForceFields(OfflineFamily):
 
     def card_introduction(self, manifest: Any) -> str:
         """Return what was merged, what remains per task, and the units of errors."""
-        tuned = manifest.provenance["config"]["tuning"]
-        after = " and then trained for a short time" if tuned else ""
         return f"""\
 The interaction blocks of {self.title}, merged from {len(manifest.tasks)} force fields that were
-trained apart. Each task keeps its own atom embeddings, scale of energies and head, solved{after}
-on the merged network. Errors of energies are in meV, of forces in meV / Angstrom."""
+trained apart. Each task keeps its own atom embeddings, scale of energies and head,
+{_last_steps(manifest)}
+Errors of energies are in meV, of forces in meV / Angstrom."""
 
     def card_limitations(self, manifest: Any) -> str:
         """Return the limits: small networks, and structures like the training frames only."""
@@ -343,6 +372,28 @@ class ChgnetForceFields(ForceFields):
         """Return the digest of the released weights, or "" for random ones."""
         return sha256(weights_file()) if config.pretrained else ""
 
+    def provenance(self, config: Any, folders: Folders) -> dict[str, Any]:
+        """Return source and digest of the released weights, where they are the start."""
+        if not config.pretrained:
+            return {}
+        return {"pretrained_sha256": sha256(weights_file()), "pretrained_source": SOURCE}
+
+    def card_limitations(self, manifest: Any) -> str:
+        """Return the limits, and the licence of the released weights where they are the start."""
+        limits = super().card_limitations(manifest)
+        if "pretrained_source" not in manifest.provenance:
+            return limits
+        return f"""{limits}
+
+## Licence of the start
+
+The weights began as those of {manifest.provenance["pretrained_source"]}, whose licence asks for
+this notice:
+
+```text
+{licence()}
+```"""
+
     def scale(self, data: FrameDataset) -> Tensor:
         """Return 1 eV."""
         return torch.ones((), dtype=torch.float64)
@@ -359,6 +410,19 @@ def fit_elements(expert: ForceFieldExpert, data: FrameDataset) -> None:
     expert.elements[data.structures[0].numbers.unique()] = True
     counts = composition(data.select(rows))
     expert.atom_energies.copy_(energies_of_elements(counts, data.energy[rows]))
+
+
+def _last_steps(manifest: Any) -> str:
+    """Return what was done after merging, as the end of a sentence of the model card."""
+    config = manifest.provenance["config"]
+    tuned = " and then trained for a short time" if config["tuning"] else ""
+    text = f"solved{tuned} on the merged network."
+    if aligned := config.get("joint_alignment"):
+        text += f"""
+Then network, embeddings and heads were trained together for {aligned["epochs"]} epochs, without
+labels, to give the energies and forces of the separate models on training frames (joint
+alignment)."""
+    return text
 
 
 def _head(shape: ForceFieldShape, state: StateDict, task: str) -> ForceFieldExpert:

@@ -62,11 +62,13 @@ class GffMergeOptions(MergerOptions):
         inputs: where the inputs of a Linear are taken from: the `teacher` (as published), or the
             `merged` model, whose earlier Linears are solved by then.
         slopes: in Angstrom, see `closed_form`; 0 as published.
+        pull: where the ridge pulls to, see `closed_form`; `zero` in the authors' code.
     """
 
     ridge: Annotated[float, Field(gt=0)] = 1e-6
     inputs: Inputs = "teacher"
     slopes: Annotated[float, Field(ge=0)] = 0.0
+    pull: Pull = "mean"
 
 
 def gffmerge(inputs: MergeInputs, options: GffMergeOptions) -> MergeResult:
@@ -77,7 +79,9 @@ def gffmerge(inputs: MergeInputs, options: GffMergeOptions) -> MergeResult:
         calibration = inputs.calibration[task]
         load_tensors(expert, calibration.head, f"head of {task}")
         teachers[task] = Teacher(network, expert, calibration.batches)
-    merged = closed_form(teachers, options.ridge, options.inputs, "own", options.slopes)
+    merged = closed_form(
+        teachers, options.ridge, options.inputs, "own", options.slopes, options.pull
+    )
     heads = {task: merged.expert(task).state_dict() for task in teachers}
     return MergeResult(merged.network.state_dict(), heads=heads, record=options.model_dump())
 

@@ -29,7 +29,7 @@ from merging.run.scores import (
     unified_forward,
 )
 from merging.run.stage import Stage
-from merging.run.stages import check_single_backbone, heads, merged_network
+from merging.run.stages import heads, released_network
 from merging.run.validation import unseen_outputs
 from merging.targets.calibration import brier_score, expected_calibration_error, temperature_scale
 from models.artifact import ArtifactComponents, check_output, save_artifact
@@ -121,16 +121,16 @@ def released_model(run: Run) -> ReleasedModel:
         network, shared = shared_model(run)
         described = StreamInfo(tasks=run.tasks, graph_rank=settings_of(run).rank)
         return ReleasedModel(network, shared, streams={SHARED_STREAM: described})
-    check_single_backbone(run)
+    network = released_network(run)
     if run.config.rank:
         adapted = {task: expert(run, task) for task in run.tasks}
-        return ReleasedModel(merged_network(run), adapted, run.config.rank)
+        return ReleasedModel(network, adapted, run.config.rank)
     head_of = heads(run)
     plain = {
         task: run.family.expert(run.config, run.dataset(task), head_of[task], {})
         for task in run.tasks
     }
-    return ReleasedModel(merged_network(run), plain, run.config.rank)
+    return ReleasedModel(network, plain, run.config.rank)
 
 
 def needs_single_backbone(run: Run) -> bool:

@@ -34,7 +34,7 @@ from merging.run.stages import (
     heads,
     heads_stage,
     joint,
-    merge_result,
+    shared_weights,
     teacher,
     trained_model,
 )
@@ -163,7 +163,7 @@ def _finetuned(run: Run, task: str, kind: Statistics) -> Forward:
 def _merged(run: Run, task: str, kind: Statistics) -> Forward:
     if run.family.batch_norm:
         return unified_forward(run, merged_model(run, task), task, kind=kind)
-    return plain_forward(run, task, merge_result(run).backbone_for(task), heads(run)[task])
+    return plain_forward(run, task, shared_weights(run, task), heads(run)[task])
 
 
 def _one_pass(run: Run, task: str, kind: Statistics) -> Forward:

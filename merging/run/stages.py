@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from merging.training.supervised import (
 from models.errors import ConfigError
 from models.state_dict import sub_state
 
+ImitationStart = Literal["merged", "pretrained"]
+
 
 def teacher(run: Run, task: str) -> Stage:
     """Return the stage that trains a task's own model; its result is a `trained_model`."""
@@ -47,7 +49,7 @@ def _make_teacher(run: Run, task: str, checkpoint: Path) -> StageResult:
     start = run.initial_state(task), run.seed, settings.dropout
     model = initial_model(run.family, run.config.shape, {task: data}, *start)
     run.family.start_head(model.network, model.head(task), data, settings)
-    return _trained(run, model, settings, checkpoint, data=data.record)
+    return train_model(run, model, settings, checkpoint, data=data.record)
 
 
 def joint(run: Run) -> Stage:
@@ -67,7 +69,7 @@ def _make_joint(run: Run, checkpoint: Path) -> StageResult:
     data = {task: run.family.joint_data(run.dataset(task), settings) for task in run.tasks}
     start = run.initial_state(), run.seed, settings.dropout
     model = initial_model(run.family, run.config.shape, data, *start)
-    return _trained(run, model, settings, checkpoint)
+    return train_model(run, model, settings, checkpoint)
 
 
 def merged(run: Run) -> Stage:
@@ -114,13 +116,57 @@ def tuned(run: Run) -> Stage:
 
 
 def _make_tuned(run: Run, checkpoint: Path) -> StageResult:
-    settings, result = run.config.head_tuning, merge_result(run)
+    settings = run.config.head_tuning
     data = {task: run.dataset(task).first(settings.frames) for task in run.tasks}
-    model = MultitaskModel(run.family, run.config.shape, data)
+    return train_model(run, merged_start(run, data), settings, checkpoint, "heads")
+
+
+def merged_start(run: Run, data: Mapping[str, TaskData]) -> MultitaskModel:
+    """Build a model of the given tasks with the weights and heads of `merged`."""
+    result, model = merge_result(run), MultitaskModel(run.family, run.config.shape, data)
     model.network.load_state_dict(result.backbone)
-    for task in run.tasks:
+    for task in data:
         model.head(task).load_state_dict(result.heads[task])
-    return _trained(run, model, settings, checkpoint, "heads")
+    return model
+
+
+def aligned(run: Run, start: ImitationStart = "merged") -> Stage:
+    """Return the stage that trains one network with a head per task to answer like the tasks' own
+    models, without labels (joint alignment of families whose tasks share no input graphs); its
+    result is a `trained_model`.
+
+    Args:
+        run: with settings of `RunConfig.imitation`.
+        start: the merged network and heads, or the weights that the tasks' own models started from.
+
+    Raises:
+        ConfigError: the configuration has no such settings.
+    """
+    settings = run.config.imitation
+    if settings is None:
+        got = f"got no joint alignment in {run.config.setting!r}"
+        raise ConfigError(f"{got}, expected its settings")
+    inputs = tuple(teacher(run, task) for task in run.tasks)
+    inputs = (merged(run), *inputs) if start == "merged" else inputs
+    make, size = partial(_make_aligned, run, start), sum(stage.size for stage in inputs)
+    return Stage(f"aligned/{start}", run.seed, (settings,), inputs, make, size)
+
+
+def _make_aligned(run: Run, start: ImitationStart, checkpoint: Path) -> StageResult:
+    data = {task: imitated_data(run, task) for task in run.tasks}
+    if start == "merged":
+        model = merged_start(run, data)
+    else:
+        model = initial_model(run.family, run.config.shape, data, run.initial_state(), run.seed)
+    return train_model(run, model, run.config.imitation, checkpoint)
+
+
+def imitated_data(run: Run, task: str) -> Any:
+    """Return a task's data with the answers of its own model in place of labels."""
+    data, own = run.dataset(task), trained_model(run, teacher(run, task))
+    modules = run.family.load_model(run.config.shape, own.network, own.heads[task], data)
+    on_device = modules[0].to(run.device), modules[1].to(run.device)
+    return run.family.imitated_data(data, *on_device, run.device)
 
 
 def adapters(run: Run, task: str) -> Stage:
@@ -192,7 +238,7 @@ def _configured(run: Run) -> str:
 
 
 def trained_model(run: Run, stage: Stage) -> TrainedModel:
-    """Return the result of `teacher`, `joint` or `tuned`."""
+    """Return the result of `teacher`, `joint`, `tuned` or `aligned`."""
     result = run.result(stage)
     return TrainedModel(result.under("network/"), result.by_task("heads/"), result.record)
 
@@ -205,13 +251,24 @@ def merge_result(run: Run) -> MergeResult:
 
 
 def heads_stage(run: Run) -> Stage:
-    """Return the stage whose heads the artifact gets: `tuned` if configured, else `merged`."""
+    """Return the stage whose heads the artifact gets: `aligned` or `tuned` if configured, else
+    `merged`."""
+    if run.config.imitation is not None:
+        return aligned(run)
     return merged(run) if run.config.head_tuning is None else tuned(run)
 
 
 def heads(run: Run) -> dict[str, StateDict]:
     """Return the heads of the artifact, by task."""
     return run.result(heads_stage(run)).by_task("heads/")
+
+
+def shared_weights(run: Run, task: str) -> StateDict:
+    """Return the weights of the network that the heads of the artifact are for: those of `aligned`
+    if configured, else the merged ones, the task's own version of them where there are several."""
+    if run.config.imitation is not None:
+        return trained_model(run, aligned(run)).network
+    return merge_result(run).backbone_for(task)
 
 
 def calibration(run: Run, task: str) -> Calibration:
@@ -248,6 +305,13 @@ def merged_network(run: Run, task: str | None = None) -> Any:
     return _network(run, result.backbone if task is None else result.backbone_for(task))
 
 
+def released_network(run: Run) -> Any:
+    """Return the network that the heads of the artifact are for (`shared_weights`), where it is one
+    for all tasks, in evaluation mode. Raises ConfigError: see `check_single_backbone`."""
+    check_single_backbone(run)
+    return _network(run, shared_weights(run, run.tasks[0]))
+
+
 def check_single_backbone(run: Run) -> None:
     """Raise ConfigError if the configured merger makes one backbone per task."""
     if merge_result(run).by_task:
@@ -270,7 +334,7 @@ def task_settings(run: Run, task: str) -> tuple[Setting, ...]:
     return task, *settings, *run.dataset(task).sources.values()
 
 
-def _trained(
+def train_model(
     run: Run,
     model: MultitaskModel,
     settings: TrainingConfig,
@@ -279,10 +343,10 @@ def _trained(
     **record: Any,
 ) -> StageResult:
     """Train a model; the result is what `trained_model` reads."""
-    trained = train(model, settings, run.seed, checkpoint, run.device, parameters)
-    tensors = {f"network/{key}": value for key, value in trained.network.items()}
-    tensors |= _by_task("heads", trained.heads)
-    return StageResult(tensors, {**trained.record, "settings": settings.model_dump(), **record})
+    made = train(model, settings, run.seed, checkpoint, run.device, parameters)
+    tensors = {f"network/{key}": value for key, value in made.network.items()}
+    tensors |= _by_task("heads", made.heads)
+    return StageResult(tensors, {**made.record, "settings": settings.model_dump(), **record})
 
 
 def _by_task(name: str, states: Mapping[str, StateDict]) -> StateDict:

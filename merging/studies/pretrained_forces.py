@@ -3,7 +3,7 @@ force fields that were fine-tuned from one pre-trained network, or, as a control
 weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -27,13 +27,14 @@ from merging.mergers.gffmerge import (
     shared_weights,
     teacher_equations,
 )
-from merging.mergers.registry import merge
+from merging.mergers.registry import MergeConfig, merge
 from merging.mergers.regmean import RegMeanOptions
 from merging.run.run import Run
 from merging.run.scores import environment
 from merging.run.stage import Stage
-from merging.run.stages import joint, teacher, trained_model
+from merging.run.stages import ImitationStart, aligned, joint, teacher, trained_model
 from merging.run.store import StageResult
+from merging.studies.force_adapters import adapted_model, low_rank_adapters
 from merging.studies.gffmerge import (
     ErrorsByTask,
     constant_errors,
@@ -59,6 +60,8 @@ SHARES = (0.6, 1.0, 1.4, 2.0)
 """Candidates of task arithmetic: its factor times the number of tasks; 1 is the mean."""
 DENSITIES, SCALINGS = (0.2, 0.5, 0.8), (0.5, 1.0, 1.5)
 """Candidates of TIES."""
+RANKS = (4, 16)
+"""Ranks of what a task adds to a matrix; most matrices are 64 by 64 or larger."""
 CLOSED, PULLED = "closed form, as published", "closed form, ridge to the mean"
 SEQUENTIAL, SLOPES = "closed form, sequential", "closed form, sequential, slopes"
 
@@ -148,13 +151,14 @@ def _ties(bench: Bench) -> Made:
     return bench.best(partial(bench.weights, "ties"), candidates)
 
 
-def _emr(bench: Bench) -> Made:
+def _by_task(method: str, options: Mapping[str, Any], bench: Bench) -> Made:
+    """Merge by a merger of weights that gives a network for every task, heads too."""
     teachers = bench.teachers
     states = {
         task: shared_weights(own.network, own.expert, "merged") for task, own in teachers.items()
     }
     base = shared_weights(*bench.start, "merged")
-    result = merge("emr", MergeInputs(base, states, bench.run.config.network))
+    result = merge(method, MergeInputs(base, states, bench.run.config.network), options)
     models = {}
     for task, own in teachers.items():
         model = assembled({task: own}, result.by_task[task])
@@ -198,8 +202,32 @@ def _tuned(make: Callable[[Bench], Made], bench: Bench) -> Made:
     return Made.shared(tune(run, start, "heads", settings, settings.frames))
 
 
-def _joint(bench: Bench) -> Made:
-    return Made.shared(loaded_model(bench.run, trained_model(bench.run, joint(bench.run))))
+def _trained(stage: Callable[[Run], Stage], bench: Bench) -> Made:
+    return Made.shared(loaded_model(bench.run, trained_model(bench.run, stage(bench.run))))
+
+
+def imitating(run: Run) -> Run:
+    """Return the run with joint alignment by the settings of joint training, and with the published
+    closed form, heads of the tasks' own, as its merged start."""
+    published = MergeConfig(method="gffmerge", options={"pull": "zero"})
+    changes = {"joint_alignment": run.config.training, "merge": published, "tuning": None}
+    return replace(run, config=run.config.model_copy(update=changes))
+
+
+def _aligned(start: ImitationStart, run: Run) -> Stage:
+    return aligned(imitating(run), start)
+
+
+def adapters_by_task(rank: int, run: Run) -> dict[str, Stage]:
+    """Return the stages that train adapters on the merged start of joint alignment, by task."""
+    return {task: low_rank_adapters(rank, imitating(run), task) for task in run.tasks}
+
+
+def _adapted(rank: int, bench: Bench) -> Made:
+    run, stages = imitating(bench.run), adapters_by_task(rank, bench.run)
+    models = {task: adapted_model(rank, run, task) for task in stages}
+    numbers = run.result(stages[run.tasks[0]]).record["numbers"]
+    return Made(models, {"rank": rank, "numbers": numbers})
 
 
 def _start(bench: Bench) -> Made:
@@ -215,6 +243,13 @@ def _regmean(bench: Bench) -> Made:
 
 
 _SLOPES = partial(_sequential, SLOPE_STEP)
+TRAINED: dict[str, Callable[[Run], Stage]] = {
+    "joint training": joint,
+    "joint alignment": partial(_aligned, "merged"),
+    "joint alignment, from the start": partial(_aligned, "pretrained"),
+}
+"""Stages that train one network for all tasks: with labels, or to answer like the teachers."""
+ADAPTED = {f"adapters, rank {rank}": rank for rank in RANKS}
 METHODS: dict[str, Callable[[Bench], Made]] = {
     "start": _start,
     "separate": _separate,
@@ -222,7 +257,8 @@ METHODS: dict[str, Callable[[Bench], Made]] = {
     "task arithmetic": _arithmetic,
     CLOSED: _published,
     "RegMean": _regmean,
-    "EMR": _emr,
+    "EMR": partial(_by_task, "emr", {}),
+    **{f"residual, rank {rank}": partial(_by_task, "residual", {"rank": rank}) for rank in RANKS},
     "TIES": _ties,
     PULLED: _pulled,
     SEQUENTIAL: partial(_sequential, 0.0),
@@ -232,11 +268,12 @@ METHODS: dict[str, Callable[[Bench], Made]] = {
     "mean, heads tuned": partial(_tuned, _mean),
     f"{CLOSED}, heads tuned": partial(_tuned, _published),
     f"{SLOPES}, heads tuned": partial(_tuned, _SLOPES),
-    "joint training": _joint,
+    **{name: partial(_trained, stage) for name, stage in TRAINED.items()},
+    **{name: partial(_adapted, rank) for name, rank in ADAPTED.items()},
 }
 """All methods that make models, in the order in which they are measured."""
 NO_MODEL = "no model"
-_WITHOUT_TEACHERS = ("start", "start, heads tuned", "joint training")
+_WITHOUT_TEACHERS = ("start", "start, heads tuned")
 
 
 # --- the measurements ---
@@ -246,16 +283,24 @@ def measurement(bench: Bench, name: str) -> Stage:
     """Return the stage that measures a method on the test frames; its record has `errors` by task,
     the CPU `seconds` of making the models, and what was chosen."""
     run, config = bench.run, bench.run.config
-    inputs: tuple[Stage, ...] = (joint(run),) if name == "joint training" else ()
-    if name not in _WITHOUT_TEACHERS:
-        inputs = tuple(teacher(run, task) for task in run.tasks)
-    if name.startswith(SEQUENTIAL):
-        inputs = (*inputs, measurement(bench, PULLED))  # for its ridge
     grids = *RIDGES, *SHARES, *DENSITIES, *SCALINGS, SLOPE_STEP, SEQUENTIAL_FRAMES[config.source]
     sizes = config.frames, config.network, config.tuning, config.calibration_frames
     settings = name, *grids, *sizes, run.initial_fingerprint, *run.tasks
     path = f"measured/{config.source}/{config.network.kind}/{name.replace(' ', '_')}"
-    return Stage(path, run.seed, settings, inputs, partial(_measure, bench, name))
+    return Stage(path, run.seed, settings, _inputs(bench, name), partial(_measure, bench, name))
+
+
+def _inputs(bench: Bench, name: str) -> tuple[Stage, ...]:
+    run = bench.run
+    if name in _WITHOUT_TEACHERS:
+        return ()
+    if name in TRAINED:
+        return (TRAINED[name](run),)
+    if name in ADAPTED:
+        return tuple(adapters_by_task(ADAPTED[name], run).values())
+    teachers = tuple(teacher(run, task) for task in run.tasks)
+    # The sequential variants take the ridge of another method.
+    return (*teachers, measurement(bench, PULLED)) if name.startswith(SEQUENTIAL) else teachers
 
 
 def _measure(bench: Bench, name: str, _: Path) -> StageResult:
@@ -293,7 +338,7 @@ def run_study(
         "what": (
             "GFFMerge from a pre-trained start: mean absolute errors on test frames, energies in"
             " meV, forces in meV / Angstrom; CPU seconds of making the model, one thread, the"
-            " training of teachers and of the joint model not among them"
+            " training of teachers, of joint models and of adapters not among them"
         ),
         "settings": config.model_dump(mode="json"),
         "environment": environment(),
@@ -305,16 +350,22 @@ def run_study(
             seed = str(bench.run.seed)
             record = bench.run.result(measurement(bench, name)).record
             entry["rows"].setdefault(name, {})[seed] = record
-            if name == "separate":
-                entry["training"][seed] = _seconds_of_teachers(bench.run)
-            if name == "joint training":
-                entry["training"][seed]["joint"] = _training(bench.run, joint(bench.run))
+            entry["training"].setdefault(seed, {}).update(_training_of(bench.run, name))
             write_json(results, (read_json(results) or {}) | {config.setting: entry})
     return entry
 
 
-def _seconds_of_teachers(run: Run) -> dict[str, Any]:
-    return {task: _training(run, teacher(run, task)) for task in run.tasks}
+def _training_of(run: Run, name: str) -> dict[str, Any]:
+    """Return the record of the training that a method needs: of the teachers by task for
+    "separate", else by the method's name; nothing where no weights but heads are trained."""
+    if name == "separate":
+        return {task: _training(run, teacher(run, task)) for task in run.tasks}
+    if name in TRAINED:
+        return {name: _training(run, TRAINED[name](run))}
+    if name in ADAPTED:
+        stages = adapters_by_task(ADAPTED[name], run)
+        return {name: {task: _training(run, stage) for task, stage in stages.items()}}
+    return {}
 
 
 def _training(run: Run, stage: Stage) -> dict[str, Any]:

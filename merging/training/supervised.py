@@ -17,9 +17,10 @@ from merging.family import OfflineFamily, StateDict
 from merging.targets.losses import LabelScale
 from merging.targets.metrics import mean_of_defined
 from merging.training.loop import ResumableTraining
+from merging.training.low_rank import low_rank_deltas
 from models.state_dict import sub_state
 
-TrainedParameters = Literal["all", "heads"]
+TrainedParameters = Literal["all", "heads", "adapters"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def train(
             resumed run equals an uninterrupted one.
         checkpoint: file for the resumable state; the caller removes it once the result is stored.
         device: device to train on; None for the CPU.
-        parameters: train all weights, or the heads alone.
+        parameters: train all weights, the heads alone, or the heads and what `add_low_rank` has
+            added to the network.
     """
     device = device or torch.device("cpu")
     run = _Training(model.to(device), settings, device)
@@ -182,6 +184,9 @@ class _Training:
     def parameters(self, which: TrainedParameters) -> list[nn.Parameter]:
         """Return the parameters to train, and turn off the gradients of all others."""
         self.model.requires_grad_(which == "all")
+        if which == "adapters":
+            for adapter in low_rank_deltas(self.model.network):
+                adapter.requires_grad_(True)
         for head in self.model.heads:
             for parameter in self.model.family.tuned_parameters(head):
                 parameter.requires_grad_(True)

@@ -1,6 +1,8 @@
 """All released artifacts in one service, as `GMERGING_MODELS=models/releases` starts it."""
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import models
+from merging.data.chgnet_weights import licence
 from models.artifact import load_artifact
 from models.data.atoms import Atoms
 from models.data.feature_graph import FeatureGraph, collate_features
@@ -15,6 +18,7 @@ from models.experts.unified import UnifiedModel
 from models.networks.force_field import MergedForceField
 from service.core.artifact_engine import load_engine
 from tests.conftest import collate_atoms
+from tests.pages import page
 from tests.service.doubles import serving, settings_of
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +76,33 @@ async def test_molecules_graphs_and_atoms_from_one_service() -> None:
     answer = forces["predictions"][0]["tasks"]["ethanol"]
     assert answer["energy"] == pytest.approx(float(output.energy), abs=1e-4)
     torch.testing.assert_close(torch.tensor(answer["forces"]), output.forces, rtol=0, atol=1e-4)
+
+
+async def test_the_page_asks_the_force_field_from_a_pretrained_start() -> None:
+    text = page("gffmerge-pretrained.md").read_text()
+    requests = re.findall(
+        r"/predict -H 'content-type: application/json' -d '(.*?)'\n```", text, re.S
+    )
+    answers = re.findall(r"```json\n(.*?)```", text, re.S)
+    (body,), (shown,) = map(json.loads, requests), map(json.loads, answers)
+    artifact = load_artifact(RELEASES / body["model"])
+    default = RELEASES / "md17-schnet"
+    settings = {"artifact": default, "models": RELEASES, "device": "cpu"}
+    engine = load_engine(default, settings_of(device="cpu"))
+    async with serving(engine, **settings) as client:
+        found = (await client.post("/predict", json=body)).json()
+        refused = await client.post("/predict", json=body | {"tasks": ["naphthalene"]})
+    expected, answer = (content["predictions"][0]["tasks"]["ethanol"] for content in (shown, found))
+    assert answer["energy"] == pytest.approx(expected["energy"], abs=2e-3)
+    torch.testing.assert_close(
+        torch.tensor(answer["forces"]), torch.tensor(expected["forces"]), rtol=0, atol=2e-3
+    )
+    assert refused.json()["detail"].startswith("numbers: got 8, expected elements that task 'napht")
+    assert artifact.manifest.backbone.kind == "chgnet"
+    card = (RELEASES / body["model"] / "README.md").read_text()
+    assert licence() in card
+    source = artifact.manifest.provenance["pretrained_source"]
+    assert " ".join(source.split()) in " ".join(card.split())
 
 
 MOLECULES = ["OC(=O)c1ccccc1OC(C)=O", "C", "[O-][N+](=O)c1ccccc1", "C[NH+](C)CCO.[Cl-]"]

@@ -328,6 +328,38 @@ def test_heads_are_tuned_alone(data: Path, tmp_path: Path) -> None:
     }
 
 
+def test_joint_alignment_sees_no_label(data: Path, tmp_path: Path) -> None:
+    changes = {"tuning": None, "joint_alignment": CONFIG.training}
+    run = Run(CONFIG.model_copy(update=changes), 0, data, tmp_path)
+    for task in run.tasks:
+        own, dataset = trained_model(run, stages.teacher(run, task)), run.dataset(task)
+        modules = FORCE_FIELDS.load_model(NETWORK, own.network, own.heads[task], dataset)
+        found = stages.imitated_data(run, task)
+        for subset in ("train", "valid"):
+            rows = getattr(dataset.split, subset)
+            expected = energy_and_forces(*modules, dataset.select(rows))  # type: ignore[arg-type]
+            torch.testing.assert_close(found.labels(rows).energy, expected.energy)
+            torch.testing.assert_close(found.labels(rows).forces, expected.forces)
+        assert found.labels(found.split.test).forces.isnan().all()
+        assert found.labels(found.split.test).energy.isnan().all()
+    merge_result(run)
+    # It trains without any label left.
+    for task in run.tasks:
+        run._datasets[task] = run.dataset(task).with_answers({})
+    model = trained_model(run, stages.aligned(run))
+    start = merge_result(run)
+    moved = [key for key, value in model.network.items() if not value.equal(start.backbone[key])]
+    assert moved
+    assert all(value.isfinite().all() for value in tensors_of(model).values())
+    assert stages.aligned(run).key != stages.aligned(run, "pretrained").key
+    with pytest.raises(ConfigError, match="got no joint alignment in 'pico'"):
+        stages.aligned(Run(CONFIG, 0, data, tmp_path))
+    with pytest.raises(ValueError, match="got settings beside `joint_alignment`"):
+        SchnetRunConfig.model_validate(
+            CONFIG.model_dump() | {"joint_alignment": CONFIG.training.model_dump()}
+        )
+
+
 def test_all_heads_start_alike_and_energies_are_right_from_the_first_step(data: Path) -> None:
     model = started(data, *CONFIG.tasks)
     first, second = (model.head(task) for task in CONFIG.tasks)

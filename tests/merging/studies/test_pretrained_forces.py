@@ -88,7 +88,7 @@ def test_the_study_measures_every_method_and_goes_on_where_it_was(
         assert row["options"] == {key: least[key] for key in row["options"]}
     assert entry["rows"]["EMR"]["0"]["rescalers"].keys() == SHAPES.keys()
     assert entry["rows"]["separate"]["0"] != entry["rows"]["mean"]["0"]
-    assert set(entry["training"]["0"]) == {*SHAPES, "joint"}
+    assert set(entry["training"]["0"]) == {*SHAPES, *study.TRAINED, *study.ADAPTED}
     assert errors_table(entry).count("\n") == len(study.METHODS) + 2
 
 
