@@ -7,6 +7,7 @@ everything, so that losses of different targets can be compared and averaged.
 """
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -92,9 +93,10 @@ def on_samples(run: Run, statistics: int) -> Run:
     """Return the run with smaller data sets to measure_scores on, the same for every model: HIV,
     MUV and the 617 labels of ToxCast would take most of the time.
 
-    Validation and test subsets are cut to `SUBSET_MOLECULES`, of a classification keeping every
-    molecule that is positive for some label (ROC-AUC does not depend on the ratio of classes); the
-    training subset, which gives BatchNorm statistics, to `statistics`; all but `LABELS` labels are
+    Validation and test subsets are cut to `SUBSET_MOLECULES`. Of a classification as many molecules
+    as possible that are positive for some label are among them, but half of the places are for the
+    others, if there are so many (ROC-AUC does not depend on the ratio of classes). The training
+    subset, which gives BatchNorm statistics, is cut to `statistics`; all but `LABELS` labels are
     masked. The run must stay in this process: another one would load the full data.
     """
     sampled = {task: _sampled(run.dataset(task), statistics) for task in run.tasks}
@@ -115,9 +117,11 @@ def _with_positives(dataset: MoleculeDataset, rows: Tensor) -> Tensor:
     if dataset.target == "regression":
         return rows[_evenly(len(rows), SUBSET_MOLECULES)]
     positive = (dataset.labels[rows] == 1).any(1)
-    others = rows[~positive]
-    drawn = _evenly(len(others), max(0, SUBSET_MOLECULES - int(positive.sum())))
-    return torch.cat([rows[positive], others[drawn]]).sort().values
+    positives, others = rows[positive], rows[~positive]
+    reserved = min(len(others), SUBSET_MOLECULES // 2)
+    positives = positives[_evenly(len(positives), SUBSET_MOLECULES - reserved)]
+    others = others[_evenly(len(others), SUBSET_MOLECULES - len(positives))]
+    return torch.cat([positives, others]).sort().values
 
 
 def _evenly(count: int, most: int) -> Tensor:
@@ -181,6 +185,9 @@ def _concordances(small: Run, model: UnifiedModel, task: str) -> StageResult:
             found = roc_auc(labels, outputs).mean
         else:
             found = concordance(outputs.numpy(), labels.numpy())
+        if math.isnan(found):
+            expected = "expected molecules of both classes, or different values"
+            raise ConfigError(f"got one label for all {subset} molecules of {task}, {expected}")
         record[subset] = round(found, 5)
     return StageResult(record=record)
 

@@ -15,7 +15,13 @@ from merging.run.models import merged_model, without_adapters
 from merging.run.run import Run
 from merging.run.scores import evaluate, unified_forward
 from merging.run.stages import finetuned_network
-from merging.studies.gw_smm import measured_pairs, on_samples, run_study, study
+from merging.studies.gw_smm import (
+    finetuned_stage,
+    measured_pairs,
+    on_samples,
+    run_study,
+    study,
+)
 from merging.studies.gw_smm_analysis import gw_smm_tables
 from models.errors import ConfigError
 from tests.merging.conftest import molecules, write_csv, write_pico
@@ -92,10 +98,11 @@ class TestStudy:
             len({line.count("|") for line in table.split("\n")}) == 1 for table in made.values()
         )
 
-    def test_samples_keep_every_positive(
-        self, pico_run: Run, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("most", [2, 6, 1000])
+    def test_samples_keep_positives_and_others(
+        self, pico_run: Run, most: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("merging.studies.gw_smm.SUBSET_MOLECULES", 6)
+        monkeypatch.setattr("merging.studies.gw_smm.SUBSET_MOLECULES", most)
         monkeypatch.setattr("merging.studies.gw_smm.LABELS", 1)
         whole, small = pico_run.dataset("other"), on_samples(pico_run, 10).dataset("other")
         assert len(small.split.train) == 10
@@ -106,8 +113,18 @@ class TestStudy:
             (whole.split.test, small.split.test),
         ):
             assert set(chosen.tolist()) <= set(rows.tolist())
-            assert (whole.labels[rows, 0] == 1).sum() == (whole.labels[chosen, 0] == 1).sum()
-            assert len(chosen) <= max(6, int((whole.labels[rows, 0] == 1).sum()))
+            assert len(set(chosen.tolist())) == len(chosen) == min(most, len(rows))
+            positives = int((whole.labels[rows, 0] == 1).sum())
+            kept = min(positives, most - min(len(rows) - positives, most // 2))
+            assert (whole.labels[chosen, 0] == 1).sum() == kept
+            assert 0 < kept < len(chosen)
+
+    def test_a_part_of_one_label_is_refused(self, pico_run: Run) -> None:
+        small = on_samples(pico_run, 10)
+        small.dataset("other").labels.fill_(1.0)
+        stage = finetuned_stage(pico_run, small, "other")
+        with pytest.raises(ConfigError, match="got one label for all valid molecules of other"):
+            stage.make(Path())
 
 
 def with_a_regression(folder: Path, target: str) -> Run:
