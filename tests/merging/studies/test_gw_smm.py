@@ -15,13 +15,7 @@ from merging.run.models import merged_model, without_adapters
 from merging.run.run import Run
 from merging.run.scores import evaluate, unified_forward
 from merging.run.stages import finetuned_network
-from merging.studies.gw_smm import (
-    finetuned_stage,
-    measured_pairs,
-    on_samples,
-    run_study,
-    study,
-)
+from merging.studies.gw_smm import finetuned_stage, measured_pairs, on_samples, run_study, study
 from merging.studies.gw_smm_analysis import gw_smm_tables
 from models.errors import ConfigError
 from tests.merging.conftest import molecules, write_csv, write_pico
