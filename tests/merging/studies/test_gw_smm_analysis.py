@@ -141,7 +141,10 @@ def test_scores_are_kept_by_group_in_order_of_name() -> None:
     assert found == {("a", "b"): {"b": {"test": 0.0}, "a": {"test": 1.0}}}
 
 
-@pytest.mark.parametrize("file", ["gw-smm.json", "many-tasks/gw-smm.json"])
+@pytest.mark.parametrize(
+    "file",
+    ["gw-smm.json", "many-tasks/gw-smm.json", "all-tasks/gw-smm.json", "admet-tasks/gw-smm.json"],
+)
 def test_page_shows_the_results(file: str) -> None:
     text = page("gw-smm.md").read_text()
     found = read_json(Path(__file__).parents[3] / "results/neighbours" / file)
