@@ -62,6 +62,10 @@ DENSITIES, SCALINGS = (0.2, 0.5, 0.8), (0.5, 1.0, 1.5)
 """Candidates of TIES."""
 RANKS = (4, 16)
 """Ranks of what a task adds to a matrix; most matrices are 64 by 64 or larger."""
+PUBLISHED_START: dict[str, Any] = {"pull": "zero"}
+STEADY_START: dict[str, Any] = {"ridge": 0.1}
+"""Options of the closed form where training goes on from it. The published ridge of 1e-6 to zero
+leaves weights of 1e5 where the equations are nearly singular, and training from there may fail."""
 CLOSED, PULLED = "closed form, as published", "closed form, ridge to the mean"
 SEQUENTIAL, SLOPES = "closed form, sequential", "closed form, sequential, slopes"
 
@@ -206,25 +210,26 @@ def _trained(stage: Callable[[Run], Stage], bench: Bench) -> Made:
     return Made.shared(loaded_model(bench.run, trained_model(bench.run, stage(bench.run))))
 
 
-def imitating(run: Run) -> Run:
-    """Return the run with joint alignment by the settings of joint training, and with the published
-    closed form, heads of the tasks' own, as its merged start."""
-    published = MergeConfig(method="gffmerge", options={"pull": "zero"})
-    changes = {"joint_alignment": run.config.training, "merge": published, "tuning": None}
+def imitating(run: Run, merge: dict[str, Any]) -> Run:
+    """Return the run with joint alignment by the settings of joint training, and with the closed
+    form of the given options, heads of the tasks' own, as its merged start."""
+    merged = MergeConfig(method="gffmerge", options=merge)
+    changes = {"joint_alignment": run.config.training, "merge": merged, "tuning": None}
     return replace(run, config=run.config.model_copy(update=changes))
 
 
-def _aligned(start: ImitationStart, run: Run) -> Stage:
-    return aligned(imitating(run), start)
+def _aligned(merge: dict[str, Any], start: ImitationStart, run: Run) -> Stage:
+    return aligned(imitating(run, merge), start)
 
 
 def adapters_by_task(rank: int, run: Run) -> dict[str, Stage]:
-    """Return the stages that train adapters on the merged start of joint alignment, by task."""
-    return {task: low_rank_adapters(rank, imitating(run), task) for task in run.tasks}
+    """Return the stages that train adapters on the published closed form, by task."""
+    published = imitating(run, PUBLISHED_START)
+    return {task: low_rank_adapters(rank, published, task) for task in run.tasks}
 
 
 def _adapted(rank: int, bench: Bench) -> Made:
-    run, stages = imitating(bench.run), adapters_by_task(rank, bench.run)
+    run, stages = imitating(bench.run, PUBLISHED_START), adapters_by_task(rank, bench.run)
     models = {task: adapted_model(rank, run, task) for task in stages}
     numbers = run.result(stages[run.tasks[0]]).record["numbers"]
     return Made(models, {"rank": rank, "numbers": numbers})
@@ -245,8 +250,9 @@ def _regmean(bench: Bench) -> Made:
 _SLOPES = partial(_sequential, SLOPE_STEP)
 TRAINED: dict[str, Callable[[Run], Stage]] = {
     "joint training": joint,
-    "joint alignment": partial(_aligned, "merged"),
-    "joint alignment, from the start": partial(_aligned, "pretrained"),
+    "joint alignment": partial(_aligned, STEADY_START, "merged"),
+    "joint alignment, from the published form": partial(_aligned, PUBLISHED_START, "merged"),
+    "joint alignment, from the start": partial(_aligned, PUBLISHED_START, "pretrained"),
 }
 """Stages that train one network for all tasks: with labels, or to answer like the teachers."""
 ADAPTED = {f"adapters, rank {rank}": rank for rank in RANKS}
