@@ -215,10 +215,10 @@ def variant_statistics(
     Returns:
         By variant: "rho" and "rho_of_first_starts", rank correlation with the first variant's
         distances; "ratio", mean distance over the first variant's; "seconds" per start and
-        "time_ratio", over the first variant's; "better_later", share of pairs for which a later
-        start is better than the first; "gain" and "most_gain", mean and largest share by which the
-        best start is below the first; "starts", their number; "converged", share of the best
-        starts.
+        "time_ratio", over the first variant's, None if those are too short to measure;
+        "better_later", share of pairs for which a later start is better than the first; "gain" and
+        "most_gain", mean and largest share by which the best start is below the first; "starts",
+        their number; "converged", share of the best starts.
     """
     reference = [pair["distance"] for pair in next(iter(found.values()))]
     seconds = {
@@ -235,13 +235,13 @@ def variant_statistics(
             "rho_of_first_starts": _rank_correlation(first_starts, reference),
             "ratio": fmean(distances) / fmean(reference),
             "seconds": seconds[name],
-            "time_ratio": seconds[name] / next(iter(seconds.values())),
             "better_later": fmean(pair["distance"] < pair["by_start"][0] - 1e-6 for pair in pairs),
             "gain": fmean(gains),
             "most_gain": max(gains),
         }
         known = pairs[0]["converged"] is not None
         table[name] = {key: round(value, 4) for key, value in numbers.items()} | {
+            "time_ratio": _time_ratio(seconds[name], next(iter(seconds.values()))),
             "starts": len(pairs[0]["by_start"]),
             "converged": fmean(pair["converged"] for pair in pairs) if known else None,
         }
@@ -384,6 +384,15 @@ def _references_table(content: Mapping[str, Any]) -> str:
     return markdown_table(["", *(f"seed {seed}" for seed in seeds)], rows)
 
 
+def _time_ratio(seconds: float, reference: float) -> float | None:
+    """Divide two times; None if the clock did not advance during the second one."""
+    return round(seconds / reference, 4) if reference else None
+
+
+def _shown_ratio(ratio: float | None, digits: int) -> str:
+    return "too short to measure" if ratio is None else f"{ratio:.{digits}f}"
+
+
 def _variants_table(found: Mapping[str, Any]) -> str:
     rows = []
     for name, variant in found.items():
@@ -399,7 +408,7 @@ def _variants_table(found: Mapping[str, Any]) -> str:
                 str(variant["starts"]),
                 f"{variant['rho']:.3f}",
                 f"{variant['ratio']:.2f}",
-                f"{variant['time_ratio']:.1f}",
+                _shown_ratio(variant["time_ratio"], 1),
                 gain,
                 "cannot tell" if converged is None else f"{100 * converged:.0f} %",
             ]
@@ -413,7 +422,8 @@ def _sizes_table(found: Mapping[str, Any]) -> str:
     for count, by_variant in found.items():
         distances = [f"{by_variant[name]['distance']:.3f}" for name in variants]
         exact = by_variant["exact"]["seconds"]
-        times = [f"{by_variant[name]['seconds'] / exact:.2f}" for name in variants]
+        ratios = [_time_ratio(by_variant[name]["seconds"], exact) for name in variants]
+        times = [_shown_ratio(ratio, 2) for ratio in ratios]
         rows.append([count, *distances, *times])
     names = [name.replace("_", "-") for name in variants]
     titles = [f"{title}, {name}" for title in ("distance", "time / exact") for name in names]

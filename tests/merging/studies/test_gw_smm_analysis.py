@@ -1,6 +1,7 @@
 """The statistics of GW-SMM against oracles, and its tables against the page."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from merging.studies.gw_smm_analysis import (
 )
 from tests.merging.tables import symmetric
 from tests.pages import page
+
+RESULTS = Path(__file__).parents[3] / "results/neighbours/gw-smm.json"
 
 
 class TestAnalysis:
@@ -69,6 +72,17 @@ class TestAnalysis:
             found["other"]["converged"],
         ) == (-1, 2, 3, None)
         assert found["exact"]["most_gain"] == 0.5
+
+    def test_times_that_the_clock_cannot_tell_have_no_ratio(self) -> None:
+        record = {"distance": 1.0, "by_start": [1.0], "seconds": 0.0, "converged": True}
+        pairs = [record, {**record, "distance": 2.0}, {**record, "distance": 3.0}]
+        found = variant_statistics({"exact": pairs, "other": pairs})
+        assert found["other"]["time_ratio"] is None
+        sizes = {"128": {"exact": record, "sampled": {**record, "seconds": 0.1}}}
+        content = {**json.loads(RESULTS.read_text()), "variants": found, "sizes": sizes}
+        tables = gw_smm_tables(content)
+        assert tables["variants"].count("too short to measure") == 2
+        assert tables["sizes"].count("too short to measure") == 2
 
     def test_mantel_is_spearman_with_every_relabelling(self) -> None:
         table = symmetric(5, 0)
