@@ -1,14 +1,17 @@
 """Test and validation scores of mergers that use no data and train nothing, on the tasks of a
-setting: `residual` by rank, TSV-Merge, Iso-C and WUDI-Merging, beside the average.
+setting: averages of weights, EMR, `residual` by rank, TSV-Merge, Iso-C and WUDI-Merging.
 
     python -m benchmarks.data_free --seeds 0 1 2
+    python -m benchmarks.data_free --config admet_short.yaml --seeds 1
 
-Fine-tuned models are those of `gmerging finetune`; missing ones are trained (hours). Which options
-of a merger are best is for validation scores to say. Writes `results/<setting>/data_free.json`
-after every seed.
+Fine-tuned models are those of `gmerging finetune`; missing ones are trained (hours). Every merger
+is tried with several options; the table has the one with the best validation score. Writes
+`results/<setting>/data_free.json` after every seed.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks.common import parser, run_of
@@ -18,18 +21,22 @@ from merging.mergers.residual import numbers_of
 from merging.run.build import build
 from merging.run.run import Run
 from merging.run.scores import Method, finetuned_method, merger_method, recovery
+from merging.studies.markdown import METRIC_NAMES, markdown_table
+from merging.targets.metrics import SCORE_NAMES
 
 RANKS = (10, 30, 54, 100)
-SCALINGS = (0.15, 0.3, 0.5, 1.0)
+SCALINGS = (0.03, 0.07, 0.15, 0.3, 0.5, 1.0)
+"""Factors of the merged task vector; the best one falls as the number of tasks grows."""
 ROWS = {
     "weight_average": MergeConfig(method="weight_average"),
+    "emr": MergeConfig(method="emr"),
     **{
         f"residual, rank {rank}": MergeConfig(method="residual", options={"rank": rank})
         for rank in RANKS
     },
     **{
         f"{method}, scaling {scaling}": MergeConfig(method=method, options={"scaling": scaling})
-        for method in ("tsv_merge", "iso_c")
+        for method in ("task_arithmetic", "ties", "tsv_merge", "iso_c")
         for scaling in SCALINGS
     },
     **{
@@ -61,8 +68,31 @@ def measure(run: Run) -> dict[str, Any]:
     return found
 
 
+def chosen(scores: Mapping[str, Any]) -> list[str]:
+    """Return, of the options of every merger, the name with the best validation average."""
+    best: dict[str, str] = {}
+    for name in scores:
+        method = name.split(",")[0]
+        if method == "residual":  # a rank is a size that the user affords, nothing to choose
+            method = name
+        kept = best.setdefault(method, name)
+        if scores[name]["valid_average"] > scores[kept]["valid_average"]:
+            best[method] = name
+    return list(best.values())
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """Return one seed's test averages by metric and the recovery of the average, as Markdown."""
+    metrics = [name for name in SCORE_NAMES if name in scores["finetuned"]]
+    rows = []
+    for name in chosen(scores):
+        averages = [f"{mean(scores[name][metric].values()):.3f}" for metric in metrics]
+        rows.append([name, *averages, f"{scores[name]['recovery']:.2f}"])
+    return markdown_table(["merger", *(METRIC_NAMES[name] for name in metrics), "recovery"], rows)
+
+
 def main() -> None:
-    """Measure the seeds, print their averages, and write."""
+    """Measure the seeds, print their tables, and write."""
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = options.parse_args()
@@ -77,8 +107,7 @@ def main() -> None:
         }
         content["seeds"][str(seed)] = found = measure(run)
         write_json(path, content)
-        for name, scores in found.items():
-            print(seed, name, scores["average"], scores["recovery"], flush=True)
+        print(f"seed {seed}\n{table(found)}", flush=True)
 
 
 if __name__ == "__main__":

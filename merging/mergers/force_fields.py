@@ -14,7 +14,7 @@ from merging.mergers.gffmerge import (
     assembled,
     linears,
     match_mean_energies,
-    shared_weights,
+    merged_parameters,
 )
 from merging.mergers.regmean import RegMeanOptions, least_squares_weight, shrunk
 from models.data.atoms import AtomsBatch
@@ -26,7 +26,7 @@ def regmean(teachers: Teachers, options: RegMeanOptions, equations: Equations) -
     (`teacher_equations`); average everything else, biases too (`merging.mergers.regmean`). Rows are
     atoms, bonds or angles."""
     states = {
-        task: shared_weights(teacher.network, teacher.expert, "merged")
+        task: merged_parameters(teacher.network, teacher.expert, "merged")
         for task, teacher in teachers.items()
     }
     stacked = stack_states(states.values())
@@ -44,7 +44,7 @@ def fisher(teachers: Teachers, options: FisherOptions, seed: int) -> MergedForce
     """Average the weights of networks and heads, each weighted by its Fisher information
     (`fisher_information`)."""
     states = {
-        task: shared_weights(teacher.network, teacher.expert, "merged")
+        task: merged_parameters(teacher.network, teacher.expert, "merged")
         for task, teacher in teachers.items()
     }
     information = {}
@@ -65,10 +65,10 @@ def fisher_information(teacher: Teacher, generator: torch.Generator) -> dict[str
     among them would be a choice.
 
     Returns:
-        F by the names of `shared_weights`, float64; 0 for what the forces do not depend on.
+        F by the names of `merged_parameters`, float64; 0 for what the forces do not depend on.
     """
     network, expert = teacher.network, teacher.expert
-    names = shared_weights(network, expert, "merged")
+    names = merged_parameters(network, expert, "merged")
     named = dict(network.named_parameters()) | dict(expert.named_parameters())
     parameters = [named[name].requires_grad_() for name in names]
     squares = [torch.zeros_like(value, dtype=torch.float64) for value in parameters]

@@ -164,7 +164,7 @@ def linears(network: AtomNetwork, expert: ForceFieldExpert) -> dict[str, nn.Line
     return {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
 
 
-def shared_weights(
+def merged_parameters(
     network: AtomNetwork, expert: ForceFieldExpert, heads: Heads
 ) -> dict[str, Tensor]:
     """Return the parameters that are merged, by name: those of the network and, if heads are
@@ -189,14 +189,14 @@ def energies(
 
 def _average(teachers: Teachers, heads: Heads) -> MergedForceField:
     states = stack_states(
-        shared_weights(teacher.network, teacher.expert, heads) for teacher in teachers.values()
+        merged_parameters(teacher.network, teacher.expert, heads) for teacher in teachers.values()
     )
     return assembled(teachers, {name: values.mean(0) for name, values in states.items()})
 
 
 def assembled(teachers: Teachers, weights: Mapping[str, Tensor]) -> MergedForceField:
     """Return the teachers' experts around one network, with the given weights in the network and,
-    where they are named, in all heads (`shared_weights`)."""
+    where they are named, in all heads (`merged_parameters`)."""
     network = deepcopy(next(iter(teachers.values())).network)
     experts = {task: deepcopy(teacher.expert) for task, teacher in teachers.items()}
     for module in (network, *experts.values()):

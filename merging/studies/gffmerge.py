@@ -24,7 +24,7 @@ from merging.mergers.gffmerge import (
     assembled,
     closed_form,
     match_mean_energies,
-    shared_weights,
+    merged_parameters,
 )
 from merging.mergers.registry import merge
 from merging.run.run import Run
@@ -208,10 +208,11 @@ def merge_weights(
         heads: "merged", or "own" to keep the head of every task.
     """
     weights = {
-        task: shared_weights(model.network, model.expert, heads) for task, model in teachers.items()
+        task: merged_parameters(model.network, model.expert, heads)
+        for task, model in teachers.items()
     }
     first = next(iter(teachers.values()))
-    base = shared_weights(*(start or (first.network, first.expert)), heads)
+    base = merged_parameters(*(start or (first.network, first.expert)), heads)
     if start is None:
         base = {name: torch.zeros_like(value) for name, value in base.items()}
     inputs = MergeInputs(base, weights, first.network.config)

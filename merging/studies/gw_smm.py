@@ -229,7 +229,9 @@ def distance_tables(run: Run, ways: int | None) -> dict[str, list[list[float]]]:
         spaces of the same molecules, and `gw_data`, between the tasks' molecules in the feature
         space of the pre-trained model, both found from one start.
     """
-    return run.result(_distance_stage(run, ways)).record
+    stage = _distance_stage(run, ways)
+    build([stage], run.store, description=f"seed {run.seed}: distances")
+    return run.result(stage).record
 
 
 def _distance_stage(run: Run, ways: int | None) -> Stage:
@@ -477,10 +479,10 @@ def _plans(run: Run, small: Run, size: int, ways: int | None) -> dict[str, Any]:
     for metric, table in distance_tables(run, ways).items():
         groups = average_linkage(run.tasks, np.array(table), size).groups
         others = _partitions(groups, run.seed, ways)
-        scores = scores_of(
-            sorted({group for partition in (groups, *others) for group in partition}),
-            partial(_score_in, run, small, PUBLISHED_MERGE),
-        )
+        every = sorted({group for partition in (groups, *others) for group in partition})
+        work = group_scores(run, small, every, PUBLISHED_MERGE)
+        build(work, run.store, description=f"seed {run.seed}: groups of {size} by {metric}")
+        scores = scores_of(every, partial(_score_in, run, small, PUBLISHED_MERGE))
         found[metric] = {
             "groups": [list(group) for group in groups],
             "valid": plan_rank(groups, others, scores, "valid"),

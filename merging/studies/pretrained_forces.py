@@ -24,7 +24,7 @@ from merging.mergers.gffmerge import (
     assembled,
     closed_form,
     match_mean_energies,
-    shared_weights,
+    merged_parameters,
     teacher_equations,
 )
 from merging.mergers.registry import MergeConfig, merge
@@ -159,9 +159,9 @@ def _by_task(method: str, options: Mapping[str, Any], bench: Bench) -> Made:
     """Merge by a merger of weights that gives a network for every task, heads too."""
     teachers = bench.teachers
     states = {
-        task: shared_weights(own.network, own.expert, "merged") for task, own in teachers.items()
+        task: merged_parameters(own.network, own.expert, "merged") for task, own in teachers.items()
     }
-    base = shared_weights(*bench.start, "merged")
+    base = merged_parameters(*bench.start, "merged")
     result = merge(method, MergeInputs(base, states, bench.run.config.network), options)
     models = {}
     for task, own in teachers.items():

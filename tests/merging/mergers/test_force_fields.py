@@ -15,7 +15,7 @@ from merging.mergers.gffmerge import (
     linear_activations,
     linear_groups,
     linears,
-    shared_weights,
+    merged_parameters,
     teacher_equations,
 )
 from merging.mergers.regmean import RegMeanOptions
@@ -173,7 +173,7 @@ def test_fisher_information_is_a_squared_random_row_of_the_jacobian() -> None:
     expected = (signs.float() @ torch.stack(jacobian)).double().square()
     found = fisher_information(single, torch.Generator().manual_seed(3))
     torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-8)
-    assert found.keys() == shared_weights(own.network, own.expert, "merged").keys()
+    assert found.keys() == merged_parameters(own.network, own.expert, "merged").keys()
     assert not found["lin4.bias"].any()  # no force depends on it
     assert not any(value.requires_grad for value in own.network.parameters())
 
