@@ -87,7 +87,8 @@ def table(scores: Mapping[str, Any]) -> str:
     rows = []
     for name in chosen(scores):
         averages = [f"{mean(scores[name][metric].values()):.3f}" for metric in metrics]
-        rows.append([name, *averages, f"{scores[name]['recovery']:.2f}"])
+        recovered = scores[name]["recovery"]  # None where averaging loses nothing
+        rows.append([name, *averages, "" if recovered is None else f"{recovered:.2f}"])
     return markdown_table(["merger", *(METRIC_NAMES[name] for name in metrics), "recovery"], rows)
 
 

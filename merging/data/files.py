@@ -1,12 +1,15 @@
-"""Files of a run, written atomically: JSON and safetensors, and their reading."""
+"""Files of a run: JSON and safetensors, written atomically and read; and arrays, read."""
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -46,6 +49,23 @@ def json_bytes(content: Any) -> bytes:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically. Raises OSError, also for a full disk."""
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an `.npz` file, by name.
+
+    Raises:
+        DataError: the file is missing, is another one, or holds objects, which are never unpickled.
+    """
+    if not path.is_file():
+        raise DataError(f"got no file at {path}, expected an .npz file of arrays")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if isinstance(stored, np.ndarray):
+                raise ValueError("it is a single array")
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"got {path}, which is no .npz file of plain arrays: {error}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,6 @@ numbers / NaN; or classes (M,), -1 where unknown |
 by the seed) |
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from merging.config.base import Section
-from merging.data.files import sha256
+from merging.data.files import read_arrays, sha256
 from merging.data.molecule_dataset import MoleculeDataset
 from merging.data.split import Split, random_split
 from merging.data.task_data import AnswerTask
@@ -108,7 +107,7 @@ def read_graphs(path: Path) -> GraphFile:
         DataError: the file is absent, is no `.npz`, holds Python objects, lacks an array, or its
             arrays do not fit each other.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     if missing := [name for name in _NEEDED if name not in arrays]:
         raise DataError(f"{path}: got arrays {sorted(arrays)}, expected also {missing}")
     try:
@@ -157,18 +156,6 @@ def write_molecules(dataset: MoleculeDataset, path: Path) -> None:
         dataset.labels,
         dataset.split,
     )
-
-
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        raise DataError(f"got no file at {path}, expected an .npz file of graphs")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if isinstance(stored, np.ndarray):
-                raise ValueError("it is a single array")
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"got {path}, which is no .npz file of plain arrays: {error}") from error
 
 
 def _graphs(arrays: dict[str, NDArray[Any]]) -> tuple[FeatureGraph, ...]:

@@ -16,6 +16,7 @@ from merging.config.training import AlignmentConfig, GraphTrainingConfig
 from merging.data.checkpoints import find_checkpoint
 from merging.data.encoders import svd_encoder
 from merging.data.files import sha256
+from merging.data.gcc_encoder import read_start
 from merging.data.graph_file import FileSpec, file_task
 from merging.data.links import LinkSpec, link_task
 from merging.data.planetoid import PlanetoidSpec, class_task, load_planetoid
@@ -39,7 +40,7 @@ from models.experts.expert import Expert, TaskExpert
 from models.experts.router import RouterConfig
 from models.names import Name, check_distinct
 from models.networks.pyg import GraphNetwork, GraphNetworkConfig, GraphNetworkKind
-from models.state_dict import load_tensors, read_tensors
+from models.state_dict import load_tensors
 
 TaskSpec = Annotated[
     PlanetoidSpec | FileSpec | LinkSpec | EgoSpec | CollectionSpec, Field(discriminator="kind")
@@ -181,7 +182,7 @@ class Graphs(OfflineFamily):
         if config.pretrained is None:
             return super().initial_state(config, seed, folders)
         path, network = self._checkpoint(config.pretrained, folders), self.network(config.network)
-        load_tensors(network, read_tensors(path), str(path))
+        load_tensors(network, read_start(path), str(path))
         return {f"network.{key}": value for key, value in network.state_dict().items()}
 
     def initial_fingerprint(self, config: GraphConfig, folders: Folders) -> str:

@@ -8,7 +8,7 @@ with all others fixed, is a linear assignment: maximise the sum over its paramet
 <W_reference, P W>.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -243,11 +243,7 @@ def chain_of(config: Any) -> Chain:
             for n in range(layers)
             for key, axis in _pyg_layer(config, n).items()
         }
-        sizes = {
-            space: dim
-            for n in range(layers)
-            for space in ([f"m{n}"] if config.kind == "pyg_gin" else []) + [f"h{n + 1}"]
-        }
+        sizes = {space: dim for n in range(layers) for space in [*_hidden(config, n), f"h{n + 1}"]}
         blocks = (
             {f"h{n + 1}": config.heads for n in range(layers)} if config.kind == "pyg_gat" else {}
         )
@@ -315,21 +311,30 @@ _LAYERS = {
 
 
 def _pyg_layer(config: GraphNetworkConfig, number: int) -> dict[str, Axes]:
-    dim, enters, middle, leaves = (
-        config.hidden_dim,
-        f"h{number}" if number else None,
-        f"m{number}",
-        f"h{number + 1}",
-    )
+    dim, enters, leaves = config.hidden_dim, f"h{number}" if number else None, f"h{number + 1}"
     width = dim if number else config.in_dim
     out = Axes((dim,), (leaves,))
     weight = Axes((dim, width), (leaves, enters))
     return {
         "pyg_gcn": {"lin.weight": weight, "bias": out},
         "pyg_sage": {"lin_l.weight": weight, "lin_r.weight": weight, "lin_l.bias": out},
-        "pyg_gin": {
-            **_linear("nn.0", enters, middle, width, dim),
-            **_linear("nn.2", middle, leaves, dim, dim),
-        },
+        "pyg_gin": _pyg_mlp(enters, [*_hidden(config, number), leaves], width, dim),
         "pyg_gat": {"lin.weight": weight, "bias": out, "att_src": out, "att_dst": out},
     }[config.kind]
+
+
+def _hidden(config: GraphNetworkConfig, number: int) -> list[str]:
+    """Return the spaces between the Linears of a layer's MLP."""
+    count = config.mlp_layers - 1 if config.kind == "pyg_gin" else 0
+    return [f"m{number}.{k}" if k else f"m{number}" for k in range(count)]
+
+
+def _pyg_mlp(
+    enters: str | None, spaces: Sequence[str], enter_dim: int, dim: int
+) -> dict[str, Axes]:
+    """Return the axes of the Linears that end in these spaces, in their order."""
+    axes: dict[str, Axes] = {}
+    for k, space in enumerate(spaces):
+        axes |= _linear(f"nn.{2 * k}", enters, space, dim if k else enter_dim, dim)
+        enters = space
+    return axes

@@ -141,6 +141,8 @@ def linear_maps(config: Any) -> tuple[LinearMap, ...]:
     if config.kind == "pyg_gat":
         width = config.hidden_dim // config.heads
         return tuple(chain.from_iterable(_pyg_gat(head, width) for head in range(config.heads)))
+    if config.kind == "pyg_gin":
+        return _mlp(_pyg_summed, "nn", config.mlp_layers)
     return _FIXED[config.kind]
 
 
@@ -218,9 +220,11 @@ def _gin_summed(call: LayerCall) -> Tensor:
     return summed
 
 
-def _mlp_inputs(summed: Callable[[LayerCall], Tensor], first: str, call: LayerCall) -> Tensor:
-    z = summed(call)
-    z = call.layer.get_submodule(first)(z).relu() if first else z
+def _mlp_inputs(
+    summed: Callable[[LayerCall], Tensor], name: str, number: int, call: LayerCall
+) -> Tensor:
+    mlp: Any = call.layer.get_submodule(name)
+    z = mlp[: 2 * number](summed(call))  # a Linear and a relu each
     return torch.cat([z, _ones(z)], 1)
 
 
@@ -250,10 +254,16 @@ def scored_edges(head: int, call: LayerCall) -> Tensor:
 # --- the table ---
 
 
-def _mlp(summed: Callable[[LayerCall], Tensor], name: str) -> tuple[LinearMap, ...]:
-    return (
-        LinearMap(f"{name}.0", _linear(f"{name}.0"), partial(_mlp_inputs, summed, "")),
-        LinearMap(f"{name}.2", _linear(f"{name}.2"), partial(_mlp_inputs, summed, f"{name}.0")),
+def _mlp(
+    summed: Callable[[LayerCall], Tensor], name: str, layers: int = 2
+) -> tuple[LinearMap, ...]:
+    return tuple(
+        LinearMap(
+            f"{name}.{2 * number}",
+            _linear(f"{name}.{2 * number}"),
+            partial(_mlp_inputs, summed, name, number),
+        )
+        for number in range(layers)
     )
 
 
@@ -270,7 +280,6 @@ _FIXED: dict[str, tuple[LinearMap, ...]] = {
             _pyg_sage_inputs,
         ),
     ),
-    "pyg_gin": _mlp(_pyg_summed, "nn"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from merging.data.files import write_json
+from merging.data.files import read_json, write_json
 from merging.mergers.registry import MergeConfig
 from merging.run.run import Run
 from merging.run.scores import (
@@ -53,23 +53,23 @@ PUBLISHED = {
 
 
 def run_study(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
-    """Measure all methods on all tasks and write the results, after every seed anew.
+    """Measure all methods on all tasks and write the results, after every seed anew; those of other
+    settings in the file stay.
 
     Args:
         runs: one run per seed of a setting, which has sections `alignment` and `one_pass`; adapters
             and joint alignment start from its `merge`.
-        path: the results file.
+        path: the results file, in which the study writes the entry of the setting.
         build: makes stages; what is made already is not made again.
 
     Returns:
-        The content of the file: {"setting", "config", "seeds": {seed: {method: {"title", "merge",
+        The entry: {"what", "config", "seeds": {seed: {method: {"title", "merge",
         "scores": as `Method.task_scores`}}}, "summary": see `summarise`, "published",
         "environment"}.
     """
     first = runs[0]
     content: dict[str, Any] = {
         "what": "test accuracy of merged models on graphs without features",
-        "setting": first.config.setting,
         "config": first.config.model_dump(mode="json"),
         "graphs": {task: len(first.dataset(task).graphs) for task in first.tasks},
         "published": PUBLISHED,
@@ -79,7 +79,7 @@ def run_study(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
     for run in runs:
         content["seeds"][str(run.seed)] = _measured(run, build)
         content["summary"] = summarise(content["seeds"])
-        write_json(path, content)
+        write_json(path, (read_json(path) or {}) | {first.config.setting: content})
     return content
 
 

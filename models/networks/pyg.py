@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +14,7 @@ from models.errors import InvalidInputError
 from models.networks.base import LayeredNetwork, NetworkShape, SiteHook
 
 GraphNetworkKind = Literal["pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat"]
+_MLP_LAYERS = 2
 
 
 class GraphNetworkConfig(NetworkShape):
@@ -24,6 +25,7 @@ class GraphNetworkConfig(NetworkShape):
         in_dim: width of what enters the first layer.
         num_layers, hidden_dim: of the layers, all of one width.
         heads: of a GAT, concatenated; hidden_dim is their total width.
+        mlp_layers: number of Linears in every layer of a GIN, with relu between them.
         row_normalise: divide each node's features by their sum of absolute values, as is usual for
             bags of words (Kipf and Welling 2017).
     """
@@ -33,7 +35,16 @@ class GraphNetworkConfig(NetworkShape):
     num_layers: int = Field(default=2, ge=1)
     hidden_dim: int = Field(default=128, ge=1)
     heads: int = Field(default=4, ge=1)
+    mlp_layers: int = Field(default=_MLP_LAYERS, ge=2)
     row_normalise: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the usual MLP, so that versions without the field can read the manifest."""
+        values: dict[str, Any] = handler(self)
+        if self.mlp_layers == _MLP_LAYERS:
+            del values["mlp_layers"]
+        return values
 
     @property
     def size(self) -> tuple[int, int]:
@@ -46,6 +57,8 @@ class GraphNetworkConfig(NetworkShape):
             raise ValueError(
                 f"got hidden_dim {self.hidden_dim}, expected a multiple of heads, {self.heads}"
             )
+        if self.kind != "pyg_gin" and self.mlp_layers != _MLP_LAYERS:
+            raise ValueError(f"mlp_layers: got {self.mlp_layers} of {self.kind}, which has no MLP")
         return self
 
 
@@ -117,10 +130,15 @@ def _convolution(config: GraphNetworkConfig, width: int, out: int) -> nn.Module:
     makers: dict[GraphNetworkKind, Callable[[], nn.Module]] = {
         "pyg_gcn": lambda: GCNConv(width, out),
         "pyg_sage": lambda: SAGEConv(width, out),
-        "pyg_gin": lambda: GINConv(
-            nn.Sequential(nn.Linear(width, out), nn.ReLU(), nn.Linear(out, out))
-        ),
+        "pyg_gin": lambda: GINConv(_mlp(width, out, config.mlp_layers)),
         "pyg_gat": lambda: GATConv(width, out // config.heads, config.heads),
     }
     convolution: nn.Module = makers[config.kind]()
     return convolution
+
+
+def _mlp(width: int, out: int, layers: int) -> nn.Sequential:
+    modules: list[nn.Module] = [nn.Linear(width, out)]
+    for _ in range(layers - 1):
+        modules += [nn.ReLU(), nn.Linear(out, out)]
+    return nn.Sequential(*modules)

@@ -24,7 +24,8 @@ from models.networks.pyg import GraphNetwork, GraphNetworkConfig
 from tests.conftest import KINDS, SMILES, assert_law, pico_config, random_backbone
 
 State = dict[str, Tensor]
-PYG = ("pyg_gcn", "pyg_sage", "pyg_gin", "pyg_gat")
+DEEP = "pyg_gin of three Linears"
+PYG = ("pyg_gcn", "pyg_sage", "pyg_gin", DEEP, "pyg_gat")
 ALL = (*KINDS, *PYG)
 METHODS: dict[str, dict[str, Any]] = {
     "gnnmerge_pp": {},
@@ -34,6 +35,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def network_config(kind: str) -> GraphNetworkConfig:
+    if kind == DEEP:
+        return GraphNetworkConfig(
+            kind="pyg_gin", in_dim=6, num_layers=2, hidden_dim=8, mlp_layers=3
+        )
     return GraphNetworkConfig(kind=kind, in_dim=6, num_layers=3, hidden_dim=8, heads=2)
 
 
@@ -121,7 +126,9 @@ class TestCopies:
         )
 
 
-@pytest.mark.parametrize("kind", ["gin", "gcn", "graphsage", "pyg_gcn", "pyg_sage", "pyg_gin"])
+@pytest.mark.parametrize(
+    "kind", ["gin", "gcn", "graphsage", "pyg_gcn", "pyg_sage", "pyg_gin", DEEP]
+)
 def test_copies_answer_as_the_model_without_the_prior_too(kind: str) -> None:
     """Not those of a GAT: its weights also enter the scores, and the aggregated inputs of a few
     molecules do not pin them down."""
@@ -164,6 +171,7 @@ class TestLinearMaps:
             "gin": {"edge_embedding1.weight", "edge_embedding2.weight"},
             "gat": {"bias"},
             "pyg_gin": {"eps"},
+            DEEP: {"eps"},
         }.get(kind, set())
         assert layer - covered == {f"gnns.0.{key}" for key in left_out}
 
@@ -307,8 +315,9 @@ class TestClosedForm:
             and is_merged(key, forced[key])
             and "mlp.2" not in key
             and "nn.2" not in key
+            and "nn.4" not in key
         ]
-        counts = {"gat": 6, "pyg_gcn": 2, "pyg_sage": 3, "pyg_gin": 2}
+        counts = {"gat": 6, "pyg_gcn": 2, "pyg_sage": 3, "pyg_gin": 2, DEEP: 2}
         assert len(first) == counts.get(kind, 4)
         for key in first:
             torch.testing.assert_close(own[key], forced[key], rtol=1e-5, atol=1e-5)

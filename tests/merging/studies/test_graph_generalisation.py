@@ -29,7 +29,7 @@ def test_all_methods_are_measured_and_summarised(folder: Path) -> None:
     runs = [Run(config, seed, folder, folder / "work") for seed in (0, 1)]
     path = folder / "results.json"
     content = run_study(runs, path, runs[0].build)
-    assert json.loads(path.read_text()) == content
+    assert json.loads(path.read_text()) == {config.setting: content}
     summary = content["summary"]
     corrected = "gmerging_own", "gmerging_moe", "routed_merged", "one_pass"
     assert list(summary) == ["finetuned", "probe", "probe_random", *CANDIDATES, *corrected]
@@ -40,6 +40,6 @@ def test_all_methods_are_measured_and_summarised(folder: Path) -> None:
     assert seeds["0"]["task_arithmetic"]["merge"]["options"]["scaling"] > 0
     assert accuracies_table(content).count("\n") == len(summary) + 1
     before = path.read_bytes()
-    write_json(path, {})
+    write_json(path, {"another": 1})
     run_study(runs, path, runs[0].build)
-    assert path.read_bytes() == before
+    assert json.loads(path.read_text()) == {"another": 1} | json.loads(before)

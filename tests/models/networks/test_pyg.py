@@ -112,6 +112,16 @@ def test_heads_must_divide_the_width() -> None:
         config("pyg_gat", hidden_dim=9)
 
 
+def test_the_depth_of_an_mlp_is_a_gins() -> None:
+    made = network("pyg_gin", mlp_layers=3)
+    linears = [name for name in made.state_dict() if name.startswith("gnns.0.nn.")]
+    assert len(linears) == 6
+    with pytest.raises(ValueError, match="mlp_layers: got 3 of pyg_gcn, which has no MLP"):
+        config("pyg_gcn", mlp_layers=3)
+    assert made.config.model_dump()["mlp_layers"] == 3
+    assert "mlp_layers" not in config("pyg_gin").model_dump()  # as older versions read it
+
+
 @pytest.mark.parametrize("routing", ["own", "moe"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_unified_model_answers_nodes_and_graphs(kind: GraphNetworkKind, routing: str) -> None:
