@@ -53,7 +53,8 @@ class GraphConfig(ScratchRunConfig):
     Attributes:
         network: its `in_dim` is the width of the features, or the width that they are encoded to.
         pretrained: weights that all tasks start from: a file of `gmerging pretrain`, or the name of
-            one that comes with the package; None for random weights.
+            one that comes with the package; an encoder of GCC's (`merging.data.gcc_encoder`); None
+            for random weights.
         encoder: `none`: all tasks have features of width `in_dim`. `svd`: a task whose features
             are wider or narrower gets a fixed linear encoder (`merging.data.encoders`).
         tasks: descriptions of the tasks, by name.
