@@ -103,7 +103,7 @@ def build(
     count = min(processes, len(needed))
     with (
         _executor(executor, count, threads) as workers,
-        tqdm(total=len(needed), desc=description, unit="stage") as bar,
+        tqdm(total=len(needed), desc=description, unit="stage", disable=not needed) as bar,
     ):
         _Building(needed, own, store, workers, bar).run()
     return 0 if share is None else sum(not store.has(name) for name in missing)
