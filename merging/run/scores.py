@@ -41,6 +41,7 @@ from merging.run.stages import (
 from merging.run.store import StageResult
 from merging.targets.metrics import scores_by_metric
 from merging.training.supervised import label_scale, standardised
+from models.compiled.model import fastest
 from models.experts.unified import Routing, Statistics, UnifiedModel, UnifiedOutput
 
 StatisticsKinds = tuple[Statistics, ...]
@@ -131,10 +132,13 @@ def main_metric(run: Run, task: str) -> str:
 def unified_forward(
     run: Run, model: UnifiedModel, task: str, routing: Routing = "own", kind: Statistics = "stored"
 ) -> Forward:
-    """Return the function from a batch to a unified model's logits for a task."""
+    """Return the function from a batch to a unified model's logits for a task; with stored
+    statistics as the service computes them, by the compiled model where there is one."""
+    served = fastest(model.eval())
 
     def forward(batch: Any) -> Any:
-        output: UnifiedOutput = model(batch, [task], routing, kind)
+        given = batch, [task], routing
+        output: UnifiedOutput = served(*given) if kind == "stored" else model(*given, kind)
         return output.logits[task]
 
     return forward
