@@ -28,7 +28,8 @@ def fit_probe(embeddings: Tensor, labels: Tensor, target: Target, scale: LabelSc
     standardised labels.
 
     Args:
-        embeddings: (G, d).
+        embeddings: (G, d). A column that varies so little beside the others that float32 cannot
+            tell gets weights of 0: a unit that is dead in the network.
         labels: (G, L) with NaN where missing, or (G,) classes with -1 where missing.
         target: of the task; of a `multiclass` task all classes must occur.
         scale: of the labels of a regression.
@@ -38,8 +39,11 @@ def fit_probe(embeddings: Tensor, labels: Tensor, target: Target, scale: LabelSc
         value only, or none, has weight 0; its bias is the logit of (ones + 1/2) / (known + 1), or
         the value.
     """
-    scaler = StandardScaler().fit(embeddings.double().numpy())
-    features = scaler.transform(embeddings.double().numpy())
+    columns = embeddings.double().numpy()
+    deviations = columns.std(0)
+    dead = deviations <= np.finfo(np.float32).eps * deviations.max(initial=0)
+    scaler = StandardScaler().fit(columns)
+    features = np.where(dead, 0, scaler.transform(columns))
     if target == "multiclass":
         known = (labels >= 0).numpy()
         model = LogisticRegression(C=INVERSE_PENALTY, max_iter=500)
@@ -49,7 +53,7 @@ def fit_probe(embeddings: Tensor, labels: Tensor, target: Target, scale: LabelSc
         wanted = labels if scale is None else scale.standardise(labels)
         rows = [_fit_label(features, column, target) for column in wanted.double().numpy().T]
         weight, bias = np.stack([row for row, _ in rows]), np.array([number for _, number in rows])
-    weight = weight / scaler.scale_
+    weight = np.where(dead, 0, weight / scaler.scale_)
     bias = bias - weight @ scaler.mean_
     return {"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()}
 

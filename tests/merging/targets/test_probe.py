@@ -70,3 +70,17 @@ def test_a_label_with_one_value_is_constant() -> None:
     assert np.allclose(head["bias"].numpy(), expected)
     values = fit_probe(x, torch.tensor([[7.0, torch.nan]] * 10), "regression", None)
     assert values["bias"].tolist() == [7.0, 0.0]
+
+
+def test_a_dead_unit_has_no_weight() -> None:
+    """A column of 1e-43, as dead units of a pre-trained network have, would get weights of 1e43."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator)
+    x[:, 1] = (x[:, 0] > 0) * 3e-43
+    classes = (x[:, 0] > 0).long()
+    head = fit_probe(x, classes, "multiclass", None)
+    assert bool(head["weight"].isfinite().all())
+    assert not bool(head["weight"][:, 1].any())
+    without = fit_probe(x[:, [0, 2]], classes, "multiclass", None)
+    torch.testing.assert_close(head["weight"][:, [0, 2]], without["weight"])
+    torch.testing.assert_close(head["bias"], without["bias"])
