@@ -2,7 +2,7 @@
 setting: averages of weights, EMR, `residual` by rank, TSV-Merge, Iso-C and WUDI-Merging.
 
     python -m benchmarks.data_free --seeds 0 1 2
-    python -m benchmarks.data_free --config admet_short.yaml --seeds 1
+    python -m benchmarks.data_free --config admet_short.yaml --seeds 1 --samples
 
 Fine-tuned models are those of `gmerging finetune`; missing ones are trained (hours). Every merger
 is tried with several options; the table has the one with the best validation score. Writes
@@ -21,10 +21,11 @@ from merging.mergers.residual import numbers_of
 from merging.run.build import build
 from merging.run.run import Run
 from merging.run.scores import Method, finetuned_method, merger_method, recovery
+from merging.studies.gw_smm import FEWER_STATISTICS, finetuned_stage, on_samples, score_stage
 from merging.studies.markdown import METRIC_NAMES, markdown_table
-from merging.targets.metrics import SCORE_NAMES
 
 RANKS = (10, 30, 54, 100)
+METRICS = METRIC_NAMES | {"concordance": "concordance"}
 SCALINGS = (0.03, 0.07, 0.15, 0.3, 0.5, 1.0)
 """Factors of the merged task vector; the best one falls as the number of tasks grows."""
 ROWS = {
@@ -58,10 +59,32 @@ def measure(run: Run) -> dict[str, Any]:
     rows = methods(run)
     stages = [stage for row in rows.values() for stage in row.stages]
     build(stages, run.store, description="scores")
+    return with_recovery({name: row.task_scores()["stored"] for name, row in rows.items()})
+
+
+def measure_samples(run: Run) -> dict[str, Any]:
+    """The same on the samples, and by the concordances, of `gmerging study gw-smm`."""
+    small = on_samples(run, FEWER_STATISTICS)
+    rows = {
+        name: [score_stage(run, small, run.tasks, config, task) for task in run.tasks]
+        for name, config in ROWS.items()
+    }
+    rows = {"finetuned": [finetuned_stage(run, small, task) for task in run.tasks], **rows}
+    build([stage for row in rows.values() for stage in row], run.store, description="scores")
     found: dict[str, Any] = {}
     for name, row in rows.items():
-        scores = row.task_scores()
-        found[name] = scores["stored"]
+        records = [run.result(stage).record for stage in row]
+        tests = [record["test"] for record in records]
+        found[name] = {
+            "concordance": dict(zip(run.tasks, tests, strict=True)),
+            "average": round(mean(tests), 5),
+            "valid_average": round(mean(record["valid"] for record in records), 5),
+        }
+    return with_recovery(found)
+
+
+def with_recovery(found: dict[str, Any]) -> dict[str, Any]:
+    """Add to every method the recovery of its average."""
     best, worst = (found[name]["average"] for name in ("finetuned", "weight_average"))
     for scores in found.values():
         scores["recovery"] = recovery(scores["average"], worst, best)
@@ -83,19 +106,21 @@ def chosen(scores: Mapping[str, Any]) -> list[str]:
 
 def table(scores: Mapping[str, Any]) -> str:
     """Return one seed's test averages by metric and the recovery of the average, as Markdown."""
-    metrics = [name for name in SCORE_NAMES if name in scores["finetuned"]]
+    metrics = [name for name in METRICS if name in scores["finetuned"]]
     rows = []
     for name in chosen(scores):
         averages = [f"{mean(scores[name][metric].values()):.3f}" for metric in metrics]
         recovered = scores[name]["recovery"]  # None where averaging loses nothing
         rows.append([name, *averages, "" if recovered is None else f"{recovered:.2f}"])
-    return markdown_table(["merger", *(METRIC_NAMES[name] for name in metrics), "recovery"], rows)
+    return markdown_table(["merger", *(METRICS[name] for name in metrics), "recovery"], rows)
 
 
 def main() -> None:
     """Measure the seeds, print their tables, and write."""
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    about = "measure on at most 1,000 molecules of a task, as `gmerging study gw-smm` does"
+    options.add_argument("--samples", action="store_true", help=about)
     arguments = options.parse_args()
     for seed in arguments.seeds:
         arguments.seed = seed
@@ -106,7 +131,9 @@ def main() -> None:
         content["numbers_of_a_task"] = {
             str(rank): sum(numbers_of(shape, rank) for shape in shapes) for rank in RANKS
         }
-        content["seeds"][str(seed)] = found = measure(run)
+        content["seeds"][str(seed)] = found = (
+            measure_samples(run) if arguments.samples else measure(run)
+        )
         write_json(path, content)
         print(f"seed {seed}\n{table(found)}", flush=True)
 

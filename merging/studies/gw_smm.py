@@ -134,8 +134,8 @@ def groups_of(run: Run, size: int) -> list[Group]:
 
 
 def score_stage(run: Run, small: Run, group: Group, merge: MergeConfig, task: str) -> Stage:
-    """Return the stage that measures a task with its head on the merged backbone of its group,
-    without adapters.
+    """Return the stage that measures a task with its head on the merged backbone of its group, or
+    on its own version where the merger makes one per task, without adapters.
 
     Args:
         run: the run that is merged.
@@ -155,7 +155,7 @@ def score_stage(run: Run, small: Run, group: Group, merge: MergeConfig, task: st
 
 
 def _make_score(grouped: Run, small: Run, task: str, _: Path) -> StageResult:
-    model = without_adapters(small, merged_network(grouped), task)
+    model = without_adapters(small, merged_network(grouped, task), task)
     return _concordances(small, model, task)
 
 

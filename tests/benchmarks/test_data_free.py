@@ -1,6 +1,7 @@
 """The table of mergers that use no data: what it shows was chosen on validation data, and what the
 page shows was measured."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,16 @@ def test_the_options_shown_are_those_that_validation_data_prefer() -> None:
     assert lines[3] == "| iso_c, scaling 0.3 | 0.600 | 0.50 |"
 
 
-def test_a_seed_is_measured(pico_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("measure", [data_free.measure, data_free.measure_samples])
+def test_a_seed_is_measured(
+    pico_run: Run, monkeypatch: pytest.MonkeyPatch, measure: Callable[[Run], dict[str, Any]]
+) -> None:
     rows = ("weight_average", "residual, rank 10", "iso_c, scaling 0.3", "wudi, closed form")
     monkeypatch.setattr(data_free, "ROWS", {name: data_free.ROWS[name] for name in rows})
-    found = data_free.measure(pico_run)
+    found = measure(pico_run)
     assert list(found) == ["finetuned", *rows]
-    assert all(set(row["roc_auc"]) == set(pico_run.tasks) for row in found.values())
+    metric = "roc_auc" if measure is data_free.measure else "concordance"
+    assert all(set(row[metric]) == set(pico_run.tasks) for row in found.values())
     if found["finetuned"]["average"] > found["weight_average"]["average"]:
         assert found["weight_average"]["recovery"] == 0
         assert found["finetuned"]["recovery"] == 1
