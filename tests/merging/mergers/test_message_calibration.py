@@ -24,7 +24,7 @@ def test_messages_of_every_layer_have_the_moments_of_the_teachers(kind: str) -> 
     inputs = given(kind, 0, 1, 2)
     merged = merge("message_calibration", inputs).backbone
     average = merge("weight_average", inputs).backbone
-    for layer in range(3):
+    for layer in range(inputs.config.num_layers):
         target = averaged(inputs, inputs.finetuned, layer)
         found = averaged(inputs, dict.fromkeys(inputs.finetuned, merged), layer)
         before = averaged(inputs, dict.fromkeys(inputs.finetuned, average), layer)
