@@ -134,14 +134,10 @@ def unified_forward(
 ) -> Forward:
     """Return the function from a batch to a unified model's logits for a task; with stored
     statistics as the service computes them, by the compiled model where there is one."""
-    served = fastest(model.eval())
-
-    def forward(batch: Any) -> Any:
-        given = batch, [task], routing
-        output: UnifiedOutput = served(*given) if kind == "stored" else model(*given, kind)
-        return output.logits[task]
-
-    return forward
+    answer: Callable[..., UnifiedOutput] = (
+        fastest(model.eval()) if kind == "stored" else partial(model, statistics=kind)
+    )
+    return lambda batch: answer(batch, [task], routing).logits[task]
 
 
 def plain_forward(run: Run, task: str, network: StateDict, head: StateDict) -> Forward:
