@@ -65,11 +65,9 @@ def measure(run: Run) -> dict[str, Any]:
 def measure_samples(run: Run) -> dict[str, Any]:
     """The same on the samples, and by the concordances, of `gmerging study gw-smm`."""
     small = on_samples(run, FEWER_STATISTICS)
-    rows = {
-        name: [score_stage(run, small, run.tasks, config, task) for task in run.tasks]
-        for name, config in ROWS.items()
-    }
-    rows = {"finetuned": [finetuned_stage(run, small, task) for task in run.tasks], **rows}
+    rows = {"finetuned": [finetuned_stage(run, small, task) for task in run.tasks]}
+    for name, config in ROWS.items():
+        rows[name] = [score_stage(run, small, run.tasks, config, task) for task in run.tasks]
     build([stage for row in rows.values() for stage in row], run.store, description="scores")
     found: dict[str, Any] = {}
     for name, row in rows.items():

@@ -50,7 +50,7 @@ from merging.planning.plan import (
 from merging.run.build import build
 from merging.run.models import finetuned_model, without_adapters
 from merging.run.run import Run
-from merging.run.scores import environment, predict_subset
+from merging.run.scores import environment, predict_subset, unified_forward
 from merging.run.stage import Stage
 from merging.run.stages import (
     calibration_graphs,
@@ -72,10 +72,8 @@ from merging.studies.gw_smm_analysis import (
 )
 from merging.studies.markdown import over_seeds
 from merging.targets.metrics import batches, concordance, roc_auc
-from models.compiled.model import fastest
-from models.data.batch import GraphBatch
 from models.errors import ConfigError
-from models.experts.unified import UnifiedModel, UnifiedOutput
+from models.experts.unified import UnifiedModel
 from models.networks.hu2020 import make_backbone
 from models.state_dict import sub_state
 
@@ -173,12 +171,7 @@ def _make_finetuned_score(small: Run, task: str, _: Path) -> StageResult:
 
 
 def _concordances(small: Run, model: UnifiedModel, task: str) -> StageResult:
-    compiled, record = fastest(model.eval()), dict[str, Any]()
-
-    def forward(batch: GraphBatch) -> Tensor:
-        output: UnifiedOutput = compiled(batch, [task])
-        return output.logits[task]
-
+    forward, record = unified_forward(small, model, task), dict[str, Any]()
     for subset in SUBSETS:
         outputs, labels = predict_subset(small, forward, task, subset)
         if small.dataset(task).target == "multilabel":
