@@ -41,6 +41,11 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, json_bytes(content))
 
 
+def write_entry(path: Path, name: str, entry: Any) -> None:
+    """Write an entry into a JSON file of entries by name, whose others stay; atomically."""
+    write_json(path, (read_json(path) or {}) | {name: entry})
+
+
 def json_bytes(content: Any) -> bytes:
     """Return indented JSON with a final newline, in UTF-8."""
     return (json.dumps(content, indent=2) + "\n").encode()

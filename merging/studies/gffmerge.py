@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from merging.config.training import Initialisation, TrainingConfig
-from merging.data.files import read_json, write_json
+from merging.data.files import write_entry
 from merging.data.split import Subset
 from merging.families.force_fields import FORCE_FIELDS
 from merging.mergers.base import MergeInputs
@@ -100,7 +100,7 @@ def run_study(
         "training": [training_record(run, initialisations) for run in runs],
         "seconds": [run.result(_timing(run)).record for run in runs],
     }
-    write_json(results, (read_json(results) or {}) | {config.source: entry})
+    write_entry(results, config.source, entry)
     return entry
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from merging.data.files import read_json, write_json
+from merging.data.files import write_entry
 from merging.mergers.registry import MergeConfig
 from merging.run.run import Run
 from merging.run.scores import (
@@ -79,7 +79,7 @@ def run_study(runs: Sequence[Run], path: Path, build: Build) -> dict[str, Any]:
     for run in runs:
         content["seeds"][str(run.seed)] = _measured(run, build)
         content["summary"] = summarise(content["seeds"])
-        write_json(path, (read_json(path) or {}) | {first.config.setting: content})
+        write_entry(path, first.config.setting, content)
     return content
 
 

@@ -11,7 +11,7 @@ from statistics import mean
 from time import process_time
 from typing import Any
 
-from merging.data.files import read_json, write_json
+from merging.data.files import write_entry
 from merging.families.force_fields import CHGNET_FORCE_FIELDS
 from merging.mergers.base import MergeInputs
 from merging.mergers.fisher import FisherOptions
@@ -357,7 +357,7 @@ def run_study(
             record = bench.run.result(measurement(bench, name)).record
             entry["rows"].setdefault(name, {})[seed] = record
             entry["training"].setdefault(seed, {}).update(_training_of(bench.run, name))
-            write_json(results, (read_json(results) or {}) | {config.setting: entry})
+            write_entry(results, config.setting, entry)
     return entry
 
 
